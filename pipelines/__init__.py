@@ -1,0 +1,44 @@
+"""Inference: a request in, pictures out. Public names are loaded when they are first used.
+
+`Request`, `ConceptCard` and the errors import without torch; everything else brings it along.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipelines.card import ConceptCard as ConceptCard
+    from pipelines.card import read_card as read_card
+    from pipelines.components import Components as Components
+    from pipelines.components import load as load
+    from pipelines.concept import Concept as Concept
+    from pipelines.denoising import Result as Result
+    from pipelines.denoising import generate as generate
+    from pipelines.judge import Judge as Judge
+    from pipelines.request import ConceptUse as ConceptUse
+    from pipelines.request import Guidance as Guidance
+    from pipelines.request import Request as Request
+
+_WHERE = {
+    "Components": "components",
+    "load": "components",
+    "Concept": "concept",
+    "ConceptCard": "card",
+    "read_card": "card",
+    "Result": "denoising",
+    "Judge": "judge",
+    "ConceptUse": "request",
+    "generate": "denoising",
+    "Guidance": "request",
+    "Request": "request",
+}
+
+__all__ = [*_WHERE]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(f"pipelines.{_WHERE[name]}"), name)
+    raise AttributeError(f"module 'pipelines' has no attribute {name!r}")

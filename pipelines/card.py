@@ -1,0 +1,146 @@
+"""A concept's card: what was learned, how, on which base. Read from a safetensors header without torch.
+
+The header is attacker-controlled when a file comes from somewhere else, so it is read with a size cap, strict JSON
+without duplicate keys, and offsets that must tile the data exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from pipelines.errors import ConceptError
+from pipelines.request import Frozen, problems
+
+CARD_KEY = "promptstudio.card"
+HEADER_LIMIT = 4 << 20  # bytes; a concept's header is a few KB, a large LoRA's some hundred
+TENSOR_LIMIT = 20_000
+
+Kind = Literal["object", "style", "subject", "relation"]
+
+
+class ConceptCard(Frozen):
+    """What a concept file says about itself."""
+
+    token: str = Field(min_length=1, max_length=100)
+    """The word prompts use, for example `<my-fox>`."""
+    kind: Kind = "object"
+    """What was learned."""
+    method: str = "textual-inversion"
+    """How."""
+    family: str = ""
+    """Model family: pocket, sd1, sd2 or sdxl; empty if unknown."""
+    base: str = ""
+    """Name of the base model it was trained on."""
+    base_fingerprint: str = ""
+    """`Components.fingerprint()` of that base."""
+    vectors: int = Field(1, ge=1, le=256)
+    """Embedding vectors of the token."""
+    init: str = ""
+    """The word training started from."""
+    recipe: dict[str, Any] = {}
+    """The resolved configuration of the run."""
+    scores: dict[str, float] = {}
+    """Figures of `studio score`."""
+    created: str = ""
+    """When, ISO 8601."""
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) != len(keys):
+        raise ValueError("a key appears twice")
+    return dict(pairs)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The validated header of a safetensors file.
+
+    Raises:
+        ConceptError: if the file is missing, no safetensors file, or its header is damaged.
+    """
+    hint = "Check the path, or download or train the concept again."
+    if not path.is_file():
+        raise ConceptError(f"There is no concept file {path}.", hint)
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        start = stream.read(8)
+        if start[:1] == b"\x80" or start[:2] == b"PK":
+            raise ConceptError(
+                f"{path.name} is a pickle, which can run code when it is read.", "Ask for the .safetensors file."
+            )
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= min(HEADER_LIMIT, size - 8):
+            raise ConceptError(f"{path.name} is not a safetensors file (header length {length}).", hint)
+        text = stream.read(length)
+    try:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=_no_duplicates)
+        _check_layout(header, size - 8 - length)
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise ConceptError(f"The header of {path.name} is damaged: {error}.", hint) from None
+    return header
+
+
+_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+
+
+def _check_layout(header: dict[str, Any], available: int) -> None:
+    spans: list[tuple[int, int]] = []
+    if not isinstance(header, dict) or len(header) > TENSOR_LIMIT:
+        raise ValueError("it is no table of tensors")
+    for name, entry in header.items():
+        if name == "__metadata__":
+            if not all(isinstance(value, str) for value in entry.values()):
+                raise ValueError("metadata must be text")
+            continue
+        begin, end = entry["data_offsets"]
+        count = 1
+        for extent in entry["shape"]:
+            if not isinstance(extent, int) or isinstance(extent, bool) or extent < 0:
+                raise ValueError(f"tensor {name!r:.40} has an impossible shape")
+            count *= extent
+        if end - begin != count * _BYTES[entry["dtype"]]:
+            raise ValueError(f"tensor {name!r:.40} has the wrong length")
+        spans.append((begin, end))
+    place = 0
+    for begin, end in sorted(spans):
+        if begin != place:
+            raise ValueError("tensors overlap or leave gaps")
+        place = end
+    if place != available:
+        raise ValueError(f"{available} bytes of data where {place} were announced")
+
+
+def read_card(path: Path) -> ConceptCard:
+    """The card of a concept file; files of other programs get one made from what their header tells.
+
+    Raises:
+        ConceptError: as `read_header`, or if the card itself is damaged.
+    """
+    header = read_header(path)
+    metadata: dict[str, str] = header.get("__metadata__", {})
+    if CARD_KEY in metadata:
+        try:
+            return ConceptCard.model_validate_json(metadata[CARD_KEY])
+        except ValidationError as error:
+            raise ConceptError(f"The card of {path.name} is damaged: {problems(error)}", "Train it again.") from None
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    if set(tensors) == {"clip_l", "clip_g"}:
+        shape, token, family = tensors["clip_l"]["shape"], path.stem, "sdxl"
+    elif len(tensors) == 1:
+        name, entry = next(iter(tensors.items()))
+        shape = entry["shape"]
+        family = {768: "sd1", 1024: "sd2"}.get(shape[-1] if shape else 0, "")
+        token = path.stem if name == "emb_params" else name
+    else:
+        raise ConceptError(
+            f"{path.name} holds {len(tensors)} tensors and no card: not an embedding this version reads.",
+            "Give an embedding in the diffusers, kohya (emb_params) or SDXL (clip_l, clip_g) layout.",
+        )
+    if len(shape) not in (1, 2) or 0 in shape or (len(shape) == 2 and shape[0] > 256):
+        raise ConceptError(f"{path.name} has the shape {shape}, which no embedding has.", "Check the file.")
+    return ConceptCard(token=token, family=family, vectors=1 if len(shape) == 1 else shape[0])

@@ -1,0 +1,341 @@
+"""Components: the real diffusers and transformers objects of one base model, and how to load them.
+
+No wrapper and no globals: a `Components` is a frozen bundle, `dataclasses.replace` gives a variant of it. Stable
+Diffusion 1.x, 2.x and XL in the diffusers layout are read, single-file checkpoints are converted, and `"pocket"` is the
+small model in this repository, which is the default everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from pipelines.errors import ModelError
+from pipelines.request import Defaults
+
+POCKET = Path(__file__).parent / "pocket"
+
+Family = Literal["pocket", "sd1", "sd2", "sdxl"]
+Attention = Literal["sdpa", "xformers", "eager"]
+TextEncoder = CLIPTextModel | CLIPTextModelWithProjection
+
+
+@dataclass(frozen=True)
+class Components:
+    """One base model.
+
+    Attributes:
+        unet: the denoiser.
+        vae: KL or tiny autoencoder.
+        text_encoders: one, or two for SDXL (the second with a projection).
+        tokenizers: one for each text encoder.
+        scheduler_config: configuration every scheduler is built from.
+        name: what the person called it.
+        family: decides text encoding, defaults and compatibility.
+        zero_empty: SDXL's rule that an empty negative prompt is all zeros rather than an encoded empty text.
+        expansions: token id -> ids it stands for, for concepts of several vectors.
+    """
+
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL | AutoencoderTiny
+    text_encoders: tuple[TextEncoder, ...]
+    tokenizers: tuple[CLIPTokenizer, ...]
+    scheduler_config: Mapping[str, Any]
+    name: str
+    family: Family
+    zero_empty: bool = False
+    expansions: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the UNet is."""
+        return self.unet.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the UNet."""
+        return self.unet.dtype
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent along a side."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def defaults(self) -> Defaults:
+        """What a request that says nothing gets."""
+        size = int(self.unet.config.sample_size) * self.factor
+        if self.family == "pocket":
+            return Defaults(size=size, scale=4.0, rescale=0.5, scheduler="ddim", steps=25)
+        zero_snr = bool(self.scheduler_config.get("rescale_betas_zero_snr"))
+        return Defaults(size=size, scale=5.0 if self.family == "sdxl" else 7.5, rescale=0.7 if zero_snr else 0.0)
+
+    def modules(self) -> tuple[torch.nn.Module, ...]:
+        """All networks."""
+        return (self.unet, self.vae, *self.text_encoders)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Components:
+        """Move the networks in place and return self."""
+        for module in self.modules():
+            module.to(device=device, dtype=dtype)
+        return self
+
+    def fingerprint(self) -> str:
+        """16 hex digits that tell base models apart, whatever their precision or file layout.
+
+        Hashes the shapes and a sample of the weights as float16, so that an fp16 copy of a base counts as that base.
+        """
+        digest = hashlib.sha256(self.family.encode())
+        tables = [encoder.get_input_embeddings().weight for encoder in self.text_encoders]
+        for tensor in (self.unet.conv_in.weight, self.unet.conv_out.weight, *tables):
+            digest.update(str(tuple(tensor.shape)).encode())
+            sample = tensor.detach().flatten()[:8192].to("cpu", torch.float16)
+            digest.update(sample.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+# -- latents ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What the autoencoder knows of a picture: scaled latents are mean + std * noise.
+
+    Attributes:
+        mean: (B, C, h, w), already scaled.
+        std: (B, C, h, w), already scaled; zeros for a tiny autoencoder, which has no spread.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def sample(self, generator: torch.Generator | None) -> Tensor:
+        """Scaled latents; draws noise even where the spread is zero, so that all autoencoders use chance alike."""
+        noise = torch.randn(self.mean.shape, generator=generator, dtype=torch.float32)
+        return self.mean + self.std * noise.to(self.mean)
+
+
+@torch.no_grad()
+def encode(components: Components, images: Tensor) -> Posterior:
+    """Encode pictures (B, 3, H, W) in [-1, 1]."""
+    vae = components.vae
+    images = images.to(vae.device, vae.dtype)
+    scale = vae.config.scaling_factor
+    if isinstance(vae, AutoencoderTiny):
+        mean = vae.encode(images).latents
+        return Posterior(mean * scale, torch.zeros_like(mean))
+    latent = vae.encode(images).latent_dist
+    shift = vae.config.shift_factor or 0.0
+    return Posterior((latent.mean - shift) * scale, latent.std * scale)
+
+
+@torch.no_grad()
+def decode(components: Components, latents: Tensor) -> Tensor:
+    """Decode scaled latents to pictures (B, 3, H, W) in [-1, 1], float32."""
+    vae = components.vae
+    dtype = vae.dtype
+    upcast = dtype == torch.float16 and bool(vae.config.force_upcast)  # SDXL's autoencoder overflows in fp16
+    if upcast:
+        vae.to(dtype=torch.float32)
+    try:
+        shift = vae.config.get("shift_factor") or 0.0
+        if isinstance(vae, AutoencoderTiny):
+            shift = 0.0
+        raw = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor + shift
+        return vae.decode(raw, return_dict=False)[0].float().clamp(-1, 1)
+    finally:
+        if upcast:
+            vae.to(dtype=dtype)
+
+
+# -- loading ----------------------------------------------------------------------------------------------------
+
+
+def load(
+    base: str | Path = "pocket",
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    attention: Attention = "sdpa",
+    download: bool = False,
+) -> Components:
+    """Load a base model in evaluation mode with frozen weights.
+
+    Args:
+        base: "pocket", a folder in the diffusers layout, a single-file `.safetensors` checkpoint, or a hub id.
+        device: where to.
+        dtype: precision; always the one asked for, whatever the files hold.
+        attention: implementation used in the UNet.
+        download: whether a hub id may be fetched from the network; otherwise only an earlier download is used.
+
+    Raises:
+        ModelError: if there is no such model, it is of an unknown kind, or the attention is not available.
+    """
+    path = POCKET if str(base) == "pocket" else Path(base)
+    if path.is_dir():
+        components = _from_folder(path, str(base), dtype)
+    elif path.is_file():
+        components = _from_single_file(path, dtype, download)
+    else:
+        components = _from_hub(str(base), dtype, download)
+    for module in components.modules():
+        module.eval().requires_grad_(False)
+    set_attention(components.unet, attention)
+    return components.to(device)
+
+
+def set_attention(unet: UNet2DConditionModel, attention: Attention) -> None:
+    """Choose the attention implementation.
+
+    Raises:
+        ModelError: if xformers is asked for and not installed.
+    """
+    from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+
+    if attention == "xformers":
+        try:
+            unet.enable_xformers_memory_efficient_attention()
+        except (ImportError, ModuleNotFoundError, ValueError) as error:
+            raise ModelError(
+                f"xformers cannot be used here: {str(error).splitlines()[0]}.",
+                "Install it (pip install xformers) on a machine with a GPU, or use --attention sdpa.",
+            ) from None
+    else:
+        unet.set_attn_processor(AttnProcessor2_0() if attention == "sdpa" else AttnProcessor())
+
+
+_KINDS: dict[str, Any] = {
+    "UNet2DConditionModel": UNet2DConditionModel,
+    "AutoencoderKL": AutoencoderKL,
+    "AutoencoderTiny": AutoencoderTiny,
+    "CLIPTextModel": CLIPTextModel,
+    "CLIPTextModelWithProjection": CLIPTextModelWithProjection,
+    "CLIPTokenizer": CLIPTokenizer,
+    "CLIPTokenizerFast": CLIPTokenizer,
+}
+
+
+def _from_folder(path: Path, name: str, dtype: torch.dtype) -> Components:
+    index_file = path / "model_index.json"
+    if not index_file.exists():
+        raise ModelError(
+            f"The folder {path} holds no model_index.json.",
+            "Give a folder in the diffusers layout (with unet/, vae/, text_encoder/, tokenizer/, scheduler/).",
+        )
+    index = json.loads(index_file.read_text(encoding="utf-8"))
+    parts: dict[str, Any] = {}
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):
+        _, kind = index.get(part) or (None, None)
+        if kind is None:
+            continue
+        if kind not in _KINDS:
+            raise ModelError(
+                f"The {part} of {name} is a {kind}, which is not supported.", "Use Stable Diffusion 1.x, 2.x or XL."
+            )
+        try:
+            parts[part] = _KINDS[kind].from_pretrained(path / part, **_weights(path / part, kind, dtype))
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelError(f"The {part} of {name} cannot be read: {error}", "Get the folder anew.") from None
+    missing = [part for part in ("unet", "vae", "text_encoder", "tokenizer") if part not in parts]
+    if missing:
+        raise ModelError(f"{name} has no {', '.join(missing)}.", "Use a complete Stable Diffusion folder.")
+    config = json.loads((path / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    return _bundle(parts, config, name, bool(index.get("force_zeros_for_empty_prompt", True)))
+
+
+def _weights(folder: Path, kind: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Loading options of one part: safetensors alone, at the precision asked for, the fp16 variant if it is all there is."""
+    if kind.startswith("CLIPTokenizer"):
+        return {}
+    options: dict[str, Any] = {"use_safetensors": True}
+    options["dtype" if kind.startswith("CLIPText") else "torch_dtype"] = dtype
+    plain = [path for path in folder.glob("*.safetensors") if ".fp16" not in path.name]
+    if not plain and any(folder.glob("*.fp16*.safetensors")):
+        options["variant"] = "fp16"
+    return options
+
+
+def _bundle(parts: dict[str, Any], config: Mapping[str, Any], name: str, zero_empty: bool) -> Components:
+    encoders = tuple(parts[part] for part in ("text_encoder", "text_encoder_2") if part in parts)
+    tokenizers = tuple(parts[part] for part in ("tokenizer", "tokenizer_2") if part in parts)
+    family: Family
+    if len(encoders) == 2:
+        family = "sdxl"
+    elif isinstance(parts["vae"], AutoencoderTiny) and parts["unet"].config.cross_attention_dim < 768:
+        family = "pocket"
+    else:
+        family = "sd2" if encoders[0].config.hidden_size == 1024 else "sd1"
+    zero_empty = zero_empty and family == "sdxl"
+    return Components(parts["unet"], parts["vae"], encoders, tokenizers, dict(config), name, family, zero_empty)
+
+
+def from_pipeline(pipeline: Any, name: str) -> Components:
+    """The parts of a loaded Stable Diffusion (1.x, 2.x, XL) pipeline; they are shared, not copied."""
+    names = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    parts = {part: getattr(pipeline, part) for part in names if getattr(pipeline, part, None) is not None}
+    zero = bool(pipeline.config.get("force_zeros_for_empty_prompt", False))
+    return _bundle(parts, dict(pipeline.scheduler.config), name, zero)
+
+
+def _from_single_file(path: Path, dtype: torch.dtype, download: bool) -> Components:
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+    from safetensors import safe_open
+
+    if path.suffix != ".safetensors":
+        raise ModelError(
+            f"{path.name} is no .safetensors file; other checkpoints are pickles, which can run code.",
+            "Convert it to safetensors, or get it in that form.",
+        )
+    try:
+        with safe_open(path, "pt") as stored:
+            xl = any(key.startswith("conditioner.embedders.1") for key in stored.keys())  # noqa: SIM118
+        kind = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
+        pipeline = kind.from_single_file(str(path), torch_dtype=dtype, local_files_only=not download)
+    except Exception as error:  # the converter raises whatever it meets
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"{path.name} cannot be read as a Stable Diffusion checkpoint: {first}",
+            "diffusers needs the configuration and tokenizer of its family once from the hub: "
+            "repeat with --download, or give a diffusers folder.",
+        ) from None
+    return replace(from_pipeline(pipeline, path.name), name=str(path))
+
+
+def _from_hub(base: str, dtype: torch.dtype, download: bool) -> Components:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    patterns = [
+        "*.json",
+        "*.txt",
+        "*/*.json",
+        "*/*.txt",
+        "unet/*.safetensors",
+        "vae/*.safetensors",
+        "text_*/*.safetensors",
+    ]
+    try:
+        folder = snapshot_download(base, local_files_only=not download, allow_patterns=patterns)
+    except HFValidationError:
+        raise ModelError(
+            f"There is no model {base!r}.", "Give pocket, a folder, a .safetensors file or a hub id."
+        ) from None
+    except (LocalEntryNotFoundError, OSError) as error:
+        if not download:
+            raise ModelError(
+                f"The model {base!r} is neither a path nor downloaded yet.",
+                "Check the path, or allow the download with --download.",
+            ) from None
+        raise ModelError(
+            f"The model {base!r} could not be downloaded: {error}", "Check the id and the network."
+        ) from None
+    return _from_folder(Path(folder), base, dtype)

@@ -1,0 +1,161 @@
+"""Concept: what was learned, as one file; the only thing training gives and generation takes.
+
+A Textual Inversion concept is written in the layout of its family that most programs read: the diffusers layout (one
+tensor, named by its token) for one text encoder, `clip_l` and `clip_g` for SDXL. Everything else about it is in the
+header: our card and the `modelspec.*` fields.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipelines.card import CARD_KEY, ConceptCard, read_card
+from pipelines.components import Components
+from pipelines.errors import ConceptError
+from pipelines.files import whole_file
+from pipelines.tokens import embed_ids, new_words
+
+_ARCHITECTURE = {
+    "sd1": "stable-diffusion-v1",
+    "sd2": "stable-diffusion-v2-512",
+    "sdxl": "stable-diffusion-xl-v1-base",
+    "pocket": "promptstudio-pocket",
+}
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A learned word.
+
+    Attributes:
+        card: what it is and where it comes from.
+        rows: (vectors, dim) float32 for each text encoder of its family.
+    """
+
+    card: ConceptCard
+    rows: tuple[Tensor, ...]
+
+    @property
+    def token(self) -> str:
+        """The word prompts use."""
+        return self.card.token
+
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    def save(self, path: Path) -> Path:
+        """Write the concept; the file is either whole or not there."""
+        tensors = self.tensors()
+        created = self.card.created or datetime.now(UTC).isoformat(timespec="seconds")
+        card = self.card.model_copy(update={"created": created})
+        metadata = {
+            "format": "pt",
+            CARD_KEY: card.model_dump_json(),
+            "modelspec.sai_model_spec": "1.0.1",
+            "modelspec.architecture": f"{_ARCHITECTURE.get(card.family, 'unknown')}/textual-inversion",
+            "modelspec.implementation": "diffusers",
+            "modelspec.title": card.token,
+            "modelspec.trigger_phrase": card.token,
+            "modelspec.date": created,
+        }
+        with whole_file(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+        return path
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors as they are stored."""
+        rows = [part.detach().cpu().float().contiguous() for part in self.rows]
+        return {self.card.token: rows[0]} if len(rows) == 1 else {"clip_l": rows[0], "clip_g": rows[1]}
+
+    @classmethod
+    def load(cls, path: Path) -> Concept:
+        """Read a concept, or an embedding of another program in one of the known layouts.
+
+        Raises:
+            ConceptError: if it is missing, damaged, a pickle or no embedding.
+        """
+        card = read_card(path)
+        try:
+            tensors = load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ConceptError(f"{path.name} cannot be read: {error}.", "Get or train it again.") from None
+        stored = [tensors["clip_l"], tensors["clip_g"]] if "clip_g" in tensors else list(tensors.values())
+        rows = tuple(row.float().reshape(-1, row.shape[-1]) for row in stored)
+        if not all(bool(torch.isfinite(row).all()) for row in rows):
+            raise ConceptError(f"{path.name} holds numbers that are not finite.", "Train it again with a lower rate.")
+        if len({len(row) for row in rows}) != 1 or len(rows[0]) != card.vectors:
+            raise ConceptError(
+                f"{path.name} does not hold the {card.vectors} vectors its card tells of.", "Get it again."
+            )
+        return cls(card, rows)
+
+    # -- use -----------------------------------------------------------------------------------------------------
+
+    def check_fits(self, components: Components) -> None:
+        """Refuse a base this concept was not made for.
+
+        A concept of a Stable Diffusion family works on the fine-tunes of that family; one of `pocket` only on the very
+        weights it was trained on.
+
+        Raises:
+            ConceptError: with both names.
+        """
+        made, family = self.card.family, components.family
+        dims = [row.shape[1] for row in self.rows]
+        wanted = [encoder.config.hidden_size for encoder in components.text_encoders]
+        if (made and made != family) or dims != wanted:
+            raise ConceptError(
+                f"{self.token} was made for {self.card.base or made or 'another model'}, "
+                f"and this base ({components.name}) is {family}.",
+                "Use it with its own base, or train it again on this one.",
+            )
+        if family == "pocket" and self.card.base_fingerprint not in ("", components.fingerprint()):
+            raise ConceptError(
+                f"{self.token} was trained on other weights of pocket than these.", "Train it again; it takes minutes."
+            )
+
+    @contextmanager
+    def attach(self, components: Components, strength: float = 1.0) -> Iterator[Components]:
+        """Give the base this word for as long as the `with` lasts; afterwards it is bit-identical to before.
+
+        Args:
+            components: the base.
+            strength: 0 gives the word training started from (the average word if that is unknown), 1 what was learned.
+
+        Raises:
+            ConceptError: if it does not fit the base or its word is taken.
+        """
+        self.check_fits(components)
+        rows = self.rows if strength == 1.0 else self._blended(components, strength)
+        with new_words(components, self.token, rows) as words:
+            for parameter in words.rows:
+                parameter.requires_grad_(False)
+            yield words.components
+
+    def _blended(self, components: Components, strength: float) -> tuple[Tensor, ...]:
+        blended: list[Tensor] = []
+        for rows, encoder, tokenizer in zip(self.rows, components.text_encoders, components.tokenizers, strict=True):
+            ids = tokenizer(self.card.init, add_special_tokens=False).input_ids if self.card.init else []
+            table = encoder.get_input_embeddings()
+            start = embed_ids(encoder, ids[:1]) if ids else table.weight.detach().float().mean(0, keepdim=True)
+            start = start.to(rows)
+            blended.append(start + strength * (rows - start))
+        return tuple(blended)
+
+    def with_scores(self, scores: dict[str, float]) -> Concept:
+        """The same concept with figures on its card."""
+        return replace(self, card=self.card.model_copy(update={"scores": {**self.card.scores, **scores}}))
+
+
+def file_stem(token: str) -> str:
+    """A file name for a token that every program and file system accepts: `<my cat>` -> `my-cat`."""
+    return re.sub(r"[^\w.-]+", "-", token, flags=re.ASCII).strip("-.") or "concept"

@@ -1,0 +1,92 @@
+"""Conditions: what is asked of a picture, one file each.
+
+A condition says what it adds to a UNet call for each branch of guidance, *including its own null form* for the
+unconditional branch, and may put right the latents after each step. The loop owns the merging: nested dicts merge,
+and two conditions that claim the same argument are an error rather than a silent override.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pipelines.components import Components
+from pipelines.errors import RequestError
+
+
+class Branch(Enum):
+    """Which prediction of classifier-free guidance is being computed."""
+
+    NEGATIVE = "negative"
+    POSITIVE = "positive"
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where the denoising loop is.
+
+    Attributes:
+        index: 0-based.
+        count: steps in all.
+        timestep: of the noise schedule, as the scheduler gives it.
+        following: the timestep the latents are at after this step; None after the last.
+    """
+
+    index: int
+    count: int
+    timestep: Tensor
+    following: Tensor | None
+
+
+class Condition(Protocol):
+    """One thing asked of a picture."""
+
+    def attach(self, components: Components, count: int) -> AbstractContextManager[None]:
+        """Prepare for a run of `count` pictures; whatever is changed is put back on exit."""
+        ...
+
+    def unet_kwargs(self, branch: Branch, step: Step) -> dict[str, Any]:
+        """Arguments for the UNet, tensors with one row for each picture; the same keys for every branch."""
+        ...
+
+    def constrain(self, latents: Tensor, step: Step) -> Tensor:
+        """Latents (B, C, h, w) after the scheduler's step, put right where this condition demands it."""
+        ...
+
+
+def merge(parts: list[Mapping[str, Any]], where: str = "") -> dict[str, Any]:
+    """Merge nested arguments.
+
+    Raises:
+        RequestError: if two of them give the same argument.
+    """
+    merged: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            if key not in merged:
+                merged[key] = value
+            elif isinstance(merged[key], Mapping) and isinstance(value, Mapping):
+                merged[key] = merge([merged[key], value], f"{where}{key}.")
+            else:
+                raise RequestError(f"Two conditions of this request both set {where}{key}.", "Leave one of them out.")
+    return merged
+
+
+def stack(branches: list[Any]) -> Any:
+    """Join the arguments of several branches along the batch, so that one UNet call computes them all.
+
+    Raises:
+        ValueError: if the branches do not have the same keys (a condition without its null form).
+    """
+    first = branches[0]
+    if isinstance(first, Mapping):
+        if any(set(branch) != set(first) for branch in branches):
+            raise ValueError(f"branches differ in their arguments: {[sorted(branch) for branch in branches]}")
+        return {key: stack([branch[key] for branch in branches]) for key in first}
+    return torch.cat(branches) if isinstance(first, Tensor) else first

@@ -1,0 +1,153 @@
+"""The denoising loop, `generate`: a request in, pictures out. Everything that is asked of a picture plugs in as a condition."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipelines import guidance as guiding
+from pipelines.components import Components, decode
+from pipelines.concept import Concept
+from pipelines.conditions import Condition, Step, merge, stack
+from pipelines.conditions.text import Text
+from pipelines.errors import Cancelled, RequestError
+from pipelines.events import OnEvent, StepDone, ignore
+from pipelines.images import to_pictures
+from pipelines.request import Request
+from pipelines.schedulers import build, step_options
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out.
+
+    Attributes:
+        pictures: one for each of `request.count`.
+        latents: (count, C, h, w) float32 on the CPU, before decoding.
+        request: the request with nothing left open; the same request gives the same pictures.
+        concepts: the concepts used, in the order of the request.
+    """
+
+    pictures: list[Image.Image]
+    latents: Tensor
+    request: Request
+    concepts: tuple[Concept, ...] = ()
+
+
+def initial_noise(components: Components, request: Request) -> tuple[Tensor, list[torch.Generator]]:
+    """Unit noise (count, C, h, w), picture i from seed + i, and the generators that go on from there.
+
+    Drawn on the CPU, so that a seed means the same picture on every device; the draw equals that of a diffusers pipeline
+    given one CPU generator a picture.
+    """
+    generators = [torch.Generator().manual_seed(request.seed + i) for i in range(request.count)]
+    height, width = int(request.height or 0), int(request.width or 0)
+    # The latent channels are those of the output: an inpainting UNet takes more in.
+    shape = (1, components.unet.config.out_channels, height // components.factor, width // components.factor)
+    noise = torch.cat([torch.randn(shape, generator=generator, dtype=components.dtype) for generator in generators])
+    return noise.to(components.device), generators
+
+
+def generate(
+    components: Components,
+    request: Request,
+    *,
+    concepts: Mapping[str, Concept] | None = None,
+    conditions: Sequence[Condition] = (),
+    noise: Tensor | None = None,
+    on_event: OnEvent = ignore,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Result:
+    """Carry out a request.
+
+    Args:
+        components: the base model; bit-identical afterwards, also after an error.
+        request: what to generate.
+        concepts: concepts already in memory, by the `source` the request names them with; others are read from disk.
+        conditions: further conditions beside the text.
+        noise: (count, C, h, w) to start from instead of that of the seed.
+        on_event: receives a `StepDone` for each step.
+        should_stop: asked before each step; true leaves with `Cancelled`.
+
+    Raises:
+        RequestError: if the size does not suit the base, or conditions contradict each other.
+        ConceptError: if a concept cannot be read or does not fit the base.
+        Cancelled: if `should_stop` said so.
+    """
+    request = request.resolved(components.defaults)
+    _check_size(components, request)
+    learned = [(concepts or {}).get(use.source) or Concept.load(Path(use.source)) for use in request.concepts]
+    with ExitStack() as attached, torch.no_grad():
+        for use, concept in zip(request.concepts, learned, strict=True):
+            components = attached.enter_context(concept.attach(components, use.strength))
+        size = (int(request.width or 0), int(request.height or 0))
+        everything: list[Condition] = [Text(request.prompt, request.negative_prompt, size), *conditions]
+        for condition in everything:
+            attached.enter_context(condition.attach(components, request.count))
+        drawn, generators = initial_noise(components, request)
+        latents = _denoise(
+            components,
+            request,
+            everything,
+            (drawn if noise is None else noise.to(drawn), generators),
+            on_event,
+            should_stop,
+        )
+        pictures = to_pictures(torch.cat([decode(components, part) for part in latents.split(8)]))
+    return Result(pictures, latents.float().cpu(), request, tuple(learned))
+
+
+def _denoise(
+    components: Components,
+    request: Request,
+    conditions: list[Condition],
+    start: tuple[Tensor, list[torch.Generator]],
+    on_event: OnEvent,
+    should_stop: Callable[[], bool],
+) -> Tensor:
+    """The loop itself: predict each branch in one UNet call, combine, step, constrain."""
+    noise, generators = start
+    scheduler = build(
+        request.scheduler or "ddim", components.scheduler_config, int(request.steps or 1), components.device
+    )
+    options = step_options(scheduler, generators)
+    latents = noise * scheduler.init_noise_sigma
+    timesteps: Tensor = scheduler.timesteps
+    began = time.monotonic()
+    for index, timestep in enumerate(timesteps):
+        if should_stop():
+            raise Cancelled(f"stopped after step {index} of {len(timesteps)}.")
+        following = timesteps[index + 1] if index + 1 < len(timesteps) else None
+        step = Step(index, len(timesteps), timestep, following)
+        branches = guiding.branches(request.guidance, step)
+        arguments: dict[str, Any] = stack(
+            [merge([condition.unet_kwargs(branch, step) for condition in conditions]) for branch in branches]
+        )
+        sample = scheduler.scale_model_input(torch.cat([latents] * len(branches)), timestep)
+        output = components.unet(sample, timestep, **arguments).sample
+        predictions = dict(zip(branches, output.chunk(len(branches)), strict=True))
+        prediction = guiding.combine(request.guidance, predictions)
+        latents = scheduler.step(prediction, timestep, latents, **options).prev_sample
+        for condition in conditions:
+            latents = condition.constrain(latents, step)
+        on_event(StepDone(index + 1, len(timesteps), {}, time.monotonic() - began))
+    return latents
+
+
+def _check_size(components: Components, request: Request) -> None:
+    levels = len(components.unet.config.block_out_channels) - 1
+    multiple = components.factor * 2**levels
+    for name, value in (("width", request.width), ("height", request.height)):
+        if int(value or 0) % multiple:
+            raise RequestError(
+                f"The {name} {value} is no multiple of {multiple}, which {components.name} needs.",
+                f"Use {max(multiple, round(int(value or 0) / multiple) * multiple)}.",
+            )

@@ -1,0 +1,56 @@
+"""Files that are either whole or not there: temp file, fsync, rename."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipelines.errors import ConfigError
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on a clean exit it is flushed to disk and takes the place of `path`.
+
+    If the body raises, nothing is left behind and an older `path` stays as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        # mkstemp makes files private; a finished file is as readable as any other.
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def require_room(folder: Path, needed: int) -> None:
+    """Refuse to begin what could not be written.
+
+    Args:
+        folder: where something is to be written; need not exist yet.
+        needed: bytes.
+
+    Raises:
+        ConfigError: with what is there and what is needed.
+    """
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise ConfigError(
+            f"Only {free >> 20} MiB are free at {place}, {needed >> 20} MiB are needed.",
+            "Make room or choose another --output.",
+        )

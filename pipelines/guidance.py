@@ -1,0 +1,49 @@
+"""Guidance: how the predictions of the branches become one.
+
+c is the prediction under the prompt, u under the negative prompt. Plain functions of tensors (B, C, h, w).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pipelines.conditions import Branch, Step
+from pipelines.request import Guidance
+
+
+def active(guidance: Guidance, step: Step) -> bool:
+    """Whether guidance acts at this step: its scale is not 1 and the step lies in [start, stop)."""
+    first, last = int(guidance.start * step.count), int(guidance.stop * step.count)
+    return guidance.scale not in (None, 1.0) and first <= step.index < last
+
+
+def branches(guidance: Guidance, step: Step) -> tuple[Branch, ...]:
+    """Branches to compute at this step, in the order of the batch (diffusers': negative first)."""
+    return (Branch.NEGATIVE, Branch.POSITIVE) if active(guidance, step) else (Branch.POSITIVE,)
+
+
+def classifier_free(c: Tensor, u: Tensor, scale: float) -> Tensor:
+    """U + scale (c - u) (arXiv:2207.12598, in the form of Imagen): scale 1 gives c, 0 gives u."""
+    return u + scale * (c - u)
+
+
+def rescaled(guided: Tensor, c: Tensor, amount: float) -> Tensor:
+    """Pull the spread of the guided prediction towards that of c (arXiv:2305.08891, eq. 15-16).
+
+    Args:
+        guided: guided prediction.
+        c: prediction under the prompt.
+        amount: 0 leaves `guided`, 1 gives it the spread of c, per picture.
+    """
+    axes = list(range(1, c.ndim))
+    matched = guided * (c.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True))
+    return amount * matched + (1 - amount) * guided
+
+
+def combine(guidance: Guidance, predictions: dict[Branch, Tensor]) -> Tensor:
+    """One prediction from those of the branches."""
+    c = predictions[Branch.POSITIVE]
+    if Branch.NEGATIVE not in predictions:
+        return c
+    guided = classifier_free(c, predictions[Branch.NEGATIVE], float(guidance.scale or 1.0))
+    return rescaled(guided, c, guidance.rescale) if guidance.rescale else guided

@@ -1,0 +1,139 @@
+"""What a picture carries: AUTOMATIC1111's `parameters` for other programs, and our JSON with the exact request.
+
+The JSON is only ever parsed, never evaluated; its size is capped, because pictures come from anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from pipelines.card import ConceptCard
+from pipelines.errors import RequestError
+from pipelines.files import whole_file
+from pipelines.request import SCHEMA, Request
+
+KEY = "promptstudio"
+LIMIT = 1 << 20  # bytes of JSON that are read
+
+SAMPLERS = {
+    "ddim": "DDIM",
+    "dpm++2m": "DPM++ 2M",
+    "unipc": "UniPC",
+    "euler": "Euler",
+    "euler-a": "Euler a",
+    "lcm": "LCM",
+}
+"""AUTOMATIC1111's names."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """How a picture was made.
+
+    Attributes:
+        request: the resolved request.
+        index: which of its pictures this is, from 0.
+        base: name or path of the base model.
+        fingerprint: of that base.
+        concepts: cards of the concepts used.
+    """
+
+    request: Request
+    index: int
+    base: str
+    fingerprint: str
+    concepts: tuple[ConceptCard, ...] = ()
+
+
+def own_version() -> str:
+    """Version of this package, or "unknown" outside an installation."""
+    try:
+        return version("promptstudio")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if any(c in text for c in ',\n:"') else text
+
+
+def parameters(made: Made) -> str:
+    """The text AUTOMATIC1111 writes for a picture, so that other programs read the basics."""
+    request = made.request
+    lines = [request.prompt]
+    if request.negative_prompt:
+        lines.append(f"Negative prompt: {request.negative_prompt}")
+    fields: dict[str, object] = {
+        "Steps": request.steps,
+        "Sampler": SAMPLERS[request.scheduler or "ddim"],
+        "CFG scale": f"{request.guidance.scale:g}",
+        "Seed": request.seed + made.index,
+        "Size": f"{request.width}x{request.height}",
+        "Model hash": made.fingerprint[:10],
+        "Model": Path(made.base).stem,
+    }
+    if request.guidance.rescale:
+        fields["CFG rescale"] = f"{request.guidance.rescale:g}"
+    if made.concepts:
+        fields["Concepts"] = ", ".join(
+            f"{card.token}: {use.strength:g}" for card, use in zip(made.concepts, request.concepts, strict=True)
+        )
+    fields["Version"] = f"Prompt Studio {own_version()}"
+    lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in fields.items()))
+    return "\n".join(lines)
+
+
+def save_png(picture: Image.Image, path: Path, made: Made) -> Path:
+    """Write the picture with its metadata; the file is either whole or not there."""
+    info = PngInfo()
+    info.add_itxt("parameters", parameters(made))
+    own = {
+        "schema": SCHEMA,
+        "request": made.request.model_dump(mode="json"),
+        "index": made.index,
+        "base": made.base,
+        "fingerprint": made.fingerprint,
+        "concepts": [
+            card.model_dump(mode="json", include={"token", "base", "base_fingerprint"}) for card in made.concepts
+        ],
+    }
+    info.add_itxt(KEY, json.dumps(own, ensure_ascii=False))
+    with whole_file(path) as temporary:
+        picture.save(temporary, format="PNG", pnginfo=info)
+    return path
+
+
+def read_made(path: Path) -> Made:
+    """What a picture says about how it was made.
+
+    Raises:
+        RequestError: if it is no such picture, or its data are damaged or from a newer version.
+    """
+    hint = "Give a PNG that studio generate wrote, unedited: other programs drop the data when they save."
+    try:
+        with Image.open(path) as picture:
+            text = getattr(picture, "text", {}).get(KEY)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise RequestError(f"{path} cannot be read as a picture: {error}.", hint) from None
+    if text is None or len(text) > LIMIT:
+        raise RequestError(f"{path.name} does not say how it was made.", hint)
+    try:
+        own = json.loads(text)
+        if own["schema"] > SCHEMA:
+            raise RequestError(
+                f"{path.name} was made by a newer version (schema {own['schema']}).", "Update Prompt Studio."
+            )
+        request = Request.read(own["request"])
+        index, base, fingerprint = int(own["index"]), str(own["base"]), str(own["fingerprint"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RequestError(f"What {path.name} says about itself is damaged: {error}.", hint) from None
+    if not 0 <= index < request.count:
+        raise RequestError(f"{path.name} claims to be picture {index} of {request.count}.", hint)
+    return Made(request, index, base, fingerprint)

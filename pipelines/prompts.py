@@ -1,0 +1,161 @@
+"""Prompts to conditioning: `(word:1.3)` weights, any length, concepts of several vectors.
+
+A prompt longer than the text encoder's window is cut into chunks of that window, each encoded by itself and laid end
+to end, as AUTOMATIC1111 does; cuts are made at a comma where one is near. A weight multiplies the encoded rows of its
+words, after which the chunk's mean is restored. A prompt without either is encoded exactly as the plain pipelines do.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipelines.components import Components
+
+_SYNTAX = re.compile(r"\\[()\[\]\\]|\(|\[|:\s*([+-]?\d*\.?\d+)\s*\)|\)|\]|[^\\()\[\]:]+|:|\\")
+ROUND, SQUARE = 1.1, 1 / 1.1
+COMMA_REACH = 20  # tokens before a chunk's end in which a comma is preferred as the cut
+
+
+def parse_weights(prompt: str) -> list[tuple[str, float]]:
+    """Split a prompt into fragments with weights, in AUTOMATIC1111's syntax.
+
+    `(a)` weighs 1.1, `((a))` 1.21, `[a]` 1/1.1, `(a:1.3)` 1.3; a backslash makes a bracket ordinary text; brackets left
+    open reach to the end. The fragments joined are the prompt without its syntax.
+
+    >>> parse_weights("a (red:1.5) fox")
+    [('a ', 1.0), ('red', 1.5), (' fox', 1.0)]
+    """
+    fragments: list[list[object]] = []
+    rounds: list[int] = []
+    squares: list[int] = []
+
+    def multiply(since: int, factor: float) -> None:
+        for fragment in fragments[since:]:
+            fragment[1] = float(fragment[1]) * factor  # pyright: ignore[reportArgumentType]
+
+    for match in _SYNTAX.finditer(prompt):
+        text, weight = match.group(0), match.group(1)
+        if text.startswith("\\") and len(text) == 2:
+            fragments.append([text[1], 1.0])
+        elif text == "(":
+            rounds.append(len(fragments))
+        elif text == "[":
+            squares.append(len(fragments))
+        elif weight is not None and rounds:
+            multiply(rounds.pop(), float(weight))
+        elif text == ")" and rounds:
+            multiply(rounds.pop(), ROUND)
+        elif text == "]" and squares:
+            multiply(squares.pop(), SQUARE)
+        else:
+            fragments.append([text, 1.0])
+    for since in rounds:
+        multiply(since, ROUND)
+    for since in squares:
+        multiply(since, SQUARE)
+    merged: list[tuple[str, float]] = []
+    for text, weight in fragments:
+        if merged and merged[-1][1] == weight:
+            merged[-1] = (merged[-1][0] + str(text), merged[-1][1])
+        else:
+            merged.append((str(text), float(weight)))  # pyright: ignore[reportArgumentType]
+    return merged or [("", 1.0)]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Conditioning of one prompt.
+
+    Attributes:
+        context: (1, chunks * window, dim) for cross-attention.
+        pooled: (1, dim) of SDXL's second encoder, else None.
+    """
+
+    context: Tensor
+    pooled: Tensor | None
+
+
+def _chunks(
+    components: Components, which: int, fragments: list[tuple[str, float]]
+) -> list[tuple[list[int], list[float]]]:
+    """Token ids and weights of each window, without start and end."""
+    tokenizer = components.tokenizers[which]
+    room = tokenizer.model_max_length - 2
+    ids: list[int] = []
+    weights: list[float] = []
+    for text, weight in fragments:
+        for token in tokenizer(text, add_special_tokens=False, verbose=False).input_ids:
+            meant = components.expansions.get(token, (token,))
+            ids += meant
+            weights += [weight] * len(meant)
+    comma = tokenizer.convert_tokens_to_ids(",</w>")
+    listed: list[tuple[list[int], list[float]]] = []
+    while len(ids) > room:
+        cut = next((i for i in range(room, max(room - COMMA_REACH, 1), -1) if ids[i - 1] == comma), room)
+        listed.append((ids[:cut], weights[:cut]))
+        ids, weights = ids[cut:], weights[cut:]
+    return [*listed, (ids, weights)]
+
+
+def encode_prompts(components: Components, prompts: list[str]) -> list[Encoded]:
+    """Encode prompts to conditioning of one common length (the shorter ones get empty chunks).
+
+    Differentiable with respect to the text encoders' input rows.
+    """
+    parsed = [parse_weights(prompt) for prompt in prompts]
+    per_encoder: list[list[Tensor]] = []
+    pooled: list[Tensor] | None = None
+    longest = 0
+    chunked: list[list[list[tuple[list[int], list[float]]]]] = []
+    for which in range(len(components.tokenizers)):
+        chunked.append([_chunks(components, which, fragments) for fragments in parsed])
+        longest = max(longest, *(len(chunks) for chunks in chunked[-1]))
+    for which, listed in enumerate(chunked):
+        contexts: list[Tensor] = []
+        pools: list[Tensor] = []
+        for chunks in listed:
+            context, pool = _encode_windows(components, which, chunks + [([], [])] * (longest - len(chunks)))
+            contexts.append(context)
+            pools.append(pool)
+        per_encoder.append(contexts)
+        pooled = pools
+    contexts = [torch.cat(parts, dim=-1) for parts in zip(*per_encoder, strict=True)]
+    if components.family != "sdxl" or pooled is None:
+        return [Encoded(context, None) for context in contexts]
+    return [Encoded(context, pool) for context, pool in zip(contexts, pooled, strict=True)]
+
+
+def _encode_windows(
+    components: Components, which: int, chunks: list[tuple[list[int], list[float]]]
+) -> tuple[Tensor, Tensor]:
+    tokenizer, encoder = components.tokenizers[which], components.text_encoders[which]
+    window = tokenizer.model_max_length
+    pad = tokenizer.pad_token_id
+    rows = [[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] for ids, _ in chunks]
+    ids = torch.tensor([row + [pad] * (window - len(row)) for row in rows], device=encoder.device)
+    context, pool = encode_ids(components, which, ids)
+    table = torch.ones(len(chunks), window)
+    for row, (_, weights) in enumerate(chunks):
+        table[row, 1 : 1 + len(weights)] = torch.tensor(weights)
+    if bool((table != 1).any()):
+        before = context.mean()
+        context = context * table[..., None].to(context)
+        context = context * (before / context.mean())
+    return context.reshape(1, -1, context.shape[-1]), pool[:1]
+
+
+def encode_ids(components: Components, which: int, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Run one text encoder on token ids (B, window): context (B, window, dim) and pooled vector (B, dim').
+
+    SD 1.x and 2.x use the last layer, normalised; SDXL the last but one of both encoders.
+    """
+    encoder = components.text_encoders[which]
+    xl = components.family == "sdxl"
+    out = encoder(ids, output_hidden_states=xl)
+    context = out.hidden_states[-2] if xl else out.last_hidden_state
+    pool = out.text_embeds if hasattr(out, "text_embeds") else out.pooler_output
+    return context, pool

@@ -1,0 +1,141 @@
+"""The request: everything that decides a picture, as plain validated data.
+
+The same class is used in Python, on the command line, by REST, in the web form and in the metadata of the picture, so
+it must be importable without torch. Fields left at None mean "the base model's own default"; `Request.resolved`
+fills them in, and only a resolved request is ever written into a picture.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipelines.errors import RequestError
+
+SCHEMA = 1
+"""Version of the stored form; raised when an old request would be read wrongly."""
+
+Scheduler = Literal["ddim", "dpm++2m", "unipc", "euler", "euler-a", "lcm"]
+
+
+class Frozen(BaseModel):
+    """Base of all settings: immutable, unknown names refused, attribute docstrings are the help text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ConceptUse(Frozen):
+    """A learned concept to generate with."""
+
+    source: str = Field(min_length=1)
+    """Path of the concept file, or its name in the library."""
+
+    strength: float = Field(1.0, ge=0, le=2)
+    """0 gives the word the concept started from, 1 what was learned, more exaggerates it."""
+
+
+class Guidance(Frozen):
+    """Classifier-free guidance (Ho and Salimans, arXiv:2207.12598) and its corrections."""
+
+    scale: float | None = Field(None, ge=0, le=50)
+    """How far to follow the prompt; 1 switches guidance off."""
+
+    rescale: float | None = Field(None, ge=0, le=1)
+    """Pull the guided prediction back to the spread of the unguided one (arXiv:2305.08891, 3.4); 0.7 for zero-SNR models."""
+
+    start: float = Field(0.0, ge=0, le=1)
+    """Share of the steps before which guidance is off (arXiv:2404.07724)."""
+
+    stop: float = Field(1.0, ge=0, le=1)
+    """Share of the steps after which guidance is off."""
+
+
+class Request(Frozen):
+    """What to generate."""
+
+    prompt: str
+    """What the picture shows. `(word:1.3)` weighs a word, any length is used whole."""
+
+    negative_prompt: str = ""
+    """What to keep away from; works only while guidance is on."""
+
+    concepts: tuple[ConceptUse, ...] = ()
+    """Learned concepts whose tokens the prompts use."""
+
+    guidance: Guidance = Guidance()
+    """Classifier-free guidance."""
+
+    scheduler: Scheduler | None = None
+    """Sampler of the denoising steps."""
+
+    steps: int | None = Field(None, ge=1, le=1000)
+    """Denoising steps."""
+
+    width: int | None = Field(None, ge=16, le=4096)
+    """Width in pixels."""
+
+    height: int | None = Field(None, ge=16, le=4096)
+    """Height in pixels."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Picture number i starts from the noise of seed + i."""
+
+    count: int = Field(1, ge=1, le=256)
+    """How many pictures."""
+
+    def resolved(self, defaults: Defaults) -> Request:
+        """The same request with nothing left open."""
+        guidance = self.guidance.model_copy(
+            update={
+                "scale": defaults.scale if self.guidance.scale is None else self.guidance.scale,
+                "rescale": defaults.rescale if self.guidance.rescale is None else self.guidance.rescale,
+            }
+        )
+        return self.model_copy(
+            update={
+                "guidance": guidance,
+                "scheduler": self.scheduler or defaults.scheduler,
+                "steps": self.steps or defaults.steps,
+                "width": self.width or defaults.size,
+                "height": self.height or defaults.size,
+            }
+        )
+
+    @classmethod
+    def read(cls, fields: dict[str, Any]) -> Request:
+        """Build a request from untrusted data.
+
+        Raises:
+            RequestError: with every problem found, each with its field.
+        """
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise RequestError(problems(error), "studio generate --help lists the fields and their ranges.") from None
+
+
+class Defaults(Frozen):
+    """What a base model uses where a request says nothing."""
+
+    size: int
+    """Side of its pictures in pixels."""
+    scale: float = 7.5
+    """Guidance scale."""
+    rescale: float = 0.0
+    """Guidance rescale."""
+    scheduler: Scheduler = "dpm++2m"
+    """Sampler."""
+    steps: int = 25
+    """Denoising steps."""
+
+
+def problems(error: ValidationError) -> str:
+    """All problems of a validation in one sentence: field, value, reason."""
+    listed = []
+    for one in error.errors():
+        field = ".".join(str(part) for part in one["loc"]) or "request"
+        given = one.get("input")
+        shown = "" if isinstance(given, dict) else f" (given: {given!r:.60})"
+        listed.append(f"{field}: {one['msg'][0].lower() + one['msg'][1:]}{shown}")
+    return "; ".join(listed) + "."

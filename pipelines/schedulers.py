@@ -1,0 +1,54 @@
+"""Schedulers by name, always built from the base's own configuration."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    UniPCMultistepScheduler,
+)
+
+from pipelines.request import Scheduler
+
+KINDS: dict[Scheduler, tuple[Any, dict[str, Any]]] = {
+    "ddim": (DDIMScheduler, {}),
+    "dpm++2m": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+    "unipc": (UniPCMultistepScheduler, {}),
+    "euler": (EulerDiscreteScheduler, {}),
+    "euler-a": (EulerAncestralDiscreteScheduler, {}),
+    "lcm": (LCMScheduler, {}),
+}
+"""Class and the settings that make it what its name says."""
+
+
+def build(name: Scheduler, config: Mapping[str, Any], steps: int, device: Any) -> Any:
+    """A scheduler with its timesteps set.
+
+    Args:
+        name: which.
+        config: of the base's own scheduler (noise schedule, prediction type, spacing).
+        steps: denoising steps.
+        device: of the timesteps.
+    """
+    kind, settings = KINDS[name]
+    known = inspect.signature(kind.__init__).parameters
+    kept = {key: value for key, value in config.items() if key in known}
+    if "clip_sample" in known:
+        # Latents are not pictures: clipping them to [-1, 1] wrecks the colours.
+        settings = settings | {"clip_sample": bool(config.get("clip_sample", False))}
+    scheduler = kind(**(kept | settings))
+    scheduler.set_timesteps(steps, device=device)
+    return scheduler
+
+
+def step_options(scheduler: Any, generators: list[Any]) -> dict[str, Any]:
+    """Arguments of this scheduler's `step` for explicit chance, as far as it takes any."""
+    accepted = inspect.signature(scheduler.step).parameters
+    return {"generator": generators} if "generator" in accepted else {}

@@ -1,0 +1,181 @@
+"""The command line. No logic: arguments in, one call, a line out.
+
+Fields of `Request` and of the training configurations become flags by themselves; nothing is typed twice. Nothing here
+imports torch, so `studio --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from pipelines.errors import StudioError
+from pipelines.metadata import own_version
+from pipelines.request import ConceptUse, Guidance, Request, Scheduler
+from studio.settings import Machine
+
+app = App(
+    name="studio",
+    help="Learn objects, styles and relations from a few pictures, and generate with them.",
+    version=own_version,
+    help_format="plaintext",
+    result_action="return_value",
+)
+app.command("studio.training:app", name="train", help="Learn a concept from a folder of pictures.")
+
+OnThisMachine = Annotated[Machine, Parameter(name="*")]
+
+
+@app.command
+def generate(
+    prompt: str | None = None,
+    *,
+    negative_prompt: str = "",
+    concept: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    guidance_scale: float | None = None,
+    guidance_rescale: float | None = None,
+    scheduler: Scheduler | None = None,
+    steps: int | None = None,
+    width: int | None = None,
+    height: int | None = None,
+    seed: int = 0,
+    count: int = 1,
+    base: str = "pocket",
+    output: Path = Path("outputs"),
+    source: Annotated[Path | None, Parameter(name="--from")] = None,
+    machine: OnThisMachine = Machine(),  # noqa: B008
+) -> None:
+    """Generate pictures.
+
+    Parameters
+    ----------
+    prompt
+        What to show; `(word:1.3)` weighs a word, any length is used whole.
+    negative_prompt
+        What to keep away from.
+    concept
+        A learned concept file, with a strength if wanted: fox.safetensors or fox.safetensors:0.8. May be repeated.
+    guidance_scale
+        How far to follow the prompt; 1 switches guidance off. The base's own by default.
+    guidance_rescale
+        0 to 1; tames high guidance. The base's own by default.
+    scheduler
+        Sampler; the base's own by default.
+    steps
+        Denoising steps; the base's own by default.
+    width
+        In pixels; the base's own by default.
+    height
+        In pixels; the base's own by default.
+    seed
+        Picture number i starts from the noise of seed + i.
+    count
+        How many pictures.
+    base
+        pocket, a diffusers folder, a .safetensors checkpoint, or a hub id.
+    output
+        Folder for the pictures.
+    source
+        A picture made here: repeat it exactly. Given instead of a prompt.
+    """
+    from studio import runner
+
+    if source is not None:
+        paths = runner.repeat(source, output, machine)
+    else:
+        request = Request.read(
+            {
+                "prompt": prompt or "",
+                "negative_prompt": negative_prompt,
+                "concepts": [_use(text) for text in concept],
+                "guidance": Guidance.model_construct(scale=guidance_scale, rescale=guidance_rescale).model_dump(),
+                "scheduler": scheduler,
+                "steps": steps,
+                "width": width,
+                "height": height,
+                "seed": seed,
+                "count": count,
+            }
+        )
+        paths = runner.generate(request, base, output, machine)
+    for path in paths:
+        print(path)
+
+
+def _use(text: str) -> dict[str, object]:
+    """`file.safetensors:0.8` to the fields of a `ConceptUse`."""
+    source, colon, strength = text.rpartition(":")
+    if colon and source and strength.replace(".", "", 1).isdigit():
+        return {"source": source, "strength": float(strength)}
+    return ConceptUse(source=text).model_dump()
+
+
+@app.command
+def score(
+    concept: Path | None = None,
+    *,
+    thing: str | None = None,
+    real: Path | None = None,
+    all_held_out: bool = False,
+    only: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    form: Annotated[Literal["table", "json"], Parameter(name="--format")] = "table",
+    base: str = "pocket",
+    machine: OnThisMachine = Machine(),  # noqa: B008
+) -> None:
+    """Measure a concept against the class word: likeness to real pictures, alignment with the prompt.
+
+    Parameters
+    ----------
+    concept
+        The concept file.
+    thing
+        The held-out sticker it shows, for example wolf; real pictures are composed.
+    real
+        A folder of real pictures of the thing that it was not trained on.
+    all_held_out
+        Teach every held-out sticker from four pictures, score each and print the table; takes minutes each.
+    only
+        With --all-held-out: these stickers alone.
+    form
+        table or json.
+    base
+        The base model the concept belongs to.
+    """
+    from studio import runner
+
+    if all_held_out:
+        runner.score_held_out(only, form, machine, print)
+    else:
+        print(runner.score(concept, thing, real, base, form, machine))
+
+
+@app.command
+def doctor(machine: OnThisMachine = Machine()) -> None:  # noqa: B008
+    """Say what is installed, what the machine offers, and whether pocket loads."""
+    from studio import runner
+
+    for line in runner.doctor(machine):
+        print(line)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; errors meant for people are one sentence and exit code 2."""
+    try:
+        app(sys.argv[1:] if arguments is None else arguments, exit_on_error=False, print_error=False)
+    except StudioError as error:
+        print(f"studio: {error}", file=sys.stderr)
+        return 2
+    except CycloptsError as error:
+        print(f"studio: {error} studio --help lists what there is.", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("studio: stopped.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

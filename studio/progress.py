@@ -1,0 +1,53 @@
+"""A progress line on standard error, fed by events."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+from pipelines.events import Event, Note, Preview, StepDone
+from pipelines.files import whole_file
+
+WIDTH = 24
+
+
+class Progress:
+    """Draws the newest state over the last on a terminal; elsewhere prints every tenth part.
+
+    Args:
+        title: what is being done.
+        stream: where to.
+        previews: file that preview pictures are written to, or None.
+    """
+
+    def __init__(self, title: str, stream: TextIO | None = None, previews: Path | None = None) -> None:
+        self.title, self.stream, self.previews = title, stream or sys.stderr, previews
+        self._tenth = -1
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, StepDone):
+            self._step(event)
+        elif isinstance(event, Note):
+            self._line(f"{self.title}: {event.text}\n")
+        elif isinstance(event, Preview) and self.previews:
+            picture: Any = event.picture
+            path = self.previews.with_name(f"{self.previews.stem}-{event.step}.png")
+            with whole_file(path) as temporary:
+                picture.save(temporary, format="PNG")
+
+    def _step(self, event: StepDone) -> None:
+        share = event.step / event.steps
+        left = event.seconds / share * (1 - share)
+        figures = "  ".join(f"{name} {value:.4f}" for name, value in event.terms.items())
+        bar = "#" * round(share * WIDTH)
+        text = f"{self.title} [{bar:<{WIDTH}}] {event.step}/{event.steps}  {left:.0f} s left  {figures}"
+        if self.stream.isatty():
+            self._line(f"\r\x1b[K{text}" + ("\n" if event.step == event.steps else ""))
+        elif int(share * 10) > self._tenth or event.step == event.steps:
+            self._tenth = int(share * 10)
+            self._line(text + "\n")
+
+    def _line(self, text: str) -> None:
+        self.stream.write(text)
+        self.stream.flush()

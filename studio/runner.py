@@ -1,0 +1,206 @@
+"""The one place in `studio` that loads torch: carries out what the command line (and later a job) asks for."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines import denoising
+from pipelines.components import POCKET, Components, load
+from pipelines.concept import file_stem
+from pipelines.errors import Cancelled, ConceptError, ConfigError, DataError, ModelError, RequestError
+from pipelines.files import require_room
+from pipelines.judge import Judge
+from pipelines.metadata import Made, read_made, save_png
+from pipelines.request import Request
+from studio.progress import Progress
+from studio.settings import Machine
+from trainers import scoring
+from trainers.config import DataConfig, TrainConfig
+from trainers.data import read_examples
+from trainers.method import Method
+from trainers.stickers import HELD_OUT
+from trainers.train import Run, with_preset
+from trainers.train import train as run_training
+
+
+def _device(machine: Machine) -> tuple[str, torch.dtype]:
+    name = machine.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(name).type
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(
+            f"The device {machine.device!r} cannot be used: {str(error).splitlines()[0]}.", "Use --device auto or cpu."
+        ) from None
+    wanted = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    return name, wanted.get(machine.dtype, torch.float32 if kind == "cpu" else torch.bfloat16)
+
+
+def open_base(base: str, machine: Machine) -> Components:
+    """Load a base model as the machine's settings say."""
+    device, dtype = _device(machine)
+    return load(base, device=device, dtype=dtype, attention=machine.attention, download=machine.download)
+
+
+# -- generating -------------------------------------------------------------------------------------------------
+
+
+def generate(request: Request, base: str, output: Path, machine: Machine, only: int | None = None) -> list[Path]:
+    """Generate and write the pictures; gives their paths. `only` writes that one of them alone."""
+    for use in request.concepts:
+        if not Path(use.source).exists():
+            raise ConceptError(f"There is no concept file {use.source}.", "Check the path given with --concept.")
+    components = open_base(base, machine)
+    fingerprint = components.fingerprint()
+    result = denoising.generate(components, request, on_event=Progress("generate"))
+    cards = tuple(concept.card for concept in result.concepts)
+    paths: list[Path] = []
+    for index, picture in enumerate(result.pictures):
+        if only in (None, index):
+            made = Made(result.request, index, base, fingerprint, cards)
+            paths.append(save_png(picture, _free(output, f"{result.request.seed + index}"), made))
+    return paths
+
+
+def _free(folder: Path, stem: str) -> Path:
+    """A path in `folder` that no file has yet."""
+    number = 0
+    while (path := folder / f"{stem}{f'-{number}' if number else ''}.png").exists():
+        number += 1
+    return path
+
+
+def repeat(source: Path, output: Path, machine: Machine) -> list[Path]:
+    """Make a picture again from what it says about itself.
+
+    Raises:
+        RequestError: if the base model has changed since.
+    """
+    made = read_made(source)
+    now = open_base(made.base, machine).fingerprint()
+    if now != made.fingerprint:
+        raise RequestError(
+            f"{source.name} was made with other weights of {made.base} ({made.fingerprint}, now {now}).",
+            "It cannot be repeated exactly; generate anew with its prompt.",
+        )
+    return generate(made.request, made.base, output, machine, made.index)
+
+
+# -- training ---------------------------------------------------------------------------------------------------
+
+
+def train(method: Method, config: Any, data: DataConfig, pace: TrainConfig, where: Any, machine: Machine) -> Path:
+    """Learn a concept and write it; gives its path.
+
+    Raises:
+        ConfigError: if the output is there already.
+        Cancelled: on Ctrl-C; the same command goes on where it stopped.
+    """
+    output: Path = where.output or Path("outputs/concepts") / f"{file_stem(config.token)}.safetensors"
+    if output.exists() and not where.overwrite:
+        raise ConfigError(f"{output} is there already.", "Choose another --output, or replace it with --overwrite.")
+    examples = read_examples(data.images)
+    require_room(output.parent, 64 << 20)
+    components = open_base(where.base, machine)
+    family = components.family
+    run = Run(
+        method,
+        with_preset(method, family, config),
+        with_preset(method, family, pace),
+        with_preset(method, family, data),
+    )
+    state = output.with_name(f".{output.stem}.state.pt")
+    progress = Progress(method.name, previews=output)
+    try:
+        concept = run_training(components, run, examples, keep=state, on_event=progress)
+    except KeyboardInterrupt:
+        raise Cancelled(
+            "Training was stopped.", "Run the same command again to go on from the last state kept."
+        ) from None
+    concept.save(output)
+    state.unlink(missing_ok=True)
+    return output
+
+
+# -- scoring ----------------------------------------------------------------------------------------------------
+
+
+def judge() -> Judge:
+    """The judge that comes with pocket."""
+    return Judge.load(POCKET / "judge")
+
+
+def score(concept: Path | None, thing: str | None, real: Path | None, base: str, form: str, machine: Machine) -> str:
+    """Score one concept; gives the text to show."""
+    from pipelines.concept import Concept
+
+    if concept is None:
+        raise ConfigError("There is no concept to score.", "Give a concept file, or --all-held-out.")
+    learned = Concept.load(concept)
+    if real is not None:
+        crops = scoring.crops_of([example.picture for example in read_examples(real)])
+    elif thing in HELD_OUT:
+        crops = scoring.real_crops(thing)
+    else:
+        raise DataError(
+            f"It is not said what {learned.token} should look like{f' ({thing!r} is no held-out sticker)' if thing else ''}.",
+            f"Give --real FOLDER with pictures of it, or --thing with one of {', '.join(HELD_OUT)}.",
+        )
+    row = scoring.score_concept(open_base(base, machine), judge(), learned, crops, thing)
+    return json.dumps(row, indent=1) if form == "json" else scoring.table({learned.token: row})
+
+
+def score_held_out(only: tuple[str, ...], form: str, machine: Machine, say: Callable[[str], None]) -> None:
+    """Teach and score held-out stickers; says each row as it comes, then the whole."""
+    unknown = [name for name in only if name not in HELD_OUT]
+    if unknown:
+        raise ConfigError(f"{unknown[0]!r} is no held-out sticker.", f"They are {', '.join(HELD_OUT)}.")
+    components, measured_by = open_base("pocket", machine), judge()
+    rows: dict[str, dict[str, float]] = {}
+    for name in only or HELD_OUT:
+        rows[name] = scoring.teach_and_score(components, measured_by, name, on_event=Progress(name))
+        if form == "table":
+            say(scoring.table({name: rows[name]}))
+    say(json.dumps({**rows, "mean": scoring.mean(rows)}, indent=1) if form == "json" else scoring.table(rows))
+
+
+# -- doctor -----------------------------------------------------------------------------------------------------
+
+
+def doctor(machine: Machine) -> Iterator[str]:
+    """Lines about versions, device, attention, memory and the embedded model."""
+    yield f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    for package in ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "gradio", "xformers"):
+        try:
+            yield f"{package} {importlib.metadata.version(package)}"
+        except importlib.metadata.PackageNotFoundError:
+            yield f"{package} not installed"
+    device, dtype = _device(machine)
+    yield f"device {device}, {str(dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads"
+    if device.startswith("cuda"):
+        free, total = torch.cuda.mem_get_info()
+        yield f"{torch.cuda.get_device_name()}: {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    else:
+        pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+        yield f"{pages:.1f} GiB of memory free"
+    backends = ["sdpa", "eager"] + (["xformers"] if importlib.util.find_spec("xformers") else [])
+    yield f"attention {', '.join(backends)} (in use: {machine.attention})"
+    start = time.monotonic()
+    try:
+        components = open_base("pocket", machine)
+        denoising.generate(components, Request(prompt="a fox", steps=1))
+        yield f"pocket loads and generates ({components.fingerprint()}, {time.monotonic() - start:.1f} s)"
+    except ModelError as error:
+        yield f"pocket does not load: {error}"

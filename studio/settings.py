@@ -1,0 +1,23 @@
+"""What is decided by the machine rather than by the picture. Importable without torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pipelines.request import Frozen
+
+
+class Machine(Frozen):
+    """Where and how to compute."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Precision; auto is float32 on a CPU and bfloat16 on a GPU."""
+
+    attention: Literal["sdpa", "xformers", "eager"] = "sdpa"
+    """Attention implementation of the UNet."""
+
+    download: bool = False
+    """Allow fetching a model from the hub when its id is given."""

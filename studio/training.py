@@ -1,0 +1,89 @@
+"""`studio train METHOD`: one command for each method, its flags derived from the configurations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from pipelines.request import Frozen
+from studio.settings import Machine
+from trainers import methods
+from trainers.config import DataConfig, TrainConfig
+from trainers.method import Method
+
+
+class Output(Frozen):
+    """Where the result goes."""
+
+    output: Path | None = None
+    """The concept file; outputs/concepts/TOKEN.safetensors by default."""
+
+    overwrite: bool = False
+    """Replace a concept file that is there."""
+
+    base: str = "pocket"
+    """pocket, a diffusers folder, a .safetensors checkpoint, or a hub id."""
+
+
+ALIASES = {
+    "--train-data-dir": "--images",
+    "--instance-data-dir": "--images",
+    "--placeholder-token": "--token",
+    "--token-string": "--token",
+    "--initializer-token": "--init",
+    "--init-word": "--init",
+    "--num-vectors": "--vectors",
+    "--num-vectors-per-token": "--vectors",
+    "--learnable-property": "--kind",
+    "--max-train-steps": "--steps",
+    "--train-batch-size": "--batch",
+    "--gradient-accumulation-steps": "--accumulate",
+    "--lr-warmup-steps": "--warmup",
+    "--mixed-precision": "--precision",
+    "--adam-weight-decay": "--weight-decay",
+    "--validation-steps": "--preview-every",
+    "--pretrained-model-name-or-path": "--base",
+}
+"""Spellings of the diffusers and kohya scripts, with dashes or underscores, that mean flags of ours."""
+
+
+def translate(arguments: list[str]) -> list[str]:
+    """Arguments with other programs' spellings replaced by ours."""
+    translated: list[str] = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        flag = ALIASES.get(flag.replace("_", "-"), flag) if flag.startswith("--") else flag
+        translated.append(flag + equals + value)
+    return translated
+
+
+def _command(method: Method) -> Any:
+    config_type: Any = method.Config
+
+    def command(
+        config: Any,
+        data: Annotated[DataConfig, Parameter(name="*")],
+        train: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008
+        where: Annotated[Output, Parameter(name="*")] = Output(),  # noqa: B008
+        machine: Annotated[Machine, Parameter(name="*")] = Machine(),  # noqa: B008
+    ) -> None:
+        from studio import runner
+
+        print(runner.train(method, config, data, train, where, machine))  # noqa: T201
+
+    command.__annotations__ = {
+        "config": Annotated[config_type, Parameter(name="*")],
+        "data": Annotated[DataConfig, Parameter(name="*")],
+        "train": Annotated[TrainConfig, Parameter(name="*")],
+        "where": Annotated[Output, Parameter(name="*")],
+        "machine": Annotated[Machine, Parameter(name="*")],
+    }
+    command.__doc__ = (method.__doc__ or "").splitlines()[0]
+    return command
+
+
+app = App(name="train", help="Learn a concept from a folder of pictures.", help_format="plaintext")
+for _name, _method in methods().items():
+    app.command(_command(_method), name=_name)

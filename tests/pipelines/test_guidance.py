@@ -1,0 +1,46 @@
+"""Closed forms of guidance."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipelines import guidance as guiding
+from pipelines.conditions import Branch, Step
+from pipelines.request import Guidance
+
+C, U = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.randn(2, 4, 8, 8)
+
+
+def at(index, count=10):
+    return Step(index, count, torch.tensor(1), None)
+
+
+def test_scale_one_gives_the_conditional_and_zero_the_unconditional():
+    torch.testing.assert_close(guiding.classifier_free(C, U, 1.0), C)
+    torch.testing.assert_close(guiding.classifier_free(C, U, 0.0), U)
+
+
+def test_equal_branches_are_left_alone():
+    torch.testing.assert_close(guiding.classifier_free(C, C, 9.0), C)
+
+
+def test_full_rescale_gives_the_spread_of_the_conditional():
+    out = guiding.rescaled(3 * C + 1, C, 1.0)
+    torch.testing.assert_close(out.std(dim=[1, 2, 3]), C.std(dim=[1, 2, 3]))
+    assert guiding.rescaled(3 * C, C, 0.0).equal(3 * C)
+
+
+@pytest.mark.parametrize(("start", "stop", "on"), [(0, 1, range(10)), (0.2, 0.5, range(2, 5)), (1, 1, ()), (0, 0, ())])
+def test_the_interval_is_half_open_in_steps(start, stop, on):
+    guidance = Guidance(scale=5.0, start=start, stop=stop)
+    assert [i for i in range(10) if guiding.active(guidance, at(i))] == list(on)
+
+
+def test_scale_one_asks_for_one_branch_only():
+    assert guiding.branches(Guidance(scale=1.0), at(0)) == (Branch.POSITIVE,)
+    assert guiding.branches(Guidance(scale=2.0), at(0)) == (Branch.NEGATIVE, Branch.POSITIVE)
+
+
+def test_one_prediction_is_passed_through():
+    assert guiding.combine(Guidance(scale=5.0), {Branch.POSITIVE: C}) is C

@@ -1,0 +1,98 @@
+"""The rules of the design that a reader would otherwise have to trust."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = ("studio", "trainers", "pipelines")
+SOURCES = [path for layer in LAYERS for path in sorted((ROOT / layer).rglob("*.py"))]
+FORBIDDEN_NAMES = {"utils", "helpers", "common", "manager"}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down_only(path):
+    own = path.relative_to(ROOT).parts[0]
+    above = LAYERS[: LAYERS.index(own)]
+    assert not [name for name in imports(path) if name.split(".")[0] in (*above, "tests", "benchmarks")]
+
+
+def test_studio_loads_torch_in_the_runner_alone():
+    users = [
+        path.name for path in (ROOT / "studio").rglob("*.py") if any(n.split(".")[0] == "torch" for n in imports(path))
+    ]
+    assert users == ["runner.py"]
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "studio.cli",
+        "studio.progress",
+        "studio.settings",
+        "pipelines.request",
+        "pipelines.metadata",
+        "trainers.config",
+        "trainers",
+    ],
+)
+def test_these_import_without_torch(module):
+    code = f"import sys, {module}; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_and_functions_stay_small(path):
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno - node.lineno < 60 or node.name in LONG_DOCUMENTED, node.name
+    assert not FORBIDDEN_NAMES & {path.stem} and not path.stem.startswith("base_")
+
+
+LONG_DOCUMENTED = {"generate"}
+"""The command line's `generate`: its length is the help text of its flags."""
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_parameter_is_annotated(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            bare = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
+            assert not bare, f"{node.name}: {bare}"
+
+
+def test_chance_is_explicit():
+    for path in SOURCES:
+        text = path.read_text(encoding="utf-8")
+        for call in ast.walk(ast.parse(text)):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) in (
+                "torch.randn",
+                "torch.rand",
+                "torch.randint",
+                "torch.randperm",
+            ):
+                assert any(k.arg == "generator" for k in call.keywords), f"{path.name}:{call.lineno}"
+
+
+def test_there_are_at_least_as_many_lines_of_tests_as_of_source():
+    def lines(folder):
+        return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / folder).rglob("*.py"))
+
+    assert lines("tests") >= 0.9 * sum(lines(layer) for layer in LAYERS)

@@ -1,0 +1,163 @@
+"""Real diffusers and transformers classes with small random weights, built in memory in a fraction of a second."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from pipelines.components import Components, from_pipeline
+from trainers.data import Example
+from trainers.pretrain.vocabulary import build_tokenizer
+
+
+@cache
+def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    tokenizer = build_tokenizer()
+    import json
+
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    merges = [tuple(pair) if not isinstance(pair, str) else tuple(pair.split(" ")) for pair in model["merges"]]
+    return dict(model["vocab"]), merges  # pyright: ignore
+
+
+def tokenizer(length: int = 77) -> CLIPTokenizer:
+    vocab, merges = _vocabulary()
+    return CLIPTokenizer(vocab=dict(vocab), merges=list(merges), model_max_length=length)
+
+
+def _text(tok: CLIPTokenizer, dim: int, projection: int = 32) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tok),
+        hidden_size=dim,
+        intermediate_size=2 * dim,
+        projection_dim=projection,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        bos_token_id=tok.bos_token_id,
+        eos_token_id=tok.eos_token_id,
+        pad_token_id=tok.pad_token_id,
+    )
+
+
+def _unet(dim: int, gated: bool = False, **extra: object) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=dim,
+        attention_head_dim=4,
+        attention_type="gated" if gated else "default",
+        **extra,
+    )
+
+
+def _vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        sample_size=16,
+        scaling_factor=0.18215,
+    )
+
+
+def _scheduler(**settings: object) -> DDIMScheduler:
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        **settings,
+    )
+
+
+def sd_pipeline(seed: int = 0, **settings: object) -> StableDiffusionPipeline:
+    """Stable Diffusion 1.x in small; `settings` go to the scheduler."""
+    torch.manual_seed(seed)
+    tok = tokenizer()
+    pipeline = StableDiffusionPipeline(
+        vae=_vae().eval(),
+        text_encoder=CLIPTextModel(_text(tok, 32)).eval(),
+        tokenizer=tok,
+        unet=_unet(32, gated=True).eval(),
+        scheduler=_scheduler(**settings),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def sdxl_pipeline(seed: int = 0) -> StableDiffusionXLPipeline:
+    """Stable Diffusion XL in small: two text encoders, pooled text and sizes as added conditions."""
+    torch.manual_seed(seed)
+    tok = tokenizer()
+    unet = _unet(
+        32 + 48,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=32 + 6 * 8,
+    )
+    pipeline = StableDiffusionXLPipeline(
+        vae=_vae().eval(),
+        text_encoder=CLIPTextModel(_text(tok, 32)).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(_text(tok, 48)).eval(),
+        tokenizer=tok,
+        tokenizer_2=tokenizer(),
+        unet=unet.eval(),
+        scheduler=_scheduler(),
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def frozen(components: Components) -> Components:
+    for module in components.modules():
+        module.eval().requires_grad_(False)
+    return components
+
+
+def sd(seed: int = 0, **settings: object) -> Components:
+    return frozen(from_pipeline(sd_pipeline(seed, **settings), "tiny"))
+
+
+def sdxl(seed: int = 0) -> Components:
+    return frozen(from_pipeline(sdxl_pipeline(seed), "tiny-xl"))
+
+
+def snapshot(components: Components) -> list[torch.Tensor]:
+    """Copies of every weight and buffer, for bit-equality afterwards."""
+    return [t.clone() for module in components.modules() for t in (*module.parameters(), *module.buffers())]
+
+
+def same(before: list[torch.Tensor], components: Components) -> bool:
+    after = [t for module in components.modules() for t in (*module.parameters(), *module.buffers())]
+    return len(before) == len(after) and all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def examples(count: int = 3, side: int = 20) -> list[Example]:
+    """Small pictures of different colours."""
+    return [
+        Example(f"{i}.png", Image.new("RGB", (side, side), (40 + 60 * i, 200 - 50 * i, 30 * i))) for i in range(count)
+    ]

@@ -1,0 +1,155 @@
+"""Laws every method obeys; a new one is under them by being in `trainers.methods()`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from pipelines.concept import Concept
+from pipelines.denoising import generate
+from pipelines.errors import Cancelled, ConfigError
+from pipelines.events import Note, Preview, StepDone
+from pipelines.request import ConceptUse, Request
+from tests import tiny
+from trainers import methods
+from trainers.config import DataConfig, TrainConfig
+from trainers.data import LatentSet
+from trainers.train import Run, train
+
+METHODS = methods()
+SETTINGS = {"textual-inversion": {"token": "<thing>", "init": "fox"}}
+BASES = {"sd": tiny.sd, "sdxl": tiny.sdxl}
+
+
+@pytest.fixture(params=list(METHODS))
+def method(request):
+    return METHODS[request.param]
+
+
+@pytest.fixture(params=list(BASES))
+def base(request):
+    return BASES[request.param]()
+
+
+def run(method, **pace):
+    config = method.Config(**SETTINGS[method.name])
+    pace = {"steps": 3, "batch": 2, "learning_rate": 1e-2, "scale_lr": False} | pace
+    return Run(method, config, TrainConfig(**pace), DataConfig(images="unused"))
+
+
+def test_every_method_has_settings_here():
+    assert set(SETTINGS) == set(METHODS)
+
+
+def test_only_declared_parameters_get_gradients(method, base):
+    the_run = run(method)
+    data = LatentSet(base, tiny.examples(), resolution=16)
+    with method.prepare(base, the_run.config) as trainable:
+        generator = torch.Generator().manual_seed(0)
+        batch = data.draw(0, 2, the_run.config.token, trainable.wordings, generator)
+        torch.stack(list(method.losses(trainable, batch, generator).values())).sum().backward()
+        declared = {id(parameter) for parameter in trainable.parameters.values()}
+        assert all(
+            parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in trainable.parameters.values()
+        )
+        others = [p for module in base.modules() for p in module.parameters() if id(p) not in declared]
+        assert all(parameter.grad is None for parameter in others)
+
+
+def test_the_base_is_bit_equal_afterwards_also_after_an_error(method, base):
+    before = tiny.snapshot(base)
+    words = [len(tokenizer) for tokenizer in base.tokenizers]
+    train(base, run(method), tiny.examples())
+    assert tiny.same(before, base)
+    with pytest.raises(RuntimeError, match="on purpose"), method.prepare(base, run(method).config):
+        raise RuntimeError("on purpose")
+    assert tiny.same(before, base)
+    assert [len(tokenizer) for tokenizer in base.tokenizers] == words
+
+
+def test_with_batch_and_noise_fixed_the_loss_falls(method, base):
+    the_run = run(method)
+    data = LatentSet(base, tiny.examples(), resolution=16)
+    with method.prepare(base, the_run.config) as trainable:
+        optimizer = torch.optim.AdamW(list(trainable.parameters.values()), 1e-2, weight_decay=0.0)
+        losses = []
+        for _ in range(20):
+            generator = torch.Generator().manual_seed(0)
+            batch = data.draw(0, 2, the_run.config.token, trainable.wordings, generator)
+            loss = torch.stack(list(method.losses(trainable, batch, generator).values())).sum()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+
+
+def test_the_same_seed_gives_the_same_concept(method, base):
+    first, again, other = (train(base, run(method, seed=seed), tiny.examples()) for seed in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(first.rows, again.rows, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first.rows, other.rows, strict=True))
+
+
+def test_saved_loaded_and_attached_equals_the_trained_state(method, base, tmp_path):
+    the_run = run(method)
+    concept = train(base, the_run, tiny.examples())
+    loaded = Concept.load(concept.save(tmp_path / "c.safetensors"))
+    assert loaded.card.model_copy(update={"created": ""}) == concept.card
+    assert all(torch.equal(a, b) for a, b in zip(concept.rows, loaded.rows, strict=True))
+    request = Request(prompt="a <thing>", concepts=(ConceptUse(source="x"),), steps=2)
+    pictures = [generate(base, request, concepts={"x": one}).latents for one in (concept, loaded)]
+    assert torch.equal(*pictures)
+
+
+def test_cancelling_leaves_the_base_clean_and_the_state_resumable(method, base, tmp_path):
+    before = tiny.snapshot(base)
+    steps = []
+    whole = train(base, run(method, steps=4), tiny.examples())
+    asked = iter([False, False, True])
+    state = tmp_path / "state.pt"
+    with pytest.raises(Cancelled):
+        train(base, run(method, steps=4), tiny.examples(), keep=state, should_stop=lambda: next(asked))
+    assert tiny.same(before, base)
+    resumed = train(base, run(method, steps=4), tiny.examples(), keep=state, on_event=steps.append)
+    assert any(isinstance(event, Note) and "after step 2" in event.text for event in steps)
+    assert all(torch.equal(a, b) for a, b in zip(whole.rows, resumed.rows, strict=True))
+
+
+def test_a_changed_configuration_is_not_resumed(method, base, tmp_path):
+    state = tmp_path / "state.pt"
+    train(base, run(method, steps=2), tiny.examples(), keep=state)
+    with pytest.raises(ConfigError, match="learning_rate"):
+        train(base, run(method, steps=4, learning_rate=2e-2), tiny.examples(), keep=state)
+
+
+def test_a_loss_that_is_no_number_stops_with_its_cause(method, base):
+    with torch.no_grad():
+        base.unet.conv_out.weight.fill_(float("nan"))
+    with pytest.raises(ConfigError, match="denoise.*stopped being a number"):
+        train(base, run(method), tiny.examples())
+
+
+def test_previews_show_the_concept_without_disturbing_the_training(method, base):
+    events = []
+    shown = train(base, run(method, preview_every=2), tiny.examples(), on_event=events.append)
+    previews = [event for event in events if isinstance(event, Preview)]
+    assert [preview.step for preview in previews] == [2]
+    assert "<thing>" in previews[0].caption and "preview" not in previews[0].caption
+    plain = train(base, run(method), tiny.examples())
+    assert all(torch.equal(a, b) for a, b in zip(shown.rows, plain.rows, strict=True))
+
+
+def test_the_last_step_is_always_reported(method, base):
+    events = []
+    train(base, run(method), tiny.examples(), on_event=events.append)
+    assert [event.step for event in events if isinstance(event, StepDone)] == [3]
+
+
+def test_the_recipe_on_the_card_rebuilds_the_configuration(method, base):
+    the_run = run(method)
+    recipe = json.loads(train(base, the_run, tiny.examples()).card.model_dump_json())["recipe"]
+    assert method.Config(**{k: v for k, v in recipe.items() if k in method.Config.model_fields}) == the_run.config
+    assert TrainConfig(**{k: v for k, v in recipe.items() if k in TrainConfig.model_fields}) == the_run.train
+    assert "images" not in recipe

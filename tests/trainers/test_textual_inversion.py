@@ -1,0 +1,203 @@
+"""Textual Inversion follows the official diffusers script's mathematics exactly."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, StableDiffusionPipeline
+from torch.nn import functional as F
+
+from pipelines.components import from_pipeline
+from pipelines.denoising import generate
+from pipelines.events import StepDone
+from pipelines.images import to_tensor
+from pipelines.request import ConceptUse, Guidance, Request
+from tests import tiny
+from trainers.config import DataConfig, TrainConfig
+from trainers.data import templates
+from trainers.loop import step_generator
+from trainers.textual_inversion import TextualInversion, TextualInversionConfig
+from trainers.train import Run, train, with_preset
+
+STEPS = 5
+
+
+def run(token="<my-fox>", init="fox", vectors=1, **pace):
+    data = DataConfig(images="unused", flip=0.5)
+    settings = {"steps": STEPS, "batch": 2, "learning_rate": 5e-3, "scale_lr": False} | pace
+    return Run(
+        TextualInversion(),
+        TextualInversionConfig(token=token, init=init, vectors=vectors),
+        TrainConfig(**settings),
+        data,
+    )
+
+
+def learn(components, the_run):
+    losses = []
+    concept = train(
+        components,
+        the_run,
+        tiny.examples(),
+        on_event=lambda e: losses.append(e.terms) if isinstance(e, StepDone) else None,
+    )
+    return concept, losses
+
+
+def official(pipeline, the_run):
+    """The official script's update, transcribed: whole table trained, old rows restored after every step.
+
+    Draws are taken from the step's generator in our order; everything else is done the script's way: pictures are encoded
+    every step, noise added by the scheduler, the table resized, one AdamW over all of it.
+    """
+    tok, text, unet, vae = pipeline.tokenizer, pipeline.text_encoder, pipeline.unet, pipeline.vae
+    names = [the_run.config.token] + [f"{the_run.config.token}_{i}" for i in range(1, the_run.config.vectors)]
+    assert tok.add_tokens(names) == len(names)
+    ids = tok.convert_tokens_to_ids(names)
+    init = tok.encode(the_run.config.init, add_special_tokens=False)[0]
+    text.resize_token_embeddings(len(tok), mean_resizing=False)
+    table = text.get_input_embeddings().weight
+    with torch.no_grad():
+        for i in ids:
+            table[i] = table[init].clone()
+    kept = table.detach().clone()
+    for module in (unet, vae, text):
+        module.requires_grad_(False)
+    table.requires_grad_(True)
+    optimizer = torch.optim.AdamW([table], lr=the_run.train.rate, weight_decay=the_run.train.weight_decay)
+    noising = DDPMScheduler.from_config(pipeline.scheduler.config)
+    side = unet.config.sample_size * 2
+    pixels = [to_tensor(e.picture.resize((side, side), 3)) for e in tiny.examples()]
+    wordings, batch, losses = templates("object"), the_run.train.batch, []
+    for step in range(the_run.train.steps):
+        generator = step_generator(the_run.train.seed, step)
+        indices = []
+        for place in range(step * batch, (step + 1) * batch):
+            order = torch.Generator().manual_seed(the_run.train.seed * 9_176_263 + place // len(pixels))
+            indices.append(int(torch.randperm(len(pixels), generator=order)[place % len(pixels)]))
+        flips = torch.rand(batch, generator=generator) < the_run.data.flip
+        chosen = torch.randint(len(wordings), (batch,), generator=generator).tolist()
+        images = torch.stack(
+            [pixels[i].flip(-1) if flip else pixels[i] for i, flip in zip(indices, flips, strict=True)]
+        )
+        posterior = vae.encode(images).latent_dist
+        spread = torch.randn(posterior.mean.shape, generator=generator)
+        latents = (posterior.mean + posterior.std * spread) * vae.config.scaling_factor
+        noise = torch.randn(latents.shape, generator=generator)
+        timesteps = torch.randint(noising.config.num_train_timesteps, (batch,), generator=generator)
+        captions = [wordings[k].format(" ".join(names)) for k in chosen]
+        tokens = tok(captions, padding="max_length", truncation=True, max_length=77, return_tensors="pt").input_ids
+        guess = unet(noising.add_noise(latents, noise, timesteps), timesteps, text(tokens)[0]).sample
+        target = (
+            noise if noising.config.prediction_type == "epsilon" else noising.get_velocity(latents, noise, timesteps)
+        )
+        loss = F.mse_loss(guess.float(), target.float(), reduction="mean")
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            old = torch.ones(len(tok), dtype=torch.bool)
+            old[min(ids) : max(ids) + 1] = False
+            table[old] = kept[old]
+        losses.append(float(loss.detach()))
+    return table.detach()[ids], losses
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("vectors", [1, 3])
+def test_losses_and_rows_equal_the_official_update(monkeypatch, prediction, vectors):
+    monkeypatch.setattr("trainers.train.REPORT", 1)
+    the_run = run(vectors=vectors)
+    concept, losses = learn(tiny.sd(prediction_type=prediction), the_run)
+    rows, expected = official(tiny.sd_pipeline(prediction_type=prediction), the_run)
+    assert [terms["denoise"] for terms in losses] == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(concept.rows[0], rows, atol=1e-6, rtol=1e-5)
+    start = tiny.sd().text_encoders[0].get_input_embeddings().weight[tiny.tokenizer().convert_tokens_to_ids("fox</w>")]
+    assert (concept.rows[0] - start).norm() > 1e-2
+
+
+def test_loss_displacement_and_norm_are_reported(monkeypatch):
+    monkeypatch.setattr("trainers.train.REPORT", 1)
+    _, reports = learn(tiny.sd(), run())
+    assert len(reports) == STEPS
+    assert all({"denoise", "displacement", "norm"} <= set(report) for report in reports)
+    assert reports[-1]["displacement"] > reports[0]["displacement"] > 0
+
+
+def test_sdxl_learns_rows_for_both_encoders():
+    concept, _ = learn(tiny.sdxl(), run(vectors=2))
+    assert [tuple(rows.shape) for rows in concept.rows] == [(2, 32), (2, 48)]
+    assert concept.card.family == "sdxl"
+
+
+@pytest.mark.parametrize(("token", "vectors"), [("<my-fox>", 1), ("<my-fox>", 3), ("<R>", 1), ("sks", 2)])
+def test_the_saved_concept_gives_the_same_picture_in_plain_diffusers(tmp_path, token, vectors):
+    base = tiny.sd()
+    concept, _ = learn(base, run(token=token, vectors=vectors))
+    path = concept.save(tmp_path / "concept.safetensors")
+    request = Request(
+        prompt=f"a photo of {token} on a table",
+        concepts=(ConceptUse(source=str(path)),),
+        steps=3,
+        seed=2,
+        scheduler="ddim",
+        guidance=Guidance(scale=4.0),
+        width=16,
+        height=16,
+    )
+    ours = generate(base, request).latents
+    pipeline: StableDiffusionPipeline = tiny.sd_pipeline()
+    pipeline.load_textual_inversion(str(path))
+    theirs = pipeline(
+        request.prompt,
+        num_inference_steps=3,
+        guidance_scale=4.0,
+        generator=torch.Generator().manual_seed(2),
+        output_type="latent",
+        width=16,
+        height=16,
+    ).images
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    plain = generate(base, request.model_copy(update={"concepts": (), "prompt": "a photo of fox on a table"})).latents
+    assert not torch.allclose(ours, plain, atol=1e-3)
+
+
+def test_upper_case_words_of_several_vectors_work_here(tmp_path):
+    base = tiny.sd()
+    concept, _ = learn(base, run(token="<R>", vectors=3))
+    with concept.attach(base) as taught:
+        from trainers.terms import prompt_ids
+
+        ids = prompt_ids(taught, 0, ["a <R> b"])[0].tolist()
+        fox = prompt_ids(taught, 0, ["a <r> b"])[0].tolist()
+    first = len(base.tokenizers[0])
+    assert ids[2:5] == [first, first + 1, first + 2]
+    assert first not in fox
+
+
+def test_the_pocket_recipe_applies_only_where_nothing_was_set():
+    pace = with_preset(TextualInversion(), "pocket", TrainConfig(steps=7))
+    assert pace.steps == 7
+    assert pace.learning_rate == TextualInversion.presets["pocket"]["learning_rate"]
+    assert with_preset(TextualInversion(), "sd1", TrainConfig()) == TrainConfig()
+
+
+def test_the_defaults_are_the_official_recipe():
+    pace = TrainConfig()
+    assert (pace.steps, pace.batch * pace.accumulate, pace.weight_decay) == (3000, 4, 1e-2)
+    assert pace.rate == pytest.approx(2e-3)
+
+
+def test_components_of_a_pipeline_are_shared():
+    pipeline = tiny.sd_pipeline()
+    assert from_pipeline(pipeline, "x").unet is pipeline.unet
+
+
+def test_random_module_state_is_not_used():
+    base = tiny.sd()
+    state, before = random.getstate(), torch.get_rng_state()
+    learn(base, run(steps=2))
+    assert random.getstate() == state
+    assert torch.equal(before, torch.get_rng_state())

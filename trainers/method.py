@@ -1,0 +1,61 @@
+"""What a method is: how something is learned, in one file, enrolled by one line in `trainers.METHODS`.
+
+A method declares what is trainable, gives named loss terms for a batch, and exports what was learned. Loop, data,
+checkpoints, previews, command line, forms and file format are the same for all and not its business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.components import Components
+from pipelines.concept import Concept
+from trainers.data import Batch
+
+
+@dataclass(frozen=True)
+class Trainable:
+    """A base prepared for training.
+
+    Attributes:
+        components: the base with whatever is new in it.
+        parameters: name -> the only tensors that are trained.
+        wordings: prompt templates with one `{}` for the token.
+        state: what the method wants to keep for its losses.
+        figures: numbers to report beside the losses.
+    """
+
+    components: Components
+    parameters: Mapping[str, nn.Parameter]
+    wordings: tuple[str, ...]
+    state: Any
+    figures: Callable[[], dict[str, float]] = field(default=dict)
+
+
+class Method(Protocol):
+    """One way of learning."""
+
+    name: ClassVar[str]
+    """As on the command line."""
+    Config: ClassVar[Any]
+    """Its settings, a frozen pydantic model; `token` among them."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+    """Recipe for a model family, where it is not the default one."""
+
+    def prepare(self, components: Components, config: Any) -> AbstractContextManager[Trainable]:
+        """Make ready for training; the base is bit-identical after the `with`."""
+        ...
+
+    def losses(self, trainable: Trainable, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Named loss terms of a batch; the loop optimises their sum."""
+        ...
+
+    def export(self, trainable: Trainable) -> Concept:
+        """What was learned so far."""
+        ...

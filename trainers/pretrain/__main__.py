@@ -1,0 +1,96 @@
+"""`python -m trainers.pretrain [all|vae|judge|unet|pack|score]`: train `pocket`, or print its scores."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from pipelines.components import POCKET
+from pipelines.errors import StudioError
+from pipelines.events import Event, StepDone
+
+STAGES = ("vae", "judge", "unet")
+
+
+def _show(stage: str, log: Path) -> object:
+    """An event reader that prints progress and appends it to a log of JSON lines."""
+
+    def show(event: Event) -> None:
+        if isinstance(event, StepDone):
+            figures = " ".join(f"{name} {value:.4f}" for name, value in event.terms.items())
+            print(f"{stage} {event.step}/{event.steps} {event.seconds:.0f} s  {figures}", flush=True)
+            with log.open("a", encoding="utf-8") as stream:
+                stream.write(
+                    json.dumps({"stage": stage, "step": event.step, "time": time.time(), **event.terms}) + "\n"
+                )
+        else:
+            print(f"{stage}: {getattr(event, 'text', event)}", flush=True)
+
+    return show
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m trainers.pretrain", description=__doc__)
+    parser.add_argument("stage", nargs="?", default="all", choices=("all", *STAGES, "pack", "score"))
+    parser.add_argument(
+        "--work", type=Path, default=Path("outputs/pretrain"), help="where states and previews are kept"
+    )
+    parser.add_argument("--out", type=Path, default=POCKET, help="where the finished model is written or scored")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--size", type=int, default=None, help="picture side: 64 on a CPU, 128 on a GPU")
+    parser.add_argument("--vae-steps", type=int, default=6000)
+    parser.add_argument("--judge-steps", type=int, default=1600)
+    parser.add_argument("--unet-steps", type=int, default=6000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--pictures", type=int, default=65536, help="composed pictures the UNet learns from")
+    parser.add_argument("--prompts", type=int, default=200, help="score: how many seeded prompts of each kind")
+    parser.add_argument("--threads", type=int, default=None)
+    arguments = parser.parse_args()
+    arguments.size = arguments.size or (128 if arguments.device.startswith("cuda") else 64)
+    return arguments
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    # Imported here, so that --help does not wait for transformers.
+    from trainers.pretrain.stages import judge_stage, pack, unet_stage, vae_stage
+
+    chosen = STAGES if arguments.stage == "all" else (arguments.stage,)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    actions = {"vae": vae_stage, "judge": judge_stage, "unet": unet_stage, "pack": pack}
+    for stage in (*chosen, "pack") if arguments.stage == "all" else chosen:
+        actions[stage](arguments, _show(stage, arguments.work / "log.jsonl"))
+
+
+def main() -> int:
+    """Run the chosen stage; errors meant for people end with exit code 2."""
+    arguments = _arguments()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if arguments.device == "cpu" and os.environ.get("MALLOC_TRIM_THRESHOLD_") is None:
+        # Page faults of large activations cost a quarter of the time; glibc reads these only at start.
+        os.environ.update(MALLOC_MMAP_THRESHOLD_=str(1 << 32), MALLOC_TRIM_THRESHOLD_=str(1 << 32))
+        os.execv(sys.executable, [sys.executable, "-m", "trainers.pretrain", *sys.argv[1:]])
+    try:
+        if arguments.stage == "score":
+            from trainers.pretrain.score import score
+
+            print(json.dumps(score(arguments.out, arguments.prompts, arguments.device), indent=1))
+        else:
+            _train(arguments)
+    except StudioError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Scores of a trained `pocket`, each beside the level of pure chance."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from pipelines.components import Components, load
+from pipelines.denoising import generate
+from pipelines.images import to_tensor
+from pipelines.judge import Judge
+from pipelines.request import Request
+from pipelines.scores import detect, holds, name, nearest_colour
+from trainers.pretrain.vae import pictures, psnr
+from trainers.stickers import ALL_NAMES, COLOURS, RELATIONS, Scene, Stickers, article, scene, scenes
+
+SEED = 7000
+
+
+def _made(components: Components, prompts: list[str], steps: int) -> list[Image.Image]:
+    """One picture for each prompt, each from its own seed."""
+    return [
+        generate(components, Request(prompt=prompt, steps=steps, seed=SEED + index)).pictures[0]
+        for index, prompt in enumerate(prompts)
+    ]
+
+
+def _pair_right(judge: Judge, picture: Image.Image, item: Scene) -> tuple[bool, bool]:
+    """Whether both things of a relation are there by name, and whether they also stand as told."""
+    found = detect(to_tensor(picture))[:2]
+    if len(found) < 2:
+        return False, False
+    named = dict(zip(name(judge, [one.crop for one in found], ALL_NAMES), found, strict=True))
+    wanted = [thing.name for thing in item.stickers]
+    if set(named) != set(wanted):
+        return False, False
+    return True, holds(str(item.relation), named[wanted[0]], named[wanted[1]])
+
+
+def _judge_top1(judge: Judge, count: int, size: int) -> float:
+    """How often the judge names a thing of a real unseen composition right, found by the same detector."""
+    listed = scenes(count, SEED + 1, names=ALL_NAMES, kind="one")
+    images = Stickers(size).render(listed).images
+    found = [detect(image) for image in images]
+    crops = [things[0].crop for things in found if things]
+    truth = [item.stickers[0].name for item, things in zip(listed, found, strict=True) if things]
+    called = name(judge, crops, ALL_NAMES)
+    return sum(a == b for a, b in zip(called, truth, strict=True)) / count
+
+
+def score(folder: Path, count: int, device: str, steps: int = 25) -> dict[str, Any]:
+    """All figures of the model card.
+
+    Args:
+        folder: the model in the diffusers layout, with its judge.
+        count: prompts of each kind.
+        device: where to compute.
+        steps: denoising steps.
+    """
+    components, judge = load(folder, device=device), Judge.load(folder / "judge")
+    size = components.defaults.size
+    rng = random.Random(SEED)
+    singles = [scene(rng, kind="one", say_colour=True) for _ in range(count)]
+    pairs = [scene(rng, relation=rng.choice(tuple(RELATIONS)), say_colour=True) for _ in range(count)]
+    wording = [f"{article(s.stickers[0].name)} on {article(s.colour)} background" for s in singles]
+    made = _made(components, wording, steps)
+    found = [detect(to_tensor(picture)) for picture in made]
+    called = [name(judge, [things[0].crop], ALL_NAMES)[0] if things else "" for things in found]
+    colours = [nearest_colour(to_tensor(picture), COLOURS) for picture in made]
+    both = [
+        _pair_right(judge, p, s)
+        for p, s in zip(_made(components, [s.caption for s in pairs], steps), pairs, strict=True)
+    ]
+    unseen = pictures(256, SEED + 2, size, device)
+    names = len(ALL_NAMES)
+    return {
+        "prompts": count,
+        "steps": steps,
+        "guidance": components.defaults.scale,
+        "reconstruction_db": round(psnr(components.vae, unseen), 2),  # pyright: ignore[reportArgumentType]
+        "one_object_named": _share([a == s.stickers[0].name for a, s in zip(called, singles, strict=True)]),
+        "one_object_chance": round(1 / names, 4),
+        "background_right": _share([a == s.colour for a, s in zip(colours, singles, strict=True)]),
+        "background_chance": 1 / len(COLOURS),
+        "two_objects_named": _share([named for named, _ in both]),
+        "two_objects_and_relation": _share([right for _, right in both]),
+        "two_objects_chance": round(1 / (names * (names - 1)) / 2, 6),
+        "judge_top1_real": _judge_top1(judge, max(count, 400), size),
+        "judge_chance": round(1 / names, 4),
+        "device": str(torch.device(device)),
+    }
+
+
+def _share(right: list[bool]) -> float:
+    return round(sum(right) / len(right), 4)

@@ -1,0 +1,130 @@
+"""The stages in order, each skipped when its result is there; and packing the result as `pocket`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderTiny
+
+from pipelines.components import Components
+from pipelines.denoising import generate
+from pipelines.errors import ModelError
+from pipelines.events import Note, OnEvent
+from pipelines.judge import Judge
+from pipelines.request import Request
+from pipelines.sheet import Sheet
+from trainers.pretrain.judge import train_judge
+from trainers.pretrain.parts import scheduler
+from trainers.pretrain.unet import Generator, train_unet
+from trainers.pretrain.vae import pictures, psnr, train_vae
+from trainers.pretrain.vocabulary import build_tokenizer, write_tokenizer
+
+PREVIEW = (
+    "a dog",
+    "an apple on a blue background",
+    "a robot on a pink background",
+    "a penguin to the left of a pizza",
+    "a crown above a lion on a green background",
+    "a fox to the right of a house on a yellow background",
+    "two cats",
+)
+
+
+def vae_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
+    """Train the autoencoder into `work/vae`."""
+    folder = arguments.work / "vae"
+    if folder.exists():
+        on_event(Note(f"{folder} is there already"))
+        return
+    vae = train_vae(
+        arguments.work, steps=arguments.vae_steps, size=arguments.size, device=arguments.device, on_event=on_event
+    )
+    unseen = pictures(256, 999, arguments.size, arguments.device)
+    on_event(Note(f"reconstruction of unseen compositions: {psnr(vae, unseen):.2f} dB"))
+    vae.to("cpu").save_pretrained(folder)
+
+
+def judge_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
+    """Train the judge into `work/judge`."""
+    folder = arguments.work / "judge"
+    if folder.exists():
+        on_event(Note(f"{folder} is there already"))
+        return
+    judge = train_judge(
+        arguments.work, steps=arguments.judge_steps, size=arguments.size, device=arguments.device, on_event=on_event
+    )
+    judge.to("cpu").save(folder)
+
+
+def as_components(model: Generator, vae: AutoencoderTiny) -> Components:
+    """The parts in training, as a base model."""
+    return Components(
+        model.unet, vae, (model.text,), (build_tokenizer(),), dict(scheduler().config), "pocket", "pocket"
+    )
+
+
+def unet_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
+    """Train UNet and text encoder into `work/generator.pt`, with preview sheets on the way."""
+    if not (arguments.work / "vae").exists():
+        raise ModelError(f"There is no autoencoder in {arguments.work}.", "Run python -m trainers.pretrain vae first.")
+    vae = AutoencoderTiny.from_pretrained(arguments.work / "vae").to(arguments.device).requires_grad_(False)
+
+    def show(model: Generator, step: int) -> None:
+        was = model.training
+        sheet = Sheet(cell=arguments.size)
+        for prompt in PREVIEW:
+            request = Request(prompt=prompt, count=4, steps=15)
+            sheet.row(prompt, generate(as_components(model.eval(), vae), request).pictures)
+        model.train(was)
+        path = sheet.save(arguments.work / "preview.png")
+        on_event(Note(f"preview after step {step}: {path}"))
+
+    model = train_unet(
+        arguments.work,
+        vae,
+        steps=arguments.unet_steps,
+        size=arguments.size,
+        device=arguments.device,
+        on_event=on_event,
+        batch=arguments.batch,
+        pictures=arguments.pictures,
+        show=show,
+        show_every=500,
+    )
+    torch.save(model.to("cpu").state_dict(), arguments.work / "generator.pt")
+
+
+def pack(arguments: argparse.Namespace, on_event: OnEvent) -> None:
+    """Write `pocket` in the diffusers layout: fp16 safetensors, tokenizer, scheduler, judge."""
+    out: Path = arguments.out
+    model = Generator(arguments.size, build_tokenizer())
+    model.load_state_dict(torch.load(arguments.work / "generator.pt", weights_only=True))
+    vae = AutoencoderTiny.from_pretrained(arguments.work / "vae")
+    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "judge"):
+        shutil.rmtree(out / part, ignore_errors=True)
+    model.unet.half().save_pretrained(out / "unet")
+    vae.half().save_pretrained(out / "vae")
+    model.text.half().save_pretrained(out / "text_encoder")
+    write_tokenizer(out / "tokenizer")
+    scheduler().save_pretrained(out / "scheduler")
+    Judge.load(arguments.work / "judge").save(out / "judge")
+    index: dict[str, Any] = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": "0.42.1",
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderTiny"],
+    }
+    (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    on_event(Note(f"written to {out}"))

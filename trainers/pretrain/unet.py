@@ -1,0 +1,164 @@
+"""Stage 3: the UNet and its text encoder, on latents encoded beforehand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from pipelines.events import Note, OnEvent
+from pipelines.files import whole_file
+from trainers.checkpoints import Checkpoint
+from trainers.loop import Pace, optimise, warm_stable_decay
+from trainers.pretrain.judge import START
+from trainers.pretrain.muon import Muon
+from trainers.pretrain.parts import scheduler, text_config, unet
+from trainers.pretrain.vocabulary import build_tokenizer
+from trainers.stickers import Scene, Stickers, scenes
+
+EMPTY = 0.1  # share of captions left empty, for classifier-free guidance
+GATED = ("fuser", "position_net")  # layers for boxes; trained later, on a frozen base
+
+
+class Generator(nn.Module):
+    """What is trained together: the UNet and the text encoder that feeds it."""
+
+    def __init__(self, size: int, tokenizer: CLIPTokenizer) -> None:
+        super().__init__()
+        self.unet: UNet2DConditionModel = unet(size)
+        self.text = CLIPTextModel(text_config(tokenizer))
+
+    def begin_with(self, text_tower: dict[str, Tensor]) -> None:
+        """Start the text encoder from the judge's text tower."""
+        prefix = "text_model."
+        self.text.load_state_dict({k.removeprefix(prefix): v for k, v in text_tower.items() if k.startswith(prefix)})
+
+    def groups(self, rate: float) -> list[torch.optim.Optimizer]:
+        """Muon for the UNet's hidden matrices, AdamW for the rest (the text encoder ten times slower)."""
+        hidden: list[Tensor] = []
+        rest: list[Tensor] = []
+        for name, parameter in self.unet.named_parameters():
+            if any(part in name for part in GATED):
+                parameter.requires_grad_(False)
+            elif parameter.ndim >= 2 and not name.startswith(("conv_in", "conv_out")):
+                hidden.append(parameter)
+            else:
+                rest.append(parameter)
+        adam = torch.optim.AdamW(
+            [{"params": rest}, {"params": list(self.text.parameters()), "lr": rate / 10}], rate, fused=True
+        )
+        return [Muon(hidden, rate), adam]
+
+
+def training_stream(count: int, seed: int) -> list[Scene]:
+    """The scenes the generator is trained on: trained names and trained relations alone."""
+    return scenes(count, seed)
+
+
+@torch.no_grad()
+def encoded(
+    work: Path, vae: AutoencoderTiny, count: int, seed: int, size: int, device: str, on_event: OnEvent
+) -> tuple[Tensor, list[str]]:
+    """Scaled latents (count, 4, size/4, size/4) fp16 of the training stream, and its captions; kept on disk."""
+    listed = training_stream(count, seed)
+    path = work / f"latents-{size}-{count}-{seed}.pt"
+    if not path.exists():
+        on_event(Note(f"encoding {count} pictures"))
+        stickers = Stickers(size, device)
+        parts = [
+            (vae.encoder(stickers.render(listed[i : i + 128]).images) * vae.config.scaling_factor).half().cpu()
+            for i in range(0, count, 128)
+        ]
+        with whole_file(path) as temporary:
+            torch.save(torch.cat(parts), temporary)
+    return torch.load(path, weights_only=True), [item.caption for item in listed]
+
+
+def train_unet(
+    work: Path,
+    vae: AutoencoderTiny,
+    *,
+    steps: int,
+    size: int,
+    device: str,
+    on_event: OnEvent,
+    batch: int = 64,
+    pictures: int = 65536,
+    rate: float = 1.2e-3,
+    show: Callable[[Generator, int], None] = lambda model, step: None,
+    show_every: int = 500,
+    make_optimizers: Callable[[Generator, float], list[torch.optim.Optimizer]] = Generator.groups,
+) -> Generator:
+    """Train and return the moving average of the generator.
+
+    v-prediction on zero-terminal-SNR noise, all timesteps alike, spread evenly over each batch to calm the gradient.
+    """
+    tokenizer = build_tokenizer()
+    latents, captions = encoded(work, vae, pictures, 31, size, device, on_event)
+    ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
+    empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids[0].to(device)
+    latents = latents.to(device)
+    noising = scheduler()
+    torch.manual_seed(4)  # initial weights
+    model = Generator(size, tokenizer).to(device)
+    model.begin_with(torch.load(work / START, map_location=device, weights_only=True))
+    optimizers = make_optimizers(model, rate)
+    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
+
+    def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        which = torch.randint(len(latents), (batch,), generator=generator).to(device)
+        even = (torch.rand((), generator=generator) + torch.arange(batch) / batch) % 1
+        timesteps = (even * noising.config.num_train_timesteps).long().to(device)
+        clean = latents[which].float()
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        dropped = (torch.rand((batch, 1), generator=generator) < EMPTY).to(device)
+        context = model.text(torch.where(dropped, empty, ids[which])).last_hidden_state
+        noisy = noising.add_noise(clean, noise, timesteps)
+        velocity = noising.get_velocity(clean, noise, timesteps)
+        guess = model.unet(noisy, timesteps, context).sample
+        return {"denoise": (guess - velocity).square().mean()}
+
+    def after(done: int) -> None:
+        average.update_parameters(model)
+        if done % show_every == 0 or done == steps:
+            show(average.module, done)
+
+    optimise(
+        losses,
+        optimizers,
+        Pace(steps, seed=5, clip=1.0, report=50),
+        rate=lambda step, total: warm_stable_decay(step, total, warm=200),
+        after_step=after,
+        checkpoint=_checkpoint(work / "unet.pt", model, average, optimizers),
+        on_event=on_event,
+    )
+    return average.module.eval()
+
+
+def _checkpoint(
+    path: Path,
+    model: Generator,
+    average: torch.optim.swa_utils.AveragedModel,
+    optimizers: list[torch.optim.Optimizer],
+) -> Checkpoint:
+    def state() -> dict[str, Any]:
+        return {
+            "model": model.state_dict(),
+            "average": average.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "saved": time.time(),
+        }
+
+    def restore(kept: dict[str, Any]) -> None:
+        model.load_state_dict(kept["model"])
+        average.load_state_dict(kept["average"])
+        for optimizer, one in zip(optimizers, kept["optimizers"], strict=True):
+            optimizer.load_state_dict(one)
+
+    return Checkpoint(path, 250, state, restore)

@@ -1,0 +1,104 @@
+"""Textual Inversion: learn a word for what example pictures show, everything else frozen.
+
+Source: Gal et al., arXiv:2208.01618: the embedding v of a new word minimises the denoising loss of the pictures under
+prompts with that word (eq. 2). The update is that of the official diffusers script: AdamW on the rows, no clipping, weight decay on the
+rows too. Differences, none of which changes a figure: only the new rows are parameters, instead of the whole table
+restored after each step, and the autoencoder's posteriors are computed once and sampled each step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from pipelines.card import ConceptCard
+from pipelines.components import Components
+from pipelines.concept import Concept
+from pipelines.tokens import new_words, single_rows
+from trainers.config import TokenConfig
+from trainers.data import Batch, templates
+from trainers.method import Trainable
+from trainers.terms import conditioning, denoising_loss, noise_levels
+
+
+class TextualInversionConfig(TokenConfig):
+    """Settings of Textual Inversion."""
+
+    kind: Literal["object", "style"] = "object"
+    """What the pictures share; decides the prompt templates."""
+
+    wordings: Literal["auto", "object", "style", "pocket"] = "auto"
+    """Prompt templates; "auto" takes those of `kind`, and for `pocket` the few it understands."""
+
+
+@dataclass(frozen=True)
+class _State:
+    config: TextualInversionConfig
+    starts: tuple[Tensor, ...]
+    levels: Tensor
+
+
+class TextualInversion:
+    """Learns the embedding rows of a new word."""
+
+    name: ClassVar[str] = "textual-inversion"
+    Config = TextualInversionConfig
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "pocket": {
+            "steps": 400,
+            "batch": 16,
+            "learning_rate": 2e-2,
+            "scale_lr": False,
+            "weight_decay": 0.0,
+            "flip": 0.0,
+        }
+    }
+
+    @contextmanager
+    def prepare(self, components: Components, config: TextualInversionConfig) -> Iterator[Trainable]:
+        """Add the word, all its vectors starting as the initializer."""
+        starts = tuple(row.expand(config.vectors, -1) for row in single_rows(components, config.init))
+        own = "pocket" if components.family == "pocket" else config.kind
+        wordings = templates(own if config.wordings == "auto" else config.wordings)
+        levels = noise_levels(components.scheduler_config, components.device)
+        with new_words(components, config.token, starts) as words:
+
+            def figures() -> dict[str, float]:
+                moved = torch.stack(
+                    [(row - start).norm(dim=-1).mean() for row, start in zip(words.rows, starts, strict=True)]
+                )
+                norm = torch.stack([row.norm(dim=-1).mean() for row in words.rows])
+                return {"displacement": float(moved.detach().mean()), "norm": float(norm.detach().mean())}
+
+            named = {f"rows_{i}": row for i, row in enumerate(words.rows)}
+            yield Trainable(words.components, named, wordings, _State(config, starts, levels), figures)
+
+    def losses(self, trainable: Trainable, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """The denoising loss at timesteps drawn evenly."""
+        components, state = trainable.components, trainable.state
+        device = components.device
+        noise = torch.randn(batch.latents.shape, generator=generator).to(device)
+        timesteps = torch.randint(len(state.levels), (len(noise),), generator=generator).to(device)
+        resolution = batch.latents.shape[-1] * components.factor
+        arguments = conditioning(components, batch.captions, batch.sizes, resolution)
+        return {"denoise": denoising_loss(components, batch.latents, timesteps, noise, state.levels, arguments)}
+
+    def export(self, trainable: Trainable) -> Concept:
+        """The rows as they are now."""
+        config = trainable.state.config
+        rows = tuple(parameter.detach().cpu().float().clone() for parameter in trainable.parameters.values())
+        card = ConceptCard(
+            token=config.token,
+            kind=config.kind,
+            method=self.name,
+            family=trainable.components.family,
+            base=trainable.components.name,
+            vectors=config.vectors,
+            init=config.init,
+        )
+        return Concept(card, rows)
