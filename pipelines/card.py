@@ -38,13 +38,13 @@ class ConceptCard(Frozen):
     """Name of the base model it was trained on."""
     base_fingerprint: str = ""
     """`Components.fingerprint()` of that base."""
-    vectors: int = Field(1, ge=1, le=256)
+    vectors: int = Field(default=1, ge=1, le=256)
     """Embedding vectors of the token."""
     init: str = ""
     """The word training started from."""
-    recipe: dict[str, Any] = {}
+    recipe: dict[str, Any] = Field(default_factory=dict)
     """The resolved configuration of the run."""
-    scores: dict[str, float] = {}
+    scores: dict[str, float] = Field(default_factory=dict)
     """Figures of `studio score`."""
     created: str = ""
     """When, ISO 8601."""
@@ -89,30 +89,31 @@ _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2,
 
 
 def _check_layout(header: dict[str, Any], available: int) -> None:
-    spans: list[tuple[int, int]] = []
     if not isinstance(header, dict) or len(header) > TENSOR_LIMIT:
         raise ValueError("it is no table of tensors")
-    for name, entry in header.items():
-        if name == "__metadata__":
-            if not all(isinstance(value, str) for value in entry.values()):
-                raise ValueError("metadata must be text")
-            continue
-        begin, end = entry["data_offsets"]
-        count = 1
-        for extent in entry["shape"]:
-            if not isinstance(extent, int) or isinstance(extent, bool) or extent < 0:
-                raise ValueError(f"tensor {name!r:.40} has an impossible shape")
-            count *= extent
-        if end - begin != count * _BYTES[entry["dtype"]]:
-            raise ValueError(f"tensor {name!r:.40} has the wrong length")
-        spans.append((begin, end))
+    metadata = header.get("__metadata__", {})
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("metadata must be text")
     place = 0
-    for begin, end in sorted(spans):
+    for begin, end in sorted(_span(name, entry) for name, entry in header.items() if name != "__metadata__"):
         if begin != place:
             raise ValueError("tensors overlap or leave gaps")
         place = end
     if place != available:
         raise ValueError(f"{available} bytes of data where {place} were announced")
+
+
+def _span(name: str, entry: dict[str, Any]) -> tuple[int, int]:
+    """Begin and end of a tensor's data, checked against its shape."""
+    begin, end = entry["data_offsets"]
+    count = 1
+    for extent in entry["shape"]:
+        if not isinstance(extent, int) or isinstance(extent, bool) or extent < 0:
+            raise ValueError(f"tensor {name!r:.40} has an impossible shape")
+        count *= extent
+    if not isinstance(begin, int) or begin < 0 or end - begin != count * _BYTES[entry["dtype"]]:
+        raise ValueError(f"tensor {name!r:.40} has the wrong length")
+    return begin, end
 
 
 def read_card(path: Path) -> ConceptCard:

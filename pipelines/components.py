@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from pipelines.errors import ModelError
 from pipelines.request import Defaults
@@ -68,12 +70,12 @@ class Components:
     @property
     def factor(self) -> int:
         """Pixels per latent along a side."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
     @property
     def defaults(self) -> Defaults:
         """What a request that says nothing gets."""
-        size = int(self.unet.config.sample_size) * self.factor
+        size = int(self.unet.config["sample_size"]) * self.factor
         if self.family == "pocket":
             return Defaults(size=size, scale=4.0, rescale=0.5, scheduler="ddim", steps=25)
         zero_snr = bool(self.scheduler_config.get("rescale_betas_zero_snr"))
@@ -86,7 +88,8 @@ class Components:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Components:
         """Move the networks in place and return self."""
         for module in self.modules():
-            module.to(device=device, dtype=dtype)
+            # diffusers warns about any `dtype`, also None.
+            module.to(device) if dtype is None else module.to(device, dtype)
         return self
 
     def fingerprint(self) -> str:
@@ -129,12 +132,12 @@ def encode(components: Components, images: Tensor) -> Posterior:
     """Encode pictures (B, 3, H, W) in [-1, 1]."""
     vae = components.vae
     images = images.to(vae.device, vae.dtype)
-    scale = vae.config.scaling_factor
+    scale = vae.config["scaling_factor"]
     if isinstance(vae, AutoencoderTiny):
         mean = vae.encode(images).latents
         return Posterior(mean * scale, torch.zeros_like(mean))
     latent = vae.encode(images).latent_dist
-    shift = vae.config.shift_factor or 0.0
+    shift = vae.config["shift_factor"] or 0.0
     return Posterior((latent.mean - shift) * scale, latent.std * scale)
 
 
@@ -143,14 +146,14 @@ def decode(components: Components, latents: Tensor) -> Tensor:
     """Decode scaled latents to pictures (B, 3, H, W) in [-1, 1], float32."""
     vae = components.vae
     dtype = vae.dtype
-    upcast = dtype == torch.float16 and bool(vae.config.force_upcast)  # SDXL's autoencoder overflows in fp16
+    upcast = dtype == torch.float16 and bool(vae.config["force_upcast"])  # SDXL's autoencoder overflows in fp16
     if upcast:
         vae.to(dtype=torch.float32)
     try:
         shift = vae.config.get("shift_factor") or 0.0
         if isinstance(vae, AutoencoderTiny):
             shift = 0.0
-        raw = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor + shift
+        raw = latents.to(vae.device, vae.dtype) / vae.config["scaling_factor"] + shift
         return vae.decode(raw, return_dict=False)[0].float().clamp(-1, 1)
     finally:
         if upcast:
@@ -181,16 +184,29 @@ def load(
         ModelError: if there is no such model, it is of an unknown kind, or the attention is not available.
     """
     path = POCKET if str(base) == "pocket" else Path(base)
-    if path.is_dir():
-        components = _from_folder(path, str(base), dtype)
-    elif path.is_file():
-        components = _from_single_file(path, dtype, download)
-    else:
-        components = _from_hub(str(base), dtype, download)
+    with _without_progress_bars():
+        if path.is_dir():
+            components = _from_folder(path, str(base), dtype)
+        elif path.is_file():
+            components = _from_single_file(path, dtype, download)
+        else:
+            components = _from_hub(str(base), dtype, download)
     for module in components.modules():
         module.eval().requires_grad_(False)
     set_attention(components.unet, attention)
     return components.to(device)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Loading takes a moment; transformers' bars for it would only clutter the terminal."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def set_attention(unet: UNet2DConditionModel, attention: Attention) -> None:
@@ -253,7 +269,7 @@ def _from_folder(path: Path, name: str, dtype: torch.dtype) -> Components:
 
 
 def _weights(folder: Path, kind: str, dtype: torch.dtype) -> dict[str, Any]:
-    """Loading options of one part: safetensors alone, at the precision asked for, the fp16 variant if it is all there is."""
+    """Loading options of one part: safetensors alone, the asked precision, fp16 files if that is all there is."""
     if kind.startswith("CLIPTokenizer"):
         return {}
     options: dict[str, Any] = {"use_safetensors": True}

@@ -1,4 +1,4 @@
-"""The denoising loop, `generate`: a request in, pictures out. Everything that is asked of a picture plugs in as a condition."""
+"""The denoising loop, `generate`: a request in, pictures out. What is asked of a picture plugs in as a condition."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ class Result:
 def initial_noise(components: Components, request: Request) -> tuple[Tensor, list[torch.Generator]]:
     """Unit noise (count, C, h, w), picture i from seed + i, and the generators that go on from there.
 
-    Drawn on the CPU, so that a seed means the same picture on every device; the draw equals that of a diffusers pipeline
-    given one CPU generator a picture.
+    Drawn on the CPU, so that a seed means the same picture on every device; the draw equals that of a diffusers
+    pipeline given one CPU generator a picture.
     """
     generators = [torch.Generator().manual_seed(request.seed + i) for i in range(request.count)]
     height, width = int(request.height or 0), int(request.width or 0)
     # The latent channels are those of the output: an inpainting UNet takes more in.
-    shape = (1, components.unet.config.out_channels, height // components.factor, width // components.factor)
+    shape = (1, components.unet.config["out_channels"], height // components.factor, width // components.factor)
     noise = torch.cat([torch.randn(shape, generator=generator, dtype=components.dtype) for generator in generators])
     return noise.to(components.device), generators
 
@@ -143,7 +143,7 @@ def _denoise(
 
 
 def _check_size(components: Components, request: Request) -> None:
-    levels = len(components.unet.config.block_out_channels) - 1
+    levels = len(components.unet.config["block_out_channels"]) - 1
     multiple = components.factor * 2**levels
     for name, value in (("width", request.width), ("height", request.height)):
         if int(value or 0) % multiple:

@@ -44,5 +44,5 @@ class DataError(StudioError):
     """Training pictures or captions that cannot be used."""
 
 
-class Cancelled(StudioError):
+class Cancelled(StudioError):  # noqa: N818 - stopping on request is not an error
     """The person stopped the work. Not a failure."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -20,6 +21,30 @@ ROUND, SQUARE = 1.1, 1 / 1.1
 COMMA_REACH = 20  # tokens before a chunk's end in which a comma is preferred as the cut
 
 
+class _Fragments:
+    """Fragments of a prompt with their weights, and the brackets that are open."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.weights: list[float] = []
+        self.open: dict[str, list[int]] = {"(": [], "[": []}
+
+    def add(self, text: str) -> None:
+        self.texts.append(text)
+        self.weights.append(1.0)
+
+    def close(self, bracket: str, factor: float) -> None:
+        """Weigh everything since the innermost open bracket of that kind."""
+        for index in range(self.open[bracket].pop(), len(self.texts)):
+            self.weights[index] *= factor
+
+    def joined(self) -> list[tuple[str, float]]:
+        """Neighbours of equal weight as one."""
+        pairs = zip(self.texts, self.weights, strict=True)
+        grouped = groupby(pairs, key=lambda pair: pair[1])
+        return [("".join(text for text, _ in group), weight) for weight, group in grouped] or [("", 1.0)]
+
+
 def parse_weights(prompt: str) -> list[tuple[str, float]]:
     """Split a prompt into fragments with weights, in AUTOMATIC1111's syntax.
 
@@ -29,41 +54,21 @@ def parse_weights(prompt: str) -> list[tuple[str, float]]:
     >>> parse_weights("a (red:1.5) fox")
     [('a ', 1.0), ('red', 1.5), (' fox', 1.0)]
     """
-    fragments: list[list[object]] = []
-    rounds: list[int] = []
-    squares: list[int] = []
-
-    def multiply(since: int, factor: float) -> None:
-        for fragment in fragments[since:]:
-            fragment[1] = float(fragment[1]) * factor  # pyright: ignore[reportArgumentType]
-
+    parsed = _Fragments()
     for match in _SYNTAX.finditer(prompt):
         text, weight = match.group(0), match.group(1)
-        if text.startswith("\\") and len(text) == 2:
-            fragments.append([text[1], 1.0])
-        elif text == "(":
-            rounds.append(len(fragments))
-        elif text == "[":
-            squares.append(len(fragments))
-        elif weight is not None and rounds:
-            multiply(rounds.pop(), float(weight))
-        elif text == ")" and rounds:
-            multiply(rounds.pop(), ROUND)
-        elif text == "]" and squares:
-            multiply(squares.pop(), SQUARE)
+        if text in ("(", "["):
+            parsed.open[text].append(len(parsed.texts))
+        elif (weight is not None or text == ")") and parsed.open["("]:
+            parsed.close("(", ROUND if weight is None else float(weight))
+        elif text == "]" and parsed.open["["]:
+            parsed.close("[", SQUARE)
         else:
-            fragments.append([text, 1.0])
-    for since in rounds:
-        multiply(since, ROUND)
-    for since in squares:
-        multiply(since, SQUARE)
-    merged: list[tuple[str, float]] = []
-    for text, weight in fragments:
-        if merged and merged[-1][1] == weight:
-            merged[-1] = (merged[-1][0] + str(text), merged[-1][1])
-        else:
-            merged.append((str(text), float(weight)))  # pyright: ignore[reportArgumentType]
-    return merged or [("", 1.0)]
+            parsed.add(text[1:] if text.startswith("\\") and len(text) == 2 else text)
+    for bracket, factor in (("(", ROUND), ("[", SQUARE)):
+        while parsed.open[bracket]:
+            parsed.close(bracket, factor)
+    return parsed.joined()
 
 
 @dataclass(frozen=True)

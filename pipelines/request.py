@@ -31,23 +31,23 @@ class ConceptUse(Frozen):
     source: str = Field(min_length=1)
     """Path of the concept file, or its name in the library."""
 
-    strength: float = Field(1.0, ge=0, le=2)
+    strength: float = Field(default=1.0, ge=0, le=2)
     """0 gives the word the concept started from, 1 what was learned, more exaggerates it."""
 
 
 class Guidance(Frozen):
     """Classifier-free guidance (Ho and Salimans, arXiv:2207.12598) and its corrections."""
 
-    scale: float | None = Field(None, ge=0, le=50)
+    scale: float | None = Field(default=None, ge=0, le=50)
     """How far to follow the prompt; 1 switches guidance off."""
 
-    rescale: float | None = Field(None, ge=0, le=1)
-    """Pull the guided prediction back to the spread of the unguided one (arXiv:2305.08891, 3.4); 0.7 for zero-SNR models."""
+    rescale: float | None = Field(default=None, ge=0, le=1)
+    """Pull the guided prediction to the spread of the unguided one (arXiv:2305.08891, 3.4); 0.7 for zero-SNR models."""
 
-    start: float = Field(0.0, ge=0, le=1)
+    start: float = Field(default=0.0, ge=0, le=1)
     """Share of the steps before which guidance is off (arXiv:2404.07724)."""
 
-    stop: float = Field(1.0, ge=0, le=1)
+    stop: float = Field(default=1.0, ge=0, le=1)
     """Share of the steps after which guidance is off."""
 
 
@@ -69,19 +69,19 @@ class Request(Frozen):
     scheduler: Scheduler | None = None
     """Sampler of the denoising steps."""
 
-    steps: int | None = Field(None, ge=1, le=1000)
+    steps: int | None = Field(default=None, ge=1, le=1000)
     """Denoising steps."""
 
-    width: int | None = Field(None, ge=16, le=4096)
+    width: int | None = Field(default=None, ge=16, le=4096)
     """Width in pixels."""
 
-    height: int | None = Field(None, ge=16, le=4096)
+    height: int | None = Field(default=None, ge=16, le=4096)
     """Height in pixels."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Picture number i starts from the noise of seed + i."""
 
-    count: int = Field(1, ge=1, le=256)
+    count: int = Field(default=1, ge=1, le=256)
     """How many pictures."""
 
     def resolved(self, defaults: Defaults) -> Request:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from pipelines.judge import INPUT, Judge
 
 FOREGROUND = 0.25
-"""Distance from the background, in [-1, 1] units in the channel that differs most, from which a pixel belongs to a thing."""
+"""Distance from the background, in [-1, 1] units of the most different channel, from which a pixel is of a thing."""
 SMALLEST = 0.012
 """Share of the picture below which a region is a speck: a 7 px square in 64."""
 OVERLAP = 0.4
@@ -41,7 +41,7 @@ class Found:
 
 
 def background(image: Tensor) -> Tensor:
-    """Colour (3,) of the rim of a picture (3, H, W): the median, so that a thing touching the rim does no harm."""
+    """Colour (3,) of the rim of a picture (3, H, W): the median, so a thing at the rim does no harm."""
     rim = torch.cat((image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]), dim=1)
     return rim.median(dim=1).values
 
@@ -56,7 +56,7 @@ def nearest_colour(image: Tensor, colours: dict[str, tuple[int, int, int]]) -> s
 def detect(image: Tensor) -> list[Found]:
     """Things in a picture (3, H, W) in [-1, 1], largest first.
 
-    A region whose box lies mostly within that of a larger one is part of it: a stripe of the background's colour may cut
+    A region whose box lies mostly within that of a larger one is part of it: a stripe in the background colour may cut
     a thing in two.
     """
     height, width = image.shape[1:]

@@ -46,6 +46,7 @@ class RowsBeside(nn.Module):
         return weight
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Rows (..., dim) of ids."""
         new = ids >= self.first
         known = self.table(ids.masked_fill(new, 0))
         learned = F.embedding((ids - self.first).clamp(0, len(self.rows) - 1), self.rows)

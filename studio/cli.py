@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
+from pydantic import ValidationError
 
 from pipelines.errors import StudioError
 from pipelines.metadata import own_version
-from pipelines.request import ConceptUse, Guidance, Request, Scheduler
+from pipelines.request import ConceptUse, Guidance, Request, Scheduler, problems
 from studio.settings import Machine
 
 app = App(
@@ -163,13 +164,20 @@ def doctor(machine: OnThisMachine = Machine()) -> None:  # noqa: B008
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; errors meant for people are one sentence and exit code 2."""
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        app(sys.argv[1:] if arguments is None else arguments, exit_on_error=False, print_error=False)
+        if given[:1] == ["train"]:
+            from studio.training import translate
+
+            given = translate(given)
+        app(given, exit_on_error=False, print_error=False)
     except StudioError as error:
         print(f"studio: {error}", file=sys.stderr)
         return 2
     except CycloptsError as error:
-        print(f"studio: {error} studio --help lists what there is.", file=sys.stderr)
+        cause = error.__cause__ or error.__context__
+        said = problems(cause) if isinstance(cause, ValidationError) else str(error).replace("\n", " ")
+        print(f"studio: {said} studio --help lists what there is.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("studio: stopped.", file=sys.stderr)

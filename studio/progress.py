@@ -26,6 +26,7 @@ class Progress:
         self._tenth = -1
 
     def __call__(self, event: Event) -> None:
+        """Show an event."""
         if isinstance(event, StepDone):
             self._step(event)
         elif isinstance(event, Note):

@@ -32,6 +32,8 @@ from trainers.stickers import HELD_OUT
 from trainers.train import Run, with_preset
 from trainers.train import train as run_training
 
+KEEP_EVERY = 50  # steps between writes of the training state
+
 
 def _device(machine: Machine) -> tuple[str, torch.dtype]:
     name = machine.device
@@ -124,7 +126,7 @@ def train(method: Method, config: Any, data: DataConfig, pace: TrainConfig, wher
     state = output.with_name(f".{output.stem}.state.pt")
     progress = Progress(method.name, previews=output)
     try:
-        concept = run_training(components, run, examples, keep=state, on_event=progress)
+        concept = run_training(components, run, examples, keep=state, keep_every=KEEP_EVERY, on_event=progress)
     except KeyboardInterrupt:
         raise Cancelled(
             "Training was stopped.", "Run the same command again to go on from the last state kept."
@@ -154,8 +156,9 @@ def score(concept: Path | None, thing: str | None, real: Path | None, base: str,
     elif thing in HELD_OUT:
         crops = scoring.real_crops(thing)
     else:
+        why = f" ({thing!r} is no held-out sticker)" if thing else ""
         raise DataError(
-            f"It is not said what {learned.token} should look like{f' ({thing!r} is no held-out sticker)' if thing else ''}.",
+            f"It is not said what {learned.token} should look like{why}.",
             f"Give --real FOLDER with pictures of it, or --thing with one of {', '.join(HELD_OUT)}.",
         )
     row = scoring.score_concept(open_base(base, machine), judge(), learned, crops, thing)

@@ -1,4 +1,4 @@
-"""Configuration of training: typed once; command line, TOML and web form are derived from it. Importable without torch."""
+"""Configuration of training, typed once; command line, TOML and web form are derived from it. Needs no torch."""
 
 from __future__ import annotations
 
@@ -16,44 +16,44 @@ class DataConfig(Frozen):
     images: Path
     """Folder of training pictures; a `.txt` file beside a picture is its caption."""
 
-    resolution: int | None = Field(None, ge=16, le=4096)
+    resolution: int | None = Field(default=None, ge=16, le=4096)
     """Side in pixels that pictures are scaled to; the base model's own by default."""
 
     center_crop: bool = False
     """Crop to a square instead of squeezing."""
 
-    flip: float = Field(0.5, ge=0, le=1)
+    flip: float = Field(default=0.5, ge=0, le=1)
     """Chance of mirroring a picture."""
 
 
 class TrainConfig(Frozen):
     """How long and how fast to train."""
 
-    steps: int = Field(3000, ge=1, le=1_000_000)
+    steps: int = Field(default=3000, ge=1, le=1_000_000)
     """Optimiser steps."""
 
-    batch: int = Field(4, ge=1, le=1024)
+    batch: int = Field(default=4, ge=1, le=1024)
     """Pictures a step."""
 
-    accumulate: int = Field(1, ge=1, le=1024)
+    accumulate: int = Field(default=1, ge=1, le=1024)
     """Batches per optimiser step, where memory is short; the gradient is their mean."""
 
-    learning_rate: float = Field(5e-4, gt=0, le=10)
+    learning_rate: float = Field(default=5e-4, gt=0, le=10)
     """Learning rate, before `scale_lr`."""
 
     scale_lr: bool = True
     """Multiply the learning rate by batch and accumulation, as the official recipe does."""
 
-    weight_decay: float = Field(1e-2, ge=0, le=1)
+    weight_decay: float = Field(default=1e-2, ge=0, le=1)
     """AdamW's decoupled weight decay."""
 
-    warmup: int = Field(0, ge=0)
+    warmup: int = Field(default=0, ge=0)
     """Steps of linear warm-up of the learning rate, constant afterwards."""
 
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Source of all chance; the same seed gives the same concept."""
 
-    preview_every: int = Field(0, ge=0)
+    preview_every: int = Field(default=0, ge=0)
     """Steps between preview pictures; 0 for none."""
 
     precision: Literal["no", "fp16", "bf16"] = "no"
@@ -74,5 +74,5 @@ class TokenConfig(Frozen):
     init: str = Field(min_length=1)
     """An existing word of one token near the thing; training starts from it."""
 
-    vectors: int = Field(1, ge=1, le=64)
+    vectors: int = Field(default=1, ge=1, le=64)
     """Embedding vectors of the word: more hold more detail and edit less well."""

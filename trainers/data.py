@@ -123,7 +123,7 @@ class LatentSet:
         self.stds = torch.stack([torch.cat([p.std for p in way]).float() for way in posteriors])
 
     def draw(self, index: int, batch: int, token: str, wordings: Sequence[str], generator: torch.Generator) -> Batch:
-        """The batch of an index: every example once an epoch in an order given by (seed, epoch), the rest from `generator`.
+        """The batch of an index: each example once an epoch in an order given by (seed, epoch).
 
         Captions that hold the token or a `{}` are used as they are; others, like missing ones, give way to a template.
         """

@@ -46,7 +46,7 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 
 def warm_stable_decay(step: int, steps: int, warm: int = 100, decay: float = 0.3) -> float:
-    """Factor on the learning rate: linear warm-up, a plateau, and linear decay to 0 over the last `decay` of the run."""
+    """Factor on the learning rate: linear warm-up, a plateau, linear decay to 0 over the last `decay` of the run."""
     left = (steps - step) / max(1.0, decay * steps)
     return min(1.0, (step + 1) / max(1, warm), max(0.0, left))
 
@@ -66,8 +66,8 @@ def optimise(
     """Run the loop and return the steps done.
 
     Args:
-        losses: gives the named loss terms of a batch, by its index from 0; called `pace.accumulate` times a step with the
-            generator of that step.
+        losses: gives the named loss terms of a batch, by its index from 0; called `pace.accumulate` times a step with
+            the generator of that step.
         optimizers: all stepped each step; their learning rates are those set on them times `rate(step, steps)`.
         pace: steps, seed, accumulation, clipping, reporting.
         rate: learning-rate factor.
@@ -85,9 +85,7 @@ def optimise(
     begun = checkpoint.load() if checkpoint else 0
     if begun:
         on_event(Note(f"resumed after step {begun}"))
-    parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
-    sums: dict[str, Tensor] = {}
-    counted, start = 0, time.monotonic()
+    report, start = _Means(), time.monotonic()
     for step in range(begun, pace.steps):
         if should_stop():
             if checkpoint:
@@ -100,24 +98,44 @@ def optimise(
         for part in range(pace.accumulate):
             terms = losses(step * pace.accumulate + part, generator)
             backward(torch.stack(list(terms.values())).sum() / pace.accumulate)
-            for name, term in terms.items():
-                sums[name] = sums.get(name, term.new_zeros(())) + term.detach() / pace.accumulate
-        counted += 1
-        if pace.clip is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, pace.clip)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            report.add(terms)
+        _step(optimizers, pace.clip)
         done = step + 1
         figures = after_step(done) or {}
         if done % pace.report == 0 or done == pace.steps:
-            means = {name: float(total) / counted for name, total in sums.items()}
+            means = report.take()
             _require_finite(means, done)
             on_event(StepDone(done, pace.steps, means | figures, time.monotonic() - start))
-            sums, counted = {}, 0
         if checkpoint and (done % checkpoint.every == 0 or done == pace.steps):
             checkpoint.save(done)
     return pace.steps
+
+
+class _Means:
+    """Means of named terms, summed on their device so that nothing waits for it before they are read."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        self.count += 1
+        for name, term in terms.items():
+            self.sums[name] = self.sums.get(name, term.new_zeros(())) + term.detach()
+
+    def take(self) -> dict[str, float]:
+        means = {name: float(total) / self.count for name, total in self.sums.items()}
+        self.sums, self.count = {}, 0
+        return means
+
+
+def _step(optimizers: list[torch.optim.Optimizer], clip: float | None) -> None:
+    if clip is not None:
+        parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, clip)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
 
 def _require_finite(means: dict[str, float], step: int) -> None:

@@ -1,9 +1,9 @@
 """How well a concept shows its thing, measured against the class word with the same prompts and seeds.
 
-Likeness is the judge's cosine between what was generated and real pictures of the thing that training did not see (CLIP-I of
-arXiv:2208.12242, on the largest thing of each picture, so that backgrounds do not count); alignment is the cosine to the
-prompt with the class word in the token's place (CLIP-T). Naming is the share of generated things that the judge
-calls by the right held-out name among all of them.
+Likeness is the judge's cosine between what was generated and real pictures of the thing that training did not see
+(CLIP-I of arXiv:2208.12242, on the largest thing of each picture, so that backgrounds do not count); alignment is the
+cosine to the prompt with the class word in the token's place (CLIP-T). Naming is the share of generated
+things that the judge calls by the right held-out name among all of them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Textual Inversion: learn a word for what example pictures show, everything else frozen.
 
 Source: Gal et al., arXiv:2208.01618: the embedding v of a new word minimises the denoising loss of the pictures under
-prompts with that word (eq. 2). The update is that of the official diffusers script: AdamW on the rows, no clipping, weight decay on the
-rows too. Differences, none of which changes a figure: only the new rows are parameters, instead of the whole table
-restored after each step, and the autoencoder's posteriors are computed once and sampled each step.
+prompts with that word (eq. 2). The update is that of the official diffusers script: AdamW on the rows, no clipping,
+weight decay on the rows too. Differences, none of which changes a figure: only the new rows are
+parameters, instead of the whole table restored after each step, and the autoencoder's posteriors are computed once and
+sampled each step.
 """
 
 from __future__ import annotations

@@ -85,15 +85,7 @@ def train(
     with run.method.prepare(components, run.config) as trainable:
         parameters = list(trainable.parameters.values())
         optimizer = torch.optim.AdamW(parameters, run.train.rate, weight_decay=run.train.weight_decay)
-        size = int(components.unet.config.sample_size) * components.factor
-        pictures = LatentSet(
-            components,
-            examples,
-            resolution=run.data.resolution or size,
-            center_crop=run.data.center_crop,
-            flip=run.data.flip,
-            seed=run.train.seed,
-        )
+        pictures = _encoded(components, run, examples)
         on_event(Note(f"{len(examples)} pictures encoded; {run.train.steps} steps at rate {run.train.rate:g}"))
 
         def losses(index: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -123,6 +115,18 @@ def train(
 
 
 REPORT = 10  # steps between reports
+
+
+def _encoded(components: Components, run: Run, examples: Sequence[Example]) -> LatentSet:
+    size = int(components.unet.config["sample_size"]) * components.factor
+    return LatentSet(
+        components,
+        examples,
+        resolution=run.data.resolution or size,
+        center_crop=run.data.center_crop,
+        flip=run.data.flip,
+        seed=run.train.seed,
+    )
 
 
 def _preview(components: Components, trainable: Trainable, run: Run, step: int) -> Preview:

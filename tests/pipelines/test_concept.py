@@ -65,7 +65,10 @@ def test_the_card_is_read_without_torch(tmp_path):
     import sys
 
     path = concept().save(tmp_path / "x.safetensors")
-    code = f"import sys; from pathlib import Path; from pipelines.card import read_card; print(read_card(Path({str(path)!r})).token); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from pathlib import Path; from pipelines.card import read_card; "
+        f"print(read_card(Path({str(path)!r})).token); assert 'torch' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "<x>"
 

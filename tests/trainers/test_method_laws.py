@@ -127,7 +127,7 @@ def test_a_changed_configuration_is_not_resumed(method, base, tmp_path):
 def test_a_loss_that_is_no_number_stops_with_its_cause(method, base):
     with torch.no_grad():
         base.unet.conv_out.weight.fill_(float("nan"))
-    with pytest.raises(ConfigError, match="denoise.*stopped being a number"):
+    with pytest.raises(ConfigError, match=r"denoise.*stopped being a number"):
         train(base, run(method), tiny.examples())
 
 

@@ -49,8 +49,8 @@ def learn(components, the_run):
 def official(pipeline, the_run):
     """The official script's update, transcribed: whole table trained, old rows restored after every step.
 
-    Draws are taken from the step's generator in our order; everything else is done the script's way: pictures are encoded
-    every step, noise added by the scheduler, the table resized, one AdamW over all of it.
+    Draws are taken from the step's generator in our order; everything else is done the script's way: pictures are
+    encoded every step, noise added by the scheduler, the table resized, one AdamW over all of it.
     """
     tok, text, unet, vae = pipeline.tokenizer, pipeline.text_encoder, pipeline.unet, pipeline.vae
     names = [the_run.config.token] + [f"{the_run.config.token}_{i}" for i in range(1, the_run.config.vectors)]

@@ -1,8 +1,8 @@
 """Stage 2: the judge, and with it the text tower from which the generator's text encoder starts.
 
-It first sees only the generator's words. A snapshot of the text tower at that point starts the text encoder, so that the
-generator knows nothing of the held-out names; then the judge goes on with all names, because it must recognise
-what the generator has never seen.
+It first sees only the generator's words. A snapshot of the text tower at that point starts the text encoder, so that
+the generator knows nothing of the held-out names; then the judge goes on with all names, because it must recognise what
+the generator has never seen.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def encoded(
         on_event(Note(f"encoding {count} pictures"))
         stickers = Stickers(size, device)
         parts = [
-            (vae.encoder(stickers.render(listed[i : i + 128]).images) * vae.config.scaling_factor).half().cpu()
+            (vae.encoder(stickers.render(listed[i : i + 128]).images) * vae.config["scaling_factor"]).half().cpu()
             for i in range(0, count, 128)
         ]
         with whole_file(path) as temporary:
@@ -114,7 +114,7 @@ def train_unet(
     def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         which = torch.randint(len(latents), (batch,), generator=generator).to(device)
         even = (torch.rand((), generator=generator) + torch.arange(batch) / batch) % 1
-        timesteps = (even * noising.config.num_train_timesteps).long().to(device)
+        timesteps = (even * noising.config["num_train_timesteps"]).long().to(device)
         clean = latents[which].float()
         noise = torch.randn(clean.shape, generator=generator).to(device)
         dropped = (torch.rand((batch, 1), generator=generator) < EMPTY).to(device)

@@ -1,4 +1,4 @@
-"""The tokenizer of `pocket`: a real byte-level `CLIPTokenizer` whose merges make every word of the sticker world one token.
+"""The tokenizer of `pocket`: a byte-level `CLIPTokenizer` whose merges make each word of the sticker world one token.
 
 Nothing is learned: merges are added word by word, each joining what is left of the word from the left. A merge added
 later has lower priority, so it never changes how an earlier word is read, and any other text still falls back to bytes.
@@ -7,6 +7,7 @@ later has lower priority, so it never changes how an earlier word is read, and a
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 from transformers import CLIPTokenizer
@@ -36,7 +37,7 @@ def _byte_symbols() -> list[str]:
 def _read(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
     pieces = [*word[:-1], word[-1] + "</w>"]
     while True:
-        pairs = [(ranks[pair], i) for i, pair in enumerate(zip(pieces, pieces[1:], strict=False)) if pair in ranks]
+        pairs = [(ranks[pair], i) for i, pair in enumerate(pairwise(pieces)) if pair in ranks]
         if not pairs:
             return pieces
         i = min(pairs)[1]
