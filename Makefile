@@ -8,7 +8,7 @@ export MALLOC_TRIM_THRESHOLD_ = 4294967296
 # Nothing is fetched at run time.
 export HF_HUB_OFFLINE = 1
 
-.PHONY: setup demo test check bench results clean
+.PHONY: setup demo test check results clean
 
 setup: $(VENV)/.ready
 
@@ -27,9 +27,6 @@ check: setup
 
 test: check
 	$(BIN)/python -m pytest
-
-bench: setup
-	$(BIN)/python -m benchmarks
 
 results: setup
 	$(BIN)/python -m trainers.pretrain score

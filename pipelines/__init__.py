@@ -35,7 +35,7 @@ _WHERE = {
     "Request": "request",
 }
 
-__all__ = [*_WHERE]
+__all__ = [*_WHERE]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -98,12 +98,17 @@ class Components:
         Hashes the shapes and a sample of the weights as float16, so that an fp16 copy of a base counts as that base.
         """
         digest = hashlib.sha256(self.family.encode())
-        tables = [encoder.get_input_embeddings().weight for encoder in self.text_encoders]
+        tables = [word_table(encoder).weight for encoder in self.text_encoders]
         for tensor in (self.unet.conv_in.weight, self.unet.conv_out.weight, *tables):
             digest.update(str(tuple(tensor.shape)).encode())
             sample = tensor.detach().flatten()[:8192].to("cpu", torch.float16)
             digest.update(sample.numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def word_table(encoder: torch.nn.Module) -> Any:
+    """The module that looks token ids up; its `weight` is (words, dim)."""
+    return encoder.get_input_embeddings()  # pyright: ignore[reportCallIssue]
 
 
 # -- latents ----------------------------------------------------------------------------------------------------
@@ -134,9 +139,9 @@ def encode(components: Components, images: Tensor) -> Posterior:
     images = images.to(vae.device, vae.dtype)
     scale = vae.config["scaling_factor"]
     if isinstance(vae, AutoencoderTiny):
-        mean = vae.encode(images).latents
+        mean = vae.encode(images, return_dict=False)[0]
         return Posterior(mean * scale, torch.zeros_like(mean))
-    latent = vae.encode(images).latent_dist
+    latent: Any = vae.encode(images, return_dict=False)[0]
     shift = vae.config["shift_factor"] or 0.0
     return Posterior((latent.mean - shift) * scale, latent.std * scale)
 
@@ -148,7 +153,7 @@ def decode(components: Components, latents: Tensor) -> Tensor:
     dtype = vae.dtype
     upcast = dtype == torch.float16 and bool(vae.config["force_upcast"])  # SDXL's autoencoder overflows in fp16
     if upcast:
-        vae.to(dtype=torch.float32)
+        torch.nn.Module.to(vae, dtype=torch.float32)
     try:
         shift = vae.config.get("shift_factor") or 0.0
         if isinstance(vae, AutoencoderTiny):
@@ -157,7 +162,7 @@ def decode(components: Components, latents: Tensor) -> Tensor:
         return vae.decode(raw, return_dict=False)[0].float().clamp(-1, 1)
     finally:
         if upcast:
-            vae.to(dtype=dtype)
+            torch.nn.Module.to(vae, dtype=dtype)
 
 
 # -- loading ----------------------------------------------------------------------------------------------------

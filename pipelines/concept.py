@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipelines.card import CARD_KEY, ConceptCard, read_card
-from pipelines.components import Components
+from pipelines.components import Components, word_table
 from pipelines.errors import ConceptError
 from pipelines.files import whole_file
 from pipelines.tokens import embed_ids, new_words
@@ -145,7 +145,7 @@ class Concept:
         blended: list[Tensor] = []
         for rows, encoder, tokenizer in zip(self.rows, components.text_encoders, components.tokenizers, strict=True):
             ids = tokenizer(self.card.init, add_special_tokens=False).input_ids if self.card.init else []
-            table = encoder.get_input_embeddings()
+            table = word_table(encoder)
             start = embed_ids(encoder, ids[:1]) if ids else table.weight.detach().float().mean(0, keepdim=True)
             start = start.to(rows)
             blended.append(start + strength * (rows - start))

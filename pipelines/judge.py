@@ -61,7 +61,7 @@ class Judge(nn.Module):
         super().__init__()
         self.tokenizer, self.widths = tokenizer, widths
         self.text = CLIPTextModelWithProjection(text)
-        self.pictures = _picture_tower(widths, text.projection_dim)
+        self.pictures = _picture_tower(widths, int(text.projection_dim or 0))
         self.log_scale = nn.Parameter(torch.tensor(2.66))  # CLIP's initial temperature, 1/0.07
 
     def embed_pictures(self, images: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
@@ -61,13 +61,14 @@ def detect(image: Tensor) -> list[Found]:
     """
     height, width = image.shape[1:]
     mask = ((image - background(image)[:, None, None]).abs().amax(0) > FOREGROUND).cpu().numpy()
-    regions, count = ndimage.label(mask)
+    labelled: Any = ndimage.label(mask)
+    regions, count = labelled
     if not count:
         return []
-    sizes = ndimage.sum_labels(mask, regions, range(1, count + 1))
-    places = ndimage.find_objects(regions)
+    sizes: list[float] = ndimage.sum_labels(mask, regions, range(1, count + 1)).tolist()
+    places: list[Any] = ndimage.find_objects(regions)
     things: list[list[float]] = []  # x0 y0 x1 y1 size
-    for label in np.argsort(-sizes, kind="stable"):
+    for label in sorted(range(count), key=lambda label: -sizes[label]):
         rows, columns = places[label]
         box = [columns.start / width, rows.start / height, columns.stop / width, rows.stop / height]
         home = next((thing for thing in things if _share_inside(box, thing) > OVERLAP), None)

@@ -11,13 +11,14 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from tokenizers import AddedToken
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.components import Components
+from pipelines.components import Components, word_table
 from pipelines.errors import ConceptError
 
 _BARE = re.compile(r"\w+", re.UNICODE)
@@ -115,7 +116,7 @@ def single_rows(components: Components, word: str) -> tuple[Tensor, ...]:
 
 def embed_ids(encoder: nn.Module, ids: Sequence[int]) -> Tensor:
     """Embedding rows (n, dim) float32 of token ids, with words that are attached now included."""
-    table = encoder.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+    table = word_table(encoder)
     device = next(encoder.parameters()).device
     with torch.no_grad():
         return table(torch.tensor(list(ids), device=device)).detach().float().clone()
@@ -145,15 +146,15 @@ def new_words(components: Components, token: str, initial: Sequence[Tensor]) -> 
     added = [AddedToken(name, normalized=False, single_word=bool(_BARE.fullmatch(name))) for name in names]
     tokenizers = tuple(copy.deepcopy(tokenizer) for tokenizer in components.tokenizers)
     parameters: list[nn.Parameter] = []
-    undo: list[tuple[nn.Module, nn.Module, dict[str, int]]] = []
+    undo: list[tuple[Any, nn.Module, dict[str, int]]] = []
     expansions = dict(components.expansions)
     try:
         for tokenizer, encoder, rows in zip(tokenizers, components.text_encoders, initial, strict=True):
-            tokenizer.add_tokens(added)
-            ids = tokenizer.convert_tokens_to_ids(list(names))
+            tokenizer.add_tokens(added)  # pyright: ignore[reportArgumentType]
+            ids: Any = tokenizer.convert_tokens_to_ids(list(names))
             parameter = nn.Parameter(rows.detach().to(encoder.device, torch.float32, copy=True))
-            table = encoder.get_input_embeddings()
-            holder = getattr(encoder, "text_model", encoder)
+            table = word_table(encoder)
+            holder: Any = getattr(encoder, "text_model", encoder)
             kept = {name: getattr(holder, name) for name in ("eos_token_id",) if hasattr(holder, name)}
             undo.append((encoder, table, kept))
             encoder.set_input_embeddings(RowsBeside(table, parameter, ids[0]))

@@ -136,7 +136,9 @@ class LatentSet:
         chosen = torch.randint(len(wordings), (batch,), generator=generator).tolist()
         which = torch.tensor(indices)
         latents = Posterior(self.means[mirrored, which], self.stds[mirrored, which]).sample(generator)
-        captions = [self._caption(self.examples[i], token, wordings[k]) for i, k in zip(indices, chosen, strict=True)]
+        captions = [
+            self._caption(self.examples[i], token, wordings[int(k)]) for i, k in zip(indices, chosen, strict=True)
+        ]
         return Batch(latents.to(self.device), captions, indices, self.sizes[which])
 
     @staticmethod

@@ -256,7 +256,7 @@ def sprite(name: str, style: Style = "fluent", pixels: int = 216) -> Image.Image
         f'viewBox="0 0 32 32" width="{pixels}" height="{pixels}">{body}</svg>'
     )
     picture = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg)))).convert("RGBA")
-    alpha = picture.getchannel("A").point(lambda value: 255 if value > 127 else 0)
+    alpha = picture.getchannel("A").point([0] * 128 + [255] * 128)
     visible = picture.crop(alpha.getbbox())
     side = max(visible.size)
     square = Image.new("RGBA", (side, side), (0, 0, 0, 0))

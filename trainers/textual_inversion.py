@@ -48,7 +48,7 @@ class TextualInversion:
     """Learns the embedding rows of a new word."""
 
     name: ClassVar[str] = "textual-inversion"
-    Config = TextualInversionConfig
+    Config: ClassVar[Any] = TextualInversionConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "pocket": {
             "steps": 400,

@@ -1,4 +1,4 @@
-"""`python -m trainers.pretrain [all|vae|judge|unet|pack|score]`: train `pocket`, or print its scores."""
+"""`python -m trainers.pretrain [all|vae|judge|unet|pack|card|score]`: train `pocket`, or print its scores."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 
 from pipelines.components import POCKET
 from pipelines.errors import StudioError
-from pipelines.events import Event, StepDone
+from pipelines.events import Event, OnEvent, StepDone
 
 STAGES = ("vae", "judge", "unet")
 
 
-def _show(stage: str, log: Path) -> object:
+def _show(stage: str, log: Path) -> OnEvent:
     """An event reader that prints progress and appends it to a log of JSON lines."""
 
     def show(event: Event) -> None:
@@ -37,7 +37,7 @@ def _show(stage: str, log: Path) -> object:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m trainers.pretrain", description=__doc__)
-    parser.add_argument("stage", nargs="?", default="all", choices=("all", *STAGES, "pack", "score"))
+    parser.add_argument("stage", nargs="?", default="all", choices=("all", *STAGES, "pack", "card", "score"))
     parser.add_argument(
         "--work", type=Path, default=Path("outputs/pretrain"), help="where states and previews are kept"
     )
@@ -58,12 +58,12 @@ def _arguments() -> argparse.Namespace:
 
 def _train(arguments: argparse.Namespace) -> None:
     # Imported here, so that --help does not wait for transformers.
-    from trainers.pretrain.stages import judge_stage, pack, unet_stage, vae_stage
+    from trainers.pretrain.stages import card, judge_stage, pack, unet_stage, vae_stage
 
     chosen = STAGES if arguments.stage == "all" else (arguments.stage,)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    actions = {"vae": vae_stage, "judge": judge_stage, "unet": unet_stage, "pack": pack}
-    for stage in (*chosen, "pack") if arguments.stage == "all" else chosen:
+    actions = {"vae": vae_stage, "judge": judge_stage, "unet": unet_stage, "pack": pack, "card": card}
+    for stage in (*chosen, "pack", "card") if arguments.stage == "all" else chosen:
         actions[stage](arguments, _show(stage, arguments.work / "log.jsonl"))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTokenizer
 
@@ -12,6 +14,7 @@ WIDTH = 128  # of the text encoder, and so of the cross-attention
 
 def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
     """Shape of the text encoder (and of the judge's text tower, which it starts from)."""
+    special: Any = tokenizer  # its special ids are typed as anything
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -21,9 +24,9 @@ def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
         num_attention_heads=4,
         max_position_embeddings=MAX_LENGTH,
         hidden_act="quick_gelu",
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=special.bos_token_id,
+        eos_token_id=special.eos_token_id,
+        pad_token_id=special.pad_token_id,
     )
 
 

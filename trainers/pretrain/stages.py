@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ from pipelines.components import Components
 from pipelines.denoising import generate
 from pipelines.errors import ModelError
 from pipelines.events import Note, OnEvent
+from pipelines.files import whole_file
 from pipelines.judge import Judge
 from pipelines.request import Request
 from pipelines.sheet import Sheet
+from trainers.pretrain.card import device_name, write_card
 from trainers.pretrain.judge import train_judge
 from trainers.pretrain.parts import scheduler
+from trainers.pretrain.score import score
 from trainers.pretrain.unet import Generator, train_unet
 from trainers.pretrain.vae import pictures, psnr, train_vae
 from trainers.pretrain.vocabulary import build_tokenizer, write_tokenizer
@@ -46,7 +50,7 @@ def vae_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
     )
     unseen = pictures(256, 999, arguments.size, arguments.device)
     on_event(Note(f"reconstruction of unseen compositions: {psnr(vae, unseen):.2f} dB"))
-    vae.to("cpu").save_pretrained(folder)
+    _save_vae(vae, folder)
 
 
 def judge_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
@@ -96,7 +100,23 @@ def unet_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
         show=show,
         show_every=500,
     )
-    torch.save(model.to("cpu").state_dict(), arguments.work / "generator.pt")
+    facts = {
+        "device": device_name(arguments.device),
+        "size": arguments.size,
+        "steps": arguments.unet_steps,
+        "batch": arguments.batch,
+        "minutes": _minutes(arguments.work / "log.jsonl", "unet"),
+    }
+    with whole_file(arguments.work / "generator.pt") as path:
+        torch.save(model.to("cpu").state_dict(), path)
+    with whole_file(arguments.work / "facts.json") as path:
+        path.write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _minutes(log: Path, stage: str) -> float:
+    """Minutes a stage took by its log, pauses of over five minutes left out."""
+    times = [json.loads(line)["time"] for line in log.read_text(encoding="utf-8").splitlines() if f'"{stage}"' in line]
+    return sum(gap for before, after in pairwise(times) if (gap := after - before) < 300) / 60
 
 
 def pack(arguments: argparse.Namespace, on_event: OnEvent) -> None:
@@ -108,7 +128,7 @@ def pack(arguments: argparse.Namespace, on_event: OnEvent) -> None:
     for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "judge"):
         shutil.rmtree(out / part, ignore_errors=True)
     model.unet.half().save_pretrained(out / "unet")
-    vae.half().save_pretrained(out / "vae")
+    _save_vae(vae.half(), out / "vae")
     model.text.half().save_pretrained(out / "text_encoder")
     write_tokenizer(out / "tokenizer")
     scheduler().save_pretrained(out / "scheduler")
@@ -128,3 +148,20 @@ def pack(arguments: argparse.Namespace, on_event: OnEvent) -> None:
     }
     (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     on_event(Note(f"written to {out}"))
+
+
+def _save_vae(vae: AutoencoderTiny, folder: Path) -> None:
+    torch.nn.Module.to(vae, "cpu")
+    vae.save_pretrained(folder)
+    # diffusers writes this key and then warns of it at every loading.
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("block_out_channels", None)
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def card(arguments: argparse.Namespace, on_event: OnEvent) -> None:
+    """Score the packed model and write its card."""
+    facts = json.loads((arguments.work / "facts.json").read_text(encoding="utf-8"))
+    scores = score(arguments.out, arguments.prompts, arguments.device)
+    on_event(Note(f"card written: {write_card(arguments.out, facts, scores)}"))

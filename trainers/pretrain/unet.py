@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
@@ -110,6 +110,7 @@ def train_unet(
     model.begin_with(torch.load(work / START, map_location=device, weights_only=True))
     optimizers = make_optimizers(model, rate)
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
+    averaged = cast(Generator, average.module)
 
     def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         which = torch.randint(len(latents), (batch,), generator=generator).to(device)
@@ -127,7 +128,7 @@ def train_unet(
     def after(done: int) -> None:
         average.update_parameters(model)
         if done % show_every == 0 or done == steps:
-            show(average.module, done)
+            show(averaged, done)
 
     optimise(
         losses,
@@ -138,7 +139,7 @@ def train_unet(
         checkpoint=_checkpoint(work / "unet.pt", model, average, optimizers),
         on_event=on_event,
     )
-    return average.module.eval()
+    return averaged.eval()
 
 
 def _checkpoint(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny
@@ -31,7 +32,8 @@ def train_vae(
 
     The loss is L1 + L2 plus a small pull of the latents to 0; noise on the latents keeps the decoder smooth.
     """
-    vae = autoencoder().to(device)
+    vae = autoencoder()
+    torch.nn.Module.to(vae, device)
     pool = pictures(POOL, 11, size, device)
 
     def losses(step: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -83,7 +85,7 @@ def _even_out(vae: AutoencoderTiny, images: torch.Tensor) -> None:
     latents = vae.encoder(images)
     mean, spread = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     common = spread.mean()
-    last = vae.encoder.layers[-1]
+    last: Any = vae.encoder.layers[-1]
     last.weight.mul_((common / spread)[:, None, None, None])
     last.bias.sub_(mean).mul_(common / spread)
     vae.register_to_config(scaling_factor=float(1 / common))

@@ -1,0 +1,88 @@
+"""The model card of `pocket`: how it was trained and what it scores, written from figures, never by hand."""
+
+from __future__ import annotations
+
+import json
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.files import whole_file
+from trainers.stickers import COLOURS, HELD_OUT, HELD_OUT_RELATIONS, NAMES, RELATIONS
+
+GOALS: dict[str, tuple[str, float, float]] = {
+    "reconstruction_db": ("autoencoder, PSNR on unseen compositions (dB)", 27, 32),
+    "one_object_named": ("one object: the judge names it among all names", 0.75, 0.97),
+    "background_right": ("background colour right", 0.90, 0.99),
+    "two_objects_and_relation": ("two objects: both named right and the relation holds", 0.40, 0.90),
+    "judge_top1_real": ("judge on real unseen compositions", 0.97, 0.99),
+}
+"""Figure -> what it is, the least a CPU training must reach, the goal."""
+
+CHANCE = {
+    "one_object_named": "one_object_chance",
+    "background_right": "background_chance",
+    "two_objects_and_relation": "two_objects_chance",
+    "judge_top1_real": "judge_chance",
+}
+
+
+def device_name(device: str) -> str:
+    """The processor in words."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def write_card(out: Path, facts: dict[str, Any], scores: dict[str, Any]) -> Path:
+    """Write `README.md` and `scores.json` beside the weights.
+
+    Args:
+        out: the model's folder.
+        facts: device, steps, batch, size, minutes of the training.
+        scores: as `trainers.pretrain.score.score` gives them.
+    """
+    weights = sum(path.stat().st_size for path in out.rglob("*.safetensors")) / 2**20
+    lines = [
+        "---",
+        "license: mit",
+        "library_name: diffusers",
+        "pipeline_tag: text-to-image",
+        "---",
+        "# pocket",
+        "",
+        "A small latent-diffusion model of stickers on coloured backgrounds, trained from nothing by this repository",
+        "(`python -m trainers.pretrain`), so that everything can be tried, tested and measured offline, on a CPU.",
+        "It knows the words below and no others; it is no substitute for Stable Diffusion.",
+        "",
+        f"- Trained on: {facts['device']}, {facts['size']} px, {facts['steps']} steps of {facts['batch']}"
+        f" ({facts['steps'] * facts['batch']:,} pictures seen by the UNet in {facts['minutes']:.0f} minutes).",
+        f"- Weights: {weights:.1f} MiB, float16 safetensors. Written {datetime.now(UTC).date().isoformat()}.",
+        f"- Names ({len(NAMES)}): {', '.join(NAMES)}.",
+        f"- Background colours ({len(COLOURS)}): {', '.join(COLOURS)}.",
+        f"- Relations: {', '.join(RELATIONS)}.",
+        f"- Held out, to be taught: {', '.join((*HELD_OUT, *HELD_OUT_RELATIONS))}.",
+        "",
+        f"## Scores on {scores['prompts']} seeded prompts of each kind",
+        "",
+        f"{scores['steps']} DDIM steps, guidance {scores['guidance']}; printed by `python -m trainers.pretrain score`.",
+        "",
+        "| figure | measured | chance | least | goal |",
+        "|---|---|---|---|---|",
+    ]
+    for key, (meaning, least, goal) in GOALS.items():
+        chance = f"{scores[CHANCE[key]]:.4f}" if key in CHANCE else ""
+        lines.append(f"| {meaning} | **{scores[key]:.3f}** | {chance} | {least} | {goal} |")
+    lines += [
+        "",
+        "The art is Fluent Emoji by Microsoft Corporation, MIT licence: see `trainers/art/LICENSE`.",
+        "",
+    ]
+    with whole_file(out / "scores.json") as path:
+        path.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+    with whole_file(out / "README.md") as path:
+        path.write_text("\n".join(lines), encoding="utf-8")
+    return out / "README.md"
