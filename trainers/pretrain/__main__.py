@@ -49,6 +49,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--unet-steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--pictures", type=int, default=65536, help="composed pictures the UNet learns from")
+    parser.add_argument("--keep-every", type=int, default=250, help="UNet steps between writes of the training state")
     parser.add_argument("--prompts", type=int, default=200, help="score: how many seeded prompts of each kind")
     parser.add_argument("--threads", type=int, default=None)
     arguments = parser.parse_args()

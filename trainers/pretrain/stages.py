@@ -99,6 +99,7 @@ def unet_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
         pictures=arguments.pictures,
         show=show,
         show_every=500,
+        keep_every=arguments.keep_every,
     )
     facts = {
         "device": device_name(arguments.device),

@@ -93,6 +93,7 @@ def train_unet(
     rate: float = 1.2e-3,
     show: Callable[[Generator, int], None] = lambda model, step: None,
     show_every: int = 500,
+    keep_every: int = 250,
     make_optimizers: Callable[[Generator, float], list[torch.optim.Optimizer]] = Generator.groups,
 ) -> Generator:
     """Train and return the moving average of the generator.
@@ -136,7 +137,7 @@ def train_unet(
         Pace(steps, seed=5, clip=1.0, report=50),
         rate=lambda step, total: warm_stable_decay(step, total, warm=200),
         after_step=after,
-        checkpoint=_checkpoint(work / "unet.pt", model, average, optimizers),
+        checkpoint=_checkpoint(work / "unet.pt", keep_every, model, average, optimizers),
         on_event=on_event,
     )
     return averaged.eval()
@@ -144,6 +145,7 @@ def train_unet(
 
 def _checkpoint(
     path: Path,
+    every: int,
     model: Generator,
     average: torch.optim.swa_utils.AveragedModel,
     optimizers: list[torch.optim.Optimizer],
@@ -162,4 +164,4 @@ def _checkpoint(
         for optimizer, one in zip(optimizers, kept["optimizers"], strict=True):
             optimizer.load_state_dict(one)
 
-    return Checkpoint(path, 250, state, restore)
+    return Checkpoint(path, every, state, restore)

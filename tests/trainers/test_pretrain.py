@@ -1,0 +1,183 @@
+"""The recipe of pocket, run in small: every stage, resumed after a kill, packed, loaded elsewhere, scored."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from pipelines.components import load
+from pipelines.denoising import generate
+from pipelines.errors import ModelError
+from pipelines.events import Note, StepDone
+from pipelines.request import Request
+from trainers.pretrain import judge as judge_module
+from trainers.pretrain import stages
+from trainers.pretrain import vae as vae_module
+from trainers.pretrain.card import write_card
+from trainers.pretrain.score import score
+from trainers.pretrain.unet import GATED, Generator, training_stream
+from trainers.pretrain.vocabulary import build_tokenizer
+
+
+def settings(folder, **changes):
+    fields = {
+        "work": folder / "work",
+        "out": folder / "out",
+        "device": "cpu",
+        "size": 64,
+        "vae_steps": 4,
+        "judge_steps": 5,
+        "unet_steps": 3,
+        "batch": 4,
+        "pictures": 16,
+        "keep_every": 2,
+        "prompts": 2,
+        "threads": None,
+        "stage": "all",
+    }
+    return argparse.Namespace(**(fields | changes))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Everything trained for a handful of steps."""
+    folder = tmp_path_factory.mktemp("pretrain")
+    arguments = settings(folder)
+    arguments.work.mkdir()
+    (arguments.work / "log.jsonl").write_text(json.dumps({"stage": "unet", "time": 1.0}) + "\n")
+    events = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vae_module, "POOL", 16)
+        patch.setattr(judge_module, "POOL", 96)
+        for stage in (stages.vae_stage, stages.judge_stage, stages.unet_stage, stages.pack):
+            stage(arguments, events.append)
+    return arguments, events
+
+
+def test_every_stage_reports_and_previews(trained):
+    arguments, events = trained
+    reported = {name for event in events if isinstance(event, StepDone) for name in event.terms}
+    assert {"l1", "l2", "captions", "names", "denoise"} <= reported
+    said = " ".join(event.text for event in events if isinstance(event, Note))
+    assert "dB" in said and "text tower kept" in said and "preview" in said
+    assert (arguments.work / "preview.png").exists()
+
+
+def test_stages_that_are_done_are_not_done_again(trained):
+    arguments, _ = trained
+    events = []
+    stages.vae_stage(arguments, events.append)
+    stages.judge_stage(arguments, events.append)
+    assert [type(event) for event in events] == [Note, Note]
+
+
+def test_latent_channels_have_unit_spread_under_one_scalar_factor(trained):
+    arguments, _ = trained
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vae_module, "POOL", 16)
+        images = vae_module.pictures(16, 11, 64, "cpu")
+    base = load(arguments.out)
+    from pipelines.components import encode
+
+    spread = encode(base, images).mean.std((0, 2, 3))
+    torch.testing.assert_close(spread, torch.ones(4), atol=0.1, rtol=0)
+
+
+def test_the_packed_model_is_small_and_in_half_precision(trained):
+    arguments, _ = trained
+    base = load(arguments.out, dtype=torch.float16)
+    assert sum(p.numel() for p in base.unet.parameters()) <= 9_000_000
+    assert sum(path.stat().st_size for path in arguments.out.rglob("*")) < 40 << 20
+    assert not list(arguments.out.rglob("*.bin"))
+    assert all(path.stat().st_size for path in arguments.out.rglob("*.safetensors"))
+
+
+def test_plain_diffusers_loads_it_and_draws_the_same(trained):
+    arguments, _ = trained
+    pipeline = StableDiffusionPipeline.from_pretrained(arguments.out, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    request = Request(prompt="a fox on a blue background", steps=4, seed=3)
+    ours = generate(load(arguments.out), request)
+    theirs = pipeline(
+        request.prompt,
+        num_inference_steps=4,
+        guidance_scale=ours.request.guidance.scale,
+        guidance_rescale=ours.request.guidance.rescale,
+        generator=torch.Generator().manual_seed(3),
+        output_type="latent",
+    ).images
+    torch.testing.assert_close(ours.latents, theirs, atol=1e-4, rtol=0)
+
+
+def test_layers_for_boxes_are_not_trained_and_do_nothing_without_boxes():
+    torch.manual_seed(4)
+    model = Generator(64, build_tokenizer())
+    trained = {id(p) for optimizer in model.groups(1e-3) for group in optimizer.param_groups for p in group["params"]}
+    gated = [p for name, p in model.unet.named_parameters() if any(part in name for part in GATED)]
+    assert gated and not any(id(p) in trained or p.requires_grad for p in gated)
+    others = [p for name, p in model.named_parameters() if not any(part in name for part in GATED)]
+    assert all(id(p) in trained for p in others)
+
+
+def test_the_stream_is_the_same_every_time():
+    assert training_stream(50, 31) == training_stream(50, 31)
+
+
+def test_scores_are_figures_with_their_chance(trained):
+    arguments, _ = trained
+    figures = score(arguments.out, 2, "cpu", steps=2)
+    for key in ("one_object", "background", "two_objects", "judge"):
+        assert 0 <= figures[f"{key}_chance"] <= 0.2
+    assert json.loads(json.dumps(figures)) == figures
+    assert 0 < figures["reconstruction_db"] < 40
+
+
+def test_the_card_says_how_it_was_trained(trained, tmp_path):
+    arguments, _ = trained
+    facts = json.loads((arguments.work / "facts.json").read_text())
+    assert (facts["steps"], facts["batch"], facts["size"]) == (3, 4, 64)
+    figures = score(arguments.out, 1, "cpu", steps=1)
+    text = write_card(tmp_path, facts, figures).read_text()
+    assert "3 steps of 4 (12 pictures seen" in text and "wolf" in text and "| 0.75 | 0.97 |" in text
+    assert json.loads((tmp_path / "scores.json").read_text()) == figures
+
+
+def test_the_unet_needs_an_autoencoder(tmp_path):
+    with pytest.raises(ModelError, match="pretrain vae"):
+        stages.unet_stage(settings(tmp_path), lambda event: None)
+
+
+def start(arguments, steps):
+    command = [sys.executable, "-m", "trainers.pretrain", "unet", "--work", str(arguments.work), "--device", "cpu"]
+    more = ["--unet-steps", str(steps), "--batch", "4", "--pictures", "16", "--keep-every", "2"]
+    environment = os.environ | {"MALLOC_TRIM_THRESHOLD_": "1"}
+    return subprocess.Popen(
+        [*command, *more], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+
+
+def test_a_killed_training_is_resumed(trained):
+    arguments, _ = trained
+    state = arguments.work / "unet.pt"
+    state.unlink(missing_ok=True)
+    process = start(arguments, 100_000)
+    deadline = time.monotonic() + 240
+    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert state.exists()
+    done = torch.load(state, weights_only=True)["step"]
+    again = start(arguments, done + 1)
+    output, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, output
+    assert f"resumed after step {done}" in output and f"{done + 1}/{done + 1}" in output

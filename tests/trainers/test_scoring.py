@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+
+from pipelines.card import ConceptCard
+from pipelines.concept import Concept
+from pipelines.images import to_tensor
+from pipelines.judge import Judge
+from pipelines.tokens import single_rows
+from tests import tiny
+from trainers import scoring
+from trainers.pretrain.parts import text_config
+from trainers.pretrain.vocabulary import build_tokenizer
+from trainers.stickers import HELD_OUT
+
+
+@pytest.fixture(scope="module")
+def judge():
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    return Judge(tokenizer, text_config(tokenizer), widths=(8, 8, 8, 8)).eval().requires_grad_(False)
+
+
+def test_the_pictures_in_the_repository_are_those_of_the_demo():
+    from studio.demo import EXAMPLES, THING
+    from trainers.data import read_examples
+
+    stored = [example.picture for example in read_examples(EXAMPLES)]
+    made = scoring.composed(scoring.teaching_scenes(THING))
+    assert len(stored) == len(made) == 4
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(stored, made, strict=True))
+
+
+@pytest.mark.parametrize("thing", list(HELD_OUT))
+def test_teaching_shows_one_thing_on_four_backgrounds(thing):
+    listed = scoring.teaching_scenes(thing)
+    assert {sticker.name for item in listed for sticker in item.stickers} == {thing}
+    assert len({item.colour for item in listed}) == 4
+
+
+def test_real_pictures_are_not_those_that_were_taught():
+    real = scoring.real_crops("wolf")
+    taught = scoring.crops_of(scoring.composed(scoring.teaching_scenes("wolf")))
+    assert real.shape == (scoring.REAL, 3, 64, 64)
+    assert min((a - b).abs().mean() for a in real for b in taught) > 1e-3
+
+
+def test_a_picture_without_a_thing_counts_as_a_whole():
+    plain = Image.new("RGB", (32, 32), "teal")
+    torch.testing.assert_close(scoring.crops_of([plain])[0], to_tensor(plain.resize((64, 64))))
+
+
+def test_a_concept_equal_to_its_class_word_gains_nothing(judge):
+    base = tiny.sd()
+    concept = Concept(ConceptCard(token="<x>", init="fox", family="sd1"), single_rows(base, "fox"))
+    row = scoring.score_concept(base, judge, concept, scoring.real_crops("wolf"), "wolf")
+    assert row["likeness_gain"] == pytest.approx(0, abs=1e-5) and row["alignment_gain"] == pytest.approx(0, abs=1e-5)
+    assert row["named_chance"] == 1 / len(HELD_OUT) and 0 <= row["named"] <= 1
+    assert -1 <= row["likeness"] <= 1
+
+
+def test_without_a_name_nothing_is_said_of_naming(judge):
+    base = tiny.sd()
+    concept = Concept(ConceptCard(token="<x>", init="fox", family="sd1"), single_rows(base, "cat"))
+    row = scoring.score_concept(base, judge, concept, scoring.real_crops("wolf"))
+    assert "named" not in row and row["likeness"] != row["likeness_word"]
+
+
+def test_the_table_shows_rows_and_their_mean():
+    rows = {"wolf": {"likeness": 0.5, "named": 1.0}, "kiwi": {"likeness": 0.7, "named": 0.5}}
+    text = scoring.table(rows)
+    assert scoring.mean(rows) == pytest.approx({"likeness": 0.6, "named": 0.75})
+    lines = text.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["wolf", "kiwi", "mean"]
+    assert lines[3].split()[1:] == ["0.600", "0.750"]
+    assert "0.125" in lines[-1]
+
+
+def test_a_table_of_one_row_has_no_mean():
+    assert "mean" not in scoring.table({"wolf": {"likeness": 0.5}})
+    assert "chance" not in scoring.table({"wolf": {"likeness": 0.5}})
