@@ -13,8 +13,10 @@ export HF_HUB_OFFLINE = 1
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || \
+		{ echo "Python 3.11 or 3.12 is needed: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
 demo: setup
@@ -32,5 +34,6 @@ results: setup
 	$(BIN)/python -m trainers.pretrain score
 	$(BIN)/studio score --all-held-out
 
+# Leaves outputs/ alone: concepts and training states live there.
 clean:
-	rm -rf $(VENV) outputs
+	rm -rf $(VENV) .ruff_cache .pytest_cache

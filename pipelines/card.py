@@ -19,6 +19,7 @@ from pipelines.request import Frozen, problems
 CARD_KEY = "promptstudio.card"
 HEADER_LIMIT = 4 << 20  # bytes; a concept's header is a few KB, a large LoRA's some hundred
 TENSOR_LIMIT = 20_000
+VECTOR_LIMIT = 256
 
 Kind = Literal["object", "style", "subject", "relation"]
 
@@ -38,7 +39,7 @@ class ConceptCard(Frozen):
     """Name of the base model it was trained on."""
     base_fingerprint: str = ""
     """`Components.fingerprint()` of that base."""
-    vectors: int = Field(default=1, ge=1, le=256)
+    vectors: int = Field(default=1, ge=1, le=VECTOR_LIMIT)
     """Embedding vectors of the token."""
     init: str = ""
     """The word training started from."""
@@ -123,25 +124,39 @@ def read_card(path: Path) -> ConceptCard:
         ConceptError: as `read_header`, or if the card itself is damaged.
     """
     header = read_header(path)
+    own = _embedding_card(path, header)
     metadata: dict[str, str] = header.get("__metadata__", {})
-    if CARD_KEY in metadata:
-        try:
-            return ConceptCard.model_validate_json(metadata[CARD_KEY])
-        except ValidationError as error:
-            raise ConceptError(f"The card of {path.name} is damaged: {problems(error)}", "Train it again.") from None
+    if CARD_KEY not in metadata:
+        return own
+    try:
+        card = ConceptCard.model_validate_json(metadata[CARD_KEY])
+    except ValidationError as error:
+        raise ConceptError(f"The card of {path.name} is damaged: {problems(error)}", "Train it again.") from None
+    if card.vectors != own.vectors:
+        raise ConceptError(f"{path.name} does not hold the {card.vectors} vectors its card tells of.", "Get it again.")
+    return card
+
+
+def _embedding_card(path: Path, header: dict[str, Any]) -> ConceptCard:
+    """What the tensors alone tell; refuses what is no embedding."""
     tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    token, family = path.stem, ""
     if set(tensors) == {"clip_l", "clip_g"}:
-        shape, token, family = tensors["clip_l"]["shape"], path.stem, "sdxl"
+        shapes, family = [tensors["clip_l"]["shape"], tensors["clip_g"]["shape"]], "sdxl"
     elif len(tensors) == 1:
         name, entry = next(iter(tensors.items()))
-        shape = entry["shape"]
-        family = {768: "sd1", 1024: "sd2"}.get(shape[-1] if shape else 0, "")
-        token = path.stem if name == "emb_params" else name
+        shapes = [entry["shape"]]
+        family = {768: "sd1", 1024: "sd2"}.get(shapes[0][-1] if shapes[0] else 0, "")
+        token = token if name in ("emb_params", "clip_l", "clip_g") else name
     else:
         raise ConceptError(
-            f"{path.name} holds {len(tensors)} tensors and no card: not an embedding this version reads.",
+            f"{path.name} holds {len(tensors)} tensors, which no embedding does.",
             "Give an embedding in the diffusers, kohya (emb_params) or SDXL (clip_l, clip_g) layout.",
         )
-    if len(shape) not in (1, 2) or 0 in shape or (len(shape) == 2 and shape[0] > 256):
-        raise ConceptError(f"{path.name} has the shape {shape}, which no embedding has.", "Check the file.")
-    return ConceptCard(token=token, family=family, vectors=1 if len(shape) == 1 else shape[0])
+    if any(len(shape) not in (1, 2) or 0 in shape or (len(shape) == 2 and shape[0] > VECTOR_LIMIT) for shape in shapes):
+        raise ConceptError(f"{path.name} has the shapes {shapes}, which no embedding has.", "Check the file.")
+    if any(entry["dtype"] not in ("F32", "F16", "BF16", "F64") for entry in tensors.values()):
+        raise ConceptError(f"{path.name} holds whole numbers, which no embedding does.", "Check the file.")
+    return ConceptCard(
+        token=token[:100] or "concept", family=family, vectors=1 if len(shapes[0]) == 1 else shapes[0][0]
+    )

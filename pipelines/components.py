@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
@@ -45,6 +46,7 @@ class Components:
         family: decides text encoding, defaults and compatibility.
         zero_empty: SDXL's rule that an empty negative prompt is all zeros rather than an encoded empty text.
         expansions: token id -> ids it stands for, for concepts of several vectors.
+        identity: fingerprint taken at loading; empty for parts put together in memory.
     """
 
     unet: UNet2DConditionModel
@@ -56,6 +58,7 @@ class Components:
     family: Family
     zero_empty: bool = False
     expansions: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    identity: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -88,22 +91,28 @@ class Components:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Components:
         """Move the networks in place and return self."""
         for module in self.modules():
-            # diffusers warns about any `dtype`, also None.
-            module.to(device) if dtype is None else module.to(device, dtype)
+            # The plain method: that of diffusers warns of every cast.
+            torch.nn.Module.to(module, device, dtype)
         return self
 
     def fingerprint(self) -> str:
-        """16 hex digits that tell base models apart, whatever their precision or file layout.
+        """16 hex digits that tell base models apart, whatever their file layout or the precision they are used in."""
+        return self.identity or weights_identity(self)
 
-        Hashes the shapes and a sample of the weights as float16, so that an fp16 copy of a base counts as that base.
-        """
-        digest = hashlib.sha256(self.family.encode())
-        tables = [word_table(encoder).weight for encoder in self.text_encoders]
-        for tensor in (self.unet.conv_in.weight, self.unet.conv_out.weight, *tables):
-            digest.update(str(tuple(tensor.shape)).encode())
-            sample = tensor.detach().flatten()[:8192].to("cpu", torch.float16)
-            digest.update(sample.numpy().tobytes())
-        return digest.hexdigest()[:16]
+
+def weights_identity(components: Components) -> str:
+    """Hash of a sample of every weight as float16, so that an fp16 copy of a base counts as that base.
+
+    To be taken before the weights are cast to bfloat16, which loses digits: `load` does.
+    """
+    digest = hashlib.sha256(components.family.encode())
+    for module in components.modules():
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.flatten()[:64].to("cpu", torch.float16).numpy().tobytes())
+    for encoder in components.text_encoders:
+        digest.update(word_table(encoder).weight.detach().flatten()[:65536].to("cpu", torch.float16).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def word_table(encoder: torch.nn.Module) -> Any:
@@ -136,12 +145,11 @@ class Posterior:
 def encode(components: Components, images: Tensor) -> Posterior:
     """Encode pictures (B, 3, H, W) in [-1, 1]."""
     vae = components.vae
-    images = images.to(vae.device, vae.dtype)
     scale = vae.config["scaling_factor"]
+    with _wide_enough(vae):
+        latent: Any = vae.encode(images.to(vae.device, vae.dtype), return_dict=False)[0]
     if isinstance(vae, AutoencoderTiny):
-        mean = vae.encode(images, return_dict=False)[0]
-        return Posterior(mean * scale, torch.zeros_like(mean))
-    latent: Any = vae.encode(images, return_dict=False)[0]
+        return Posterior(latent * scale, torch.zeros_like(latent))
     shift = vae.config["shift_factor"] or 0.0
     return Posterior((latent.mean - shift) * scale, latent.std * scale)
 
@@ -150,16 +158,21 @@ def encode(components: Components, images: Tensor) -> Posterior:
 def decode(components: Components, latents: Tensor) -> Tensor:
     """Decode scaled latents to pictures (B, 3, H, W) in [-1, 1], float32."""
     vae = components.vae
+    shift = 0.0 if isinstance(vae, AutoencoderTiny) else vae.config["shift_factor"] or 0.0
+    with _wide_enough(vae):
+        raw = latents.to(vae.device, vae.dtype) / vae.config["scaling_factor"] + shift
+        return vae.decode(raw, return_dict=False)[0].float().clamp(-1, 1)
+
+
+@contextmanager
+def _wide_enough(vae: AutoencoderKL | AutoencoderTiny) -> Iterator[None]:
+    """SDXL's autoencoder overflows in float16 and says so in its configuration: float32 for as long as it is used."""
     dtype = vae.dtype
-    upcast = dtype == torch.float16 and bool(vae.config["force_upcast"])  # SDXL's autoencoder overflows in fp16
+    upcast = dtype == torch.float16 and bool(vae.config["force_upcast"])
     if upcast:
         torch.nn.Module.to(vae, dtype=torch.float32)
     try:
-        shift = vae.config.get("shift_factor") or 0.0
-        if isinstance(vae, AutoencoderTiny):
-            shift = 0.0
-        raw = latents.to(vae.device, vae.dtype) / vae.config["scaling_factor"] + shift
-        return vae.decode(raw, return_dict=False)[0].float().clamp(-1, 1)
+        yield
     finally:
         if upcast:
             torch.nn.Module.to(vae, dtype=dtype)
@@ -191,15 +204,17 @@ def load(
     path = POCKET if str(base) == "pocket" else Path(base)
     with _without_progress_bars():
         if path.is_dir():
-            components = _from_folder(path, str(base), dtype)
+            components = _from_folder(path, str(base))
         elif path.is_file():
-            components = _from_single_file(path, dtype, download)
+            components = _from_single_file(path, download)
         else:
-            components = _from_hub(str(base), dtype, download)
+            components = _from_hub(str(base), download)
+    # Everything is read as float32 and cast last: the fingerprint must not depend on the precision of use.
+    components = replace(components, identity=weights_identity(components))
     for module in components.modules():
         module.eval().requires_grad_(False)
     set_attention(components.unet, attention)
-    return components.to(device)
+    return components.to(device, dtype)
 
 
 @contextmanager
@@ -245,44 +260,51 @@ _KINDS: dict[str, Any] = {
 }
 
 
-def _from_folder(path: Path, name: str, dtype: torch.dtype) -> Components:
+def _from_folder(path: Path, name: str) -> Components:
     index_file = path / "model_index.json"
     if not index_file.exists():
         raise ModelError(
             f"The folder {path} holds no model_index.json.",
             "Give a folder in the diffusers layout (with unet/, vae/, text_encoder/, tokenizer/, scheduler/).",
         )
-    index = json.loads(index_file.read_text(encoding="utf-8"))
-    parts: dict[str, Any] = {}
-    for part in ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):
-        _, kind = index.get(part) or (None, None)
-        if kind is None:
-            continue
-        if kind not in _KINDS:
-            raise ModelError(
-                f"The {part} of {name} is a {kind}, which is not supported.", "Use Stable Diffusion 1.x, 2.x or XL."
-            )
-        try:
-            parts[part] = _KINDS[kind].from_pretrained(path / part, **_weights(path / part, kind, dtype))
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"The {part} of {name} cannot be read: {error}", "Get the folder anew.") from None
+    place = "model_index.json"
+    try:
+        index = json.loads(index_file.read_text(encoding="utf-8"))
+        parts: dict[str, Any] = {}
+        for place in ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):
+            _, kind = index.get(place) or (None, None)
+            if kind is not None:
+                parts[place] = _part(path / place, kind, f"{place} of {name}")
+        place = "scheduler"
+        config = json.loads((path / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+        zero_empty = bool(index.get("force_zeros_for_empty_prompt", True))
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise ModelError(
+            f"The {place} of {name} cannot be read: {_first_line(error)}", "Get the folder anew."
+        ) from None
     missing = [part for part in ("unet", "vae", "text_encoder", "tokenizer") if part not in parts]
     if missing:
         raise ModelError(f"{name} has no {', '.join(missing)}.", "Use a complete Stable Diffusion folder.")
-    config = json.loads((path / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
-    return _bundle(parts, config, name, bool(index.get("force_zeros_for_empty_prompt", True)))
+    return _bundle(parts, config, name, zero_empty)
 
 
-def _weights(folder: Path, kind: str, dtype: torch.dtype) -> dict[str, Any]:
-    """Loading options of one part: safetensors alone, the asked precision, fp16 files if that is all there is."""
+def _part(folder: Path, kind: str, what: str) -> Any:
+    """One part, in float32 whatever its files hold: safetensors alone, fp16 files if those are all there are."""
+    if kind not in _KINDS:
+        raise ModelError(f"The {what} is a {kind}, which is not supported.", "Use Stable Diffusion 1.x, 2.x or XL.")
     if kind.startswith("CLIPTokenizer"):
-        return {}
+        return _KINDS[kind].from_pretrained(folder)
     options: dict[str, Any] = {"use_safetensors": True}
-    options["dtype" if kind.startswith("CLIPText") else "torch_dtype"] = dtype
+    options["dtype" if kind.startswith("CLIPText") else "torch_dtype"] = torch.float32
     plain = [path for path in folder.glob("*.safetensors") if ".fp16" not in path.name]
     if not plain and any(folder.glob("*.fp16*.safetensors")):
         options["variant"] = "fp16"
-    return options
+    return _KINDS[kind].from_pretrained(folder, **options)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _bundle(parts: dict[str, Any], config: Mapping[str, Any], name: str, zero_empty: bool) -> Components:
@@ -307,7 +329,7 @@ def from_pipeline(pipeline: Any, name: str) -> Components:
     return _bundle(parts, dict(pipeline.scheduler.config), name, zero)
 
 
-def _from_single_file(path: Path, dtype: torch.dtype, download: bool) -> Components:
+def _from_single_file(path: Path, download: bool) -> Components:
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
     from safetensors import safe_open
 
@@ -320,18 +342,17 @@ def _from_single_file(path: Path, dtype: torch.dtype, download: bool) -> Compone
         with safe_open(path, "pt") as stored:
             xl = any(key.startswith("conditioner.embedders.1") for key in stored.keys())  # noqa: SIM118
         kind = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
-        pipeline = kind.from_single_file(str(path), torch_dtype=dtype, local_files_only=not download)
+        pipeline = kind.from_single_file(str(path), torch_dtype=torch.float32, local_files_only=not download)
     except Exception as error:  # the converter raises whatever it meets
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"{path.name} cannot be read as a Stable Diffusion checkpoint: {first}",
+            f"{path.name} cannot be read as a Stable Diffusion checkpoint: {_first_line(error)}",
             "diffusers needs the configuration and tokenizer of its family once from the hub: "
             "repeat with --download, or give a diffusers folder.",
         ) from None
     return replace(from_pipeline(pipeline, path.name), name=str(path))
 
 
-def _from_hub(base: str, dtype: torch.dtype, download: bool) -> Components:
+def _from_hub(base: str, download: bool) -> Components:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -357,6 +378,6 @@ def _from_hub(base: str, dtype: torch.dtype, download: bool) -> Components:
                 "Check the path, or allow the download with --download.",
             ) from None
         raise ModelError(
-            f"The model {base!r} could not be downloaded: {error}", "Check the id and the network."
+            f"The model {base!r} could not be downloaded: {_first_line(error)}", "Check the id and the network."
         ) from None
-    return _from_folder(Path(folder), base, dtype)
+    return _from_folder(Path(folder), base)

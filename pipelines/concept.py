@@ -7,6 +7,7 @@ header: our card and the `modelspec.*` fields.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,7 +89,7 @@ class Concept:
             tensors = load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
             raise ConceptError(f"{path.name} cannot be read: {error}.", "Get or train it again.") from None
-        stored = [tensors["clip_l"], tensors["clip_g"]] if "clip_g" in tensors else list(tensors.values())
+        stored = [tensors["clip_l"], tensors["clip_g"]] if len(tensors) == 2 else list(tensors.values())
         rows = tuple(row.float().reshape(-1, row.shape[-1]) for row in stored)
         if not all(bool(torch.isfinite(row).all()) for row in rows):
             raise ConceptError(f"{path.name} holds numbers that are not finite.", "Train it again with a lower rate.")
@@ -97,6 +98,13 @@ class Concept:
                 f"{path.name} does not hold the {card.vectors} vectors its card tells of.", "Get it again."
             )
         return cls(card, rows)
+
+    def digest(self) -> str:
+        """16 hex digits of what was learned, whatever the file says around it."""
+        hashed = hashlib.sha256(self.token.encode())
+        for rows in self.rows:
+            hashed.update(rows.detach().cpu().float().contiguous().numpy().tobytes())
+        return hashed.hexdigest()[:16]
 
     # -- use -----------------------------------------------------------------------------------------------------
 

@@ -17,9 +17,15 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on a clean exit it is flushed to disk and takes the place of `path`.
 
     If the body raises, nothing is left behind and an older `path` stays as it was.
+
+    Raises:
+        ConfigError: if nothing can be written there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}.", "Choose another --output.") from None
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -48,6 +54,8 @@ def require_room(folder: Path, needed: int) -> None:
     place = folder.absolute()
     while not place.exists():
         place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise ConfigError(f"{place} is no folder that can be written to.", "Choose another --output.")
     free = shutil.disk_usage(place).free
     if free < needed:
         raise ConfigError(

@@ -45,5 +45,5 @@ def combine(guidance: Guidance, predictions: dict[Branch, Tensor]) -> Tensor:
     c = predictions[Branch.POSITIVE]
     if Branch.NEGATIVE not in predictions:
         return c
-    guided = classifier_free(c, predictions[Branch.NEGATIVE], float(guidance.scale or 1.0))
+    guided = classifier_free(c, predictions[Branch.NEGATIVE], 1.0 if guidance.scale is None else guidance.scale)
     return rescaled(guided, c, guidance.rescale) if guidance.rescale else guided

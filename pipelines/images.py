@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def open_picture(path: Path) -> Image.Image:
         raise DataError(f"{path.name} has more than {PIXEL_LIMIT:,} pixels.", "Make it smaller.") from None
     except UnidentifiedImageError:
         raise DataError(f"{path.name} is not a picture, whatever its name says.", "Remove it or convert it.") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error, MemoryError) as error:
         raise DataError(f"{path.name} cannot be read: {error}.", "Get it again; it may be cut short.") from None
 
 

@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Literal, get_args
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -20,6 +21,10 @@ from pipelines.request import SCHEMA, Request
 
 KEY = "promptstudio"
 LIMIT = 1 << 20  # bytes of JSON that are read
+PIXEL_LIMIT = 100_000_000  # as for training pictures
+Attention = Literal["sdpa", "xformers", "eager"]
+Dtype = Literal["float32", "float16", "bfloat16"]
+ATTENTIONS, DTYPES = get_args(Attention), get_args(Dtype)
 
 SAMPLERS = {
     "ddim": "DDIM",
@@ -42,6 +47,9 @@ class Made:
         base: name or path of the base model.
         fingerprint: of that base.
         concepts: cards of the concepts used.
+        digests: what each of them had learned, `Concept.digest()`.
+        attention: implementation used.
+        dtype: precision used.
     """
 
     request: Request
@@ -49,6 +57,9 @@ class Made:
     base: str
     fingerprint: str
     concepts: tuple[ConceptCard, ...] = ()
+    digests: tuple[str, ...] = ()
+    attention: Attention = "sdpa"
+    dtype: Dtype = "float32"
 
 
 def own_version() -> str:
@@ -100,6 +111,9 @@ def save_png(picture: Image.Image, path: Path, made: Made) -> Path:
         "index": made.index,
         "base": made.base,
         "fingerprint": made.fingerprint,
+        "attention": made.attention,
+        "dtype": made.dtype,
+        "digests": list(made.digests),
         "concepts": [
             card.model_dump(mode="json", include={"token", "base", "base_fingerprint"}) for card in made.concepts
         ],
@@ -119,8 +133,10 @@ def read_made(path: Path) -> Made:
     hint = "Give a PNG that studio generate wrote, unedited: other programs drop the data when they save."
     try:
         with Image.open(path) as picture:
+            if picture.width * picture.height > PIXEL_LIMIT:
+                raise RequestError(f"{path.name} has more than {PIXEL_LIMIT:,} pixels.", hint)
             text = getattr(picture, "text", {}).get(KEY)
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise RequestError(f"{path} cannot be read as a picture: {error}.", hint) from None
     if text is None or len(text) > LIMIT:
         raise RequestError(f"{path.name} does not say how it was made.", hint)
@@ -132,8 +148,12 @@ def read_made(path: Path) -> Made:
             )
         request = Request.read(own["request"])
         index, base, fingerprint = int(own["index"]), str(own["base"]), str(own["fingerprint"])
+        digests = tuple(str(digest) for digest in own["digests"])
+        attention, dtype = own["attention"], own["dtype"]
+        if len(digests) != len(request.concepts) or attention not in ATTENTIONS or dtype not in DTYPES:
+            raise ValueError("concepts or machine settings do not fit")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RequestError(f"What {path.name} says about itself is damaged: {error}.", hint) from None
     if not 0 <= index < request.count:
         raise RequestError(f"{path.name} claims to be picture {index} of {request.count}.", hint)
-    return Made(request, index, base, fingerprint)
+    return Made(request, index, base, fingerprint, (), digests, attention, dtype)

@@ -146,10 +146,12 @@ def _encode_windows(
     table = torch.ones(len(chunks), window)
     for row, (_, weights) in enumerate(chunks):
         table[row, 1 : 1 + len(weights)] = torch.tensor(weights)
-    if bool((table != 1).any()):
-        before = context.mean()
-        context = context * table[..., None].to(context)
-        context = context * (before / context.mean())
+    weighted = (table != 1).any(dim=1)
+    if bool(weighted.any()):
+        before = context.mean(dim=(1, 2), keepdim=True)
+        scaled = context * table[..., None].to(context)
+        scaled = scaled * (before / scaled.mean(dim=(1, 2), keepdim=True))
+        context = torch.where(weighted[:, None, None].to(context.device), scaled, context)
     return context.reshape(1, -1, context.shape[-1]), pool[:1]
 
 

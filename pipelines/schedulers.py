@@ -15,6 +15,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from pipelines.errors import RequestError
 from pipelines.request import Scheduler
 
 KINDS: dict[Scheduler, tuple[Any, dict[str, Any]]] = {
@@ -36,6 +37,9 @@ def build(name: Scheduler, config: Mapping[str, Any], steps: int, device: Any) -
         config: of the base's own scheduler (noise schedule, prediction type, spacing).
         steps: denoising steps.
         device: of the timesteps.
+
+    Raises:
+        RequestError: if it cannot do that many steps.
     """
     kind, settings = KINDS[name]
     known = inspect.signature(kind.__init__).parameters
@@ -44,7 +48,11 @@ def build(name: Scheduler, config: Mapping[str, Any], steps: int, device: Any) -
         # Latents are not pictures: clipping them to [-1, 1] wrecks the colours.
         settings = settings | {"clip_sample": bool(config.get("clip_sample", False))}
     scheduler = kind(**(kept | settings))
-    scheduler.set_timesteps(steps, device=device)
+    try:
+        scheduler.set_timesteps(steps, device=device)
+    except ValueError as error:  # LCM cannot do more steps than it was distilled for
+        first = str(error).splitlines()[0]
+        raise RequestError(f"The sampler {name} cannot do {steps} steps: {first}", "Use fewer steps.") from None
     return scheduler
 
 

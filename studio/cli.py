@@ -1,7 +1,7 @@
 """The command line. No logic: arguments in, one call, a line out.
 
-Fields of `Request` and of the training configurations become flags by themselves; nothing is typed twice. Nothing here
-imports torch, so `studio --help` answers at once.
+Flags of training are derived from its configurations; those of `generate` are fields of `Request`, which checks them.
+Nothing here imports torch, so `studio --help` answers at once.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
 
-from pipelines.errors import StudioError
+from pipelines.errors import RequestError, StudioError
 from pipelines.metadata import own_version
-from pipelines.request import ConceptUse, Guidance, Request, Scheduler, problems
+from pipelines.request import Request, Scheduler, problems
 from studio.settings import Machine
 
 app = App(
@@ -38,6 +38,8 @@ def generate(
     concept: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     guidance_scale: float | None = None,
     guidance_rescale: float | None = None,
+    guidance_start: float = 0.0,
+    guidance_stop: float = 1.0,
     scheduler: Scheduler | None = None,
     steps: int | None = None,
     width: int | None = None,
@@ -63,6 +65,10 @@ def generate(
         How far to follow the prompt; 1 switches guidance off. The base's own by default.
     guidance_rescale
         0 to 1; tames high guidance. The base's own by default.
+    guidance_start
+        Share of the steps before which guidance is off.
+    guidance_stop
+        Share of the steps after which guidance is off.
     scheduler
         Sampler; the base's own by default.
     steps
@@ -84,6 +90,8 @@ def generate(
     """
     from studio import runner
 
+    if (source is None) == (prompt is None):
+        raise RequestError("Give either a prompt or --from PICTURE.", "For example: studio generate 'a fox'")
     if source is not None:
         paths = runner.repeat(source, output, machine)
     else:
@@ -92,7 +100,12 @@ def generate(
                 "prompt": prompt or "",
                 "negative_prompt": negative_prompt,
                 "concepts": [_use(text) for text in concept],
-                "guidance": Guidance.model_construct(scale=guidance_scale, rescale=guidance_rescale).model_dump(),
+                "guidance": {
+                    "scale": guidance_scale,
+                    "rescale": guidance_rescale,
+                    "start": guidance_start,
+                    "stop": guidance_stop,
+                },
                 "scheduler": scheduler,
                 "steps": steps,
                 "width": width,
@@ -111,7 +124,7 @@ def _use(text: str) -> dict[str, object]:
     source, colon, strength = text.rpartition(":")
     if colon and source and strength.replace(".", "", 1).isdigit():
         return {"source": source, "strength": float(strength)}
-    return ConceptUse(source=text).model_dump()
+    return {"source": text}
 
 
 @app.command

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from pipelines import denoising
 from pipelines.components import POCKET, Components, load
-from pipelines.concept import file_stem
+from pipelines.concept import Concept, file_stem
 from pipelines.errors import Cancelled, ConceptError, ConfigError, DataError, ModelError, RequestError
 from pipelines.files import require_room
 from pipelines.judge import Judge
@@ -64,14 +65,25 @@ def generate(request: Request, base: str, output: Path, machine: Machine, only: 
     for use in request.concepts:
         if not Path(use.source).exists():
             raise ConceptError(f"There is no concept file {use.source}.", "Check the path given with --concept.")
+    require_room(output, 1 << 20)
     components = open_base(base, machine)
     fingerprint = components.fingerprint()
     result = denoising.generate(components, request, on_event=Progress("generate"))
     cards = tuple(concept.card for concept in result.concepts)
+    digests = tuple(concept.digest() for concept in result.concepts)
     paths: list[Path] = []
     for index, picture in enumerate(result.pictures):
         if only in (None, index):
-            made = Made(result.request, index, base, fingerprint, cards)
+            made = Made(
+                result.request,
+                index,
+                base,
+                fingerprint,
+                cards,
+                digests,
+                machine.attention,
+                str(components.dtype).removeprefix("torch."),
+            )
             paths.append(save_png(picture, _free(output, f"{result.request.seed + index}"), made))
     return paths
 
@@ -91,12 +103,16 @@ def repeat(source: Path, output: Path, machine: Machine) -> list[Path]:
         RequestError: if the base model has changed since.
     """
     made = read_made(source)
+    hint = "It cannot be repeated exactly; generate anew with its prompt."
+    machine = machine.model_copy(update={"attention": made.attention, "dtype": made.dtype})
     now = open_base(made.base, machine).fingerprint()
     if now != made.fingerprint:
         raise RequestError(
-            f"{source.name} was made with other weights of {made.base} ({made.fingerprint}, now {now}).",
-            "It cannot be repeated exactly; generate anew with its prompt.",
+            f"{source.name} was made with other weights of {made.base} ({made.fingerprint}, now {now}).", hint
         )
+    for use, digest in zip(made.request.concepts, made.digests, strict=True):
+        if Concept.load(Path(use.source)).digest() != digest:
+            raise RequestError(f"The concept {use.source} has changed since {source.name} was made.", hint)
     return generate(made.request, made.base, output, machine, made.index)
 
 
@@ -111,11 +127,17 @@ def train(method: Method, config: Any, data: DataConfig, pace: TrainConfig, wher
         Cancelled: on Ctrl-C; the same command goes on where it stopped.
     """
     output: Path = where.output or Path("outputs/concepts") / f"{file_stem(config.token)}.safetensors"
+    if output.suffix != ".safetensors":
+        output = output.with_name(f"{output.name}.safetensors")
     if output.exists() and not where.overwrite:
         raise ConfigError(f"{output} is there already.", "Choose another --output, or replace it with --overwrite.")
     examples = read_examples(data.images)
     require_room(output.parent, 64 << 20)
-    components = open_base(where.base, machine)
+    # The text encoder is trained through and stays float32; the frozen rest may be narrower.
+    components = open_base(where.base, machine.model_copy(update={"dtype": "float32"}))
+    if pace.precision == "bf16":
+        for module in (components.unet, components.vae):
+            torch.nn.Module.to(module, torch.bfloat16)
     family = components.family
     run = Run(
         method,
@@ -146,8 +168,6 @@ def judge() -> Judge:
 
 def score(concept: Path | None, thing: str | None, real: Path | None, base: str, form: str, machine: Machine) -> str:
     """Score one concept; gives the text to show."""
-    from pipelines.concept import Concept
-
     if concept is None:
         raise ConfigError("There is no concept to score.", "Give a concept file, or --all-held-out.")
     learned = Concept.load(concept)
@@ -196,8 +216,7 @@ def doctor(machine: Machine) -> Iterator[str]:
         free, total = torch.cuda.mem_get_info()
         yield f"{torch.cuda.get_device_name()}: {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
     else:
-        pages = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-        yield f"{pages:.1f} GiB of memory free"
+        yield f"{psutil.virtual_memory().available / 2**30:.1f} GiB of memory free"
     backends = ["sdpa", "eager"] + (["xformers"] if importlib.util.find_spec("xformers") else [])
     yield f"attention {', '.join(backends)} (in use: {machine.attention})"
     start = time.monotonic()

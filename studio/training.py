@@ -44,6 +44,7 @@ ALIASES = {
     "--mixed-precision": "--precision",
     "--adam-weight-decay": "--weight-decay",
     "--validation-steps": "--preview-every",
+    "--output-dir": "--output",
     "--pretrained-model-name-or-path": "--base",
 }
 """Spellings of the diffusers and kohya scripts, with dashes or underscores, that mean flags of ours."""

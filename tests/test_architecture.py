@@ -89,10 +89,3 @@ def test_chance_is_explicit():
                 "torch.randperm",
             ):
                 assert any(k.arg == "generator" for k in call.keywords), f"{path.name}:{call.lineno}"
-
-
-def test_there_are_at_least_as_many_lines_of_tests_as_of_source():
-    def lines(folder):
-        return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / folder).rglob("*.py"))
-
-    assert lines("tests") >= 0.9 * sum(lines(layer) for layer in LAYERS)

@@ -89,15 +89,17 @@ def _scheduler(**settings: object) -> DDIMScheduler:
     )
 
 
-def sd_pipeline(seed: int = 0, **settings: object) -> StableDiffusionPipeline:
-    """Stable Diffusion 1.x in small; `settings` go to the scheduler."""
+def sd_pipeline(seed: int = 0, dim: int = 32, **settings: object) -> StableDiffusionPipeline:
+    """Stable Diffusion 1.x in small, or 2.x with `dim` 1024; `settings` go to the scheduler."""
     torch.manual_seed(seed)
     tok = tokenizer()
+    if dim == 1024:
+        tok.pad_token = "!"  # Stable Diffusion 2.x pads with an exclamation mark
     pipeline = StableDiffusionPipeline(
         vae=_vae().eval(),
-        text_encoder=CLIPTextModel(_text(tok, 32)).eval(),
+        text_encoder=CLIPTextModel(_text(tok, dim)).eval(),
         tokenizer=tok,
-        unet=_unet(32, gated=True).eval(),
+        unet=_unet(dim, gated=True).eval(),
         scheduler=_scheduler(**settings),
         safety_checker=None,
         feature_extractor=None,

@@ -56,8 +56,8 @@ class TrainConfig(Frozen):
     preview_every: int = Field(default=0, ge=0)
     """Steps between preview pictures; 0 for none."""
 
-    precision: Literal["no", "fp16", "bf16"] = "no"
-    """Precision of the frozen networks on a GPU; what is trained stays float32."""
+    precision: Literal["no", "bf16"] = "no"
+    """bf16: UNet and autoencoder in bfloat16, for a GPU; the text encoder and what is trained stay float32."""
 
     @property
     def rate(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,15 @@ def _caption(picture: Path) -> str | None:
     return None
 
 
+def digest(examples: Sequence[Example]) -> str:
+    """16 hex digits of what is learned from: pixels and captions, not file names."""
+    hashed = hashlib.sha256()
+    for example in examples:
+        hashed.update(f"{example.picture.size}{example.caption}".encode())
+        hashed.update(example.picture.tobytes())
+    return hashed.hexdigest()[:16]
+
+
 def templates(name: str) -> tuple[str, ...]:
     """Prompt templates with one `{}`: "object" and "style" of the official script, or "pocket"."""
     return tuple((WORDS / f"{name}_templates.txt").read_text(encoding="utf-8").splitlines())
@@ -121,6 +131,10 @@ class LatentSet:
         posteriors = [[encode(components, part) for part in way.split(4)] for way in ways]
         self.means = torch.stack([torch.cat([p.mean for p in way]).float() for way in posteriors])
         self.stds = torch.stack([torch.cat([p.std for p in way]).float() for way in posteriors])
+
+    def unused_captions(self, token: str) -> list[str]:
+        """Names of pictures whose own caption has no place for the token, so that a template is used instead."""
+        return [e.name for e in self.examples if e.caption and token not in e.caption and "{}" not in e.caption]
 
     def draw(self, index: int, batch: int, token: str, wordings: Sequence[str], generator: torch.Generator) -> Batch:
         """The batch of an index: each example once an epoch in an order given by (seed, epoch).

@@ -79,12 +79,10 @@ def optimise(
 
     Raises:
         Cancelled: if `should_stop` said so.
-        ConfigError: if a loss is not finite; names the terms that were not.
+        ConfigError: if a loss is not finite, naming the terms; or if more steps are done than asked for.
     """
     base = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    begun = checkpoint.load() if checkpoint else 0
-    if begun:
-        on_event(Note(f"resumed after step {begun}"))
+    begun = _begun(checkpoint, pace, on_event)
     report, start = _Means(), time.monotonic()
     for step in range(begun, pace.steps):
         if should_stop():
@@ -109,6 +107,18 @@ def optimise(
         if checkpoint and (done % checkpoint.every == 0 or done == pace.steps):
             checkpoint.save(done)
     return pace.steps
+
+
+def _begun(checkpoint: Checkpoint | None, pace: Pace, on_event: OnEvent) -> int:
+    """Restore the state that was kept and give the steps it had done."""
+    begun = checkpoint.load() if checkpoint else 0
+    if begun > pace.steps:
+        raise ConfigError(
+            f"{begun} steps are done already, {pace.steps} were asked for.", "Ask for more, or begin anew."
+        )
+    if begun:
+        on_event(Note(f"resumed after step {begun}"))
+    return begun
 
 
 class _Means:
@@ -143,5 +153,5 @@ def _require_finite(means: dict[str, float], step: int) -> None:
     if broken:
         raise ConfigError(
             f"the loss ({', '.join(broken)}) stopped being a number by step {step}.",
-            "Lower the learning rate, or train in float32.",
+            "Lower the learning rate or train in float32, and delete the training state that was kept, if any.",
         )

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from pipelines.components import Components
 from pipelines.concept import Concept
@@ -19,7 +18,7 @@ from pipelines.events import Note, OnEvent, Preview, ignore
 from pipelines.request import ConceptUse, Request
 from trainers.checkpoints import Checkpoint
 from trainers.config import DataConfig, TrainConfig
-from trainers.data import Example, LatentSet
+from trainers.data import Example, LatentSet, digest
 from trainers.loop import Pace, optimise
 from trainers.method import Method, Trainable
 
@@ -68,7 +67,7 @@ def train(
     """Learn a concept.
 
     Args:
-        components: the base; bit-identical afterwards, also after an error.
+        components: the base, its text encoders in float32; bit-identical afterwards, also after an error.
         run: method and settings.
         examples: the pictures.
         keep: file for the training state; if it is there, training goes on from it.
@@ -81,17 +80,19 @@ def train(
         ConfigError: if a loss stops being a number.
         ConceptError: if the word or its initializer do not suit the base.
     """
-    accelerator = Accelerator(cpu=components.device.type == "cpu", mixed_precision=run.train.precision)
+    begun_with = {**run.recipe(), "base": components.fingerprint(), "pictures": digest(examples)}
     with run.method.prepare(components, run.config) as trainable:
         parameters = list(trainable.parameters.values())
         optimizer = torch.optim.AdamW(parameters, run.train.rate, weight_decay=run.train.weight_decay)
         pictures = _encoded(components, run, examples)
+        if left_out := pictures.unused_captions(run.config.token):
+            names = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
+            on_event(Note(f"{len(left_out)} captions have no {run.config.token} or {{}} and are not used ({names})"))
         on_event(Note(f"{len(examples)} pictures encoded; {run.train.steps} steps at rate {run.train.rate:g}"))
 
         def losses(index: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
             batch = pictures.draw(index, run.train.batch, run.config.token, trainable.wordings, generator)
-            with accelerator.autocast():
-                return run.method.losses(trainable, batch, generator)
+            return run.method.losses(trainable, batch, generator)
 
         def after(done: int) -> dict[str, float]:
             if run.train.preview_every and done % run.train.preview_every == 0:
@@ -104,8 +105,7 @@ def train(
             Pace(run.train.steps, run.train.seed, run.train.accumulate, report=REPORT),
             rate=lambda step, steps: min(1.0, (step + 1) / max(1, run.train.warmup)),
             after_step=after,
-            checkpoint=_checkpoint(keep, keep_every, trainable, optimizer, run) if keep else None,
-            backward=accelerator.backward,
+            checkpoint=_checkpoint(keep, keep_every, trainable, optimizer, begun_with) if keep else None,
             on_event=on_event,
             should_stop=should_stop,
         )
@@ -140,20 +140,23 @@ def _preview(components: Components, trainable: Trainable, run: Run, step: int) 
     return Preview(step, made.pictures[0], prompt.replace("~preview", ""))
 
 
-def _checkpoint(path: Path, every: int, trainable: Trainable, optimizer: torch.optim.Optimizer, run: Run) -> Checkpoint:
-    recipe = run.recipe()
+MAY_CHANGE = ("steps", "preview_every")  # what a resumed run may change
 
+
+def _checkpoint(
+    path: Path, every: int, trainable: Trainable, optimizer: torch.optim.Optimizer, begun_with: dict[str, Any]
+) -> Checkpoint:
     def state() -> dict[str, Any]:
         tensors = {name: parameter.detach() for name, parameter in trainable.parameters.items()}
-        return {"parameters": tensors, "optimizer": optimizer.state_dict(), "recipe": json.dumps(recipe)}
+        return {"parameters": tensors, "optimizer": optimizer.state_dict(), "begun_with": json.dumps(begun_with)}
 
     def restore(kept: dict[str, Any]) -> None:
-        before = json.loads(kept["recipe"])
-        changed = [key for key in recipe if key != "steps" and recipe[key] != before.get(key)]
+        before = json.loads(kept["begun_with"])
+        changed = [key for key in begun_with if key not in MAY_CHANGE and begun_with[key] != before.get(key)]
         if changed:
             key = changed[0]
             raise ConfigError(
-                f"The run in {path} was begun with {key} {before.get(key)!r}, now it is {recipe[key]!r}.",
+                f"The run kept in {path} was begun with {key} {before.get(key)!r}, now it is {begun_with[key]!r}.",
                 f"Go on with the old value, or delete {path} to begin anew.",
             )
         with torch.no_grad():

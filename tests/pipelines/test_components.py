@@ -41,6 +41,21 @@ def test_the_fingerprint_tells_bases_apart_but_not_precisions(tmp_path):
     assert load(tmp_path).fingerprint() == base.fingerprint()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_fingerprint_does_not_depend_on_the_precision_of_use(tmp_path, dtype):
+    tiny.sd_pipeline(0).save_pretrained(tmp_path)
+    narrow = load(tmp_path, dtype=dtype)
+    assert narrow.dtype == dtype and narrow.fingerprint() == load(tmp_path).fingerprint()
+
+
+def test_another_autoencoder_or_merged_weights_make_another_base():
+    base = tiny.sd()
+    before = base.fingerprint()
+    with torch.no_grad():
+        next(iter(base.unet.mid_block.parameters())).add_(1)
+    assert base.fingerprint() != before
+
+
 def test_defaults_follow_the_family():
     assert tiny.sd().defaults.scale == 7.5 and tiny.sdxl().defaults.scale == 5.0
     assert tiny.sd().defaults.size == 16
@@ -97,6 +112,24 @@ def test_damaged_weights_are_said(tmp_path):
     (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"broken")
     with pytest.raises(ModelError, match="unet"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("model_index.json", "{"),
+        ("model_index.json", '{"unet": 3}'),
+        ("scheduler/scheduler_config.json", "nonsense"),
+        ("text_encoder/model.safetensors", "cut"),
+        ("vae/config.json", "[]"),
+    ],
+)
+def test_damaged_folders_are_one_sentence(tmp_path, file, content):
+    tiny.sd_pipeline().save_pretrained(tmp_path)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(ModelError) as error:
+        load(tmp_path)
+    assert "cannot be read" in error.value.message and "\n" not in error.value.message
 
 
 def test_a_checkpoint_that_is_a_pickle_is_refused(tmp_path):

@@ -143,6 +143,34 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path):
         Concept.load(tmp_path / "nan.safetensors")
 
 
+@pytest.mark.parametrize(
+    "tensors",
+    [{"clip_g": torch.zeros(1, 1280)}, {"clip_l": torch.zeros(2, 768)}],
+)
+def test_one_half_of_an_xl_embedding_is_read_as_what_it_is(tmp_path, tensors):
+    save_file(tensors, tmp_path / "half.safetensors")
+    read = Concept.load(tmp_path / "half.safetensors")
+    assert read.token == "half" and len(read.rows) == 1
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.zeros(()), torch.zeros(3, 0), torch.zeros(2, 2, 2), torch.zeros(2, 4, dtype=torch.int64)]
+)
+@pytest.mark.parametrize("card", [False, True])
+def test_shapes_no_embedding_has_are_refused_with_and_without_a_card(tmp_path, tensor, card):
+    metadata = {"promptstudio.card": ConceptCard(token="<x>", vectors=2).model_dump_json()} if card else None
+    save_file({"<x>": tensor}, tmp_path / "odd.safetensors", metadata=metadata)
+    with pytest.raises(ConceptError, match=r"odd\.safetensors"):
+        Concept.load(tmp_path / "odd.safetensors")
+
+
+def test_the_digest_is_of_what_was_learned_alone(tmp_path):
+    one = concept()
+    loaded = Concept.load(one.save(tmp_path / "x.safetensors"))
+    assert one.digest() == loaded.digest() == loaded.with_scores({"a": 1.0}).digest()
+    assert one.digest() != concept().digest()
+
+
 def test_many_tensors_are_no_embedding(tmp_path):
     save_file({f"t{i}": torch.zeros(1, 4) for i in range(3)}, tmp_path / "lora.safetensors")
     with pytest.raises(ConceptError, match="3 tensors"):

@@ -42,5 +42,11 @@ def test_scale_one_asks_for_one_branch_only():
     assert guiding.branches(Guidance(scale=2.0), at(0)) == (Branch.NEGATIVE, Branch.POSITIVE)
 
 
+@pytest.mark.parametrize(("scale", "expected"), [(0.0, U), (1.0, C), (None, C)])
+def test_the_ends_hold_for_the_whole_combination(scale, expected):
+    both = {Branch.POSITIVE: C, Branch.NEGATIVE: U}
+    torch.testing.assert_close(guiding.combine(Guidance(scale=scale, rescale=0.0), both), expected)
+
+
 def test_one_prediction_is_passed_through():
     assert guiding.combine(Guidance(scale=5.0), {Branch.POSITIVE: C}) is C

@@ -22,7 +22,8 @@ def made(**fields):
 
 def test_the_exact_request_comes_back(tmp_path):
     before = made(concepts=(ConceptUse(source="x.safetensors", strength=0.7),), guidance=Guidance(scale=3.3, start=0.1))
-    before = Made(before.request, 1, before.base, before.fingerprint, (ConceptCard(token="<x>"),))
+    card = ConceptCard(token="<x>")
+    before = Made(before.request, 1, before.base, before.fingerprint, (card,), ("ab",), "eager", "float16")
     path = save_png(Image.new("RGB", (4, 4)), tmp_path / "a" / "x.png", before)
     after = read_made(path)
     assert (after.request, after.index, after.base, after.fingerprint) == (
@@ -75,6 +76,9 @@ def write(path, own):
         lambda own: own | {"request": own["request"] | {"steps": -1}},
         lambda own: own | {"request": own["request"] | {"surprise": 1}},
         lambda own: own | {"index": 5},
+        lambda own: own | {"attention": "magic"},
+        lambda own: own | {"dtype": "float8"},
+        lambda own: own | {"digests": ["too", "many"]},
         lambda own: {key: value for key, value in own.items() if key != "base"},
         lambda own: "[" * 5000,
     ],

@@ -82,6 +82,13 @@ def test_weights_change_only_their_words_up_to_the_restored_mean(base):
     torch.testing.assert_close(ratio[2], 1.5 * ratio[0], atol=1e-3, rtol=1e-3)
 
 
+def test_a_weight_in_one_window_leaves_the_others_alone(base):
+    start, end = "fox " * 75, "cat " * 20
+    plain, weighted = (encode_prompts(base, [text])[0].context[0] for text in (start + end, f"({start}:1.4){end}"))
+    assert torch.equal(plain[77:], weighted[77:])
+    assert not torch.equal(plain[:77], weighted[:77])
+
+
 def test_weight_one_changes_nothing(base):
     assert torch.equal(encode_prompts(base, ["a (fox:1.0)"])[0].context, encode_prompts(base, ["a fox"])[0].context)
 

@@ -193,8 +193,11 @@ BAD_GENERATION = {
     "an impossible size": (["--width", "18"], "multiple of 4"),
     "too many steps": (["--steps", "5000"], "steps"),
     "a strength out of range": (["--concept", "xl.safetensors:9"], "strength"),
+    "too many steps for the sampler": (["--scheduler", "lcm", "--steps", "60"], "lcm"),
+    "a prompt and a picture": (["--from", "plain.png"], "either a prompt or"),
+    "no name for a concept": (["--concept", ""], "concepts"),
+    "an output that is a file": (["--output", "plain.png"], "plain.png"),
     "an unknown sampler": (["--scheduler", "magic"], "magic"),
-    "a picture that says nothing": (["--from", "plain.png"], "does not say"),
     "xformers that are not installed": (["--attention", "xformers"], "xformers"),
 }
 
@@ -205,10 +208,26 @@ def test_bad_generation_input_is_one_sentence_with_the_next_step(base, tmp_path,
     write_concepts(tmp_path)
     Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
     before = sorted(tmp_path.rglob("*"))
-    assert main(["generate", "a <x>", "--base", base, "--output", "out", *flags]) == 2
+    where = [] if "--output" in flags else ["--output", "out"]
+    assert main(["generate", "a <x>", "--base", base, *where, *flags]) == 2
     shown = capsys.readouterr().err
     assert said in shown and "Traceback" not in shown
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_picture_that_says_nothing_cannot_be_repeated(tmp_path, capsys):
+    Image.new("RGB", (4, 4)).save(tmp_path / "plain.png")
+    assert main(["generate", "--from", "plain.png"]) == 2
+    assert "does not say how it was made" in capsys.readouterr().err
+    assert main(["generate"]) == 2
+
+
+def test_a_concept_that_has_changed_since_is_noticed(base, pictures, capsys):
+    assert train(base, pictures, "--output", "c.safetensors") == 0
+    assert generate(base, "--concept", "c.safetensors") == 0
+    assert train(base, pictures, "--output", "c.safetensors", "--overwrite", "--seed", "5") == 0
+    assert main(["generate", "--from", "out/0.png"]) == 2
+    assert "c.safetensors has changed since" in capsys.readouterr().err
 
 
 def test_too_little_disk_is_said_before_anything_is_done(base, pictures, monkeypatch, capsys):

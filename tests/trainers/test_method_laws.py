@@ -124,6 +124,33 @@ def test_a_changed_configuration_is_not_resumed(method, base, tmp_path):
         train(base, run(method, steps=4, learning_rate=2e-2), tiny.examples(), keep=state)
 
 
+def test_other_pictures_or_another_base_are_not_resumed(method, base, tmp_path):
+    state = tmp_path / "state.pt"
+    train(base, run(method, steps=2), tiny.examples(), keep=state)
+    with pytest.raises(ConfigError, match="pictures"):
+        train(base, run(method, steps=4), tiny.examples(2), keep=state)
+    with torch.no_grad():
+        base.vae.encoder.conv_in.weight.mul_(2)
+    with pytest.raises(ConfigError, match="base"):
+        train(base, run(method, steps=4), tiny.examples(), keep=state)
+
+
+def test_fewer_steps_than_are_done_are_refused(method, base, tmp_path):
+    state = tmp_path / "state.pt"
+    train(base, run(method, steps=4), tiny.examples(), keep=state)
+    with pytest.raises(ConfigError, match="4 steps are done already"):
+        train(base, run(method, steps=2), tiny.examples(), keep=state)
+
+
+def test_captions_without_the_token_are_said_to_be_left_out(method, base):
+    from dataclasses import replace
+
+    events = []
+    pictures = [replace(example, caption="just a picture") for example in tiny.examples()]
+    train(base, run(method, steps=1), pictures, on_event=events.append)
+    assert any(isinstance(event, Note) and "3 captions have no <thing>" in event.text for event in events)
+
+
 def test_a_loss_that_is_no_number_stops_with_its_cause(method, base):
     with torch.no_grad():
         base.unet.conv_out.weight.fill_(float("nan"))

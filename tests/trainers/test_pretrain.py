@@ -41,6 +41,8 @@ def settings(folder, **changes):
         "pictures": 16,
         "keep_every": 2,
         "prompts": 2,
+        "force": False,
+        "go_on_from": None,
         "threads": None,
         "stage": "all",
     }
@@ -121,11 +123,23 @@ def test_plain_diffusers_loads_it_and_draws_the_same(trained):
 def test_layers_for_boxes_are_not_trained_and_do_nothing_without_boxes():
     torch.manual_seed(4)
     model = Generator(64, build_tokenizer())
-    trained = {id(p) for optimizer in model.groups(1e-3) for group in optimizer.param_groups for p in group["params"]}
+    trained = {
+        id(p) for optimizer in model.optimizers(1e-3) for group in optimizer.param_groups for p in group["params"]
+    }
     gated = [p for name, p in model.unet.named_parameters() if any(part in name for part in GATED)]
     assert gated and not any(id(p) in trained or p.requires_grad for p in gated)
     others = [p for name, p in model.named_parameters() if not any(part in name for part in GATED)]
     assert all(id(p) in trained for p in others)
+
+
+def test_a_finished_model_can_be_trained_further(trained):
+    arguments, _ = trained
+    model, base = Generator(64, build_tokenizer()), load(arguments.out)
+    model.go_on_from(arguments.out)
+    assert all(torch.equal(a, b) for a, b in zip(model.unet.parameters(), base.unet.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.text.parameters(), base.text_encoders[0].parameters(), strict=True)
+    )
 
 
 def test_the_stream_is_the_same_every_time():
@@ -149,6 +163,22 @@ def test_the_card_says_how_it_was_trained(trained, tmp_path):
     text = write_card(tmp_path, facts, figures).read_text()
     assert "3 steps of 4 (12 pictures seen" in text and "wolf" in text and "| 0.75 | 0.97 |" in text
     assert json.loads((tmp_path / "scores.json").read_text()) == figures
+
+
+def test_a_better_model_is_not_replaced_and_a_worse_one_is(trained, monkeypatch):
+    arguments, _ = trained
+    monkeypatch.setattr(stages, "score", lambda *_: json.loads((arguments.work / "packed" / "../scores").read_text()))
+    shown = json.loads((arguments.out / "scores.json").read_text())
+    (arguments.work / "scores").write_text(json.dumps(shown))
+    notes = []
+    stages.pack(arguments, notes.append)
+    assert "is better" in notes[-1].text
+    better = shown | {"one_object_named": shown["one_object_named"] + 0.5}
+    (arguments.work / "scores").write_text(json.dumps(better))
+    stages.pack(arguments, notes.append)
+    assert "written to" in notes[-1].text
+    assert json.loads((arguments.out / "scores.json").read_text()) == better
+    assert sorted(path.name for path in arguments.out.parent.glob(".*")) == []
 
 
 def test_the_unet_needs_an_autoencoder(tmp_path):

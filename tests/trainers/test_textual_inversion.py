@@ -46,50 +46,69 @@ def learn(components, the_run):
     return concept, losses
 
 
-def official(pipeline, the_run):
-    """The official script's update, transcribed: whole table trained, old rows restored after every step.
+def drawn(the_run, pixels, step, generator):
+    """The draws of a step in our order: pictures by (seed, epoch), then mirroring and templates."""
+    batch, indices = the_run.train.batch, []
+    for place in range(step * batch, (step + 1) * batch):
+        order = torch.Generator().manual_seed(the_run.train.seed * 9_176_263 + place // len(pixels))
+        indices.append(int(torch.randperm(len(pixels), generator=order)[place % len(pixels)]))
+    flips = torch.rand(batch, generator=generator) < the_run.data.flip
+    wordings = templates("object")
+    chosen = torch.randint(len(wordings), (batch,), generator=generator).tolist()
+    images = torch.stack([pixels[i].flip(-1) if flip else pixels[i] for i, flip in zip(indices, flips, strict=True)])
+    return images, [wordings[k] for k in chosen]
 
-    Draws are taken from the step's generator in our order; everything else is done the script's way: pictures are
-    encoded every step, noise added by the scheduler, the table resized, one AdamW over all of it.
+
+def official(pipeline, the_run):
+    """The official scripts' update, transcribed: whole tables trained, old rows restored after every step.
+
+    Everything but the draws is done the scripts' way: pictures are encoded every step, noise added by the scheduler,
+    the tables resized, one AdamW over all of both. With two text encoders it is the SDXL script.
     """
-    tok, text, unet, vae = pipeline.tokenizer, pipeline.text_encoder, pipeline.unet, pipeline.vae
+    unet, vae = pipeline.unet, pipeline.vae
+    toks = [t for t in (pipeline.tokenizer, getattr(pipeline, "tokenizer_2", None)) if t is not None]
+    texts = [t for t in (pipeline.text_encoder, getattr(pipeline, "text_encoder_2", None)) if t is not None]
     names = [the_run.config.token] + [f"{the_run.config.token}_{i}" for i in range(1, the_run.config.vectors)]
-    assert tok.add_tokens(names) == len(names)
-    ids = tok.convert_tokens_to_ids(names)
-    init = tok.encode(the_run.config.init, add_special_tokens=False)[0]
-    text.resize_token_embeddings(len(tok), mean_resizing=False)
-    table = text.get_input_embeddings().weight
-    with torch.no_grad():
-        for i in ids:
-            table[i] = table[init].clone()
-    kept = table.detach().clone()
-    for module in (unet, vae, text):
+    for module in (unet, vae, *texts):
         module.requires_grad_(False)
-    table.requires_grad_(True)
-    optimizer = torch.optim.AdamW([table], lr=the_run.train.rate, weight_decay=the_run.train.weight_decay)
+    tables, ids = [], []
+    for tok, text in zip(toks, texts, strict=True):
+        assert tok.add_tokens(names) == len(names)
+        ids = tok.convert_tokens_to_ids(names)
+        text.resize_token_embeddings(len(tok), mean_resizing=False)
+        table = text.get_input_embeddings().weight
+        with torch.no_grad():
+            table[ids] = table[tok.encode(the_run.config.init, add_special_tokens=False)[0]].clone()
+        table.requires_grad_(True)
+        tables.append(table)
+    kept = [table.detach().clone() for table in tables]
+    optimizer = torch.optim.AdamW(tables, lr=the_run.train.rate, weight_decay=the_run.train.weight_decay)
     noising = DDPMScheduler.from_config(pipeline.scheduler.config)
     side = unet.config.sample_size * 2
     pixels = [to_tensor(e.picture.resize((side, side), 3)) for e in tiny.examples()]
-    wordings, batch, losses = templates("object"), the_run.train.batch, []
+    batch, losses = the_run.train.batch, []
     for step in range(the_run.train.steps):
         generator = step_generator(the_run.train.seed, step)
-        indices = []
-        for place in range(step * batch, (step + 1) * batch):
-            order = torch.Generator().manual_seed(the_run.train.seed * 9_176_263 + place // len(pixels))
-            indices.append(int(torch.randperm(len(pixels), generator=order)[place % len(pixels)]))
-        flips = torch.rand(batch, generator=generator) < the_run.data.flip
-        chosen = torch.randint(len(wordings), (batch,), generator=generator).tolist()
-        images = torch.stack(
-            [pixels[i].flip(-1) if flip else pixels[i] for i, flip in zip(indices, flips, strict=True)]
-        )
+        images, wordings = drawn(the_run, pixels, step, generator)
         posterior = vae.encode(images).latent_dist
         spread = torch.randn(posterior.mean.shape, generator=generator)
         latents = (posterior.mean + posterior.std * spread) * vae.config.scaling_factor
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.randint(noising.config.num_train_timesteps, (batch,), generator=generator)
-        captions = [wordings[k].format(" ".join(names)) for k in chosen]
-        tokens = tok(captions, padding="max_length", truncation=True, max_length=77, return_tensors="pt").input_ids
-        guess = unet(noising.add_noise(latents, noise, timesteps), timesteps, text(tokens)[0]).sample
+        captions = [wording.format(" ".join(names)) for wording in wordings]
+        outs = []
+        for tok, text in zip(toks, texts, strict=True):
+            tokens = tok(captions, padding="max_length", truncation=True, max_length=77, return_tensors="pt").input_ids
+            outs.append(text(tokens, output_hidden_states=True))
+        if len(texts) == 1:
+            conditions = {"encoder_hidden_states": outs[0][0]}
+        else:
+            original = torch.tensor([[e.picture.height, e.picture.width] for e in tiny.examples()[:1]]).expand(batch, 2)
+            sizes = torch.cat([original, torch.tensor([[0, 0, side, side]]).expand(batch, 4)], dim=1).float()
+            added = {"text_embeds": outs[1][0], "time_ids": sizes}
+            both = torch.cat([out.hidden_states[-2] for out in outs], dim=-1)
+            conditions = {"encoder_hidden_states": both, "added_cond_kwargs": added}
+        guess = unet(noising.add_noise(latents, noise, timesteps), timesteps, **conditions).sample
         target = (
             noise if noising.config.prediction_type == "epsilon" else noising.get_velocity(latents, noise, timesteps)
         )
@@ -98,11 +117,12 @@ def official(pipeline, the_run):
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
-            old = torch.ones(len(tok), dtype=torch.bool)
-            old[min(ids) : max(ids) + 1] = False
-            table[old] = kept[old]
+            for table, before in zip(tables, kept, strict=True):
+                old = torch.ones(len(table), dtype=torch.bool)
+                old[min(ids) : max(ids) + 1] = False
+                table[old] = before[old]
         losses.append(float(loss.detach()))
-    return table.detach()[ids], losses
+    return [table.detach()[ids] for table in tables], losses
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
@@ -113,7 +133,7 @@ def test_losses_and_rows_equal_the_official_update(monkeypatch, prediction, vect
     concept, losses = learn(tiny.sd(prediction_type=prediction), the_run)
     rows, expected = official(tiny.sd_pipeline(prediction_type=prediction), the_run)
     assert [terms["denoise"] for terms in losses] == pytest.approx(expected, rel=1e-5)
-    torch.testing.assert_close(concept.rows[0], rows, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(concept.rows[0], rows[0], atol=1e-6, rtol=1e-5)
     start = tiny.sd().text_encoders[0].get_input_embeddings().weight[tiny.tokenizer().convert_tokens_to_ids("fox</w>")]
     assert (concept.rows[0] - start).norm() > 1e-2
 
@@ -126,9 +146,16 @@ def test_loss_displacement_and_norm_are_reported(monkeypatch):
     assert reports[-1]["displacement"] > reports[0]["displacement"] > 0
 
 
-def test_sdxl_learns_rows_for_both_encoders():
-    concept, _ = learn(tiny.sdxl(), run(vectors=2))
-    assert [tuple(rows.shape) for rows in concept.rows] == [(2, 32), (2, 48)]
+@pytest.mark.parametrize("vectors", [1, 2])
+def test_sdxl_equals_the_official_update_in_both_encoders(monkeypatch, vectors):
+    monkeypatch.setattr("trainers.train.REPORT", 1)
+    the_run = run(vectors=vectors, steps=4)
+    concept, losses = learn(tiny.sdxl(), the_run)
+    rows, expected = official(tiny.sdxl_pipeline(), the_run)
+    assert [terms["denoise"] for terms in losses] == pytest.approx(expected, rel=1e-5)
+    assert [tuple(part.shape) for part in concept.rows] == [(vectors, 32), (vectors, 48)]
+    for ours, theirs in zip(concept.rows, rows, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
     assert concept.card.family == "sdxl"
 
 
@@ -162,6 +189,17 @@ def test_the_saved_concept_gives_the_same_picture_in_plain_diffusers(tmp_path, t
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
     plain = generate(base, request.model_copy(update={"concepts": (), "prompt": "a photo of fox on a table"})).latents
     assert not torch.allclose(ours, plain, atol=1e-3)
+
+
+def test_stable_diffusion_2_with_its_own_padding_equals_the_official_update(monkeypatch):
+    monkeypatch.setattr("trainers.train.REPORT", 1)
+    settings = {"dim": 1024, "prediction_type": "v_prediction"}
+    the_run = run(steps=3)
+    concept, losses = learn(tiny.frozen(from_pipeline(tiny.sd_pipeline(**settings), "tiny-2")), the_run)
+    rows, expected = official(tiny.sd_pipeline(**settings), the_run)
+    assert concept.card.family == "sd2"
+    assert [terms["denoise"] for terms in losses] == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(concept.rows[0], rows[0], atol=1e-6, rtol=1e-5)
 
 
 def test_upper_case_words_of_several_vectors_work_here(tmp_path):

@@ -1,4 +1,4 @@
-"""`python -m trainers.pretrain [all|vae|judge|unet|pack|card|score]`: train `pocket`, or print its scores."""
+"""`python -m trainers.pretrain [all|vae|judge|unet|pack|score]`: train `pocket`, or print its scores."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _show(stage: str, log: Path) -> OnEvent:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m trainers.pretrain", description=__doc__)
-    parser.add_argument("stage", nargs="?", default="all", choices=("all", *STAGES, "pack", "card", "score"))
+    parser.add_argument("stage", nargs="?", default="all", choices=("all", *STAGES, "pack", "score"))
     parser.add_argument(
         "--work", type=Path, default=Path("outputs/pretrain"), help="where states and previews are kept"
     )
@@ -51,6 +51,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, default=65536, help="composed pictures the UNet learns from")
     parser.add_argument("--keep-every", type=int, default=250, help="UNet steps between writes of the training state")
     parser.add_argument("--prompts", type=int, default=200, help="score: how many seeded prompts of each kind")
+    parser.add_argument("--go-on-from", type=Path, default=None, help="unet: a finished model to train further")
+    parser.add_argument("--force", action="store_true", help="pack: replace a model that scores better")
     parser.add_argument("--threads", type=int, default=None)
     arguments = parser.parse_args()
     arguments.size = arguments.size or (128 if arguments.device.startswith("cuda") else 64)
@@ -59,12 +61,12 @@ def _arguments() -> argparse.Namespace:
 
 def _train(arguments: argparse.Namespace) -> None:
     # Imported here, so that --help does not wait for transformers.
-    from trainers.pretrain.stages import card, judge_stage, pack, unet_stage, vae_stage
+    from trainers.pretrain.stages import judge_stage, pack, unet_stage, vae_stage
 
     chosen = STAGES if arguments.stage == "all" else (arguments.stage,)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    actions = {"vae": vae_stage, "judge": judge_stage, "unet": unet_stage, "pack": pack, "card": card}
-    for stage in (*chosen, "pack", "card") if arguments.stage == "all" else chosen:
+    actions = {"vae": vae_stage, "judge": judge_stage, "unet": unet_stage, "pack": pack}
+    for stage in (*chosen, "pack") if arguments.stage == "all" else chosen:
         actions[stage](arguments, _show(stage, arguments.work / "log.jsonl"))
 
 

@@ -103,7 +103,7 @@ def train_judge(work: Path, *, steps: int, size: int, device: str, on_event: OnE
         return _losses(judge.train(), pools[everything], batch, generator)
 
     def after(done: int) -> None:
-        if done == first:
+        if done == first and not (work / START).exists():
             with whole_file(work / START) as path:
                 torch.save({k: v.cpu() for k, v in judge.text.state_dict().items()}, path)
             on_event(Note(f"text tower kept for the generator after {done} steps; now with the held-out names"))

@@ -50,7 +50,9 @@ def vae_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
     )
     unseen = pictures(256, 999, arguments.size, arguments.device)
     on_event(Note(f"reconstruction of unseen compositions: {psnr(vae, unseen):.2f} dB"))
-    _save_vae(vae, folder)
+    part = folder.with_name(".vae.part")
+    _save_vae(vae, part)
+    part.rename(folder)
 
 
 def judge_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
@@ -62,7 +64,9 @@ def judge_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
     judge = train_judge(
         arguments.work, steps=arguments.judge_steps, size=arguments.size, device=arguments.device, on_event=on_event
     )
-    judge.to("cpu").save(folder)
+    part = folder.with_name(".judge.part")
+    judge.to("cpu").save(part)
+    part.rename(folder)
 
 
 def as_components(model: Generator, vae: AutoencoderTiny) -> Components:
@@ -100,6 +104,7 @@ def unet_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
         show=show,
         show_every=500,
         keep_every=arguments.keep_every,
+        begin_with=arguments.go_on_from,
     )
     facts = {
         "device": device_name(arguments.device),
@@ -121,13 +126,49 @@ def _minutes(log: Path, stage: str) -> float:
 
 
 def pack(arguments: argparse.Namespace, on_event: OnEvent) -> None:
-    """Write `pocket` in the diffusers layout: fp16 safetensors, tokenizer, scheduler, judge."""
-    out: Path = arguments.out
+    """Build the model in `work/packed`, score it, write its card, and put it in place if that is better than before."""
+    packed: Path = arguments.work / "packed"
+    shutil.rmtree(packed, ignore_errors=True)
+    _write_model(arguments, packed)
+    facts = json.loads((arguments.work / "facts.json").read_text(encoding="utf-8"))
+    scores = score(packed, arguments.prompts, arguments.device)
+    on_event(Note(json.dumps(scores)))
+    write_card(packed, facts, scores)
+    before = arguments.out / "scores.json"
+    if before.exists() and not arguments.force:
+        old = json.loads(before.read_text(encoding="utf-8"))
+        if _worth(old) >= _worth(scores):
+            on_event(
+                Note(f"{arguments.out} is better ({_worth(old):.3f} to {_worth(scores):.3f}); --force replaces it")
+            )
+            return
+    _put_in_place(packed, arguments.out)
+    on_event(Note(f"written to {arguments.out}"))
+
+
+def _worth(scores: dict[str, Any]) -> float:
+    """One number to compare models by: the mean of what a user notices."""
+    return (scores["one_object_named"] + scores["background_right"] + scores["two_objects_and_relation"]) / 3
+
+
+def _put_in_place(folder: Path, out: Path) -> None:
+    """Replace `out` by a copy of `folder`, in two renames: a kill never leaves half a model there."""
+    new, old = out.with_name(f".{out.name}.new"), out.with_name(f".{out.name}.old")
+    for path in (new, old):
+        shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(folder, new)
+    if out.exists():
+        out.rename(old)
+    new.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_model(arguments: argparse.Namespace, out: Path) -> None:
+    """The diffusers layout: fp16 safetensors, tokenizer, scheduler, and the judge beside them."""
+    out.mkdir(parents=True)
     model = Generator(arguments.size, build_tokenizer())
     model.load_state_dict(torch.load(arguments.work / "generator.pt", weights_only=True))
     vae = AutoencoderTiny.from_pretrained(arguments.work / "vae")
-    for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler", "judge"):
-        shutil.rmtree(out / part, ignore_errors=True)
     model.unet.half().save_pretrained(out / "unet")
     _save_vae(vae.half(), out / "vae")
     model.text.half().save_pretrained(out / "text_encoder")
@@ -148,7 +189,6 @@ def pack(arguments: argparse.Namespace, on_event: OnEvent) -> None:
         "vae": ["diffusers", "AutoencoderTiny"],
     }
     (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    on_event(Note(f"written to {out}"))
 
 
 def _save_vae(vae: AutoencoderTiny, folder: Path) -> None:
@@ -159,10 +199,3 @@ def _save_vae(vae: AutoencoderTiny, folder: Path) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     config.pop("block_out_channels", None)
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def card(arguments: argparse.Namespace, on_event: OnEvent) -> None:
-    """Score the packed model and write its card."""
-    facts = json.loads((arguments.work / "facts.json").read_text(encoding="utf-8"))
-    scores = score(arguments.out, arguments.prompts, arguments.device)
-    on_event(Note(f"card written: {write_card(arguments.out, facts, scores)}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
 from trainers.checkpoints import Checkpoint
-from trainers.loop import Pace, optimise, warm_stable_decay
+from trainers.loop import Losses, Pace, optimise, warm_stable_decay
 from trainers.pretrain.judge import START
 from trainers.pretrain.muon import Muon
 from trainers.pretrain.parts import scheduler, text_config, unet
@@ -39,7 +40,12 @@ class Generator(nn.Module):
         prefix = "text_model."
         self.text.load_state_dict({k.removeprefix(prefix): v for k, v in text_tower.items() if k.startswith(prefix)})
 
-    def groups(self, rate: float) -> list[torch.optim.Optimizer]:
+    def go_on_from(self, folder: Path) -> None:
+        """Take the weights of a finished model in the diffusers layout, to train them further."""
+        self.unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder / "unet").float().state_dict())
+        self.text.load_state_dict(CLIPTextModel.from_pretrained(folder / "text_encoder").float().state_dict())
+
+    def optimizers(self, rate: float) -> list[torch.optim.Optimizer]:
         """Muon for the UNet's hidden matrices, AdamW for the rest (the text encoder ten times slower)."""
         hidden: list[Tensor] = []
         rest: list[Tensor] = []
@@ -67,7 +73,9 @@ def encoded(
 ) -> tuple[Tensor, list[str]]:
     """Scaled latents (count, 4, size/4, size/4) fp16 of the training stream, and its captions; kept on disk."""
     listed = training_stream(count, seed)
-    path = work / f"latents-{size}-{count}-{seed}.pt"
+    # Latents belong to the encoder they come from.
+    mark = hashlib.sha256(vae.encoder.layers[-1].weight.detach().cpu().numpy().tobytes()).hexdigest()[:8]
+    path = work / f"latents-{size}-{count}-{seed}-{mark}.pt"
     if not path.exists():
         on_event(Note(f"encoding {count} pictures"))
         stickers = Stickers(size, device)
@@ -94,37 +102,22 @@ def train_unet(
     show: Callable[[Generator, int], None] = lambda model, step: None,
     show_every: int = 500,
     keep_every: int = 250,
-    make_optimizers: Callable[[Generator, float], list[torch.optim.Optimizer]] = Generator.groups,
+    begin_with: Path | None = None,
 ) -> Generator:
     """Train and return the moving average of the generator.
 
     v-prediction on zero-terminal-SNR noise, all timesteps alike, spread evenly over each batch to calm the gradient.
     """
-    tokenizer = build_tokenizer()
     latents, captions = encoded(work, vae, pictures, 31, size, device, on_event)
-    ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
-    empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids[0].to(device)
-    latents = latents.to(device)
-    noising = scheduler()
     torch.manual_seed(4)  # initial weights
-    model = Generator(size, tokenizer).to(device)
-    model.begin_with(torch.load(work / START, map_location=device, weights_only=True))
-    optimizers = make_optimizers(model, rate)
+    model = Generator(size, build_tokenizer()).to(device)
+    if begin_with is None:
+        model.begin_with(torch.load(work / START, map_location=device, weights_only=True))
+    else:
+        model.go_on_from(begin_with)
+    optimizers = model.optimizers(rate)
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
     averaged = cast(Generator, average.module)
-
-    def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        which = torch.randint(len(latents), (batch,), generator=generator).to(device)
-        even = (torch.rand((), generator=generator) + torch.arange(batch) / batch) % 1
-        timesteps = (even * noising.config["num_train_timesteps"]).long().to(device)
-        clean = latents[which].float()
-        noise = torch.randn(clean.shape, generator=generator).to(device)
-        dropped = (torch.rand((batch, 1), generator=generator) < EMPTY).to(device)
-        context = model.text(torch.where(dropped, empty, ids[which])).last_hidden_state
-        noisy = noising.add_noise(clean, noise, timesteps)
-        velocity = noising.get_velocity(clean, noise, timesteps)
-        guess = model.unet(noisy, timesteps, context).sample
-        return {"denoise": (guess - velocity).square().mean()}
 
     def after(done: int) -> None:
         average.update_parameters(model)
@@ -132,7 +125,7 @@ def train_unet(
             show(averaged, done)
 
     optimise(
-        losses,
+        _denoising(model, latents.to(device), captions, batch),
         optimizers,
         Pace(steps, seed=5, clip=1.0, report=50),
         rate=lambda step, total: warm_stable_decay(step, total, warm=200),
@@ -141,6 +134,28 @@ def train_unet(
         on_event=on_event,
     )
     return averaged.eval()
+
+
+def _denoising(model: Generator, latents: Tensor, captions: list[str], batch: int) -> Losses:
+    """The loss of a batch: velocity at timesteps spread evenly over the batch, a tenth of the captions left empty."""
+    device, noising, tokenizer = latents.device, scheduler(), build_tokenizer()
+    ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
+    empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids[0].to(device)
+
+    def losses(index: int, generator: torch.Generator) -> dict[str, Tensor]:
+        which = torch.randint(len(latents), (batch,), generator=generator).to(device)
+        even = (torch.rand((), generator=generator) + torch.arange(batch) / batch) % 1
+        timesteps = (even * noising.config["num_train_timesteps"]).long().to(device)
+        clean = latents[which].float()
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        dropped = (torch.rand((batch, 1), generator=generator) < EMPTY).to(device)
+        context = model.text(torch.where(dropped, empty, ids[which])).last_hidden_state
+        noisy = noising.add_noise(clean, noise, timesteps)  # pyright: ignore[reportArgumentType]
+        velocity = noising.get_velocity(clean, noise, timesteps)  # pyright: ignore[reportArgumentType]
+        guess = model.unet(noisy, timesteps, context).sample
+        return {"denoise": (guess - velocity).square().mean()}
+
+    return losses
 
 
 def _checkpoint(
