@@ -2,8 +2,8 @@
 
 Likeness is the judge's cosine between what was generated and real pictures of the thing that training did not see
 (CLIP-I of arXiv:2208.12242, on the largest thing of each picture, so that backgrounds do not count); alignment is the
-cosine to the prompt with the class word in the token's place (CLIP-T). Naming is the share of generated
-things that the judge calls by the right held-out name among all of them.
+cosine to the prompt in plain words (CLIP-T): with the thing's own name where it is given, else the class word. Naming is
+the share of generated things that the judge calls by the right held-out name among all of them.
 """
 
 from __future__ import annotations
@@ -82,12 +82,16 @@ def score_concept(
     word = concept.card.init or "thing"
     taught, plain = [_pictures(components, concept, text) for text in (concept.token, word)]
     crops, plain_crops = crops_of(taught), crops_of(plain)
-    wording = [prompt.format(word) for prompt in PROMPTS for _ in range(SEEDS)]
+
+    def aligned(pictures: list[Image.Image], called: str) -> float:
+        wording = [prompt.format(called) for prompt in PROMPTS for _ in range(SEEDS)]
+        return text_alignment(judge, torch.stack([to_tensor(one) for one in pictures]), wording)
+
     row = {
         "likeness": picture_similarity(judge, crops, real),
         "likeness_word": picture_similarity(judge, plain_crops, real),
-        "alignment": text_alignment(judge, torch.stack([to_tensor(one) for one in taught]), wording),
-        "alignment_word": text_alignment(judge, torch.stack([to_tensor(one) for one in plain]), wording),
+        "alignment": aligned(taught, thing or word),
+        "alignment_word": aligned(plain, word),
     }
     row["likeness_gain"] = row["likeness"] - row["likeness_word"]
     row["alignment_gain"] = row["alignment"] - row["alignment_word"]

@@ -51,8 +51,9 @@ class TextualInversion:
     Config: ClassVar[Any] = TextualInversionConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "pocket": {
-            "steps": 400,
-            "batch": 16,
+            "steps": 200,
+            "batch": 8,
+            "warmup": 20,
             "learning_rate": 2e-2,
             "scale_lr": False,
             "weight_decay": 0.0,
