@@ -2,7 +2,7 @@
 
 Likeness is the judge's cosine between what was generated and real pictures of the thing that training did not see
 (CLIP-I of arXiv:2208.12242, on the largest thing of each picture, so that backgrounds do not count); alignment is the
-cosine to the prompt in plain words (CLIP-T): with the thing's own name where it is given, else the class word. Naming is
+cosine to the prompt in plain words (CLIP-T): with the thing's name where it is given, else the class word. Naming is
 the share of generated things that the judge calls by the right held-out name among all of them.
 """
 

@@ -56,9 +56,16 @@ def test_a_concept_equal_to_its_class_word_gains_nothing(judge):
     base = tiny.sd()
     concept = Concept(ConceptCard(token="<x>", init="fox", family="sd1"), single_rows(base, "fox"))
     row = scoring.score_concept(base, judge, concept, scoring.real_crops("wolf"), "wolf")
-    assert row["likeness_gain"] == pytest.approx(0, abs=1e-5) and row["alignment_gain"] == pytest.approx(0, abs=1e-5)
+    assert row["likeness_gain"] == pytest.approx(0, abs=1e-5)
     assert row["named_chance"] == 1 / len(HELD_OUT) and 0 <= row["named"] <= 1
     assert -1 <= row["likeness"] <= 1
+
+
+def test_alignment_is_measured_by_the_class_word_where_no_name_is_given(judge):
+    base = tiny.sd()
+    concept = Concept(ConceptCard(token="<x>", init="fox", family="sd1"), single_rows(base, "fox"))
+    row = scoring.score_concept(base, judge, concept, scoring.real_crops("wolf"))
+    assert row["alignment_gain"] == pytest.approx(0, abs=1e-5)
 
 
 def test_without_a_name_nothing_is_said_of_naming(judge):

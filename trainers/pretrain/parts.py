@@ -73,4 +73,5 @@ def scheduler() -> DDIMScheduler:
         timestep_spacing="trailing",
         clip_sample=False,  # the default clips predicted latents to [-1, 1] and wrecks the colours
         set_alpha_to_one=True,
+        steps_offset=1,  # plain pipelines insist on it; trailing spacing does not use it
     )
