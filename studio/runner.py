@@ -21,7 +21,7 @@ from pipelines.concept import Concept, file_stem
 from pipelines.errors import Cancelled, ConceptError, ConfigError, DataError, ModelError, RequestError
 from pipelines.files import require_room
 from pipelines.judge import Judge
-from pipelines.metadata import Made, read_made, save_png
+from pipelines.metadata import Dtype, Made, read_made, save_png
 from pipelines.request import Request
 from studio.progress import Progress
 from studio.settings import Machine
@@ -49,6 +49,13 @@ def _device(machine: Machine) -> tuple[str, torch.dtype]:
         ) from None
     wanted = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     return name, wanted.get(machine.dtype, torch.float32 if kind == "cpu" else torch.bfloat16)
+
+
+_DTYPE_NAMES: dict[torch.dtype, Dtype] = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+}
 
 
 def open_base(base: str, machine: Machine) -> Components:
@@ -82,7 +89,7 @@ def generate(request: Request, base: str, output: Path, machine: Machine, only: 
                 cards,
                 digests,
                 machine.attention,
-                str(components.dtype).removeprefix("torch."),
+                _DTYPE_NAMES[components.dtype],
             )
             paths.append(save_png(picture, _free(output, f"{result.request.seed + index}"), made))
     return paths

@@ -74,7 +74,8 @@ def encoded(
     """Scaled latents (count, 4, size/4, size/4) fp16 of the training stream, and its captions; kept on disk."""
     listed = training_stream(count, seed)
     # Latents belong to the encoder they come from.
-    mark = hashlib.sha256(vae.encoder.layers[-1].weight.detach().cpu().numpy().tobytes()).hexdigest()[:8]
+    last: Any = vae.encoder.layers[-1]
+    mark = hashlib.sha256(last.weight.detach().cpu().numpy().tobytes()).hexdigest()[:8]
     path = work / f"latents-{size}-{count}-{seed}-{mark}.pt"
     if not path.exists():
         on_event(Note(f"encoding {count} pictures"))
