@@ -12,7 +12,6 @@ from pipelines.errors import StudioError
 from pipelines.request import ConceptUse, Request
 from pipelines.sheet import Sheet
 from studio import runner
-from studio.progress import Progress
 from studio.settings import Machine
 from studio.training import Output
 from trainers import methods, scoring
@@ -57,8 +56,8 @@ def main() -> int:
                     count=SEEDS,
                     seed=1,
                 )
-                result = generate(components, request, concepts={"demo": concept}, on_event=Progress(request.prompt))
-                sheet.row(request.prompt, result.pictures)
+                sheet.row(request.prompt, generate(components, request, concepts={"demo": concept}).pictures)
+                print(f"drawn: {request.prompt}", flush=True)
         row = scoring.score_concept(components, runner.judge(), concept, scoring.real_crops(THING), THING)
         concept.with_scores(row).save(concept_path)
         path = sheet.save(folder / "demo.png")
