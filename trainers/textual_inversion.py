@@ -54,7 +54,7 @@ class TextualInversion:
             "steps": 200,
             "batch": 8,
             "warmup": 20,
-            "learning_rate": 2e-2,
+            "learning_rate": 6e-3,
             "scale_lr": False,
             "weight_decay": 0.0,
             "flip": 0.0,
