@@ -13,7 +13,7 @@ from pipelines.events import Note, OnEvent
 from trainers.checkpoints import Checkpoint
 from trainers.loop import Pace, optimise, warm_stable_decay
 from trainers.pretrain.parts import autoencoder
-from trainers.stickers import ALL_NAMES, NAMES, Stickers, scenes
+from trainers.stickers import NAMES, Stickers, scenes
 
 POOL = 4096  # pictures composed ahead; composing each step would halve the speed
 
@@ -98,6 +98,3 @@ def psnr(vae: AutoencoderTiny, images: torch.Tensor) -> float:
     restored = torch.cat([vae.decoder(vae.encoder(part)).clamp(-1, 1) for part in images.split(64)])
     error = ((restored - images) / 2).square().mean((1, 2, 3))
     return float((-10 * error.log10()).mean())
-
-
-__all__ = ["ALL_NAMES", "pictures", "psnr", "train_vae"]
