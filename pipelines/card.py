@@ -20,6 +20,8 @@ CARD_KEY = "promptstudio.card"
 HEADER_LIMIT = 4 << 20  # bytes; a concept's header is a few KB, a large LoRA's some hundred
 TENSOR_LIMIT = 20_000
 VECTOR_LIMIT = 256
+WORD = "word_lora."
+"""Prefix of a new word's rows beside changed weights; programs that look for "lora" in every key pass over them."""
 
 Kind = Literal["object", "style", "subject", "relation"]
 
@@ -39,10 +41,10 @@ class ConceptCard(Frozen):
     """Name of the base model it was trained on."""
     base_fingerprint: str = ""
     """`Components.fingerprint()` of that base."""
-    vectors: int = Field(default=1, ge=1, le=VECTOR_LIMIT)
-    """Embedding vectors of the token."""
+    vectors: int = Field(default=1, ge=0, le=VECTOR_LIMIT)
+    """Embedding vectors of the token; 0 for a concept of changed weights alone, called by words the base has."""
     init: str = ""
-    """The word training started from."""
+    """The word training started from: the kind of thing it is, as the base calls it."""
     recipe: dict[str, Any] = Field(default_factory=dict)
     """The resolved configuration of the run."""
     scores: dict[str, float] = Field(default_factory=dict)
@@ -65,17 +67,21 @@ def read_header(path: Path) -> dict[str, Any]:
         ConceptError: if the file is missing, no safetensors file, or its header is damaged.
     """
     hint = "Check the path, or download or train the concept again."
-    if not path.is_file():
-        raise ConceptError(f"There is no concept file {path}.", hint)
-    size = path.stat().st_size
+    try:
+        size = path.stat().st_size if path.is_file() else -1
+    except OSError:  # a name no file system takes
+        size = -1
+    if size < 0:
+        raise ConceptError(f"There is no concept file {str(path)[:300]}.", hint)
     with path.open("rb") as stream:
         start = stream.read(8)
-        if start[:1] == b"\x80" or start[:2] == b"PK":
-            raise ConceptError(
-                f"{path.name} is a pickle, which can run code when it is read.", "Ask for the .safetensors file."
-            )
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= min(HEADER_LIMIT, size - 8):
+            # Only now: the first byte of a good file is the low byte of a length, which may be any.
+            if start[:1] == b"\x80" or start[:2] == b"PK":
+                raise ConceptError(
+                    f"{path.name} is a pickle, which can run code when it is read.", "Ask for the .safetensors file."
+                )
             raise ConceptError(f"{path.name} is not a safetensors file (header length {length}).", hint)
         text = stream.read(length)
     try:
@@ -112,7 +118,7 @@ def _span(name: str, entry: dict[str, Any]) -> tuple[int, int]:
         if not isinstance(extent, int) or isinstance(extent, bool) or extent < 0:
             raise ValueError(f"tensor {name!r:.40} has an impossible shape")
         count *= extent
-    if not isinstance(begin, int) or begin < 0 or end - begin != count * _BYTES[entry["dtype"]]:
+    if not (type(begin) is type(end) is int) or begin < 0 or end - begin != count * _BYTES[entry["dtype"]]:
         raise ValueError(f"tensor {name!r:.40} has the wrong length")
     return begin, end
 
@@ -124,7 +130,7 @@ def read_card(path: Path) -> ConceptCard:
         ConceptError: as `read_header`, or if the card itself is damaged.
     """
     header = read_header(path)
-    own = _embedding_card(path, header)
+    own = _tensors_card(path, header)
     metadata: dict[str, str] = header.get("__metadata__", {})
     if CARD_KEY not in metadata:
         return own
@@ -137,9 +143,39 @@ def read_card(path: Path) -> ConceptCard:
     return card
 
 
-def _embedding_card(path: Path, header: dict[str, Any]) -> ConceptCard:
-    """What the tensors alone tell; refuses what is no embedding."""
+def _tensors_card(path: Path, header: dict[str, Any]) -> ConceptCard:
+    """What the tensors alone tell."""
     tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    changes = [name for name in tensors if name.endswith((".lora_A.weight", ".diff"))]
+    return _changes_card(path, tensors) if changes else _embedding_card(path, tensors)
+
+
+def _changes_card(path: Path, tensors: dict[str, Any]) -> ConceptCard:
+    """What the tensors of changed weights tell; refuses keys of other layouts and of more than changes."""
+    ends = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector", ".diff")
+    foreign = [
+        name
+        for name in tensors
+        if not name.startswith(WORD)
+        and not (name.startswith(("unet.", "text_encoder.", "text_encoder_2.")) and name.endswith(ends))
+    ]
+    if foreign:
+        raise ConceptError(
+            f"{path.name} holds {len(foreign)} tensors that are no changed weights, such as {foreign[0]!r:.80}.",
+            "Give a LoRA in the PEFT layout of diffusers (unet.….lora_A.weight).",
+        )
+    if any(entry["dtype"] not in ("F32", "F16", "BF16", "F64") or not entry["shape"] for entry in tensors.values()):
+        raise ConceptError(f"{path.name} holds whole numbers, which no change of weights does.", "Check the file.")
+    words = [entry["shape"] for name, entry in tensors.items() if name.startswith(WORD)]
+    if any(len(shape) != 2 or not 1 <= shape[0] <= VECTOR_LIMIT for shape in words):
+        raise ConceptError(f"{path.name} holds a word of the shapes {words}, which no word has.", "Check the file.")
+    return ConceptCard(
+        token=path.stem[:100] or "concept", kind="subject", method="lora", vectors=words[0][0] if words else 0
+    )
+
+
+def _embedding_card(path: Path, tensors: dict[str, Any]) -> ConceptCard:
+    """What the tensors of an embedding tell; refuses what is none."""
     token, family = path.stem, ""
     if set(tensors) == {"clip_l", "clip_g"}:
         shapes, family = [tensors["clip_l"]["shape"], tensors["clip_g"]["shape"]], "sdxl"
@@ -151,7 +187,8 @@ def _embedding_card(path: Path, header: dict[str, Any]) -> ConceptCard:
     else:
         raise ConceptError(
             f"{path.name} holds {len(tensors)} tensors, which no embedding does.",
-            "Give an embedding in the diffusers, kohya (emb_params) or SDXL (clip_l, clip_g) layout.",
+            "Give an embedding in the diffusers, kohya (emb_params) or SDXL (clip_l, clip_g) layout, "
+            "or a LoRA in the PEFT layout of diffusers (unet.….lora_A.weight).",
         )
     if any(len(shape) not in (1, 2) or 0 in shape or (len(shape) == 2 and shape[0] > VECTOR_LIMIT) for shape in shapes):
         raise ConceptError(f"{path.name} has the shapes {shapes}, which no embedding has.", "Check the file.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -203,9 +203,9 @@ def load(
     """
     path = POCKET if str(base) == "pocket" else Path(base)
     with _without_progress_bars():
-        if path.is_dir():
+        if _is(path, Path.is_dir):
             components = _from_folder(path, str(base))
-        elif path.is_file():
+        elif _is(path, Path.is_file):
             components = _from_single_file(path, download)
         else:
             components = _from_hub(str(base), download)
@@ -215,6 +215,14 @@ def load(
         module.eval().requires_grad_(False)
     set_attention(components.unet, attention)
     return components.to(device, dtype)
+
+
+def _is(path: Path, kind: Callable[[Path], bool]) -> bool:
+    """`path.is_dir()` or `is_file()`, also for names no file system takes."""
+    try:
+        return kind(path)
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -285,6 +293,13 @@ def _from_folder(path: Path, name: str) -> Components:
     missing = [part for part in ("unet", "vae", "text_encoder", "tokenizer") if part not in parts]
     if missing:
         raise ModelError(f"{name} has no {', '.join(missing)}.", "Use a complete Stable Diffusion folder.")
+    for place in ("tokenizer", "tokenizer_2"):
+        words = int(parts[place.replace("tokenizer", "text_encoder")].config.vocab_size) if place in parts else 0
+        if words and len(parts[place]) < words // 2:  # files missing: it would read nonsense without a word
+            raise ModelError(
+                f"The {place} of {name} has {len(parts[place])} words, its text encoder {words}.",
+                "Get the folder anew.",
+            )
     return _bundle(parts, config, name, zero_empty)
 
 

@@ -1,17 +1,19 @@
 """Concept: what was learned, as one file; the only thing training gives and generation takes.
 
-A Textual Inversion concept is written in the layout of its family that most programs read: the diffusers layout (one
-tensor, named by its token) for one text encoder, `clip_l` and `clip_g` for SDXL. Everything else about it is in the
-header: our card and the `modelspec.*` fields.
+A concept is a word, changes of the base's weights, or both. A word alone is written in the layout of its family that
+most programs read: the diffusers layout (one tensor, named by its token) for one text encoder, `clip_l` and `clip_g`
+for SDXL. Low-rank changes are written as diffusers and PEFT read them, a word that belongs to them beside them.
+Everything else about it is in the header: our card and the `modelspec.*` fields.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,7 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipelines.card import CARD_KEY, ConceptCard, read_card
+from pipelines import changes as changing
+from pipelines.card import CARD_KEY, WORD, ConceptCard, read_card, read_header
+from pipelines.changes import Change, Difference
 from pipelines.components import Components, word_table
 from pipelines.errors import ConceptError
 from pipelines.files import whole_file
@@ -36,19 +40,21 @@ _ARCHITECTURE = {
 
 @dataclass(frozen=True)
 class Concept:
-    """A learned word.
+    """A learned word, changed weights, or both.
 
     Attributes:
         card: what it is and where it comes from.
-        rows: (vectors, dim) float32 for each text encoder of its family.
+        rows: (vectors, dim) float32 for each text encoder of its family; empty if it brings no new word.
+        changes: `unet.path.weight` (or `text_encoder.`, `text_encoder_2.`) -> what was learned for that weight.
     """
 
     card: ConceptCard
-    rows: tuple[Tensor, ...]
+    rows: tuple[Tensor, ...] = ()
+    changes: Mapping[str, Change] = field(default_factory=dict)
 
     @property
     def token(self) -> str:
-        """The word prompts use."""
+        """The word prompts use; for a concept without a new word of its own, the words that call it."""
         return self.card.token
 
     # -- files ---------------------------------------------------------------------------------------------------
@@ -58,16 +64,20 @@ class Concept:
         tensors = self.tensors()
         created = self.card.created or datetime.now(UTC).isoformat(timespec="seconds")
         card = self.card.model_copy(update={"created": created})
+        whole = any(isinstance(change, Difference) for change in self.changes.values())
+        layout = "difference" if whole else "lora" if self.changes else "textual-inversion"
         metadata = {
             "format": "pt",
             CARD_KEY: card.model_dump_json(),
             "modelspec.sai_model_spec": "1.0.1",
-            "modelspec.architecture": f"{_ARCHITECTURE.get(card.family, 'unknown')}/textual-inversion",
+            "modelspec.architecture": f"{_ARCHITECTURE.get(card.family, 'unknown')}/{layout}",
             "modelspec.implementation": "diffusers",
             "modelspec.title": card.token,
             "modelspec.trigger_phrase": card.token,
             "modelspec.date": created,
         }
+        if described := changing.lora_metadata(self.changes):
+            metadata[changing.LORA_METADATA] = json.dumps(described)
         with whole_file(path) as temporary:
             save_file(tensors, temporary, metadata=metadata)
         return path
@@ -75,33 +85,43 @@ class Concept:
     def tensors(self) -> dict[str, Tensor]:
         """The tensors as they are stored."""
         rows = [part.detach().cpu().float().contiguous() for part in self.rows]
+        if self.changes:
+            return changing.stored(self.changes) | {f"{WORD}{i}": part for i, part in enumerate(rows)}
         return {self.card.token: rows[0]} if len(rows) == 1 else {"clip_l": rows[0], "clip_g": rows[1]}
 
     @classmethod
     def load(cls, path: Path) -> Concept:
-        """Read a concept, or an embedding of another program in one of the known layouts.
+        """Read a concept, or an embedding or LoRA of another program in one of the known layouts.
 
         Raises:
-            ConceptError: if it is missing, damaged, a pickle or no embedding.
+            ConceptError: if it is missing, damaged, a pickle or none of these.
         """
         card = read_card(path)
+        described: dict[str, str] = read_header(path).get("__metadata__", {})
         try:
             tensors = load_file(path)
+            lora = json.loads(described.get(changing.LORA_METADATA, "{}"))
         except (SafetensorError, OSError, ValueError) as error:
             raise ConceptError(f"{path.name} cannot be read: {error}.", "Get or train it again.") from None
-        stored = [tensors["clip_l"], tensors["clip_g"]] if len(tensors) == 2 else list(tensors.values())
-        rows = tuple(row.float().reshape(-1, row.shape[-1]) for row in stored)
-        if not all(bool(torch.isfinite(row).all()) for row in rows):
+        changes = changing.read_stored(tensors, lora if isinstance(lora, dict) else {})
+        if changes:
+            words = [tensors[key] for key in sorted(tensors) if key.startswith(WORD)]
+        else:
+            words = [tensors["clip_l"], tensors["clip_g"]] if len(tensors) == 2 else list(tensors.values())
+        rows = tuple(row.float().reshape(-1, row.shape[-1]) for row in words)
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
             raise ConceptError(f"{path.name} holds numbers that are not finite.", "Train it again with a lower rate.")
-        if len({len(row) for row in rows}) != 1 or len(rows[0]) != card.vectors:
+        if {len(row) for row in rows} != ({card.vectors} if card.vectors else set()):
             raise ConceptError(
                 f"{path.name} does not hold the {card.vectors} vectors its card tells of.", "Get it again."
             )
-        return cls(card, rows)
+        return cls(card, rows, changes)
 
     def digest(self) -> str:
         """16 hex digits of what was learned, whatever the file says around it."""
         hashed = hashlib.sha256(self.token.encode())
+        for key, tensor in sorted(changing.stored(self.changes).items()):
+            hashed.update(key.encode() + tensor.float().numpy().tobytes())
         for rows in self.rows:
             hashed.update(rows.detach().cpu().float().contiguous().numpy().tobytes())
         return hashed.hexdigest()[:16]
@@ -120,7 +140,7 @@ class Concept:
         made, family = self.card.family, components.family
         dims = [row.shape[1] for row in self.rows]
         wanted = [encoder.config.hidden_size for encoder in components.text_encoders]
-        if (made and made != family) or dims != wanted:
+        if (made and made != family) or (dims and dims != wanted):
             raise ConceptError(
                 f"{self.token} was made for {self.card.base or made or 'another model'}, "
                 f"and this base ({components.name}) is {family}.",
@@ -130,28 +150,37 @@ class Concept:
             raise ConceptError(
                 f"{self.token} was trained on other weights of pocket than these.", "Train it again; it takes minutes."
             )
+        changing.check_fits(components, self.changes, self.token)
 
     @contextmanager
     def attach(self, components: Components, strength: float = 1.0) -> Iterator[Components]:
-        """Give the base this word for as long as the `with` lasts; afterwards it is bit-identical to before.
+        """Give the base this word and these weights while the `with` lasts; afterwards it is bit-identical to before.
 
         Args:
             components: the base.
-            strength: 0 gives the word training started from (the average word if that is unknown), 1 what was learned.
+            strength: 0 gives the base with the word training started from (the average word if that is unknown), 1
+                what was learned.
 
         Raises:
             ConceptError: if it does not fit the base or its word is taken.
         """
         self.check_fits(components)
         rows = self.rows if strength == 1.0 else self._blended(components, strength)
-        with new_words(components, self.token, rows) as words:
-            for parameter in words.rows:
-                parameter.requires_grad_(False)
-            yield words.components
+        # Parts put together in memory have no fingerprint yet, and with this concept in them it would be another.
+        components = replace(components, identity=components.fingerprint())
+        with ExitStack() as attached:
+            attached.enter_context(changing.applied(components, self.changes, strength))
+            if rows:
+                words = attached.enter_context(new_words(components, self.token, rows))
+                for parameter in words.rows:
+                    parameter.requires_grad_(False)
+                components = words.components
+            yield components
 
     def _blended(self, components: Components, strength: float) -> tuple[Tensor, ...]:
         blended: list[Tensor] = []
-        for rows, encoder, tokenizer in zip(self.rows, components.text_encoders, components.tokenizers, strict=True):
+        # Without a word of its own there is nothing to blend.
+        for rows, encoder, tokenizer in zip(self.rows, components.text_encoders, components.tokenizers, strict=False):
             ids = tokenizer(self.card.init, add_special_tokens=False).input_ids if self.card.init else []
             table = word_table(encoder)
             start = embed_ids(encoder, ids[:1]) if ids else table.weight.detach().float().mean(0, keepdim=True)

@@ -21,6 +21,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         ConfigError: if nothing can be written there.
     """
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder, not a file.", "Choose another --output.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

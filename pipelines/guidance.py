@@ -13,8 +13,13 @@ from pipelines.request import Guidance
 
 def active(guidance: Guidance, step: Step) -> bool:
     """Whether guidance acts at this step: its scale is not 1 and the step lies in [start, stop)."""
-    first, last = int(guidance.start * step.count), int(guidance.stop * step.count)
+    first, last = _place(guidance.start, step), _place(guidance.stop, step)
     return guidance.scale not in (None, 1.0) and first <= step.index < last
+
+
+def _place(share: float, step: Step) -> int:
+    """The step a share of all steps falls on; 0.29 of 100 is 29, whatever floats make of it."""
+    return int(share * step.count + 1e-9)
 
 
 def branches(guidance: Guidance, step: Step) -> tuple[Branch, ...]:

@@ -40,22 +40,32 @@ def open_picture(path: Path) -> Image.Image:
         raise DataError(f"{path.name} has more than {PIXEL_LIMIT:,} pixels.", "Make it smaller.") from None
     except UnidentifiedImageError:
         raise DataError(f"{path.name} is not a picture, whatever its name says.", "Remove it or convert it.") from None
-    except (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error, MemoryError) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        TypeError,
+        struct.error,
+        MemoryError,
+    ) as error:
         raise DataError(f"{path.name} cannot be read: {error}.", "Get it again; it may be cut short.") from None
 
 
 def upright_rgb(picture: Image.Image) -> Image.Image:
     """The picture as a person sees it, in RGB."""
     picture = ImageOps.exif_transpose(picture)
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        layered = picture.convert("RGBA")
-        white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layered).convert("RGB")
     if picture.mode.startswith("I;16") or picture.mode == "I":
         # Pillow would clip 16-bit grey to 255 instead of scaling it.
         return Image.fromarray((np.asarray(picture).astype(np.float64) / 257).clip(0, 255).astype(np.uint8)).convert(
             "RGB"
         )
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        layered = picture.convert("RGBA")
+        white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layered).convert("RGB")
     return picture.convert("RGB")
 
 

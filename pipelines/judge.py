@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -95,9 +96,13 @@ class Judge(nn.Module):
         """
         if not (folder / "model.safetensors").exists():
             raise ModelError(f"There is no judge in {folder}.", "Train one: python -m trainers.pretrain judge")
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        judge = cls(
-            CLIPTokenizer.from_pretrained(folder), CLIPTextConfig.from_dict(config["text"]), tuple(config["widths"])
-        )
-        judge.load_state_dict(load_file(folder / "model.safetensors"))
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            judge = cls(
+                CLIPTokenizer.from_pretrained(folder), CLIPTextConfig.from_dict(config["text"]), tuple(config["widths"])
+            )
+            judge.load_state_dict(load_file(folder / "model.safetensors"))
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ModelError(f"The judge in {folder} cannot be read: {first}", "Get the folder anew.") from None
         return judge.float().eval().requires_grad_(False)

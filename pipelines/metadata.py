@@ -88,7 +88,7 @@ def parameters(made: Made) -> str:
         "Seed": request.seed + made.index,
         "Size": f"{request.width}x{request.height}",
         "Model hash": made.fingerprint[:10],
-        "Model": Path(made.base).stem,
+        "Model": Path(made.base).name.removesuffix(".safetensors"),
     }
     if request.guidance.rescale:
         fields["CFG rescale"] = f"{request.guidance.rescale:g}"

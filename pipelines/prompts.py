@@ -2,7 +2,8 @@
 
 A prompt longer than the text encoder's window is cut into chunks of that window, each encoded by itself and laid end
 to end, as AUTOMATIC1111 does; cuts are made at a comma where one is near. A weight multiplies the encoded rows of its
-words, after which the chunk's mean is restored. A prompt without either is encoded exactly as the plain pipelines do.
+words, after which the chunk's root mean square is restored. A prompt
+without either is encoded exactly as the plain pipelines do.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from pipelines.components import Components
 
-_SYNTAX = re.compile(r"\\[()\[\]\\]|\(|\[|:\s*([+-]?\d*\.?\d+)\s*\)|\)|\]|[^\\()\[\]:]+|:|\\")
+_SYNTAX = re.compile(r"\\[()\[\]\\]|\(|\[|:\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)|\)|\]|[^\\()\[\]:]+|:|\\")
 ROUND, SQUARE = 1.1, 1 / 1.1
 COMMA_REACH = 20  # tokens before a chunk's end in which a comma is preferred as the cut
 
@@ -148,9 +149,10 @@ def _encode_windows(
         table[row, 1 : 1 + len(weights)] = torch.tensor(weights)
     weighted = (table != 1).any(dim=1)
     if bool(weighted.any()):
-        before = context.mean(dim=(1, 2), keepdim=True)
+        # A1111 restores the mean, which is near 0 in some encoders: its ratio may then be anything, -20 too.
+        before = context.square().mean(dim=(1, 2), keepdim=True).sqrt()
         scaled = context * table[..., None].to(context)
-        scaled = scaled * (before / scaled.mean(dim=(1, 2), keepdim=True))
+        scaled = scaled * (before / scaled.square().mean(dim=(1, 2), keepdim=True).sqrt().clamp(min=1e-12))
         context = torch.where(weighted[:, None, None].to(context.device), scaled, context)
     return context.reshape(1, -1, context.shape[-1]), pool[:1]
 

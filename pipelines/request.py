@@ -35,6 +35,15 @@ class ConceptUse(Frozen):
     """0 gives the word the concept started from, 1 what was learned, more exaggerates it."""
 
 
+def concept_use(text: str) -> dict[str, object]:
+    """`file.safetensors:0.8` to the fields of a `ConceptUse`."""
+    source, colon, strength = text.rpartition(":")
+    try:
+        return {"source": source, "strength": float(strength)} if colon and source else {"source": text}
+    except ValueError:  # a colon of the path itself
+        return {"source": text}
+
+
 class Guidance(Frozen):
     """Classifier-free guidance (Ho and Salimans, arXiv:2207.12598) and its corrections."""
 

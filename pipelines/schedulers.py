@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -50,9 +51,21 @@ def build(name: Scheduler, config: Mapping[str, Any], steps: int, device: Any) -
     scheduler = kind(**(kept | settings))
     try:
         scheduler.set_timesteps(steps, device=device)
-    except ValueError as error:  # LCM cannot do more steps than it was distilled for
-        first = str(error).splitlines()[0]
+    except (ValueError, IndexError, AssertionError) as error:  # LCM cannot do more steps than it was distilled for
+        first = str(error).splitlines()[0] if str(error) else "there are not so many noise levels."
         raise RequestError(f"The sampler {name} cannot do {steps} steps: {first}", "Use fewer steps.") from None
+    most = int(config.get("num_train_timesteps", 1000)) - 1
+    # The multistep solvers drop a repeated level and then lack a step.
+    dropped = name in ("dpm++2m", "unipc") and steps > most
+    if (
+        dropped
+        or float(scheduler.timesteps.max()) > most
+        or not bool(torch.isfinite(torch.as_tensor(scheduler.timesteps)).all())
+    ):
+        raise RequestError(
+            f"The sampler {name} cannot do {steps} steps: it would begin beyond the last noise level, {most}.",
+            "Use fewer steps.",
+        )
     return scheduler
 
 

@@ -58,7 +58,11 @@ class Sheet:
 
 def _sized(picture: Image.Image, cell: int) -> Image.Image:
     # Enlarged pixels stay pixels: a smooth enlargement would hide what the model really made.
-    way = Image.Resampling.NEAREST if picture.width <= cell and cell % picture.width == 0 else Image.Resampling.LANCZOS
+    way = (
+        Image.Resampling.NEAREST
+        if max(picture.size) <= cell and cell % max(picture.size) == 0
+        else Image.Resampling.LANCZOS
+    )
     scale = cell / max(picture.size)
     small = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), way)
     square = Image.new("RGB", (cell, cell), PAPER)

@@ -80,7 +80,7 @@ def check_token(components: Components, token: str, vectors: int = 1) -> None:
     Raises:
         ConceptError: if it is empty, has spaces or prompt syntax, or is already a word of the base.
     """
-    if not token or re.search(r"[\s(){}\[\]\\:,]", token):
+    if not token or token == "__metadata__" or re.search(r"[\s(){}\[\]\\:,]", token):
         raise ConceptError(
             f"The token {token!r} is empty or has a space, bracket, colon or comma in it.",
             "Use one plain word, for example <my-fox>.",

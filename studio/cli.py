@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from pipelines.errors import RequestError, StudioError
 from pipelines.metadata import own_version
-from pipelines.request import Request, Scheduler, problems
+from pipelines.request import Request, Scheduler, concept_use, problems
 from studio.settings import Machine
 
 app = App(
@@ -24,6 +24,7 @@ app = App(
     version=own_version,
     help_format="plaintext",
     result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
 app.command("studio.training:app", name="train", help="Learn a concept from a folder of pictures.")
 
@@ -99,7 +100,7 @@ def generate(
             {
                 "prompt": prompt or "",
                 "negative_prompt": negative_prompt,
-                "concepts": [_use(text) for text in concept],
+                "concepts": [concept_use(text) for text in concept],
                 "guidance": {
                     "scale": guidance_scale,
                     "rescale": guidance_rescale,
@@ -119,12 +120,79 @@ def generate(
         print(path)
 
 
-def _use(text: str) -> dict[str, object]:
-    """`file.safetensors:0.8` to the fields of a `ConceptUse`."""
-    source, colon, strength = text.rpartition(":")
-    if colon and source and strength.replace(".", "", 1).isdigit():
-        return {"source": source, "strength": float(strength)}
-    return {"source": text}
+@app.command
+def export(
+    *concepts: str,
+    output: Path,
+    base: str = "pocket",
+    half: Annotated[bool, Parameter(negative="")] = False,
+    machine: OnThisMachine = Machine(),  # noqa: B008
+) -> None:
+    """Write a base with concepts in it as a whole model folder, which any diffusers program loads.
+
+    Parameters
+    ----------
+    concepts
+        Concept files, each with a strength if wanted: fox.safetensors:0.8.
+    output
+        The new folder.
+    base
+        The base model.
+    half
+        Store weights in float16.
+    """
+    from studio import runner
+
+    print(runner.export(concepts, output, base, half, machine))
+
+
+@app.command
+def merge(
+    *concepts: Path,
+    output: Path = Path("outputs/merged"),
+    base: str = "pocket",
+    machine: OnThisMachine = Machine(),  # noqa: B008
+) -> None:
+    """Make concepts of Custom Diffusion fit one base together; use the new files together.
+
+    Parameters
+    ----------
+    concepts
+        Two or more concept files.
+    output
+        Folder for the new ones.
+    base
+        The base model they belong to.
+    """
+    from studio import runner
+
+    for path in runner.merge(concepts, output, base, machine):
+        print(path)
+
+
+@app.command
+def identifiers(
+    class_word: str = "thing",
+    *,
+    count: int = 8,
+    base: str = "pocket",
+    machine: OnThisMachine = Machine(),  # noqa: B008
+) -> None:
+    """List rare words of one token that mean little to a base, to bind a subject to.
+
+    Parameters
+    ----------
+    class_word
+        The kind of thing they are to stand before.
+    count
+        How many.
+    base
+        The base model.
+    """
+    from studio import runner
+
+    for line in runner.identifiers(class_word, count, base, machine):
+        print(line)
 
 
 @app.command

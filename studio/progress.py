@@ -24,6 +24,7 @@ class Progress:
     def __init__(self, title: str, stream: TextIO | None = None, previews: Path | None = None) -> None:
         self.title, self.stream, self.previews = title, stream or sys.stderr, previews
         self._tenth = -1
+        self._first: tuple[int, float] | None = None
 
     def __call__(self, event: Event) -> None:
         """Show an event."""
@@ -39,10 +40,15 @@ class Progress:
 
     def _step(self, event: StepDone) -> None:
         share = event.step / event.steps
-        left = event.seconds / share * (1 - share)
+        if self._first is None or event.step < self._first[0]:
+            self._first = (event.step, event.seconds)
+        # A resumed run begins in the middle, so its pace is taken between reports.
+        begun, then = self._first
+        pace = (event.seconds - then) / (event.step - begun) if event.step > begun else None
+        left = "" if pace is None else f"  {pace * (event.steps - event.step):.0f} s left"
         figures = "  ".join(f"{name} {value:.4f}" for name, value in event.terms.items())
         bar = "#" * round(share * WIDTH)
-        text = f"{self.title} [{bar:<{WIDTH}}] {event.step}/{event.steps}  {left:.0f} s left  {figures}"
+        text = f"{self.title} [{bar:<{WIDTH}}] {event.step}/{event.steps}{left}  {figures}"
         if self.stream.isatty():
             self._line(f"\r\x1b[K{text}" + ("\n" if event.step == event.steps else ""))
         elif int(share * 10) > self._tenth or event.step == event.steps:

@@ -19,18 +19,24 @@ from pipelines import denoising
 from pipelines.components import POCKET, Components, load
 from pipelines.concept import Concept, file_stem
 from pipelines.errors import Cancelled, ConceptError, ConfigError, DataError, ModelError, RequestError
+from pipelines.events import Note
+from pipelines.export import export_model
 from pipelines.files import require_room
 from pipelines.judge import Judge
 from pipelines.metadata import Dtype, Made, read_made, save_png
-from pipelines.request import Request
+from pipelines.request import ConceptUse, Request, concept_use
 from studio.progress import Progress
 from studio.settings import Machine
 from trainers import scoring
 from trainers.config import DataConfig, TrainConfig
-from trainers.data import read_examples
+from trainers.custom_diffusion import merged
+from trainers.data import read_examples, templates
+from trainers.identifiers import collision, rare_identifiers
 from trainers.method import Method
+from trainers.preflight import examine
+from trainers.reading import Reading, read_folder
 from trainers.stickers import HELD_OUT
-from trainers.train import Run, with_preset
+from trainers.train import Run, probe, with_recipe
 from trainers.train import train as run_training
 
 KEEP_EVERY = 50  # steps between writes of the training state
@@ -133,29 +139,19 @@ def train(method: Method, config: Any, data: DataConfig, pace: TrainConfig, wher
         ConfigError: if the output is there already.
         Cancelled: on Ctrl-C; the same command goes on where it stopped.
     """
-    output: Path = where.output or Path("outputs/concepts") / f"{file_stem(config.token)}.safetensors"
+    output: Path = where.output or Path("outputs/concepts") / f"{file_stem(config.trigger)}.safetensors"
     if output.suffix != ".safetensors":
         output = output.with_name(f"{output.name}.safetensors")
     if output.exists() and not where.overwrite:
         raise ConfigError(f"{output} is there already.", "Choose another --output, or replace it with --overwrite.")
-    examples = read_examples(data.images)
     require_room(output.parent, 64 << 20)
-    # The text encoder is trained through and stays float32; the frozen rest may be narrower.
-    components = open_base(where.base, machine.model_copy(update={"dtype": "float32"}))
-    if pace.precision == "bf16":
-        for module in (components.unet, components.vae):
-            torch.nn.Module.to(module, torch.bfloat16)
-    family = components.family
-    run = Run(
-        method,
-        with_preset(method, family, config),
-        with_preset(method, family, pace),
-        with_preset(method, family, data),
-    )
-    state = output.with_name(f".{output.stem}.state.pt")
+    run, reading, components = _ready(method, config, data, pace, where, machine)
     progress = Progress(method.name, previews=output)
+    for line in _preflight(run, reading, components):
+        progress(Note(line))
+    state = output.with_name(f".{output.stem}.state.pt")
     try:
-        concept = run_training(components, run, examples, keep=state, keep_every=KEEP_EVERY, on_event=progress)
+        concept = run_training(components, run, reading.examples, keep=state, keep_every=KEEP_EVERY, on_event=progress)
     except KeyboardInterrupt:
         raise Cancelled(
             "Training was stopped.", "Run the same command again to go on from the last state kept."
@@ -163,6 +159,67 @@ def train(method: Method, config: Any, data: DataConfig, pace: TrainConfig, wher
     concept.save(output)
     state.unlink(missing_ok=True)
     return output
+
+
+def preflight(
+    method: Method, config: Any, data: DataConfig, pace: TrainConfig, where: Any, machine: Machine
+) -> Iterator[str]:
+    """What can be said before training: about the pictures, what is odd about them, memory and time."""
+    yield from _preflight(*_ready(method, config, data, pace, where, machine))
+
+
+def _ready(
+    method: Method, config: Any, data: DataConfig, pace: TrainConfig, where: Any, machine: Machine
+) -> tuple[Run, Reading, Components]:
+    """The run with the base's recipe, the pictures, and the base."""
+    reading = read_folder(data.images)
+    # The text encoder is trained through and stays float32; the frozen rest may be narrower.
+    components = open_base(where.base, machine.model_copy(update={"dtype": "float32"}))
+    if pace.precision == "bf16":
+        for module in (components.unet, components.vae):
+            torch.nn.Module.to(module, torch.bfloat16)
+    return with_recipe(method, components.family, Run(method, config, pace, data)), reading, components
+
+
+def _preflight(run: Run, reading: Reading, components: Components) -> Iterator[str]:
+    trained, seconds = probe(components, run, reading.examples)
+    report = examine(
+        reading,
+        token=run.config.trigger,
+        config=run.train,
+        data=run.data,
+        components=components,
+        trained=trained,
+        seconds_per_step=seconds,
+        new_word=run.config.new_word is not None,
+    )
+    yield from report.lines()
+    meaning = None if run.config.new_word else collision(run.config.token)
+    if meaning:
+        yield f"Warning: {run.config.token!r} already means something to most models: {meaning}."
+
+
+def export(concepts: tuple[str, ...], output: Path, base: str, half: bool, machine: Machine) -> Path:
+    """Write the base with concepts in it as a model folder; gives the folder."""
+    components = open_base(base, machine.model_copy(update={"dtype": "float32"}))
+    uses = [ConceptUse.model_validate(concept_use(text)) for text in concepts]
+    return export_model(components, [(Concept.load(Path(use.source)), use.strength) for use in uses], output, half=half)
+
+
+def merge(concepts: tuple[Path, ...], output: Path, base: str, machine: Machine) -> list[Path]:
+    """Make Custom Diffusion concepts fit one base together; gives the new files, to be used together."""
+    components = open_base(base, machine.model_copy(update={"dtype": "float32"}))
+    learned = [Concept.load(path) for path in concepts]
+    ordinary = scoring.ordinary_captions() if components.family == "pocket" else list(templates("object"))
+    joined = merged(components, learned, [caption.replace("{}", "thing") for caption in ordinary])
+    return [one.save(output / f"{file_stem(one.token)}.safetensors") for one in joined]
+
+
+def identifiers(class_word: str, count: int, base: str, machine: Machine) -> Iterator[str]:
+    """Lines with rare words to bind a subject to."""
+    components = open_base(base, machine)
+    for found in rare_identifiers(components, class_word, count):
+        yield f"{found.word:<6} moves {class_word!r} by {found.pull:.4f}"
 
 
 # -- scoring ----------------------------------------------------------------------------------------------------

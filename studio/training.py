@@ -23,6 +23,9 @@ class Output(Frozen):
     overwrite: bool = False
     """Replace a concept file that is there."""
 
+    dry_run: bool = False
+    """Only look at the pictures and say what training would take."""
+
     base: str = "pocket"
     """pocket, a diffusers folder, a .safetensors checkpoint, or a hub id."""
 
@@ -31,6 +34,18 @@ ALIASES = {
     "--train-data-dir": "--images",
     "--instance-data-dir": "--images",
     "--placeholder-token": "--token",
+    "--modifier-token": "--token",
+    "--class-data-dir": "--class-images",
+    "--prior-loss-weight": "--prior-weight",
+    "--train-text-encoder": "--text-encoder",
+    "--use-dora": "--dora",
+    "--network-dim": "--rank",
+    "--network-alpha": "--alpha",
+    "--lora-alpha": "--alpha",
+    "--min-snr-gamma": "--snr-gamma",
+    "--noise-offset": "--offset-noise",
+    "--enable-bucket": "--buckets",
+    "--cache-latents-to-disk": "--cache",
     "--token-string": "--token",
     "--initializer-token": "--init",
     "--init-word": "--init",
@@ -72,7 +87,11 @@ def _command(method: Method) -> Any:
     ) -> None:
         from studio import runner
 
-        print(runner.train(method, config, data, train, where, machine))  # noqa: T201
+        if where.dry_run:
+            for line in runner.preflight(method, config, data, train, where, machine):
+                print(line)  # noqa: T201
+        else:
+            print(runner.train(method, config, data, train, where, machine))  # noqa: T201
 
     command.__annotations__ = {
         "config": Annotated[config_type, Parameter(name="*")],

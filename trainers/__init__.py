@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 
 def methods() -> dict[str, Method]:
     """All methods by name. A new one is enrolled by its line here."""
+    from trainers.custom_diffusion import CustomDiffusion
+    from trainers.dreambooth import DreamBooth
     from trainers.textual_inversion import TextualInversion
 
-    listed: list[Method] = [TextualInversion()]
+    listed: list[Method] = [TextualInversion(), DreamBooth(), CustomDiffusion()]
     return {method.name: method for method in listed}

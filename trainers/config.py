@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipelines.request import Frozen
 
@@ -24,6 +24,12 @@ class DataConfig(Frozen):
 
     flip: float = Field(default=0.5, ge=0, le=1)
     """Chance of mirroring a picture."""
+
+    buckets: bool = False
+    """Keep the shape of each picture: batches of equal aspect ratio instead of squares."""
+
+    cache: Path | None = None
+    """Folder that keeps encoded pictures between runs."""
 
 
 class TrainConfig(Frozen):
@@ -56,6 +62,18 @@ class TrainConfig(Frozen):
     preview_every: int = Field(default=0, ge=0)
     """Steps between preview pictures; 0 for none."""
 
+    max_grad_norm: float | None = Field(default=None, gt=0)
+    """Largest norm of the gradient; larger ones are scaled down to it."""
+
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of a moving average of what is trained, which is then the result; 0 for none, 0.99 to 0.9999 are usual."""
+
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """adamw8bit keeps its moments in 8 bits; needs bitsandbytes and a GPU."""
+
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: less memory, a third more time."""
+
     precision: Literal["no", "bf16"] = "no"
     """bf16: UNet and autoencoder in bfloat16, for a GPU; the text encoder and what is trained stay float32."""
 
@@ -63,6 +81,71 @@ class TrainConfig(Frozen):
     def rate(self) -> float:
         """The learning rate that is used."""
         return self.learning_rate * (self.batch * self.accumulate if self.scale_lr else 1)
+
+
+class ObjectiveConfig(Frozen):
+    """What of the denoising error counts how much."""
+
+    snr_gamma: float | None = Field(default=None, gt=0)
+    """Min-SNR weighting of timesteps (arXiv:2303.09556) with this gamma; 5 is the paper's. All count alike without."""
+
+    offset_noise: float = Field(default=0.0, ge=0, le=1)
+    """Strength of noise shared by a whole channel, which teaches very dark and very bright pictures; 0.1 is usual."""
+
+    spread_timesteps: bool = False
+    """Spread the timesteps evenly over each batch, for a calmer gradient, instead of drawing each by itself."""
+
+    background: float = Field(default=0.1, ge=0, le=1)
+    """Weight of what lies outside a picture's mask, where there are masks."""
+
+
+class PriorConfig(Frozen):
+    """Keeping what the base knows of the class while it learns one of its members."""
+
+    class_word: str = Field(min_length=1)
+    """The kind of thing, as the base calls it: fox, dog, backpack."""
+
+    prior: Literal["none", "model", "pictures"] = "model"
+    """"pictures": also learn the class from pictures the base made of it beforehand, as in the paper. "model": make
+    the base's own prediction for the class word the target, which needs no pictures. "none": let the class drift."""
+
+    prior_weight: float = Field(default=1.0, ge=0, le=100)
+    """Weight of the prior term."""
+
+    class_images: Path | None = None
+    """Folder of class pictures; without it they are generated, and kept for this base and prompt."""
+
+    num_class_images: int = Field(default=100, ge=1, le=100_000)
+    """How many class pictures."""
+
+    class_prompt: str | None = None
+    """Prompt of the class pictures; must hold the class word. The training prompts with the class word by default."""
+
+    @model_validator(mode="after")
+    def _class_prompt_holds_the_class(self) -> Self:
+        if self.class_prompt is not None and self.class_word.lower() not in self.class_prompt.lower():
+            raise ValueError(
+                f"the class prompt {self.class_prompt!r} lacks the class word {self.class_word!r}; "
+                "write for example 'a photo of a " + self.class_word + "'"
+            )
+        return self
+
+
+class LowRankConfig(Frozen):
+    """Shape of low-rank changes (LoRA)."""
+
+    rank: int = Field(default=4, ge=1, le=512)
+    """Rank of each change: 1 to 8 for a thing, 16 to 64 for a style or a face."""
+
+    alpha: float | None = Field(default=None, gt=0)
+    """Changes are scaled by alpha / rank; the rank by default."""
+
+    targets: Literal["attention", "transformer", "all"] = "attention"
+    """Which layers of the UNet: the attention projections, all of the transformers, or the convolutions too. Layers
+    for boxes are never touched."""
+
+    dora: bool = False
+    """Learn the direction and the length of each row apart (DoRA)."""
 
 
 class TokenConfig(Frozen):
@@ -76,3 +159,13 @@ class TokenConfig(Frozen):
 
     vectors: int = Field(default=1, ge=1, le=64)
     """Embedding vectors of the word: more hold more detail and edit less well."""
+
+    @property
+    def trigger(self) -> str:
+        """What prompts say to call it."""
+        return self.token
+
+    @property
+    def new_word(self) -> str | None:
+        """The word it adds to the base."""
+        return self.token

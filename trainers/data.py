@@ -1,4 +1,4 @@
-"""Training pictures: reading a folder, captions, latents encoded once."""
+"""Training pictures as batches: latents encoded once, captions, masks, and the order in which they come."""
 
 from __future__ import annotations
 
@@ -8,75 +8,39 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from pipelines.components import Components, Posterior, encode
+from pipelines.components import Components, Posterior
 from pipelines.errors import DataError
-from pipelines.images import PICTURE_SUFFIXES, fit, open_picture, to_tensor
+from trainers.latents import Encoder, Shape, fitted, fitted_mask, multiple, nearest, shapes
+from trainers.reading import Example, read_examples
+
+__all__ = ["Batch", "Example", "LatentSet", "digest", "read_examples", "templates", "usable"]
 
 WORDS = Path(__file__).parent / "words"
 
 
-@dataclass(frozen=True)
-class Example:
-    """One training picture.
-
-    Attributes:
-        name: file name.
-        picture: upright RGB.
-        caption: its own caption, or None for templates.
-    """
-
-    name: str
-    picture: Image.Image
-    caption: str | None = None
-
-
-def read_examples(folder: Path) -> list[Example]:
-    """Read the pictures of a folder, in the order of their names; hidden files and other kinds of file are left out.
-
-    Raises:
-        DataError: if there is no such folder, no picture in it, or a picture cannot be read.
-    """
-    if not folder.is_dir():
-        raise DataError(f"There is no folder {folder}.", "Give the folder that holds your pictures.")
-    paths = sorted(
-        path
-        for path in folder.iterdir()
-        if path.is_file() and path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith(".")
-    )
-    if not paths:
-        raise DataError(
-            f"There is no picture in {folder}.", f"Put in some of these kinds: {', '.join(PICTURE_SUFFIXES)}."
-        )
-    return [Example(path.name, open_picture(path), _caption(path)) for path in paths]
-
-
-def _caption(picture: Path) -> str | None:
-    for suffix in (".txt", ".caption"):
-        path = picture.with_suffix(suffix)
-        if path.exists():
-            try:
-                text = path.read_text(encoding="utf-8-sig").strip()
-            except UnicodeDecodeError:
-                raise DataError(f"The caption {path.name} is not UTF-8 text.", "Save it as UTF-8.") from None
-            return " ".join(text.split()) or None
-    return None
-
-
 def digest(examples: Sequence[Example]) -> str:
-    """16 hex digits of what is learned from: pixels and captions, not file names."""
+    """16 hex digits of what is learned from: pixels, captions, masks and repeats, not file names."""
     hashed = hashlib.sha256()
     for example in examples:
-        hashed.update(f"{example.picture.size}{example.caption}".encode())
+        hashed.update(f"{example.picture.size}{chr(0).join(example.captions) or None}".encode())
         hashed.update(example.picture.tobytes())
+        if example.repeats != 1:
+            hashed.update(f"repeats {example.repeats}".encode())
+        if example.mask is not None:
+            hashed.update(b"mask" + example.mask.tobytes())
     return hashed.hexdigest()[:16]
 
 
 def templates(name: str) -> tuple[str, ...]:
     """Prompt templates with one `{}`: "object" and "style" of the official script, or "pocket"."""
     return tuple((WORDS / f"{name}_templates.txt").read_text(encoding="utf-8").splitlines())
+
+
+def usable(caption: str, token: str) -> bool:
+    """Whether a caption has a place for the token; one that has none gives way to a template."""
+    return token in caption or "{}" in caption
 
 
 @dataclass(frozen=True)
@@ -88,12 +52,33 @@ class Batch:
         captions: one for each picture, the token in them.
         indices: which example each is.
         sizes: (B, 2) original height and width in pixels, which SDXL is told.
+        index: which draw this is.
+        masks: (B, 1, h, w) float32 in [0, 1], 1 where the thing is, on the base's device; None if no example has one.
+        prior: pictures of the class, for methods that must not forget it.
     """
 
     latents: Tensor
     captions: list[str]
     indices: list[int]
     sizes: Tensor
+    index: int
+    masks: Tensor | None = None
+    prior: Batch | None = None
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """Examples of one shape.
+
+    Attributes:
+        members: which examples.
+        posterior: (ways, members, C, h, w); the second way, if there is one, is mirrored.
+        masks: (ways, members, 1, h, w), or None.
+    """
+
+    members: tuple[int, ...]
+    posterior: Posterior
+    masks: Tensor | None
 
 
 class LatentSet:
@@ -102,10 +87,16 @@ class LatentSet:
     Args:
         components: whose autoencoder encodes.
         examples: the pictures.
-        resolution: side in pixels.
+        resolution: side in pixels, or with buckets the square root of the area.
         center_crop: crop to a square rather than squeeze.
         flip: chance of the mirrored version.
         seed: decides the order, with the epoch.
+        buckets: keep shapes: scale each picture to cover the nearest of several shapes, crop the rest; a batch has one.
+        cache: folder that keeps what was encoded between runs.
+
+    Raises:
+        DataError: if there is no example.
+        ConfigError: if the cache cannot be written.
     """
 
     def __init__(
@@ -117,46 +108,98 @@ class LatentSet:
         center_crop: bool = False,
         flip: float = 0.0,
         seed: int = 0,
+        buckets: bool = False,
+        cache: Path | None = None,
     ) -> None:
+        if not examples:
+            raise DataError("There is no picture to learn from.", "Give at least one.")
         self.examples, self.flip, self.seed, self.device = list(examples), flip, seed, components.device
         self.sizes = torch.tensor([[e.picture.height, e.picture.width] for e in examples])
-        side = (resolution, resolution)
-        squares = [
-            to_tensor(fit(e.picture, *side) if center_crop else e.picture.resize(side, Image.Resampling.BICUBIC))
-            for e in examples
-        ]
-        ways = [torch.stack(squares)]
-        if flip > 0:
-            ways.append(ways[0].flip(-1))
-        posteriors = [[encode(components, part) for part in way.split(4)] for way in ways]
-        self.means = torch.stack([torch.cat([p.mean for p in way]).float() for way in posteriors])
-        self.stds = torch.stack([torch.cat([p.std for p in way]).float() for way in posteriors])
+        self.bucketed = buckets
+        self._own: dict[str, list[list[str]]] = {}
+        among = shapes(resolution, multiple(components)) if buckets else [(resolution, resolution)]
+        members: dict[Shape, list[int]] = {}
+        for index, example in enumerate(self.examples):
+            members.setdefault(nearest(example.picture.size, among), []).append(index)
+        encoder, crop = Encoder(components, cache), buckets or center_crop
+        self.buckets = [self._bucket(encoder, members[shape], shape, crop) for shape in sorted(members)]
+
+    def _bucket(self, encoder: Encoder, members: list[int], shape: Shape, crop: bool) -> _Bucket:
+        pictures = [fitted(self.examples[i].picture, shape, crop) for i in members]
+        ways = [encoder(pictures, mirrored) for mirrored in ((False, True) if self.flip > 0 else (False,))]
+        posterior = Posterior(torch.stack([way.mean for way in ways]), torch.stack([way.std for way in ways]))
+        if all(example.mask is None for example in self.examples):
+            return _Bucket(tuple(members), posterior, None)
+        height, width = posterior.mean.shape[-2:]
+        masks = torch.stack([fitted_mask(self.examples[i].mask, (width, height), crop) for i in members])
+        both = torch.stack([masks, masks.flip(-1)][: len(ways)]).to(posterior.mean.device)
+        return _Bucket(tuple(members), posterior, both)
 
     def unused_captions(self, token: str) -> list[str]:
-        """Names of pictures whose own caption has no place for the token, so that a template is used instead."""
-        return [e.name for e in self.examples if e.caption and token not in e.caption and "{}" not in e.caption]
+        """For each caption that has no place for the token, and is therefore not used, the name of its picture."""
+        return [e.name for e in self.examples for caption in e.captions if not usable(caption, token)]
 
     def draw(self, index: int, batch: int, token: str, wordings: Sequence[str], generator: torch.Generator) -> Batch:
-        """The batch of an index: each example once an epoch in an order given by (seed, epoch).
+        """The batch of an index: each example `repeats` times an epoch in an order given by (seed, epoch).
 
         Captions that hold the token or a `{}` are used as they are; others, like missing ones, give way to a template.
         """
-        count = len(self.examples)
-        indices: list[int] = []
-        for place in range(index * batch, (index + 1) * batch):
-            order = torch.Generator().manual_seed((self.seed * 9_176_263 + place // count) % (1 << 63))
-            indices.append(int(torch.randperm(count, generator=order)[place % count]))
+        bucket, indices = self._bucketed(index, batch) if self.bucketed else self._stream(index, batch)
         mirrored = (torch.rand(batch, generator=generator) < self.flip).long()
         chosen = torch.randint(len(wordings), (batch,), generator=generator).tolist()
-        which = torch.tensor(indices)
-        latents = Posterior(self.means[mirrored, which], self.stds[mirrored, which]).sample(generator)
+        own = self._own_captions(token)
+        if any(len(several) > 1 for several in own):
+            picks = torch.rand(batch, generator=generator, dtype=torch.float64).tolist()
+        else:
+            picks = [0.0] * batch
+        at = {member: place for place, member in enumerate(bucket.members)}
+        which = torch.tensor([at[i] for i in indices])
+        posterior = Posterior(bucket.posterior.mean[mirrored, which], bucket.posterior.std[mirrored, which])
         captions = [
-            self._caption(self.examples[i], token, wordings[int(k)]) for i, k in zip(indices, chosen, strict=True)
+            (own[i][int(pick * len(own[i]))] if own[i] else wordings[int(k)]).replace("{}", token)
+            for i, k, pick in zip(indices, chosen, picks, strict=True)
         ]
-        return Batch(latents.to(self.device), captions, indices, self.sizes[which])
+        return Batch(
+            posterior.sample(generator).to(self.device),
+            captions,
+            indices,
+            self.sizes[torch.tensor(indices)],
+            index,
+            None if bucket.masks is None else bucket.masks[mirrored, which].to(self.device),
+        )
 
-    @staticmethod
-    def _caption(example: Example, token: str, template: str) -> str:
-        own = example.caption
-        wording = own if own and (token in own or "{}" in own) else template
-        return wording.replace("{}", token)
+    def _own_captions(self, token: str) -> list[list[str]]:
+        """The captions of each example that have a place for the token; kept, as it is asked every step."""
+        if token not in self._own:
+            self._own = {token: [[c for c in e.captions if usable(c, token)] for e in self.examples]}
+        return self._own[token]
+
+    def _stream(self, index: int, batch: int) -> tuple[_Bucket, list[int]]:
+        """Epochs end to end; a batch may reach from one into the next."""
+        places = self._occurrences(range(len(self.examples)))
+        orders: dict[int, list[int]] = {}
+        indices: list[int] = []
+        for place in range(index * batch, (index + 1) * batch):
+            epoch, at = divmod(place, len(places))
+            if epoch not in orders:
+                orders[epoch] = torch.randperm(len(places), generator=self._chance(epoch)).tolist()
+            indices.append(places[orders[epoch][at]])
+        return self.buckets[0], indices
+
+    def _bucketed(self, index: int, batch: int) -> tuple[_Bucket, list[int]]:
+        """Whole batches of one bucket in mixed order; a bucket's last batch is filled up from its beginning."""
+        places = [self._occurrences(bucket.members) for bucket in self.buckets]
+        batches = [(which, start) for which, own in enumerate(places) for start in range(0, len(own), batch)]
+        epoch, at = divmod(index, len(batches))
+        chance = self._chance(epoch)
+        orders = [torch.randperm(len(own), generator=chance).tolist() for own in places]
+        which, start = batches[int(torch.randperm(len(batches), generator=chance)[at])]
+        order, own = orders[which], places[which]
+        return self.buckets[which], [own[order[k % len(own)]] for k in range(start, start + batch)]
+
+    def _occurrences(self, members: Sequence[int]) -> list[int]:
+        """Each example as often as it is repeated."""
+        return [i for i in members for _ in range(self.examples[i].repeats)]
+
+    def _chance(self, epoch: int) -> torch.Generator:
+        return torch.Generator().manual_seed((self.seed * 9_176_263 + epoch) % (1 << 63))

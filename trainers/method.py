@@ -29,6 +29,7 @@ class Trainable:
         wordings: prompt templates with one `{}` for the token.
         state: what the method wants to keep for its losses.
         figures: numbers to report beside the losses.
+        rates: name -> factor on the learning rate, for those that learn at another pace.
     """
 
     components: Components
@@ -36,6 +37,7 @@ class Trainable:
     wordings: tuple[str, ...]
     state: Any
     figures: Callable[[], dict[str, float]] = field(default=dict)
+    rates: Mapping[str, float] = field(default_factory=dict)
 
 
 class Method(Protocol):
@@ -44,12 +46,17 @@ class Method(Protocol):
     name: ClassVar[str]
     """As on the command line."""
     Config: ClassVar[Any]
-    """Its settings, a frozen pydantic model; `token` among them."""
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
-    """Recipe for a model family, where it is not the default one."""
+    """Its settings, a frozen pydantic model; `trigger` is what prompts say to call the concept, `new_word` the word it
+    adds to the base, or None."""
 
-    def prepare(self, components: Components, config: Any) -> AbstractContextManager[Trainable]:
-        """Make ready for training; the base is bit-identical after the `with`."""
+    def recipe(self, family: str, config: Any) -> Mapping[str, Any]:
+        """Values for a model family, of this method's or the shared settings, where they are not the defaults."""
+        ...
+
+    def prepare(
+        self, components: Components, config: Any, generator: torch.Generator
+    ) -> AbstractContextManager[Trainable]:
+        """Make ready for training; the base is bit-identical after the `with`. Chance comes from `generator`."""
         ...
 
     def losses(self, trainable: Trainable, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:

@@ -84,7 +84,8 @@ def article(name: str) -> str:
 
 def plural(name: str) -> str:
     """English plural of a sticker name."""
-    return PLURALS.get(name) or name + ("es" if name.endswith(("s", "x", "sh", "ch")) else "s")
+    first, space, last = name.rpartition(" ")  # "flat strawberry"
+    return first + space + (PLURALS.get(last) or last + ("es" if last.endswith(("s", "x", "sh", "ch")) else "s"))
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def _pair(rng: random.Random, relation: str) -> list[tuple[int, int, int]]:
         top = rng.randint(2, UNIT - a - b - 2)
         return [(x + (b - a) // 2 + rng.randint(-3, 3), top, a), (x, top + a, b)]
     first = rng.randint(1, 1 + (UNIT - a - b - 4) // 2)
-    second = rng.randint(first + a + 2, UNIT - 1 - b)
+    second = rng.randint(first + a + 4, UNIT - 1 - b)  # nearer, the autoencoder runs them together
     across = rng.randint(4, UNIT - 4 - max(a, b))
     near = (first, across, a)
     far = (second, min(UNIT - 1 - b, max(1, across + rng.randint(-5, 5))), b)
@@ -168,11 +169,12 @@ def _row(rng: random.Random, count: int) -> list[tuple[int, int, int]]:
     if count == 2:
         layout = _pair(rng, rng.choice(("left of", "above")))
         return layout
-    side = rng.choice((16, 18))
+    side = 16
     gap = (UNIT - count * side) // (count + 1)
     top = rng.randint(8, UNIT - 8 - side)
+    shift = rng.randint(-1, 1)  # all together: nearer, the autoencoder runs them into one
     return [
-        (gap + i * (side + gap) + rng.randint(-1, 1), min(UNIT - side - 1, max(1, top + rng.randint(-4, 4))), side)
+        (gap + i * (side + gap) + shift, min(UNIT - side - 1, max(1, top + rng.randint(-4, 4))), side)
         for i in range(count)
     ]
 
@@ -202,7 +204,7 @@ def scene(
         style: which drawing of the stickers; "flat" is said in the caption.
     """
     if kind is None:
-        kind = "relation" if relation else rng.choices(("one", "relation", "two", "three"), (48, 38, 10, 4))[0]
+        kind = "relation" if relation else rng.choices(("one", "relation", "two", "three"), (30, 54, 10, 6))[0]
     colour = colour or rng.choice(tuple(COLOURS))
     things = [f"flat {name}" if style == "flat" else name for name in rng.sample(names, min(3, len(names)))]
     if kind == "one":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from pipelines.components import Components
 from pipelines.errors import ModelError
 from pipelines.prompts import encode_ids
+from trainers.config import ObjectiveConfig
+from trainers.data import Batch
 
 
 def noise_levels(config: Any, device: torch.device) -> Tensor:
@@ -62,43 +65,178 @@ def prompt_ids(components: Components, which: int, captions: list[str]) -> Tenso
     return torch.tensor(rows, device=components.text_encoders[which].device)
 
 
-def conditioning(components: Components, captions: list[str], sizes: Tensor, resolution: int) -> dict[str, Any]:
-    """UNet arguments for captions; gradients reach the text encoders' input rows.
+def conditioning(components: Components, captions: list[str], sizes: Tensor, size: tuple[int, int]) -> dict[str, Any]:
+    """UNet arguments for captions; gradients reach the text encoders and their input rows.
 
     Args:
         components: the base, with any new words attached.
         captions: one a picture.
         sizes: (B, 2) original heights and widths, for SDXL.
-        resolution: side of the training pictures, for SDXL.
+        size: height and width of the training pictures in pixels, for SDXL.
     """
     encoded = [
         encode_ids(components, which, prompt_ids(components, which, captions))
         for which in range(len(components.text_encoders))
     ]
+    return _arguments(components, encoded, sizes, size)
+
+
+def _arguments(components: Components, encoded: Sequence[Any], sizes: Tensor, size: tuple[int, int]) -> dict[str, Any]:
+    """UNet arguments from the states and the pooled text of each text encoder."""
     context = torch.cat([part for part, _ in encoded], dim=-1).to(components.dtype)
     if components.family != "sdxl":
         return {"encoder_hidden_states": context}
-    rest = torch.tensor([[0, 0, resolution, resolution]]).expand(len(sizes), 4)
+    rest = torch.tensor([[0, 0, *size]]).expand(len(sizes), 4)
     ids = torch.cat((sizes, rest), dim=1).to(components.device, components.dtype)
     pooled = encoded[-1][1].to(components.dtype)
     return {"encoder_hidden_states": context, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids}}
 
 
-def denoising_loss(
+class Conditioning:
+    """UNet arguments for captions, each caption encoded once where nothing of the text side is trained.
+
+    Args:
+        components: the base with any new words attached.
+        frozen: whether no text encoder and no word is trained.
+    """
+
+    def __init__(self, components: Components, frozen: bool) -> None:
+        self.components, self.frozen = components, frozen
+        self._known: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    def __call__(self, captions: list[str], sizes: Tensor, size: tuple[int, int]) -> dict[str, Any]:
+        """As `conditioning`; gradients reach the text side unless it is frozen."""
+        if not self.frozen:
+            return conditioning(self.components, captions, sizes, size)
+        encoders = range(len(self.components.text_encoders))
+        for caption in {caption for caption in captions if caption not in self._known}:
+            with torch.no_grad():
+                self._known[caption] = [
+                    encode_ids(self.components, which, prompt_ids(self.components, which, [caption]))
+                    for which in encoders
+                ]
+        encoded = [
+            tuple(torch.cat([self._known[caption][which][k] for caption in captions]) for k in range(2))
+            for which in encoders
+        ]
+        return _arguments(self.components, encoded, sizes, size)
+
+    def anew(self, captions: list[str], sizes: Tensor, size: tuple[int, int]) -> dict[str, Any]:
+        """As `conditioning`, from the text encoders as they are at this moment."""
+        if self.frozen:
+            return self(captions, sizes, size)
+        return conditioning(self.components, captions, sizes, size)
+
+
+def min_snr_weights(kind: str, levels: Tensor, gamma: float) -> Tensor:
+    """Weights (B,) of timesteps with which the clean picture counts min(SNR, gamma) (arXiv:2303.09556).
+
+    For epsilon min(SNR, gamma) / SNR, for v-prediction min(SNR, gamma) / (SNR + 1), for sample min(SNR, gamma). Where
+    the SNR is 0 the first is 1, its limit.
+
+    Args:
+        kind: what the UNet predicts.
+        levels: (B,) cumulative products at the timesteps.
+        gamma: the cap.
+    """
+    snr = levels / (1 - levels)
+    capped = snr.clamp(max=gamma)
+    if kind == "epsilon":
+        return torch.where(snr > 0, capped / snr.clamp(min=1e-30), torch.ones_like(snr))
+    return capped / (snr + 1) if kind == "v_prediction" else capped
+
+
+def pixels_of(components: Components, latents: Tensor) -> tuple[int, int]:
+    """Height and width in pixels of the pictures that latents (B, C, h, w) stand for."""
+    return latents.shape[-2] * components.factor, latents.shape[-1] * components.factor
+
+
+def drawn(
+    batch: Batch, objective: ObjectiveConfig, timesteps: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Noise (B, C, h, w) and timesteps (B,) of a batch, on its device.
+
+    Args:
+        batch: what is noised.
+        objective: decides offset noise and how timesteps spread.
+        timesteps: length of the noise schedule.
+        generator: on the CPU.
+    """
+    device, count = batch.latents.device, len(batch.latents)
+    noise = torch.randn(batch.latents.shape, generator=generator)
+    if objective.spread_timesteps:
+        even = (torch.rand((), generator=generator) + torch.arange(count) / count) % 1
+        chosen = (even * timesteps).long()
+    else:
+        chosen = torch.randint(timesteps, (count,), generator=generator)
+    if objective.offset_noise:
+        offset = torch.randn((*noise.shape[:2], 1, 1), generator=generator)
+        noise = noise + objective.offset_noise * offset
+    return noise.to(device), chosen.to(device)
+
+
+def predicted(
     components: Components, clean: Tensor, timesteps: Tensor, noise: Tensor, levels: Tensor, arguments: dict[str, Any]
 ) -> Tensor:
-    """Mean squared error of the UNet's prediction, in float32 (arXiv:2112.10752, eq. 2).
+    """The UNet's prediction (B, C, h, w) float32 for latents noised to timesteps (B,)."""
+    noisy = noised(clean, noise, levels[timesteps]).to(components.dtype)
+    return components.unet(noisy, timesteps, **arguments).sample.float()
+
+
+def weighted_error(
+    components: Components,
+    guess: Tensor,
+    wanted: Tensor,
+    levels: Tensor,
+    objective: ObjectiveConfig,
+    masks: Tensor | None = None,
+) -> Tensor:
+    """Squared errors (B,) in float32, each the mean over its picture, weighted by timestep and mask.
+
+    Under a mask it is a weighted mean: a small thing counts as much as a large one.
+
+    Args:
+        components: the base; says what is predicted.
+        guess: (B, C, h, w).
+        wanted: (B, C, h, w).
+        levels: (B,) cumulative products at the timesteps of these pictures, so that each half of a joined batch is
+            weighted by its own.
+        objective: gamma and the weight of the background.
+        masks: (B, 1, h, w), 1 where the thing is, or None.
+    """
+    squared = (guess - wanted).square()
+    if masks is None:
+        errors = squared.flatten(1).mean(1)
+    else:
+        weight = (objective.background + (1 - objective.background) * masks).expand_as(squared)
+        errors = (squared * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp(min=1e-6)
+    if objective.snr_gamma is not None:
+        kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
+        errors = errors * min_snr_weights(kind, levels, objective.snr_gamma)
+    return errors
+
+
+def denoising_errors(
+    components: Components,
+    batch: Batch,
+    draw: tuple[Tensor, Tensor],
+    levels: Tensor,
+    arguments: dict[str, Any],
+    objective: ObjectiveConfig,
+) -> Tensor:
+    """Weighted squared errors (B,) of the UNet's prediction (arXiv:2112.10752, eq. 2).
 
     Args:
         components: the base.
-        clean: (B, C, h, w) scaled latents.
-        timesteps: (B,) ints.
-        noise: (B, C, h, w).
+        batch: scaled latents and masks.
+        draw: noise and timesteps, of `drawn`.
         levels: (T,) of `noise_levels`.
         arguments: conditioning of the UNet.
+        objective: weighting.
     """
+    noise, timesteps = draw
     level = levels[timesteps]
-    noisy = noised(clean, noise, level).to(components.dtype)
-    guess = components.unet(noisy, timesteps, **arguments).sample.float()
+    guess = predicted(components, batch.latents, timesteps, noise, levels, arguments)
     kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
-    return (guess - target(kind, clean, noise, level)).square().mean()
+    wanted = target(kind, batch.latents, noise, level)
+    return weighted_error(components, guess, wanted, level, objective, batch.masks)

@@ -21,13 +21,13 @@ from pipelines.card import ConceptCard
 from pipelines.components import Components
 from pipelines.concept import Concept
 from pipelines.tokens import new_words, single_rows
-from trainers.config import TokenConfig
+from trainers.config import ObjectiveConfig, TokenConfig
 from trainers.data import Batch, templates
 from trainers.method import Trainable
-from trainers.terms import conditioning, denoising_loss, noise_levels
+from trainers.terms import conditioning, denoising_errors, drawn, noise_levels, pixels_of
 
 
-class TextualInversionConfig(TokenConfig):
+class TextualInversionConfig(TokenConfig, ObjectiveConfig):
     """Settings of Textual Inversion."""
 
     kind: Literal["object", "style"] = "object"
@@ -44,25 +44,31 @@ class _State:
     levels: Tensor
 
 
+POCKET = {
+    "steps": 200,
+    "batch": 8,
+    "warmup": 20,
+    "learning_rate": 6e-3,
+    "scale_lr": False,
+    "weight_decay": 0.0,
+    "flip": 0.0,
+}
+
+
 class TextualInversion:
     """Learns the embedding rows of a new word."""
 
     name: ClassVar[str] = "textual-inversion"
     Config: ClassVar[Any] = TextualInversionConfig
-    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "pocket": {
-            "steps": 200,
-            "batch": 8,
-            "warmup": 20,
-            "learning_rate": 6e-3,
-            "scale_lr": False,
-            "weight_decay": 0.0,
-            "flip": 0.0,
-        }
-    }
+
+    def recipe(self, family: str, config: TextualInversionConfig) -> Mapping[str, Any]:
+        """For `pocket` a short one with a high rate."""
+        return POCKET if family == "pocket" else {}
 
     @contextmanager
-    def prepare(self, components: Components, config: TextualInversionConfig) -> Iterator[Trainable]:
+    def prepare(
+        self, components: Components, config: TextualInversionConfig, generator: torch.Generator
+    ) -> Iterator[Trainable]:
         """Add the word, all its vectors starting as the initializer."""
         starts = tuple(row.expand(config.vectors, -1) for row in single_rows(components, config.init))
         own = "pocket" if components.family == "pocket" else config.kind
@@ -83,12 +89,11 @@ class TextualInversion:
     def losses(self, trainable: Trainable, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """The denoising loss at timesteps drawn evenly."""
         components, state = trainable.components, trainable.state
-        device = components.device
-        noise = torch.randn(batch.latents.shape, generator=generator).to(device)
-        timesteps = torch.randint(len(state.levels), (len(noise),), generator=generator).to(device)
-        resolution = batch.latents.shape[-1] * components.factor
-        arguments = conditioning(components, batch.captions, batch.sizes, resolution)
-        return {"denoise": denoising_loss(components, batch.latents, timesteps, noise, state.levels, arguments)}
+        draw = drawn(batch, state.config, len(state.levels), generator)
+        size = pixels_of(components, batch.latents)
+        arguments = conditioning(components, batch.captions, batch.sizes, size)
+        errors = denoising_errors(components, batch, draw, state.levels, arguments, state.config)
+        return {"denoise": errors.mean()}
 
     def export(self, trainable: Trainable) -> Concept:
         """The rows as they are now."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,15 @@ from pipelines.concept import Concept
 from pipelines.denoising import generate
 from pipelines.errors import ConfigError
 from pipelines.events import Note, OnEvent, Preview, ignore
-from pipelines.request import ConceptUse, Request
+from pipelines.files import require_room
+from pipelines.request import Request
+from trainers.averages import Average
 from trainers.checkpoints import Checkpoint
-from trainers.config import DataConfig, TrainConfig
-from trainers.data import Example, LatentSet, digest
+from trainers.config import DataConfig, PriorConfig, TrainConfig
+from trainers.data import Batch, Example, LatentSet, digest
 from trainers.loop import Pace, optimise
 from trainers.method import Method, Trainable
+from trainers.priors import CLASS_FOLDER, class_examples
 
 
 @dataclass(frozen=True)
@@ -41,17 +46,21 @@ class Run:
 
     def recipe(self) -> dict[str, Any]:
         """The resolved configuration, for the concept's card; without the person's folder names."""
-        data = self.data.model_dump(mode="json", exclude={"images"})
-        return {**self.config.model_dump(mode="json"), **self.train.model_dump(mode="json"), **data}
+        data = self.data.model_dump(mode="json", exclude={"images", "cache"})
+        own = self.config.model_dump(mode="json", exclude={"class_images"})
+        return {**own, **self.train.model_dump(mode="json"), **data}
 
 
-def with_preset(method: Method, family: str, config: Any) -> Any:
-    """`config` with the method's recipe for a family wherever the person set nothing."""
-    preset = method.presets.get(family, {})
-    fields = type(config).model_fields
-    return config.model_copy(
-        update={key: value for key, value in preset.items() if key in fields and key not in config.model_fields_set}
-    )
+def with_recipe(method: Method, family: str, run: Run) -> Run:
+    """`run` with the method's recipe for a family wherever the person set nothing."""
+    values = method.recipe(family, run.config)
+
+    def filled(config: Any) -> Any:
+        fields = type(config).model_fields
+        unset = {key: value for key, value in values.items() if key in fields and key not in config.model_fields_set}
+        return config.model_copy(update=unset)
+
+    return replace(run, config=filled(run.config), train=filled(run.train), data=filled(run.data))
 
 
 def train(
@@ -61,6 +70,7 @@ def train(
     *,
     keep: Path | None = None,
     keep_every: int = 100,
+    class_folder: Path = CLASS_FOLDER,
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Concept:
@@ -72,6 +82,7 @@ def train(
         examples: the pictures.
         keep: file for the training state; if it is there, training goes on from it.
         keep_every: steps between writes of that file.
+        class_folder: where class pictures are kept, for methods that want some.
         on_event: receives steps with losses and figures, previews and notes.
         should_stop: asked once a step.
 
@@ -80,75 +91,203 @@ def train(
         ConfigError: if a loss stops being a number.
         ConceptError: if the word or its initializer do not suit the base.
     """
-    begun_with = {**run.recipe(), "base": components.fingerprint(), "pictures": digest(examples)}
-    with run.method.prepare(components, run.config) as trainable:
-        parameters = list(trainable.parameters.values())
-        optimizer = torch.optim.AdamW(parameters, run.train.rate, weight_decay=run.train.weight_decay)
-        pictures = _encoded(components, run, examples)
-        if left_out := pictures.unused_captions(run.config.token):
-            names = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
-            on_event(Note(f"{len(left_out)} captions have no {run.config.token} or {{}} and are not used ({names})"))
-        on_event(Note(f"{len(examples)} pictures encoded; {run.train.steps} steps at rate {run.train.rate:g}"))
+    generator = torch.Generator().manual_seed(run.train.seed * 7_907 + 13)  # initial values; steps have their own
+    with ExitStack() as stack:
+        trainable = stack.enter_context(run.method.prepare(components, run.config, generator))
+        if run.train.gradient_checkpointing:
+            stack.enter_context(_checkpointed(components))
+        class_pictures = _class_pictures(components, run, trainable, class_folder, on_event, should_stop)
+        begun_with = _begun_with(components, run, [*examples, *class_pictures])
+        optimizer = _optimizer(run.train, trainable)
+        average = Average(trainable.parameters, run.train.ema)
+        draw = _batches(components, run, examples, class_pictures, trainable, on_event)
 
         def losses(index: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-            batch = pictures.draw(index, run.train.batch, run.config.token, trainable.wordings, generator)
-            return run.method.losses(trainable, batch, generator)
-
-        def after(done: int) -> dict[str, float]:
-            if run.train.preview_every and done % run.train.preview_every == 0:
-                on_event(_preview(components, trainable, run, done))
-            return trainable.figures() if done % REPORT == 0 or done == run.train.steps else {}
+            return run.method.losses(trainable, draw(index, generator), generator)
 
         optimise(
             losses,
             [optimizer],
-            Pace(run.train.steps, run.train.seed, run.train.accumulate, report=REPORT),
+            Pace(run.train.steps, run.train.seed, run.train.accumulate, run.train.max_grad_norm, REPORT),
             rate=lambda step, steps: min(1.0, (step + 1) / max(1, run.train.warmup)),
-            after_step=after,
-            checkpoint=_checkpoint(keep, keep_every, trainable, optimizer, begun_with) if keep else None,
+            after_step=_after_step(run, trainable, average, on_event),
+            checkpoint=_checkpoint(keep, keep_every, trainable, optimizer, average, begun_with),
             on_event=on_event,
             should_stop=should_stop,
         )
-        concept = run.method.export(trainable)
+        with average.shown():
+            concept = run.method.export(trainable)
     card = concept.card.model_copy(update={"recipe": run.recipe(), "base_fingerprint": components.fingerprint()})
     return replace(concept, card=card)
+
+
+def probe(components: Components, run: Run, examples: Sequence[Example]) -> tuple[int, float]:
+    """How many numbers a run trains, and how many seconds one of its steps takes here, by trying two.
+
+    Args:
+        components: the base; bit-identical afterwards.
+        run: method and settings. A prior from pictures is timed as one from the model, which costs the same.
+        examples: the pictures; no more than a batch of them is encoded.
+    """
+    if isinstance(run.config, PriorConfig) and run.config.prior == "pictures":
+        run = replace(run, config=run.config.model_copy(update={"prior": "model"}))
+    generator = torch.Generator().manual_seed(0)
+    with run.method.prepare(components, run.config, generator) as trainable:
+        draw = _batches(components, run, examples[: run.train.batch], (), trainable, ignore)
+        began = 0.0
+        for _ in range(2):  # the first also pays for what is set up once
+            began = time.monotonic()
+            torch.stack(list(run.method.losses(trainable, draw(0, generator), generator).values())).sum().backward()
+        seconds = (time.monotonic() - began) * run.train.accumulate
+        return sum(parameter.numel() for parameter in trainable.parameters.values()), seconds
 
 
 REPORT = 10  # steps between reports
 
 
-def _encoded(components: Components, run: Run, examples: Sequence[Example]) -> LatentSet:
-    size = int(components.unet.config["sample_size"]) * components.factor
-    return LatentSet(
-        components,
-        examples,
-        resolution=run.data.resolution or size,
-        center_crop=run.data.center_crop,
-        flip=run.data.flip,
-        seed=run.train.seed,
+def _class_pictures(
+    components: Components,
+    run: Run,
+    trainable: Trainable,
+    folder: Path,
+    on_event: OnEvent,
+    should_stop: Callable[[], bool],
+) -> list[Example]:
+    """Pictures of the class, for a run that asks for some; made by the base before anything is learned."""
+    if not isinstance(run.config, PriorConfig) or run.config.prior != "pictures":
+        return []
+    if run.data.buckets:
+        raise ConfigError(
+            "Class pictures are squares, pictures in buckets are not.", "Use --prior model, or leave --buckets out."
+        )
+    on_event(Note(f"{run.config.num_class_images} pictures of the class, for the prior"))
+    return class_examples(
+        components, run.config, trainable.wordings, folder=folder, on_event=on_event, should_stop=should_stop
     )
 
 
-def _preview(components: Components, trainable: Trainable, run: Run, step: int) -> Preview:
-    """A picture of the concept as it is now, on the base as any user would load it."""
-    concept = run.method.export(trainable)
-    # The word is attached already; the export is shown under a name of its own beside it.
-    shown = replace(concept, card=concept.card.model_copy(update={"token": f"{concept.token}~preview"}))
-    prompt = trainable.wordings[0].replace("{}", shown.token)
-    request = Request(prompt=prompt, concepts=(ConceptUse(source="preview"),), steps=15, seed=run.train.seed)
-    made = generate(trainable.components, request, concepts={"preview": shown})
-    return Preview(step, made.pictures[0], prompt.replace("~preview", ""))
+def _batches(
+    components: Components,
+    run: Run,
+    examples: Sequence[Example],
+    class_pictures: Sequence[Example],
+    trainable: Trainable,
+    on_event: OnEvent,
+) -> Callable[[int, torch.Generator], Batch]:
+    """Encode the pictures; gives the batch of an index, with as many pictures of the class where there are any."""
+    size = int(components.unet.config["sample_size"]) * components.factor
+    data, pace, trigger = run.data, run.train, run.config.trigger
+
+    def encoded(pictures: Sequence[Example], flip: float) -> LatentSet:
+        return LatentSet(
+            components,
+            pictures,
+            resolution=data.resolution or size,
+            center_crop=data.center_crop,
+            flip=flip,
+            seed=pace.seed,
+            buckets=data.buckets,
+            cache=data.cache,
+        )
+
+    own = encoded(examples, data.flip)
+    if left_out := own.unused_captions(trigger):
+        names = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
+        on_event(Note(f"{len(left_out)} captions have no {trigger} or {{}} and are not used ({names})"))
+    on_event(Note(f"{len(examples)} pictures encoded; {pace.steps} steps at rate {pace.rate:g}"))
+    if not class_pictures:
+        return lambda index, generator: own.draw(index, pace.batch, trigger, trainable.wordings, generator)
+    prior, word = encoded(class_pictures, 0.0), run.config.class_word
+
+    def both(index: int, generator: torch.Generator) -> Batch:
+        batch = own.draw(index, pace.batch, trigger, trainable.wordings, generator)
+        return replace(batch, prior=prior.draw(index, pace.batch, word, trainable.wordings, generator))
+
+    return both
+
+
+def _optimizer(pace: TrainConfig, trainable: Trainable) -> torch.optim.Optimizer:
+    """AdamW over what is trained, each part at its own rate."""
+    by_rate: dict[float, list[torch.nn.Parameter]] = {}
+    for name, parameter in trainable.parameters.items():
+        by_rate.setdefault(trainable.rates.get(name, 1.0), []).append(parameter)
+    groups = [{"params": parameters, "lr": pace.rate * factor} for factor, parameters in by_rate.items()]
+    if pace.optimizer == "adamw8bit":
+        try:
+            from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            raise ConfigError(
+                "bitsandbytes is not installed, which keeps the optimizer in 8 bits.",
+                "Install it (pip install bitsandbytes) on a machine with a GPU, or use --optimizer adamw.",
+            ) from None
+        return AdamW8bit(groups, pace.rate, weight_decay=pace.weight_decay)
+    fused = next(iter(trainable.parameters.values())).is_cuda
+    return torch.optim.AdamW(groups, pace.rate, weight_decay=pace.weight_decay, fused=fused or None)
+
+
+@contextmanager
+def _checkpointed(components: Components) -> Iterator[None]:
+    """Activations of the UNet are computed again in the backward pass while the `with` lasts."""
+    components.unet.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        components.unet.disable_gradient_checkpointing()
+
+
+def _after_step(
+    run: Run, trainable: Trainable, average: Average, on_event: OnEvent
+) -> Callable[[int], dict[str, float]]:
+    """Average, preview, figures."""
+
+    def after(done: int) -> dict[str, float]:
+        if run.train.ema:
+            average.update()
+        if run.train.preview_every and done % run.train.preview_every == 0:
+            with average.shown():
+                on_event(_preview(trainable, run, done))
+        return trainable.figures() if done % REPORT == 0 or done == run.train.steps else {}
+
+    return after
+
+
+def _preview(trainable: Trainable, run: Run, step: int) -> Preview:
+    """A picture of the concept as it is now."""
+    prompt = trainable.wordings[0].replace("{}", run.config.trigger)
+    made = generate(trainable.components, Request(prompt=prompt, steps=15, seed=run.train.seed))
+    return Preview(step, made.pictures[0], prompt)
+
+
+def _begun_with(components: Components, run: Run, pictures: Sequence[Example]) -> dict[str, Any]:
+    """What a resumed run must share with the run it goes on from."""
+    return {**run.recipe(), "base": components.fingerprint(), "pictures": digest(pictures)}
 
 
 MAY_CHANGE = ("steps", "preview_every")  # what a resumed run may change
 
 
 def _checkpoint(
-    path: Path, every: int, trainable: Trainable, optimizer: torch.optim.Optimizer, begun_with: dict[str, Any]
-) -> Checkpoint:
+    path: Path | None,
+    every: int,
+    trainable: Trainable,
+    optimizer: torch.optim.Optimizer,
+    average: Average,
+    begun_with: dict[str, Any],
+) -> Checkpoint | None:
+    """Where the state is kept, if it is to be."""
+    if path is None:
+        return None
+    # Numbers, two moments and perhaps an average, and the concept itself.
+    require_room(path.parent, 24 * sum(parameter.numel() for parameter in trainable.parameters.values()))
+
     def state() -> dict[str, Any]:
         tensors = {name: parameter.detach() for name, parameter in trainable.parameters.items()}
-        return {"parameters": tensors, "optimizer": optimizer.state_dict(), "begun_with": json.dumps(begun_with)}
+        return {
+            "parameters": tensors,
+            "optimizer": optimizer.state_dict(),
+            "average": average.state(),
+            "begun_with": json.dumps(begun_with),
+        }
 
     def restore(kept: dict[str, Any]) -> None:
         before = json.loads(kept["begun_with"])
@@ -163,5 +302,6 @@ def _checkpoint(
             for name, parameter in trainable.parameters.items():
                 parameter.copy_(kept["parameters"][name])
         optimizer.load_state_dict(kept["optimizer"])
+        average.restore(kept["average"])
 
     return Checkpoint(path, every, state, restore)

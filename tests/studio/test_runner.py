@@ -16,6 +16,7 @@ from pipelines.tokens import single_rows
 from studio import demo, runner
 from studio.cli import main
 from studio.settings import Machine
+from trainers import textual_inversion
 
 
 def test_the_doctor_names_versions_device_attention_memory_and_pocket(capsys):
@@ -93,9 +94,7 @@ def test_the_demo_teaches_scores_and_draws(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "SEEDS", 2)
     monkeypatch.setattr("trainers.scoring.SEEDS", 2)
-    preset = dict(demo.methods()["textual-inversion"].presets["pocket"])
-    monkeypatch.setitem(preset, "steps", 20)
-    monkeypatch.setattr("trainers.textual_inversion.TextualInversion.presets", {"pocket": preset})
+    monkeypatch.setitem(textual_inversion.POCKET, "steps", 20)
     assert demo.main() == 0
     said = capsys.readouterr().out
     assert "likeness_gain" in said and "outputs/demo.png" in said

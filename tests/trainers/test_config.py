@@ -61,8 +61,40 @@ def test_configurations_survive_toml_and_json():
     assert DataConfig.model_validate_json(data.model_dump_json()) == data
 
 
-def test_presets_name_fields_that_exist():
-    known = {*DataConfig.model_fields, *TrainConfig.model_fields}
-    for method in methods().values():
-        for preset in method.presets.values():
-            assert set(preset) <= known | set(method.Config.model_fields)
+SETTINGS = {
+    "textual-inversion": ({"token": "<x>", "init": "fox"}, {"token": "<x>", "init": "fox", "vectors": 2}),
+    "dreambooth": ({"token": "q", "class_word": "fox"}, {"token": "q", "class_word": "fox", "form": "full"}),
+    "custom-diffusion": ({"token": "<x>", "class_word": "fox"}, {"token": "<x>", "class_word": "fox", "prior": "none"}),
+}
+
+
+@pytest.mark.parametrize("name", list(methods()))
+@pytest.mark.parametrize("family", ["pocket", "sd1", "sd2", "sdxl"])
+def test_recipes_hold_values_the_configurations_accept(name, family):
+    method = methods()[name]
+    for settings in SETTINGS[name]:
+        recipe = method.recipe(family, method.Config(**settings))
+        known = [method.Config, TrainConfig, DataConfig]
+        assert set(recipe) <= {field for kind in known for field in kind.model_fields}
+        for kind, own in zip(known, (settings, {}, {"images": "x"}), strict=True):
+            kind(**own | {key: value for key, value in recipe.items() if key in kind.model_fields})
+
+
+def test_a_class_prompt_must_hold_its_class():
+    dreambooth = methods()["dreambooth"].Config
+    with pytest.raises(ValidationError, match="'a photo of a cat' lacks the class word 'dog'"):
+        dreambooth(token="sks", class_word="dog", class_prompt="a photo of a cat")
+    assert dreambooth(token="sks", class_word="Dog", class_prompt="a dog").class_prompt == "a dog"
+
+
+@pytest.mark.parametrize("wrong", [{"rank": 0}, {"prior_weight": -1}, {"form": "full", "dora": True}, {"alpha": 0}])
+def test_impossible_settings_of_dreambooth_are_refused(wrong):
+    with pytest.raises(ValidationError):
+        methods()["dreambooth"].Config(token="sks", class_word="dog", **wrong)
+
+
+def test_what_prompts_say_to_call_a_subject():
+    dreambooth = methods()["dreambooth"].Config
+    assert dreambooth(token="sks", class_word="dog").trigger == "sks dog"
+    assert dreambooth(token="<rex>", class_word="dog", pivotal=True).trigger == "<rex>"
+    assert methods()["custom-diffusion"].Config(token="<rex>", class_word="dog").trigger == "<rex>"

@@ -23,6 +23,7 @@ from trainers.pretrain import judge as judge_module
 from trainers.pretrain import stages
 from trainers.pretrain import vae as vae_module
 from trainers.pretrain.card import write_card
+from trainers.pretrain.layout import begin_text
 from trainers.pretrain.score import score
 from trainers.pretrain.unet import GATED, Generator, training_stream
 from trainers.pretrain.vocabulary import build_tokenizer
@@ -36,6 +37,7 @@ def settings(folder, **changes):
         "size": 64,
         "vae_steps": 4,
         "judge_steps": 5,
+        "text_steps": 2,
         "unet_steps": 3,
         "batch": 4,
         "pictures": 16,
@@ -60,7 +62,7 @@ def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(vae_module, "POOL", 16)
         patch.setattr(judge_module, "POOL", 96)
-        for stage in (stages.vae_stage, stages.judge_stage, stages.unet_stage, stages.pack):
+        for stage in (stages.vae_stage, stages.judge_stage, stages.text_stage, stages.unet_stage, stages.pack):
             stage(arguments, events.append)
     return arguments, events
 
@@ -68,9 +70,10 @@ def trained(tmp_path_factory):
 def test_every_stage_reports_and_previews(trained):
     arguments, events = trained
     reported = {name for event in events if isinstance(event, StepDone) for name in event.terms}
-    assert {"l1", "l2", "captions", "names", "denoise"} <= reported
+    assert {"l1", "l2", "captions", "names", "layout", "denoise"} <= reported
     said = " ".join(event.text for event in events if isinstance(event, Note))
     assert "dB" in said and "text tower kept" in said and "preview" in said
+    assert "order of two things read right" in said
     assert (arguments.work / "preview.png").exists()
 
 
@@ -79,7 +82,9 @@ def test_stages_that_are_done_are_not_done_again(trained):
     events = []
     stages.vae_stage(arguments, events.append)
     stages.judge_stage(arguments, events.append)
-    assert [type(event) for event in events] == [Note, Note]
+    stages.text_stage(arguments, events.append)
+    assert [type(event) for event in events] == [Note] * 3
+    assert all("is there already" in event.text for event in events)
 
 
 def test_latent_channels_have_unit_spread_under_one_scalar_factor(trained):
@@ -137,9 +142,9 @@ def test_a_finished_model_can_be_trained_further(trained):
     model, base = Generator(64, build_tokenizer()), load(arguments.out)
     model.go_on_from(arguments.out)
     assert all(torch.equal(a, b) for a, b in zip(model.unet.parameters(), base.unet.parameters(), strict=True))
-    assert all(
-        torch.equal(a, b) for a, b in zip(model.text.parameters(), base.text_encoders[0].parameters(), strict=True)
-    )
+    # Its text encoder goes through the stage `text` first, which starts from the same folder.
+    text = begin_text(arguments.work, arguments.out)
+    assert all(torch.equal(a, b) for a, b in zip(text.parameters(), base.text_encoders[0].parameters(), strict=True))
 
 
 def test_the_stream_is_the_same_every_time():
@@ -181,9 +186,13 @@ def test_a_better_model_is_not_replaced_and_a_worse_one_is(trained, monkeypatch)
     assert sorted(path.name for path in arguments.out.parent.glob(".*")) == []
 
 
-def test_the_unet_needs_an_autoencoder(tmp_path):
-    with pytest.raises(ModelError, match="pretrain vae"):
-        stages.unet_stage(settings(tmp_path), lambda event: None)
+def test_the_unet_needs_an_autoencoder_and_a_text_encoder(tmp_path):
+    arguments = settings(tmp_path)
+    with pytest.raises(ModelError, match=r"no vae in .*pretrain vae"):
+        stages.unet_stage(arguments, lambda event: None)
+    (arguments.work / "vae").mkdir(parents=True)
+    with pytest.raises(ModelError, match=r"no text\.pt in .*pretrain text"):
+        stages.unet_stage(arguments, lambda event: None)
 
 
 def start(arguments, steps):

@@ -19,7 +19,7 @@ from trainers.config import DataConfig, TrainConfig
 from trainers.data import templates
 from trainers.loop import step_generator
 from trainers.textual_inversion import TextualInversion, TextualInversionConfig
-from trainers.train import Run, train, with_preset
+from trainers.train import Run, train, with_recipe
 
 STEPS = 5
 
@@ -216,10 +216,14 @@ def test_upper_case_words_of_several_vectors_work_here(tmp_path):
 
 
 def test_the_pocket_recipe_applies_only_where_nothing_was_set():
-    pace = with_preset(TextualInversion(), "pocket", TrainConfig(steps=7))
-    assert pace.steps == 7
-    assert pace.learning_rate == TextualInversion.presets["pocket"]["learning_rate"]
-    assert with_preset(TextualInversion(), "sd1", TrainConfig()) == TrainConfig()
+    method, data = TextualInversion(), DataConfig(images="unused")
+    config = TextualInversionConfig(token="<x>", init="fox")
+    chosen = with_recipe(method, "pocket", Run(method, config, TrainConfig(steps=7), data))
+    assert chosen.train.steps == 7
+    assert chosen.train.learning_rate == method.recipe("pocket", config)["learning_rate"]
+    assert chosen.data.flip == 0.0
+    plain = Run(method, config, TrainConfig(), data)
+    assert with_recipe(method, "sd1", plain) == plain
 
 
 def test_the_defaults_are_the_official_recipe():

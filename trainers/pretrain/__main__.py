@@ -1,4 +1,4 @@
-"""`python -m trainers.pretrain [all|vae|judge|unet|pack|score]`: train `pocket`, or print its scores."""
+"""`python -m trainers.pretrain [all|vae|judge|text|unet|pack|score]`: train `pocket`, or print its scores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipelines.components import POCKET
 from pipelines.errors import StudioError
 from pipelines.events import Event, OnEvent, StepDone
 
-STAGES = ("vae", "judge", "unet")
+STAGES = ("vae", "judge", "text", "unet")
 
 
 def _show(stage: str, log: Path) -> OnEvent:
@@ -46,12 +46,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=None, help="picture side: 64 on a CPU, 128 on a GPU")
     parser.add_argument("--vae-steps", type=int, default=6000)
     parser.add_argument("--judge-steps", type=int, default=1600)
+    parser.add_argument("--text-steps", type=int, default=2000)
     parser.add_argument("--unet-steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--pictures", type=int, default=65536, help="composed pictures the UNet learns from")
     parser.add_argument("--keep-every", type=int, default=250, help="UNet steps between writes of the training state")
     parser.add_argument("--prompts", type=int, default=200, help="score: how many seeded prompts of each kind")
-    parser.add_argument("--go-on-from", type=Path, default=None, help="unet: a finished model to train further")
+    parser.add_argument("--go-on-from", type=Path, default=None, help="text, unet: a finished model to train further")
     parser.add_argument("--force", action="store_true", help="pack: replace a model that scores better")
     parser.add_argument("--threads", type=int, default=None)
     arguments = parser.parse_args()
@@ -61,11 +62,11 @@ def _arguments() -> argparse.Namespace:
 
 def _train(arguments: argparse.Namespace) -> None:
     # Imported here, so that --help does not wait for transformers.
-    from trainers.pretrain.stages import judge_stage, pack, unet_stage, vae_stage
+    from trainers.pretrain.stages import judge_stage, pack, text_stage, unet_stage, vae_stage
 
     chosen = STAGES if arguments.stage == "all" else (arguments.stage,)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    actions = {"vae": vae_stage, "judge": judge_stage, "unet": unet_stage, "pack": pack}
+    actions = {"vae": vae_stage, "judge": judge_stage, "text": text_stage, "unet": unet_stage, "pack": pack}
     for stage in (*chosen, "pack") if arguments.stage == "all" else chosen:
         actions[stage](arguments, _show(stage, arguments.work / "log.jsonl"))
 

@@ -22,6 +22,9 @@ GOALS: dict[str, tuple[str, float, float]] = {
 }
 """Figure -> what it is, the least a CPU training must reach, the goal."""
 
+TRAINING = "training.json"
+"""How the weights beside it were trained."""
+
 CHANCE = {
     "one_object_named": "one_object_chance",
     "background_right": "background_chance",
@@ -37,12 +40,17 @@ def device_name(device: str) -> str:
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
+def _told(facts: dict[str, Any]) -> str:
+    seen = f"{facts['steps'] * facts['batch']:,} pictures seen by the UNet in {facts['minutes']:.0f} minutes"
+    return f"{facts['device']}, {facts['size']} px, {facts['steps']} steps of {facts['batch']} ({seen})"
+
+
 def write_card(out: Path, facts: dict[str, Any], scores: dict[str, Any]) -> Path:
-    """Write `README.md` and `scores.json` beside the weights.
+    """Write `README.md`, `training.json` and `scores.json` beside the weights.
 
     Args:
         out: the model's folder.
-        facts: device, steps, batch, size, minutes of the training.
+        facts: device, steps, batch, size, minutes of the training; `earlier`, the facts of the model it went on from.
         scores: as `trainers.pretrain.score.score` gives them.
     """
     weights = sum(path.stat().st_size for path in out.rglob("*.safetensors")) / 2**20
@@ -58,8 +66,8 @@ def write_card(out: Path, facts: dict[str, Any], scores: dict[str, Any]) -> Path
         "(`python -m trainers.pretrain`), so that everything can be tried, tested and measured offline, on a CPU.",
         "It knows the words below and no others; it is no substitute for Stable Diffusion.",
         "",
-        f"- Trained on: {facts['device']}, {facts['size']} px, {facts['steps']} steps of {facts['batch']}"
-        f" ({facts['steps'] * facts['batch']:,} pictures seen by the UNet in {facts['minutes']:.0f} minutes).",
+        f"- Trained on: {_told(facts)}.",
+        *([f"- Went on from a model trained on: {_told(facts['earlier'])}."] if "earlier" in facts else []),
         f"- Weights: {weights:.1f} MiB, float16 safetensors. Written {datetime.now(UTC).date().isoformat()}.",
         f"- Names ({len(NAMES)}): {', '.join(NAMES)}.",
         f"- Background colours ({len(COLOURS)}): {', '.join(COLOURS)}.",
@@ -81,6 +89,8 @@ def write_card(out: Path, facts: dict[str, Any], scores: dict[str, Any]) -> Path
         "The art is Fluent Emoji by Microsoft Corporation, MIT licence: see `trainers/art/LICENSE`.",
         "",
     ]
+    with whole_file(out / TRAINING) as path:
+        path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     with whole_file(out / "scores.json") as path:
         path.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
     with whole_file(out / "README.md") as path:

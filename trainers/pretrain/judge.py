@@ -89,9 +89,10 @@ def _losses(judge: Judge, pool: _Pool, batch: int, generator: torch.Generator) -
 def train_judge(work: Path, *, steps: int, size: int, device: str, on_event: OnEvent, batch: int = 64) -> Judge:
     """Train in two phases (see above) and return the judge; the snapshot is kept in `work`."""
     tokenizer = build_tokenizer()
+    torch.manual_seed(2)  # initial weights
     judge = Judge(tokenizer, text_config(tokenizer)).to(device)
     optimizer = torch.optim.AdamW(judge.parameters(), 1e-3, weight_decay=1e-2, fused=True)
-    first = int(steps * 0.4)
+    first = max(1, int(steps * 0.4))
     pools: dict[bool, _Pool] = {}
 
     def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:

@@ -20,8 +20,9 @@ from pipelines.files import whole_file
 from pipelines.judge import Judge
 from pipelines.request import Request
 from pipelines.sheet import Sheet
-from trainers.pretrain.card import device_name, write_card
+from trainers.pretrain.card import TRAINING, device_name, write_card
 from trainers.pretrain.judge import train_judge
+from trainers.pretrain.layout import TEXT, train_text
 from trainers.pretrain.parts import scheduler
 from trainers.pretrain.score import score
 from trainers.pretrain.unet import Generator, train_unet
@@ -69,6 +70,22 @@ def judge_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
     part.rename(folder)
 
 
+def text_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
+    """Train the text encoder on what captions say about places, into `work/text.pt`."""
+    path = arguments.work / TEXT
+    if path.exists():
+        on_event(Note(f"{path} is there already"))
+        return
+    train_text(
+        arguments.work,
+        steps=arguments.text_steps,
+        device=arguments.device,
+        on_event=on_event,
+        captions=arguments.pictures,
+        go_on_from=arguments.go_on_from,
+    )
+
+
 def as_components(model: Generator, vae: AutoencoderTiny) -> Components:
     """The parts in training, as a base model."""
     return Components(
@@ -78,8 +95,9 @@ def as_components(model: Generator, vae: AutoencoderTiny) -> Components:
 
 def unet_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
     """Train UNet and text encoder into `work/generator.pt`, with preview sheets on the way."""
-    if not (arguments.work / "vae").exists():
-        raise ModelError(f"There is no autoencoder in {arguments.work}.", "Run python -m trainers.pretrain vae first.")
+    for part, stage in (("vae", "vae"), (TEXT, "text")):
+        if not (arguments.work / part).exists():
+            raise ModelError(f"There is no {part} in {arguments.work}.", f"Run python -m trainers.pretrain {stage}.")
     vae = AutoencoderTiny.from_pretrained(arguments.work / "vae").to(arguments.device).requires_grad_(False)
 
     def show(model: Generator, step: int) -> None:
@@ -104,15 +122,18 @@ def unet_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
         show=show,
         show_every=500,
         keep_every=arguments.keep_every,
-        begin_with=arguments.go_on_from,
+        go_on_from=arguments.go_on_from,
     )
-    facts = {
+    facts: dict[str, Any] = {
         "device": device_name(arguments.device),
         "size": arguments.size,
         "steps": arguments.unet_steps,
         "batch": arguments.batch,
         "minutes": _minutes(arguments.work / "log.jsonl", "unet"),
     }
+    record = arguments.go_on_from / TRAINING if arguments.go_on_from else None
+    if record is not None and record.exists():
+        facts["earlier"] = json.loads(record.read_text(encoding="utf-8"))
     with whole_file(arguments.work / "generator.pt") as path:
         torch.save(model.to("cpu").state_dict(), path)
     with whole_file(arguments.work / "facts.json") as path:
@@ -127,6 +148,8 @@ def _minutes(log: Path, stage: str) -> float:
 
 def pack(arguments: argparse.Namespace, on_event: OnEvent) -> None:
     """Build the model in `work/packed`, score it, write its card, and put it in place if that is better than before."""
+    if not (arguments.work / "generator.pt").exists():
+        raise ModelError(f"There is no generator.pt in {arguments.work}.", "Run python -m trainers.pretrain unet.")
     packed: Path = arguments.work / "packed"
     shutil.rmtree(packed, ignore_errors=True)
     _write_model(arguments, packed)

@@ -1,4 +1,4 @@
-"""Stage 3: the UNet and its text encoder, on latents encoded beforehand."""
+"""Stage 4: the UNet and its text encoder, on latents encoded beforehand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
 from trainers.checkpoints import Checkpoint
 from trainers.loop import Losses, Pace, optimise, warm_stable_decay
-from trainers.pretrain.judge import START
+from trainers.pretrain.layout import TEXT
 from trainers.pretrain.muon import Muon
 from trainers.pretrain.parts import scheduler, text_config, unet
 from trainers.pretrain.vocabulary import build_tokenizer
@@ -35,18 +35,12 @@ class Generator(nn.Module):
         self.unet: UNet2DConditionModel = unet(size)
         self.text = CLIPTextModel(text_config(tokenizer))
 
-    def begin_with(self, text_tower: dict[str, Tensor]) -> None:
-        """Start the text encoder from the judge's text tower."""
-        prefix = "text_model."
-        self.text.load_state_dict({k.removeprefix(prefix): v for k, v in text_tower.items() if k.startswith(prefix)})
-
     def go_on_from(self, folder: Path) -> None:
-        """Take the weights of a finished model in the diffusers layout, to train them further."""
+        """Take the UNet of a finished model in the diffusers layout, to train it further."""
         self.unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder / "unet").float().state_dict())
-        self.text.load_state_dict(CLIPTextModel.from_pretrained(folder / "text_encoder").float().state_dict())
 
     def optimizers(self, rate: float) -> list[torch.optim.Optimizer]:
-        """Muon for the UNet's hidden matrices, AdamW for the rest (the text encoder ten times slower)."""
+        """Muon for the UNet's hidden matrices, AdamW for the rest (the text encoder four times slower)."""
         hidden: list[Tensor] = []
         rest: list[Tensor] = []
         for name, parameter in self.unet.named_parameters():
@@ -57,7 +51,7 @@ class Generator(nn.Module):
             else:
                 rest.append(parameter)
         adam = torch.optim.AdamW(
-            [{"params": rest}, {"params": list(self.text.parameters()), "lr": rate / 10}], rate, fused=True
+            [{"params": rest}, {"params": list(self.text.parameters()), "lr": rate / 4}], rate, fused=True
         )
         return [Muon(hidden, rate), adam]
 
@@ -103,7 +97,7 @@ def train_unet(
     show: Callable[[Generator, int], None] = lambda model, step: None,
     show_every: int = 500,
     keep_every: int = 250,
-    begin_with: Path | None = None,
+    go_on_from: Path | None = None,
 ) -> Generator:
     """Train and return the moving average of the generator.
 
@@ -112,10 +106,9 @@ def train_unet(
     latents, captions = encoded(work, vae, pictures, 31, size, device, on_event)
     torch.manual_seed(4)  # initial weights
     model = Generator(size, build_tokenizer()).to(device)
-    if begin_with is None:
-        model.begin_with(torch.load(work / START, map_location=device, weights_only=True))
-    else:
-        model.go_on_from(begin_with)
+    model.text.load_state_dict(torch.load(work / TEXT, map_location=device, weights_only=True))
+    if go_on_from is not None:
+        model.go_on_from(go_on_from)
     optimizers = model.optimizers(rate)
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
     averaged = cast(Generator, average.module)

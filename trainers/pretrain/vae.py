@@ -32,6 +32,7 @@ def train_vae(
 
     The loss is L1 + L2 plus a small pull of the latents to 0; noise on the latents keeps the decoder smooth.
     """
+    torch.manual_seed(1)  # initial weights
     vae = autoencoder()
     torch.nn.Module.to(vae, device)
     pool = pictures(POOL, 11, size, device)

@@ -1,0 +1,208 @@
+"""The loop and its state on disk: what is reported, clipped, kept, refused."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+
+from pipelines.errors import Cancelled, ConfigError
+from pipelines.events import Note, StepDone
+from trainers.checkpoints import Checkpoint
+from trainers.loop import Pace, optimise
+
+
+def descent(rate=1.0, size=2):
+    weight = torch.nn.Parameter(torch.zeros(size))
+    return weight, torch.optim.SGD([weight], rate)
+
+
+def reports(losses, pace, optimizer, **more):
+    events = []
+    optimise(losses, [optimizer], pace, on_event=events.append, **more)
+    return [event for event in events if isinstance(event, StepDone)]
+
+
+def test_a_report_is_the_mean_since_the_last_one():
+    weight, optimizer = descent(0.0)
+    said = reports(lambda index, _: {"index": weight.sum() * 0 + index}, Pace(7, report=3), optimizer)
+    # Steps 0 1 2, then 3 4 5, then the last one by itself.
+    assert [(event.step, event.terms["index"]) for event in said] == [(3, 1.0), (6, 4.0), (7, 6.0)]
+    assert all(event.steps == 7 and event.seconds >= 0 for event in said)
+
+
+def test_a_report_is_the_mean_over_accumulated_batches_too():
+    weight, optimizer = descent(0.0)
+    said = reports(lambda index, _: {"index": weight.sum() * 0 + index}, Pace(2, accumulate=4, report=1), optimizer)
+    assert [event.terms["index"] for event in said] == [1.5, 5.5]
+
+
+def test_a_term_that_is_sometimes_there_counts_as_nothing_where_it_is_not():
+    weight, optimizer = descent(0.0)
+
+    def losses(index, generator):
+        return {"always": weight.sum() + 2} | ({"rare": weight.sum() + 6} if index == 1 else {})
+
+    (said,) = reports(losses, Pace(3, report=3), optimizer)
+    assert said.terms == {"always": 2.0, "rare": 2.0}
+
+
+def test_figures_of_the_caller_join_the_losses_in_the_report():
+    weight, optimizer = descent()
+    said = reports(lambda *_: {"a": weight.sum()}, Pace(2, report=1), optimizer, after_step=lambda done: {"done": done})
+    assert [event.terms["done"] for event in said] == [1, 2]
+
+
+@pytest.mark.parametrize(("clip", "moved"), [(None, 5.0), (100.0, 5.0), (1.0, 1.0), (0.25, 0.25)])
+def test_the_gradient_is_clipped_by_its_norm_over_all_parameters(clip, moved):
+    weights = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.SGD([weight], 1.0) for weight in weights]
+    # The gradient is (3, 4), spread over two optimizers: its norm is 5.
+    optimise(lambda *_: {"a": 3 * weights[0].sum() + 4 * weights[1].sum()}, optimizers, Pace(1, clip=clip))
+    together = torch.cat([weight.detach() for weight in weights])
+    assert float(together.norm()) == pytest.approx(moved, rel=1e-4)
+    assert float(together[0] / together[1]) == pytest.approx(0.75)
+
+
+def test_gradients_do_not_leak_into_the_next_step():
+    weight, optimizer = descent()
+    optimise(lambda *_: {"a": weight.sum()}, [optimizer], Pace(3))
+    assert weight.tolist() == [-3, -3] and weight.grad is None
+
+
+def test_the_rate_of_each_group_is_scaled_from_what_was_set():
+    a, b = torch.nn.Parameter(torch.zeros(1)), torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([{"params": [a]}, {"params": [b], "lr": 0.1}], 1.0)
+    optimise(lambda *_: {"x": a.sum() + b.sum()}, [optimizer], Pace(4), rate=lambda step, steps: (step + 1) / steps)
+    assert a.item() == pytest.approx(-(0.25 + 0.5 + 0.75 + 1))
+    assert b.item() == pytest.approx(a.item() / 10)
+
+
+def test_another_way_of_differentiating_is_used_when_given():
+    weight, optimizer = descent()
+    seen = []
+
+    def backward(loss):
+        seen.append(float(loss.detach()))
+        (2 * loss).backward()  # as a loss scaler does
+
+    optimise(lambda *_: {"a": weight.sum(), "b": weight.sum() * 0 + 1}, [optimizer], Pace(1), backward=backward)
+    assert seen == [1.0] and weight.tolist() == [-2, -2]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_loss_that_breaks_is_named_with_its_step_and_what_to_do(bad):
+    weight, optimizer = descent()
+    kept = []
+    with pytest.raises(ConfigError, match=r"\(b\) stopped being a number by step 4.*Lower the learning rate"):
+        optimise(
+            lambda index, _: {"a": weight.sum(), "b": weight.sum() * 0 + (bad if index == 2 else 1.0)},
+            [optimizer],
+            Pace(10, report=4),
+            on_event=kept.append,
+        )
+    assert not kept, "nothing is reported as done"
+
+
+def test_stopping_is_asked_before_a_step_and_said_with_the_steps_done():
+    weight, optimizer = descent()
+    with pytest.raises(Cancelled, match="after step 0 of 5"):
+        optimise(lambda *_: {"a": weight.sum()}, [optimizer], Pace(5), should_stop=lambda: True)
+    assert weight.tolist() == [0, 0]
+
+
+# -- state on disk ----------------------------------------------------------------------------------------------
+
+
+def keeping(path, every=2):
+    weight, optimizer = descent()
+
+    def restore(kept):
+        with torch.no_grad():
+            weight.copy_(kept["weight"])
+
+    return weight, optimizer, Checkpoint(path, every, lambda: {"weight": weight.detach()}, restore)
+
+
+def go(path, steps, every=2, **more):
+    weight, optimizer, checkpoint = keeping(path, every)
+    calls = []
+    optimise(
+        lambda i, _: (calls.append(i), {"a": weight.sum()})[1], [optimizer], Pace(steps), checkpoint=checkpoint, **more
+    )
+    return weight.tolist(), calls
+
+
+def test_the_state_is_kept_every_so_many_steps_and_at_the_end(tmp_path):
+    seen = []
+    path = tmp_path / "s.pt"
+
+    def after(done):
+        seen.append(torch.load(path, weights_only=True)["step"] if path.exists() else 0)
+
+    go(path, 7, every=3, after_step=after)
+    assert seen == [0, 0, 0, 3, 3, 3, 6] and torch.load(path, weights_only=True)["step"] == 7
+
+
+def test_a_finished_run_is_not_run_again_and_one_that_is_lengthened_goes_on(tmp_path):
+    assert go(tmp_path / "s.pt", 4) == ([-4, -4], [0, 1, 2, 3])
+    events = []
+    assert go(tmp_path / "s.pt", 4, on_event=events.append) == ([-4, -4], [])
+    assert events == [Note("resumed after step 4")]
+    assert go(tmp_path / "s.pt", 6) == ([-6, -6], [4, 5])
+
+
+def test_asking_for_fewer_steps_than_are_done_says_both_numbers(tmp_path):
+    go(tmp_path / "s.pt", 4)
+    with pytest.raises(ConfigError, match="4 steps are done already, 3 were asked for"):
+        go(tmp_path / "s.pt", 3)
+
+
+def test_a_write_that_fails_leaves_the_older_state(tmp_path):
+    go(tmp_path / "s.pt", 2)
+
+    def breaks():
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        Checkpoint(tmp_path / "s.pt", 1, breaks, lambda kept: None).save(9)
+    assert torch.load(tmp_path / "s.pt", weights_only=True)["step"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["s.pt"]
+
+
+class Malicious:
+    def __reduce__(self):
+        return print, ("code of a stranger was run",)
+
+
+@pytest.mark.parametrize("content", ["empty", "text", "cut", "stepless", "code", "plain pickle"])
+def test_what_is_no_state_is_said_to_be_damaged_with_the_next_step_and_runs_no_code(tmp_path, capsys, content):
+    path = tmp_path / "s.pt"
+    go(path, 2)
+    whole = path.read_bytes()
+    if content in ("stepless", "code"):
+        torch.save({"weight": torch.zeros(2)} | ({"step": Malicious()} if content == "code" else {}), path)
+    else:
+        other = {
+            "empty": b"",
+            "text": b"hello",
+            "cut": whole[: len(whole) // 2],
+            "plain pickle": pickle.dumps(Malicious(), protocol=2),
+        }
+        path.write_bytes(other[content])
+    with pytest.raises(ConfigError, match=r"s\.pt is damaged: .+ Delete it to begin anew"):
+        go(path, 4)
+    assert path.exists() and "stranger" not in capsys.readouterr().out
+
+
+def test_a_state_that_is_refused_is_left_alone(tmp_path):
+    go(tmp_path / "s.pt", 2)
+
+    def refuse(kept):
+        assert set(kept) == {"weight"}, "the step is the loop's own business"
+        raise ConfigError("Begun with something else.")
+
+    with pytest.raises(ConfigError, match="something else"):
+        Checkpoint(tmp_path / "s.pt", 1, dict, refuse).load()
+    assert torch.load(tmp_path / "s.pt", weights_only=True)["step"] == 2

@@ -1,0 +1,57 @@
+"""The moving average of what is trained, which is often better than its last state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Average:
+    """Exponential moving average of parameters.
+
+    Args:
+        parameters: what is averaged.
+        decay: share of the old average that stays at each update; early updates count more, min(decay, (1+n)/(10+n)),
+            so that a short run is not mostly its start. 0 makes the average the parameters themselves.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+        self.parameters, self.decay = parameters, decay
+        self.updates = 0
+        self.values = {name: value.detach().clone() for name, value in parameters.items()} if decay else {}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take the parameters as they are now into the average."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, value in self.values.items():
+            value.lerp_(self.parameters[name].detach(), 1 - decay)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """The parameters hold the average while the `with` lasts."""
+        own = {name: self.parameters[name].detach().clone() for name in self.values}
+        self._write(self.values)
+        try:
+            yield
+        finally:
+            self._write(own)
+
+    def state(self) -> dict[str, Tensor]:
+        """What to keep."""
+        return {**self.values, "updates": torch.tensor(self.updates)} if self.decay else {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what was kept."""
+        for name, value in self.values.items():
+            value.copy_(state[name])
+        self.updates = int(state["updates"]) if self.decay else 0
+
+    @torch.no_grad()
+    def _write(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.parameters[name].copy_(value)

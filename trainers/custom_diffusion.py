@@ -1,0 +1,209 @@
+"""Custom Diffusion: a new word, and the keys and values of cross-attention that read it.
+
+Source: Kumari et al., arXiv:2212.04488, 3.2: only W_k and W_v of each cross-attention layer and the row of one new word
+are trained, with prior preservation. Concepts learned apart are merged in closed form (eq. 6), see `merged`.
+Differences from the authors' code: the masked error is a mean, so the prior weight means what it says (theirs makes it
+a quarter); rows of other words are not decayed; pictures are not pasted at random scales unless the person does so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pipelines.card import ConceptCard
+from pipelines.changes import Difference
+from pipelines.components import Components
+from pipelines.concept import Concept
+from pipelines.errors import ConceptError
+from pipelines.tokens import new_words, single_rows
+from trainers.adapters import Trained, whole
+from trainers.config import ObjectiveConfig, PriorConfig
+from trainers.data import Batch, templates
+from trainers.dreambooth import subject_losses
+from trainers.method import Trainable
+from trainers.terms import Conditioning, conditioning, noise_levels
+
+
+class CustomDiffusionConfig(PriorConfig, ObjectiveConfig):
+    """Settings of Custom Diffusion."""
+
+    token: str = Field(min_length=1, max_length=60)
+    """The new word, for example `<my-fox>`."""
+
+    word_rate: float = Field(default=1.0, gt=0, le=1000)
+    """Learning rate of the new word relative to that of the weights."""
+
+    kind: Literal["subject", "object", "style"] = "subject"
+    """What is learned."""
+
+    wordings: Literal["auto", "object", "style", "pocket"] = "auto"
+    """Prompt templates for pictures without captions; "auto" is "a photo of {}", and for `pocket` its own few."""
+
+    @property
+    def trigger(self) -> str:
+        """What prompts say to call it."""
+        return self.token
+
+    @property
+    def new_word(self) -> str | None:
+        """The word it adds to the base."""
+        return self.token
+
+
+POCKET = {
+    "steps": 150,
+    "batch": 8,
+    "learning_rate": 2e-3,
+    "word_rate": 3.0,
+    "warmup": 10,
+    "scale_lr": False,
+    "max_grad_norm": 1.0,
+    "weight_decay": 0.0,
+    "flip": 0.0,
+}
+SD = {"steps": 500, "batch": 2, "learning_rate": 4e-5, "scale_lr": False, "max_grad_norm": 1.0, "flip": 0.0}
+
+
+@dataclass(frozen=True)
+class _State:
+    config: CustomDiffusionConfig
+    levels: Tensor
+    conditioning: Conditioning
+    trained: tuple[Trained, ...]
+
+
+class CustomDiffusion:
+    """Learns a new word with the keys and values of cross-attention; several are merged."""
+
+    name: ClassVar[str] = "custom-diffusion"
+    Config: ClassVar[Any] = CustomDiffusionConfig
+
+    def recipe(self, family: str, config: CustomDiffusionConfig) -> Mapping[str, Any]:
+        """The authors' values on one GPU; for `pocket` short ones."""
+        return POCKET if family == "pocket" else SD
+
+    @contextmanager
+    def prepare(
+        self, components: Components, config: CustomDiffusionConfig, generator: torch.Generator
+    ) -> Iterator[Trainable]:
+        """Add the word, starting as the class word, and make keys and values trainable."""
+        levels = noise_levels(components.scheduler_config, components.device)
+        single = "pocket" if components.family == "pocket" else "dreambooth"
+        wordings = templates(single if config.wordings == "auto" else config.wordings)
+        with ExitStack() as stack:
+            added = stack.enter_context(new_words(components, config.token, single_rows(components, config.class_word)))
+            trained = stack.enter_context(whole("unet", components.unet, readers(components)))
+            named = {f"rows_{i}": row for i, row in enumerate(added.rows)}
+            state = _State(config, levels, Conditioning(added.components, frozen=False), (trained,))
+            rates = dict.fromkeys(named, config.word_rate)
+            yield Trainable(added.components, trained.parameters | named, wordings, state, rates=rates)
+
+    def losses(self, trainable: Trainable, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """The denoising loss of the subject, and the prior term of its class."""
+        return subject_losses(trainable.components, trainable.state, batch, generator)
+
+    def export(self, trainable: Trainable) -> Concept:
+        """The word and the changes as they are now."""
+        state: _State = trainable.state
+        rows = [value for name, value in trainable.parameters.items() if name.startswith("rows_")]
+        card = ConceptCard(
+            token=state.config.token,
+            kind=state.config.kind,
+            method=self.name,
+            family=trainable.components.family,
+            base=trainable.components.name,
+            vectors=1,
+            init=state.config.class_word,
+        )
+        return Concept(card, tuple(row.detach().cpu().float().clone() for row in rows), state.trained[0].changes())
+
+
+def readers(components: Components) -> list[str]:
+    """Names of the weights that read the text: keys and values of cross-attention."""
+    return [
+        name
+        for name, _ in components.unet.named_parameters()
+        if name.endswith((".attn2.to_k.weight", ".attn2.to_v.weight"))
+    ]
+
+
+# -- merging ----------------------------------------------------------------------------------------------------
+
+RIDGE = 1e-4
+"""Added to the diagonal of the captions' covariance, relative to its mean: few captions leave it without full rank."""
+
+
+@torch.no_grad()
+def merged(
+    components: Components, concepts: Sequence[Concept], captions: Sequence[str], wordings: Sequence[str] = ("a {}",)
+) -> list[Concept]:
+    """Make concepts learned apart fit one base together (arXiv:2212.04488, eq. 6).
+
+    Each layer's weight becomes the one that maps the words of every concept to what that concept's own weights made of
+    them, and changes least on ordinary captions: W = W0 + (V - W0 C) (D C)^-1 D with D = (K^T K)^-1 C read as rows.
+
+    Args:
+        components: the base.
+        concepts: of Custom Diffusion, on this base; their words must differ.
+        captions: ordinary prompts of the base, what is to stay as it is.
+        wordings: prompts with a `{}` in which each concept is to hold.
+
+    Returns:
+        The concepts with their words; the first carries the joint weights, the others none. Use them all together.
+
+    Raises:
+        ConceptError: if there are fewer than two, or one has no such weights.
+    """
+    keys = [f"unet.{name}" for name in readers(components)]
+    if len(concepts) < 2:
+        raise ConceptError(f"{len(concepts)} concepts cannot be merged.", "Give two or more.")
+    for concept in concepts:
+        if set(concept.changes) != set(keys) or not concept.rows:
+            raise ConceptError(
+                f"{concept.token} is no Custom Diffusion concept of this base.",
+                "Merging needs the keys and values of cross-attention and a word; other concepts are used as they are.",
+            )
+    ordinary = _words_of(components, list(captions))
+    covariance = ordinary.T @ ordinary / len(ordinary)
+    covariance += RIDGE * covariance.diagonal().mean() * torch.eye(len(covariance))
+    texts: list[Tensor] = []
+    for concept in concepts:
+        with Concept(concept.card, concept.rows).attach(components) as taught:
+            prompts = [wording.replace("{}", concept.token) for wording in wordings]
+            texts.append(_words_of(taught, prompts, concept.token))
+    joined = torch.cat(texts)
+    joint: dict[str, Any] = {}
+    for key in keys:
+        weight = components.unet.get_parameter(key.removeprefix("unet.")).float().cpu()
+        own = [concept.changes[key].changed(weight, 1.0) for concept in concepts]
+        wanted = torch.cat([text @ w.T for text, w in zip(texts, own, strict=True)])
+        # Least change of what ordinary captions read, subject to the concepts' words (both as rows); ridge on the
+        # inner system as well, because prompts of one concept share most of their words.
+        solved = torch.linalg.solve(covariance, joined.T)
+        inner = joined @ solved
+        inner += RIDGE * inner.diagonal().mean() * torch.eye(len(inner))
+        joint[key] = Difference((solved @ torch.linalg.solve(inner, wanted - joined @ weight.T)).T.half())
+    return [replace(concept, changes=joint if i == 0 else {}) for i, concept in enumerate(concepts)]
+
+
+def _words_of(components: Components, captions: list[str], token: str | None = None) -> Tensor:
+    """Text states (N, dim) of captions without their padding, float32 on the CPU.
+
+    With a token only those from it on: what stands before knows nothing of it, and concepts would contradict each
+    other there.
+    """
+    states = conditioning(components, captions, torch.ones(len(captions), 2), (1, 1))["encoder_hidden_states"]
+    tokenizer = components.tokenizers[0]
+    listed: list[Tensor] = []
+    for caption, row in zip(captions, states, strict=True):
+        ids = tokenizer(caption, truncation=True, verbose=False).input_ids
+        first = 0 if token is None else ids.index(tokenizer.convert_tokens_to_ids(token))
+        listed.append(row[first : len(ids)].float().cpu())
+    return torch.cat(listed)
