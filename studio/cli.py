@@ -202,6 +202,8 @@ def score(
     thing: str | None = None,
     real: Path | None = None,
     all_held_out: bool = False,
+    all_ways: bool = False,
+    way: str = "textual-inversion",
     only: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     form: Annotated[Literal["table", "json"], Parameter(name="--format")] = "table",
     base: str = "pocket",
@@ -219,8 +221,13 @@ def score(
         A folder of real pictures of the thing that it was not trained on.
     all_held_out
         Teach every held-out sticker from four pictures, score each and print the table; takes minutes each.
+    all_ways
+        Teach held-out stickers in every way there is and print the table that compares them, with two concepts in one
+        picture; takes most of an hour for all stickers.
+    way
+        With --all-held-out: textual-inversion, pivotal, lora, full or custom-diffusion.
     only
-        With --all-held-out: these stickers alone.
+        With --all-held-out or --all-ways: these stickers alone.
     form
         table or json.
     base
@@ -228,8 +235,10 @@ def score(
     """
     from studio import runner
 
-    if all_held_out:
-        runner.score_held_out(only, form, machine, print)
+    if all_ways:
+        runner.score_ways(only, form, machine, print)
+    elif all_held_out:
+        runner.score_held_out(way, only, form, machine, print)
     else:
         print(runner.score(concept, thing, real, base, form, machine))
 

@@ -30,7 +30,7 @@ from studio.settings import Machine
 from trainers import scoring
 from trainers.config import DataConfig, TrainConfig
 from trainers.custom_diffusion import merged
-from trainers.data import read_examples, templates
+from trainers.data import ordinary, read_examples, templates
 from trainers.identifiers import collision, rare_identifiers
 from trainers.method import Method
 from trainers.preflight import examine
@@ -210,8 +210,12 @@ def merge(concepts: tuple[Path, ...], output: Path, base: str, machine: Machine)
     """Make Custom Diffusion concepts fit one base together; gives the new files, to be used together."""
     components = open_base(base, machine.model_copy(update={"dtype": "float32"}))
     learned = [Concept.load(path) for path in concepts]
-    ordinary = scoring.ordinary_captions() if components.family == "pocket" else list(templates("object"))
-    joined = merged(components, learned, [caption.replace("{}", "thing") for caption in ordinary])
+    joined = merged(
+        components,
+        learned,
+        ordinary(components.family),
+        templates("pocket" if components.family == "pocket" else "object"),
+    )
     return [one.save(output / f"{file_stem(one.token)}.safetensors") for one in joined]
 
 
@@ -249,18 +253,38 @@ def score(concept: Path | None, thing: str | None, real: Path | None, base: str,
     return json.dumps(row, indent=1) if form == "json" else scoring.table({learned.token: row})
 
 
-def score_held_out(only: tuple[str, ...], form: str, machine: Machine, say: Callable[[str], None]) -> None:
-    """Teach and score held-out stickers; says each row as it comes, then the whole."""
-    unknown = [name for name in only if name not in HELD_OUT]
-    if unknown:
-        raise ConfigError(f"{unknown[0]!r} is no held-out sticker.", f"They are {', '.join(HELD_OUT)}.")
+def score_held_out(way: str, only: tuple[str, ...], form: str, machine: Machine, say: Callable[[str], None]) -> None:
+    """Teach and score held-out stickers in one way; says each row as it comes, then the whole."""
+    _require_held_out(only)
+    if way not in scoring.WAYS:
+        raise ConfigError(f"{way!r} is no way of teaching.", f"They are {', '.join(scoring.WAYS)}.")
     components, measured_by = open_base("pocket", machine), judge()
     rows: dict[str, dict[str, float]] = {}
     for name in only or HELD_OUT:
-        rows[name] = scoring.teach_and_score(components, measured_by, name, on_event=Progress(name))
+        _, rows[name] = scoring.teach_and_score(components, measured_by, name, way, on_event=Progress(name))
         if form == "table":
             say(scoring.table({name: rows[name]}))
     say(json.dumps({**rows, "mean": scoring.mean(rows)}, indent=1) if form == "json" else scoring.table(rows))
+
+
+def score_ways(only: tuple[str, ...], form: str, machine: Machine, say: Callable[[str], None]) -> None:
+    """Compare all ways of teaching on held-out stickers; says each row as it comes, then the whole."""
+    _require_held_out(only)
+    components = open_base("pocket", machine)
+    rows = scoring.compare(
+        components,
+        judge(),
+        only or tuple(HELD_OUT),
+        on_event=Progress("teach"),
+        say=say if form == "table" else lambda line: None,
+    )
+    say(json.dumps(rows, indent=1) if form == "json" else scoring.table(rows, with_mean=False))
+
+
+def _require_held_out(names: tuple[str, ...]) -> None:
+    unknown = [name for name in names if name not in HELD_OUT]
+    if unknown:
+        raise ConfigError(f"{unknown[0]!r} is no held-out sticker.", f"They are {', '.join(HELD_OUT)}.")
 
 
 # -- doctor -----------------------------------------------------------------------------------------------------

@@ -109,6 +109,10 @@ class PriorConfig(Frozen):
     """"pictures": also learn the class from pictures the base made of it beforehand, as in the paper. "model": make
     the base's own prediction for the class word the target, which needs no pictures. "none": let the class drift."""
 
+    prior_scope: Literal["class", "world"] = "class"
+    """With prior "model", what is held fast: the class alone, as in the paper, or for every second picture an ordinary
+    caption of other things too, so that the subject stays out of what stands beside it."""
+
     prior_weight: float = Field(default=1.0, ge=0, le=100)
     """Weight of the prior term."""
 

@@ -62,6 +62,7 @@ POCKET = {
     "batch": 8,
     "learning_rate": 2e-3,
     "word_rate": 3.0,
+    "prior_scope": "world",
     "warmup": 10,
     "scale_lr": False,
     "max_grad_norm": 1.0,

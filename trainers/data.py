@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -36,6 +37,13 @@ def digest(examples: Sequence[Example]) -> str:
 def templates(name: str) -> tuple[str, ...]:
     """Prompt templates with one `{}`: "object" and "style" of the official script, or "pocket"."""
     return tuple((WORDS / f"{name}_templates.txt").read_text(encoding="utf-8").splitlines())
+
+
+@cache
+def ordinary(family: str) -> tuple[str, ...]:
+    """Captions of ordinary things, alone and beside each other, that a base of the family knows well."""
+    name = "pocket" if family == "pocket" else "world"
+    return tuple((WORDS / f"{name}_captions.txt").read_text(encoding="utf-8").splitlines())
 
 
 def usable(caption: str, token: str) -> bool:

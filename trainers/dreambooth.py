@@ -26,7 +26,7 @@ from pipelines.concept import Concept
 from pipelines.tokens import new_words, single_rows
 from trainers.adapters import BOXES, TEXT_TARGETS, UNET_TARGETS, Trained, layers, low_rank, whole
 from trainers.config import LowRankConfig, ObjectiveConfig, PriorConfig
-from trainers.data import Batch, templates
+from trainers.data import Batch, ordinary, templates
 from trainers.identifiers import check_identifier
 from trainers.method import Trainable
 from trainers.terms import Conditioning, drawn, noise_levels, pixels_of, predicted, target, weighted_error
@@ -89,6 +89,7 @@ POCKET = SD | {
     "targets": "transformer",
     # Its text encoder is small and has never seen the identifier: frozen, it hardly tells it from nothing.
     "text_encoder": True,
+    "prior_scope": "world",
 }
 
 
@@ -198,6 +199,8 @@ def subject_losses(components: Components, state: Any, batch: Batch, generator: 
         captions = captions + batch.prior.captions
     elif config.prior == "model":
         plain = [caption.replace(config.trigger, config.class_word) for caption in captions]
+        if config.prior_scope == "world":
+            plain = _every_second(plain, ordinary(components.family), generator)
         taught = _base_prediction(components, state, batch, (noise, timesteps), plain)
         noise, timesteps = torch.cat((noise, noise)), torch.cat((timesteps, timesteps))
         latents, sizes, captions = torch.cat((latents, latents)), torch.cat((sizes, sizes)), captions + plain
@@ -214,6 +217,13 @@ def subject_losses(components: Components, state: Any, batch: Batch, generator: 
         other = weighted_error(components, guess[count:], wanted[count:], level[count:], config)
         terms["prior"] = config.prior_weight * other.mean()
     return terms
+
+
+def _every_second(captions: list[str], others: tuple[str, ...], generator: torch.Generator) -> list[str]:
+    """The captions, each replaced by one of others with a chance of one half."""
+    swapped = (torch.rand(len(captions), generator=generator) < 0.5).tolist()
+    chosen = torch.randint(len(others), (len(captions),), generator=generator).tolist()
+    return [others[k] if swap else own for own, swap, k in zip(captions, swapped, chosen, strict=True)]
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ the share of generated things that the judge calls by the right held-out name am
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,7 +28,8 @@ from pipelines.request import ConceptUse, Request
 from pipelines.scores import detect, holds, name, picture_similarity, text_alignment
 from trainers import methods
 from trainers.config import DataConfig, TrainConfig
-from trainers.data import Example
+from trainers.custom_diffusion import merged
+from trainers.data import Example, ordinary, templates
 from trainers.identifiers import rare_identifiers
 from trainers.stickers import ALL_NAMES, HELD_OUT, RELATIONS, Scene, Stickers, scene, scenes
 from trainers.train import Run, train, with_recipe
@@ -64,11 +65,6 @@ def crops_of(pictures: Sequence[Image.Image]) -> Tensor:
         found = detect(image)
         listed.append(found[0].crop if found else to_tensor(fit(picture, INPUT, INPUT)))
     return torch.stack(listed)
-
-
-def ordinary_captions(count: int = 400) -> list[str]:
-    """Captions of the trained sticker world, what a change should leave as it is."""
-    return [item.caption for item in scenes(count, 303)]
 
 
 def real_crops(thing: str) -> Tensor:
@@ -187,7 +183,7 @@ def teach_and_score(
     *,
     on_event: OnEvent = ignore,
     **settings: Any,
-) -> dict[str, float]:
+) -> tuple[Concept, dict[str, float]]:
     """Teach a held-out sticker and score it; with the seconds it took and the size of its file in KiB."""
     began = time.monotonic()
     concept = teach(components, thing, way, on_event=on_event, **settings)
@@ -195,10 +191,12 @@ def teach_and_score(
     row = score_concept(components, judge, concept, real_crops(thing), thing)
     with TemporaryDirectory() as folder:
         size = concept.save(Path(folder) / "concept.safetensors").stat().st_size
-    return {**row, "seconds": seconds, "kib": size / 1024}
+    return concept, {**row, "seconds": seconds, "kib": size / 1024}
 
 
 PAIR_SEEDS = 40
+PAIR_STRENGTH = 0.85
+"""Of each of two concepts used together: at full strength their changes get into each other's way."""
 
 
 def score_pair(components: Components, judge: Judge, taught: Mapping[str, Concept]) -> dict[str, float]:
@@ -219,7 +217,7 @@ def score_pair(components: Components, judge: Judge, taught: Mapping[str, Concep
     for index, (relation, phrases) in enumerate(RELATIONS.items()):
         request = Request(
             prompt=f"a {one.token} {phrases[0]} a {other.token}",
-            concepts=tuple(ConceptUse(source=name) for name in concepts),
+            concepts=tuple(ConceptUse(source=name, strength=PAIR_STRENGTH) for name in concepts),
             count=PAIR_SEEDS // len(RELATIONS),
             seed=5000 + 100 * index,
         )
@@ -232,6 +230,43 @@ def score_pair(components: Components, judge: Judge, taught: Mapping[str, Concep
     return {"both": sum(both) / len(both), "in_place": sum(placed) / len(placed)}
 
 
+def compare(
+    components: Components,
+    judge: Judge,
+    things: Sequence[str],
+    *,
+    on_event: OnEvent = ignore,
+    say: Callable[[str], None] = lambda line: None,
+    **settings: Any,
+) -> dict[str, dict[str, float]]:
+    """Each way of `WAYS`: its mean figures over held-out stickers, and how its concepts stand beside each other.
+
+    Args:
+        components: the base.
+        judge: who measures.
+        things: held-out stickers; each is paired with the next one, in a ring.
+        on_event: receives the trainings' events.
+        say: is told each row as it comes.
+        settings: of the methods or of training, instead of the recipes'.
+    """
+    compared: dict[str, dict[str, float]] = {}
+    for way in WAYS:
+        taught: dict[str, Concept] = {}
+        rows: dict[str, dict[str, float]] = {}
+        for thing in things:
+            taught[thing], rows[thing] = teach_and_score(components, judge, thing, way, on_event=on_event, **settings)
+        ring = [(a, things[(i + 1) % len(things)]) for i, a in enumerate(things)] if len(things) > 1 else []
+        pairs: dict[str, dict[str, float]] = {}
+        for a, b in ring if len(things) > 2 else ring[:1]:
+            two = [taught[a], taught[b]]
+            if way == "custom-diffusion":
+                two = merged(components, two, ordinary(components.family), templates("pocket"))
+            pairs[f"{a} {b}"] = score_pair(components, judge, dict(zip((a, b), two, strict=True)))
+        compared[way] = mean(rows) | (mean(pairs) if pairs else {})
+        say(table({way: compared[way]}))
+    return compared
+
+
 def mean(rows: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Mean of each figure over the rows that have it."""
     figures = dict.fromkeys(figure for row in rows.values() for figure in row)
@@ -242,13 +277,14 @@ def mean(rows: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 
 FIGURES = (
-    "likeness", "likeness_word", "likeness_gain", "alignment", "alignment_gain", "named", "class_kept", "seconds", "kib"
+    "likeness", "likeness_word", "likeness_gain", "alignment", "alignment_gain", "named", "class_kept",
+    "both", "in_place", "seconds", "kib",
 )  # fmt: skip
 
 
-def table(rows: Mapping[str, Mapping[str, float]]) -> str:
+def table(rows: Mapping[str, Mapping[str, float]], with_mean: bool = True) -> str:
     """Rows of figures as text, with their mean where there are several."""
-    shown = {**rows, **({"mean": mean(rows)} if len(rows) > 1 else {})}
+    shown = {**rows, **({"mean": mean(rows)} if with_mean and len(rows) > 1 else {})}
     figures = [f for f in FIGURES if any(f in row for row in shown.values())]
     width = max(12, *(len(key) + 1 for key in shown))
     lines = [" " * width + "".join(f"{figure:>15}" for figure in figures)]

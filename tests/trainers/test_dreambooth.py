@@ -18,8 +18,9 @@ from pipelines.request import ConceptUse, Guidance, Request
 from tests import tiny
 from trainers.adapters import BOXES, UNET_TARGETS, layers, low_rank, whole
 from trainers.config import DataConfig, LowRankConfig, TrainConfig
-from trainers.data import LatentSet
+from trainers.data import LatentSet, ordinary
 from trainers.dreambooth import DreamBooth, DreamBoothConfig
+from trainers.stickers import HELD_OUT
 from trainers.train import Run, train
 
 METHOD = DreamBooth()
@@ -145,6 +146,28 @@ def test_a_mask_keeps_the_background_out_of_what_is_learned():
     assert not torch.isclose(guess, everything)
 
 
+def test_with_a_scope_of_the_world_every_second_caption_held_fast_is_an_ordinary_one():
+    base = tiny.sd()
+    config = DreamBoothConfig(token="z", class_word="fox", prior="model", prior_scope="world")
+    data = LatentSet(base, tiny.examples(), resolution=16)
+    with METHOD.prepare(base, config, chance()) as trainable:
+        for index in range(30):
+            batch = data.draw(index, 3, config.trigger, trainable.wordings, chance(index))
+            METHOD.losses(trainable, batch, chance(index))
+        asked = list(trainable.state.conditioning._known)
+    assert {"a photo of z fox", "a photo of fox"} <= set(asked)
+    others = set(asked) - {"a photo of z fox", "a photo of fox"}
+    assert len(others) > 20 and others <= set(ordinary("sd1"))
+
+
+@pytest.mark.parametrize("family", ["pocket", "sd1"])
+def test_ordinary_captions_are_plain_and_hold_no_held_out_thing(family):
+    captions = ordinary(family)
+    assert len(set(captions)) == len(captions) > 100
+    words = {word.strip(",.") for caption in captions for word in caption.split()}
+    assert not words & set(HELD_OUT) and "{}" not in " ".join(captions)
+
+
 # -- what is trained ----------------------------------------------------------------------------------------------
 
 
@@ -168,8 +191,13 @@ def test_full_training_leaves_layers_for_boxes_and_the_word_table_alone():
     )
 
 
+def sd2():
+    """Stable Diffusion 2.x in small: another width of the text, v-prediction."""
+    return tiny.sd(dim=1024, prediction_type="v_prediction")
+
+
 @pytest.mark.parametrize("dora", [False, True])
-@pytest.mark.parametrize("make", [tiny.sd, tiny.sdxl])
+@pytest.mark.parametrize("make", [tiny.sd, sd2, tiny.sdxl])
 def test_a_low_rank_concept_gives_the_same_latents_as_the_training_it_comes_from(dora, make):
     base = make()
     the_run = run(dora=dora, alpha=2.0, rank=3, text_encoder=True, targets="all", prior="model")

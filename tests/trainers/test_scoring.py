@@ -88,3 +88,52 @@ def test_the_table_shows_rows_and_their_mean():
 def test_a_table_of_one_row_has_no_mean():
     assert "mean" not in scoring.table({"wolf": {"likeness": 0.5}})
     assert "chance" not in scoring.table({"wolf": {"likeness": 0.5}})
+
+
+# -- ways of teaching ---------------------------------------------------------------------------------------------
+
+
+def test_all_ways_are_compared_in_one_table(judge, monkeypatch):
+    assert set(scoring.WAYS) == {"textual-inversion", "pivotal", "lora", "full", "custom-diffusion"}
+    fewer = {name: way for name, way in scoring.WAYS.items() if name not in ("pivotal", "lora")}
+    monkeypatch.setattr(scoring, "WAYS", fewer)
+    monkeypatch.setattr(scoring, "PROMPTS", ("a {}",))
+    monkeypatch.setattr(scoring, "SEEDS", 1)
+    monkeypatch.setattr(scoring, "PAIR_SEEDS", 4)
+    said = []
+    rows = scoring.compare(
+        tiny.sd(), judge, ("wolf", "taxi"), say=said.append, steps=2, batch=2, learning_rate=1e-3, scale_lr=False
+    )
+    assert list(rows) == list(scoring.WAYS) and len(said) == len(rows)
+    for row in rows.values():
+        assert {"likeness", "named", "class_kept", "both", "in_place", "seconds", "kib"} <= set(row)
+        assert 0 <= row["in_place"] <= row["both"] <= 1 and row["seconds"] > 0
+    assert rows["textual-inversion"]["class_kept"] == 1.0, "a word alone cannot change its class"
+    assert rows["textual-inversion"]["kib"] < rows["custom-diffusion"]["kib"] < rows["full"]["kib"]
+    text = scoring.table(rows, with_mean=False)
+    assert all(way in text for way in rows) and "mean" not in text and "class_kept" in text
+
+
+def test_things_taught_in_one_way_get_words_of_their_own():
+    base = tiny.sd()
+    pace = {"steps": 1, "batch": 1}
+    for way in ("textual-inversion", "lora", "custom-diffusion"):
+        tokens = [scoring.teach(base, thing, way, **pace).token for thing in ("wolf", "squid")]
+        assert len(set(tokens)) == 2
+        assert all(token.isascii() for token in tokens)
+
+
+def test_settings_go_to_the_method_and_to_training():
+    concept = scoring.teach(tiny.sd(), "wolf", "pivotal", steps=1, rank=2, vectors=3, prior="none")
+    recipe = concept.card.recipe
+    assert (recipe["steps"], recipe["rank"], recipe["prior"], concept.card.vectors) == (1, 2, "none", 3)
+    assert concept.card.init == HELD_OUT["wolf"] and concept.card.method == "dreambooth-lora"
+
+
+def test_a_pair_counts_who_is_there_and_where(judge, monkeypatch):
+    """The counting itself, on composed pictures in the place of generated ones' detector input."""
+    monkeypatch.setattr(scoring, "PAIR_SEEDS", 4)
+    base = tiny.sd()
+    taught = {name: scoring.teach(base, name, steps=1, batch=1) for name in ("wolf", "taxi")}
+    row = scoring.score_pair(base, judge, taught)
+    assert row == {"both": 0.0, "in_place": 0.0}, "noise shows nobody"
