@@ -6,11 +6,13 @@ more than with the base alone, and the base stays bit-identical.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pipelines.components import Components
@@ -129,13 +131,27 @@ def applied(components: Components, changes: Mapping[str, Change], strength: flo
                 continue
             owner, leaf = found
             weight: nn.Parameter = getattr(owner, leaf)
-            new = change.changed(weight, strength).to(weight.dtype)
+            new = _narrowed(change.changed(weight, strength), weight.dtype)
             undo.append((owner, leaf, weight))
             setattr(owner, leaf, nn.Parameter(new, requires_grad=False))
         yield
     finally:
         for owner, leaf, weight in reversed(undo):
             setattr(owner, leaf, weight)
+
+
+def _narrowed(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight in another precision. To bfloat16 it is rounded up or down by chance, the same each time.
+
+    Rounded to the nearest, changes smaller than half a step of bfloat16 would vanish, and most of a careful
+    training are.
+    """
+    if dtype != torch.bfloat16:
+        return weight.to(dtype)
+    generator = torch.Generator().manual_seed(weight.numel())
+    chance = torch.randint(0, 1 << 16, weight.shape, generator=generator, dtype=torch.int32).to(weight.device)
+    bits = (weight.contiguous().view(torch.int32) + chance) & ~0xFFFF
+    return bits.view(torch.float32).to(dtype)
 
 
 # -- as stored --------------------------------------------------------------------------------------------------
@@ -174,6 +190,23 @@ def lora_metadata(changes: Mapping[str, Change]) -> dict[str, Any]:
     return described
 
 
+def _scale(part: str, rank: int, metadata: Mapping[str, Any]) -> float:
+    """Alpha / rank of a part by the header's metadata, which may hold anything."""
+    try:
+        scale = float(metadata.get(f"{part}.lora_alpha", rank)) / float(metadata.get(f"{part}.r", rank))
+    except (TypeError, ValueError, ZeroDivisionError):
+        scale = math.nan
+    if not 0 < scale < math.inf:
+        raise ConceptError(
+            f"The header gives the LoRA of the {part} an impossible alpha or rank.", "Get the file again."
+        )
+    if metadata.get(f"{part}.alpha_pattern") or metadata.get(f"{part}.rank_pattern"):
+        raise ConceptError(
+            "This LoRA has another alpha or rank in some layers, which is not supported.", "Export it with one for all."
+        )
+    return scale * math.sqrt(rank) if metadata.get(f"{part}.use_rslora") else scale
+
+
 def read_stored(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict[str, Change]:
     """Changes from the tensors of a file; keys that are none are left out.
 
@@ -182,18 +215,24 @@ def read_stored(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> d
         metadata: as `lora_metadata` gives it; without it, alpha is the rank, as diffusers assumes.
 
     Raises:
-        ConceptError: if half of a pair is missing.
+        ConceptError: if half of a pair is missing, or the strength cannot be told.
     """
     changes: dict[str, Change] = {}
     for key, tensor in tensors.items():
         if key.endswith(_WHOLE):
             changes[key.removesuffix(_WHOLE)] = Difference(tensor)
+        elif key.endswith(_UP) and key.removesuffix(_UP) + _DOWN not in tensors:
+            raise ConceptError(f"The LoRA pair of {key.removesuffix(_UP)} is broken.", "Get the file again.")
         elif key.endswith(_DOWN):
             module = key.removesuffix(_DOWN)
             up = tensors.get(module + _UP)
             if up is None or up.ndim < 2 or tensor.ndim < 2 or up.shape[1] != len(tensor):
                 raise ConceptError(f"The LoRA pair of {module} is broken.", "Get the file again.")
-            rank, part = len(tensor), module.partition(".")[0]
-            alpha = float(metadata.get(f"{part}.lora_alpha", rank)) * rank / float(metadata.get(f"{part}.r", rank))
-            changes[f"{module}.weight"] = LowRank(tensor, up, alpha / rank, tensors.get(module + _MAGNITUDE))
+            magnitude = tensors.get(module + _MAGNITUDE)
+            if magnitude is not None and magnitude.numel() != len(up):
+                raise ConceptError(
+                    f"The DoRA magnitudes of {module} are not as many as its rows.", "Get the file again."
+                )
+            scale = _scale(module.partition(".")[0], len(tensor), metadata)
+            changes[f"{module}.weight"] = LowRank(tensor, up, scale, magnitude)
     return changes

@@ -201,7 +201,8 @@ def _preflight(run: Run, reading: Reading, components: Components) -> Iterator[s
 
 def export(concepts: tuple[str, ...], output: Path, base: str, half: bool, machine: Machine) -> Path:
     """Write the base with concepts in it as a model folder; gives the folder."""
-    components = open_base(base, machine.model_copy(update={"dtype": "float32"}))
+    # Copies are made; a GPU would have to hold the model twice for a job that needs none.
+    components = open_base(base, machine.model_copy(update={"dtype": "float32", "device": "cpu"}))
     uses = [ConceptUse.model_validate(concept_use(text)) for text in concepts]
     return export_model(components, [(Concept.load(Path(use.source)), use.strength) for use in uses], output, half=half)
 
@@ -210,13 +211,16 @@ def merge(concepts: tuple[Path, ...], output: Path, base: str, machine: Machine)
     """Make Custom Diffusion concepts fit one base together; gives the new files, to be used together."""
     components = open_base(base, machine.model_copy(update={"dtype": "float32"}))
     learned = [Concept.load(path) for path in concepts]
+    paths = [output / f"{file_stem(one.token)}.safetensors" for one in learned]
+    if there := [path for path in paths if path.exists()]:
+        raise ConfigError(f"{there[0]} is there already.", "Choose another --output.")
     joined = merged(
         components,
         learned,
         ordinary(components.family),
         templates("pocket" if components.family == "pocket" else "object"),
     )
-    return [one.save(output / f"{file_stem(one.token)}.safetensors") for one in joined]
+    return [one.save(path) for one, path in zip(joined, paths, strict=True)]
 
 
 def identifiers(class_word: str, count: int, base: str, machine: Machine) -> Iterator[str]:
@@ -295,7 +299,8 @@ def doctor(machine: Machine) -> Iterator[str]:
     yield f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     for package in ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "gradio", "xformers"):
         try:
-            yield f"{package} {importlib.metadata.version(package)}"
+            # torch's own word says which build it is, +cpu or +cu130; its package metadata does not.
+            yield f"{package} {torch.__version__ if package == 'torch' else importlib.metadata.version(package)}"
         except importlib.metadata.PackageNotFoundError:
             yield f"{package} not installed"
     device, dtype = _device(machine)

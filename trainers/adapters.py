@@ -70,26 +70,17 @@ def low_rank(
     Raises:
         ConfigError: if there is no such layer.
     """
-    from peft import LoraConfig, inject_adapter_in_model
-
     if not names:
         raise ConfigError(f"The {part} has no layer to adapt.", "Choose other --targets.")
     alpha = config.rank if config.alpha is None else config.alpha
-    settings = LoraConfig(
-        r=config.rank,
-        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]
-        target_modules=names,
-        use_dora=config.dora,  # pyright: ignore[reportArgumentType]
-    )
     before = {name: module.get_submodule(name) for name in names}
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    with torch.random.fork_rng(devices=[]):  # peft draws from the global state
-        inject_adapter_in_model(settings, module, ADAPTER)
-    for parameter in trained:  # peft freezes everything else, a new word's rows too
-        parameter.requires_grad_(True)
+    _inject(module, names, config, alpha)
     adapted: dict[str, Any] = {name: module.get_submodule(name) for name in names}
     parameters: dict[str, nn.Parameter] = {}
     for name, layer in adapted.items():
+        # peft gives them the precision of the layer; in bfloat16 AdamW's small steps would be lost.
+        for side in (layer.lora_A, layer.lora_B, layer.lora_magnitude_vector):
+            side.float()
         down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
         with torch.no_grad():
             down.copy_(torch.randn(down.shape, generator=generator) / config.rank)
@@ -114,6 +105,23 @@ def low_rank(
         _place(module, before)
         for extra in [name for name in vars(module) if "peft" in name]:  # peft leaves its configuration behind
             delattr(module, extra)
+
+
+def _inject(module: nn.Module, names: list[str], config: LowRankConfig, alpha: float) -> None:
+    """Let peft put its layers around the named ones."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    settings = LoraConfig(
+        r=config.rank,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]
+        target_modules=names,
+        use_dora=config.dora,  # pyright: ignore[reportArgumentType]
+    )
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    with torch.random.fork_rng(devices=[]):  # peft draws from the global state
+        inject_adapter_in_model(settings, module, ADAPTER)
+    for parameter in trained:  # peft freezes everything else, a new word's rows too
+        parameter.requires_grad_(True)
 
 
 def _low_rank_of(layer: Any, scale: float) -> LowRank:

@@ -99,6 +99,9 @@ class ObjectiveConfig(Frozen):
     """Weight of what lies outside a picture's mask, where there are masks."""
 
 
+NUM_CLASS_IMAGES = 100
+
+
 class PriorConfig(Frozen):
     """Keeping what the base knows of the class while it learns one of its members."""
 
@@ -119,7 +122,7 @@ class PriorConfig(Frozen):
     class_images: Path | None = None
     """Folder of class pictures; without it they are generated, and kept for this base and prompt."""
 
-    num_class_images: int = Field(default=100, ge=1, le=100_000)
+    num_class_images: int = Field(default=NUM_CLASS_IMAGES, ge=1, le=100_000)
     """How many class pictures."""
 
     class_prompt: str | None = None
@@ -127,11 +130,16 @@ class PriorConfig(Frozen):
 
     @model_validator(mode="after")
     def _class_prompt_holds_the_class(self) -> Self:
-        if self.class_prompt is not None and self.class_word.lower() not in self.class_prompt.lower():
+        if self.class_prompt is not None and self.class_word not in self.class_prompt:
             raise ValueError(
                 f"the class prompt {self.class_prompt!r} lacks the class word {self.class_word!r}; "
                 "write for example 'a photo of a " + self.class_word + "'"
             )
+        given = {"class_images": self.class_images, "class_prompt": self.class_prompt}
+        meant = [name for name, value in given.items() if value is not None]
+        meant += ["num_class_images"] * (self.num_class_images != NUM_CLASS_IMAGES)
+        if meant and self.prior != "pictures":
+            raise ValueError(f"{', '.join(meant)} belong to class pictures; say prior 'pictures' too")
         return self
 
 

@@ -3,7 +3,8 @@
 Source: Kumari et al., arXiv:2212.04488, 3.2: only W_k and W_v of each cross-attention layer and the row of one new word
 are trained, with prior preservation. Concepts learned apart are merged in closed form (eq. 6), see `merged`.
 Differences from the authors' code: the masked error is a mean, so the prior weight means what it says (theirs makes it
-a quarter); rows of other words are not decayed; pictures are not pasted at random scales unless the person does so.
+a quarter); rows of other words are not decayed; the new word
+stands for the class word instead of before it; pictures are not pasted at random scales unless the person does so.
 """
 
 from __future__ import annotations
@@ -69,7 +70,15 @@ POCKET = {
     "weight_decay": 0.0,
     "flip": 0.0,
 }
-SD = {"steps": 500, "batch": 2, "learning_rate": 4e-5, "scale_lr": False, "max_grad_norm": 1.0, "flip": 0.0}
+SD = {
+    "steps": 500,
+    "batch": 2,
+    "learning_rate": 4e-5,
+    "scale_lr": False,
+    "max_grad_norm": 1.0,
+    "flip": 0.0,
+    "center_crop": True,
+}
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,9 @@ class CustomDiffusion:
         single = "pocket" if components.family == "pocket" else "dreambooth"
         wordings = templates(single if config.wordings == "auto" else config.wordings)
         with ExitStack() as stack:
-            added = stack.enter_context(new_words(components, config.token, single_rows(components, config.class_word)))
+            added = stack.enter_context(
+                new_words(components, config.token, single_rows(components, config.class_word.split()[-1]))
+            )
             trained = stack.enter_context(whole("unet", components.unet, readers(components)))
             named = {f"rows_{i}": row for i, row in enumerate(added.rows)}
             state = _State(config, levels, Conditioning(added.components, frozen=False), (trained,))
@@ -165,6 +176,8 @@ def merged(
     keys = [f"unet.{name}" for name in readers(components)]
     if len(concepts) < 2:
         raise ConceptError(f"{len(concepts)} concepts cannot be merged.", "Give two or more.")
+    if len({concept.token for concept in concepts}) < len(concepts):
+        raise ConceptError(f"Two of the concepts are called {concepts[0].token}.", "Train one under another word.")
     for concept in concepts:
         if set(concept.changes) != set(keys) or not concept.rows:
             raise ConceptError(

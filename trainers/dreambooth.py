@@ -79,13 +79,14 @@ class DreamBoothConfig(PriorConfig, LowRankConfig, ObjectiveConfig):
         return self
 
 
-SD = {"batch": 1, "scale_lr": False, "max_grad_norm": 1.0, "flip": 0.0, "spread_timesteps": False}
+SD = {"batch": 1, "scale_lr": False, "max_grad_norm": 1.0, "flip": 0.0, "center_crop": True}
 POCKET = SD | {
     "batch": 8,
     "warmup": 10,
     "weight_decay": 0.0,
     "steps": 150,
     "rank": 8,
+    "center_crop": False,
     "targets": "transformer",
     # Its text encoder is small and has never seen the identifier: frozen, it hardly tells it from nothing.
     "text_encoder": True,
@@ -114,7 +115,9 @@ class DreamBooth:
         if family == "pocket":
             return POCKET | {"learning_rate": 2e-4 if full else 1e-3}
         steps = 800 if config.prior == "pictures" else 400 if full else 500
-        return SD | {"steps": steps, "learning_rate": 5e-6 if full else 1e-4}
+        if family == "sdxl" and not full:
+            return SD | {"steps": steps, "learning_rate": 1e-4, "text_rate": 0.05, "weight_decay": 1e-4}
+        return SD | {"steps": steps, "learning_rate": (2e-6 if config.text_encoder else 5e-6) if full else 1e-4}
 
     @contextmanager
     def prepare(
@@ -127,7 +130,9 @@ class DreamBooth:
         with ExitStack() as stack:
             words: tuple[nn.Parameter, ...] = ()
             if config.pivotal:
-                starts = tuple(row.expand(config.vectors, -1) for row in single_rows(components, config.class_word))
+                starts = tuple(
+                    row.expand(config.vectors, -1) for row in single_rows(components, config.class_word.split()[-1])
+                )
                 added = stack.enter_context(new_words(components, config.token, starts))
                 components, words = added.components, added.rows
             else:

@@ -25,7 +25,7 @@ from trainers.data import Example, read_examples
 RECORD = "class.json"
 CLASS_FOLDER = Path("outputs/class")
 SEED = 40_000  # away from the seeds people look at
-TOGETHER = 8  # pictures generated at once
+TOGETHER = 2  # pictures generated at once: more would not fit a GPU that just holds the training
 
 
 def class_prompts(config: PriorConfig, wordings: Sequence[str]) -> list[str]:

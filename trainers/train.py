@@ -91,6 +91,8 @@ def train(
         ConfigError: if a loss stops being a number.
         ConceptError: if the word or its initializer do not suit the base.
     """
+    # Parts put together in memory have no fingerprint yet, and with what is trained in them it would be another.
+    components = replace(components, identity=components.fingerprint())
     generator = torch.Generator().manual_seed(run.train.seed * 7_907 + 13)  # initial values; steps have their own
     with ExitStack() as stack:
         trainable = stack.enter_context(run.method.prepare(components, run.config, generator))
@@ -131,15 +133,26 @@ def probe(components: Components, run: Run, examples: Sequence[Example]) -> tupl
     """
     if isinstance(run.config, PriorConfig) and run.config.prior == "pictures":
         run = replace(run, config=run.config.model_copy(update={"prior": "model"}))
+    components = replace(components, identity=components.fingerprint())
     generator = torch.Generator().manual_seed(0)
-    with run.method.prepare(components, run.config, generator) as trainable:
+    with ExitStack() as stack:
+        trainable = stack.enter_context(run.method.prepare(components, run.config, generator))
+        if run.train.gradient_checkpointing:
+            stack.enter_context(_checkpointed(components))
         draw = _batches(components, run, examples[: run.train.batch], (), trainable, ignore)
         began = 0.0
         for _ in range(2):  # the first also pays for what is set up once
-            began = time.monotonic()
+            began = _now(components)
             torch.stack(list(run.method.losses(trainable, draw(0, generator), generator).values())).sum().backward()
-        seconds = (time.monotonic() - began) * run.train.accumulate
+        seconds = (_now(components) - began) * run.train.accumulate
         return sum(parameter.numel() for parameter in trainable.parameters.values()), seconds
+
+
+def _now(components: Components) -> float:
+    """Seconds, once all that was asked of the device is done."""
+    if components.device.type == "cuda":
+        torch.cuda.synchronize(components.device)
+    return time.monotonic()
 
 
 REPORT = 10  # steps between reports
@@ -277,8 +290,9 @@ def _checkpoint(
     """Where the state is kept, if it is to be."""
     if path is None:
         return None
-    # Numbers, two moments and perhaps an average, and the concept itself.
-    require_room(path.parent, 24 * sum(parameter.numel() for parameter in trainable.parameters.values()))
+    # Numbers, two moments and perhaps an average, in the old state and the new one, and the concept itself.
+    each = 2 * 4 * (4 if average.decay else 3) + 2
+    require_room(path.parent, each * sum(parameter.numel() for parameter in trainable.parameters.values()))
 
     def state() -> dict[str, Any]:
         tensors = {name: parameter.detach() for name, parameter in trainable.parameters.items()}

@@ -202,3 +202,52 @@ def test_two_concepts_on_a_base_of_pocket_keep_their_base(tmp_path):
     }
     request = REQUEST.model_copy(update={"concepts": (ConceptUse(source="a"), ConceptUse(source="b"))})
     assert generate(base, request.model_copy(update={"prompt": "a <a> <b>"}), concepts=marked).pictures
+
+
+def test_small_changes_survive_a_narrow_base():
+    """Rounded to the nearest, four fifths of these would vanish; rounded by chance they arrive on average."""
+    base = tiny.sd()
+    torch.nn.Module.to(base.unet, torch.bfloat16)
+    weight = base.unet.conv_in.weight
+    small = torch.full_like(weight, 2e-5, dtype=torch.float32)
+    moved = torch.zeros_like(small)
+    with applied(base, {CONV: Difference(small)}):
+        assert base.unet.conv_in.weight.dtype == torch.bfloat16
+        moved = base.unet.conv_in.weight.detach().float() - weight.detach().float()
+    assert 0.3 * 2e-5 < float(moved.mean()) < 3 * 2e-5
+    with applied(base, {CONV: Difference(torch.zeros_like(small))}):
+        assert torch.equal(base.unet.conv_in.weight, weight), "no change stays no change"
+
+
+@pytest.mark.parametrize(
+    ("described", "said"),
+    [
+        ({"unet.lora_alpha": None}, "impossible alpha"),
+        ({"unet.r": 0}, "impossible alpha"),
+        ({"unet.lora_alpha": float("nan")}, "impossible alpha"),
+        ({"unet.lora_alpha": -1}, "impossible alpha"),
+        ({"unet.alpha_pattern": {"x": 2}}, "not supported"),
+    ],
+)
+def test_a_strength_that_cannot_be_told_is_refused(described, said):
+    with pytest.raises(ConceptError, match=said):
+        read_stored(stored({QUERY: low_rank((16, 16))}), described)
+
+
+def test_rank_stabilised_files_keep_their_strength():
+    described = {"unet.r": 2, "unet.lora_alpha": 3, "unet.use_rslora": True}
+    read = read_stored(stored({QUERY: low_rank((16, 16))}), described)
+    assert read[QUERY].scale == pytest.approx(3 / 2**0.5)
+
+
+def test_broken_pairs_are_refused():
+    tensors = stored({QUERY: low_rank((16, 16), magnitude=True)})
+    down, up, magnitude = tensors
+    for broken in (
+        {down: tensors[down]},
+        {up: tensors[up]},
+        {down: tensors[down][:1], up: tensors[up]},
+        {**tensors, magnitude: tensors[magnitude][:3]},
+    ):
+        with pytest.raises(ConceptError, match=r"broken|not as many"):
+            read_stored(broken, {})

@@ -61,7 +61,7 @@ VALUES = {
 }
 NEEDED = {
     "textual-inversion": {"--images": "pictures", "--token": "<x>", "--init": "fox"},
-    "dreambooth": {"--images": "pictures", "--token": "z", "--class-word": "fox"},
+    "dreambooth": {"--images": "pictures", "--token": "z", "--class-word": "fox", "--prior": "pictures"},
 }
 
 

@@ -66,7 +66,9 @@ def test_two_concepts_of_custom_diffusion_are_merged(base, pictures, capsys):
     assert sorted(path.name for path in Path("outputs/merged").iterdir()) == ["a.safetensors", "b.safetensors"]
     use = ["--concept", "outputs/merged/a.safetensors", "--concept", "outputs/merged/b.safetensors"]
     assert main(["generate", "a <a> and a <b>", *use, "--base", base, "--steps", "2"]) == 0
-    assert main(["merge", one, "--base", base]) == 2
+    assert main(["merge", one, other, "--base", base]) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main(["merge", one, "--base", base, "--output", "lonely"]) == 2
     assert "1 concepts cannot be merged" in capsys.readouterr().err
 
 

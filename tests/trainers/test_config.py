@@ -84,7 +84,14 @@ def test_a_class_prompt_must_hold_its_class():
     dreambooth = methods()["dreambooth"].Config
     with pytest.raises(ValidationError, match="'a photo of a cat' lacks the class word 'dog'"):
         dreambooth(token="sks", class_word="dog", class_prompt="a photo of a cat")
-    assert dreambooth(token="sks", class_word="Dog", class_prompt="a dog").class_prompt == "a dog"
+    kept = dreambooth(token="sks", class_word="dog", class_prompt="a dog", prior="pictures")
+    assert kept.class_prompt == "a dog"
+
+
+@pytest.mark.parametrize("given", [{"class_images": "x"}, {"num_class_images": 7}, {"class_prompt": "a dog"}])
+def test_settings_of_class_pictures_without_class_pictures_are_refused(given):
+    with pytest.raises(ValidationError, match=f"{next(iter(given))} belong to class pictures"):
+        methods()["dreambooth"].Config(token="sks", class_word="dog", **given)
 
 
 @pytest.mark.parametrize("wrong", [{"rank": 0}, {"prior_weight": -1}, {"form": "full", "dora": True}, {"alpha": 0}])

@@ -315,3 +315,20 @@ def test_whole_weights_must_be_float32():
         pass
     with pytest.raises(ConfigError, match="no layer"), low_rank("unet", base.unet, [], LowRankConfig(), chance()):
         pass
+
+
+def test_what_is_trained_beside_a_narrow_base_is_float32():
+    base = tiny.sd()
+    torch.nn.Module.to(base.unet, torch.bfloat16)
+    with METHOD.prepare(base, DreamBoothConfig(token="z", class_word="fox", dora=True), chance()) as trainable:
+        assert {parameter.dtype for parameter in trainable.parameters.values()} == {torch.float32}
+        data = LatentSet(base, tiny.examples(), resolution=16)
+        batch = data.draw(0, 2, "z fox", trainable.wordings, chance(1))
+        torch.stack(list(METHOD.losses(trainable, batch, chance(2)).values())).sum().backward()
+
+
+def test_class_pictures_are_the_same_whatever_the_seed_on_parts_put_together_in_memory(tmp_path):
+    for seed in (0, 1):
+        own = {"prior": "pictures", "num_class_images": 2, "seed": seed}
+        learn(tiny.sd(), run(steps=1, **own), class_folder=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1

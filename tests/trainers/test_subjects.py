@@ -25,9 +25,8 @@ WORDINGS = ("a photo of {}", "a drawing of {}")
 
 
 def config(**settings):
-    return DreamBoothConfig(
-        **{"token": "z", "class_word": "fox", "prior": "pictures", "num_class_images": 5} | settings
-    )
+    pictures = {"num_class_images": 5} if settings.get("prior", "pictures") == "pictures" else {}
+    return DreamBoothConfig(**{"token": "z", "class_word": "fox", "prior": "pictures"} | pictures | settings)
 
 
 def run(steps=3, own=None, **pace):
@@ -42,8 +41,8 @@ def test_class_pictures_are_made_once_and_only_for_this_base_and_prompt(tmp_path
     base = tiny.sd()
     events = []
     first = class_examples(base, config(), WORDINGS, folder=tmp_path, on_event=events.append)
-    assert [event.step for event in events if isinstance(event, StepDone)] == [5]
-    assert len(first) == 5 and {example.captions[0] for example in first} == {"a photo of fox"}
+    assert [event.step for event in events if isinstance(event, StepDone)] == [2, 4, 5]
+    assert len(first) == 5 and {example.captions[0] for example in first} == {"a photo of fox", "a drawing of fox"}
     events.clear()
     again = class_examples(base, config(), WORDINGS, folder=tmp_path, on_event=events.append)
     assert not events
@@ -64,11 +63,11 @@ def test_more_class_pictures_keep_those_that_are_there(tmp_path):
 
 def test_making_class_pictures_can_be_stopped_and_goes_on(tmp_path):
     base, asked = tiny.sd(), iter([False, True])
-    with pytest.raises(Cancelled, match="8 of 20 class pictures"):
+    with pytest.raises(Cancelled, match="2 of 20 class pictures"):
         class_examples(base, config(num_class_images=20), WORDINGS, folder=tmp_path, should_stop=lambda: next(asked))
     steps = []
     class_examples(base, config(num_class_images=20), WORDINGS, folder=tmp_path, on_event=steps.append)
-    assert [event.step for event in steps] == [16, 20]
+    assert [event.step for event in steps] == list(range(4, 21, 2))
 
 
 def test_a_class_folder_of_another_base_is_refused(tmp_path):
@@ -311,3 +310,13 @@ def test_what_is_written_says_what_it_is(tmp_path):
     assert metadata["modelspec.trigger_phrase"] == "z fox"
     lora = json.loads(metadata["lora_adapter_metadata"])
     assert (lora["unet.r"], lora["unet.lora_alpha"]) == (4, 4)
+
+
+@pytest.mark.parametrize("method", [DreamBooth(), CustomDiffusion()])
+def test_a_class_of_two_words_starts_from_its_last(method):
+    base = tiny.sd()
+    pivotal = {"pivotal": True} if method.name == "dreambooth" else {}
+    own = method.Config(token="<x>", class_word="red fox", prior="none", **pivotal)
+    with method.prepare(base, own, torch.Generator().manual_seed(0)) as trainable:
+        fox = base.text_encoders[0].get_input_embeddings().weight[base.tokenizers[0]("fox").input_ids[1]]
+        assert torch.equal(trainable.parameters["rows_0"][0].detach(), fox)
