@@ -26,7 +26,7 @@ from pipelines.errors import ConceptError
 from pipelines.tokens import new_words, single_rows
 from trainers.adapters import Trained, whole
 from trainers.config import ObjectiveConfig, PriorConfig
-from trainers.data import Batch, templates
+from trainers.data import Batch, subject_templates
 from trainers.dreambooth import subject_losses
 from trainers.method import Trainable
 from trainers.terms import Conditioning, conditioning, noise_levels
@@ -105,8 +105,7 @@ class CustomDiffusion:
     ) -> Iterator[Trainable]:
         """Add the word, starting as the class word, and make keys and values trainable."""
         levels = noise_levels(components.scheduler_config, components.device)
-        single = "pocket" if components.family == "pocket" else "dreambooth"
-        wordings = templates(single if config.wordings == "auto" else config.wordings)
+        wordings = subject_templates(components.family, config.wordings)
         with ExitStack() as stack:
             added = stack.enter_context(
                 new_words(components, config.token, single_rows(components, config.class_word.split()[-1]))

@@ -39,6 +39,12 @@ def templates(name: str) -> tuple[str, ...]:
     return tuple((WORDS / f"{name}_templates.txt").read_text(encoding="utf-8").splitlines())
 
 
+def subject_templates(family: str, choice: str) -> tuple[str, ...]:
+    """Templates for a subject: those chosen, or with "auto" the one of the official scripts, or the few of `pocket`."""
+    own = "pocket" if family == "pocket" else "dreambooth"
+    return templates(own if choice == "auto" else choice)
+
+
 @cache
 def ordinary(family: str) -> tuple[str, ...]:
     """Captions of ordinary things, alone and beside each other, that a base of the family knows well."""

@@ -26,7 +26,7 @@ from pipelines.concept import Concept
 from pipelines.tokens import new_words, single_rows
 from trainers.adapters import BOXES, TEXT_TARGETS, UNET_TARGETS, Trained, layers, low_rank, whole
 from trainers.config import LowRankConfig, ObjectiveConfig, PriorConfig
-from trainers.data import Batch, ordinary, templates
+from trainers.data import Batch, ordinary, subject_templates
 from trainers.identifiers import check_identifier
 from trainers.method import Trainable
 from trainers.terms import Conditioning, drawn, noise_levels, pixels_of, predicted, target, weighted_error
@@ -125,8 +125,7 @@ class DreamBooth:
     ) -> Iterator[Trainable]:
         """Make weights, and with `pivotal` a new word, trainable."""
         levels = noise_levels(components.scheduler_config, components.device)
-        single = "pocket" if components.family == "pocket" else "dreambooth"
-        wordings = templates(single if config.wordings == "auto" else config.wordings)
+        wordings = subject_templates(components.family, config.wordings)
         with ExitStack() as stack:
             words: tuple[nn.Parameter, ...] = ()
             if config.pivotal:
