@@ -32,14 +32,12 @@ from trainers.config import DataConfig, TrainConfig
 from trainers.custom_diffusion import merged
 from trainers.data import ordinary, read_examples, templates
 from trainers.identifiers import collision, rare_identifiers
+from trainers.launch import destination, narrowed, pausing, teach
 from trainers.method import Method
 from trainers.preflight import examine
 from trainers.reading import Reading, read_folder
 from trainers.stickers import HELD_OUT
 from trainers.train import Run, probe, with_recipe
-from trainers.train import train as run_training
-
-KEEP_EVERY = 50  # steps between writes of the training state
 
 
 def _device(machine: Machine) -> tuple[str, torch.dtype]:
@@ -137,28 +135,28 @@ def train(method: Method, config: Any, data: DataConfig, pace: TrainConfig, wher
 
     Raises:
         ConfigError: if the output is there already.
-        Cancelled: on Ctrl-C; the same command goes on where it stopped.
+        Cancelled: on Ctrl-C or a termination; the same command goes on where it stopped.
     """
-    output: Path = where.output or Path("outputs/concepts") / f"{file_stem(config.trigger)}.safetensors"
-    if output.suffix != ".safetensors":
-        output = output.with_name(f"{output.name}.safetensors")
-    if output.exists() and not where.overwrite:
-        raise ConfigError(f"{output} is there already.", "Choose another --output, or replace it with --overwrite.")
-    require_room(output.parent, 64 << 20)
+    output = destination(config.trigger, where)
     run, reading, components = _ready(method, config, data, pace, where, machine)
     progress = Progress(method.name, previews=output)
     for line in _preflight(run, reading, components):
         progress(Note(line))
-    state = output.with_name(f".{output.stem}.state.pt")
     try:
-        concept = run_training(components, run, reading.examples, keep=state, keep_every=KEEP_EVERY, on_event=progress)
+        with pausing() as asked:
+            return teach(
+                components,
+                run,
+                reading.examples,
+                output,
+                keep_every=where.keep_every,
+                on_event=progress,
+                should_stop=asked,
+            )
     except KeyboardInterrupt:
         raise Cancelled(
             "Training was stopped.", "Run the same command again to go on from the last state kept."
         ) from None
-    concept.save(output)
-    state.unlink(missing_ok=True)
-    return output
 
 
 def preflight(
@@ -175,10 +173,8 @@ def _ready(
     reading = read_folder(data.images)
     # The text encoder is trained through and stays float32; the frozen rest may be narrower.
     components = open_base(where.base, machine.model_copy(update={"dtype": "float32"}))
-    if pace.precision == "bf16":
-        for module in (components.unet, components.vae):
-            torch.nn.Module.to(module, torch.bfloat16)
-    return with_recipe(method, components.family, Run(method, config, pace, data)), reading, components
+    run = with_recipe(method, components.family, Run(method, config, pace, data))
+    return run, reading, narrowed(components, run)
 
 
 def _preflight(run: Run, reading: Reading, components: Components) -> Iterator[str]:

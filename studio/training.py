@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from cyclopts import App, Parameter
-
-from pipelines.request import Frozen
 from studio.settings import Machine
-from trainers import methods
-from trainers.config import DataConfig, TrainConfig
+from trainers.commands import commands
+from trainers.config import DataConfig, Destination, TrainConfig
 from trainers.method import Method
 
 
-class Output(Frozen):
+class Output(Destination):
     """Where the result goes."""
-
-    output: Path | None = None
-    """The concept file; outputs/concepts/TOKEN.safetensors by default."""
-
-    overwrite: bool = False
-    """Replace a concept file that is there."""
 
     dry_run: bool = False
     """Only look at the pictures and say what training would take."""
-
-    base: str = "pocket"
-    """pocket, a diffusers folder, a .safetensors checkpoint, or a hub id."""
 
 
 ALIASES = {
@@ -58,6 +45,8 @@ ALIASES = {
     "--lr-warmup-steps": "--warmup",
     "--mixed-precision": "--precision",
     "--adam-weight-decay": "--weight-decay",
+    "--checkpointing-steps": "--keep-every",
+    "--save-every-n-steps": "--keep-every",
     "--validation-steps": "--preview-every",
     "--output-dir": "--output",
     "--pretrained-model-name-or-path": "--base",
@@ -75,35 +64,16 @@ def translate(arguments: list[str]) -> list[str]:
     return translated
 
 
-def _command(method: Method) -> Any:
-    config_type: Any = method.Config
+def _carry_out(
+    method: Method, config: Any, data: DataConfig, train: TrainConfig, where: Output, machine: Machine
+) -> None:
+    from studio import runner
 
-    def command(
-        config: Any,
-        data: Annotated[DataConfig, Parameter(name="*")],
-        train: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008
-        where: Annotated[Output, Parameter(name="*")] = Output(),  # noqa: B008
-        machine: Annotated[Machine, Parameter(name="*")] = Machine(),  # noqa: B008
-    ) -> None:
-        from studio import runner
-
-        if where.dry_run:
-            for line in runner.preflight(method, config, data, train, where, machine):
-                print(line)  # noqa: T201
-        else:
-            print(runner.train(method, config, data, train, where, machine))  # noqa: T201
-
-    command.__annotations__ = {
-        "config": Annotated[config_type, Parameter(name="*")],
-        "data": Annotated[DataConfig, Parameter(name="*")],
-        "train": Annotated[TrainConfig, Parameter(name="*")],
-        "where": Annotated[Output, Parameter(name="*")],
-        "machine": Annotated[Machine, Parameter(name="*")],
-    }
-    command.__doc__ = (method.__doc__ or "").splitlines()[0]
-    return command
+    if where.dry_run:
+        for line in runner.preflight(method, config, data, train, where, machine):
+            print(line)  # noqa: T201
+    else:
+        print(runner.train(method, config, data, train, where, machine))  # noqa: T201
 
 
-app = App(name="train", help="Learn a concept from a folder of pictures.", help_format="plaintext")
-for _name, _method in methods().items():
-    app.command(_command(_method), name=_name)
+app = commands("train", _carry_out, {"where": Output, "machine": Machine})

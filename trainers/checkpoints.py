@@ -1,54 +1,249 @@
-"""Training state on disk, so that long work is never lost."""
+"""Training state on disk, so that long work is never lost.
+
+A state is a folder `step-00000050` with a manifest of SHA-256 sums. It is written under another name, flushed to the
+disk, and only then renamed, so that a process killed at any moment leaves whole states alone. Older ones are removed
+last, and only once the newest was read back and found whole: there is never less than one to go on from.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from pipelines.errors import ConfigError
-from pipelines.files import whole_file
+from pipelines.events import Note, OnEvent, ignore
+from pipelines.files import sync_folder, whole_file
+
+STATE, LOG, MANIFEST, LATEST = "state.pt", "losses.jsonl", "manifest.json", "latest"
+KEPT = 2
+"""States that are kept: the newest, and one before it in case the newest is damaged later."""
+
+SHARE = 0.1
+"""Largest share of the time that goes into writing."""
+
+BRIEF = 1.0
+"""Seconds; a write that takes less is never put off."""
+
+Log = list[dict[str, Any]]
+"""What was reported: step and terms of each report."""
 
 
-@dataclass(frozen=True)
+class Damaged(Exception):  # noqa: N818 - found while looking for a whole one, never shown by itself
+    """A state that is not what its manifest says."""
+
+
+@dataclass
 class Checkpoint:
     """Where a loop keeps its state, and what that state is.
 
     Attributes:
-        path: the file.
-        every: steps between writes.
+        path: the folder of states; need not exist yet.
+        every: steps between writes. A state of many gigabytes is written less often, so that no more than `SHARE` of
+            the time goes into it.
         state: gives the tensors to keep (a nested dict).
-        restore: puts them back.
+        restore: puts them back; may refuse with a `ConfigError`.
     """
 
     path: Path
     every: int
     state: Callable[[], dict[str, Any]]
     restore: Callable[[dict[str, Any]], None]
+    _took: float = field(default=0.0, init=False)
+    _ended: float = field(default=0.0, init=False)
+    _damaged: list[Path] = field(default_factory=list, init=False)
 
-    def save(self, step: int) -> None:
-        """Write the state as of `step` steps done."""
-        with whole_file(self.path) as temporary:
-            torch.save({"step": step, **self.state()}, temporary)
+    def due(self, step: int) -> bool:
+        """Whether to write after `step` steps: it is time by the steps, and the last write has earned its time."""
+        pause = self._took * (1 / SHARE - 1) if self._took > BRIEF else 0.0
+        return step % self.every == 0 and time.monotonic() - self._ended >= pause
 
-    def load(self) -> int:
-        """Restore the newest state and return the steps it had done; 0 if there is none.
+    def save(self, step: int, loop: dict[str, Any] | None = None, log: Log | None = None) -> None:
+        """Write the state as of `step` steps done; older states go once it is found whole.
+
+        Args:
+            step: steps done.
+            loop: what the loop itself has to remember.
+            log: all that was reported so far.
 
         Raises:
-            ConfigError: if the file is damaged, or `restore` refuses it.
+            OSError: if the disk is full or fails; the states that were there are still there.
         """
-        if not self.path.exists():
-            return 0
+        began = time.monotonic()
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._sweep()
+        place = self.path / f"step-{step:08d}"
+        if place.exists() and whole(place):
+            return
+        part = self.path / f".part-{uuid.uuid4().hex}"
         try:
-            kept: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
-            step = int(kept["step"])
-        except Exception as error:  # a damaged pickle stream raises anything at all
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            part.mkdir()
+            about = {"step": step, "files": self._write(part, {"step": step, "loop": loop or {}, **self.state()}, log)}
+            (part / MANIFEST).write_text(json.dumps(about), encoding="utf-8")
+            _sync(part / MANIFEST)
+            sync_folder(part)
+            if place.exists():  # a state of the same step that was passed over as damaged
+                place.rename(self.path / f".part-{uuid.uuid4().hex}")
+            part.rename(place)
+            sync_folder(self.path)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        # The pointer is for readers; what a run goes on from is the newest state that is whole.
+        with suppress(OSError, ConfigError), whole_file(self.path / LATEST) as pointer:
+            pointer.write_text(f"{place.name}\n", encoding="utf-8")
+        self._prune(place)
+        self._ended = time.monotonic()
+        self._took = self._ended - began
+
+    def _write(self, part: Path, state: dict[str, Any], log: Log | None) -> dict[str, dict[str, Any]]:
+        """Write the files of a state; gives length and sum of each for the manifest."""
+        with (part / STATE).open("xb") as stream:
+            summed = _Summed(stream)
+            try:
+                torch.save(state, summed)  # pyright: ignore[reportArgumentType]
+            except RuntimeError:  # torch's own complaint hides what went wrong underneath
+                raise summed.failure or OSError("the state could not be written") from None
+            stream.flush()
+            os.fsync(stream.fileno())
+        text = "".join(f"{json.dumps(line)}\n" for line in log or []).encode()
+        (part / LOG).write_bytes(text)
+        _sync(part / LOG)
+        return {
+            STATE: {"bytes": summed.length, "sha256": summed.digest.hexdigest()},
+            LOG: {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()},
+        }
+
+    def _prune(self, newest: Path) -> None:
+        """Remove what is older than the `KEPT` newest, unless the newest cannot be read back."""
+        if not whole(newest):
+            return
+        for place in self._damaged:
+            shutil.rmtree(place, ignore_errors=True)
+        self._damaged = []
+        for place in states(self.path)[KEPT:]:
+            shutil.rmtree(place, ignore_errors=True)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what a killed process left behind."""
+        for part in self.path.glob(".part-*"):
+            shutil.rmtree(part, ignore_errors=True)
+        for pointer in self.path.glob(f".{LATEST}.*"):
+            pointer.unlink(missing_ok=True)
+
+    def load(self, on_event: OnEvent = ignore) -> tuple[int, dict[str, Any], Log]:
+        """Restore the newest whole state; gives the steps it had done, what the loop keeps, and its log.
+
+        0, {} and [] if there is none. A damaged one is passed over, and said.
+
+        Raises:
+            ConfigError: if there are states and none is whole, or `restore` refuses what was kept.
+        """
+        if self.path.is_file():
             raise ConfigError(
-                f"The training state {self.path} is damaged: {first}.", "Delete it to begin anew."
-            ) from None
-        self.restore({key: value for key, value in kept.items() if key != "step"})
-        return step
+                f"The training state {self.path} is a file of an earlier version.", "Delete it to begin anew."
+            )
+        found, self._damaged = states(self.path), []
+        for place in found:
+            try:
+                kept, log = read(place)
+            except Damaged as error:
+                self._damaged.append(place)
+                on_event(Note(f"the state {place.name} is damaged ({error}); looking for the one before"))
+                continue
+            self.restore({key: value for key, value in kept.items() if key not in ("step", "loop")})
+            return int(kept["step"]), kept["loop"], log
+        if found:
+            raise ConfigError(f"The training state in {self.path} is damaged.", "Delete that folder to begin anew.")
+        return 0, {}, []
+
+
+class _Summed:
+    """A stream that keeps the SHA-256 and the length of what is written, and what went wrong."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream, self.digest, self.length = stream, hashlib.sha256(), 0
+        self.failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            self.stream.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
+        self.digest.update(data)
+        self.length += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def states(folder: Path) -> list[Path]:
+    """The states in a folder, newest first, whole or not."""
+    if not folder.is_dir():
+        return []
+    named = [path for path in folder.iterdir() if re.fullmatch(r"step-\d{8,}", path.name)]
+    return sorted(named, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+
+
+def verify(place: Path) -> None:
+    """Compare a state with its manifest, byte for byte.
+
+    Raises:
+        Damaged: saying what is wrong.
+    """
+    try:
+        files = json.loads((place / MANIFEST).read_text(encoding="utf-8"))["files"]
+        wanted = [(place / name, files[name]["bytes"], files[name]["sha256"]) for name in (STATE, LOG)]
+        for path, length, digest in wanted:
+            if path.stat().st_size != length:
+                raise Damaged(f"{path.name} has {path.stat().st_size} bytes of {length}")
+            with path.open("rb") as stream:
+                if hashlib.file_digest(stream, "sha256").hexdigest() != digest:
+                    raise Damaged(f"{path.name} has changed since it was written")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"no readable {MANIFEST}: {type(error).__name__}") from None
+
+
+def whole(place: Path) -> bool:
+    """Whether a state is what its manifest says."""
+    try:
+        verify(place)
+    except Damaged:
+        return False
+    return True
+
+
+def read(place: Path) -> tuple[dict[str, Any], Log]:
+    """The state of a folder and its log, verified.
+
+    Raises:
+        Damaged: saying what is wrong.
+    """
+    verify(place)
+    try:
+        kept: dict[str, Any] = torch.load(place / STATE, map_location="cpu", weights_only=True)
+        log = [json.loads(line) for line in (place / LOG).read_text(encoding="utf-8").splitlines()]
+        if not isinstance(kept["step"], int) or not isinstance(kept["loop"], dict):
+            raise ValueError("it holds no step")
+    except Exception as error:  # a damaged pickle stream raises anything at all
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise Damaged(first) from None
+    return kept, log

@@ -74,8 +74,8 @@ class TrainConfig(Frozen):
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, a third more time."""
 
-    precision: Literal["no", "bf16"] = "no"
-    """bf16: UNet and autoencoder in bfloat16, for a GPU; the text encoder and what is trained stay float32."""
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """bf16 or fp16: what is frozen is kept in bfloat16 or float16, for a GPU; what is trained stays float32."""
 
     @property
     def rate(self) -> float:
@@ -181,3 +181,29 @@ class TokenConfig(Frozen):
     def new_word(self) -> str | None:
         """The word it adds to the base."""
         return self.token
+
+    @property
+    def trains_weights(self) -> bool:
+        """Whether weights of the UNet themselves are trained, which then stay float32."""
+        return False
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether gradients go through the text encoders, which then stay float32."""
+        return True
+
+
+class Destination(Frozen):
+    """What is learned on, and where the result goes."""
+
+    output: Path | None = None
+    """The concept file; outputs/concepts/TOKEN.safetensors by default."""
+
+    overwrite: bool = False
+    """Replace a concept file that is there."""
+
+    base: str = "pocket"
+    """pocket, a diffusers folder, a .safetensors checkpoint, or a hub id."""
+
+    keep_every: int = Field(default=50, ge=1)
+    """Steps between writes of the training state; a large one is written less often."""

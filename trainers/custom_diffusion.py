@@ -57,6 +57,16 @@ class CustomDiffusionConfig(PriorConfig, ObjectiveConfig):
         """The word it adds to the base."""
         return self.token
 
+    @property
+    def trains_weights(self) -> bool:
+        """Whether weights of the UNet themselves are trained, which then stay float32."""
+        return True
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether gradients go through the text encoders, which then stay float32."""
+        return True
+
 
 POCKET = {
     "steps": 150,

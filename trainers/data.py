@@ -14,6 +14,7 @@ from torch import Tensor
 from pipelines.components import Components, Posterior
 from pipelines.errors import DataError
 from trainers.latents import Encoder, Shape, fitted, fitted_mask, multiple, nearest, shapes
+from trainers.processes import WHOLE, Part
 from trainers.reading import Example, read_examples
 
 __all__ = ["Batch", "Example", "LatentSet", "digest", "read_examples", "templates", "usable"]
@@ -69,6 +70,7 @@ class Batch:
         index: which draw this is.
         masks: (B, 1, h, w) float32 in [0, 1], 1 where the thing is, on the base's device; None if no example has one.
         prior: pictures of the class, for methods that must not forget it.
+        part: which part of the batch of all processes this is; chance is drawn with `part.of`.
     """
 
     latents: Tensor
@@ -78,6 +80,7 @@ class Batch:
     index: int
     masks: Tensor | None = None
     prior: Batch | None = None
+    part: Part = WHOLE
 
 
 @dataclass(frozen=True)
@@ -153,11 +156,35 @@ class LatentSet:
         """For each caption that has no place for the token, and is therefore not used, the name of its picture."""
         return [e.name for e in self.examples for caption in e.captions if not usable(caption, token)]
 
-    def draw(self, index: int, batch: int, token: str, wordings: Sequence[str], generator: torch.Generator) -> Batch:
+    def draw(
+        self,
+        index: int,
+        batch: int,
+        token: str,
+        wordings: Sequence[str],
+        generator: torch.Generator,
+        part: Part = WHOLE,
+    ) -> Batch:
         """The batch of an index: each example `repeats` times an epoch in an order given by (seed, epoch).
 
         Captions that hold the token or a `{}` are used as they are; others, like missing ones, give way to a template.
+        With several parts, `batch` is the size of one, and only that one is given.
         """
+        whole = self._whole(index, batch * part.count, token, wordings, generator)
+        if part.count == 1:
+            return whole
+        mine = slice(part.index * batch, (part.index + 1) * batch)
+        return Batch(
+            whole.latents[mine],
+            whole.captions[mine],
+            whole.indices[mine],
+            whole.sizes[mine],
+            index,
+            None if whole.masks is None else whole.masks[mine],
+            part=part,
+        )
+
+    def _whole(self, index: int, batch: int, token: str, wordings: Sequence[str], generator: torch.Generator) -> Batch:
         bucket, indices = self._bucketed(index, batch) if self.bucketed else self._stream(index, batch)
         mirrored = (torch.rand(batch, generator=generator) < self.flip).long()
         chosen = torch.randint(len(wordings), (batch,), generator=generator).tolist()

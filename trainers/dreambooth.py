@@ -29,6 +29,7 @@ from trainers.config import LowRankConfig, ObjectiveConfig, PriorConfig
 from trainers.data import Batch, ordinary, subject_templates
 from trainers.identifiers import check_identifier
 from trainers.method import Trainable
+from trainers.processes import Part
 from trainers.terms import Conditioning, drawn, noise_levels, pixels_of, predicted, target, weighted_error
 
 
@@ -71,6 +72,16 @@ class DreamBoothConfig(PriorConfig, LowRankConfig, ObjectiveConfig):
     def new_word(self) -> str | None:
         """The word it adds to the base, if any."""
         return self.token if self.pivotal else None
+
+    @property
+    def trains_weights(self) -> bool:
+        """Whether weights of the UNet themselves are trained, which then stay float32."""
+        return self.form == "full"
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether gradients go through the text encoders, which then stay float32."""
+        return self.pivotal or self.text_encoder
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:
@@ -204,7 +215,7 @@ def subject_losses(components: Components, state: Any, batch: Batch, generator: 
     elif config.prior == "model":
         plain = [caption.replace(config.trigger, config.class_word) for caption in captions]
         if config.prior_scope == "world":
-            plain = _every_second(plain, ordinary(components.family), generator)
+            plain = _every_second(plain, ordinary(components.family), generator, batch.part)
         taught = _base_prediction(components, state, batch, (noise, timesteps), plain)
         noise, timesteps = torch.cat((noise, noise)), torch.cat((timesteps, timesteps))
         latents, sizes, captions = torch.cat((latents, latents)), torch.cat((sizes, sizes)), captions + plain
@@ -223,10 +234,10 @@ def subject_losses(components: Components, state: Any, batch: Batch, generator: 
     return terms
 
 
-def _every_second(captions: list[str], others: tuple[str, ...], generator: torch.Generator) -> list[str]:
+def _every_second(captions: list[str], others: tuple[str, ...], generator: torch.Generator, part: Part) -> list[str]:
     """The captions, each replaced by one of others with a chance of one half."""
-    swapped = (torch.rand(len(captions), generator=generator) < 0.5).tolist()
-    chosen = torch.randint(len(others), (len(captions),), generator=generator).tolist()
+    swapped = (part.of(lambda n: torch.rand(n, generator=generator), len(captions)) < 0.5).tolist()
+    chosen = part.of(lambda n: torch.randint(len(others), (n,), generator=generator), len(captions)).tolist()
     return [others[k] if swap else own for own, swap, k in zip(captions, swapped, chosen, strict=True)]
 
 

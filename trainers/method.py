@@ -47,7 +47,7 @@ class Method(Protocol):
     """As on the command line."""
     Config: ClassVar[Any]
     """Its settings, a frozen pydantic model; `trigger` is what prompts say to call the concept, `new_word` the word it
-    adds to the base, or None."""
+    adds to the base, or None; `trains_weights` and `trains_text` say what has to stay float32."""
 
     def recipe(self, family: str, config: Any) -> Mapping[str, Any]:
         """Values for a model family, of this method's or the shared settings, where they are not the defaults."""

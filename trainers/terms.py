@@ -162,15 +162,17 @@ def drawn(
         timesteps: length of the noise schedule.
         generator: on the CPU.
     """
-    device, count = batch.latents.device, len(batch.latents)
-    noise = torch.randn(batch.latents.shape, generator=generator)
+    device, count, part = batch.latents.device, len(batch.latents), batch.part
+    shape = batch.latents.shape[1:]
+    noise = part.of(lambda n: torch.randn((n, *shape), generator=generator), count)
     if objective.spread_timesteps:
-        even = (torch.rand((), generator=generator) + torch.arange(count) / count) % 1
-        chosen = (even * timesteps).long()
+        chosen = part.of(
+            lambda n: ((torch.rand((), generator=generator) + torch.arange(n) / n) % 1 * timesteps).long(), count
+        )
     else:
-        chosen = torch.randint(timesteps, (count,), generator=generator)
+        chosen = part.of(lambda n: torch.randint(timesteps, (n,), generator=generator), count)
     if objective.offset_noise:
-        offset = torch.randn((*noise.shape[:2], 1, 1), generator=generator)
+        offset = part.of(lambda n: torch.randn((n, shape[0], 1, 1), generator=generator), count)
         noise = noise + objective.offset_noise * offset
     return noise.to(device), chosen.to(device)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from pipelines.events import Note, OnEvent, Preview, ignore
 from pipelines.files import require_room
 from pipelines.request import Request
 from trainers.averages import Average
-from trainers.checkpoints import Checkpoint
+from trainers.checkpoints import KEPT, Checkpoint
 from trainers.config import DataConfig, PriorConfig, TrainConfig
 from trainers.data import Batch, Example, LatentSet, digest
 from trainers.loop import Pace, optimise
 from trainers.method import Method, Trainable
 from trainers.priors import CLASS_FOLDER, class_examples
+from trainers.processes import ALONE, WHOLE, Part, Processes
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def train(
     keep: Path | None = None,
     keep_every: int = 100,
     class_folder: Path = CLASS_FOLDER,
+    processes: Processes = ALONE,
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Concept:
@@ -80,9 +82,10 @@ def train(
         components: the base, its text encoders in float32; bit-identical afterwards, also after an error.
         run: method and settings.
         examples: the pictures.
-        keep: file for the training state; if it is there, training goes on from it.
-        keep_every: steps between writes of that file.
+        keep: folder for the training state; if there is one in it, training goes on from it.
+        keep_every: steps between writes, more for a state that takes long to write.
         class_folder: where class pictures are kept, for methods that want some.
+        processes: those that train together, each with a batch of its own; they give the same concept.
         on_event: receives steps with losses and figures, previews and notes.
         should_stop: asked once a step.
 
@@ -98,23 +101,27 @@ def train(
         trainable = stack.enter_context(run.method.prepare(components, run.config, generator))
         if run.train.gradient_checkpointing:
             stack.enter_context(_checkpointed(components))
-        class_pictures = _class_pictures(components, run, trainable, class_folder, on_event, should_stop)
-        begun_with = _begun_with(components, run, [*examples, *class_pictures])
-        optimizer = _optimizer(run.train, trainable)
+        with processes.main_first():
+            class_pictures = _class_pictures(components, run, trainable, class_folder, on_event, should_stop)
+        begun_with = _begun_with(components, run, [*examples, *class_pictures], processes)
+        optimizer = _optimizer(run.train, trainable, processes)
         average = Average(trainable.parameters, run.train.ema)
-        draw = _batches(components, run, examples, class_pictures, trainable, on_event)
+        draw = _batches(components, run, examples, class_pictures, trainable, on_event, processes.part)
 
         def losses(index: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-            return run.method.losses(trainable, draw(index, generator), generator)
+            with _autocast(run, components):
+                return run.method.losses(trainable, draw(index, generator), generator)
 
         optimise(
             losses,
             [optimizer],
             Pace(run.train.steps, run.train.seed, run.train.accumulate, run.train.max_grad_norm, REPORT),
             rate=lambda step, steps: min(1.0, (step + 1) / max(1, run.train.warmup)),
-            after_step=_after_step(run, trainable, average, on_event),
+            after_step=_after_step(run, trainable, average, on_event if processes.main else None),
             checkpoint=_checkpoint(keep, keep_every, trainable, optimizer, average, begun_with),
-            on_event=on_event,
+            processes=processes,
+            scaler=_scaler(run, components),
+            on_event=on_event if processes.main else ignore,
             should_stop=should_stop,
         )
         with average.shown():
@@ -186,6 +193,7 @@ def _batches(
     class_pictures: Sequence[Example],
     trainable: Trainable,
     on_event: OnEvent,
+    part: Part = WHOLE,
 ) -> Callable[[int, torch.Generator], Batch]:
     """Encode the pictures; gives the batch of an index, with as many pictures of the class where there are any."""
     size = int(components.unet.config["sample_size"]) * components.factor
@@ -209,22 +217,23 @@ def _batches(
         on_event(Note(f"{len(left_out)} captions have no {trigger} or {{}} and are not used ({names})"))
     on_event(Note(f"{len(examples)} pictures encoded; {pace.steps} steps at rate {pace.rate:g}"))
     if not class_pictures:
-        return lambda index, generator: own.draw(index, pace.batch, trigger, trainable.wordings, generator)
+        return lambda index, generator: own.draw(index, pace.batch, trigger, trainable.wordings, generator, part)
     prior, word = encoded(class_pictures, 0.0), run.config.class_word
 
     def both(index: int, generator: torch.Generator) -> Batch:
-        batch = own.draw(index, pace.batch, trigger, trainable.wordings, generator)
-        return replace(batch, prior=prior.draw(index, pace.batch, word, trainable.wordings, generator))
+        batch = own.draw(index, pace.batch, trigger, trainable.wordings, generator, part)
+        return replace(batch, prior=prior.draw(index, pace.batch, word, trainable.wordings, generator, part))
 
     return both
 
 
-def _optimizer(pace: TrainConfig, trainable: Trainable) -> torch.optim.Optimizer:
+def _optimizer(pace: TrainConfig, trainable: Trainable, processes: Processes) -> torch.optim.Optimizer:
     """AdamW over what is trained, each part at its own rate."""
+    rate = pace.rate * (processes.count if pace.scale_lr else 1)
     by_rate: dict[float, list[torch.nn.Parameter]] = {}
     for name, parameter in trainable.parameters.items():
         by_rate.setdefault(trainable.rates.get(name, 1.0), []).append(parameter)
-    groups = [{"params": parameters, "lr": pace.rate * factor} for factor, parameters in by_rate.items()]
+    groups = [{"params": parameters, "lr": rate * factor} for factor, parameters in by_rate.items()]
     if pace.optimizer == "adamw8bit":
         try:
             from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
@@ -233,9 +242,21 @@ def _optimizer(pace: TrainConfig, trainable: Trainable) -> torch.optim.Optimizer
                 "bitsandbytes is not installed, which keeps the optimizer in 8 bits.",
                 "Install it (pip install bitsandbytes) on a machine with a GPU, or use --optimizer adamw.",
             ) from None
-        return AdamW8bit(groups, pace.rate, weight_decay=pace.weight_decay)
+        return AdamW8bit(groups, rate, weight_decay=pace.weight_decay)
     fused = next(iter(trainable.parameters.values())).is_cuda
-    return torch.optim.AdamW(groups, pace.rate, weight_decay=pace.weight_decay, fused=fused or None)
+    return torch.optim.AdamW(groups, rate, weight_decay=pace.weight_decay, fused=fused or None)
+
+
+def _autocast(run: Run, components: Components) -> AbstractContextManager[Any]:
+    """Weights kept in float32 although the run is in a lower precision are computed in it where that is safe."""
+    if run.train.precision == "no" or components.dtype != torch.float32:
+        return nullcontext()
+    return torch.autocast(components.device.type, torch.bfloat16 if run.train.precision == "bf16" else torch.float16)
+
+
+def _scaler(run: Run, components: Components) -> torch.amp.GradScaler | None:
+    """What keeps small gradients from vanishing in float16."""
+    return torch.amp.GradScaler(components.device.type) if run.train.precision == "fp16" else None
 
 
 @contextmanager
@@ -249,14 +270,14 @@ def _checkpointed(components: Components) -> Iterator[None]:
 
 
 def _after_step(
-    run: Run, trainable: Trainable, average: Average, on_event: OnEvent
+    run: Run, trainable: Trainable, average: Average, on_event: OnEvent | None
 ) -> Callable[[int], dict[str, float]]:
     """Average, preview, figures."""
 
     def after(done: int) -> dict[str, float]:
         if run.train.ema:
             average.update()
-        if run.train.preview_every and done % run.train.preview_every == 0:
+        if on_event and run.train.preview_every and done % run.train.preview_every == 0:
             with average.shown():
                 on_event(_preview(trainable, run, done))
         return trainable.figures() if done % REPORT == 0 or done == run.train.steps else {}
@@ -271,9 +292,10 @@ def _preview(trainable: Trainable, run: Run, step: int) -> Preview:
     return Preview(step, made.pictures[0], prompt)
 
 
-def _begun_with(components: Components, run: Run, pictures: Sequence[Example]) -> dict[str, Any]:
+def _begun_with(components: Components, run: Run, pictures: Sequence[Example], processes: Processes) -> dict[str, Any]:
     """What a resumed run must share with the run it goes on from."""
-    return {**run.recipe(), "base": components.fingerprint(), "pictures": digest(pictures)}
+    about = {**run.recipe(), "base": components.fingerprint(), "pictures": digest(pictures)}
+    return about if processes.count == 1 else {**about, "processes": processes.count}
 
 
 MAY_CHANGE = ("steps", "preview_every")  # what a resumed run may change
@@ -290,8 +312,8 @@ def _checkpoint(
     """Where the state is kept, if it is to be."""
     if path is None:
         return None
-    # Numbers, two moments and perhaps an average, in the old state and the new one, and the concept itself.
-    each = 2 * 4 * (4 if average.decay else 3) + 2
+    # Numbers, two moments and perhaps an average, in the states kept and the one being written, and the concept itself.
+    each = (KEPT + 1) * 4 * (4 if average.decay else 3) + 2
     require_room(path.parent, each * sum(parameter.numel() for parameter in trainable.parameters.values()))
 
     def state() -> dict[str, Any]:
@@ -305,12 +327,13 @@ def _checkpoint(
 
     def restore(kept: dict[str, Any]) -> None:
         before = json.loads(kept["begun_with"])
-        changed = [key for key in begun_with if key not in MAY_CHANGE and begun_with[key] != before.get(key)]
+        keys = [key for key in {**before, **begun_with} if key not in MAY_CHANGE]
+        changed = [key for key in keys if begun_with.get(key) != before.get(key)]
         if changed:
-            key = changed[0]
+            told = "; ".join(f"{key} {before.get(key)!r}, now {begun_with.get(key)!r}" for key in changed)
             raise ConfigError(
-                f"The run kept in {path} was begun with {key} {before.get(key)!r}, now it is {begun_with[key]!r}.",
-                f"Go on with the old value, or delete {path} to begin anew.",
+                f"The run kept in {path} was begun with {told}.",
+                f"Go on with what it was begun with, or delete {path} to begin anew.",
             )
         with torch.no_grad():
             for name, parameter in trainable.parameters.items():

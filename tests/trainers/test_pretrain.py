@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pipelines.denoising import generate
 from pipelines.errors import ModelError
 from pipelines.events import Note, StepDone
 from pipelines.request import Request
+from trainers.checkpoints import states
 from trainers.pretrain import judge as judge_module
 from trainers.pretrain import stages
 from trainers.pretrain import vae as vae_module
@@ -206,16 +208,15 @@ def start(arguments, steps):
 
 def test_a_killed_training_is_resumed(trained):
     arguments, _ = trained
-    state = arguments.work / "unet.pt"
-    state.unlink(missing_ok=True)
+    state = arguments.work / "unet.state"
+    shutil.rmtree(state, ignore_errors=True)
     process = start(arguments, 100_000)
     deadline = time.monotonic() + 240
-    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not states(state) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert state.exists()
-    done = torch.load(state, weights_only=True)["step"]
+    done = int(states(state)[0].name.removeprefix("step-"))
     again = start(arguments, done + 1)
     output, _ = again.communicate(timeout=300)
     assert again.returncode == 0, output

@@ -114,7 +114,7 @@ def train_judge(work: Path, *, steps: int, size: int, device: str, on_event: OnE
         optimizer.load_state_dict(kept["optimizer"])
 
     checkpoint = Checkpoint(
-        work / "judge.pt", 200, lambda: {"judge": judge.state_dict(), "optimizer": optimizer.state_dict()}, restore
+        work / "judge.state", 200, lambda: {"judge": judge.state_dict(), "optimizer": optimizer.state_dict()}, restore
     )
     optimise(
         losses,

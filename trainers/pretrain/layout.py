@@ -127,7 +127,7 @@ def train_text(
         [optimizer],
         Pace(steps, seed=7, clip=1.0, report=50),
         rate=warm_stable_decay,
-        checkpoint=Checkpoint(work / "layout.pt", 200, state, restore),
+        checkpoint=Checkpoint(work / "layout.state", 200, state, restore),
         on_event=on_event,
     )
     share = order_right(text, reader, scenes(512, 42, kind="relation"))

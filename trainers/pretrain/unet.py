@@ -124,7 +124,7 @@ def train_unet(
         Pace(steps, seed=5, clip=1.0, report=50),
         rate=lambda step, total: warm_stable_decay(step, total, warm=200),
         after_step=after,
-        checkpoint=_checkpoint(work / "unet.pt", keep_every, model, average, optimizers),
+        checkpoint=_checkpoint(work / "unet.state", keep_every, model, average, optimizers),
         on_event=on_event,
     )
     return averaged.eval()

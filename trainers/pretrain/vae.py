@@ -52,7 +52,7 @@ def train_vae(
         [optimizer],
         Pace(steps, seed=1, clip=1.0, report=100),
         rate=warm_stable_decay,
-        checkpoint=_checkpoint(work / "vae.pt", vae, optimizer),
+        checkpoint=_checkpoint(work / "vae.state", vae, optimizer),
         on_event=on_event,
     )
     _even_out(vae, pool[:512])

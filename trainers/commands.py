@@ -1,0 +1,47 @@
+"""One command for each method, its flags derived from the configurations. Needs no torch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from trainers import methods
+from trainers.config import DataConfig, TrainConfig
+from trainers.method import Method
+
+
+def commands(name: str, carry_out: Callable[..., None], more: Mapping[str, Any]) -> App:
+    """A command line with a command for each method.
+
+    Args:
+        name: of the program.
+        carry_out: called with the method, its config, `data` and `train`, and one value for each of `more`.
+        more: name -> further settings, classes whose fields all have defaults.
+    """
+    app = App(name=name, help="Learn a concept from a folder of pictures.", help_format="plaintext")
+    for key, method in methods().items():
+        app.command(_command(method, carry_out, more), name=key)
+    return app
+
+
+def _command(method: Method, carry_out: Callable[..., None], more: Mapping[str, Any]) -> Any:
+    def command(**settings: Any) -> None:
+        carry_out(method, **settings)
+
+    kinds: dict[str, Any] = {"config": method.Config, "data": DataConfig, "train": TrainConfig, **more}
+    needed = ("config", "data")
+    parameters = [
+        inspect.Parameter(
+            key,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if key in needed else kind(),
+            annotation=Annotated[kind, Parameter(name="*")],
+        )
+        for key, kind in kinds.items()
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+    command.__doc__ = (method.__doc__ or "").splitlines()[0]
+    return command

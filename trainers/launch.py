@@ -1,0 +1,124 @@
+"""A run from beginning to end: pictures and a base in, a concept file out. What the command lines share."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.components import Components
+from pipelines.concept import file_stem
+from pipelines.errors import ConfigError
+from pipelines.events import OnEvent
+from pipelines.files import require_room, whole_file
+from trainers.checkpoints import LOG, states
+from trainers.config import Destination
+from trainers.processes import ALONE, Processes
+from trainers.reading import Example
+from trainers.train import Run, train
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def destination(trigger: str, where: Destination) -> Path:
+    """The concept file of a run.
+
+    Raises:
+        ConfigError: if it is there already, or the disk is full.
+    """
+    output = where.output or Path("outputs/concepts") / f"{file_stem(trigger)}.safetensors"
+    if output.suffix != ".safetensors":
+        output = output.with_name(f"{output.name}.safetensors")
+    if output.exists() and not where.overwrite:
+        raise ConfigError(f"{output} is there already.", "Choose another --output, or replace it with --overwrite.")
+    require_room(output.parent, 64 << 20)
+    return output
+
+
+def narrowed(components: Components, run: Run) -> Components:
+    """The base with what stays frozen in the precision of the run, in place.
+
+    Networks whose weights themselves are trained stay float32, and are computed in that precision where it is safe
+    (autocast); a text encoder that is trained, or trained through to a new word, stays float32 altogether.
+    """
+    dtype = DTYPES.get(run.train.precision)
+    if dtype is None:
+        return components
+    networks: list[torch.nn.Module] = [components.vae]
+    if not run.config.trains_weights:
+        networks.append(components.unet)
+    if not run.config.trains_text:
+        networks += components.text_encoders
+    for network in networks:
+        torch.nn.Module.to(network, dtype=dtype)
+    return components
+
+
+def teach(
+    components: Components,
+    run: Run,
+    examples: Sequence[Example],
+    output: Path,
+    *,
+    keep_every: int,
+    on_event: OnEvent,
+    should_stop: Callable[[], bool] = lambda: False,
+    processes: Processes = ALONE,
+) -> Path:
+    """Train, write the concept and its loss log, and remove the training state; gives the concept's path.
+
+    What was interrupted goes on where it stopped.
+    """
+    state = output.with_name(f".{output.stem}.state")
+    over = state.with_name(f"{state.name}.over")
+    if processes.main:
+        shutil.rmtree(over, ignore_errors=True)
+    concept = train(
+        components,
+        run,
+        examples,
+        keep=state,
+        keep_every=keep_every,
+        on_event=on_event,
+        should_stop=should_stop,
+        processes=processes,
+    )
+    if processes.main:
+        # The concept last: once it is there, nothing is missing, wherever this process is killed.
+        with whole_file(output.with_name(f"{output.stem}.losses.jsonl")) as log:
+            shutil.copyfile(states(state)[0] / LOG, log)
+        concept.save(output)
+        state.rename(over)
+        shutil.rmtree(over, ignore_errors=True)
+    processes.told(None)  # nobody leaves before the file is there
+    return output
+
+
+@contextmanager
+def pausing() -> Iterator[Callable[[], bool]]:
+    """While the `with` lasts, Ctrl-C or a termination asks the training to keep its state and stop; twice ends it.
+
+    Gives the question whether it was asked. Outside the main thread there are no signals, and the answer is no.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
