@@ -14,14 +14,13 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from pipelines.errors import ConceptError
+from pipelines.layouts import VECTOR_LIMIT, described
 from pipelines.request import Frozen, problems
 
 CARD_KEY = "promptstudio.card"
+HASH_KEY = "modelspec.hash_sha256"
 HEADER_LIMIT = 4 << 20  # bytes; a concept's header is a few KB, a large LoRA's some hundred
 TENSOR_LIMIT = 20_000
-VECTOR_LIMIT = 256
-WORD = "word_lora."
-"""Prefix of a new word's rows beside changed weights; programs that look for "lora" in every key pass over them."""
 
 Kind = Literal["object", "style", "subject", "relation"]
 
@@ -130,7 +129,7 @@ def read_card(path: Path) -> ConceptCard:
         ConceptError: as `read_header`, or if the card itself is damaged.
     """
     header = read_header(path)
-    own = _tensors_card(path, header)
+    own = ConceptCard.model_validate(described(path.name, header))
     metadata: dict[str, str] = header.get("__metadata__", {})
     if CARD_KEY not in metadata:
         return own
@@ -141,59 +140,3 @@ def read_card(path: Path) -> ConceptCard:
     if card.vectors != own.vectors:
         raise ConceptError(f"{path.name} does not hold the {card.vectors} vectors its card tells of.", "Get it again.")
     return card
-
-
-def _tensors_card(path: Path, header: dict[str, Any]) -> ConceptCard:
-    """What the tensors alone tell."""
-    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    changes = [name for name in tensors if name.endswith((".lora_A.weight", ".diff"))]
-    return _changes_card(path, tensors) if changes else _embedding_card(path, tensors)
-
-
-def _changes_card(path: Path, tensors: dict[str, Any]) -> ConceptCard:
-    """What the tensors of changed weights tell; refuses keys of other layouts and of more than changes."""
-    ends = (".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector", ".diff")
-    foreign = [
-        name
-        for name in tensors
-        if not name.startswith(WORD)
-        and not (name.startswith(("unet.", "text_encoder.", "text_encoder_2.")) and name.endswith(ends))
-    ]
-    if foreign:
-        raise ConceptError(
-            f"{path.name} holds {len(foreign)} tensors that are no changed weights, such as {foreign[0]!r:.80}.",
-            "Give a LoRA in the PEFT layout of diffusers (unet.….lora_A.weight).",
-        )
-    if any(entry["dtype"] not in ("F32", "F16", "BF16", "F64") or not entry["shape"] for entry in tensors.values()):
-        raise ConceptError(f"{path.name} holds whole numbers, which no change of weights does.", "Check the file.")
-    words = [entry["shape"] for name, entry in tensors.items() if name.startswith(WORD)]
-    if any(len(shape) != 2 or not 1 <= shape[0] <= VECTOR_LIMIT for shape in words):
-        raise ConceptError(f"{path.name} holds a word of the shapes {words}, which no word has.", "Check the file.")
-    return ConceptCard(
-        token=path.stem[:100] or "concept", kind="subject", method="lora", vectors=words[0][0] if words else 0
-    )
-
-
-def _embedding_card(path: Path, tensors: dict[str, Any]) -> ConceptCard:
-    """What the tensors of an embedding tell; refuses what is none."""
-    token, family = path.stem, ""
-    if set(tensors) == {"clip_l", "clip_g"}:
-        shapes, family = [tensors["clip_l"]["shape"], tensors["clip_g"]["shape"]], "sdxl"
-    elif len(tensors) == 1:
-        name, entry = next(iter(tensors.items()))
-        shapes = [entry["shape"]]
-        family = {768: "sd1", 1024: "sd2"}.get(shapes[0][-1] if shapes[0] else 0, "")
-        token = token if name in ("emb_params", "clip_l", "clip_g") else name
-    else:
-        raise ConceptError(
-            f"{path.name} holds {len(tensors)} tensors, which no embedding does.",
-            "Give an embedding in the diffusers, kohya (emb_params) or SDXL (clip_l, clip_g) layout, "
-            "or a LoRA in the PEFT layout of diffusers (unet.….lora_A.weight).",
-        )
-    if any(len(shape) not in (1, 2) or 0 in shape or (len(shape) == 2 and shape[0] > VECTOR_LIMIT) for shape in shapes):
-        raise ConceptError(f"{path.name} has the shapes {shapes}, which no embedding has.", "Check the file.")
-    if any(entry["dtype"] not in ("F32", "F16", "BF16", "F64") for entry in tensors.values()):
-        raise ConceptError(f"{path.name} holds whole numbers, which no embedding does.", "Check the file.")
-    return ConceptCard(
-        token=token[:100] or "concept", family=family, vectors=1 if len(shapes[0]) == 1 else shapes[0][0]
-    )

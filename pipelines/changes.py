@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pipelines.components import Components
 from pipelines.errors import ConceptError
+from pipelines.lora_keys import parsed
 
 PARTS = ("unet", "text_encoder", "text_encoder_2")
 LORA_METADATA = "lora_adapter_metadata"  # diffusers' header key for ranks and alphas
@@ -177,62 +178,86 @@ def lora_metadata(changes: Mapping[str, Change]) -> dict[str, Any]:
     """What diffusers needs beside the tensors to load them with the right strength, by part."""
     described: dict[str, Any] = {}
     for part in PARTS:
-        mine = {k: c for k, c in changes.items() if k.startswith(f"{part}.") and isinstance(c, LowRank)}
+        mine = {
+            key.removeprefix(f"{part}.").removesuffix(".weight"): change
+            for key, change in changes.items()
+            if key.startswith(f"{part}.") and isinstance(change, LowRank)
+        }
         if not mine:
             continue
-        ranks = {key: len(change.down) for key, change in mine.items()}
-        rank = max(set(ranks.values()), key=list(ranks.values()).count)
-        first = next(iter(mine.values()))
+        ranks = {layer: len(change.down) for layer, change in mine.items()}
+        alphas = {layer: change.scale * len(change.down) for layer, change in mine.items()}
+        rank, alpha = _commonest(ranks), _commonest(alphas)
         described[f"{part}.r"] = rank
-        described[f"{part}.lora_alpha"] = first.scale * rank
-        described[f"{part}.target_modules"] = [key.removeprefix(f"{part}.").removesuffix(".weight") for key in mine]
-        described[f"{part}.use_dora"] = first.magnitude is not None
+        described[f"{part}.lora_alpha"] = alpha
+        described[f"{part}.target_modules"] = list(mine)
+        described[f"{part}.use_dora"] = next(iter(mine.values())).magnitude is not None
+        if others := {layer: value for layer, value in ranks.items() if value != rank}:
+            described[f"{part}.rank_pattern"] = others
+        if others := {layer: value for layer, value in alphas.items() if value != alpha}:
+            described[f"{part}.alpha_pattern"] = others
     return described
 
 
-def _scale(part: str, rank: int, metadata: Mapping[str, Any]) -> float:
-    """Alpha / rank of a part by the header's metadata, which may hold anything."""
+def _commonest(values: Mapping[str, Any]) -> Any:
+    listed = list(values.values())
+    return max(set(listed), key=listed.count)
+
+
+def _scale(layer: str, rank: int, alpha: Tensor | None, metadata: Mapping[str, Any]) -> float:
+    """Alpha / rank of a layer: by a tensor of its own, or by the header's metadata, which may hold anything."""
+    part, _, path = layer.partition(".")
     try:
-        scale = float(metadata.get(f"{part}.lora_alpha", rank)) / float(metadata.get(f"{part}.r", rank))
-    except (TypeError, ValueError, ZeroDivisionError):
+        if alpha is not None:
+            scale = float(alpha) / rank
+        else:
+            own = _of_pattern(metadata.get(f"{part}.alpha_pattern"), path)
+            whole = float(metadata.get(f"{part}.lora_alpha", metadata.get(f"{part}.r", rank)) if own is None else own)
+            scale = whole / (math.sqrt(rank) if metadata.get(f"{part}.use_rslora") else rank)
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError, OverflowError):
         scale = math.nan
     if not 0 < scale < math.inf:
-        raise ConceptError(
-            f"The header gives the LoRA of the {part} an impossible alpha or rank.", "Get the file again."
-        )
-    if metadata.get(f"{part}.alpha_pattern") or metadata.get(f"{part}.rank_pattern"):
-        raise ConceptError(
-            "This LoRA has another alpha or rank in some layers, which is not supported.", "Export it with one for all."
-        )
-    return scale * math.sqrt(rank) if metadata.get(f"{part}.use_rslora") else scale
+        raise ConceptError(f"The LoRA of {layer:.80} has an impossible alpha or rank.", "Get the file again.")
+    return scale
+
+
+def _of_pattern(pattern: Any, path: str) -> Any:
+    """The value for a layer in peft's patterns: the first whose name is the layer's, or its end."""
+    listed = pattern.items() if isinstance(pattern, dict) else ()
+    return next((value for name, value in listed if path == name or path.endswith(f".{name}")), None)
 
 
 def read_stored(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict[str, Change]:
-    """Changes from the tensors of a file; keys that are none are left out.
+    """Changes from the tensors of a file in any of the known spellings; names that are none are left out.
 
     Args:
-        tensors: as `stored` writes them.
-        metadata: as `lora_metadata` gives it; without it, alpha is the rank, as diffusers assumes.
+        tensors: as `stored` writes them, or as diffusers or kohya's scripts do.
+        metadata: as `lora_metadata` gives it; without it and without alphas, alpha is the rank, as everybody assumes.
 
     Raises:
         ConceptError: if half of a pair is missing, or the strength cannot be told.
     """
+    layers: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if (key := parsed(name)) is not None:
+            layers.setdefault(key.layer, {})[key.role] = tensor
     changes: dict[str, Change] = {}
-    for key, tensor in tensors.items():
-        if key.endswith(_WHOLE):
-            changes[key.removesuffix(_WHOLE)] = Difference(tensor)
-        elif key.endswith(_UP) and key.removesuffix(_UP) + _DOWN not in tensors:
-            raise ConceptError(f"The LoRA pair of {key.removesuffix(_UP)} is broken.", "Get the file again.")
-        elif key.endswith(_DOWN):
-            module = key.removesuffix(_DOWN)
-            up = tensors.get(module + _UP)
-            if up is None or up.ndim < 2 or tensor.ndim < 2 or up.shape[1] != len(tensor):
-                raise ConceptError(f"The LoRA pair of {module} is broken.", "Get the file again.")
-            magnitude = tensors.get(module + _MAGNITUDE)
-            if magnitude is not None and magnitude.numel() != len(up):
-                raise ConceptError(
-                    f"The DoRA magnitudes of {module} are not as many as its rows.", "Get the file again."
-                )
-            scale = _scale(module.partition(".")[0], len(tensor), metadata)
-            changes[f"{module}.weight"] = LowRank(tensor, up, scale, magnitude)
+    for layer, own in layers.items():
+        if "difference" in own:
+            changes[layer] = Difference(own["difference"])
+        if set(own) - {"difference"}:
+            changes[f"{layer}.weight"] = _low_rank(layer, own, metadata)
     return changes
+
+
+def _low_rank(layer: str, own: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> LowRank:
+    down, up, magnitude = own.get("down"), own.get("up"), own.get("magnitude")
+    if down is None or up is None or up.ndim < 2 or down.ndim < 2 or up.shape[1] != len(down) or not len(down):
+        raise ConceptError(f"The LoRA pair of {layer:.80} is broken.", "Get the file again.")
+    if magnitude is not None and magnitude.numel() != len(up):
+        raise ConceptError(f"The DoRA magnitudes of {layer:.80} are not as many as its rows.", "Get the file again.")
+    if magnitude is not None:
+        magnitude = magnitude.flatten()
+    if up.ndim == 4 and up.shape[2:] != (1, 1):
+        raise ConceptError(f"The LoRA pair of {layer:.80} is broken.", "Get the file again.")
+    return LowRank(down, up, _scale(layer, len(down), own.get("alpha"), metadata), magnitude)

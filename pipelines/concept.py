@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,11 +24,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipelines import changes as changing
-from pipelines.card import CARD_KEY, WORD, ConceptCard, read_card, read_header
+from pipelines.card import CARD_KEY, HASH_KEY, ConceptCard, read_card, read_header
 from pipelines.changes import Change, Difference
 from pipelines.components import Components, word_table
 from pipelines.errors import ConceptError
 from pipelines.files import whole_file
+from pipelines.layouts import WORD, misfit, words
+from pipelines.lora_keys import parsed
 from pipelines.tokens import embed_ids, new_words
 
 _ARCHITECTURE = {
@@ -61,26 +64,32 @@ class Concept:
 
     def save(self, path: Path) -> Path:
         """Write the concept; the file is either whole or not there."""
-        tensors = self.tensors()
         created = self.card.created or datetime.now(UTC).isoformat(timespec="seconds")
         card = self.card.model_copy(update={"created": created})
-        whole = any(isinstance(change, Difference) for change in self.changes.values())
-        layout = "difference" if whole else "lora" if self.changes else "textual-inversion"
-        metadata = {
-            "format": "pt",
-            CARD_KEY: card.model_dump_json(),
-            "modelspec.sai_model_spec": "1.0.1",
-            "modelspec.architecture": f"{_ARCHITECTURE.get(card.family, 'unknown')}/{layout}",
-            "modelspec.implementation": "diffusers",
-            "modelspec.title": card.token,
-            "modelspec.trigger_phrase": card.token,
-            "modelspec.date": created,
-        }
+        metadata = {CARD_KEY: card.model_dump_json(), **replace(self, card=card).modelspec()}
         if described := changing.lora_metadata(self.changes):
             metadata[changing.LORA_METADATA] = json.dumps(described)
-        with whole_file(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
-        return path
+        return write_tensors(path, self.tensors(), metadata)
+
+    def modelspec(self) -> dict[str, str]:
+        """The `modelspec` fields of this concept (version 1.0.1), by which other programs know it."""
+        card = self.card
+        whole = any(isinstance(change, Difference) for change in self.changes.values())
+        layout = "difference" if whole else "lora" if self.changes else "textual-inversion"
+        fields = {
+            "sai_model_spec": "1.0.1",
+            "architecture": f"{_ARCHITECTURE.get(card.family, 'unknown')}/{layout}",
+            "implementation": "diffusers",
+            "title": card.token,
+            "trigger_phrase": card.token,
+            "tags": card.kind,
+            "date": card.created,
+        }
+        if card.init:
+            fields["description"] = f"{card.kind}, learned from {card.init} by {card.method}"
+        if isinstance(resolution := card.recipe.get("resolution"), int):
+            fields["resolution"] = f"{resolution}x{resolution}"
+        return {f"modelspec.{key}": value for key, value in fields.items() if value}
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors as they are stored."""
@@ -104,11 +113,8 @@ class Concept:
         except (SafetensorError, OSError, ValueError) as error:
             raise ConceptError(f"{path.name} cannot be read: {error}.", "Get or train it again.") from None
         changes = changing.read_stored(tensors, lora if isinstance(lora, dict) else {})
-        if changes:
-            words = [tensors[key] for key in sorted(tensors) if key.startswith(WORD)]
-        else:
-            words = [tensors["clip_l"], tensors["clip_g"]] if len(tensors) == 2 else list(tensors.values())
-        rows = tuple(row.float().reshape(-1, row.shape[-1]) for row in words)
+        names = words([name for name in tensors if parsed(name) is None]).names
+        rows = tuple(tensors[name].float().reshape(-1, tensors[name].shape[-1]) for name in names)
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
             raise ConceptError(f"{path.name} holds numbers that are not finite.", "Train it again with a lower rate.")
         if {len(row) for row in rows} != ({card.vectors} if card.vectors else set()):
@@ -140,11 +146,14 @@ class Concept:
         made, family = self.card.family, components.family
         dims = [row.shape[1] for row in self.rows]
         wanted = [encoder.config.hidden_size for encoder in components.text_encoders]
-        if (made and made != family) or (dims and dims != wanted):
+        hint = "Use it with its own base, or train it again on this one."
+        if why := misfit(self.token, made, family, self.card.base, components.name):
+            raise ConceptError(why, hint)
+        if dims and dims != wanted:
             raise ConceptError(
-                f"{self.token} was made for {self.card.base or made or 'another model'}, "
-                f"and this base ({components.name}) is {family}.",
-                "Use it with its own base, or train it again on this one.",
+                f"{self.token} has rows of {', '.join(map(str, dims))} numbers, "
+                f"the text encoders of {components.name} read {', '.join(map(str, wanted))}.",
+                hint,
             )
         if family == "pocket" and self.card.base_fingerprint not in ("", components.fingerprint()):
             raise ConceptError(
@@ -191,6 +200,23 @@ class Concept:
     def with_scores(self, scores: dict[str, float]) -> Concept:
         """The same concept with figures on its card."""
         return replace(self, card=self.card.model_copy(update={"scores": {**self.card.scores, **scores}}))
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
+    """Write a safetensors file, either whole or not at all, with the SHA-256 of its tensors in its header.
+
+    The sum is `modelspec.hash_sha256`: of all bytes behind the header.
+    """
+    blank = "0x" + 64 * "0"
+    with whole_file(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", **metadata, HASH_KEY: blank})
+        with temporary.open("rb+") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            place = 8 + stream.read(length).index(f'"{blank}"'.encode()) + 1
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            stream.seek(place)
+            stream.write(f"0x{digest}".encode())
+    return path
 
 
 def file_stem(token: str) -> str:
