@@ -50,7 +50,7 @@ def sides(caption: str, token: str) -> Pair | None:
     """
     mark = "{}" if "{}" in caption else token
     before, found, after = caption.partition(mark)
-    left = _LEADING.sub("", before.strip()).strip(" ,.;")
+    left = _LEADING.sub("", before.strip() + " ").strip(" ,.;")
     right = _LEADING.sub("", re.split(_TRAILING, after.strip(), maxsplit=1)[0].strip()).strip(" ,.;")
     return Pair(left, right) if found and left and right else None
 

@@ -138,8 +138,9 @@ BOX_THRESHOLD = 0.5  # a pixel belongs to a sticker from this opacity on
 # -- scenes -----------------------------------------------------------------------------------------------------
 
 
-def _one(rng: random.Random) -> list[tuple[int, int, int]]:
-    side = rng.choice(range(38, 51, 2)) if rng.random() < 0.8 else rng.choice(SIDES)
+def _one(rng: random.Random, any_size: bool) -> list[tuple[int, int, int]]:
+    """The square of a single thing: large, or sometimes of any size."""
+    side = rng.choice(SIDES) if any_size and rng.random() > 0.8 else rng.choice(range(38, 51, 2))
     free = UNIT - side
     # Nearer the middle than the rim: the sum of two draws.
     place = [min(free - 1, max(1, (rng.randint(0, free) + rng.randint(0, free)) // 2)) for _ in range(2)]
@@ -229,19 +230,21 @@ def scene(
     Args:
         rng: the only source of chance.
         names: stickers to choose from; the things of one relation or row always differ.
-        kind: one thing, two things in a relation, two of one thing, three different things in a row, two different
-            things anywhere ("scatter"), or two of one and one other anywhere ("group").
+        kind: one thing (large where this is given; one in five of any size in a stream of all kinds), two things in a
+            relation, two of one thing, three different things in a row, two different things anywhere ("scatter"),
+            or two of one and one other anywhere ("group").
         relation: a key of `RELATIONS` or `HELD_OUT_RELATIONS`; implies kind "relation".
         colour: background, a key of `COLOURS`.
         say_colour: whether the caption names the background (7 in 10 by default).
         style: which drawing of the stickers; "flat" is said in the caption.
     """
+    given = kind is not None
     if kind is None:
         kind = "relation" if relation else rng.choices(KINDS, KIND_WEIGHTS)[0]
     colour = colour or rng.choice(tuple(COLOURS))
     things = [f"flat {name}" if style == "flat" else name for name in rng.sample(names, min(3, len(names)))]
     if kind == "one":
-        layout, used, said = _one(rng), things[:1], article(things[0])
+        layout, used, said = _one(rng, any_size=not given), things[:1], article(things[0])
     elif kind == "relation":
         relation = relation or rng.choice(tuple(RELATIONS))
         phrase = rng.choice((RELATIONS | HELD_OUT_RELATIONS)[relation])

@@ -136,7 +136,7 @@ def test_the_same_generator_gives_the_same_timesteps_whatever_the_global_state()
 def test_the_lists_are_those_of_the_paper():
     assert len(listed("prepositions")) == 56
     assert len(listed("stop_words")) == 127
-    assert len(set(listed("prepositions")) & set(listed("stop_words"))) == 22
+    assert len(set(listed("prepositions")) & set(listed("stop_words"))) == 23
 
 
 def negatives_of(base, caption):
