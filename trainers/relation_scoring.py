@@ -8,6 +8,7 @@ both things; leakage the share that show a thing of the exemplar pictures that n
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from pipelines.components import Components
 from pipelines.concept import Concept
@@ -28,7 +30,7 @@ from trainers.config import DataConfig, TrainConfig
 from trainers.finder import Finder
 from trainers.reading import Example
 from trainers.relations import RELATIONS_TO_TEACH, Seen, exemplars, unseen_pairs
-from trainers.stickers import RELATIONS, Stickers, article
+from trainers.stickers import COLOURS, RELATIONS, Scene, Stickers, article
 from trainers.train import Run, train, with_recipe
 
 TOKEN = "<r>"
@@ -158,6 +160,14 @@ def drawn_pairs(
     ]
 
 
+def true_pictures(relation: str, pairs: Sequence[tuple[str, str]]) -> list[Tensor]:
+    """Composed pictures of pairs in a relation: how far the finder itself can be trusted."""
+    rng = random.Random(SEED)
+    check = RELATIONS_TO_TEACH[relation]
+    listed = [Scene("", check.layout(rng, a, b), rng.choice(tuple(COLOURS))) for a, b in pairs]
+    return list(Stickers(64).render(listed).images)
+
+
 def tally(
     relation: str, pairs: Sequence[tuple[str, str]], seen: Sequence[Sequence[Seen]], seconds: float = 0.0
 ) -> Tally:
@@ -247,6 +257,7 @@ def compare_relation(
         began = time.monotonic()
         concept = teach_relation(components, relation, way, on_event=on_event, **settings)
         said[way] = (TOKEN, concept, time.monotonic() - began)
+    tallies["true pictures"] = tally(relation, pairs, [finder(picture) for picture in true_pictures(relation, pairs)])
     for way, (words, concept, seconds) in said.items():
         pictures[way] = drawn_pairs(components, pairs, words, concept, SEED)
         tallies[way] = tally(relation, pairs, [finder(to_tensor(picture)) for picture in pictures[way]], seconds)
