@@ -77,10 +77,7 @@ def write_card(out: Path, facts: dict[str, Any], scores: dict[str, Any]) -> Path
         "(`python -m trainers.pretrain`), so that everything can be tried, tested and measured offline, on a CPU.",
         "It knows the words below and no others; it is no substitute for Stable Diffusion.",
         "",
-        *(
-            f"- {'Went on from one trained' if i else 'Trained'} on: {told}."
-            for i, told in enumerate(_trainings(facts))
-        ),
+        *_trainings(facts),
         f"- Weights: {weights:.1f} MiB, float16 safetensors. Written {datetime.now(UTC).date().isoformat()}.",
         f"- Names ({len(NAMES)}): {', '.join(NAMES)}.",
         f"- Background colours ({len(COLOURS)}): {', '.join(COLOURS)}.",
