@@ -7,9 +7,9 @@ fills them in, and only a resolved request is ever written into a picture.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipelines.errors import RequestError
 
@@ -48,16 +48,26 @@ class Guidance(Frozen):
     """Classifier-free guidance (Ho and Salimans, arXiv:2207.12598) and its corrections."""
 
     scale: float | None = Field(default=None, ge=0, le=50)
-    """How far to follow the prompt; 1 switches guidance off."""
+    """How far to follow the prompt; 1 switches guidance off. The base's own by default."""
 
     rescale: float | None = Field(default=None, ge=0, le=1)
-    """Pull the guided prediction to the spread of the unguided one (arXiv:2305.08891, 3.4); 0.7 for zero-SNR models."""
+    """Pull the guided prediction to the spread of the unguided one (arXiv:2305.08891, 3.4); 0.7 for zero-SNR models.
+    The base's own by default."""
 
     start: float = Field(default=0.0, ge=0, le=1)
     """Share of the steps before which guidance is off (arXiv:2404.07724)."""
 
     stop: float = Field(default=1.0, ge=0, le=1)
-    """Share of the steps after which guidance is off."""
+    """Share of the steps after which guidance is off; the same as `start` switches it off wholly."""
+
+    @model_validator(mode="after")
+    def _an_interval(self) -> Self:
+        if self.start > self.stop:
+            raise ValueError(
+                f"start {self.start:g} lies after stop {self.stop:g}, so guidance would never be on; "
+                "choose start <= stop, or scale 1 for no guidance"
+            )
+        return self
 
 
 class Request(Frozen):
@@ -76,16 +86,16 @@ class Request(Frozen):
     """Classifier-free guidance."""
 
     scheduler: Scheduler | None = None
-    """Sampler of the denoising steps."""
+    """Sampler of the denoising steps; the base's own by default."""
 
     steps: int | None = Field(default=None, ge=1, le=1000)
-    """Denoising steps."""
+    """Denoising steps; the base's own by default."""
 
     width: int | None = Field(default=None, ge=16, le=4096)
-    """Width in pixels."""
+    """Width in pixels; the base's own by default."""
 
     height: int | None = Field(default=None, ge=16, le=4096)
-    """Height in pixels."""
+    """Height in pixels; the base's own by default."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Picture number i starts from the noise of seed + i."""
@@ -146,5 +156,6 @@ def problems(error: ValidationError) -> str:
         field = ".".join(str(part) for part in one["loc"]) or "request"
         given = one.get("input")
         shown = "" if isinstance(given, dict) else f" (given: {given!r:.60})"
-        listed.append(f"{field}: {one['msg'][0].lower() + one['msg'][1:]}{shown}")
+        said = one["msg"].removeprefix("Value error, ")
+        listed.append(f"{field}: {said[0].lower() + said[1:]}{shown}")
     return "; ".join(listed) + "."

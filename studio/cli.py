@@ -1,6 +1,6 @@
 """The command line. No logic: arguments in, one call, a line out.
 
-Flags of training are derived from its configurations; those of `generate` are fields of `Request`, which checks them.
+Flags of training are derived from its configurations, those of `generate` from `Request`, which checks them.
 Nothing here imports torch, so `studio --help` answers at once.
 """
 
@@ -15,7 +15,9 @@ from pydantic import ValidationError
 
 from pipelines.errors import RequestError, StudioError
 from pipelines.metadata import own_version
-from pipelines.request import Request, Scheduler, concept_use, problems
+from pipelines.request import Request, problems
+from studio.flags import Asked, given
+from studio.measures import Relations
 from studio.settings import Machine
 
 app = App(
@@ -35,19 +37,8 @@ OnThisMachine = Annotated[Machine, Parameter(name="*")]
 def generate(
     prompt: str | None = None,
     *,
-    negative_prompt: str = "",
-    concept: Annotated[tuple[str, ...], Parameter(negative="")] = (),
-    guidance_scale: float | None = None,
-    guidance_rescale: float | None = None,
-    guidance_start: float = 0.0,
-    guidance_stop: float = 1.0,
-    scheduler: Scheduler | None = None,
-    steps: int | None = None,
-    width: int | None = None,
-    height: int | None = None,
-    seed: int = 0,
-    count: int = 1,
-    base: str = "pocket",
+    asked: Annotated[Asked, Parameter(name="*")] = Asked(),  # noqa: B008
+    base: str | None = None,
     output: Path = Path("outputs"),
     source: Annotated[Path | None, Parameter(name="--from")] = None,
     machine: OnThisMachine = Machine(),  # noqa: B008
@@ -58,64 +49,22 @@ def generate(
     ----------
     prompt
         What to show; `(word:1.3)` weighs a word, any length is used whole.
-    negative_prompt
-        What to keep away from.
-    concept
-        A learned concept file, with a strength if wanted: fox.safetensors or fox.safetensors:0.8. May be repeated.
-    guidance_scale
-        How far to follow the prompt; 1 switches guidance off. The base's own by default.
-    guidance_rescale
-        0 to 1; tames high guidance. The base's own by default.
-    guidance_start
-        Share of the steps before which guidance is off.
-    guidance_stop
-        Share of the steps after which guidance is off.
-    scheduler
-        Sampler; the base's own by default.
-    steps
-        Denoising steps; the base's own by default.
-    width
-        In pixels; the base's own by default.
-    height
-        In pixels; the base's own by default.
-    seed
-        Picture number i starts from the noise of seed + i.
-    count
-        How many pictures.
     base
-        pocket, a diffusers folder, a .safetensors checkpoint, or a hub id.
+        pocket (the default), a diffusers folder, a .safetensors checkpoint, or a hub id.
     output
         Folder for the pictures.
     source
-        A picture made here: repeat it exactly. Given instead of a prompt.
+        A picture made here: repeat it exactly, or with what else is given instead of its own.
     """
     from studio import runner
 
-    if (source is None) == (prompt is None):
-        raise RequestError("Give either a prompt or --from PICTURE.", "For example: studio generate 'a fox'")
+    wishes = given(asked) | ({} if prompt is None else {"prompt": prompt})
     if source is not None:
-        paths = runner.repeat(source, output, machine)
+        paths = runner.repeat(source, wishes, base, output, machine)
+    elif prompt is None:
+        raise RequestError("There is neither a prompt nor --from PICTURE.", "For example: studio generate 'a fox'")
     else:
-        request = Request.read(
-            {
-                "prompt": prompt or "",
-                "negative_prompt": negative_prompt,
-                "concepts": [concept_use(text) for text in concept],
-                "guidance": {
-                    "scale": guidance_scale,
-                    "rescale": guidance_rescale,
-                    "start": guidance_start,
-                    "stop": guidance_stop,
-                },
-                "scheduler": scheduler,
-                "steps": steps,
-                "width": width,
-                "height": height,
-                "seed": seed,
-                "count": count,
-            }
-        )
-        paths = runner.generate(request, base, output, machine)
+        paths = runner.generate(Request.read(wishes), base or "pocket", output, machine)
     for path in paths:
         print(path)
 
@@ -206,6 +155,7 @@ def score(
     way: str = "textual-inversion",
     only: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     form: Annotated[Literal["table", "json"], Parameter(name="--format")] = "table",
+    relations: Annotated[Relations, Parameter(name="*")] = Relations(),  # noqa: B008
     base: str = "pocket",
     machine: OnThisMachine = Machine(),  # noqa: B008
 ) -> None:
@@ -227,7 +177,7 @@ def score(
     way
         With --all-held-out: textual-inversion, pivotal, lora, full or custom-diffusion.
     only
-        With --all-held-out or --all-ways: these stickers alone.
+        With --all-held-out or --all-ways: these stickers alone; with --relations: these relations.
     form
         table or json.
     base
@@ -235,7 +185,11 @@ def score(
     """
     from studio import runner
 
-    if all_ways:
+    if relations.relations:
+        from studio.relations import score_relations
+
+        score_relations(relations, only, base, form, machine, print)
+    elif all_ways:
         runner.score_ways(only, form, machine, print)
     elif all_held_out:
         runner.score_held_out(way, only, form, machine, print)
@@ -254,13 +208,13 @@ def doctor(machine: OnThisMachine = Machine()) -> None:  # noqa: B008
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; errors meant for people are one sentence and exit code 2."""
-    given = sys.argv[1:] if arguments is None else arguments
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        if given[:1] == ["train"]:
+        if words[:1] == ["train"]:
             from studio.training import translate
 
-            given = translate(given)
-        app(given, exit_on_error=False, print_error=False)
+            words = translate(words)
+        app(words, exit_on_error=False, print_error=False)
     except StudioError as error:
         print(f"studio: {error}", file=sys.stderr)
         return 2

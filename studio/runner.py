@@ -107,24 +107,41 @@ def _free(folder: Path, stem: str) -> Path:
     return path
 
 
-def repeat(source: Path, output: Path, machine: Machine) -> list[Path]:
-    """Make a picture again from what it says about itself.
+def repeat(source: Path, wishes: dict[str, Any], base: str | None, output: Path, machine: Machine) -> list[Path]:
+    """Make a picture again from what it says about itself, with the fields of `wishes` instead of its own.
+
+    With no wishes the picture is the same, bit for bit on the same machine. Settings of the machine that were given
+    win over the picture's.
 
     Raises:
-        RequestError: if the base model has changed since.
+        RequestError: if a base or concept of the picture's own has changed since, or a wish is out of range.
     """
     made = read_made(source)
-    hint = "It cannot be repeated exactly; generate anew with its prompt."
-    machine = machine.model_copy(update={"attention": made.attention, "dtype": made.dtype})
-    now = open_base(made.base, machine).fingerprint()
-    if now != made.fingerprint:
+    own = {"attention": made.attention, "dtype": made.dtype}
+    machine = machine.model_copy(update={k: v for k, v in own.items() if k not in machine.model_fields_set})
+    if base is None and (now := open_base(made.base, machine).fingerprint()) != made.fingerprint:
         raise RequestError(
-            f"{source.name} was made with other weights of {made.base} ({made.fingerprint}, now {now}).", hint
+            f"{source.name} was made with other weights of {made.base} ({made.fingerprint}, now {now}).",
+            f"It cannot be repeated exactly; give --base {made.base} to use them nonetheless.",
         )
     for use, digest in zip(made.request.concepts, made.digests, strict=True):
-        if Concept.load(Path(use.source)).digest() != digest:
-            raise RequestError(f"The concept {use.source} has changed since {source.name} was made.", hint)
-    return generate(made.request, made.base, output, machine, made.index)
+        if "concepts" not in wishes and Concept.load(Path(use.source)).digest() != digest:
+            raise RequestError(
+                f"The concept {use.source} has changed since {source.name} was made.",
+                f"It cannot be repeated exactly; give --concept {use.source} to use it nonetheless.",
+            )
+    if not wishes:
+        return generate(made.request, base or made.base, output, machine, made.index)
+    stored = made.request.model_dump() | {"seed": made.request.seed + made.index, "count": 1}
+    return generate(Request.read(_replaced(stored, wishes)), base or made.base, output, machine)
+
+
+def _replaced(fields: dict[str, Any], wishes: dict[str, Any]) -> dict[str, Any]:
+    """The fields with those of `wishes` instead; groups of settings are replaced field by field."""
+    return fields | {
+        name: _replaced(fields[name], wish) if isinstance(wish, dict) and isinstance(fields.get(name), dict) else wish
+        for name, wish in wishes.items()
+    }
 
 
 # -- training ---------------------------------------------------------------------------------------------------

@@ -71,6 +71,7 @@ class Batch:
         masks: (B, 1, h, w) float32 in [0, 1], 1 where the thing is, on the base's device; None if no example has one.
         prior: pictures of the class, for methods that must not forget it.
         part: which part of the batch of all processes this is; chance is drawn with `part.of`.
+        together: the captions of the batch of all processes, for terms that are no mean over pictures.
     """
 
     latents: Tensor
@@ -81,6 +82,7 @@ class Batch:
     masks: Tensor | None = None
     prior: Batch | None = None
     part: Part = WHOLE
+    together: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -182,12 +184,13 @@ class LatentSet:
             index,
             None if whole.masks is None else whole.masks[mine],
             part=part,
+            together=whole.captions,
         )
 
     def _whole(self, index: int, batch: int, token: str, wordings: Sequence[str], generator: torch.Generator) -> Batch:
         bucket, indices = self._bucketed(index, batch) if self.bucketed else self._stream(index, batch)
         mirrored = (torch.rand(batch, generator=generator) < self.flip).long()
-        chosen = torch.randint(len(wordings), (batch,), generator=generator).tolist()
+        chosen = torch.randint(max(1, len(wordings)), (batch,), generator=generator).tolist()
         own = self._own_captions(token)
         if any(len(several) > 1 for several in own):
             picks = torch.rand(batch, generator=generator, dtype=torch.float64).tolist()

@@ -138,8 +138,11 @@ def test_two_intervals_that_meet_cover_every_step_once(count, one, other):
     assert sorted(index for part in parts for index in part) == list(range(count))
 
 
-def test_an_interval_that_ends_before_it_begins_is_never():
-    assert acting(20, start=0.6, stop=0.4) == []
+def test_an_interval_that_ends_before_it_begins_is_refused_with_the_next_step():
+    with pytest.raises(RequestError) as caught:
+        Request.read({"prompt": "a fox", "guidance": {"start": 0.6, "stop": 0.4}})
+    assert "guidance: start 0.6 lies after stop 0.4" in str(caught.value) and "scale 1" in str(caught.value)
+    assert acting(20, start=0.4, stop=0.4) == []
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)

@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from pydantic import BaseModel
 
-from pipelines.metadata import own_version
+from pipelines.metadata import own_version, read_made
 from pipelines.request import ConceptUse, Guidance, Request, concept_use
 from studio import runner
 from studio.cli import app, main
+from studio.flags import LISTED, Asked, given
 from studio.settings import Machine
 from studio.training import ALIASES, translate
 from trainers import methods
@@ -227,10 +230,70 @@ def test_a_request_that_cannot_be_names_field_range_value_and_next_step(flags, n
     assert len(said.splitlines()) == 1 and not asked
 
 
-@pytest.mark.parametrize("arguments", [[], ["a fox", "--from", "x.png"], ["", "--from", "x.png"]])
-def test_a_prompt_or_a_picture_never_both_and_never_neither(arguments, capsys):
-    assert main(["generate", *arguments]) == 2
-    assert "either a prompt or --from" in capsys.readouterr().err
+def test_neither_a_prompt_nor_a_picture_is_an_error_with_the_next_step(capsys):
+    assert main(["generate", "--steps", "3"]) == 2
+    assert "neither a prompt nor --from" in capsys.readouterr().err
+
+
+def flags_of(field, info):
+    """What `studio generate` calls a field of `Request`."""
+    if field in LISTED:
+        return [LISTED[field][0]]
+    if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+        return [f"{field}_{inner}" for inner in info.annotation.model_fields]
+    return [field]
+
+
+def test_every_field_of_a_request_is_a_flag_with_its_default_and_help_and_there_is_no_other():
+    expected = {
+        flag for name, info in Request.model_fields.items() if name != "prompt" for flag in flags_of(name, info)
+    }
+    assert set(Asked.model_fields) == expected
+    assert all(info.description and "\n" not in info.description for info in Asked.model_fields.values())
+    # Nothing given and everything at its default are the same request.
+    assert given(Asked()) == {}
+    asked = Asked(**{name: info.default for name, info in Asked.model_fields.items()})
+    assert Request.read({"prompt": "a", **given(asked)}) == Request(prompt="a")
+
+
+def test_only_what_was_given_is_passed_on_nested_as_in_a_request():
+    asked = Asked(guidance_stop=0.5, concept=("a.safetensors:0.5", "b.safetensors"), seed=0)
+    assert given(asked) == {
+        "guidance": {"stop": 0.5},
+        "concepts": [{"source": "a.safetensors", "strength": 0.5}, {"source": "b.safetensors"}],
+        "seed": 0,
+    }
+
+
+def test_what_is_given_with_a_picture_replaces_the_pictures_own(tmp_path, capsys):
+    where = ["--output", str(tmp_path), "--steps", "2"]
+    assert main(["generate", "a fox", "--count", "2", "--guidance-scale", "3", "--guidance-start", "0.5", *where]) == 0
+    again = ["generate", "--from", str(tmp_path / "1.png"), "--output", str(tmp_path / "again")]
+    assert main([*again, "a cat", "--guidance-scale", "4", "--count", "2"]) == 0
+    (first, second) = sorted((tmp_path / "again").iterdir())
+    own, changed = read_made(tmp_path / "1.png").request, read_made(first).request
+    # Picture 1 is the one repeated, so its noise is that of the first one now.
+    assert changed == own.model_copy(
+        update={"prompt": "a cat", "seed": 1, "guidance": own.guidance.model_copy(update={"scale": 4.0})}
+    )
+    assert (first.stem, second.stem) == ("1", "2") and read_made(second).index == 1
+    assert main([*again, "--dtype", "bfloat16", "--attention", "eager"]) == 0
+    assert (read_made(tmp_path / "again" / "1-1.png").dtype, read_made(first).dtype) == ("bfloat16", "float32")
+    capsys.readouterr()
+    assert main([*again, "--guidance-stop", "0.4"]) == 2
+    assert "start 0.5 lies after stop 0.4" in capsys.readouterr().err
+    assert main([*again, "--steps", "0"]) == 2
+    assert "steps" in capsys.readouterr().err
+
+
+def test_a_base_given_with_a_picture_is_used_whatever_its_own_was(tmp_path, monkeypatch, capsys):
+    assert main(["generate", "a fox", "--steps", "1", "--output", str(tmp_path)]) == 0
+    monkeypatch.setattr("pipelines.components.Components.fingerprint", lambda self: "f" * 16)
+    again = ["generate", "--from", str(tmp_path / "0.png"), "--output", str(tmp_path / "again")]
+    assert main(again) == 2
+    assert "give --base pocket" in capsys.readouterr().err
+    assert main([*again, "--base", "pocket"]) == 0
+    assert Image.open(tmp_path / "again" / "0.png").tobytes() == Image.open(tmp_path / "0.png").tobytes()
 
 
 # -- the program ------------------------------------------------------------------------------------------------

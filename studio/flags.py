@@ -1,0 +1,81 @@
+"""Flags of `studio generate`, derived from `Request`: a field added there is a flag here, with its help and default.
+
+A field of a settings group is spelled with the group's name (`guidance.scale` is `--guidance-scale`); a field that
+lists things is spelled in the singular and read by the line of `LISTED` that names it. `Request` checks the values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from pydantic import BaseModel, Field, create_model
+from pydantic.fields import FieldInfo
+
+from pipelines.request import Frozen, Request, concept_use
+
+LISTED: Mapping[str, tuple[str, Callable[[str], dict[str, object]], str]] = MappingProxyType(
+    {
+        "concepts": (
+            "concept",
+            concept_use,
+            "A learned concept file, with a strength if wanted: fox.safetensors or fox.safetensors:0.8.",
+        ),
+    }
+)
+"""For each field that lists things: its flag, what reads one of them from text, and the flag's help."""
+
+PLACED = ("prompt",)
+"""Fields given by their place on the command line rather than by a flag."""
+
+
+def _flag(field: FieldInfo) -> tuple[Any, Any]:
+    return field.annotation, Field(default=field.default, description=" ".join((field.description or "").split()))
+
+
+def _flags() -> dict[str, Any]:
+    """The fields of `Asked`: types and defaults of `Request`'s, without their limits."""
+    flags: dict[str, Any] = {}
+    for name, field in Request.model_fields.items():
+        group = field.annotation
+        if name in PLACED:
+            continue
+        if name in LISTED:
+            flag, _, text = LISTED[name]
+            flags[flag] = (
+                Annotated[tuple[str, ...], Parameter(negative="")],
+                Field(default=(), description=f"{text} May be repeated."),
+            )
+        elif isinstance(group, type) and issubclass(group, BaseModel):
+            for inner, one in group.model_fields.items():
+                flags[f"{name}_{inner}"] = _flag(one)
+        else:
+            flags[name] = _flag(field)
+    return flags
+
+
+_Flags: Any = create_model("_Flags", __base__=Frozen, **_flags())
+
+
+class Asked(_Flags):
+    """What is asked for with flags; `given` gives it back in the shape of a `Request`."""
+
+
+def given(asked: BaseModel) -> dict[str, Any]:
+    """The flags that were really given, nested as the fields of `Request` are; unchecked."""
+    said = {name: getattr(asked, name) for name in asked.model_fields_set}
+    fields: dict[str, Any] = {}
+    for name, field in Request.model_fields.items():
+        group = field.annotation
+        if name in LISTED:
+            flag, read, _ = LISTED[name]
+            if flag in said:
+                fields[name] = [read(text) for text in said[flag]]
+        elif isinstance(group, type) and issubclass(group, BaseModel):
+            inner = {one: said[f"{name}_{one}"] for one in group.model_fields if f"{name}_{one}" in said}
+            fields |= {name: inner} if inner else {}
+        elif name in said:
+            fields[name] = said[name]
+    return fields
