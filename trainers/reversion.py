@@ -121,10 +121,16 @@ class ReVersion:
     Config: ClassVar[Any] = ReVersionConfig
 
     def recipe(self, family: str, config: ReVersionConfig) -> Mapping[str, Any]:
-        """The paper's values (2 pictures accumulated 4 times are a batch of 8 here); for `pocket` short ones."""
+        """The paper's values (2 pictures accumulated 4 times are a batch of 8 here); for `pocket` short ones.
+
+        `pocket` reads four relations and "and" and can draw no other from a word alone, so `lora` is on there unless it
+        is switched off.
+        """
         if family != "pocket":
             return PAPER | ({"learning_rate": 1e-4, "scale_lr": False} if config.lora else {})
-        return POCKET | ({"learning_rate": 1e-3, "rank": 8, "targets": "transformer"} if config.lora else {})
+        if config.lora or "lora" not in config.model_fields_set:
+            return POCKET | {"lora": True, "learning_rate": 1e-3, "rank": 8, "targets": "transformer"}
+        return POCKET
 
     @contextmanager
     def prepare(
