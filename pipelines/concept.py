@@ -29,8 +29,9 @@ from pipelines.changes import Change, Difference
 from pipelines.components import Components, word_table
 from pipelines.errors import ConceptError
 from pipelines.files import whole_file
-from pipelines.layouts import WORD, misfit, words
+from pipelines.layouts import WORD, described, misfit, words
 from pipelines.lora_keys import parsed
+from pipelines.pickles import read_tensors
 from pipelines.tokens import embed_ids, new_words
 
 _ARCHITECTURE = {
@@ -39,6 +40,7 @@ _ARCHITECTURE = {
     "sdxl": "stable-diffusion-xl-v1-base",
     "pocket": "promptstudio-pocket",
 }
+_SPELLED = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,8 @@ class Concept:
         created = self.card.created or datetime.now(UTC).isoformat(timespec="seconds")
         card = self.card.model_copy(update={"created": created})
         metadata = {CARD_KEY: card.model_dump_json(), **replace(self, card=card).modelspec()}
-        if described := changing.lora_metadata(self.changes):
-            metadata[changing.LORA_METADATA] = json.dumps(described)
+        if lora := changing.lora_metadata(self.changes):
+            metadata[changing.LORA_METADATA] = json.dumps(lora)
         return write_tensors(path, self.tensors(), metadata)
 
     def modelspec(self) -> dict[str, str]:
@@ -106,21 +108,38 @@ class Concept:
             ConceptError: if it is missing, damaged, a pickle or none of these.
         """
         card = read_card(path)
-        described: dict[str, str] = read_header(path).get("__metadata__", {})
+        said: dict[str, str] = read_header(path).get("__metadata__", {})
         try:
-            tensors = load_file(path)
-            lora = json.loads(described.get(changing.LORA_METADATA, "{}"))
+            return cls._gathered(path.name, card, load_file(path), said)
         except (SafetensorError, OSError, ValueError) as error:
             raise ConceptError(f"{path.name} cannot be read: {error}.", "Get or train it again.") from None
+
+    @classmethod
+    def load_pickle(cls, path: Path) -> Concept:
+        """Read an embedding or LoRA that another program kept as a pickle (`.pt`, `.bin`), running nothing of it.
+
+        Raises:
+            ConceptError: if it holds anything else.
+        """
+        tensors, said = read_tensors(path)
+        header = {
+            name: {"dtype": _SPELLED.get(tensor.dtype, "I64"), "shape": list(tensor.shape)}
+            for name, tensor in tensors.items()
+        }
+        card = ConceptCard.model_validate(described(path.name, {**header, "__metadata__": said}))
+        return cls._gathered(path.name, card, tensors, said)
+
+    @classmethod
+    def _gathered(cls, file: str, card: ConceptCard, tensors: dict[str, Tensor], said: Mapping[str, str]) -> Concept:
+        """A concept of the tensors of a file."""
+        lora = json.loads(said.get(changing.LORA_METADATA, "{}"))
         changes = changing.read_stored(tensors, lora if isinstance(lora, dict) else {})
         names = words([name for name in tensors if parsed(name) is None]).names
         rows = tuple(tensors[name].float().reshape(-1, tensors[name].shape[-1]) for name in names)
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-            raise ConceptError(f"{path.name} holds numbers that are not finite.", "Train it again with a lower rate.")
+            raise ConceptError(f"{file} holds numbers that are not finite.", "Train it again with a lower rate.")
         if {len(row) for row in rows} != ({card.vectors} if card.vectors else set()):
-            raise ConceptError(
-                f"{path.name} does not hold the {card.vectors} vectors its card tells of.", "Get it again."
-            )
+            raise ConceptError(f"{file} does not hold the {card.vectors} vectors its card tells of.", "Get it again.")
         return cls(card, rows, changes)
 
     def digest(self) -> str:

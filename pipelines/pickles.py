@@ -36,6 +36,7 @@ _KNOWN = {
     ("torch._utils", "_rebuild_parameter"): "parameter",
     ("collections", "OrderedDict"): "dict",
     ("torch.nn.modules.container", "ParameterDict"): "parameters",
+    ("__builtin__", "set"): "nothing",  # of the inside of a ParameterDict
     **{("torch", name): name for name in _STORAGES},
 }
 
@@ -113,6 +114,7 @@ class _Machine:
         self.storage = storage
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.storages: dict[str, Tensor] = {}
 
     def run(self, program: bytes) -> Any:
         for count, (code, argument, _) in enumerate(pickletools.genops(program)):
@@ -162,6 +164,8 @@ class _Machine:
         target = self.stack[-1]
         if not isinstance(target, dict):
             raise Refused("it is damaged")
+        if not all(isinstance(key, str | int) for key in pairs[::2]):  # others can take for ever to hash
+            raise Refused("it has a dictionary of something else than names")
         target.update(zip(pairs[::2], pairs[1::2], strict=True))
 
     def append(self, values: list[Any]) -> None:
@@ -173,13 +177,19 @@ class _Machine:
     def persistent(self) -> None:
         """A storage: ("storage", kind, key, device, count)."""
         kind, mark, key, _, count = self.stack.pop()
-        if kind != "storage" or not isinstance(mark, _Mark) or mark.name not in _STORAGES:
+        known = isinstance(mark, _Mark) and mark.name in _STORAGES and isinstance(key, str) and type(count) is int
+        if kind != "storage" or not known:
             raise Refused("it has a reference to something that is no tensor")
         dtype = _STORAGES[mark.name]
-        content = self.storage(str(key))
-        if len(content) != count * dtype.itemsize:
-            raise Refused("a tensor has the wrong length")
-        self.push(torch.frombuffer(bytearray(content), dtype=dtype) if content else torch.empty(0, dtype=dtype))
+        if key not in self.storages:  # read once, however often it is named
+            content = self.storage(key)
+            if len(content) != count * dtype.itemsize:
+                raise Refused("a tensor has the wrong length")
+            empty = torch.empty(0, dtype=dtype)
+            self.storages[key] = torch.frombuffer(bytearray(content), dtype=dtype) if content else empty
+        if self.storages[key].dtype != dtype or len(self.storages[key]) != count:
+            raise Refused("a tensor's data is of two kinds")
+        self.push(self.storages[key])
 
     def call(self) -> None:
         """What a name makes of its arguments; ours, not the one of that name."""
@@ -192,6 +202,8 @@ class _Machine:
             self.push(arguments[0])
         elif mark.name == "dict" and not arguments:
             self.push({})
+        elif mark.name == "nothing":
+            self.push(None)
         elif mark.name == "parameters" and not arguments:
             self.push(_Holder())
         else:
@@ -215,12 +227,36 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
         count *= extent
     if not 0 <= offset <= offset + count <= len(storage):
         raise Refused("a tensor reaches out of its data")
-    return storage[offset : offset + count].reshape(size).clone()
+    return storage[offset : offset + count].reshape(size)
 
 
-def parameters(value: Any) -> Any:
-    """The dictionary that a `ParameterDict` is, or the value itself."""
-    return value.state.get("_parameters") if isinstance(value, _Holder) else value
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of an embedding or LoRA kept as a pickle, named as in a safetensors file, and what is said of them.
+
+    AUTOMATIC1111's and the first implementation's dictionaries (`string_to_param`) give one tensor, named by the word.
+
+    Raises:
+        ConceptError: as `read_pickle`, or if it holds no such dictionary.
+    """
+    value = read_pickle(path)
+    if isinstance(value, Tensor):
+        value = {"emb_params": value}
+    said: dict[str, str] = {}
+    if isinstance(value, dict) and "string_to_param" in value:
+        held = value["string_to_param"]
+        held = held.state.get("_parameters") if isinstance(held, _Holder) else held
+        if not isinstance(held, dict) or len(held) != 1:
+            raise ConceptError(f"{path.name} holds no word, or several.", "Give a file of one word.")
+        ((own, rows),) = held.items()
+        named = value.get("name")
+        word = named if isinstance(named, str) and named else own
+        said = {"modelspec.trigger_phrase": word} if isinstance(word, str) and word != "*" else {}
+        value = {"emb_params": rows}
+    if not isinstance(value, dict) or not value or not all(isinstance(name, str) for name in value):
+        raise ConceptError(f"{path.name} holds no dictionary of tensors.", "Give an embedding or a LoRA.")
+    if not all(isinstance(tensor, Tensor) for tensor in value.values()):
+        raise ConceptError(f"{path.name} holds other things than tensors.", "Give an embedding or a LoRA.")
+    return {name: tensor.clone() for name, tensor in value.items()}, said
 
 
 def _taking(count: int) -> Callable[[_Machine, Any], None]:

@@ -9,6 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from pipelines import denoising
 from pipelines.components import POCKET, Components, load
 from pipelines.concept import Concept, file_stem
+from pipelines.dialects import Dialect, export_as
 from pipelines.errors import Cancelled, ConceptError, ConfigError, DataError, ModelError, RequestError
 from pipelines.events import Note
 from pipelines.export import export_model
@@ -218,6 +220,47 @@ def export(concepts: tuple[str, ...], output: Path, base: str, half: bool, machi
     components = open_base(base, machine.model_copy(update={"dtype": "float32", "device": "cpu"}))
     uses = [ConceptUse.model_validate(concept_use(text)) for text in concepts]
     return export_model(components, [(Concept.load(Path(use.source)), use.strength) for use in uses], output, half=half)
+
+
+def import_concept(source: Path, token: str | None, folder: Path) -> Path:
+    """Take a file of another program into a folder of concepts; gives the new file."""
+    if not source.is_file():
+        raise ConceptError(f"There is no file {source}.", "Check the path.")
+    with source.open("rb") as stream:
+        zipped = stream.read(2) == b"PK"
+    # A length of a good header may begin with PK as well.
+    pickled = zipped and source.suffix != ".safetensors"
+    return _placed(Concept.load_pickle(source) if pickled else Concept.load(source), token, folder)
+
+
+def _placed(concept: Concept, token: str | None, folder: Path) -> Path:
+    """Save a concept, under another word if one is given, where no file is yet."""
+    if token is not None:
+        if not 0 < len(token) <= 100:
+            raise ConceptError(f"A word has 1 to 100 letters, not {len(token)}.", "For example <my-cat>.")
+        concept = replace(concept, card=concept.card.model_copy(update={"token": token}))
+    path = folder / f"{file_stem(concept.token)}.safetensors"
+    if path.exists():
+        raise ConceptError(f"{path} is there already.", "Choose another word, or delete it first.")
+    return concept.save(path)
+
+
+def export_concept(path: Path, output: Path, dialect: Dialect, half: bool) -> list[Path]:
+    """Write a concept for other programs; gives the files."""
+    return export_as(Concept.load(path), output, dialect, half=half)
+
+
+def rename_concept(path: Path, token: str) -> Path:
+    """Give a concept another word and its file that name; gives the new file."""
+    concept = Concept.load(path)
+    if not concept.rows:
+        raise ConceptError(f"{concept.token} has no word of its own: it is words of the base.", "It keeps its name.")
+    new = _placed(concept, token, path.parent)
+    log = path.with_name(f"{path.stem}.losses.jsonl")
+    if log.is_file():
+        log.replace(new.with_name(f"{new.stem}.losses.jsonl"))
+    path.unlink()
+    return new
 
 
 def merge(concepts: tuple[Path, ...], output: Path, base: str, machine: Machine) -> list[Path]:

@@ -195,7 +195,10 @@ def test_a_concept_for_another_family_is_refused_with_both_names():
     made = Concept(
         ConceptCard(token="<x>", family="sdxl", base="my-xl", vectors=1), (torch.zeros(1, 32), torch.zeros(1, 48))
     )
-    with pytest.raises(ConceptError, match=r"Stable Diffusion XL \(my-xl\).*tiny.*Stable Diffusion 1"), made.attach(tiny.sd()):
+    with (
+        pytest.raises(ConceptError, match=r"Stable Diffusion XL \(my-xl\).*tiny.*Stable Diffusion 1"),
+        made.attach(tiny.sd()),
+    ):
         pass
 
 

@@ -226,7 +226,7 @@ def test_small_changes_survive_a_narrow_base():
         ({"unet.r": 0}, "impossible alpha"),
         ({"unet.lora_alpha": float("nan")}, "impossible alpha"),
         ({"unet.lora_alpha": -1}, "impossible alpha"),
-        ({"unet.alpha_pattern": {"down.to_q": 0}}, "impossible alpha"),
+        ({"unet.alpha_pattern": {"to_q": 0}}, "impossible alpha"),
     ],
 )
 def test_a_strength_that_cannot_be_told_is_refused(described, said):

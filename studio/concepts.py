@@ -1,0 +1,154 @@
+"""`studio concepts`: the library on the command line. Importable without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from pipelines.errors import ConceptError, StudioError
+from studio import library
+
+app = App(name="concepts", help="List, check, import and export concepts.", help_format="plaintext")
+
+Library = Annotated[Path, Parameter(name="--library")]
+
+
+@app.command(name="list")
+def list_(*, folder: Library = library.FOLDER) -> None:
+    """List the concepts of a folder.
+
+    Parameters
+    ----------
+    folder
+        Where the concepts are.
+    """
+    for line in library.listed(folder):
+        print(line)
+
+
+@app.command
+def show(name: str, *, folder: Library = library.FOLDER) -> None:
+    """Show what a concept says of itself.
+
+    Parameters
+    ----------
+    name
+        Its file, the file's name, or the word.
+    folder
+        Where the concepts are.
+    """
+    for line in library.shown(library.found(name, folder)):
+        print(line)
+
+
+@app.command
+def verify(*names: str, folder: Library = library.FOLDER) -> None:
+    """Check that concepts are as they were written; without names, all.
+
+    Parameters
+    ----------
+    names
+        Files, names of files, or words.
+    folder
+        Where the concepts are.
+    """
+    paths = [library.found(name, folder) for name in names] or [entry.path for entry in library.scan(folder)]
+    damaged: list[str] = []
+    for path in paths:
+        try:
+            print(library.verify(path))
+        except StudioError as error:
+            damaged.append(path.name)
+            print(f"{path}: damaged: {error}")
+    if damaged:
+        raise ConceptError(f"{len(damaged)} of {len(paths)} are damaged: {', '.join(damaged)}.", "Get them again.")
+
+
+@app.command(name="import")
+def import_(source: Path, *, token: str | None = None, folder: Library = library.FOLDER) -> None:
+    """Take a file of another program into the library: .safetensors, or .pt and .bin, of which nothing is run.
+
+    Parameters
+    ----------
+    source
+        An embedding or a LoRA.
+    token
+        The word to use it by; its own by default.
+    folder
+        Where the concepts are.
+    """
+    from studio import runner
+
+    print(runner.import_concept(source, token, folder))
+
+
+@app.command
+def export(
+    name: str,
+    *,
+    output: Path,
+    dialect: Annotated[Literal["a1111", "diffusers"], Parameter(name="--for")] = "a1111",
+    half: Annotated[bool, Parameter(negative="")] = False,
+    folder: Library = library.FOLDER,
+) -> None:
+    """Write a concept for other programs.
+
+    Parameters
+    ----------
+    name
+        Its file, the file's name, or the word.
+    output
+        Folder for the files.
+    dialect
+        a1111, also for Forge, ComfyUI, InvokeAI and kohya's scripts; or diffusers.
+    half
+        Store numbers in float16.
+    folder
+        Where the concepts are.
+    """
+    from studio import runner
+
+    for path in runner.export_concept(library.found(name, folder), output, dialect, half):
+        print(path)
+
+
+@app.command
+def rename(name: str, token: str, *, folder: Library = library.FOLDER) -> None:
+    """Give a concept another word, and its file that name.
+
+    Parameters
+    ----------
+    name
+        Its file, the file's name, or the word.
+    token
+        The new word.
+    folder
+        Where the concepts are.
+    """
+    from studio import runner
+
+    print(runner.rename_concept(library.found(name, folder), token))
+
+
+@app.command
+def delete(
+    name: str, *, yes: Annotated[bool, Parameter(negative="")] = False, folder: Library = library.FOLDER
+) -> None:
+    """Delete a concept for good, with its log of losses.
+
+    Parameters
+    ----------
+    name
+        Its file, the file's name, or the word.
+    yes
+        Really.
+    folder
+        Where the concepts are.
+    """
+    path = library.found(name, folder)
+    if not yes:
+        raise ConceptError(f"{path} would be deleted for good.", "Say --yes to do it.")
+    for gone in library.delete(path):
+        print(gone)

@@ -1,0 +1,109 @@
+"""A folder of concepts: what is there, whether it is whole, and what goes with which base. Needs no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.card import HASH_KEY, ConceptCard, read_card, read_header
+from pipelines.errors import ConceptError
+from pipelines.layouts import FAMILY_NAMES
+
+FOLDER = Path("outputs/concepts")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of the library.
+
+    Attributes:
+        path: of the file.
+        card: what it says of itself; None if it cannot be read.
+        problem: why it cannot be read.
+    """
+
+    path: Path
+    card: ConceptCard | None
+    problem: str = ""
+
+
+def scan(folder: Path) -> Iterator[Entry]:
+    """The concepts of a folder by name, damaged ones with what is wrong; only headers are read.
+
+    Raises:
+        ConceptError: if there is no such folder.
+    """
+    if not folder.is_dir():
+        raise ConceptError(f"There is no folder {folder}.", "Train a concept first, or give another --library.")
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            yield Entry(path, read_card(path))
+        except ConceptError as error:
+            yield Entry(path, None, str(error))
+
+
+def found(name: str, folder: Path) -> Path:
+    """The file of a concept, by its path, the file's name or the word.
+
+    Raises:
+        ConceptError: if there is none.
+    """
+    for path in (Path(name), folder / f"{name}.safetensors"):
+        if path.suffix == ".safetensors" and path.is_file():
+            return path
+    entries = list(scan(folder))
+    for entry in entries:
+        if entry.card is not None and entry.card.token == name:
+            return entry.path
+    known = ", ".join(entry.path.stem for entry in entries[:5]) or "none"
+    raise ConceptError(f"There is no concept {name!r:.80} in {folder}.", f"There are: {known}.")
+
+
+def listed(folder: Path) -> Iterator[str]:
+    """A line for each concept."""
+    for entry in scan(folder):
+        if entry.card is None:
+            yield f"{entry.path.stem:24}  damaged: {entry.problem}"
+        else:
+            card = entry.card
+            made = FAMILY_NAMES.get(card.family, "an unknown base")
+            yield f"{entry.path.stem:24}  {card.token:20}  {card.kind:8}  {card.method:18}  for {made}"
+
+
+def shown(path: Path) -> Iterator[str]:
+    """What a concept says of itself, a line for each field that has a value."""
+    for name, value in read_card(path).model_dump().items():
+        if value not in ("", {}):
+            yield f"{name:16}  {value}"
+
+
+def verify(path: Path) -> str:
+    """Read a concept's header and compare its numbers with the sum stored with them; a line.
+
+    Raises:
+        ConceptError: if they differ, or the header is damaged.
+    """
+    read_card(path)
+    stored = read_header(path).get("__metadata__", {}).get(HASH_KEY, "")
+    if not stored:
+        return f"{path}: whole; it has no sum to compare with"
+    with path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        stream.seek(8 + length)
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if stored != f"0x{digest}":
+        raise ConceptError(f"{path} has changed since it was written.", "Get or train it again.")
+    return f"{path}: whole"
+
+
+def delete(path: Path) -> list[Path]:
+    """Remove a concept and what lies beside it; gives the files."""
+    read_card(path)  # nothing else than a concept is deleted
+    beside = (f"{path.stem}.losses.jsonl", f"{path.stem}.preview.png", f"{path.stem}.json")
+    gone = [place for place in (path, *(path.with_name(name) for name in beside)) if place.is_file()]
+    for place in gone:
+        place.unlink()
+    return gone
