@@ -8,7 +8,7 @@ export MALLOC_TRIM_THRESHOLD_ = 4294967296
 # Nothing is fetched at run time.
 export HF_HUB_OFFLINE = 1
 
-.PHONY: setup demo test check results clean
+.PHONY: setup demo test check torture results clean
 
 setup: $(VENV)/.ready
 
@@ -29,6 +29,11 @@ check: setup
 
 test: check
 	$(BIN)/python -m pytest
+
+# What the suite does in small: trainings killed at random moments, mutated concept files.
+torture: setup
+	$(BIN)/python -m tests.torture.kills --kills 200
+	$(BIN)/python -m tests.torture.fuzz --files 10000
 
 results: setup
 	$(BIN)/python -m trainers.pretrain score

@@ -1,8 +1,8 @@
 """Concepts in the layouts of other programs.
 
-AUTOMATIC1111, Forge, ComfyUI, InvokeAI and kohya's scripts read embeddings as `emb_params` (SDXL: `clip_l` and `clip_g`)
-and LoRA in kohya's names with alpha; the file's name is the word. diffusers reads one tensor named by the word, and LoRA
-in PEFT's names, which is also what `Concept.save` writes.
+AUTOMATIC1111, Forge, ComfyUI, InvokeAI and kohya's scripts read embeddings as `emb_params` (SDXL: `clip_l` and
+`clip_g`) and LoRA in kohya's names with alpha; the file's name is the word. diffusers reads one tensor named by the
+word, and LoRA in PEFT's names, which is also what `Concept.save` writes.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ _WORDS = sorted(
     """down_blocks mid_block up_blocks attentions resnets downsamplers upsamplers transformer_blocks attn1 attn2 to_q
     to_k to_v to_out ff net proj proj_in proj_out conv conv1 conv2 conv_in conv_out conv_norm_out conv_shortcut norm
     norm1 norm2 norm3 time_emb_proj time_embedding add_embedding linear_1 linear_2 fuser linear attn position_net
-    linears input_blocks middle_block output_blocks in_layers out_layers emb_layers skip_connection op time_embed label_emb out
-    text_model encoder layers self_attn q_proj k_proj v_proj out_proj mlp fc1 fc2 layer_norm1 layer_norm2
+    linears input_blocks middle_block output_blocks in_layers out_layers emb_layers skip_connection op time_embed
+    label_emb out text_model encoder layers self_attn q_proj k_proj v_proj out_proj mlp fc1 fc2 layer_norm1 layer_norm2
     final_layer_norm embeddings token_embedding position_embedding text_projection""".split(),
     key=len,
     reverse=True,

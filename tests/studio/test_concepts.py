@@ -15,6 +15,7 @@ from pipelines.card import ConceptCard, read_card
 from pipelines.concept import Concept
 from studio.cli import main
 from studio.library import scan
+from tests.torture.fuzz import fuzz
 
 
 @pytest.fixture
@@ -127,3 +128,9 @@ def test_nothing_is_deleted_without_yes(folder, capsys):
     assert names(folder) == ["dog.safetensors"]
     (folder / "bad.safetensors").write_bytes(b"no concept at all")
     assert run(folder, "delete", "bad", "--yes") == 2 and "bad.safetensors" in names(folder)
+
+
+def test_five_hundred_mutated_files_are_read_or_one_sentence(tmp_path):
+    """Ten thousand in `make torture`."""
+    counts = fuzz(500, 1, tmp_path)
+    assert sum(counts.values()) == 500 and counts["refused"] > 100 and counts["read"] > 10

@@ -1,0 +1,136 @@
+"""Mutated concept files through the importer: each is read, or refused in one sentence; nothing runs, nothing escapes.
+
+python -m tests.torture.fuzz --files 10000
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import random
+import resource
+import struct
+import tempfile
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from pipelines.errors import ConceptError
+from studio.runner import import_concept
+
+MEMORY = 512 << 10  # KiB of growth that is allowed
+FLOOD = (
+    "{}",
+    "null",
+    "[]",
+    "-1",
+    "1e999",
+    str(2**63),
+    str(2**70),
+    '"F32"',
+    '"BOOL"',
+    "NaN",
+    "0",
+    '"' + "a" * 300 + '"',
+)
+
+
+class Malice:
+    """A pickle that makes a folder when it is run."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.place),)
+
+
+def pickled(content: object) -> bytes:
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    return stream.getvalue()
+
+
+def originals(trace: Path) -> list[bytes]:
+    rows, pair = torch.ones(2, 8), {"down": torch.ones(2, 8), "up": torch.ones(8, 2)}
+    query = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_q"
+    lora = {f"{query}.lora_{role}.weight": tensor for role, tensor in pair.items()} | {f"{query}.alpha": torch.ones(())}
+    peft = {f"unet.a.to_q.lora_{'A' if role == 'down' else 'B'}.weight": tensor for role, tensor in pair.items()}
+    header = {"lora_adapter_metadata": json.dumps({"unet.r": 2, "unet.alpha_pattern": {"to_q": 3}})}
+    return [
+        save({"<x>": rows}, {"modelspec.trigger_phrase": "<x>"}),
+        save({"clip_l": rows, "clip_g": torch.full((2, 12), float("nan"))}),
+        save(lora, {"ss_base_model_version": "sd_v1"}),
+        save(peft, header),
+        pickled({"<x>": rows}),
+        pickled({"string_to_param": {"*": rows}, "name": "x"}),
+        pickled({"<x>": rows, "y": Malice(trace)}),
+        pickled({"<x>": torch.nn.Parameter(rows.half())}),
+    ]
+
+
+def mutated(content: bytes, chance: random.Random) -> bytes:
+    """Bytes changed, cut or repeated, header lengths and fields replaced, or members of an archive renamed."""
+    changed, way = bytearray(content), chance.randrange(6)
+    if way == 0:
+        return bytes(changed[: chance.randrange(len(changed))])
+    if way == 1 and content[:2] != b"PK":
+        length = chance.choice((0, 1, 2**31, 2**63, 2**64 - 1, chance.randrange(2 * len(content))))
+        return struct.pack("<Q", length) + content[8:]
+    if way == 2 and content[:2] != b"PK":
+        (length,) = struct.unpack("<Q", content[:8])
+        header, at = content[8 : 8 + length].decode(), chance.randrange(length)
+        spot = next((k for k in range(at, length) if header[k] in ":[,"), at)
+        header = header[: spot + 1] + chance.choice(FLOOD) + header[spot + chance.randrange(1, 12) :]
+        return struct.pack("<Q", len(header)) + header.encode() + content[8 + length :]
+    if way == 3 and content[:2] == b"PK":
+        stream = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(stream, "w") as new:
+            for info in old.infolist():
+                prefix = chance.choice(("", "../" * 6, "/", "a/"))
+                link = zipfile.ZipInfo(prefix + info.filename)
+                link.external_attr = chance.choice((0o644, 0o120777)) << 16  # a link now and then
+                new.writestr(link, old.read(info))
+        return stream.getvalue()
+    if way == 4:
+        at, length = chance.randrange(len(changed)), chance.randrange(1, 64)
+        changed[at:at] = changed[at : at + length] * chance.randrange(1, 20)
+        return bytes(changed)
+    for _ in range(chance.choice((1, 3, 30))):
+        changed[chance.randrange(len(changed))] = chance.choice((0, 255, chance.randrange(256)))
+    return bytes(changed)
+
+
+def fuzz(files: int, seed: int, work: Path) -> dict[str, int]:
+    """Import so many; raises at the first that does worse than a sentence."""
+    chance, trace = random.Random(seed), work / "trace"
+    whole, count = originals(trace), {"read": 0, "refused": 0}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(files):
+        content = mutated(chance.choice(whole), chance)
+        source, library = work / f"x.{chance.choice(('safetensors', 'pt', 'bin'))}", work / "library"
+        source.write_bytes(content)
+        try:
+            import_concept(source, None, library).unlink()
+            count["read"] += 1
+        except ConceptError as error:
+            assert error.message and "\n" not in error.message and len(str(error)) < 2000, error
+            count["refused"] += 1
+        source.unlink()
+        assert {place.name for place in work.iterdir()} <= {"library"}, "something was made outside the library"
+        assert not library.exists() or not list(library.iterdir())
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MEMORY
+    return count
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--files", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        print(json.dumps(fuzz(arguments.files, arguments.seed, Path(folder))))
