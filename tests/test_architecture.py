@@ -41,6 +41,8 @@ def test_studio_loads_torch_in_the_runner_alone():
     "module",
     [
         "studio.cli",
+        "studio.concepts",
+        "studio.library",
         "studio.flags",
         "studio.progress",
         "studio.settings",

@@ -107,13 +107,8 @@ def train(
         optimizer = _optimizer(run.train, trainable, processes)
         average = Average(trainable.parameters, run.train.ema)
         draw = _batches(components, run, examples, class_pictures, trainable, on_event, processes.part)
-
-        def losses(index: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-            with _autocast(run, components):
-                return run.method.losses(trainable, draw(index, generator), generator)
-
         optimise(
-            losses,
+            _losses(components, run, trainable, draw),
             [optimizer],
             Pace(run.train.steps, run.train.seed, run.train.accumulate, run.train.max_grad_norm, REPORT),
             rate=lambda step, steps: min(1.0, (step + 1) / max(1, run.train.warmup)),
@@ -128,6 +123,18 @@ def train(
             concept = run.method.export(trainable)
     card = concept.card.model_copy(update={"recipe": run.recipe(), "base_fingerprint": components.fingerprint()})
     return replace(concept, card=card)
+
+
+def _losses(
+    components: Components, run: Run, trainable: Trainable, draw: Callable[[int, torch.Generator], Batch]
+) -> Callable[[int, torch.Generator], dict[str, torch.Tensor]]:
+    """The terms of the batch of an index, in the precision of the run."""
+
+    def losses(index: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        with _autocast(run, components):
+            return run.method.losses(trainable, draw(index, generator), generator)
+
+    return losses
 
 
 def probe(components: Components, run: Run, examples: Sequence[Example]) -> tuple[int, float]:
