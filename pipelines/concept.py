@@ -27,6 +27,7 @@ from pipelines import changes as changing
 from pipelines.card import CARD_KEY, HASH_KEY, ConceptCard, read_card, read_header
 from pipelines.changes import Change, Difference
 from pipelines.components import Components, word_table
+from pipelines.embedding_pictures import read_picture
 from pipelines.errors import ConceptError
 from pipelines.files import whole_file
 from pipelines.layouts import WORD, described, misfit, words
@@ -121,13 +122,25 @@ class Concept:
         Raises:
             ConceptError: if it holds anything else.
         """
-        tensors, said = read_tensors(path)
+        return cls._of_tensors(path.name, *read_tensors(path))
+
+    @classmethod
+    def load_picture(cls, path: Path) -> Concept:
+        """Read an embedding from the text of a PNG of AUTOMATIC1111.
+
+        Raises:
+            ConceptError: if it holds none.
+        """
+        return cls._of_tensors(path.name, *read_picture(path))
+
+    @classmethod
+    def _of_tensors(cls, file: str, tensors: dict[str, Tensor], said: dict[str, str]) -> Concept:
         header = {
             name: {"dtype": _SPELLED.get(tensor.dtype, "I64"), "shape": list(tensor.shape)}
             for name, tensor in tensors.items()
         }
-        card = ConceptCard.model_validate(described(path.name, {**header, "__metadata__": said}))
-        return cls._gathered(path.name, card, tensors, said)
+        card = ConceptCard.model_validate(described(file, {**header, "__metadata__": said}))
+        return cls._gathered(file, card, tensors, said)
 
     @classmethod
     def _gathered(cls, file: str, card: ConceptCard, tensors: dict[str, Tensor], said: Mapping[str, str]) -> Concept:

@@ -227,10 +227,14 @@ def import_concept(source: Path, token: str | None, folder: Path) -> Path:
     if not source.is_file():
         raise ConceptError(f"There is no file {source}.", "Check the path.")
     with source.open("rb") as stream:
-        zipped = stream.read(2) == b"PK"
-    # A length of a good header may begin with PK as well.
-    pickled = zipped and source.suffix != ".safetensors"
-    return _placed(Concept.load_pickle(source) if pickled else Concept.load(source), token, folder)
+        start = stream.read(8)
+    if start == b"\x89PNG\r\n\x1a\n":
+        concept = Concept.load_picture(source)
+    elif start[:2] == b"PK" and source.suffix != ".safetensors":  # so may the length of a good header begin
+        concept = Concept.load_pickle(source)
+    else:
+        concept = Concept.load(source)
+    return _placed(concept, token, folder)
 
 
 def _placed(concept: Concept, token: str | None, folder: Path) -> Path:
