@@ -28,11 +28,13 @@ def commands(name: str, carry_out: Callable[..., None], more: Mapping[str, Any])
 
 
 def _command(method: Method, carry_out: Callable[..., None], more: Mapping[str, Any]) -> Any:
-    def command(**settings: Any) -> None:
-        carry_out(method, **settings)
-
     kinds: dict[str, Any] = {"config": method.Config, "data": DataConfig, "train": TrainConfig, **more}
     needed = ("config", "data")
+
+    def command(**settings: Any) -> None:
+        # What nothing was said about is not passed on.
+        carry_out(method, **{key: kind() for key, kind in kinds.items() if key not in (*needed, *settings)}, **settings)
+
     parameters = [
         inspect.Parameter(
             key,
