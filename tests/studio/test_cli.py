@@ -244,7 +244,7 @@ def test_a_stopped_training_goes_on_where_it_was(base, pictures, monkeypatch, ca
     import trainers.loop
 
     assert train(base, pictures, "--output", "whole.safetensors", "--steps", "6") == 0
-    real, calls = trainers.loop._step, []
+    real, calls = trainers.loop.step_generator, []
 
     def stopping(*arguments):
         calls.append(1)
@@ -252,11 +252,11 @@ def test_a_stopped_training_goes_on_where_it_was(base, pictures, monkeypatch, ca
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr("trainers.loop._step", stopping)
+    monkeypatch.setattr("trainers.loop.step_generator", stopping)
     monkeypatch.setattr("studio.runner.KEEP_EVERY", 2)
     assert train(base, pictures, "--output", "c.safetensors", "--steps", "6") == 2
     assert "same command again" in capsys.readouterr().err
-    monkeypatch.setattr("trainers.loop._step", real)
+    monkeypatch.setattr("trainers.loop.step_generator", real)
     assert train(base, pictures, "--output", "c.safetensors", "--steps", "6") == 0
     assert "resumed after step 2" in capsys.readouterr().err
     from pathlib import Path
