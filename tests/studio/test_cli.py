@@ -253,11 +253,10 @@ def test_a_stopped_training_goes_on_where_it_was(base, pictures, monkeypatch, ca
         return real(*arguments)
 
     monkeypatch.setattr("trainers.loop.step_generator", stopping)
-    monkeypatch.setattr("studio.runner.KEEP_EVERY", 2)
-    assert train(base, pictures, "--output", "c.safetensors", "--steps", "6") == 2
+    assert train(base, pictures, "--output", "c.safetensors", "--steps", "6", "--keep-every", "2") == 2
     assert "same command again" in capsys.readouterr().err
     monkeypatch.setattr("trainers.loop.step_generator", real)
-    assert train(base, pictures, "--output", "c.safetensors", "--steps", "6") == 0
+    assert train(base, pictures, "--output", "c.safetensors", "--steps", "6", "--keep-every", "2") == 0
     assert "resumed after step 2" in capsys.readouterr().err
     from pathlib import Path
 
