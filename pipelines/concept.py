@@ -183,8 +183,9 @@ class Concept:
             raise ConceptError(why, hint)
         if dims and dims != wanted:
             raise ConceptError(
-                f"{self.token} has rows of {', '.join(map(str, dims))} numbers, "
-                f"the text encoders of {components.name} read {', '.join(map(str, wanted))}.",
+                f"{self.token} was made for {self.card.base or 'another model'}: "
+                f"its rows have {', '.join(map(str, dims))} numbers, "
+                f"and the text encoders of {components.name} ({family}) read {', '.join(map(str, wanted))}.",
                 hint,
             )
         if family == "pocket" and self.card.base_fingerprint not in ("", components.fingerprint()):

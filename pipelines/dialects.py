@@ -19,11 +19,13 @@ from pipelines.card import CARD_KEY
 from pipelines.changes import LORA_METADATA, Change, LowRank, lora_metadata, stored
 from pipelines.concept import Concept, file_stem, write_tensors
 from pipelines.errors import ConceptError
+from pipelines.files import whole_file
 from pipelines.lora_keys import kohya
 
 Dialect = Literal["a1111", "diffusers"]
 
 _VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
+_SHOWN = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
 
 
 def export_as(concept: Concept, folder: Path, dialect: Dialect, *, half: bool = False) -> list[Path]:
@@ -32,7 +34,7 @@ def export_as(concept: Concept, folder: Path, dialect: Dialect, *, half: bool = 
     Args:
         concept: what to write.
         folder: where to; the files are named after the word.
-        dialect: `a1111` also for Forge, ComfyUI, InvokeAI and kohya's scripts.
+        dialect: `a1111` also for Forge, ComfyUI, InvokeAI and kohya's scripts; with what it shows in `X.json`.
         half: store numbers in float16.
 
     Raises:
@@ -50,12 +52,29 @@ def export_as(concept: Concept, folder: Path, dialect: Dialect, *, half: bool = 
     if concept.rows:
         files |= _words(concept, dialect, stem)
     paths = {folder / f"{name}.safetensors": content for name, content in files.items()}
-    if there := [path for path in paths if path.exists()]:
+    notes = [path.with_suffix(".json") for path in paths if dialect == "a1111"]
+    if there := [path for path in (*paths, *notes) if path.exists()]:
         raise ConceptError(f"{there[0]} is there already.", "Choose another folder.")
     for path, (tensors, said) in paths.items():
         stored_as = {name: tensor.half() if half else tensor for name, tensor in tensors.items()}
         write_tensors(path, stored_as, said)
+    for note in notes:
+        with whole_file(note) as temporary:
+            temporary.write_text(json.dumps(_beside(concept, stem), indent=1), encoding="utf-8")
     return list(paths)
+
+
+def _beside(concept: Concept, stem: str) -> dict[str, str | float]:
+    """What AUTOMATIC1111 and Forge show of a file, by the `X.json` beside `X.safetensors`."""
+    card = concept.card
+    return {
+        "description": concept.modelspec().get("modelspec.description", ""),
+        "sd version": _SHOWN.get(card.family, "Unknown"),
+        # There an embedding's word is its file's name; words of the base stay what they are.
+        "activation text": stem if concept.rows else concept.token,
+        "preferred weight": 1.0,
+        "notes": f"trained on {card.base}" if card.base else "",
+    }
 
 
 def _words(concept: Concept, dialect: Dialect, stem: str) -> dict[str, tuple[dict[str, Tensor], dict[str, str]]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import shutil
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from pipelines.errors import ConceptError
 from pipelines.layouts import FAMILY_NAMES
 
 FOLDER = Path("outputs/concepts")
+NOTE_LIMIT = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -99,11 +102,40 @@ def verify(path: Path) -> str:
     return f"{path}: whole"
 
 
+BESIDE = (".losses.jsonl", ".preview.png", ".json")
+"""Endings of what belongs to a concept X.safetensors: its log, its picture, and what other programs show of it."""
+
+
+def beside(path: Path, new: Path) -> list[tuple[Path, Path]]:
+    """The files that belong to a concept, each with its name if the concept were `new`."""
+    pairs = [(path.with_name(path.stem + end), new.with_name(new.stem + end)) for end in BESIDE]
+    return [(there, place) for there, place in pairs if there.is_file()]
+
+
+def copy_picture(path: Path, new: Path) -> None:
+    """Give `new` the preview picture of a concept, if there is one and `new` has none."""
+    for there, place in beside(path, new):
+        if there.name.endswith(".preview.png") and not place.exists():
+            shutil.copyfile(there, place)
+
+
+def activation(path: Path) -> str:
+    """The word by which other programs call a file, from the `X.json` beside it; empty if it tells none."""
+    note = path.with_suffix(".json")
+    try:
+        if not note.is_file() or note.stat().st_size > NOTE_LIMIT:
+            return ""
+        told = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ""  # trainers put other things under that name
+    text = told.get("activation text") if isinstance(told, dict) else None
+    return text.split(",")[0].strip()[:100] if isinstance(text, str) else ""
+
+
 def delete(path: Path) -> list[Path]:
     """Remove a concept and what lies beside it; gives the files."""
     read_card(path)  # nothing else than a concept is deleted
-    beside = (f"{path.stem}.losses.jsonl", f"{path.stem}.preview.png", f"{path.stem}.json")
-    gone = [place for place in (path, *(path.with_name(name) for name in beside)) if place.is_file()]
+    gone = [path, *(there for there, _ in beside(path, path))]
     for place in gone:
         place.unlink()
     return gone

@@ -27,6 +27,7 @@ from pipelines.files import require_room
 from pipelines.judge import Judge
 from pipelines.metadata import Dtype, Made, read_made, save_png
 from pipelines.request import ConceptUse, Request, concept_use
+from studio import library
 from studio.progress import Progress
 from studio.settings import Machine
 from trainers import scoring
@@ -234,7 +235,11 @@ def import_concept(source: Path, token: str | None, folder: Path) -> Path:
         concept = Concept.load_pickle(source)
     else:
         concept = Concept.load(source)
-    return _placed(concept, token, folder)
+    if token is None and not concept.rows and concept.token == source.stem:  # the file itself names no word
+        token = library.activation(source) or None
+    path = _placed(concept, token, folder)
+    library.copy_picture(source, path)
+    return path
 
 
 def _placed(concept: Concept, token: str | None, folder: Path) -> Path:
@@ -251,7 +256,10 @@ def _placed(concept: Concept, token: str | None, folder: Path) -> Path:
 
 def export_concept(path: Path, output: Path, dialect: Dialect, half: bool) -> list[Path]:
     """Write a concept for other programs; gives the files."""
-    return export_as(Concept.load(path), output, dialect, half=half)
+    files = export_as(Concept.load(path), output, dialect, half=half)
+    for file in files:
+        library.copy_picture(path, file)
+    return files
 
 
 def rename_concept(path: Path, token: str) -> Path:
@@ -260,9 +268,8 @@ def rename_concept(path: Path, token: str) -> Path:
     if not concept.rows:
         raise ConceptError(f"{concept.token} has no word of its own: it is words of the base.", "It keeps its name.")
     new = _placed(concept, token, path.parent)
-    log = path.with_name(f"{path.stem}.losses.jsonl")
-    if log.is_file():
-        log.replace(new.with_name(f"{new.stem}.losses.jsonl"))
+    for there, place in library.beside(path, new):
+        there.replace(place)
     path.unlink()
     return new
 

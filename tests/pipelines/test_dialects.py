@@ -200,6 +200,11 @@ def test_a_word_with_weights_becomes_two_files_and_nothing_is_overwritten(tmp_pa
     assert Concept.load(weights).rows == () and torch.equal(Concept.load(word).rows[0], concept.rows[0])
     with pytest.raises(ConceptError, match="there already"):
         export_as(concept, tmp_path, "a1111")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "cat.json").write_text("mine")
+    with pytest.raises(ConceptError, match=r"cat\.json is there already"):
+        export_as(concept, tmp_path / "c", "a1111")
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["cat.json"]
     whole = Concept(card(), (), {"unet.conv_in.weight": Difference(torch.zeros(16, 4, 3, 3))})
     with pytest.raises(ConceptError, match="studio export"):
         export_as(whole, tmp_path / "b", "a1111")

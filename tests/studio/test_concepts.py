@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from pipelines.card import ConceptCard, read_card
 from pipelines.concept import Concept
@@ -119,6 +121,46 @@ def test_a_concept_is_renamed_with_its_log(folder, capsys):
     assert lion.token == "<lion>" and torch.equal(lion.rows[0], rows)
     assert run(folder, "rename", "lion", "<dog>") == 2 and "there already" in capsys.readouterr().err
     assert "lion.safetensors" in names(folder)
+
+
+def test_the_picture_and_the_note_of_other_programs_go_with_a_concept(folder, tmp_path):
+    Image.new("RGB", (8, 8), "red").save(folder / "cat.preview.png")
+    out, back = tmp_path / "out", tmp_path / "back"
+    assert run(folder, "export", "cat", "--output", out) == 0
+    assert names(out) == ["cat.json", "cat.preview.png", "cat.safetensors"]
+    note = json.loads((out / "cat.json").read_text())
+    assert (note["activation text"], note["sd version"], note["preferred weight"]) == ("cat", "SD1", 1.0)
+    assert note["description"] == "object, learned from cat by textual-inversion" and note["notes"] == "trained on tiny"
+    assert run(back, "import", out / "cat.safetensors") == 0
+    assert (
+        names(back) == ["cat.preview.png", "cat.safetensors"] and read_card(back / "cat.safetensors").token == "<cat>"
+    )
+    (back / "cat.json").write_text("{}")
+    assert run(back, "rename", "cat", "<lion>") == 0
+    assert names(back) == ["lion.json", "lion.preview.png", "lion.safetensors"]
+    assert run(back, "delete", "lion", "--yes") == 0 and names(back) == []
+
+
+@pytest.mark.parametrize(
+    ("note", "token"),
+    [
+        ('{"activation text": "sks fox, best quality"}', "sks fox"),
+        ('{"activation text": ""}', "mine"),
+        ('{"activation text": 3}', "mine"),
+        ("[" * 100_000, "mine"),
+        ("[1]", "mine"),
+        ("no json", "mine"),
+        (" " * (1 << 20) + '{"activation text": "long"}', "mine"),
+    ],
+)
+def test_a_lora_that_names_no_word_has_the_one_of_the_note_beside_it(tmp_path, note, token):
+    layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_q"
+    pair = {f"{layer}.lora_down.weight": torch.ones(2, 8), f"{layer}.lora_up.weight": torch.ones(8, 2)}
+    save_file(pair, tmp_path / "mine.safetensors")
+    (tmp_path / "mine.json").write_text(note)
+    assert run(tmp_path / "library", "import", tmp_path / "mine.safetensors") == 0
+    (made,) = (tmp_path / "library").iterdir()
+    assert read_card(made).token == token
 
 
 def test_nothing_is_deleted_without_yes(folder, capsys):

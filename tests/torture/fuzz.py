@@ -6,6 +6,7 @@ python -m tests.torture.fuzz --files 10000
 from __future__ import annotations
 
 import argparse
+import base64
 import io
 import json
 import os
@@ -17,6 +18,8 @@ import zipfile
 from pathlib import Path
 
 import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save
 
 from pipelines.errors import ConceptError
@@ -55,6 +58,13 @@ def pickled(content: object) -> bytes:
     return stream.getvalue()
 
 
+def pictured(content: object) -> bytes:
+    text, stream = PngInfo(), io.BytesIO()
+    text.add_text("sd-ti-embedding", base64.b64encode(json.dumps(content).encode()).decode())
+    Image.new("RGB", (8, 8)).save(stream, "PNG", pnginfo=text)
+    return stream.getvalue()
+
+
 def originals(trace: Path) -> list[bytes]:
     rows, pair = torch.ones(2, 8), {"down": torch.ones(2, 8), "up": torch.ones(8, 2)}
     query = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_q"
@@ -70,18 +80,20 @@ def originals(trace: Path) -> list[bytes]:
         pickled({"string_to_param": {"*": rows}, "name": "x"}),
         pickled({"<x>": rows, "y": Malice(trace)}),
         pickled({"<x>": torch.nn.Parameter(rows.half())}),
+        pictured({"string_to_param": {"*": {"TORCHTENSOR": rows.tolist()}}, "name": "x"}),
     ]
 
 
 def mutated(content: bytes, chance: random.Random) -> bytes:
     """Bytes changed, cut or repeated, header lengths and fields replaced, or members of an archive renamed."""
     changed, way = bytearray(content), chance.randrange(6)
+    plain = content[:2] not in (b"PK", b"\x89P")  # safetensors
     if way == 0:
         return bytes(changed[: chance.randrange(len(changed))])
-    if way == 1 and content[:2] != b"PK":
+    if way == 1 and plain:
         length = chance.choice((0, 1, 2**31, 2**63, 2**64 - 1, chance.randrange(2 * len(content))))
         return struct.pack("<Q", length) + content[8:]
-    if way == 2 and content[:2] != b"PK":
+    if way == 2 and plain:
         (length,) = struct.unpack("<Q", content[:8])
         header, at = content[8 : 8 + length].decode(), chance.randrange(length)
         spot = next((k for k in range(at, length) if header[k] in ":[,"), at)
