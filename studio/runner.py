@@ -227,8 +227,11 @@ def _preflight(run: Run, reading: Reading, components: Components) -> Iterator[s
         new_word=run.config.new_word is not None,
     )
     yield from report.lines()
-    subjects = run.config.subjects if isinstance(run.config, SubjectConfig) else ()
-    for subject in subjects:
+    if not isinstance(run.config, SubjectConfig):
+        return
+    if run.config.cut_mix:
+        yield f"{run.config.cut_mix:.0%} of the pictures are two of them side by side (--cut-mix)."
+    for subject in run.config.subjects:
         if run.config.new_word is None and (meaning := collision(subject.token)):
             yield f"Warning: {subject.token!r} already means something to most models: {meaning}."
 

@@ -21,7 +21,7 @@ from trainers.reading import Example
 FEWEST, MOST = 48, 240
 """Composed pictures: enough that none is learned by heart, and no more than are soon encoded."""
 
-SIDE = (0.40, 0.50)
+SIDE = (0.44, 0.50)
 """Smallest and largest side of a picture in a composed one, as a share of its side."""
 
 ORDERS = {"across": ("to the left of", "to the right of"), "down": ("above", "below")}

@@ -50,7 +50,7 @@ class Run:
         data = self.data.model_dump(mode="json", exclude={"images", "cache"})
         own = self.config.model_dump(mode="json", exclude={"class_images", "also"})
         if isinstance(self.config, SubjectConfig) and self.config.also:
-            own["also"] = [f":{subject.token}:{subject.class_word}" for subject in self.config.subjects[1:]]
+            own["also"] = [f"DIR:{subject.token}:{subject.class_word}" for subject in self.config.subjects[1:]]
         return {**own, **self.train.model_dump(mode="json"), **data}
 
 
@@ -117,7 +117,7 @@ def train(
             Pace(run.train.steps, run.train.seed, run.train.accumulate, run.train.max_grad_norm, REPORT),
             rate=lambda step, steps: min(1.0, (step + 1) / max(1, run.train.warmup)),
             after_step=_after_step(run, trainable, average, on_event),
-            checkpoint=_checkpoint(keep, keep_every, trainable, optimizer, average, begun_with),
+            checkpoint=_checkpoint(keep, keep_every, run, trainable, optimizer, average, begun_with),
             on_event=on_event,
             should_stop=should_stop,
         )
@@ -320,6 +320,7 @@ MAY_CHANGE = ("steps", "preview_every")  # what a resumed run may change
 def _checkpoint(
     path: Path | None,
     every: int,
+    run: Run,
     trainable: Trainable,
     optimizer: torch.optim.Optimizer,
     average: Average,
@@ -328,8 +329,9 @@ def _checkpoint(
     """Where the state is kept, if it is to be."""
     if path is None:
         return None
-    # Numbers, two moments and perhaps an average, in the old state and the new one, and the concept itself.
-    each = 2 * 4 * (4 if average.decay else 3) + 2
+    # Numbers, two moments and perhaps an average, in the old state and the new one, and the concepts themselves.
+    concepts = len(run.config.subjects) if isinstance(run.config, SubjectConfig) else 1
+    each = 2 * 4 * (4 if average.decay else 3) + 2 * concepts
     require_room(path.parent, each * sum(parameter.numel() for parameter in trainable.parameters.values()))
 
     def state() -> dict[str, Any]:
