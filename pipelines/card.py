@@ -45,6 +45,12 @@ class ConceptCard(Frozen):
     """Embedding vectors of the token; 0 for a concept of changed weights alone, called by words the base has."""
     init: str = ""
     """The word training started from: the kind of thing it is, as the base calls it."""
+    left: str = ""
+    """Of a relation: the things it was learned between, on its left side."""
+    right: str = ""
+    """Those on its right side."""
+    example: str = ""
+    """A sentence that uses it."""
     recipe: dict[str, Any] = Field(default_factory=dict)
     """The resolved configuration of the run."""
     scores: dict[str, float] = Field(default_factory=dict)

@@ -19,8 +19,9 @@ from pipelines.concept import Concept, attached
 from pipelines.conditions import Condition, Step, merge, stack
 from pipelines.conditions.text import Text
 from pipelines.errors import Cancelled, RequestError
-from pipelines.events import OnEvent, StepDone, ignore
+from pipelines.events import Note, OnEvent, StepDone, ignore
 from pipelines.images import to_pictures
+from pipelines.prompts import lacks_a_side
 from pipelines.request import Request
 from pipelines.schedulers import build, step_options
 
@@ -74,7 +75,7 @@ def generate(
         concepts: concepts already in memory, by the `source` the request names them with; others are read from disk.
         conditions: further conditions beside the text.
         noise: (count, C, h, w) to start from instead of that of the seed.
-        on_event: receives a `StepDone` for each step.
+        on_event: receives a `StepDone` for each step, and a `Note` on a relation with nothing to relate.
         should_stop: asked before each step; true leaves with `Cancelled`.
 
     Raises:
@@ -85,6 +86,10 @@ def generate(
     request = request.resolved(components.defaults)
     _check_size(components, request)
     learned = [(concepts or {}).get(use.source) or Concept.load(Path(use.source)) for use in request.concepts]
+    for concept in learned:
+        if concept.card.kind == "relation" and lacks_a_side(request.prompt, concept.token):
+            said = f"name one thing before it and one after it, as in: a cat {concept.token} a box."
+            on_event(Note(f"{concept.token} is a relation: {said}"))
     strengths = [use.strength for use in request.concepts]
     with ExitStack() as lasting, torch.no_grad():
         components = lasting.enter_context(attached(components, list(zip(learned, strengths, strict=True))))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from pipelines.components import Components
 
 _SYNTAX = re.compile(r"\\[()\[\]\\]|\(|\[|:\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)|\)|\]|[^\\()\[\]:]+|:|\\")
 ROUND, SQUARE = 1.1, 1 / 1.1
+_NO_THINGS = ("a", "an", "the", "of")
 COMMA_REACH = 20  # tokens before a chunk's end in which a comma is preferred as the cut
 
 
@@ -70,6 +71,22 @@ def parse_weights(prompt: str) -> list[tuple[str, float]]:
         while parsed.open[bracket]:
             parsed.close(bracket, factor)
     return parsed.joined()
+
+
+def lacks_a_side(prompt: str, token: str) -> bool:
+    """Whether the word of a relation stands somewhere with nothing before or nothing after it to relate.
+
+    >>> lacks_a_side("a cat <r> a box", "<r>"), lacks_a_side("a photo of <r>", "<r>")
+    (False, True)
+    """
+    plain = "".join(text for text, _ in parse_weights(prompt))
+    parts = plain.split(token)
+    for before, after in pairwise(parts):
+        said = re.findall(r"[\w<]+", before)
+        follows = [word for word in re.findall(r"[\w<]+", after) if word.lower() not in _NO_THINGS]
+        if not said or said[-1].lower() in _NO_THINGS or not follows:
+            return True
+    return False
 
 
 @dataclass(frozen=True)

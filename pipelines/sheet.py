@@ -25,20 +25,28 @@ class Sheet:
     def __init__(self, cell: int = 128, label: int = 230, title: str = "") -> None:
         self.cell, self.label, self.title = cell, label, title
         self.rows: list[tuple[str, list[Image.Image]]] = []
+        self.heads: list[str] = []
 
     def row(self, caption: str, pictures: Sequence[Image.Image]) -> None:
         """Add a row; its caption wraps."""
         self.rows.append((caption, list(pictures)))
 
+    def head(self, captions: Sequence[str]) -> None:
+        """Say what the columns are; a caption that is repeated spans its columns."""
+        self.heads = list(captions)
+
     def draw(self) -> Image.Image:
         """The sheet as a picture."""
         columns = max((len(pictures) for _, pictures in self.rows), default=0)
-        top = GAP + (TEXT + 3 * GAP if self.title else 0)
+        top = GAP + (TEXT + 3 * GAP if self.title else 0) + (TEXT + GAP if self.heads else 0)
         size = (self.label + columns * (self.cell + GAP) + GAP, top + len(self.rows) * (self.cell + GAP))
         sheet = Image.new("RGB", size, PAPER)
         pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT)
         if self.title:
             pen.text((GAP, GAP), self.title, INK, font)
+        for column, caption in enumerate(self.heads):
+            if not column or self.heads[column - 1] != caption:
+                pen.text((self.label + column * (self.cell + GAP), top - TEXT - GAP), caption, FAINT, font)
         for index, (caption, pictures) in enumerate(self.rows):
             y = top + index * (self.cell + GAP)
             lines = _wrapped(caption, pen, font, self.label - 2 * GAP)

@@ -17,6 +17,7 @@ from pipelines.errors import RequestError, StudioError
 from pipelines.metadata import own_version
 from pipelines.request import Request, problems
 from studio.flags import Asked, given
+from studio.measures import Relations
 from studio.settings import Machine
 
 app = App(
@@ -154,6 +155,7 @@ def score(
     way: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     only: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     form: Annotated[Literal["table", "json"], Parameter(name="--format")] = "table",
+    relations: Annotated[Relations, Parameter(name="*")] = Relations(),  # noqa: B008
     base: str = "pocket",
     machine: OnThisMachine = Machine(),  # noqa: B008
 ) -> None:
@@ -176,7 +178,7 @@ def score(
         textual-inversion, pivotal, lora, full or custom-diffusion; with --all-ways also pivotal-together and
         custom-diffusion-together, and several.
     only
-        With --all-held-out or --all-ways: these stickers alone.
+        With --all-held-out or --all-ways: these stickers alone; with --relations: these relations.
     form
         table or json.
     base
@@ -184,7 +186,11 @@ def score(
     """
     from studio import runner
 
-    if all_ways:
+    if relations.relations:
+        from studio.relations import score_relations
+
+        score_relations(relations, only, base, form, machine, print)
+    elif all_ways:
         runner.score_ways(way, only, form, machine, print)
     elif all_held_out:
         runner.score_held_out(way, only, form, machine, print)

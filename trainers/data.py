@@ -163,7 +163,7 @@ class LatentSet:
         """
         bucket, indices = self._bucketed(index, batch) if self.bucketed else self._stream(index, batch)
         mirrored = (torch.rand(batch, generator=generator) < self.flip).long()
-        chosen = torch.randint(len(wordings), (batch,), generator=generator).tolist()
+        chosen = torch.randint(max(1, len(wordings)), (batch,), generator=generator).tolist()
         own = self._own_captions(token)
         if any(len(several) > 1 for several in own):
             picks = torch.rand(batch, generator=generator, dtype=torch.float64).tolist()

@@ -6,7 +6,7 @@ checkpoints, previews, command line, forms and file format are the same for all 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipelines.components import Components
 from pipelines.concept import Concept
-from trainers.data import Batch
+from trainers.data import Batch, Example
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,11 @@ class Trainable:
     Attributes:
         components: the base with whatever is new in it.
         parameters: name -> the only tensors that are trained.
-        wordings: prompt templates with one `{}` for the token.
+        wordings: prompt templates with one `{}` for the token; none if only pictures' own captions will do.
         state: what the method wants to keep for its losses.
         figures: numbers to report beside the losses.
         rates: name -> factor on the learning rate, for those that learn at another pace.
+        examine: told the pictures before anything is encoded; raises `DataError` if it cannot learn from them.
     """
 
     components: Components
@@ -38,6 +39,7 @@ class Trainable:
     state: Any
     figures: Callable[[], dict[str, float]] = field(default=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
+    examine: Callable[[Sequence[Example]], None] = lambda examples: None
 
 
 class Method(Protocol):

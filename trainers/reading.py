@@ -1,8 +1,9 @@
 """Training pictures on disk: the folder conventions people have, read into examples.
 
 Read are a plain folder, captions beside pictures (`fox.txt` or `fox.caption` for `fox.png`), `metadata.jsonl` as in
-Hugging Face's image folders, folders named `10_cat` as for the kohya scripts, and ReVersion's `text.json`; with any of
-them masks, as `fox.mask.png`, `fox-masklabel.png` or `masks/fox.png`.
+Hugging Face's image folders, folders named `10_cat` as for the kohya scripts, ReVersion's `text.json`, and for
+relations `pairs.json`, which names the two things of each picture; with any of them
+masks, as `fox.mask.png`, `fox-masklabel.png` or `masks/fox.png`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from PIL import Image, ImageOps
 
 from pipelines.errors import DataError
 from pipelines.images import PICTURE_SUFFIXES, open_picture
+from trainers.pairs import Pair, pair_captions
 
-METADATA, TEXT, MASKS, PLAIN = "metadata.jsonl", "text.json", "masks", "plain folder"
+METADATA, TEXT, PAIRS, MASKS, PLAIN = "metadata.jsonl", "text.json", "pairs.json", "masks", "plain folder"
 MASK_ENDINGS = (".mask.png", "-masklabel.png")
 CAPTION_SUFFIXES = (".txt", ".caption")
 CAPTION_KEYS = ("text", "caption", "prompt")
@@ -146,6 +148,8 @@ def _found(folder: Path) -> tuple[str, _Found]:
     listed: dict[Path, tuple[str, ...]] = {}
     if (folder / TEXT).is_file():
         convention, listed = TEXT, _text(folder, list(pictures))
+    elif (folder / PAIRS).is_file():
+        convention, listed = PAIRS, _pairs(folder, list(pictures))
     return convention, {path: (listed.get(path, ()), *places[place]) for path, place in pictures.items()}
 
 
@@ -193,8 +197,9 @@ def _why(path: Path, folder: Path) -> str:
         return f"not named in {METADATA}"
     if path.suffix.lower() in CAPTION_SUFFIXES:
         return "a caption, but no picture goes with it or another caption of it is used"
-    if path.name in (METADATA, TEXT):
-        return f"{METADATA} is read instead" if path.parent == folder else "only read in the folder that was given"
+    if path.name in (METADATA, TEXT, PAIRS):
+        read = next((index for index in (METADATA, TEXT) if (folder / index).is_file()), path.name)
+        return f"{read} is read instead" if path.parent == folder else "only read in the folder that was given"
     return "not a kind of picture that is read"
 
 
@@ -281,16 +286,37 @@ def _inside(folder: Path, name: str, where: str) -> Path:
 def _text(folder: Path, pictures: list[Path]) -> dict[Path, tuple[str, ...]]:
     """Captions of ReVersion's `text.json`: file name, or file name without its ending -> captions with a `{}`."""
     listed: dict[Path, tuple[str, ...]] = {}
-    for name, said in _parsed(_contents(folder / TEXT, TEXT), TEXT).items():
-        where = f"The entry {name!r:.100} of {TEXT}"
+    for path, said, where in _entries_of(folder, TEXT, pictures):
+        captions = _captions(said, where)
+        if captions and not any("{}" in caption for caption in captions):
+            raise DataError(
+                f"{where} has no {{}} in any of its captions.", "Write {} where the relation goes: a cat {} a box."
+            )
+        listed[path] = listed.get(path, ()) + captions
+    return listed
+
+
+def _pairs(folder: Path, pictures: list[Path]) -> dict[Path, tuple[str, ...]]:
+    """Captions from the two things that `pairs.json` names for each picture."""
+    listed: dict[Path, tuple[str, ...]] = {}
+    for path, said, where in _entries_of(folder, PAIRS, pictures):
+        names = _captions(said, where)
+        if not isinstance(said, list) or len(said) != 2 or len(names) != 2:
+            raise DataError(f"{where} names {len(names)} things.", 'Name two, the first one first: ["cat", "box"].')
+        listed[path] = pair_captions(Pair(*names))
+    return listed
+
+
+def _entries_of(folder: Path, index: str, pictures: list[Path]) -> Iterator[tuple[Path, object, str]]:
+    """Picture, what an index file says of it, and where; pictures may be named without their ending."""
+    for name, said in _parsed(_contents(folder / index, index), index).items():
+        where = f"The entry {name!r:.100} of {index}"
         named = [path for path in pictures if path.relative_to(folder).as_posix() == name]
         named = named or [path for path in pictures if path.relative_to(folder).with_suffix("").as_posix() == name]
         if len(named) > 1:
             both = " and ".join(path.name for path in named[:2])
             raise DataError(f"{where} may mean {both}.", "Write the whole file name.")
-        path = named[0] if named else _inside(folder, name, where)
-        listed[path] = listed.get(path, ()) + _captions(said, where)
-    return listed
+        yield named[0] if named else _inside(folder, name, where), said, where
 
 
 # -- masks ------------------------------------------------------------------------------------------------------

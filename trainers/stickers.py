@@ -12,7 +12,9 @@ The words of this world are all here: `NAMES` and `RELATIONS` are what the gener
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import math
 import random
 from dataclasses import dataclass
 from functools import cache
@@ -64,16 +66,19 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 RELATIONS = {
     "left of": ("to the left of", "left of"),
     "right of": ("to the right of", "right of"),
-    "above": ("above",),
-    "below": ("below",),
+    "above": ("above", "over"),
+    "below": ("below", "under"),
 }
 """Relations the generator is trained on, each with the ways it is said."""
 
 HELD_OUT_RELATIONS = {"inside": ("inside",), "on top of": ("on top of",)}
 """Relations the generator never sees: the first thing drawn over the second; the first resting on the second."""
 
+TOGETHER = ("and", "and", "with")
+"""How two things that stand anywhere are told."""
+
 Style = Literal["fluent", "flat"]
-Kind = Literal["one", "relation", "two", "three"]
+Kind = Literal["one", "relation", "two", "three", "scatter", "group"]
 PLURALS = {"strawberry": "strawberries", "wolf": "wolves", "grapes": "grapes", "cheese": "cheeses"}
 
 
@@ -133,8 +138,9 @@ BOX_THRESHOLD = 0.5  # a pixel belongs to a sticker from this opacity on
 # -- scenes -----------------------------------------------------------------------------------------------------
 
 
-def _one(rng: random.Random) -> list[tuple[int, int, int]]:
-    side = rng.choice(range(38, 51, 2))
+def _one(rng: random.Random, any_size: bool) -> list[tuple[int, int, int]]:
+    """The square of a single thing: large, or sometimes of any size."""
+    side = rng.choice(SIDES) if any_size and rng.random() > 0.8 else rng.choice(range(38, 51, 2))
     free = UNIT - side
     # Nearer the middle than the rim: the sum of two draws.
     place = [min(free - 1, max(1, (rng.randint(0, free) + rng.randint(0, free)) // 2)) for _ in range(2)]
@@ -179,6 +185,33 @@ def _row(rng: random.Random, count: int) -> list[tuple[int, int, int]]:
     ]
 
 
+def _scatter(rng: random.Random) -> list[tuple[int, int, int]]:
+    """Squares of two things of any sizes, anywhere to each other: apart, aslant, touching, one before the other."""
+    while True:
+        a, b = rng.choice(SIDES), rng.choice(SIDES)
+        angle, reach = rng.uniform(0, math.tau), rng.uniform(0, 0.7) * (a + b)
+        across, down = round(reach * math.cos(angle) + (a - b) / 2), round(reach * math.sin(angle) + (a - b) / 2)
+        left, top = min(0, across), min(0, down)
+        wide, high = max(a, across + b) - left, max(a, down + b) - top
+        over = max(0, min(a, across + b) - max(0, across)) * max(0, min(a, down + b) - max(0, down))
+        if max(wide, high) <= UNIT - 2 and over <= 0.7 * a * a:  # the first is drawn first, and must be seen
+            x, y = rng.randint(1, UNIT - 1 - wide) - left, rng.randint(1, UNIT - 1 - high) - top
+            return [(x, y, a), (x + across, y + down, b)]
+
+
+def _group(rng: random.Random) -> list[tuple[int, int, int]]:
+    """Squares of three things anywhere, apart from each other."""
+    while True:
+        sides = [rng.choice((16, 18, 20, 22)) for _ in range(3)]
+        squares = [(rng.randint(1, UNIT - 1 - s), rng.randint(1, UNIT - 1 - s), s) for s in sides]
+        gaps = [max(abs(p[k] + p[2] / 2 - q[k] - q[2] / 2) for k in (0, 1)) - (p[2] + q[2]) / 2
+                for p, q in itertools.combinations(squares, 2)]  # fmt: skip
+        if min(gaps) >= 2:
+            return squares
+
+
+KINDS: tuple[Kind, ...] = ("one", "relation", "two", "three", "scatter", "group")
+KIND_WEIGHTS = (26, 34, 6, 6, 23, 5)
 PREFIXES = ("", "", "", "", "a picture of ", "a photo of ", "a sticker of ", "a rendering of ")
 
 
@@ -197,18 +230,21 @@ def scene(
     Args:
         rng: the only source of chance.
         names: stickers to choose from; the things of one relation or row always differ.
-        kind: one thing, two things in a relation, two of one thing, or three different things in a row.
+        kind: one thing (large where this is given; one in five of any size in a stream of all kinds), two things in a
+            relation, two of one thing, three different things in a row, two different things anywhere ("scatter"),
+            or two of one and one other anywhere ("group").
         relation: a key of `RELATIONS` or `HELD_OUT_RELATIONS`; implies kind "relation".
         colour: background, a key of `COLOURS`.
         say_colour: whether the caption names the background (7 in 10 by default).
         style: which drawing of the stickers; "flat" is said in the caption.
     """
+    given = kind is not None
     if kind is None:
-        kind = "relation" if relation else rng.choices(("one", "relation", "two", "three"), (30, 54, 10, 6))[0]
+        kind = "relation" if relation else rng.choices(KINDS, KIND_WEIGHTS)[0]
     colour = colour or rng.choice(tuple(COLOURS))
     things = [f"flat {name}" if style == "flat" else name for name in rng.sample(names, min(3, len(names)))]
     if kind == "one":
-        layout, used, said = _one(rng), things[:1], article(things[0])
+        layout, used, said = _one(rng, any_size=not given), things[:1], article(things[0])
     elif kind == "relation":
         relation = relation or rng.choice(tuple(RELATIONS))
         phrase = rng.choice((RELATIONS | HELD_OUT_RELATIONS)[relation])
@@ -217,6 +253,13 @@ def scene(
     elif kind == "two":
         layout, used = _row(rng, 2), [things[0]] * 2
         said = rng.choice((f"two {plural(things[0])}", f"two of {article(things[0])}"))
+    elif kind == "scatter":
+        layout, used = _scatter(rng), things[:2]
+        told = things[:2] if rng.random() < 0.5 else things[1::-1]
+        said = f"{article(told[0])} {rng.choice(TOGETHER)} {article(told[1])}"
+    elif kind == "group":
+        layout, used = _group(rng), [things[0], things[0], things[1]]
+        said = f"two {plural(things[0])} and {article(things[1])}"
     else:
         layout, used = _row(rng, 3), things[:3]
         said = f"{article(things[0])}, {article(things[1])} and {article(things[2])}"

@@ -23,7 +23,7 @@ from trainers.averages import Average
 from trainers.checkpoints import Checkpoint
 from trainers.config import DataConfig, SubjectConfig, TrainConfig
 from trainers.cut_mix import cut_mixed
-from trainers.data import Batch, Example, LatentSet, digest
+from trainers.data import Batch, Example, LatentSet, digest, usable
 from trainers.loop import Pace, optimise
 from trainers.method import Method, Trainable
 from trainers.priors import CLASS_FOLDER, class_examples
@@ -116,7 +116,7 @@ def train(
             [optimizer],
             Pace(run.train.steps, run.train.seed, run.train.accumulate, run.train.max_grad_norm, REPORT),
             rate=lambda step, steps: min(1.0, (step + 1) / max(1, run.train.warmup)),
-            after_step=_after_step(run, trainable, average, on_event),
+            after_step=_after_step(run, trainable, examples, average, on_event),
             checkpoint=_checkpoint(keep, keep_every, run, trainable, optimizer, average, begun_with),
             on_event=on_event,
             should_stop=should_stop,
@@ -241,6 +241,7 @@ def _batches(
             cache=data.cache,
         )
 
+    trainable.examine(examples)
     own = encoded(examples, data.flip)
     if left_out := own.unused_captions(trigger):
         names = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
@@ -287,7 +288,7 @@ def _checkpointed(components: Components) -> Iterator[None]:
 
 
 def _after_step(
-    run: Run, trainable: Trainable, average: Average, on_event: OnEvent
+    run: Run, trainable: Trainable, examples: Sequence[Example], average: Average, on_event: OnEvent
 ) -> Callable[[int], dict[str, float]]:
     """Average, preview, figures."""
 
@@ -296,17 +297,23 @@ def _after_step(
             average.update()
         if run.train.preview_every and done % run.train.preview_every == 0:
             with average.shown():
-                on_event(_preview(trainable, run, done))
+                on_event(_preview(trainable, run, examples, done))
         return trainable.figures() if done % REPORT == 0 or done == run.train.steps else {}
 
     return after
 
 
-def _preview(trainable: Trainable, run: Run, step: int) -> Preview:
+def _preview(trainable: Trainable, run: Run, examples: Sequence[Example], step: int) -> Preview:
     """A picture of the concept as it is now."""
-    prompt = trainable.wordings[0].replace("{}", run.config.trigger)
+    prompt = _sample(trainable, examples, run.config.trigger).replace("{}", run.config.trigger)
     made = generate(trainable.components, Request(prompt=prompt, steps=15, seed=run.train.seed))
     return Preview(step, made.pictures[0], prompt)
+
+
+def _sample(trainable: Trainable, examples: Sequence[Example], token: str) -> str:
+    """A caption to show the concept with: the first template, or else the first caption of a picture."""
+    own = (caption for example in examples for caption in example.captions if usable(caption, token))
+    return next(iter(trainable.wordings), None) or next(own)
 
 
 def _begun_with(components: Components, run: Run, pictures: Sequence[Example]) -> dict[str, Any]:

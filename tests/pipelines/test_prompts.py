@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.prompts import encode_prompts, parse_weights
+from pipelines.prompts import encode_prompts, lacks_a_side, parse_weights
 from pipelines.tokens import new_words, single_rows
 from tests import tiny
 
@@ -108,3 +108,21 @@ def test_xl_gives_both_encoders_side_by_side_and_the_pooled_vector():
     encoded = encode_prompts(tiny.sdxl(), ["a fox"])[0]
     assert encoded.context.shape == (1, 77, 80)
     assert encoded.pooled is not None and encoded.pooled.shape == (1, 32)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "lacks"),
+    [
+        ("a cat <r> a box", False),
+        ("cat <r> box", False),
+        ("a <my-fox> <r> (a box:1.2) on a blue background", False),
+        ("a photo of <r> a box", True),
+        ("<r> a box", True),
+        ("a cat <r>", True),
+        ("a cat <r> the", True),
+        ("a cat <r> a box <r>", True),
+        ("a cat and a box", False),
+    ],
+)
+def test_a_relation_with_nothing_on_one_side_is_noticed(prompt, lacks):
+    assert lacks_a_side(prompt, "<r>") is lacks

@@ -65,6 +65,10 @@ SETTINGS = {
     "textual-inversion": ({"token": "<x>", "init": "fox"}, {"token": "<x>", "init": "fox", "vectors": 2}),
     "dreambooth": ({"token": "q", "class_word": "fox"}, {"token": "q", "class_word": "fox", "form": "full"}),
     "custom-diffusion": ({"token": "<x>", "class_word": "fox"}, {"token": "<x>", "class_word": "fox", "prior": "none"}),
+    "reversion": (
+        {"token": "<r>", "init": "fox", "left": "fox", "right": "cat"},
+        {"token": "<r>", "init": "fox", "lora": True},
+    ),
 }
 
 

@@ -23,6 +23,7 @@ SETTINGS = {
     "textual-inversion": {"token": "<thing>", "init": "fox"},
     "dreambooth": {"token": "<thing>", "class_word": "fox", "pivotal": True, "text_encoder": True},
     "custom-diffusion": {"token": "<thing>", "class_word": "fox"},
+    "reversion": {"token": "<thing>", "init": "fox", "left": "fox", "right": "cat", "lora": True},
 }
 CHANCE = 5
 

@@ -45,6 +45,17 @@ def _told(facts: dict[str, Any]) -> str:
     return f"{facts['device']}, {facts['size']} px, {facts['steps']} steps of {facts['batch']} ({seen})"
 
 
+def _trainings(facts: dict[str, Any]) -> list[str]:
+    """One line for each training, the last first."""
+    trainings = [facts]
+    while "earlier" in trainings[-1]:
+        trainings.append(trainings[-1]["earlier"])
+    return [
+        f"- {'Went on from a model trained' if index else 'Trained'} on: {_told(one)}."
+        for index, one in enumerate(trainings)
+    ]
+
+
 def write_card(out: Path, facts: dict[str, Any], scores: dict[str, Any]) -> Path:
     """Write `README.md`, `training.json` and `scores.json` beside the weights.
 
@@ -66,12 +77,12 @@ def write_card(out: Path, facts: dict[str, Any], scores: dict[str, Any]) -> Path
         "(`python -m trainers.pretrain`), so that everything can be tried, tested and measured offline, on a CPU.",
         "It knows the words below and no others; it is no substitute for Stable Diffusion.",
         "",
-        f"- Trained on: {_told(facts)}.",
-        *([f"- Went on from a model trained on: {_told(facts['earlier'])}."] if "earlier" in facts else []),
+        *_trainings(facts),
         f"- Weights: {weights:.1f} MiB, float16 safetensors. Written {datetime.now(UTC).date().isoformat()}.",
         f"- Names ({len(NAMES)}): {', '.join(NAMES)}.",
         f"- Background colours ({len(COLOURS)}): {', '.join(COLOURS)}.",
-        f"- Relations: {', '.join(RELATIONS)}.",
+        f"- Relations: {', '.join(RELATIONS)}; `and` and `with` join two things that stand anywhere.",
+        "- Scenes: one thing, two in a relation, two alike, three in a row, two anywhere, two alike and another.",
         f"- Held out, to be taught: {', '.join((*HELD_OUT, *HELD_OUT_RELATIONS))}.",
         "",
         f"## Scores on {scores['prompts']} seeded prompts of each kind",

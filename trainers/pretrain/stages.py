@@ -95,7 +95,11 @@ def as_components(model: Generator, vae: AutoencoderTiny) -> Components:
 
 def unet_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
     """Train UNet and text encoder into `work/generator.pt`, with preview sheets on the way."""
-    for part, stage in (("vae", "vae"), (TEXT, "text")):
+    if arguments.go_on_from is not None:
+        for part in ("vae", "judge"):  # what is not trained anew here is that of the finished model
+            if not (arguments.work / part).exists():
+                shutil.copytree(arguments.go_on_from / part, arguments.work / part)
+    for part, stage in (("vae", "vae"), *(((TEXT, "text"),) if arguments.go_on_from is None else ())):
         if not (arguments.work / part).exists():
             raise ModelError(f"There is no {part} in {arguments.work}.", f"Run python -m trainers.pretrain {stage}.")
     vae = AutoencoderTiny.from_pretrained(arguments.work / "vae").to(arguments.device).requires_grad_(False)

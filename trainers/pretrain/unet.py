@@ -36,7 +36,8 @@ class Generator(nn.Module):
         self.text = CLIPTextModel(text_config(tokenizer))
 
     def go_on_from(self, folder: Path) -> None:
-        """Take the UNet of a finished model in the diffusers layout, to train it further."""
+        """Take UNet and text encoder of a finished model in the diffusers layout, to train them further."""
+        self.text.load_state_dict(CLIPTextModel.from_pretrained(folder / "text_encoder").float().state_dict())
         self.unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder / "unet").float().state_dict())
 
     def optimizers(self, rate: float) -> list[torch.optim.Optimizer]:
@@ -106,9 +107,10 @@ def train_unet(
     latents, captions = encoded(work, vae, pictures, 31, size, device, on_event)
     torch.manual_seed(4)  # initial weights
     model = Generator(size, build_tokenizer()).to(device)
-    model.text.load_state_dict(torch.load(work / TEXT, map_location=device, weights_only=True))
     if go_on_from is not None:
         model.go_on_from(go_on_from)
+    else:
+        model.text.load_state_dict(torch.load(work / TEXT, map_location=device, weights_only=True))
     optimizers = model.optimizers(rate)
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
     averaged = cast(Generator, average.module)

@@ -1,0 +1,35 @@
+"""Flags of `studio score` for whole benchmarks, in groups. Importable without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from pipelines.request import Frozen
+
+
+class Relations(Frozen):
+    """Scores of relations."""
+
+    relations: bool = False
+    """Teach pocket each relation from ten pictures and score it on pairs it never saw, beside the best phrase in words,
+    the untrained token and Textual Inversion. With --clip the paper's protocol for a real base instead."""
+
+    extensions: bool = False
+    """With --relations: each switch of ReVersion by itself too."""
+
+    pictures: int | None = Field(default=None, ge=1, le=10_000)
+    """With --relations: pictures of each relation and way (60), or in the paper's protocol of each pair (10)."""
+
+    sheet: Path | None = None
+    """With --relations: also write a contact sheet here."""
+
+    clip: Path | None = None
+    """With --relations: folder of a CLIP that measures; needs --learned."""
+
+    learned: Path | None = None
+    """With --clip: folder of relations learned on the base, named painted_on.safetensors, hug.safetensors, ..."""
+
+    scenarios: Path | None = None
+    """With --clip: a JSON file of relations and the things they are tried between, instead of the built-in ones."""
