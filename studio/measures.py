@@ -20,7 +20,7 @@ class Relations(Frozen):
     """With --relations: each switch of ReVersion by itself too."""
 
     pictures: int | None = Field(default=None, ge=1, le=10_000)
-    """With --relations: pictures of each relation and way (60), or in the paper's protocol of each pair (10)."""
+    """With --relations: pictures of each relation and way (40), or in the paper's protocol of each pair (10)."""
 
     sheet: Path | None = None
     """With --relations: also write a contact sheet here."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import torch
 from diffusers import (
@@ -13,7 +14,16 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+)
 
 from pipelines.components import Components, from_pipeline
 from trainers.data import Example
@@ -163,3 +173,17 @@ def examples(count: int = 3, side: int = 20) -> list[Example]:
     return [
         Example(f"{i}.png", Image.new("RGB", (side, side), (40 + 60 * i, 200 - 50 * i, 30 * i))) for i in range(count)
     ]
+
+
+def clip(folder: Path) -> Path:
+    """A whole CLIP of random weights in a folder, in the transformers layout."""
+    torch.manual_seed(0)
+    tok = tokenizer()
+    vision = CLIPVisionConfig(hidden_size=32, intermediate_size=37, num_hidden_layers=2, num_attention_heads=4,
+                              image_size=32, patch_size=8, projection_dim=32)  # fmt: skip
+    CLIPModel(CLIPConfig(text_config=_text(tok, 32).to_dict(), vision_config=vision.to_dict(), projection_dim=32)
+              ).save_pretrained(folder)  # fmt: skip
+    tok.save_pretrained(folder)
+    size = {"shortest_edge": 32}
+    CLIPImageProcessor(size=size, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder

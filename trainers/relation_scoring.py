@@ -34,7 +34,7 @@ from trainers.stickers import COLOURS, RELATIONS, Scene, Stickers, article
 from trainers.train import Run, train, with_recipe
 
 TOKEN = "<r>"
-PICTURES = 60
+PICTURES = 40
 TRIAL_PICTURES = 24
 """Pictures with which the best phrase is chosen, of other pairs and seeds than it is then scored on."""
 SEED, TRIAL_SEED = 9_000, 19_000

@@ -191,6 +191,14 @@ def test_the_card_weighs_what_is_there_and_counts_what_was_seen(tmp_path):
     assert "a toaster, 64 px, 6000 steps of 64 (384,000 pictures seen by the UNet in 60 minutes)" in text
 
 
+def test_the_card_tells_every_training_the_last_first(tmp_path):
+    first = FACTS | {"steps": 10, "device": "an abacus"}
+    text = write_card(tmp_path, FACTS | {"earlier": FACTS | {"steps": 20, "earlier": first}}, SCORES).read_text()
+    told = [line for line in text.splitlines() if "rained on: " in line]
+    assert [line.split(", ")[2].split()[0] for line in told] == [str(FACTS["steps"]), "20", "10"]
+    assert [line.startswith("- Trained on") for line in told] == [True, False, False] and "an abacus" in told[-1]
+
+
 def test_the_card_shows_every_goal_with_its_chance_where_there_is_one(tmp_path):
     rows = [line for line in write_card(tmp_path, FACTS, SCORES).read_text().splitlines() if "**" in line]
     assert len(rows) == len(GOALS)

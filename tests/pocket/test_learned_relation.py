@@ -1,0 +1,69 @@
+"""A relation learned on pocket holds between things it never saw, and between other learned things."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipelines.components import load
+from pipelines.denoising import generate
+from pipelines.images import to_tensor
+from pipelines.request import ConceptUse, Request
+from trainers import scoring
+from trainers.finder import Finder
+from trainers.relation_scoring import TOKEN, drawn_pairs, holds_in, tally, teach_relation
+from trainers.relations import unseen_pairs
+
+RELATION = "diagonal"
+THINGS = {"wolf": "fox", "taxi": "car"}
+SEEDS = range(12)
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load("pocket")
+
+
+@pytest.fixture(scope="module")
+def finder():
+    return Finder()
+
+
+@pytest.fixture(scope="module")
+def relation(base):
+    return teach_relation(base, RELATION, steps=90)
+
+
+def test_it_holds_between_things_it_never_saw(base, finder, relation):
+    pairs = unseen_pairs(RELATION, 12)
+    counted = []
+    for said, concept in ((TOKEN, relation), ("above", None)):  # the word that learning started from
+        found = [finder(to_tensor(picture)) for picture in drawn_pairs(base, pairs, said, concept, 70)]
+        counted.append(tally(RELATION, pairs, found))
+    learned, untrained = counted
+    assert sum(learned.held) >= 6 and sum(learned.held) >= 2 * sum(untrained.held)
+    assert sum(learned.entities) >= 8
+
+
+def test_two_learned_things_and_a_learned_relation_come_together(base, finder, relation):
+    """All three in one request are all there more often than with any one of them taken out."""
+    learned = {name: scoring.teach(base, name, "pivotal", steps=60) for name in THINGS}
+
+    def share(without=""):
+        concepts = {name: one for name, one in learned.items() if name != without}
+        words = [concepts[name].token if name in concepts else THINGS[name] for name in THINGS]
+        if without != RELATION:
+            concepts[RELATION] = relation
+        said = TOKEN if RELATION in concepts else "above"
+        uses = tuple(ConceptUse(source=name) for name in concepts)
+        right = 0
+        for seed in SEEDS:
+            request = Request(prompt=f"a {words[0]} {said} a {words[1]}", concepts=uses, seed=seed)
+            picture = generate(base, request, concepts=concepts).pictures[0]
+            right += holds_in(RELATION, *THINGS, finder(to_tensor(picture)))
+        return right / len(SEEDS)
+
+    torch.manual_seed(0)
+    together = share()
+    assert together >= 0.25
+    assert all(share(without) < together for without in (*THINGS, RELATION))
