@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -58,7 +60,7 @@ def test_captions_say_where_each_stands():
             first, second = sorted(places, key=caption.index)
             assert sign * (places[first][axis] - places[second][axis]) > 0.4, caption
             told.add((relation, first))
-        assert one.picture.size == (32, 32) and one.word in one.captions[0]
+        assert one.picture.size == (32, 32) and str(one.word) in one.captions[0]
     assert told == {(relation, word) for relation in RELATIONS for word in ("<a>", "<b>")}
 
 
@@ -110,7 +112,7 @@ def test_masks_are_composed_with_their_pictures():
         of_a = (pixels == COLOURS["<a>"]).all(-1)
         assert white[~of_a].all(), "a picture without a mask counts everywhere"
         assert 0.05 < white[of_a].mean() < 0.4
-        assert one.mask.size == one.picture.size
+        assert one.mask is not None and one.mask.size == one.picture.size
     assert mixed([example("<a>"), example("<b>")])[-1].mask is None
 
 
@@ -125,6 +127,6 @@ def test_any_shape_is_composed_and_the_same_seed_gives_the_same(size, crop):
 
 def test_mirrored_pictures_would_contradict_their_captions():
     pace = TrainConfig(steps=1, batch=1)
-    the_run = Run(CustomDiffusion(), config(), pace, DataConfig(images="x", flip=0.5))
+    the_run = Run(CustomDiffusion(), config(), pace, DataConfig(images=Path("x"), flip=0.5))
     with pytest.raises(ConfigError, match=r"contradict captions.*--flip 0"):
         train(tiny.sd(), the_run, [example("<a>"), example("<b>")])

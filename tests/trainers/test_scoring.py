@@ -116,9 +116,8 @@ def test_all_ways_are_compared_in_one_table(judge, monkeypatch):
 
 def test_things_taught_in_one_way_get_words_of_their_own():
     base = tiny.sd()
-    pace = {"steps": 1, "batch": 1}
     for way in ("textual-inversion", "lora", "custom-diffusion"):
-        tokens = [scoring.teach(base, thing, way, **pace).token for thing in ("wolf", "squid")]
+        tokens = [scoring.teach(base, thing, way, steps=1, batch=1).token for thing in ("wolf", "squid")]
         assert len(set(tokens)) == 2
         assert all(token.isascii() for token in tokens)
 
