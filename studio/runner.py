@@ -28,13 +28,13 @@ from pipelines.request import ConceptUse, Request, concept_use
 from studio.progress import Progress
 from studio.settings import Machine
 from trainers import scoring
-from trainers.config import DataConfig, TrainConfig
+from trainers.config import DataConfig, SubjectConfig, TrainConfig
 from trainers.custom_diffusion import merged
 from trainers.data import ordinary, read_examples, templates
 from trainers.identifiers import collision, rare_identifiers
 from trainers.method import Method
 from trainers.preflight import examine
-from trainers.reading import Reading, read_folder
+from trainers.reading import Reading, joined, read_folder
 from trainers.stickers import HELD_OUT
 from trainers.train import Run, probe, with_recipe
 from trainers.train import train as run_training
@@ -149,33 +149,45 @@ def _replaced(fields: dict[str, Any], wishes: dict[str, Any]) -> dict[str, Any]:
 # -- training ---------------------------------------------------------------------------------------------------
 
 
-def train(method: Method, config: Any, data: DataConfig, pace: TrainConfig, where: Any, machine: Machine) -> Path:
-    """Learn a concept and write it; gives its path.
+def train(method: Method, config: Any, data: DataConfig, pace: TrainConfig, where: Any, machine: Machine) -> list[Path]:
+    """Learn a concept, or several in one run, and write each; gives their paths.
 
     Raises:
-        ConfigError: if the output is there already.
+        ConfigError: if an output is there already.
         Cancelled: on Ctrl-C; the same command goes on where it stopped.
     """
-    output: Path = where.output or Path("outputs/concepts") / f"{file_stem(config.trigger)}.safetensors"
-    if output.suffix != ".safetensors":
-        output = output.with_name(f"{output.name}.safetensors")
-    if output.exists() and not where.overwrite:
-        raise ConfigError(f"{output} is there already.", "Choose another --output, or replace it with --overwrite.")
-    require_room(output.parent, 64 << 20)
+    outputs = _outputs(config, where)
+    require_room(outputs[0].parent, 64 << 20)
     run, reading, components = _ready(method, config, data, pace, where, machine)
-    progress = Progress(method.name, previews=output)
+    progress = Progress(method.name, previews=outputs[0])
     for line in _preflight(run, reading, components):
         progress(Note(line))
-    state = output.with_name(f".{output.stem}.state.pt")
+    state = outputs[0].with_name(f".{outputs[0].stem}.state.pt")
     try:
         concept = run_training(components, run, reading.examples, keep=state, keep_every=KEEP_EVERY, on_event=progress)
     except KeyboardInterrupt:
         raise Cancelled(
             "Training was stopped.", "Run the same command again to go on from the last state kept."
         ) from None
-    concept.save(output)
+    for path, learned in zip(outputs, (concept, *concept.partners), strict=True):
+        learned.save(path)
     state.unlink(missing_ok=True)
-    return output
+    return outputs
+
+
+def _outputs(config: Any, where: Any) -> list[Path]:
+    """Where what is learned goes: the run's own subject to the output, others beside it by their words."""
+    first: Path = where.output or Path("outputs/concepts") / f"{file_stem(config.trigger)}.safetensors"
+    if first.suffix != ".safetensors":
+        first = first.with_name(f"{first.name}.safetensors")
+    others = config.subjects[1:] if isinstance(config, SubjectConfig) else ()
+    outputs = [first, *(first.with_name(f"{file_stem(other.trigger)}.safetensors") for other in others)]
+    for path in outputs:
+        if outputs.count(path) > 1:
+            raise ConfigError(f"Two subjects would be written to {path}.", "Choose other tokens, or another --output.")
+        if path.exists() and not where.overwrite:
+            raise ConfigError(f"{path} is there already.", "Choose another --output, or replace it with --overwrite.")
+    return outputs
 
 
 def preflight(
@@ -189,7 +201,11 @@ def _ready(
     method: Method, config: Any, data: DataConfig, pace: TrainConfig, where: Any, machine: Machine
 ) -> tuple[Run, Reading, Components]:
     """The run with the base's recipe, the pictures, and the base."""
-    reading = read_folder(data.images)
+    subjects = config.subjects if isinstance(config, SubjectConfig) else ()
+    if len(subjects) > 1:
+        reading = joined([(read_folder(one.images or data.images), one.trigger) for one in subjects])
+    else:
+        reading = read_folder(data.images)
     # The text encoder is trained through and stays float32; the frozen rest may be narrower.
     components = open_base(where.base, machine.model_copy(update={"dtype": "float32"}))
     if pace.precision == "bf16":
@@ -211,9 +227,13 @@ def _preflight(run: Run, reading: Reading, components: Components) -> Iterator[s
         new_word=run.config.new_word is not None,
     )
     yield from report.lines()
-    meaning = None if run.config.new_word else collision(run.config.token)
-    if meaning:
-        yield f"Warning: {run.config.token!r} already means something to most models: {meaning}."
+    if not isinstance(run.config, SubjectConfig):
+        return
+    if run.config.cut_mix:
+        yield f"{run.config.cut_mix:.0%} of the pictures are two of them side by side (--cut-mix)."
+    for subject in run.config.subjects:
+        if run.config.new_word is None and (meaning := collision(subject.token)):
+            yield f"Warning: {subject.token!r} already means something to most models: {meaning}."
 
 
 def export(concepts: tuple[str, ...], output: Path, base: str, half: bool, machine: Machine) -> Path:
@@ -274,11 +294,15 @@ def score(concept: Path | None, thing: str | None, real: Path | None, base: str,
     return json.dumps(row, indent=1) if form == "json" else scoring.table({learned.token: row})
 
 
-def score_held_out(way: str, only: tuple[str, ...], form: str, machine: Machine, say: Callable[[str], None]) -> None:
+def score_held_out(
+    ways: tuple[str, ...], only: tuple[str, ...], form: str, machine: Machine, say: Callable[[str], None]
+) -> None:
     """Teach and score held-out stickers in one way; says each row as it comes, then the whole."""
     _require_held_out(only)
-    if way not in scoring.WAYS:
-        raise ConfigError(f"{way!r} is no way of teaching.", f"They are {', '.join(scoring.WAYS)}.")
+    _require_ways(ways, tuple(scoring.WAYS))
+    if len(ways) > 1:
+        raise ConfigError(f"{len(ways)} ways were given.", "Give one, or compare them with --all-ways.")
+    way = ways[0] if ways else "textual-inversion"
     components, measured_by = open_base("pocket", machine), judge()
     rows: dict[str, dict[str, float]] = {}
     for name in only or HELD_OUT:
@@ -288,18 +312,30 @@ def score_held_out(way: str, only: tuple[str, ...], form: str, machine: Machine,
     say(json.dumps({**rows, "mean": scoring.mean(rows)}, indent=1) if form == "json" else scoring.table(rows))
 
 
-def score_ways(only: tuple[str, ...], form: str, machine: Machine, say: Callable[[str], None]) -> None:
-    """Compare all ways of teaching on held-out stickers; says each row as it comes, then the whole."""
+def score_ways(
+    ways: tuple[str, ...], only: tuple[str, ...], form: str, machine: Machine, say: Callable[[str], None]
+) -> None:
+    """Compare ways of teaching, all by default, on held-out stickers; says each row as it comes, then the whole."""
     _require_held_out(only)
+    _require_ways(ways, (*scoring.WAYS, *scoring.TOGETHER))
+    if len(only) == 1 and any(way in scoring.TOGETHER for way in ways):
+        raise ConfigError("One sticker cannot be taught together.", "Give several with --only, or none for all.")
     components = open_base("pocket", machine)
     rows = scoring.compare(
         components,
         judge(),
         only or tuple(HELD_OUT),
+        ways,
         on_event=Progress("teach"),
         say=say if form == "table" else lambda line: None,
     )
     say(json.dumps(rows, indent=1) if form == "json" else scoring.table(rows, with_mean=False))
+
+
+def _require_ways(ways: tuple[str, ...], known: tuple[str, ...]) -> None:
+    unknown = [way for way in ways if way not in known]
+    if unknown:
+        raise ConfigError(f"{unknown[0]!r} is no way of teaching.", f"They are {', '.join(known)}.")
 
 
 def _require_held_out(names: tuple[str, ...]) -> None:

@@ -79,6 +79,7 @@ def _command(method: Method) -> Any:
     config_type: Any = method.Config
 
     def command(
+        *,
         config: Any,
         data: Annotated[DataConfig, Parameter(name="*")],
         train: Annotated[TrainConfig, Parameter(name="*")] = TrainConfig(),  # noqa: B008
@@ -91,7 +92,8 @@ def _command(method: Method) -> Any:
             for line in runner.preflight(method, config, data, train, where, machine):
                 print(line)  # noqa: T201
         else:
-            print(runner.train(method, config, data, train, where, machine))  # noqa: T201
+            for path in runner.train(method, config, data, train, where, machine):
+                print(path)  # noqa: T201
 
     command.__annotations__ = {
         "config": Annotated[config_type, Parameter(name="*")],
@@ -104,6 +106,11 @@ def _command(method: Method) -> Any:
     return command
 
 
-app = App(name="train", help="Learn a concept from a folder of pictures.", help_format="plaintext")
+app = App(
+    name="train",
+    help="Learn a concept from a folder of pictures.",
+    help_format="plaintext",
+    default_parameter=Parameter(negative_iterable=()),
+)
 for _name, _method in methods().items():
     app.command(_command(_method), name=_name)
