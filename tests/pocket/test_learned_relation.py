@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from pipelines.components import load
 from pipelines.denoising import generate
@@ -16,7 +15,7 @@ from trainers.relations import unseen_pairs
 
 RELATION = "diagonal"
 THINGS = {"wolf": "fox", "taxi": "car"}
-SEEDS = range(12)
+SEEDS = range(8)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +30,7 @@ def finder():
 
 @pytest.fixture(scope="module")
 def relation(base):
-    return teach_relation(base, RELATION, steps=90)
+    return teach_relation(base, RELATION, steps=140)
 
 
 def test_it_holds_between_things_it_never_saw(base, finder, relation):
@@ -47,7 +46,7 @@ def test_it_holds_between_things_it_never_saw(base, finder, relation):
 
 def test_two_learned_things_and_a_learned_relation_come_together(base, finder, relation):
     """All three in one request are all there more often than with any one of them taken out."""
-    learned = {name: scoring.teach(base, name, "pivotal", steps=60) for name in THINGS}
+    learned = {name: scoring.teach(base, name, "pivotal", steps=100) for name in THINGS}
 
     def share(without=""):
         concepts = {name: one for name, one in learned.items() if name != without}
@@ -63,7 +62,6 @@ def test_two_learned_things_and_a_learned_relation_come_together(base, finder, r
             right += holds_in(RELATION, *THINGS, finder(to_tensor(picture)))
         return right / len(SEEDS)
 
-    torch.manual_seed(0)
     together = share()
-    assert together >= 0.25
+    assert together >= 0.4
     assert all(share(without) < together for without in (*THINGS, RELATION))
