@@ -74,6 +74,21 @@ class Difference:
 Change = LowRank | Difference
 
 
+def same(one: Mapping[str, Change], other: Mapping[str, Change]) -> bool:
+    """Whether two sets of changes are equal, number by number."""
+    if one is other:
+        return True
+    if one.keys() != other.keys():
+        return False
+    scales = [[getattr(change, "scale", None) for _, change in sorted(changes.items())] for changes in (one, other)]
+    mine, others = stored(one), stored(other)
+    return (
+        scales[0] == scales[1]
+        and mine.keys() == others.keys()
+        and all(torch.equal(mine[key], others[key]) for key in mine)
+    )
+
+
 def part_of(components: Components, part: str) -> nn.Module | None:
     """The network called `unet`, `text_encoder` or `text_encoder_2`, or None."""
     if part == "unet":

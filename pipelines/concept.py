@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -52,11 +52,13 @@ class Concept:
         card: what it is and where it comes from.
         rows: (vectors, dim) float32 for each text encoder of its family; empty if it brings no new word.
         changes: `unet.path.weight` (or `text_encoder.`, `text_encoder_2.`) -> what was learned for that weight.
+        partners: what was learned in the same run, with the same changes; each is a file of its own.
     """
 
     card: ConceptCard
     rows: tuple[Tensor, ...] = ()
     changes: Mapping[str, Change] = field(default_factory=dict)
+    partners: tuple[Concept, ...] = ()
 
     @property
     def token(self) -> str:
@@ -233,6 +235,34 @@ class Concept:
     def with_scores(self, scores: dict[str, float]) -> Concept:
         """The same concept with figures on its card."""
         return replace(self, card=self.card.model_copy(update={"scores": {**self.card.scores, **scores}}))
+
+
+@contextmanager
+def attached(components: Components, uses: Sequence[tuple[Concept, float]]) -> Iterator[Components]:
+    """Give the base several concepts, each with its strength, while the `with` lasts.
+
+    Weights that are the same in several concepts were learned together: they are laid in once, at the largest of their
+    strengths.
+
+    Args:
+        components: the base; bit-identical afterwards.
+        uses: concepts and strengths, in any order.
+
+    Raises:
+        ConceptError: if one does not fit the base, or a word is taken.
+    """
+    for concept, _ in uses:
+        concept.check_fits(components)
+    with ExitStack() as stack:
+        laid: list[Mapping[str, Change]] = []
+        for concept, strength in uses:
+            together = [amount for other, amount in uses if changing.same(other.changes, concept.changes)]
+            if not any(changing.same(concept.changes, changes) for changes in laid):
+                weights = Concept(concept.card, (), concept.changes)
+                components = stack.enter_context(weights.attach(components, max(together)))
+                laid.append(concept.changes)
+            components = stack.enter_context(replace(concept, changes={}).attach(components, strength))
+        yield components
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:

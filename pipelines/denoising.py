@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipelines import guidance as guiding
 from pipelines.components import Components, decode
-from pipelines.concept import Concept
+from pipelines.concept import Concept, attached
 from pipelines.conditions import Condition, Step, merge, stack
 from pipelines.conditions.text import Text
 from pipelines.errors import Cancelled, RequestError
@@ -90,13 +90,13 @@ def generate(
         if concept.card.kind == "relation" and lacks_a_side(request.prompt, concept.token):
             said = f"name one thing before it and one after it, as in: a cat {concept.token} a box."
             on_event(Note(f"{concept.token} is a relation: {said}"))
-    with ExitStack() as attached, torch.no_grad():
-        for use, concept in zip(request.concepts, learned, strict=True):
-            components = attached.enter_context(concept.attach(components, use.strength))
+    strengths = [use.strength for use in request.concepts]
+    with ExitStack() as lasting, torch.no_grad():
+        components = lasting.enter_context(attached(components, list(zip(learned, strengths, strict=True))))
         size = (int(request.width or 0), int(request.height or 0))
         everything: list[Condition] = [Text(request.prompt, request.negative_prompt, size), *conditions]
         for condition in everything:
-            attached.enter_context(condition.attach(components, request.count))
+            lasting.enter_context(condition.attach(components, request.count))
         drawn, generators = initial_noise(components, request)
         latents = _denoise(
             components,

@@ -6,7 +6,6 @@ import copy
 import shutil
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from pipelines.components import Components, word_table
-from pipelines.concept import Concept
+from pipelines.concept import Concept, attached
 from pipelines.errors import ConfigError
 from pipelines.files import require_room
 from pipelines.schedulers import build
@@ -43,10 +42,8 @@ def export_model(
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        with ExitStack() as attached:
-            for concept, strength in concepts:
-                components = attached.enter_context(concept.attach(components, strength))
-            _pipeline(components, half).save_pretrained(temporary, safe_serialization=True)
+        with attached(components, concepts) as taught:
+            _pipeline(taught, half).save_pretrained(temporary, safe_serialization=True)
         temporary.chmod(0o755)
         temporary.rename(folder)
     finally:

@@ -153,7 +153,7 @@ def score(
     real: Path | None = None,
     all_held_out: bool = False,
     all_ways: bool = False,
-    way: str = "textual-inversion",
+    way: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     only: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     form: Annotated[Literal["table", "json"], Parameter(name="--format")] = "table",
     relations: Annotated[Relations, Parameter(name="*")] = Relations(),  # noqa: B008
@@ -173,10 +173,11 @@ def score(
     all_held_out
         Teach every held-out sticker from four pictures, score each and print the table; takes minutes each.
     all_ways
-        Teach held-out stickers in every way there is and print the table that compares them, with two concepts in one
-        picture; takes most of an hour for all stickers.
+        Teach held-out stickers in every way there is, or those of --way, and print the table that compares them, with
+        two concepts in one picture; takes most of an hour for all.
     way
-        With --all-held-out: textual-inversion, pivotal, lora, full or custom-diffusion.
+        textual-inversion, pivotal, lora, full or custom-diffusion; with --all-ways also pivotal-together and
+        custom-diffusion-together, and several.
     only
         With --all-held-out or --all-ways: these stickers alone; with --relations: these relations.
     form
@@ -191,7 +192,7 @@ def score(
 
         score_relations(relations, only, base, form, machine, print)
     elif all_ways:
-        runner.score_ways(only, form, machine, print)
+        runner.score_ways(way, only, form, machine, print)
     elif all_held_out:
         runner.score_held_out(way, only, form, machine, print)
     else:

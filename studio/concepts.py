@@ -79,9 +79,9 @@ def import_(source: Path, *, token: str | None = None, folder: Library = library
     folder
         Where the concepts are.
     """
-    from studio import runner
+    from studio import exchange
 
-    print(runner.import_concept(source, token, folder))
+    print(exchange.import_concept(source, token, folder))
 
 
 @app.command
@@ -108,9 +108,9 @@ def export(
     folder
         Where the concepts are.
     """
-    from studio import runner
+    from studio import exchange
 
-    for path in runner.export_concept(library.found(name, folder), output, dialect, half):
+    for path in exchange.export_concept(library.found(name, folder), output, dialect, half):
         print(path)
 
 
@@ -127,9 +127,9 @@ def rename(name: str, token: str, *, folder: Library = library.FOLDER) -> None:
     folder
         Where the concepts are.
     """
-    from studio import runner
+    from studio import exchange
 
-    print(runner.rename_concept(library.found(name, folder), token))
+    print(exchange.rename_concept(library.found(name, folder), token))
 
 
 @app.command

@@ -37,7 +37,7 @@ def main() -> int:
     folder = Path("outputs")
     try:
         method = methods()["textual-inversion"]
-        concept_path = runner.train(
+        (concept_path,) = runner.train(
             method,
             method.Config(token=TOKEN, init=WORD),
             DataConfig(images=EXAMPLES),

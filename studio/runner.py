@@ -9,7 +9,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import torch
 from pipelines import denoising
 from pipelines.components import POCKET, Components, load
 from pipelines.concept import Concept, file_stem
-from pipelines.dialects import Dialect, export_as
 from pipelines.errors import Cancelled, ConceptError, ConfigError, DataError, ModelError, RequestError
 from pipelines.events import Note
 from pipelines.export import export_model
@@ -27,18 +25,17 @@ from pipelines.files import require_room
 from pipelines.judge import Judge
 from pipelines.metadata import Dtype, Made, read_made, save_png
 from pipelines.request import ConceptUse, Request, concept_use
-from studio import library
 from studio.progress import Progress
 from studio.settings import Machine
 from trainers import scoring
-from trainers.config import DataConfig, TrainConfig
+from trainers.config import DataConfig, SubjectConfig, TrainConfig
 from trainers.custom_diffusion import merged
 from trainers.data import ordinary, read_examples, templates
 from trainers.identifiers import collision, rare_identifiers
-from trainers.launch import destination, narrowed, pausing, teach
+from trainers.launch import destinations, narrowed, pausing, readings, teach
 from trainers.method import Method
 from trainers.preflight import examine
-from trainers.reading import Reading, read_folder
+from trainers.reading import Reading
 from trainers.stickers import HELD_OUT
 from trainers.train import Run, probe, with_recipe
 
@@ -150,16 +147,16 @@ def _replaced(fields: dict[str, Any], wishes: dict[str, Any]) -> dict[str, Any]:
 # -- training ---------------------------------------------------------------------------------------------------
 
 
-def train(method: Method, config: Any, data: DataConfig, pace: TrainConfig, where: Any, machine: Machine) -> Path:
-    """Learn a concept and write it; gives its path.
+def train(method: Method, config: Any, data: DataConfig, pace: TrainConfig, where: Any, machine: Machine) -> list[Path]:
+    """Learn a concept, or several in one run, and write each; gives their paths.
 
     Raises:
-        ConfigError: if the output is there already.
+        ConfigError: if an output is there already.
         Cancelled: on Ctrl-C or a termination; the same command goes on where it stopped.
     """
-    output = destination(config.trigger, where)
+    outputs = destinations(config, where)
     run, reading, components = _ready(method, config, data, pace, where, machine)
-    progress = Progress(method.name, previews=output)
+    progress = Progress(method.name, previews=outputs[0])
     for line in _preflight(run, reading, components):
         progress(Note(line))
     try:
@@ -168,7 +165,7 @@ def train(method: Method, config: Any, data: DataConfig, pace: TrainConfig, wher
                 components,
                 run,
                 reading.examples,
-                output,
+                outputs,
                 keep_every=where.keep_every,
                 on_event=progress,
                 should_stop=asked,
@@ -190,7 +187,7 @@ def _ready(
     method: Method, config: Any, data: DataConfig, pace: TrainConfig, where: Any, machine: Machine
 ) -> tuple[Run, Reading, Components]:
     """The run with the base's recipe, the pictures, and the base."""
-    reading = read_folder(data.images)
+    reading = readings(config, data)
     # The text encoder is trained through and stays float32; the frozen rest may be narrower.
     components = open_base(where.base, machine.model_copy(update={"dtype": "float32"}))
     run = with_recipe(method, components.family, Run(method, config, pace, data))
@@ -210,9 +207,13 @@ def _preflight(run: Run, reading: Reading, components: Components) -> Iterator[s
         new_word=run.config.new_word is not None,
     )
     yield from report.lines()
-    meaning = None if run.config.new_word else collision(run.config.token)
-    if meaning:
-        yield f"Warning: {run.config.token!r} already means something to most models: {meaning}."
+    if not isinstance(run.config, SubjectConfig):
+        return
+    if run.config.cut_mix:
+        yield f"{run.config.cut_mix:.0%} of the pictures are two of them side by side (--cut-mix)."
+    for subject in run.config.subjects:
+        if run.config.new_word is None and (meaning := collision(subject.token)):
+            yield f"Warning: {subject.token!r} already means something to most models: {meaning}."
 
 
 def export(concepts: tuple[str, ...], output: Path, base: str, half: bool, machine: Machine) -> Path:
@@ -221,57 +222,6 @@ def export(concepts: tuple[str, ...], output: Path, base: str, half: bool, machi
     components = open_base(base, machine.model_copy(update={"dtype": "float32", "device": "cpu"}))
     uses = [ConceptUse.model_validate(concept_use(text)) for text in concepts]
     return export_model(components, [(Concept.load(Path(use.source)), use.strength) for use in uses], output, half=half)
-
-
-def import_concept(source: Path, token: str | None, folder: Path) -> Path:
-    """Take a file of another program into a folder of concepts; gives the new file."""
-    if not source.is_file():
-        raise ConceptError(f"There is no file {source}.", "Check the path.")
-    with source.open("rb") as stream:
-        start = stream.read(8)
-    if start == b"\x89PNG\r\n\x1a\n":
-        concept = Concept.load_picture(source)
-    elif start[:2] == b"PK" and source.suffix != ".safetensors":  # so may the length of a good header begin
-        concept = Concept.load_pickle(source)
-    else:
-        concept = Concept.load(source)
-    if token is None and not concept.rows and concept.token == source.stem:  # the file itself names no word
-        token = library.activation(source) or None
-    path = _placed(concept, token, folder)
-    library.copy_picture(source, path)
-    return path
-
-
-def _placed(concept: Concept, token: str | None, folder: Path) -> Path:
-    """Save a concept, under another word if one is given, where no file is yet."""
-    if token is not None:
-        if not 0 < len(token) <= 100:
-            raise ConceptError(f"A word has 1 to 100 letters, not {len(token)}.", "For example <my-cat>.")
-        concept = replace(concept, card=concept.card.model_copy(update={"token": token}))
-    path = folder / f"{file_stem(concept.token)}.safetensors"
-    if path.exists():
-        raise ConceptError(f"{path} is there already.", "Choose another word, or delete it first.")
-    return concept.save(path)
-
-
-def export_concept(path: Path, output: Path, dialect: Dialect, half: bool) -> list[Path]:
-    """Write a concept for other programs; gives the files."""
-    files = export_as(Concept.load(path), output, dialect, half=half)
-    for file in files:
-        library.copy_picture(path, file)
-    return files
-
-
-def rename_concept(path: Path, token: str) -> Path:
-    """Give a concept another word and its file that name; gives the new file."""
-    concept = Concept.load(path)
-    if not concept.rows:
-        raise ConceptError(f"{concept.token} has no word of its own: it is words of the base.", "It keeps its name.")
-    new = _placed(concept, token, path.parent)
-    for there, place in library.beside(path, new):
-        there.replace(place)
-    path.unlink()
-    return new
 
 
 def merge(concepts: tuple[Path, ...], output: Path, base: str, machine: Machine) -> list[Path]:
@@ -324,11 +274,15 @@ def score(concept: Path | None, thing: str | None, real: Path | None, base: str,
     return json.dumps(row, indent=1) if form == "json" else scoring.table({learned.token: row})
 
 
-def score_held_out(way: str, only: tuple[str, ...], form: str, machine: Machine, say: Callable[[str], None]) -> None:
+def score_held_out(
+    ways: tuple[str, ...], only: tuple[str, ...], form: str, machine: Machine, say: Callable[[str], None]
+) -> None:
     """Teach and score held-out stickers in one way; says each row as it comes, then the whole."""
     _require_held_out(only)
-    if way not in scoring.WAYS:
-        raise ConfigError(f"{way!r} is no way of teaching.", f"They are {', '.join(scoring.WAYS)}.")
+    _require_ways(ways, tuple(scoring.WAYS))
+    if len(ways) > 1:
+        raise ConfigError(f"{len(ways)} ways were given.", "Give one, or compare them with --all-ways.")
+    way = ways[0] if ways else "textual-inversion"
     components, measured_by = open_base("pocket", machine), judge()
     rows: dict[str, dict[str, float]] = {}
     for name in only or HELD_OUT:
@@ -338,18 +292,30 @@ def score_held_out(way: str, only: tuple[str, ...], form: str, machine: Machine,
     say(json.dumps({**rows, "mean": scoring.mean(rows)}, indent=1) if form == "json" else scoring.table(rows))
 
 
-def score_ways(only: tuple[str, ...], form: str, machine: Machine, say: Callable[[str], None]) -> None:
-    """Compare all ways of teaching on held-out stickers; says each row as it comes, then the whole."""
+def score_ways(
+    ways: tuple[str, ...], only: tuple[str, ...], form: str, machine: Machine, say: Callable[[str], None]
+) -> None:
+    """Compare ways of teaching, all by default, on held-out stickers; says each row as it comes, then the whole."""
     _require_held_out(only)
+    _require_ways(ways, (*scoring.WAYS, *scoring.TOGETHER))
+    if len(only) == 1 and any(way in scoring.TOGETHER for way in ways):
+        raise ConfigError("One sticker cannot be taught together.", "Give several with --only, or none for all.")
     components = open_base("pocket", machine)
     rows = scoring.compare(
         components,
         judge(),
         only or tuple(HELD_OUT),
+        ways,
         on_event=Progress("teach"),
         say=say if form == "table" else lambda line: None,
     )
     say(json.dumps(rows, indent=1) if form == "json" else scoring.table(rows, with_mean=False))
+
+
+def _require_ways(ways: tuple[str, ...], known: tuple[str, ...]) -> None:
+    unknown = [way for way in ways if way not in known]
+    if unknown:
+        raise ConfigError(f"{unknown[0]!r} is no way of teaching.", f"They are {', '.join(known)}.")
 
 
 def _require_held_out(names: tuple[str, ...]) -> None:

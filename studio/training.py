@@ -73,7 +73,8 @@ def _carry_out(
         for line in runner.preflight(method, config, data, train, where, machine):
             print(line)  # noqa: T201
     else:
-        print(runner.train(method, config, data, train, where, machine))  # noqa: T201
+        for path in runner.train(method, config, data, train, where, machine):
+            print(path)  # noqa: T201
 
 
 app = commands("train", _carry_out, {"where": Output, "machine": Machine})

@@ -34,18 +34,17 @@ def _carry_out(method: Method, config: Any, data: DataConfig, train: TrainConfig
     import torch
 
     from pipelines.components import load
-    from trainers.launch import destination, narrowed, pausing, teach
+    from trainers.launch import destinations, narrowed, pausing, readings, teach
     from trainers.processes import launched
-    from trainers.reading import read_folder
     from trainers.train import Run, with_recipe
 
     processes = launched()
-    output = destination(config.trigger, where)
+    outputs = destinations(config, where)
     if processes.accelerator is None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     else:
         device = processes.accelerator.device
-    reading = read_folder(data.images)
+    reading = readings(config, data)
     components = load(where.base, device=device)
     run = with_recipe(method, components.family, Run(method, config, train, data))
     if processes.count > 1 and processes.main:
@@ -55,14 +54,15 @@ def _carry_out(method: Method, config: Any, data: DataConfig, train: TrainConfig
             narrowed(components, run),
             run,
             reading.examples,
-            output,
+            outputs,
             keep_every=where.keep_every,
             on_event=_say,
             should_stop=asked,
             processes=processes,
         )
     if processes.main:
-        print(output)
+        for output in outputs:
+            print(output)
 
 
 def relaunched(arguments: list[str]) -> None:

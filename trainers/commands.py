@@ -21,7 +21,12 @@ def commands(name: str, carry_out: Callable[..., None], more: Mapping[str, Any])
         carry_out: called with the method, its config, `data` and `train`, and one value for each of `more`.
         more: name -> further settings, classes whose fields all have defaults.
     """
-    app = App(name=name, help="Learn a concept from a folder of pictures.", help_format="plaintext")
+    app = App(
+        name=name,
+        help="Learn a concept from a folder of pictures.",
+        help_format="plaintext",
+        default_parameter=Parameter(negative_iterable=()),
+    )
     for key, method in methods().items():
         app.command(_command(method, carry_out, more), name=key)
     return app

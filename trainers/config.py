@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
@@ -140,6 +142,91 @@ class PriorConfig(Frozen):
         meant += ["num_class_images"] * (self.num_class_images != NUM_CLASS_IMAGES)
         if meant and self.prior != "pictures":
             raise ValueError(f"{', '.join(meant)} belong to class pictures; say prior 'pictures' too")
+        return self
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One of the things that a run learns.
+
+    Attributes:
+        token: its identifier or new word.
+        class_word: the kind of thing it is.
+        trigger: what prompts say to call it.
+        images: folder of its pictures; None for the run's own.
+    """
+
+    token: str
+    class_word: str
+    trigger: str
+    images: Path | None = None
+
+
+class SubjectConfig(PriorConfig, ObjectiveConfig):
+    """Binding one subject, or several in one run, each with its pictures, its word and its class."""
+
+    token: str = Field(min_length=1, max_length=60)
+    """The subject's identifier or new word."""
+
+    also: tuple[str, ...] = ()
+    """A further subject to learn in the same run, as DIR:TOKEN:CLASS, for example my-cat:<my-cat>:cat. May be given
+    several times. Learned together they keep apart; each becomes a concept of its own."""
+
+    cut_mix: float = Field(default=0.0, ge=0, lt=1)
+    """Share of training pictures that are two of them side by side, of different subjects, with a caption that says
+    where each stands (Cut-Mix of SVDiff, arXiv:2303.11305); needs `also`."""
+
+    kind: Literal["subject", "object", "style"] = "subject"
+    """What is learned."""
+
+    wordings: Literal["auto", "object", "style", "pocket"] = "auto"
+    """Prompt templates for pictures without captions; "auto" is "a photo of {}", and for `pocket` its own few."""
+
+    @property
+    def learns_words(self) -> bool:
+        """Whether the tokens are new words; else they are words of the base that stand before the class."""
+        return True
+
+    @property
+    def subjects(self) -> tuple[Subject, ...]:
+        """All that is learned, the run's own first."""
+        split = (text.rsplit(":", 2) for text in self.also)
+        listed = [(self.token, self.class_word, None), *((token, kind, Path(place)) for place, token, kind in split)]
+        return tuple(
+            Subject(token, kind, token if self.learns_words else f"{token} {kind}", images)
+            for token, kind, images in listed
+        )
+
+    @property
+    def trigger(self) -> str:
+        """What prompts say to call the run's own subject: its new word, or the identifier with its class."""
+        return self.subjects[0].trigger
+
+    @property
+    def new_word(self) -> str | None:
+        """The word it adds to the base, if any."""
+        return self.token if self.learns_words else None
+
+    def plain(self, caption: str) -> str:
+        """The caption with the class word in the place of each subject."""
+        classes = {subject.trigger: subject.class_word for subject in self.subjects}
+        longest = sorted(classes, key=len, reverse=True)  # "zz fox" holds "z fox"
+        return re.sub("|".join(map(re.escape, longest)), lambda found: classes[found[0]], caption)
+
+    @model_validator(mode="after")
+    def _subjects_differ(self) -> Self:
+        for text in self.also:
+            parts = [part.strip() for part in text.rsplit(":", 2)]
+            if len(parts) < 3 or not all(parts):
+                raise ValueError(f"also {text!r} is not DIR:TOKEN:CLASS; write for example my-cat:<my-cat>:cat")
+        tokens = [subject.token.lower() for subject in self.subjects]
+        if twice := [token for token in tokens if tokens.count(token) > 1]:
+            raise ValueError(f"the token {twice[0]!r} is given to two subjects; give each its own")
+        given = [name for name in ("class_images", "class_prompt") if getattr(self, name) is not None]
+        if self.also and given:
+            raise ValueError(f"{given[0]} is of one class; with also leave it out, and each class gets pictures made")
+        if self.cut_mix and not self.also:
+            raise ValueError("cut_mix needs a second subject to stand beside the first; name it with also")
         return self
 
 

@@ -1,7 +1,8 @@
 """Custom Diffusion: a new word, and the keys and values of cross-attention that read it.
 
 Source: Kumari et al., arXiv:2212.04488, 3.2: only W_k and W_v of each cross-attention layer and the row of one new word
-are trained, with prior preservation. Concepts learned apart are merged in closed form (eq. 6), see `merged`.
+are trained, with prior preservation. Several concepts are learned jointly in one run (3.3), each picture under its own
+word with the prior of its own class, or learned apart and merged in closed form (eq. 6), see `merged`.
 Differences from the authors' code: the masked error is a mean, so the prior weight means what it says (theirs makes it
 a quarter); rows of other words are not decayed; the new word
 stands for the class word instead of before it; pictures are not pasted at random scales unless the person does so.
@@ -10,29 +11,27 @@ stands for the class word instead of before it; pictures are not pasted at rando
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipelines.card import ConceptCard
 from pipelines.changes import Difference
 from pipelines.components import Components
 from pipelines.concept import Concept
 from pipelines.errors import ConceptError
-from pipelines.tokens import new_words, single_rows
-from trainers.adapters import Trained, whole
-from trainers.config import ObjectiveConfig, PriorConfig
+from trainers.adapters import whole
+from trainers.config import SubjectConfig
 from trainers.data import Batch, subject_templates
-from trainers.dreambooth import subject_losses
 from trainers.method import Trainable
-from trainers.terms import Conditioning, conditioning, noise_levels
+from trainers.subjects import bound, concepts_of, subject_losses, with_words
+from trainers.terms import conditioning
 
 
-class CustomDiffusionConfig(PriorConfig, ObjectiveConfig):
+class CustomDiffusionConfig(SubjectConfig):
     """Settings of Custom Diffusion."""
 
     token: str = Field(min_length=1, max_length=60)
@@ -40,22 +39,6 @@ class CustomDiffusionConfig(PriorConfig, ObjectiveConfig):
 
     word_rate: float = Field(default=1.0, gt=0, le=1000)
     """Learning rate of the new word relative to that of the weights."""
-
-    kind: Literal["subject", "object", "style"] = "subject"
-    """What is learned."""
-
-    wordings: Literal["auto", "object", "style", "pocket"] = "auto"
-    """Prompt templates for pictures without captions; "auto" is "a photo of {}", and for `pocket` its own few."""
-
-    @property
-    def trigger(self) -> str:
-        """What prompts say to call it."""
-        return self.token
-
-    @property
-    def new_word(self) -> str | None:
-        """The word it adds to the base."""
-        return self.token
 
     @property
     def trains_weights(self) -> bool:
@@ -68,7 +51,7 @@ class CustomDiffusionConfig(PriorConfig, ObjectiveConfig):
         return True
 
 
-POCKET = {
+POCKET: dict[str, Any] = {
     "steps": 150,
     "batch": 8,
     "learning_rate": 2e-3,
@@ -80,7 +63,7 @@ POCKET = {
     "weight_decay": 0.0,
     "flip": 0.0,
 }
-SD = {
+SD: dict[str, Any] = {
     "steps": 500,
     "batch": 2,
     "learning_rate": 4e-5,
@@ -91,14 +74,6 @@ SD = {
 }
 
 
-@dataclass(frozen=True)
-class _State:
-    config: CustomDiffusionConfig
-    levels: Tensor
-    conditioning: Conditioning
-    trained: tuple[Trained, ...]
-
-
 class CustomDiffusion:
     """Learns a new word with the keys and values of cross-attention; several are merged."""
 
@@ -106,44 +81,31 @@ class CustomDiffusion:
     Config: ClassVar[Any] = CustomDiffusionConfig
 
     def recipe(self, family: str, config: CustomDiffusionConfig) -> Mapping[str, Any]:
-        """The authors' values on one GPU; for `pocket` short ones."""
-        return POCKET if family == "pocket" else SD
+        """The authors' values on one GPU, their steps for each subject as they have it; for `pocket` short ones."""
+        values = POCKET if family == "pocket" else SD
+        return values | {"steps": values["steps"] * len(config.subjects)}
 
     @contextmanager
     def prepare(
         self, components: Components, config: CustomDiffusionConfig, generator: torch.Generator
     ) -> Iterator[Trainable]:
         """Add the word, starting as the class word, and make keys and values trainable."""
-        levels = noise_levels(components.scheduler_config, components.device)
         wordings = subject_templates(components.family, config.wordings)
-        with ExitStack() as stack:
-            added = stack.enter_context(
-                new_words(components, config.token, single_rows(components, config.class_word.split()[-1]))
-            )
-            trained = stack.enter_context(whole("unet", components.unet, readers(components)))
-            named = {f"rows_{i}": row for i, row in enumerate(added.rows)}
-            state = _State(config, levels, Conditioning(added.components, frozen=False), (trained,))
-            rates = dict.fromkeys(named, config.word_rate)
-            yield Trainable(added.components, trained.parameters | named, wordings, state, rates=rates)
+        with (
+            with_words(components, config) as (taught, words),
+            whole("unet", components.unet, readers(components)) as trained,
+        ):
+            binding = bound(taught, config, [trained], words, frozen=False)
+            rates = dict.fromkeys(binding.rows, config.word_rate)
+            yield Trainable(taught, binding.parameters, wordings, binding, rates=rates)
 
     def losses(self, trainable: Trainable, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """The denoising loss of the subject, and the prior term of its class."""
+        """The denoising loss of the subjects, and the prior term of their classes."""
         return subject_losses(trainable.components, trainable.state, batch, generator)
 
     def export(self, trainable: Trainable) -> Concept:
-        """The word and the changes as they are now."""
-        state: _State = trainable.state
-        rows = [value for name, value in trainable.parameters.items() if name.startswith("rows_")]
-        card = ConceptCard(
-            token=state.config.token,
-            kind=state.config.kind,
-            method=self.name,
-            family=trainable.components.family,
-            base=trainable.components.name,
-            vectors=1,
-            init=state.config.class_word,
-        )
-        return Concept(card, tuple(row.detach().cpu().float().clone() for row in rows), state.trained[0].changes())
+        """The words and the changes as they are now."""
+        return concepts_of(trainable.components, trainable.state, self.name)
 
 
 def readers(components: Components) -> list[str]:
@@ -177,7 +139,7 @@ def merged(
         wordings: prompts with a `{}` in which each concept is to hold.
 
     Returns:
-        The concepts with their words; the first carries the joint weights, the others none. Use them all together.
+        The concepts with their words, each with the joint weights.
 
     Raises:
         ConceptError: if there are fewer than two, or one has no such weights.
@@ -213,7 +175,7 @@ def merged(
         inner = joined @ solved
         inner += RIDGE * inner.diagonal().mean() * torch.eye(len(inner))
         joint[key] = Difference((solved @ torch.linalg.solve(inner, wanted - joined @ weight.T)).T.half())
-    return [replace(concept, changes=joint if i == 0 else {}) for i, concept in enumerate(concepts)]
+    return [replace(concept, changes=joint) for concept in concepts]
 
 
 def _words_of(components: Components, captions: list[str], token: str | None = None) -> Tensor:

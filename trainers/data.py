@@ -30,6 +30,8 @@ def digest(examples: Sequence[Example]) -> str:
         hashed.update(example.picture.tobytes())
         if example.repeats != 1:
             hashed.update(f"repeats {example.repeats}".encode())
+        if example.word is not None:
+            hashed.update(f"word {example.word}".encode())
         if example.mask is not None:
             hashed.update(b"mask" + example.mask.tobytes())
     return hashed.hexdigest()[:16]
@@ -156,7 +158,7 @@ class LatentSet:
 
     def unused_captions(self, token: str) -> list[str]:
         """For each caption that has no place for the token, and is therefore not used, the name of its picture."""
-        return [e.name for e in self.examples for caption in e.captions if not usable(caption, token)]
+        return [e.name for e in self.examples for caption in e.captions if not usable(caption, e.word or token)]
 
     def draw(
         self,
@@ -170,7 +172,8 @@ class LatentSet:
         """The batch of an index: each example `repeats` times an epoch in an order given by (seed, epoch).
 
         Captions that hold the token or a `{}` are used as they are; others, like missing ones, give way to a template.
-        With several parts, `batch` is the size of one, and only that one is given.
+        The token is that of the example, where it has one. With several parts, `batch` is the size of one, and only
+        that one is given.
         """
         whole = self._whole(index, batch * part.count, token, wordings, generator)
         if part.count == 1:
@@ -200,7 +203,9 @@ class LatentSet:
         which = torch.tensor([at[i] for i in indices])
         posterior = Posterior(bucket.posterior.mean[mirrored, which], bucket.posterior.std[mirrored, which])
         captions = [
-            (own[i][int(pick * len(own[i]))] if own[i] else wordings[int(k)]).replace("{}", token)
+            (own[i][int(pick * len(own[i]))] if own[i] else wordings[int(k)]).replace(
+                "{}", self.examples[i].word or token
+            )
             for i, k, pick in zip(indices, chosen, picks, strict=True)
         ]
         return Batch(
@@ -215,7 +220,7 @@ class LatentSet:
     def _own_captions(self, token: str) -> list[list[str]]:
         """The captions of each example that have a place for the token; kept, as it is asked every step."""
         if token not in self._own:
-            self._own = {token: [[c for c in e.captions if usable(c, token)] for e in self.examples]}
+            self._own = {token: [[c for c in e.captions if usable(c, e.word or token)] for e in self.examples]}
         return self._own[token]
 
     def _stream(self, index: int, batch: int) -> tuple[_Bucket, list[int]]:

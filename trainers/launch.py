@@ -18,27 +18,40 @@ from pipelines.errors import ConfigError
 from pipelines.events import OnEvent
 from pipelines.files import require_room, whole_file
 from trainers.checkpoints import LOG, states
-from trainers.config import Destination
+from trainers.config import DataConfig, Destination, SubjectConfig
 from trainers.processes import ALONE, Processes
-from trainers.reading import Example
+from trainers.reading import Example, Reading, joined, read_folder
 from trainers.train import Run, train
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def destination(trigger: str, where: Destination) -> Path:
-    """The concept file of a run.
+def destinations(config: Any, where: Destination) -> list[Path]:
+    """The concept files of a run: its own subject's as told, those of others beside it by their words.
 
     Raises:
-        ConfigError: if it is there already, or the disk is full.
+        ConfigError: if one is there already, two are the same, or the disk is full.
     """
-    output = where.output or Path("outputs/concepts") / f"{file_stem(trigger)}.safetensors"
-    if output.suffix != ".safetensors":
-        output = output.with_name(f"{output.name}.safetensors")
-    if output.exists() and not where.overwrite:
-        raise ConfigError(f"{output} is there already.", "Choose another --output, or replace it with --overwrite.")
-    require_room(output.parent, 64 << 20)
-    return output
+    first = where.output or Path("outputs/concepts") / f"{file_stem(config.trigger)}.safetensors"
+    if first.suffix != ".safetensors":
+        first = first.with_name(f"{first.name}.safetensors")
+    others = config.subjects[1:] if isinstance(config, SubjectConfig) else ()
+    outputs = [first, *(first.with_name(f"{file_stem(other.trigger)}.safetensors") for other in others)]
+    for path in outputs:
+        if outputs.count(path) > 1:
+            raise ConfigError(f"Two subjects would be written to {path}.", "Choose other tokens, or another --output.")
+        if path.exists() and not where.overwrite:
+            raise ConfigError(f"{path} is there already.", "Choose another --output, or replace it with --overwrite.")
+    require_room(first.parent, 64 << 20)
+    return outputs
+
+
+def readings(config: Any, data: DataConfig) -> Reading:
+    """The pictures of a run; with several subjects those of all, each with its word."""
+    subjects = config.subjects if isinstance(config, SubjectConfig) else ()
+    if len(subjects) > 1:
+        return joined([(read_folder(one.images or data.images), one.trigger) for one in subjects])
+    return read_folder(data.images)
 
 
 def narrowed(components: Components, run: Run) -> Components:
@@ -64,17 +77,18 @@ def teach(
     components: Components,
     run: Run,
     examples: Sequence[Example],
-    output: Path,
+    outputs: Sequence[Path],
     *,
     keep_every: int,
     on_event: OnEvent,
     should_stop: Callable[[], bool] = lambda: False,
     processes: Processes = ALONE,
-) -> Path:
-    """Train, write the concept and its loss log, and remove the training state; gives the concept's path.
+) -> list[Path]:
+    """Train, write each concept and the loss log, and remove the training state; gives the concepts' paths.
 
     What was interrupted goes on where it stopped.
     """
+    output = outputs[0]
     state = output.with_name(f".{output.stem}.state")
     over = state.with_name(f"{state.name}.over")
     if processes.main:
@@ -90,14 +104,16 @@ def teach(
         processes=processes,
     )
     if processes.main:
-        # The concept last: once it is there, nothing is missing, wherever this process is killed.
+        # The run's own concept last: once it is there, nothing is missing, wherever this process is killed.
         with whole_file(output.with_name(f"{output.stem}.losses.jsonl")) as log:
             shutil.copyfile(states(state)[0] / LOG, log)
+        for path, partner in zip(outputs[1:], concept.partners, strict=True):
+            partner.save(path)
         concept.save(output)
         state.rename(over)
         shutil.rmtree(over, ignore_errors=True)
     processes.told(None)  # nobody leaves before the file is there
-    return output
+    return list(outputs)
 
 
 @contextmanager

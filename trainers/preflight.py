@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -170,9 +170,10 @@ def examine(
     each = config.steps * config.batch * config.accumulate / sum(e.repeats for e in examples)
     repeats = [e.repeats for e in examples]
     buckets = _buckets(examples, resolution, components) if data.buckets and components and resolution else {}
-    captions = [(e.name, caption) for e in examples for caption in e.captions]
-    spoken = [(name, caption) for name, caption in captions if usable(caption, token)]
-    sided = [name for name, caption in spoken if re.search(r"\b(left|right)\b", caption, re.IGNORECASE)]
+    captions = [(e.name, caption, e.word or token) for e in examples for caption in e.captions]
+    spoken = [(name, caption, word) for name, caption, word in captions if usable(caption, word)]
+    sided = [name for name, caption, _ in spoken if re.search(r"\b(left|right)\b", caption, re.IGNORECASE)]
+    words = dict.fromkeys((token, *(e.word for e in examples if e.word)))
     return Report(
         count=len(examples),
         convention=reading.convention,
@@ -186,10 +187,10 @@ def examine(
         buckets=buckets,
         duplicates=duplicates(examples),
         small=tuple(e.name for e in examples if resolution and _is_small(e.picture.size, resolution, data.buckets)),
-        unused=tuple(name for name, caption in captions if not usable(caption, token)),
-        long=tuple(name for name, caption in spoken if components and _is_long(caption, token, components)),
+        unused=tuple(name for name, caption, word in captions if not usable(caption, word)),
+        long=tuple(name for name, caption, word in spoken if components and _is_long(caption, word, components)),
         sided=tuple(sided) if data.flip > 0 else (),
-        collisions=tuple(_collisions(captions, token, components if new_word else None)),
+        collisions=tuple(_all_collisions(captions, words, components if new_word else None)),
         ignored=reading.ignored,
         memory=components and _memory(components, trained, len(examples), resolution or 0, data),
         seconds=None if seconds_per_step is None else seconds_per_step * config.steps,
@@ -247,6 +248,17 @@ def _is_long(caption: str, token: str, components: Components) -> bool:
     """Whether a caption, the token counted as one word of it, exceeds the window of a text encoder."""
     text = caption.replace("{}", "x").replace(token, "x")
     return any(len(t(text, verbose=False).input_ids) > t.model_max_length for t in components.tokenizers)
+
+
+def _all_collisions(
+    captions: Sequence[tuple[str, str, str]], words: Iterable[str], components: Components | None
+) -> list[str]:
+    """Collisions of each word among the captions, as (name, caption, word), of its own pictures."""
+    return [
+        said
+        for word in words
+        for said in _collisions([(name, text) for name, text, own in captions if own == word], word, components)
+    ]
 
 
 def _collisions(captions: Sequence[tuple[str, str]], token: str, components: Components | None) -> list[str]:

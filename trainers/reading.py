@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -40,6 +40,7 @@ class Example:
         captions: its own captions, one of which is drawn each time; none for templates.
         mask: grey, of the picture's size, white where the thing is; None for everywhere.
         repeats: how often it comes in an epoch.
+        word: what its captions and templates call what it shows; None for what the run calls it.
 
     Raises:
         DataError: if the mask is of another size, or it is to come less than once.
@@ -50,6 +51,7 @@ class Example:
     captions: tuple[str, ...] = ()
     mask: Image.Image | None = None
     repeats: int = 1
+    word: str | None = None
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
@@ -111,6 +113,20 @@ def read_folder(folder: Path) -> Reading:
         convention = "captions beside pictures"
     places = dict.fromkeys((folder, *(path.parent for path in found)))
     return Reading(tuple(examples), dict(_ignored(folder, list(places), used)), convention)
+
+
+def joined(readings: Sequence[tuple[Reading, str]]) -> Reading:
+    """Several folders as one, each example with the word of its folder.
+
+    Args:
+        readings: what was found in each folder, and what its captions call what it shows.
+    """
+    examples = tuple(
+        replace(one, name=f"{word} {one.name}", word=word) for reading, word in readings for one in reading.examples
+    )
+    ignored = {f"{word} {path}": why for reading, word in readings for path, why in reading.ignored.items()}
+    conventions = dict.fromkeys(reading.convention for reading, _ in readings)
+    return Reading(examples, ignored, f"{len(readings)} folders: {', '.join(conventions)}")
 
 
 _Found = dict[Path, tuple[tuple[str, ...], int, tuple[str, ...]]]

@@ -136,6 +136,12 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Ways of teaching a sticker that are compared: method and settings."""
 
+TOGETHER: dict[str, tuple[str, dict[str, Any]]] = {
+    "pivotal-together": ("pivotal", {"cut_mix": 0.5}),
+    "custom-diffusion-together": ("custom-diffusion", {"cut_mix": 0.5}),
+}
+"""Ways of teaching several stickers in one run: way of `WAYS` and settings."""
+
 
 def teach(
     components: Components,
@@ -158,21 +164,58 @@ def teach(
         on_event: receives the training's events.
         settings: of the method or of training, instead of the recipe's.
     """
+    return teach_together(components, {thing: token}, way, steps=steps, on_event=on_event, **settings)[thing]
+
+
+def teach_together(
+    components: Components,
+    things: Mapping[str, str | None],
+    way: str = "pivotal",
+    *,
+    steps: int | None = None,
+    on_event: OnEvent = ignore,
+    **settings: Any,
+) -> dict[str, Concept]:
+    """Teach held-out stickers in one run, each from its four example pictures; as `teach`, but for several.
+
+    Args:
+        components: the base.
+        things: held-out stickers, each with its word or None; several for ways of subjects.
+        way: a key of `WAYS`.
+        steps: instead of the recipe's, for each thing.
+        on_event: receives the training's events.
+        settings: of the method or of training, instead of the recipe's.
+    """
     name, own = WAYS[way]
     method = methods()[name]
-    class_word = HELD_OUT[thing]
-    if token is None and way in ("lora", "full"):
-        place = list(HELD_OUT).index(thing)
-        token = rare_identifiers(components, class_word, len(HELD_OUT), ALL_NAMES)[place].word
-    chosen = {"token": token or f"<my-{thing}>", **own, **settings} | ({} if steps is None else {"steps": steps})
-    chosen["init" if name == "textual-inversion" else "class_word"] = class_word
+    words = {thing: word or _word(components, thing, way) for thing, word in things.items()}
+    first, *others = things
+    chosen = {"token": words[first], **own, **settings} | ({} if steps is None else {"steps": steps})
+    chosen["init" if name == "textual-inversion" else "class_word"] = HELD_OUT[first]
+    if others:
+        chosen["also"] = tuple(f"composed:{words[thing]}:{HELD_OUT[thing]}" for thing in others)
 
     def of(kind: Any, **more: Any) -> Any:
         return kind(**more, **{key: value for key, value in chosen.items() if key in kind.model_fields})
 
     run = Run(method, of(method.Config), of(TrainConfig), of(DataConfig, images=Path("composed")))
-    examples = [Example(f"{i}.png", picture) for i, picture in enumerate(composed(teaching_scenes(thing)))]
-    return train(components, with_recipe(method, components.family, run), examples, on_event=on_event)
+    run = with_recipe(method, components.family, run)
+    triggers = [subject.trigger for subject in run.config.subjects] if others else [None]
+    examples = [
+        Example(f"{thing} {i}.png", picture, word=word)
+        for thing, word in zip(things, triggers, strict=True)
+        for i, picture in enumerate(composed(teaching_scenes(thing)))
+    ]
+    concept = train(components, run, examples, on_event=on_event)
+    return dict(zip(things, (concept, *concept.partners), strict=True))
+
+
+def _word(components: Components, thing: str, way: str) -> str:
+    """The word a sticker is taught by: <my-THING>, or a rare identifier of its own for ways that need one."""
+    if way not in ("lora", "full"):
+        return f"<my-{thing}>"
+    place = list(HELD_OUT).index(thing)
+    return rare_identifiers(components, HELD_OUT[thing], len(HELD_OUT), ALL_NAMES)[place].word
 
 
 def teach_and_score(
@@ -189,17 +232,17 @@ def teach_and_score(
     concept = teach(components, thing, way, on_event=on_event, **settings)
     seconds = time.monotonic() - began
     row = score_concept(components, judge, concept, real_crops(thing), thing)
-    with TemporaryDirectory() as folder:
-        size = concept.save(Path(folder) / "concept.safetensors").stat().st_size
-    return concept, {**row, "seconds": seconds, "kib": size / 1024}
+    return concept, {**row, "seconds": seconds, "kib": _kib(concept)}
 
 
 PAIR_SEEDS = 40
 PAIR_STRENGTH = 0.85
-"""Of each of two concepts used together: at full strength their changes get into each other's way."""
+"""Of each of two concepts that were learned apart: at full strength their changes get into each other's way."""
 
 
-def score_pair(components: Components, judge: Judge, taught: Mapping[str, Concept]) -> dict[str, float]:
+def score_pair(
+    components: Components, judge: Judge, taught: Mapping[str, Concept], strength: float = PAIR_STRENGTH
+) -> dict[str, float]:
     """Two concepts in one picture: how often both are there by name, and stand as told, over `PAIR_SEEDS` seeds.
 
     Each of the four relations gets a quarter of the seeds. Things are found by the detector and named by the judge
@@ -209,6 +252,7 @@ def score_pair(components: Components, judge: Judge, taught: Mapping[str, Concep
         components: the base.
         judge: who names.
         taught: two held-out names, each with its concept.
+        strength: of both.
     """
     (first, one), (second, other) = taught.items()
     concepts = {first: one, second: other}
@@ -217,7 +261,7 @@ def score_pair(components: Components, judge: Judge, taught: Mapping[str, Concep
     for index, (relation, phrases) in enumerate(RELATIONS.items()):
         request = Request(
             prompt=f"a {one.token} {phrases[0]} a {other.token}",
-            concepts=tuple(ConceptUse(source=name, strength=PAIR_STRENGTH) for name in concepts),
+            concepts=tuple(ConceptUse(source=name, strength=strength) for name in concepts),
             count=PAIR_SEEDS // len(RELATIONS),
             seed=5000 + 100 * index,
         )
@@ -234,37 +278,74 @@ def compare(
     components: Components,
     judge: Judge,
     things: Sequence[str],
+    ways: Sequence[str] = (),
     *,
     on_event: OnEvent = ignore,
     say: Callable[[str], None] = lambda line: None,
     **settings: Any,
 ) -> dict[str, dict[str, float]]:
-    """Each way of `WAYS`: its mean figures over held-out stickers, and how its concepts stand beside each other.
+    """Ways of teaching: their mean figures over held-out stickers, and how their concepts stand beside each other.
 
     Args:
         components: the base.
         judge: who measures.
         things: held-out stickers; each is paired with the next one, in a ring.
+        ways: keys of `WAYS` and `TOGETHER`; all by default, those of `TOGETHER` if there are several things.
         on_event: receives the trainings' events.
         say: is told each row as it comes.
         settings: of the methods or of training, instead of the recipes'.
     """
     compared: dict[str, dict[str, float]] = {}
-    for way in WAYS:
+    ring = [(a, things[(i + 1) % len(things)]) for i, a in enumerate(things)] if len(things) > 1 else []
+    ring = ring if len(things) > 2 else ring[:1]
+    for way in ways or (*WAYS, *(TOGETHER if ring else ())):
         taught: dict[str, Concept] = {}
         rows: dict[str, dict[str, float]] = {}
-        for thing in things:
-            taught[thing], rows[thing] = teach_and_score(components, judge, thing, way, on_event=on_event, **settings)
-        ring = [(a, things[(i + 1) % len(things)]) for i, a in enumerate(things)] if len(things) > 1 else []
+        if way in TOGETHER:
+            taught, rows = _together(components, judge, things, way, on_event, settings)
+        else:
+            for thing in things:
+                taught[thing], rows[thing] = teach_and_score(
+                    components, judge, thing, way, on_event=on_event, **settings
+                )
         pairs: dict[str, dict[str, float]] = {}
-        for a, b in ring if len(things) > 2 else ring[:1]:
+        for a, b in ring:
             two = [taught[a], taught[b]]
             if way == "custom-diffusion":
                 two = merged(components, two, ordinary(components.family), templates("pocket"))
-            pairs[f"{a} {b}"] = score_pair(components, judge, dict(zip((a, b), two, strict=True)))
+            strength = 1.0 if way in TOGETHER else PAIR_STRENGTH
+            pairs[f"{a} {b}"] = score_pair(components, judge, dict(zip((a, b), two, strict=True)), strength)
+            say(f"{way}: {a} and {b} both there {pairs[f'{a} {b}']['both']:.3f}")
         compared[way] = mean(rows) | (mean(pairs) if pairs else {})
         say(table({way: compared[way]}))
     return compared
+
+
+def _together(
+    components: Components,
+    judge: Judge,
+    things: Sequence[str],
+    way: str,
+    on_event: OnEvent,
+    settings: Mapping[str, Any],
+) -> tuple[dict[str, Concept], dict[str, dict[str, float]]]:
+    """Concepts taught in one run and their scores; its seconds are shared out among them."""
+    name, own = TOGETHER[way]
+    began = time.monotonic()
+    taught = teach_together(components, dict.fromkeys(things), name, on_event=on_event, **(own | dict(settings)))
+    seconds = (time.monotonic() - began) / len(things)
+    rows = {
+        thing: score_concept(components, judge, concept, real_crops(thing), thing)
+        | {"seconds": seconds, "kib": _kib(concept)}
+        for thing, concept in taught.items()
+    }
+    return taught, rows
+
+
+def _kib(concept: Concept) -> float:
+    """Size of a concept's file."""
+    with TemporaryDirectory() as folder:
+        return concept.save(Path(folder) / "concept.safetensors").stat().st_size / 1024
 
 
 def mean(rows: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -15,13 +15,14 @@ import torch
 from pipelines.components import Components
 from pipelines.concept import Concept
 from pipelines.denoising import generate
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, DataError
 from pipelines.events import Note, OnEvent, Preview, ignore
 from pipelines.files import require_room
 from pipelines.request import Request
 from trainers.averages import Average
 from trainers.checkpoints import KEPT, Checkpoint
-from trainers.config import DataConfig, PriorConfig, TrainConfig
+from trainers.config import DataConfig, SubjectConfig, TrainConfig
+from trainers.cut_mix import cut_mixed
 from trainers.data import Batch, Example, LatentSet, digest, usable
 from trainers.loop import Pace, optimise
 from trainers.method import Method, Trainable
@@ -48,7 +49,9 @@ class Run:
     def recipe(self) -> dict[str, Any]:
         """The resolved configuration, for the concept's card; without the person's folder names."""
         data = self.data.model_dump(mode="json", exclude={"images", "cache"})
-        own = self.config.model_dump(mode="json", exclude={"class_images"})
+        own = self.config.model_dump(mode="json", exclude={"class_images", "also"})
+        if isinstance(self.config, SubjectConfig) and self.config.also:
+            own["also"] = [f"DIR:{subject.token}:{subject.class_word}" for subject in self.config.subjects[1:]]
         return {**own, **self.train.model_dump(mode="json"), **data}
 
 
@@ -76,12 +79,12 @@ def train(
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Concept:
-    """Learn a concept.
+    """Learn a concept; other subjects learned with it are its `partners`.
 
     Args:
         components: the base, its text encoders in float32; bit-identical afterwards, also after an error.
         run: method and settings.
-        examples: the pictures.
+        examples: the pictures; with several subjects each has the word of its own.
         keep: folder for the training state; if there is one in it, training goes on from it.
         keep_every: steps between writes, more for a state that takes long to write.
         class_folder: where class pictures are kept, for methods that want some.
@@ -99,10 +102,10 @@ def train(
     generator = torch.Generator().manual_seed(run.train.seed * 7_907 + 13)  # initial values; steps have their own
     with ExitStack() as stack:
         trainable = stack.enter_context(run.method.prepare(components, run.config, generator))
-        if run.train.gradient_checkpointing:
-            stack.enter_context(_checkpointed(components))
+        stack.enter_context(_checkpointed(components) if run.train.gradient_checkpointing else nullcontext())
         with processes.main_first():
             class_pictures = _class_pictures(components, run, trainable, class_folder, on_event, should_stop)
+        examples = _of_subjects(components, run, examples, trainable)
         begun_with = _begun_with(components, run, [*examples, *class_pictures], processes)
         optimizer = _optimizer(run.train, trainable, processes)
         average = Average(trainable.parameters, run.train.ema)
@@ -113,7 +116,7 @@ def train(
             Pace(run.train.steps, run.train.seed, run.train.accumulate, run.train.max_grad_norm, REPORT),
             rate=lambda step, steps: min(1.0, (step + 1) / max(1, run.train.warmup)),
             after_step=_after_step(run, trainable, examples, average, on_event if processes.main else None),
-            checkpoint=_checkpoint(keep, keep_every, trainable, optimizer, average, begun_with),
+            checkpoint=_checkpoint(keep, keep_every, run, trainable, optimizer, average, begun_with),
             processes=processes,
             scaler=_scaler(run, components),
             on_event=on_event if processes.main else ignore,
@@ -121,8 +124,9 @@ def train(
         )
         with average.shown():
             concept = run.method.export(trainable)
-    card = concept.card.model_copy(update={"recipe": run.recipe(), "base_fingerprint": components.fingerprint()})
-    return replace(concept, card=card)
+    about = {"recipe": run.recipe(), "base_fingerprint": components.fingerprint()}
+    own, *partners = [replace(one, card=one.card.model_copy(update=about)) for one in (concept, *concept.partners)]
+    return replace(own, partners=tuple(partners))
 
 
 def _losses(
@@ -145,14 +149,13 @@ def probe(components: Components, run: Run, examples: Sequence[Example]) -> tupl
         run: method and settings. A prior from pictures is timed as one from the model, which costs the same.
         examples: the pictures; no more than a batch of them is encoded.
     """
-    if isinstance(run.config, PriorConfig) and run.config.prior == "pictures":
+    if isinstance(run.config, SubjectConfig) and run.config.prior == "pictures":
         run = replace(run, config=run.config.model_copy(update={"prior": "model"}))
     components = replace(components, identity=components.fingerprint())
     generator = torch.Generator().manual_seed(0)
     with ExitStack() as stack:
         trainable = stack.enter_context(run.method.prepare(components, run.config, generator))
-        if run.train.gradient_checkpointing:
-            stack.enter_context(_checkpointed(components))
+        stack.enter_context(_checkpointed(components) if run.train.gradient_checkpointing else nullcontext())
         draw = _batches(components, run, examples[: run.train.batch], (), trainable, ignore)
         began = 0.0
         for _ in range(2):  # the first also pays for what is set up once
@@ -181,16 +184,49 @@ def _class_pictures(
     should_stop: Callable[[], bool],
 ) -> list[Example]:
     """Pictures of the class, for a run that asks for some; made by the base before anything is learned."""
-    if not isinstance(run.config, PriorConfig) or run.config.prior != "pictures":
+    if not isinstance(run.config, SubjectConfig) or run.config.prior != "pictures":
         return []
     if run.data.buckets:
         raise ConfigError(
             "Class pictures are squares, pictures in buckets are not.", "Use --prior model, or leave --buckets out."
         )
     on_event(Note(f"{run.config.num_class_images} pictures of the class, for the prior"))
-    return class_examples(
-        components, run.config, trainable.wordings, folder=folder, on_event=on_event, should_stop=should_stop
-    )
+    made: dict[str, list[Example]] = {}
+    classes = [subject.class_word for subject in run.config.subjects]
+    for word in dict.fromkeys(classes):
+        one = run.config.model_copy(update={"class_word": word})
+        listed = class_examples(
+            components, one, trainable.wordings, folder=folder, on_event=on_event, should_stop=should_stop
+        )
+        made[word] = [replace(example, word=word) for example in listed]
+    # A class of two subjects is seen twice as often.
+    return [replace(e, repeats=e.repeats * classes.count(word)) for word, listed in made.items() for e in listed]
+
+
+def _of_subjects(
+    components: Components, run: Run, examples: Sequence[Example], trainable: Trainable
+) -> Sequence[Example]:
+    """The examples of a run that learns several subjects, with composed ones among them if it asks for some.
+
+    Raises:
+        DataError: if a subject has no picture.
+        ConfigError: if composed pictures would be mirrored.
+    """
+    if not isinstance(run.config, SubjectConfig) or not run.config.also:
+        return examples
+    examples = [replace(example, word=example.word or run.config.trigger) for example in examples]
+    shown = {example.word for example in examples}
+    if missing := [subject.trigger for subject in run.config.subjects if subject.trigger not in shown]:
+        raise DataError(f"There is no picture of {missing[0]}.", "Give each subject some of its own.")
+    if not run.config.cut_mix:
+        return examples
+    if run.data.flip:
+        raise ConfigError(
+            "Mirrored pictures would contradict captions that say left and right.", "Use --flip 0 with --cut-mix."
+        )
+    side = run.data.resolution or int(components.unet.config["sample_size"]) * components.factor
+    chance = torch.Generator().manual_seed(run.train.seed * 6_151 + 29)
+    return cut_mixed(examples, run.config, trainable.wordings, side=side, crop=run.data.center_crop, generator=chance)
 
 
 def _batches(
@@ -318,6 +354,7 @@ MAY_CHANGE = ("steps", "preview_every")  # what a resumed run may change
 def _checkpoint(
     path: Path | None,
     every: int,
+    run: Run,
     trainable: Trainable,
     optimizer: torch.optim.Optimizer,
     average: Average,
@@ -326,8 +363,9 @@ def _checkpoint(
     """Where the state is kept, if it is to be."""
     if path is None:
         return None
-    # Numbers, two moments and perhaps an average, in the states kept and the one being written, and the concept itself.
-    each = (KEPT + 1) * 4 * (4 if average.decay else 3) + 2
+    # Numbers, two moments and perhaps an average, in the states kept and the one being written, and the concepts.
+    concepts = len(run.config.subjects) if isinstance(run.config, SubjectConfig) else 1
+    each = (KEPT + 1) * 4 * (4 if average.decay else 3) + 2 * concepts
     require_room(path.parent, each * sum(parameter.numel() for parameter in trainable.parameters.values()))
 
     def state() -> dict[str, Any]:

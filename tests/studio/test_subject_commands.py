@@ -136,3 +136,79 @@ def test_a_subject_of_another_base_is_refused_when_it_is_used(base, pictures, tm
     assert main(["generate", "a z fox", *use]) == 2
     assert "was made for" in capsys.readouterr().err
     assert not Path("pictures-made").exists() or not list(Path("pictures-made").iterdir())
+
+
+# -- several subjects in one run ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def more(pictures):
+    """A second folder."""
+    folder = pictures.parent / "pictures-of-a-car"
+    folder.mkdir()
+    for i, colour in enumerate(("black", "white")):
+        Image.new("RGB", (20, 20), colour).save(folder / f"{i}.png")
+    return folder.name
+
+
+@pytest.mark.parametrize("method", [("dreambooth", "--pivotal"), ("custom-diffusion",)])
+def test_subjects_learned_together_become_concepts_used_together(base, pictures, more, capsys, method):
+    flags = ["--images", "pictures", "--token", "<a>", "--class-word", "fox", "--base", base, "--steps", "2"]
+    together = [*method, *flags, "--also", f"{more}:<b>:car", "--cut-mix", "0.5"]
+    if method[0] == "dreambooth":
+        together += ["--flip", "0"]
+    assert main(["train", *together]) == 0
+    said = capsys.readouterr()
+    paths = [Path("outputs/concepts/a.safetensors"), Path("outputs/concepts/b.safetensors")]
+    assert said.out.split() == [str(path) for path in paths] and "5 pictures (2 folders" in said.err
+    assert "50% of the pictures are two of them side by side" in said.err
+    assert [(read_card(path).token, read_card(path).init) for path in paths] == [("<a>", "fox"), ("<b>", "car")]
+    assert str(more) not in read_card(paths[0]).model_dump_json()
+    use = [part for path in paths for part in ("--concept", str(path))]
+    assert main(["generate", "a <a> above a <b>", *use, "--base", base, "--steps", "2"]) == 0
+    assert main(["train", *together, "--output", "outputs/concepts/other.safetensors"]) == 2
+    assert "b.safetensors is there already" in capsys.readouterr().err
+    assert not Path("outputs/concepts/other.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--also", "pictures-of-a-car"], "is not DIR:TOKEN:CLASS; write for example"),
+        (["--also", "pictures-of-a-car:<b>:"], "is not DIR:TOKEN:CLASS"),
+        (["--also", "pictures-of-a-car:<a>:car"], "given to two subjects"),
+        (["--also", "pictures-of-a-car:<b>:carhouse"], "initializer 'carhouse'"),
+        (["--also", "pictures-of-a-car:fox:car"], "already a word"),
+        (["--also", "nowhere:<b>:car"], "There is no folder nowhere"),
+        (["--also", "pictures-empty:<b>:car"], "no picture in pictures-empty"),
+        (["--also", "pictures-of-a-car:a:car"], "Two subjects would be written to"),
+        (["--cut-mix", "0.5"], "needs a second subject"),
+        (["--also", "pictures-of-a-car:<b>:car", "--cut-mix", "0.5", "--flip", "0.5"], "contradict captions"),
+        (["--also", "pictures-of-a-car:<b>:car", "--class-images", "x", "--prior", "pictures"], "of one class"),
+    ],
+)
+def test_bad_subjects_are_one_sentence_and_nothing_is_written(base, more, tmp_path, capsys, flags, said):
+    (tmp_path / "pictures-empty").mkdir()
+    assert dreambooth(base, "--pivotal", "--token", "<a>", *flags) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said in error and error.startswith("studio: ")
+    assert [name for name in written(tmp_path) if not name.startswith("pictures")] == []
+
+
+def test_a_dry_run_looks_at_all_folders(base, pictures, more, tmp_path, capsys):
+    (tmp_path / more / "0.txt").write_text("a car")
+    (tmp_path / more / "1.txt").write_text("a sks car")
+    assert dreambooth(base, "--token", "z", "--also", f"{more}:sks:car", "--dry-run") == 2, "sks is no token here"
+    assert dreambooth(base, "--pivotal", "--token", "<a>", "--also", f"{more}:<b>:car", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "5 pictures (2 folders: plain folder, captions beside pictures)." in said
+    assert "2 captions without the token" in said and "<b> 0.png and <b> 1.png" in said
+
+
+def test_ways_are_named_and_one_sticker_cannot_be_taught_together(capsys):
+    assert main(["score", "--all-ways", "--way", "magic"]) == 2
+    assert "custom-diffusion-together" in capsys.readouterr().err
+    assert main(["score", "--all-ways", "--way", "pivotal-together", "--only", "wolf"]) == 2
+    assert "One sticker cannot be taught together" in capsys.readouterr().err
+    assert main(["score", "--all-held-out", "--way", "lora", "--way", "full"]) == 2
+    assert "compare them with --all-ways" in capsys.readouterr().err

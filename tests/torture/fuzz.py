@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save
 
 from pipelines.errors import ConceptError
-from studio.runner import import_concept
+from studio.exchange import import_concept
 
 MEMORY = 512 << 10  # KiB of growth that is allowed
 FLOOD = (

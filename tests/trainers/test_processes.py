@@ -209,7 +209,11 @@ def test_in_bfloat16_it_learns_nearly_the_same_and_keeps_float32(form):
 
 
 def test_the_destination_is_checked_before_anything_is_loaded(tmp_path):
-    from trainers.launch import destination
+    from trainers.launch import destinations
+
+    def destination(token, where):
+        (path,) = destinations(TextualInversionConfig(token=token, init="fox"), where)
+        return path
 
     (tmp_path / "x.safetensors").write_bytes(b"mine")
     where = Destination(output=tmp_path / "x")

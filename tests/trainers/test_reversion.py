@@ -75,10 +75,10 @@ def test_a_step_is_the_authors_arithmetic_with_every_caption_steered(make):
         expected = 0.0
         for which, (basis, row) in enumerate(zip(words, trainable.state.rows, strict=True)):
             picked = [torch.randperm(len(basis.rows), generator=generator)[:3] for _ in batch.captions]
-            toward = F.cosine_similarity(row, basis.rows[torch.cat(picked)]) / 0.07
+            toward = F.cosine_similarity(row.detach(), basis.rows[torch.cat(picked)]) / 0.07
             others = [i for i in prompt_ids(base, which, batch.captions).flatten().tolist() if i not in basis.stops]
             others = [i for i in others if i < len(basis.table)]
-            away = F.cosine_similarity(row, basis.table[others]) / 0.07
+            away = F.cosine_similarity(row.detach(), basis.table[others]) / 0.07
             ratio = toward.exp().sum() / (toward.exp().sum() + away.exp().sum())
             expected += 0.05 / len(words) * float(-ratio.log())
         assert float(got["steer"]) == pytest.approx(expected, rel=1e-4)

@@ -95,16 +95,16 @@ def test_a_table_of_one_row_has_no_mean():
 
 def test_all_ways_are_compared_in_one_table(judge, monkeypatch):
     assert set(scoring.WAYS) == {"textual-inversion", "pivotal", "lora", "full", "custom-diffusion"}
-    fewer = {name: way for name, way in scoring.WAYS.items() if name not in ("pivotal", "lora")}
-    monkeypatch.setattr(scoring, "WAYS", fewer)
+    assert set(scoring.TOGETHER) == {"pivotal-together", "custom-diffusion-together"}
+    ways = ("textual-inversion", "full", "custom-diffusion", "custom-diffusion-together")
     monkeypatch.setattr(scoring, "PROMPTS", ("a {}",))
     monkeypatch.setattr(scoring, "SEEDS", 1)
     monkeypatch.setattr(scoring, "PAIR_SEEDS", 4)
     said = []
     rows = scoring.compare(
-        tiny.sd(), judge, ("wolf", "taxi"), say=said.append, steps=2, batch=2, learning_rate=1e-3, scale_lr=False
+        tiny.sd(), judge, ("wolf", "taxi"), ways, say=said.append, steps=2, batch=2, learning_rate=1e-3, scale_lr=False
     )
-    assert list(rows) == list(scoring.WAYS) and len(said) == len(rows)
+    assert list(rows) == list(ways) and len(said) == 2 * len(rows), "a line for the pair and a row for each way"
     for row in rows.values():
         assert {"likeness", "named", "class_kept", "both", "in_place", "seconds", "kib"} <= set(row)
         assert 0 <= row["in_place"] <= row["both"] <= 1 and row["seconds"] > 0
@@ -116,11 +116,20 @@ def test_all_ways_are_compared_in_one_table(judge, monkeypatch):
 
 def test_things_taught_in_one_way_get_words_of_their_own():
     base = tiny.sd()
-    pace = {"steps": 1, "batch": 1}
     for way in ("textual-inversion", "lora", "custom-diffusion"):
-        tokens = [scoring.teach(base, thing, way, **pace).token for thing in ("wolf", "squid")]
+        tokens = [scoring.teach(base, thing, way, steps=1, batch=1).token for thing in ("wolf", "squid")]
         assert len(set(tokens)) == 2
         assert all(token.isascii() for token in tokens)
+
+
+def test_stickers_taught_together_have_words_of_their_own_and_the_same_weights():
+    base = tiny.sd()
+    taught = scoring.teach_together(base, {"wolf": None, "squid": "<s>"}, "pivotal", steps=1, batch=1, cut_mix=0.5)
+    assert [one.token for one in taught.values()] == ["<my-wolf>", "<s>"]
+    assert [one.card.init for one in taught.values()] == [HELD_OUT["wolf"], HELD_OUT["squid"]]
+    assert taught["wolf"].changes is taught["squid"].changes
+    alone = scoring.teach(base, "wolf", "pivotal", steps=1, batch=1)
+    assert alone.token == "<my-wolf>" and not alone.partners
 
 
 def test_settings_go_to_the_method_and_to_training():

@@ -1,0 +1,62 @@
+"""Concepts into and out of the library: import, export and new words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from pipelines.concept import Concept, file_stem
+from pipelines.dialects import Dialect, export_as
+from pipelines.errors import ConceptError
+from studio import library
+
+
+def import_concept(source: Path, token: str | None, folder: Path) -> Path:
+    """Take a file of another program into a folder of concepts; gives the new file."""
+    if not source.is_file():
+        raise ConceptError(f"There is no file {source}.", "Check the path.")
+    with source.open("rb") as stream:
+        start = stream.read(8)
+    if start == b"\x89PNG\r\n\x1a\n":
+        concept = Concept.load_picture(source)
+    elif start[:2] == b"PK" and source.suffix != ".safetensors":  # so may the length of a good header begin
+        concept = Concept.load_pickle(source)
+    else:
+        concept = Concept.load(source)
+    if token is None and not concept.rows and concept.token == source.stem:  # the file itself names no word
+        token = library.activation(source) or None
+    path = _placed(concept, token, folder)
+    library.copy_picture(source, path)
+    return path
+
+
+def _placed(concept: Concept, token: str | None, folder: Path) -> Path:
+    """Save a concept, under another word if one is given, where no file is yet."""
+    if token is not None:
+        if not 0 < len(token) <= 100:
+            raise ConceptError(f"A word has 1 to 100 letters, not {len(token)}.", "For example <my-cat>.")
+        concept = replace(concept, card=concept.card.model_copy(update={"token": token}))
+    path = folder / f"{file_stem(concept.token)}.safetensors"
+    if path.exists():
+        raise ConceptError(f"{path} is there already.", "Choose another word, or delete it first.")
+    return concept.save(path)
+
+
+def export_concept(path: Path, output: Path, dialect: Dialect, half: bool) -> list[Path]:
+    """Write a concept for other programs; gives the files."""
+    files = export_as(Concept.load(path), output, dialect, half=half)
+    for file in files:
+        library.copy_picture(path, file)
+    return files
+
+
+def rename_concept(path: Path, token: str) -> Path:
+    """Give a concept another word and its file that name; gives the new file."""
+    concept = Concept.load(path)
+    if not concept.rows:
+        raise ConceptError(f"{concept.token} has no word of its own: it is words of the base.", "It keeps its name.")
+    new = _placed(concept, token, path.parent)
+    for there, place in library.beside(path, new):
+        there.replace(place)
+    path.unlink()
+    return new

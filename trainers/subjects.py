@@ -1,0 +1,169 @@
+"""Binding subjects into weights: what DreamBooth and Custom Diffusion share.
+
+A run learns one subject or several at once. Each picture carries the word of its own subject, each subject keeps its
+own class, and what is learned of the weights serves all of them: every subject is exported as a concept with its word
+and the same weights, which are laid into a base once however many of them are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.card import ConceptCard
+from pipelines.changes import Change
+from pipelines.components import Components
+from pipelines.concept import Concept
+from pipelines.tokens import new_words, single_rows
+from trainers.adapters import Trained
+from trainers.config import SubjectConfig
+from trainers.data import Batch, ordinary
+from trainers.processes import Part
+from trainers.terms import Conditioning, drawn, noise_levels, pixels_of, predicted, target, weighted_error
+
+
+@dataclass(frozen=True)
+class Binding:
+    """A base in which subjects are being bound.
+
+    Attributes:
+        config: objective, prior and subjects.
+        levels: (T,) of `noise_levels`.
+        conditioning: captions to arguments of the UNet.
+        trained: the weights.
+        words: for each subject the rows of its new word in each text encoder, or none.
+    """
+
+    config: SubjectConfig
+    levels: Tensor
+    conditioning: Conditioning
+    trained: tuple[Trained, ...]
+    words: tuple[tuple[nn.Parameter, ...], ...]
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """All that is trained, by name."""
+        return {name: value for one in self.trained for name, value in one.parameters.items()} | self.rows
+
+    @property
+    def rows(self) -> dict[str, nn.Parameter]:
+        """The rows of new words, by name; those of the run's own subject first."""
+        listed = [row for word in self.words for row in word]
+        return {f"rows_{i}": row for i, row in enumerate(listed)}
+
+
+@contextmanager
+def with_words(
+    components: Components, config: SubjectConfig, vectors: int = 1
+) -> Iterator[tuple[Components, tuple[tuple[nn.Parameter, ...], ...]]]:
+    """The base with a new word for each subject, starting as the last word of its class; gives their rows too."""
+    with ExitStack() as stack:
+        words: list[tuple[nn.Parameter, ...]] = []
+        starts = [single_rows(components, subject.class_word.split()[-1]) for subject in config.subjects]
+        for subject, start in zip(config.subjects, starts, strict=True):
+            initial = tuple(row.expand(vectors, -1) for row in start)
+            added = stack.enter_context(new_words(components, subject.token, initial))
+            components = added.components
+            words.append(added.rows)
+        yield components, tuple(words)
+
+
+def bound(
+    components: Components,
+    config: SubjectConfig,
+    trained: Sequence[Trained],
+    words: tuple[tuple[nn.Parameter, ...], ...],
+    frozen: bool,
+) -> Binding:
+    """What the losses and the export of subjects need; `frozen` if nothing of the text side is trained."""
+    levels = noise_levels(components.scheduler_config, components.device)
+    return Binding(config, levels, Conditioning(components, frozen), tuple(trained), words)
+
+
+def concepts_of(components: Components, binding: Binding, method: str) -> Concept:
+    """The run's own subject as a concept, the others beside it in `partners`; all with the same changes."""
+    config = binding.config
+    changes: dict[str, Change] = {key: change for one in binding.trained for key, change in one.changes().items()}
+    listed: list[Concept] = []
+    for place, subject in enumerate(config.subjects):
+        rows = tuple(row.detach().cpu().float().clone() for row in (binding.words[place] if binding.words else ()))
+        card = ConceptCard(
+            token=subject.trigger,
+            kind=config.kind,
+            method=method,
+            family=components.family,
+            base=components.name,
+            vectors=len(rows[0]) if rows else 0,
+            init=subject.class_word,
+        )
+        listed.append(Concept(card, rows, changes))
+    return replace(listed[0], partners=tuple(listed[1:]))
+
+
+# -- losses -----------------------------------------------------------------------------------------------------
+
+
+def subject_losses(
+    components: Components, binding: Binding, batch: Batch, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Terms of the subjects and of their classes; the two are predicted in one call of the UNet.
+
+    Args:
+        components: the base with what is trained in it.
+        binding: objective, prior and what is trained.
+        batch: the subjects' pictures, with those of their classes in `prior` where there are any.
+        generator: source of chance.
+    """
+    config, levels = binding.config, binding.levels
+    noise, timesteps = drawn(batch, config, len(levels), generator)
+    latents, captions, sizes, count = batch.latents, batch.captions, batch.sizes, len(batch.latents)
+    taught: Tensor | None = None
+    if batch.prior is not None:
+        prior_noise, prior_timesteps = drawn(batch.prior, config, len(levels), generator)
+        noise, timesteps = torch.cat((noise, prior_noise)), torch.cat((timesteps, prior_timesteps))
+        latents, sizes = torch.cat((latents, batch.prior.latents)), torch.cat((sizes, batch.prior.sizes))
+        captions = captions + batch.prior.captions
+    elif config.prior == "model":
+        plain = [config.plain(caption) for caption in captions]
+        if config.prior_scope == "world":
+            plain = _every_second(plain, ordinary(components.family), generator, batch.part)
+        taught = _base_prediction(components, binding, batch, (noise, timesteps), plain)
+        noise, timesteps = torch.cat((noise, noise)), torch.cat((timesteps, timesteps))
+        latents, sizes, captions = torch.cat((latents, latents)), torch.cat((sizes, sizes)), captions + plain
+    arguments = binding.conditioning(captions, sizes, pixels_of(components, latents))
+    guess = predicted(components, latents, timesteps, noise, levels, arguments)
+    kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
+    wanted = target(kind, latents, noise, levels[timesteps])
+    if taught is not None:
+        wanted = torch.cat((wanted[:count], taught))
+    level = levels[timesteps]
+    own = weighted_error(components, guess[:count], wanted[:count], level[:count], config, batch.masks)
+    terms = {"denoise": own.mean()}
+    if len(latents) > count:
+        other = weighted_error(components, guess[count:], wanted[count:], level[count:], config)
+        terms["prior"] = config.prior_weight * other.mean()
+    return terms
+
+
+def _every_second(captions: list[str], others: tuple[str, ...], generator: torch.Generator, part: Part) -> list[str]:
+    """The captions, each replaced by one of others with a chance of one half."""
+    swapped = (part.of(lambda n: torch.rand(n, generator=generator), len(captions)) < 0.5).tolist()
+    chosen = part.of(lambda n: torch.randint(len(others), (n,), generator=generator), len(captions)).tolist()
+    return [others[k] if swap else own for own, swap, k in zip(captions, swapped, chosen, strict=True)]
+
+
+@torch.no_grad()
+def _base_prediction(
+    components: Components, binding: Binding, batch: Batch, draw: tuple[Tensor, Tensor], captions: list[str]
+) -> Tensor:
+    """What the base itself predicts, all that was learned switched off."""
+    noise, timesteps = draw
+    with ExitStack() as stack:
+        for one in binding.trained:
+            stack.enter_context(one.off())
+        arguments = binding.conditioning.anew(captions, batch.sizes, pixels_of(components, batch.latents))
+        return predicted(components, batch.latents, timesteps, noise, binding.levels, arguments)
