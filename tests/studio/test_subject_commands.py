@@ -92,7 +92,6 @@ def test_identifiers_are_listed(base, capsys):
         (["--token", "qzxwvu"], "tokens for"),
         (["--class-prompt", "a photo of a cat"], "lacks the class word 'fox'"),
         (["--prior", "pictures", "--class-images", "nowhere"], "nowhere"),
-        (["--form", "full", "--precision", "bf16"], "float32 only"),
         (["--form", "full", "--dora"], "low-rank"),
         (["--optimizer", "adamw8bit"], "bitsandbytes"),
         (["--pivotal", "--token", "fox"], "already a word"),
