@@ -185,7 +185,7 @@ def write_concepts(folder):
 
 
 BAD_GENERATION = {
-    "a concept for another base": (["--concept", "xl.safetensors"], "sdxl"),
+    "a concept for another base": (["--concept", "xl.safetensors"], "made for Stable Diffusion XL"),
     "a concept of another width": (["--concept", "wide.safetensors"], "sd1"),
     "a corrupt header": (["--concept", "broken.safetensors"], "broken.safetensors"),
     "a pickle": (["--concept", "learned_embeds.bin"], "pickle"),

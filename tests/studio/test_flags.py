@@ -61,6 +61,7 @@ VALUES = {
     "snr_gamma": ("5", 5.0),
     "offset_noise": ("0.1", 0.1),
     "cache": ("kept", Path("kept")),
+    "keep_every": ("25", 25),
 }
 NEEDED = {
     "textual-inversion": {"--images": "pictures", "--token": "<x>", "--init": "fox"},
