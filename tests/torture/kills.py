@@ -50,7 +50,7 @@ def forked(base, name: str, output: Path) -> int:
     if child:
         return child
     try:
-        teach(base, run(name), tiny.examples(), output, keep_every=1, on_event=lambda event: None)
+        teach(base, run(name), tiny.examples(), [output], keep_every=1, on_event=lambda event: None)
         os._exit(0)
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
