@@ -264,7 +264,8 @@ def test_merging_needs_two_concepts_of_its_kind(tmp_path):
 def test_a_lora_for_another_base_is_refused_in_words(tmp_path):
     concept = train(tiny.sd(), run(), tiny.examples())
     path = concept.save(tmp_path / "x.safetensors")
-    with pytest.raises(ConceptError, match=r"made for Stable Diffusion 1.x \(tiny\)"), Concept.load(path).attach(tiny.sdxl()):
+    said = r"made for Stable Diffusion 1.x \(tiny\)"
+    with pytest.raises(ConceptError, match=said), Concept.load(path).attach(tiny.sdxl()):
         pass
     nameless = Concept(concept.card.model_copy(update={"family": ""}), (), concept.changes)
     with pytest.raises(ConceptError, match=r"changes unet\.\S+ as a weight of"), nameless.attach(tiny.sd(dim=1024)):
