@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
+from pipelines.card import Kind
 from pipelines.errors import ConceptError, StudioError
-from studio import library
+from studio import catalogue
 
 app = App(name="concepts", help="List, check, import and export concepts.", help_format="plaintext")
 
@@ -16,7 +17,7 @@ Library = Annotated[Path, Parameter(name="--library")]
 
 
 @app.command(name="list")
-def list_(*, folder: Library = library.FOLDER) -> None:
+def list_(*, folder: Library = catalogue.FOLDER) -> None:
     """List the concepts of a folder.
 
     Parameters
@@ -24,12 +25,12 @@ def list_(*, folder: Library = library.FOLDER) -> None:
     folder
         Where the concepts are.
     """
-    for line in library.listed(folder):
+    for line in catalogue.listed(folder):
         print(line)
 
 
 @app.command
-def show(name: str, *, folder: Library = library.FOLDER) -> None:
+def show(name: str, *, folder: Library = catalogue.FOLDER) -> None:
     """Show what a concept says of itself.
 
     Parameters
@@ -39,12 +40,12 @@ def show(name: str, *, folder: Library = library.FOLDER) -> None:
     folder
         Where the concepts are.
     """
-    for line in library.shown(library.found(name, folder)):
+    for line in catalogue.shown(catalogue.found(name, folder)):
         print(line)
 
 
 @app.command
-def verify(*names: str, folder: Library = library.FOLDER) -> None:
+def verify(*names: str, folder: Library = catalogue.FOLDER) -> None:
     """Check that concepts are as they were written; without names, all.
 
     Parameters
@@ -54,11 +55,11 @@ def verify(*names: str, folder: Library = library.FOLDER) -> None:
     folder
         Where the concepts are.
     """
-    paths = [library.found(name, folder) for name in names] or [entry.path for entry in library.scan(folder)]
+    paths = [catalogue.found(name, folder) for name in names] or [entry.path for entry in catalogue.scan(folder)]
     damaged: list[str] = []
     for path in paths:
         try:
-            print(library.verify(path))
+            print(catalogue.verify(path))
         except StudioError as error:
             damaged.append(path.name)
             print(f"{path}: damaged: {error}")
@@ -67,8 +68,10 @@ def verify(*names: str, folder: Library = library.FOLDER) -> None:
 
 
 @app.command(name="import")
-def import_(source: Path, *, token: str | None = None, folder: Library = library.FOLDER) -> None:
-    """Take a file of another program into the library: .safetensors, or .pt and .bin, of which nothing is run.
+def import_(
+    source: Path, *, token: str | None = None, kind: Kind | None = None, folder: Library = catalogue.FOLDER
+) -> None:
+    """Take a file of another program into the library: .safetensors, .png, or .pt and .bin, of which nothing is run.
 
     Parameters
     ----------
@@ -76,12 +79,14 @@ def import_(source: Path, *, token: str | None = None, folder: Library = library
         An embedding or a LoRA.
     token
         The word to use it by; its own by default.
+    kind
+        What it is, where the file does not say so: a relation gets a note when it is used without things on both sides.
     folder
         Where the concepts are.
     """
     from studio import exchange
 
-    print(exchange.import_concept(source, token, folder))
+    print(exchange.import_concept(source, token, folder, kind))
 
 
 @app.command
@@ -91,7 +96,7 @@ def export(
     output: Path,
     dialect: Annotated[Literal["a1111", "diffusers"], Parameter(name="--for")] = "a1111",
     half: Annotated[bool, Parameter(negative="")] = False,
-    folder: Library = library.FOLDER,
+    folder: Library = catalogue.FOLDER,
 ) -> None:
     """Write a concept for other programs.
 
@@ -110,12 +115,12 @@ def export(
     """
     from studio import exchange
 
-    for path in exchange.export_concept(library.found(name, folder), output, dialect, half):
+    for path in exchange.export_concept(catalogue.found(name, folder), output, dialect, half):
         print(path)
 
 
 @app.command
-def rename(name: str, token: str, *, folder: Library = library.FOLDER) -> None:
+def rename(name: str, token: str, *, folder: Library = catalogue.FOLDER) -> None:
     """Give a concept another word, and its file that name.
 
     Parameters
@@ -129,12 +134,12 @@ def rename(name: str, token: str, *, folder: Library = library.FOLDER) -> None:
     """
     from studio import exchange
 
-    print(exchange.rename_concept(library.found(name, folder), token))
+    print(exchange.rename_concept(catalogue.found(name, folder), token))
 
 
 @app.command
 def delete(
-    name: str, *, yes: Annotated[bool, Parameter(negative="")] = False, folder: Library = library.FOLDER
+    name: str, *, yes: Annotated[bool, Parameter(negative="")] = False, folder: Library = catalogue.FOLDER
 ) -> None:
     """Delete a concept for good, with its log of losses.
 
@@ -147,8 +152,8 @@ def delete(
     folder
         Where the concepts are.
     """
-    path = library.found(name, folder)
+    path = catalogue.found(name, folder)
     if not yes:
         raise ConceptError(f"{path} would be deleted for good.", "Say --yes to do it.")
-    for gone in library.delete(path):
+    for gone in catalogue.delete(path):
         print(gone)

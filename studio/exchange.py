@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from pipelines.card import Kind
 from pipelines.concept import Concept, file_stem
 from pipelines.dialects import Dialect, export_as
 from pipelines.errors import ConceptError
-from studio import library
+from studio import catalogue
 
 
-def import_concept(source: Path, token: str | None, folder: Path) -> Path:
-    """Take a file of another program into a folder of concepts; gives the new file."""
+def import_concept(source: Path, token: str | None, folder: Path, kind: Kind | None = None) -> Path:
+    """Take a file of another program into a folder of concepts; gives the new file. `kind` replaces what it says."""
     if not source.is_file():
         raise ConceptError(f"There is no file {source}.", "Check the path.")
     with source.open("rb") as stream:
@@ -24,9 +25,11 @@ def import_concept(source: Path, token: str | None, folder: Path) -> Path:
     else:
         concept = Concept.load(source)
     if token is None and not concept.rows and concept.token == source.stem:  # the file itself names no word
-        token = library.activation(source) or None
+        token = catalogue.activation(source) or None
+    if kind is not None:
+        concept = replace(concept, card=concept.card.model_copy(update={"kind": kind}))
     path = _placed(concept, token, folder)
-    library.copy_picture(source, path)
+    catalogue.copy_picture(source, path)
     return path
 
 
@@ -46,7 +49,7 @@ def export_concept(path: Path, output: Path, dialect: Dialect, half: bool) -> li
     """Write a concept for other programs; gives the files."""
     files = export_as(Concept.load(path), output, dialect, half=half)
     for file in files:
-        library.copy_picture(path, file)
+        catalogue.copy_picture(path, file)
     return files
 
 
@@ -56,7 +59,7 @@ def rename_concept(path: Path, token: str) -> Path:
     if not concept.rows:
         raise ConceptError(f"{concept.token} has no word of its own: it is words of the base.", "It keeps its name.")
     new = _placed(concept, token, path.parent)
-    for there, place in library.beside(path, new):
+    for there, place in catalogue.beside(path, new):
         there.replace(place)
     path.unlink()
     return new

@@ -42,7 +42,7 @@ def test_studio_loads_torch_in_the_runner_alone():
     [
         "studio.cli",
         "studio.concepts",
-        "studio.library",
+        "studio.catalogue",
         "studio.flags",
         "studio.progress",
         "studio.settings",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,23 @@ from pipelines.errors import ConfigError
 from pipelines.events import OnEvent
 from pipelines.files import require_room, whole_file
 from trainers.checkpoints import LOG, states
-from trainers.config import DataConfig, Destination, SubjectConfig
+from trainers.config import DataConfig, Destination, SubjectConfig, TrainConfig
+from trainers.method import Method
 from trainers.processes import ALONE, Processes
 from trainers.reading import Example, Reading, joined, read_folder
-from trainers.train import Run, train
+from trainers.train import Run, train, with_recipe
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def run_of(method: Method, family: str, images: Path, chosen: Mapping[str, Any]) -> Run:
+    """A run with settings by name, whichever of its configurations each belongs to; the recipe's for the rest."""
+
+    def of(kind: Any, **more: Any) -> Any:
+        return kind(**more, **{key: value for key, value in chosen.items() if key in kind.model_fields})
+
+    run = Run(method, of(method.Config), of(TrainConfig), of(DataConfig, images=images))
+    return with_recipe(method, family, run)
 
 
 def destinations(config: Any, where: Destination) -> list[Path]:

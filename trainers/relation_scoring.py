@@ -26,12 +26,12 @@ from pipelines.images import to_pictures, to_tensor
 from pipelines.request import ConceptUse, Request
 from pipelines.sheet import Sheet
 from trainers import methods
-from trainers.config import DataConfig, TrainConfig
 from trainers.finder import Finder
+from trainers.launch import run_of
 from trainers.reading import Example
 from trainers.relations import RELATIONS_TO_TEACH, Seen, exemplars, unseen_pairs
 from trainers.stickers import COLOURS, RELATIONS, Scene, Stickers, article
-from trainers.train import Run, train, with_recipe
+from trainers.train import train
 
 TOKEN = "<r>"
 PICTURES = 40
@@ -90,15 +90,10 @@ def teach_relation(
         settings: of the method or of training, instead of the recipe's.
     """
     name, own = (WAYS | EXTENSIONS)[way]
-    method = methods()[name]
     chosen = {"token": TOKEN, "init": INIT, **own, **settings}
-
-    def of(kind: Any, **more: Any) -> Any:
-        return kind(**more, **{key: value for key, value in chosen.items() if key in kind.model_fields})
-
-    run = Run(method, of(method.Config), of(TrainConfig), of(DataConfig, images=Path("composed")))
+    run = run_of(methods()[name], components.family, Path("composed"), chosen)
     examples = pictures_of(relation, masks=bool(chosen.get("masks")))
-    return train(components, with_recipe(method, components.family, run), examples, on_event=on_event)
+    return train(components, run, examples, on_event=on_event)
 
 
 INIT = "above"

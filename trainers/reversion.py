@@ -46,6 +46,7 @@ from trainers.terms import (
     target,
     weighted_error,
 )
+from trainers.textual_inversion import POCKET
 
 
 class ReVersionConfig(TokenConfig, LowRankConfig, ObjectiveConfig):
@@ -91,15 +92,6 @@ class ReVersionConfig(TokenConfig, LowRankConfig, ObjectiveConfig):
     """With `lora`, weight of holding the base's own predictions for ordinary captions fast."""
 
 
-POCKET = {
-    "steps": 200,
-    "batch": 8,
-    "warmup": 20,
-    "learning_rate": 6e-3,
-    "scale_lr": False,
-    "weight_decay": 0.0,
-    "flip": 0.0,
-}
 PAPER = {"steps": 3000, "batch": 8, "learning_rate": 2.5e-4, "flip": 0.0}
 
 

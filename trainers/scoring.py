@@ -27,12 +27,12 @@ from pipelines.judge import INPUT, Judge
 from pipelines.request import ConceptUse, Request
 from pipelines.scores import detect, holds, name, picture_similarity, text_alignment
 from trainers import methods
-from trainers.config import DataConfig, TrainConfig
 from trainers.custom_diffusion import merged
 from trainers.data import Example, ordinary, templates
 from trainers.identifiers import rare_identifiers
+from trainers.launch import run_of
 from trainers.stickers import ALL_NAMES, HELD_OUT, RELATIONS, Scene, Stickers, scene, scenes
-from trainers.train import Run, train, with_recipe
+from trainers.train import train
 
 PROMPTS = ("a {}", "a {} on a yellow background", "a {} on a blue background", "a picture of a {} on a gray background")
 SEEDS = 6
@@ -187,19 +187,13 @@ def teach_together(
         settings: of the method or of training, instead of the recipe's.
     """
     name, own = WAYS[way]
-    method = methods()[name]
     words = {thing: word or _word(components, thing, way) for thing, word in things.items()}
     first, *others = things
     chosen = {"token": words[first], **own, **settings} | ({} if steps is None else {"steps": steps})
     chosen["init" if name == "textual-inversion" else "class_word"] = HELD_OUT[first]
     if others:
         chosen["also"] = tuple(f"composed:{words[thing]}:{HELD_OUT[thing]}" for thing in others)
-
-    def of(kind: Any, **more: Any) -> Any:
-        return kind(**more, **{key: value for key, value in chosen.items() if key in kind.model_fields})
-
-    run = Run(method, of(method.Config), of(TrainConfig), of(DataConfig, images=Path("composed")))
-    run = with_recipe(method, components.family, run)
+    run = run_of(methods()[name], components.family, Path("composed"), chosen)
     triggers = [subject.trigger for subject in run.config.subjects] if others else [None]
     examples = [
         Example(f"{thing} {i}.png", picture, word=word)

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from pipelines.card import ConceptCard, read_card
 from pipelines.concept import Concept
+from studio.catalogue import scan
 from studio.cli import main
-from studio.library import scan
 from tests.torture.fuzz import fuzz
 
 
@@ -58,7 +58,7 @@ def test_a_thousand_are_listed_in_a_second_without_torch(folder, tmp_path):
     began = time.process_time()
     assert len(list(scan(many))) == 1000
     assert time.process_time() - began < 1
-    code = "import sys, studio.concepts, studio.library; print('torch' in sys.modules)"
+    code = "import sys, studio.concepts, studio.catalogue; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -91,7 +91,8 @@ def test_pickles_are_imported_under_any_word_and_never_over_another(folder, tmp_
     torch.save({"<R>": rows}, tmp_path / "learned_embeds.bin")
     assert run(folder, "import", tmp_path / "learned_embeds.bin") == 0
     assert torch.equal(Concept.load(folder / "R.safetensors").rows[0], rows[None])
-    assert run(folder, "import", tmp_path / "learned_embeds.bin", "--token", "<carved-by>") == 0
+    assert run(folder, "import", tmp_path / "learned_embeds.bin", "--token", "<carved-by>", "--kind", "relation") == 0
+    assert read_card(folder / "carved-by.safetensors").kind == "relation"
     assert read_card(folder / "carved-by.safetensors").token == "<carved-by>"
     before = (folder / "cat.safetensors").read_bytes()
     for token in ("<cat>", "", "x" * 101):

@@ -22,17 +22,10 @@ from trainers.pretrain.unet import Generator
 from trainers.pretrain.vocabulary import build_tokenizer
 from trainers.stickers import KINDS, NAMES, UNIT, Placed, Scene, Stickers, scenes
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CELL = UNIT // GRID
 PAIR = ("fox", "house")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """So small matrices gain nothing from several, and lose much when the machine is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def text_model(seed=0):

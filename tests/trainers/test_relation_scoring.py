@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from scipy.stats import binomtest
 
 from pipelines.components import load
@@ -11,6 +10,8 @@ from trainers import relation_scoring as scoring
 from trainers.finder import Finder
 from trainers.relation_scoring import Compared, Tally, compare_relation, summary, tally, wilson
 from trainers.relations import RELATIONS_TO_TEACH, Seen, exemplars, unseen_pairs
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 10), (3, 10), (10, 10), (57, 100), (1, 1)])
@@ -60,14 +61,6 @@ def test_what_is_said_in_the_end_follows_from_the_intervals():
     assert lines[-1] == "reversion above textual-inversion, 90 % intervals apart: inside"
     assert "mean of reversion: relation 0.550" in lines[1]
     assert summary({"behind": pair(50, 48)})[-1].endswith("none")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

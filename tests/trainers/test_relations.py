@@ -12,15 +12,9 @@ from trainers.finder import Finder
 from trainers.relations import RELATIONS_TO_TEACH, Seen, exemplars, extent, shared, unseen_pairs
 from trainers.stickers import NAMES, RELATIONS, UNIT, Placed, Scene, Stickers, scenes
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EVERY = list(RELATIONS_TO_TEACH)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

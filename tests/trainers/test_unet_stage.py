@@ -18,14 +18,7 @@ from trainers.pretrain.unet import Generator, encoded, train_unet
 from trainers.pretrain.vocabulary import build_tokenizer
 from trainers.stickers import Stickers, scenes
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Batches this small gain nothing from several, and lose much when the machine is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
