@@ -13,6 +13,8 @@ from trainers.finder import Finder
 from trainers.relation_scoring import TOKEN, drawn_pairs, holds_in, tally, teach_relation
 from trainers.relations import unseen_pairs
 
+pytestmark = pytest.mark.pocket
+
 RELATION = "diagonal"
 THINGS = {"wolf": "fox", "taxi": "car"}
 SEEDS = range(8)
