@@ -240,19 +240,36 @@ class Clock:
         return self.minutes is not None and self.seconds >= 60 * self.minutes
 
 
+@dataclass(frozen=True)
+class GroundingRun:
+    """How long a training lasts, and where it is kept.
+
+    Attributes:
+        steps: at most so many.
+        adapter: `.safetensors` file of the gated layers, written at every checkpoint and at the end.
+        keep: folder of the training state; a run that was interrupted goes on from it.
+        about: what is told in the header of the adapter; a state of another training is refused by it.
+        minutes: ends after so much time if that is sooner; the decay of the rates is then planned on time.
+        keep_every: steps between checkpoints.
+        report: steps between reports.
+    """
+
+    steps: int
+    adapter: Path
+    keep: Path
+    about: Mapping[str, str]
+    minutes: float | None = None
+    keep_every: int = 250
+    report: int = 50
+
+
 def train_grounding(
     unet: UNet2DConditionModel,
     scheduler_config: Mapping[str, Any],
     pictures: BoxedPictures,
     config: GroundingConfig,
+    run: GroundingRun,
     *,
-    steps: int,
-    minutes: float | None = None,
-    adapter: Path,
-    about: Mapping[str, str],
-    keep: Path,
-    keep_every: int = 250,
-    report: int = 50,
     held_out: BoxedPictures | None = None,
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
@@ -264,13 +281,7 @@ def train_grounding(
         scheduler_config: the base's noise schedule and what its UNet predicts.
         pictures: what it learns from.
         config: how.
-        steps: at most so many.
-        minutes: ends after so much time if that is sooner; the decay of the rates is then planned on time.
-        adapter: `.safetensors` file of the gated layers, written at every checkpoint and at the end.
-        about: what is told in its header.
-        keep: folder of the training state; a run that was interrupted goes on from it.
-        keep_every: steps between checkpoints.
-        report: steps between reports.
+        run: how long, and where it is kept.
         held_out: pictures that losses with and without boxes are reported on, at every checkpoint.
         on_event: receives steps and notes.
         should_stop: asked once a step.
@@ -281,24 +292,23 @@ def train_grounding(
     """
     check_data(pictures)
     trained = opened(unet)
-    average, clock = Average(trained, config.ema), Clock(minutes)
+    average, clock = Average(trained, config.ema), Clock(run.minutes)
     optimizer = torch.optim.AdamW(groups(trained, config), config.rate, fused=True)
 
-    def write(done: int) -> None:
+    def write() -> None:
+        told = {"steps": str(clock.steps), "minutes": f"{clock.seconds / 60:.1f}"}
         with average.shown():
-            save_adapter(trained, adapter, {**about, "steps": str(done), "minutes": f"{clock.seconds / 60:.1f}"})
+            save_adapter(trained, run.adapter, {**run.about, **told})
 
-    def after(done: int) -> dict[str, float] | None:
+    def after(done: int) -> dict[str, float]:
         clock.steps = done
         if config.ema:
             average.update()
-        if done % keep_every and done != steps:
-            return None
-        write(done)
-        if held_out is None:
-            return None
+        if done % run.keep_every and done != run.steps:
+            return {}
+        write()
         with average.shown():
-            figures = gains(unet, scheduler_config, held_out)
+            figures = {} if held_out is None else gains(unet, scheduler_config, held_out)
         on_event(Note(f"step {done}: " + " ".join(f"{name} {value:.4f}" for name, value in figures.items())))
         return figures
 
@@ -306,17 +316,17 @@ def train_grounding(
         optimise(
             denoising(unet, scheduler_config, pictures, config),
             [optimizer],
-            Pace(steps, seed=config.seed, clip=1.0, report=report),
+            Pace(run.steps, seed=config.seed, clip=1.0, report=run.report),
             rate=lambda step, of: min(1.0, (step + 1) / config.warmup, decay(clock.share(step, of))),
             after_step=after,
-            checkpoint=_checkpoint(keep, keep_every, trained, average, optimizer, clock, {**vars(config), **about}),
+            checkpoint=_checkpoint(run, trained, average, optimizer, clock, config),
             on_event=on_event,
             should_stop=lambda: clock.over() or should_stop(),
         )
     except Cancelled:
         if not clock.over():
             raise
-    write(clock.steps)
+    write()
     for name, value in average.values.items():
         trained[name].data.copy_(value)
     return clock.steps
@@ -328,15 +338,14 @@ def decay(share: float, over: float = 0.4) -> float:
 
 
 def _checkpoint(
-    path: Path,
-    every: int,
+    run: GroundingRun,
     trained: Mapping[str, nn.Parameter],
     average: Average,
     optimizer: torch.optim.Optimizer,
     clock: Clock,
-    settings: Mapping[str, Any],
+    config: GroundingConfig,
 ) -> Checkpoint:
-    told = {key: str(value) for key, value in settings.items()}
+    told = {key: str(value) for key, value in {**vars(config), **run.about}.items()}
 
     def state() -> dict[str, Any]:
         return {
@@ -352,7 +361,7 @@ def _checkpoint(
         changed = [key for key in {**told, **kept["settings"]} if told.get(key) != kept["settings"].get(key)]
         if changed:
             raise ConfigError(
-                f"The training state in {path} was begun with another {', '.join(changed)}.",
+                f"The training state in {run.keep} was begun with another {', '.join(changed)}.",
                 "Use the same settings to go on, or delete that folder to begin anew.",
             )
         with torch.no_grad():
@@ -362,4 +371,4 @@ def _checkpoint(
         optimizer.load_state_dict(kept["optimizer"])
         clock.before, clock.began, clock.steps = float(kept["seconds"]), time.monotonic(), int(kept["done"])
 
-    return Checkpoint(path, every, state, restore)
+    return Checkpoint(run.keep, run.keep_every, state, restore)

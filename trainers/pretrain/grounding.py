@@ -16,7 +16,7 @@ from pipelines.errors import ModelError
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
 from pipelines.grounding import is_gated, load_adapter, phrase_embeddings
-from trainers.grounding import BoxedPictures, GroundingConfig, train_grounding
+from trainers.grounding import BoxedPictures, GroundingConfig, GroundingRun, train_grounding
 from trainers.placements import free_scenes
 from trainers.pretrain.card import TRAINING, device_name, write_card
 from trainers.stickers import NAMES, Scene, Stickers, article, scenes
@@ -84,14 +84,10 @@ def grounding_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
     held_out = composed(components, pool(256, HELD_OUT_POOL))
     spent = (time.monotonic() - began) / 60
     on_event(Note(f"{arguments.pictures} pictures in {60 * spent:.0f} s"))
-    done = train_grounding(
-        components.unet,
-        components.scheduler_config,
-        pictures,
-        GroundingConfig(batch=arguments.batch),
+    run = GroundingRun(
         steps=arguments.grounding_steps,
-        minutes=None if arguments.minutes is None else max(0.0, arguments.minutes - spent),
         adapter=work / ADAPTER,
+        keep=work / "grounding.state",
         about={
             "base": "pocket",
             "fingerprint": components.fingerprint(),
@@ -99,10 +95,12 @@ def grounding_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
             "device": device_name(device),
             "batch": str(arguments.batch),
         },
-        keep=work / "grounding.state",
+        minutes=None if arguments.minutes is None else max(0.0, arguments.minutes - spent),
         keep_every=arguments.keep_every,
-        held_out=held_out,
-        on_event=on_event,
+    )
+    config = GroundingConfig(batch=arguments.batch)
+    done = train_grounding(
+        components.unet, components.scheduler_config, pictures, config, run, held_out=held_out, on_event=on_event
     )
     on_event(Note(f"{done} steps; layers in {work / ADAPTER}"))
 
@@ -127,5 +125,5 @@ def pack_grounding(adapter: Path, out: Path) -> None:
     with whole_file(path) as temporary:
         save_file({**tensors, **layers}, temporary, metadata={"format": "pt"})
     facts = json.loads((out / TRAINING).read_text(encoding="utf-8"))
-    told = {key: about[key] for key in ("device", "steps", "batch", "minutes", "pictures") if key in about}
+    told = {key: about[key] for key in ("device", "steps", "batch", "minutes", "pictures")}
     write_card(out, {**facts, "grounding": told}, json.loads((out / "scores.json").read_text(encoding="utf-8")))
