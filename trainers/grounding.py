@@ -295,19 +295,14 @@ def train_grounding(
     average, clock = Average(trained, config.ema), Clock(run.minutes)
     optimizer = torch.optim.AdamW(groups(trained, config), config.rate, fused=True)
 
-    def write() -> None:
-        told = {"steps": str(clock.steps), "minutes": f"{clock.seconds / 60:.1f}"}
-        with average.shown():
-            save_adapter(trained, run.adapter, {**run.about, **told})
-
     def after(done: int) -> dict[str, float]:
         clock.steps = done
         if config.ema:
             average.update()
         if done % run.keep_every and done != run.steps:
             return {}
-        write()
         with average.shown():
+            _write(trained, run, clock)
             figures = {} if held_out is None else gains(unet, scheduler_config, held_out)
         on_event(Note(f"step {done}: " + " ".join(f"{name} {value:.4f}" for name, value in figures.items())))
         return figures
@@ -326,10 +321,15 @@ def train_grounding(
     except Cancelled:
         if not clock.over():
             raise
-    write()
     for name, value in average.values.items():
         trained[name].data.copy_(value)
+    _write(trained, run, clock)
     return clock.steps
+
+
+def _write(trained: Mapping[str, nn.Parameter], run: GroundingRun, clock: Clock) -> None:
+    told = {"steps": str(clock.steps), "minutes": f"{clock.seconds / 60:.1f}"}
+    save_adapter(trained, run.adapter, {**run.about, **told})
 
 
 def decay(share: float, over: float = 0.4) -> float:
