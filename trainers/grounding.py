@@ -303,9 +303,7 @@ def train_grounding(
             return {}
         with average.shown():
             _write(trained, run, clock)
-            figures = {} if held_out is None else gains(unet, scheduler_config, held_out)
-        on_event(Note(f"step {done}: " + " ".join(f"{name} {value:.4f}" for name, value in figures.items())))
-        return figures
+            return {} if held_out is None else gains(unet, scheduler_config, held_out)
 
     try:
         optimise(

@@ -16,7 +16,7 @@ from pipelines.errors import ModelError
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
 from pipelines.grounding import is_gated, load_adapter, phrase_embeddings
-from trainers.grounding import BoxedPictures, GroundingConfig, GroundingRun, train_grounding
+from trainers.grounding import BoxedPictures, GroundingConfig, GroundingRun, gains, train_grounding
 from trainers.placements import free_scenes
 from trainers.pretrain.card import TRAINING, device_name, write_card
 from trainers.stickers import NAMES, Scene, Stickers, article, scenes
@@ -102,7 +102,9 @@ def grounding_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
     done = train_grounding(
         components.unet, components.scheduler_config, pictures, config, run, held_out=held_out, on_event=on_event
     )
-    on_event(Note(f"{done} steps; layers in {work / ADAPTER}"))
+    figures = gains(components.unet, components.scheduler_config, held_out)
+    told = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+    on_event(Note(f"{done} steps; losses on unseen pictures: {told}; layers in {work / ADAPTER}"))
 
 
 def pack_grounding(adapter: Path, out: Path) -> None:
