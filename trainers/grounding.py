@@ -19,7 +19,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from pipelines.errors import Cancelled, ConfigError, ModelError
-from pipelines.events import Note, OnEvent, ignore
+from pipelines.events import OnEvent, ignore
 from pipelines.grounding import gated_parameters, grounding_input, has_grounding, save_adapter
 from trainers.averages import Average
 from trainers.checkpoints import Checkpoint
