@@ -22,6 +22,7 @@ from pipelines.conditions.text import Text
 from pipelines.errors import Cancelled, RequestError
 from pipelines.events import Note, OnEvent, StepDone, ignore
 from pipelines.images import to_pictures
+from pipelines.inpainting_unet import painting
 from pipelines.prompts import lacks_a_side
 from pipelines.request import Request
 from pipelines.schedulers import build, step_options
@@ -84,6 +85,7 @@ def generate(
         ConceptError: if a concept cannot be read or does not fit the base.
         Cancelled: if `should_stop` said so.
     """
+    components = painting(components, request.inpaint, on_event)
     canvas = _canvas(components, request, conditions, on_event)
     request = (canvas.sized(request, components) if canvas else request).resolved(components.defaults)
     _check_size(components, request)

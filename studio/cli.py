@@ -29,6 +29,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.command("studio.training:app", name="train", help="Learn a concept from a folder of pictures.")
+app.command("studio.masking:mask", name="mask")
 app.command("studio.concepts:app", name="concepts", help="List, check, import and export concepts.")
 
 OnThisMachine = Annotated[Machine, Parameter(name="*")]
