@@ -19,8 +19,8 @@ def studio(tmp_path_factory):
     """Address and jobs of a server."""
     import uvicorn
     from fastapi import FastAPI
-    from studio.jobs import Jobs
 
+    from studio.jobs import Jobs
     from studio.web.app import build, mount_options
 
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -78,7 +78,9 @@ def test_fields_have_the_help_and_the_limits_of_the_settings():
 def test_a_form_gives_back_what_it_shows():
     with gr.Blocks(analytics_enabled=False):
         form = Form(Request, LABELS)
-    asked = Request(prompt="x", negative_prompt="blurry", guidance={"scale": 3, "stop": 0.5}, steps=7, scheduler="euler")
+    asked = Request(
+        prompt="x", negative_prompt="blurry", guidance={"scale": 3, "stop": 0.5}, steps=7, scheduler="euler"
+    )
     fields = form.given(list(form.shown(asked)))
     assert Request.read(fields | {"prompt": "x"}) == asked
     assert form.given([""] * len(form.paths)) == {}
@@ -100,7 +102,8 @@ def test_concepts_are_used_when_switched_on_or_said():
 
 
 def asked(generate, prompt="a fox", chips=(), boxes=(), seed=3, count=2, **more):
-    values = [more.get(path, component.value) for path, component in zip(generate.form.paths, generate.form.components)]
+    fields = zip(generate.form.paths, generate.form.components, strict=True)
+    values = [more.get(path, component.value) for path, component in fields]
     return generate.submit(prompt, list(chips), list(boxes), seed, count, *values)
 
 
@@ -130,7 +133,13 @@ def test_examples_and_presets_are_valid_requests():
 def test_settings_come_back_from_a_picture_of_which_only_names_of_files_count(jobs, tmp_path):
     write_concept(jobs.library / "my-wolf.safetensors", ConceptCard(token="<my-wolf>"))
     uses = (ConceptUse(source="/etc/my-wolf.safetensors", strength=0.7),)
-    made = Made(Request(prompt="a <my-wolf>", seed=5, count=3, concepts=uses).resolved(DEFAULTS), 2, "pocket", "f", digests=("d",))
+    made = Made(
+        Request(prompt="a <my-wolf>", seed=5, count=3, concepts=uses).resolved(DEFAULTS),
+        2,
+        "pocket",
+        "f",
+        digests=("d",),
+    )
     path = save_png(Image.new("RGB", (8, 8)), tmp_path / "x.png", made)
     generate = page(GeneratePage, jobs)
     prompt, chips, _, seed, count, *_ = generate.reuse_dropped(str(path))
@@ -247,7 +256,13 @@ def test_time_left_is_taken_from_the_last_reports():
 
 
 def test_durations_are_spoken():
-    assert [spoken(x) for x in (0.4, 59.6, 61, 3600, 7300)] == ["0 s", "1 min 0 s", "1 min 1 s", "1 h 0 min", "2 h 1 min"]
+    assert [spoken(x) for x in (0.4, 59.6, 61, 3600, 7300)] == [
+        "0 s",
+        "1 min 0 s",
+        "1 min 1 s",
+        "1 h 0 min",
+        "2 h 1 min",
+    ]
 
 
 def test_curves_are_drawn_for_each_figure():
@@ -302,7 +317,7 @@ def test_what_is_deleted_can_be_brought_back_with_what_lies_beside_it(jobs):
     library = page(LibraryPage, jobs)
     cards, _, _, _, thrown = library.ask_delete("a", "")
     assert cards == []
-    assert list(jobs.library.glob("*.*")) == [jobs.library / ".trash"] or not list(jobs.library.glob("a*"))
+    assert list(jobs.library.glob("a*")) == []
     cards, *_ = library.ask_undo(thrown, "")
     assert [card["id"] for card in cards] == ["a"]
     assert (path.read_bytes(), (jobs.library / "a.preview.png").is_file()) == (before, True)
