@@ -63,10 +63,10 @@ class Answer:
         jobs: of the server.
         name: of the page, in the address and in the names of components.
         go: the button that asks.
-        columns: pictures side by side.
+        uses: what may be done with the picture chosen; a button each.
     """
 
-    def __init__(self, jobs: Jobs, name: str, go: gr.Button, columns: int = 2) -> None:
+    def __init__(self, jobs: Jobs, name: str, go: gr.Button, uses: Sequence[str]) -> None:
         self.jobs, self.name, self.go = jobs, name, go
         self.job = gr.Textbox(visible="hidden", label="Job", elem_id=f"{name}-id")
         self.progress = gr.HTML(elem_id=f"{name}-progress", js_on_load=None)
@@ -74,7 +74,7 @@ class Answer:
         self.gallery = gr.Gallery(
             label="Pictures",
             show_label=False,
-            columns=columns,
+            columns=2,
             object_fit="contain",
             height="auto",
             buttons=["download", "download_all", "fullscreen"],
@@ -84,11 +84,15 @@ class Answer:
         self.chosen = gr.State(0)
         with gr.Accordion("How it was made", open=False, visible=False) as self.made:
             self.facts = gr.HTML(js_on_load=None)
-        self.again = gr.Button("Use these settings again", size="sm", visible="hidden", elem_id=f"{name}-again")
+        with gr.Row(elem_classes="examples"):
+            self.uses = [
+                gr.Button(use, size="sm", min_width=120, visible="hidden", elem_id=f"{name}-use-{number}")
+                for number, use in enumerate(uses)
+            ]
 
     def wire(self, submit: Callable[..., str], asked: Sequence[Any]) -> None:
         """Ask with `submit`, which gives the id of a job, when the button is clicked."""
-        self._said = [self.progress, self.gallery, self.go, self.stop, self.again, self.made, self.facts, self.chosen]
+        self._said = [self.progress, self.gallery, self.go, self.stop, self.made, self.facts, self.chosen, *self.uses]
         submitted = self.go.click(submit, list(asked), self.job, api_name=self.name)
         submitted.success(None, self.job, js=REMEMBER.replace("NAME", self.name))
         submitted.success(
@@ -120,7 +124,7 @@ class Answer:
     async def follow(self, job_id: str) -> AsyncIterator[tuple[Any, ...]]:
         """What a job shows, until it has ended."""
         if not job_id:
-            yield ("", [], *self._buttons(None), "", 0)
+            yield ("", [], *self._buttons(None), "", 0, *(shown(False) for _ in self.uses))
             return
         try:
             async for seen in watched(self.jobs, job_id):
@@ -134,16 +138,17 @@ class Answer:
                     *self._buttons(seen),
                     told_of(results[0]) if results else "",
                     0,
+                    *(shown(bool(results)) for _ in self.uses),
                 )
         except StudioError as error:
             raise told(error) from None
 
     @staticmethod
-    def _buttons(seen: Seen | None) -> tuple[Any, Any, Any, Any]:
-        """Updates of asking, cancelling, using again and the facts."""
+    def _buttons(seen: Seen | None) -> tuple[Any, Any, Any]:
+        """Updates of asking, cancelling and the facts."""
         busy = seen is not None and not seen.job.ended
         done = seen is not None and seen.job.state == "done"
-        return gr.update(interactive=not busy), shown(busy), shown(done), gr.update(visible=done)
+        return gr.update(interactive=not busy), shown(busy), gr.update(visible=done)
 
     def cancel(self, job_id: str) -> None:
         """Stop a job."""

@@ -84,6 +84,18 @@ def concept_cards(empty: str, **more: Any) -> gr.HTML:
     return _own("cards", "Concepts", _texts(*example), example, chosen="", empty=empty, **more)
 
 
+def mask_painter(empty: str, **more: Any) -> gr.HTML:
+    """A picture on which one says what is to be repainted: by a click on a thing, with brush or box.
+
+    Its value is `{"id", "picture", "mask"}`: what the picture is called, and two `data:` addresses; white of the mask
+    is repainted. `empty` is said while there is no picture.
+    """
+    example = {"id": "0123456789abcdef", "picture": "data:image/png;base64,", "mask": "data:image/png;base64,"}
+    component = _own("paint", "Picture", _texts(*example), example, empty=empty, **more)
+    component.value = None
+    return component
+
+
 def told_by(event: gr.EventData, name: str) -> str:
     """A field of what a component told with an event."""
     data = event._data if isinstance(event._data, Mapping) else {}

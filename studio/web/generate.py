@@ -98,7 +98,7 @@ class GeneratePage:
             with gr.Column(scale=5, min_width=320):
                 self._question()
             with gr.Column(scale=4, min_width=320):
-                self.answer = Answer(jobs, "generation", self.go)
+                self.answer = Answer(jobs, "generation", self.go, ("Use these settings again",))
                 self.dropped = gr.File(
                     label="Drop a picture made here to use its settings",
                     file_types=[".png"],
@@ -142,7 +142,7 @@ class GeneratePage:
                 api_visibility="private",
             )
         restored = [self.prompt, self.chips, self.boxes, self.seed, self.count, *self.form.components]
-        self.answer.again.click(self.reuse, [self.answer.job, self.answer.chosen], restored, api_visibility="private")
+        self.answer.uses[0].click(self.reuse, [self.answer.job, self.answer.chosen], restored, api_visibility="private")
         self.dropped.upload(self.reuse_dropped, self.dropped, restored, api_visibility="private")
         size = self._fields("width", "height")
         for component in size:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import threading
@@ -14,7 +13,7 @@ import pytest
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def studio(tmp_path_factory):
     """Address and jobs of a server."""
     import uvicorn
@@ -23,7 +22,6 @@ def studio(tmp_path_factory):
     from studio.jobs import Jobs
     from studio.web.app import build, mount_options
 
-    os.environ["OMP_NUM_THREADS"] = "1"
     import gradio as gr
 
     jobs = Jobs(tmp_path_factory.mktemp("studio"))
@@ -43,7 +41,7 @@ def studio(tmp_path_factory):
         thread.join(10)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
     """The browser."""
     from playwright.sync_api import sync_playwright

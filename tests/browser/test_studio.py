@@ -36,7 +36,7 @@ def test_an_example_is_one_click_away_and_its_settings_come_back(visit, studio):
     wait_for_pictures(page, 4)
     expect(page.locator("#prompt textarea")).to_have_value("")
     page.locator("#generation-gallery .thumbnail-item").nth(2).click()
-    page.locator("#generation-again").click()
+    page.locator("#generation-use-0").click()
     expect(page.locator("#prompt textarea")).to_have_value("a fox to the left of a house on a yellow background")
     expect(page.locator("#seed input")).to_have_value("9")
     # the same from the file, dropped into a fresh window
@@ -116,7 +116,7 @@ def test_phone_width(visit, scheme):
         go(page, tab)
         page.wait_for_timeout(200)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, tab
-    shade = page.evaluate("getComputedStyle(document.querySelector('.gradio-container')).backgroundColor")
+    shade = page.evaluate("getComputedStyle(document.body).backgroundColor")
     light = sum(map(int, shade.removeprefix("rgb(").removeprefix("rgba(").rstrip(")").split(",")[:3])) > 380
     assert light == (scheme == "light")
 
