@@ -156,8 +156,8 @@ class LibraryPage:
         """Give a concept another word."""
         try:
             path = self.jobs.places.concept(concept)
-            if word.startswith("-"):
-                raise ConceptError(f"A word does not begin with a dash: {word!r}.", "For example <my-cat>.")
+            if not (word := word.strip()) or word.startswith("-"):
+                raise ConceptError(f"{word!r:.60} is no word to use in prompts.", "For example <my-cat>.")
             new = await concept_command("rename", path.stem, word, "--library", str(self.jobs.library))
         except StudioError as error:
             raise told(error) from None

@@ -16,13 +16,12 @@ CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory):
     """Address and jobs of a server."""
+    import gradio as gr
     import uvicorn
     from fastapi import FastAPI
 
     from studio.jobs import Jobs
     from studio.web.app import build, mount_options
-
-    import gradio as gr
 
     jobs = Jobs(tmp_path_factory.mktemp("studio"))
     with socket.socket() as free:
