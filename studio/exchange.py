@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipelines import adapter_folders
-from pipelines.card import Kind
-from pipelines.concept import Concept, file_stem
+from pipelines.card import Kind, file_stem
+from pipelines.concept import Concept
 from pipelines.dialects import Dialect, export_as
 from pipelines.errors import ConceptError
 from studio import catalogue
