@@ -91,7 +91,7 @@ def foreground(picture: Image.Image) -> Mask:
     visible = away > VISIBLE
     near_background = np.asarray(ndimage.binary_dilation(~visible))
     things = visible & ~(near_background & (away <= 0.5 * ndimage.maximum_filter(away, 3)))
-    gaps = np.asarray(label(np.asarray(ndimage.binary_fill_holes(things)) & ~things, connectivity=1))
+    gaps = np.asarray(label(np.logical_and(ndimage.binary_fill_holes(things), ~things), connectivity=1))
     sizes = np.bincount(gaps.ravel())
     small = sizes < HOLE * things.size
     small[0] = False
