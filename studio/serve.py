@@ -79,6 +79,7 @@ def serve(
         listening = config.bind_socket()
     except SystemExit:  # uvicorn has said why
         raise ConfigError(f"Port {port} at {host} cannot be used.", "Another program may use it; try --port.") from None
+    listening.listen()  # whoever reads the next line may call at once
     where = "localhost" if host in ("127.0.0.1", "::1") else host
     sys.stderr.write(f"Prompt Studio is at http://{where}:{listening.getsockname()[1]}\n")
     sys.stderr.flush()

@@ -17,6 +17,7 @@ from pipelines.request import Request
 from studio.api.app import guarded, rest
 from studio.api.guard import Door
 from tests.studio.test_datasets import archive, picture
+from tests.torture.requests import fuzz
 from trainers.config import TrainConfig
 from trainers.configs import configs
 
@@ -189,3 +190,8 @@ def test_what_a_script_asked_for_is_interrupted(web, jobs, until):
     web.post("/sdapi/v1/interrupt")
     thread.join(60)
     assert answers[0].json()["images"] == []
+
+
+def test_hostile_requests_are_answered_and_leave_no_file_astray(tmp_path):
+    count = fuzz(500, 0, tmp_path / "alone" / "server")
+    assert set(count) == {"2xx", "4xx"} and sum(count.values()) == 500 and count["2xx"] > 50
