@@ -17,6 +17,7 @@ from pipelines import guidance as guiding
 from pipelines.components import Components, decode
 from pipelines.concept import Concept, attached
 from pipelines.conditions import Condition, Step, merge, stack
+from pipelines.conditions.boxes import Boxes
 from pipelines.conditions.text import Text
 from pipelines.errors import Cancelled, RequestError
 from pipelines.events import Note, OnEvent, StepDone, ignore
@@ -95,6 +96,8 @@ def generate(
         components = lasting.enter_context(attached(components, list(zip(learned, strengths, strict=True))))
         size = (int(request.width or 0), int(request.height or 0))
         everything: list[Condition] = [Text(request.prompt, request.negative_prompt, size), *conditions]
+        if request.boxes:
+            everything.append(Boxes([request.boxes], float(request.grounding.beta or 0)))
         for condition in everything:
             lasting.enter_context(condition.attach(components, request.count))
         drawn, generators = initial_noise(components, request)
