@@ -8,6 +8,7 @@ import torch
 from pipelines import conditions
 from pipelines.conditions import Branch, Step
 from pipelines.conditions.boxes import Boxes
+from pipelines.conditions.regions import Regions
 from pipelines.conditions.text import Text
 from pipelines.request import Box
 from tests import tiny
@@ -15,8 +16,13 @@ from tests import tiny
 CONDITIONS = {
     "text": lambda: Text("a fox", "a dog", (16, 16)),
     "boxes": lambda: Boxes([[Box(phrase="a fox", box=(0.1, 0.2, 0.5, 0.6))]], 1.0),
+    "regions": lambda: Regions([Box(phrase="a cat", box=(0.1, 0.2, 0.5, 0.6))], "a cat", "", (16, 16)),
 }
-BASES = {"text": {"sd": tiny.sd, "sdxl": tiny.sdxl}, "boxes": {"gated": tiny.gated}}
+BASES = {
+    "text": {"sd": tiny.sd, "sdxl": tiny.sdxl},
+    "boxes": {"gated": tiny.gated},
+    "regions": {"sd": tiny.sd, "sdxl": tiny.sdxl},
+}
 """For each condition, the bases it is for."""
 STEP = Step(0, 4, torch.tensor(900), torch.tensor(600))
 

@@ -164,6 +164,7 @@ def test_every_field_of_a_request_can_be_typed(asked):
     more = "--scheduler euler-a --steps 12 --width 96 --height 128 --seed 5 --count 3 --base b --output o"
     concepts = ["--concept", "a.safetensors", "--concept", "b.safetensors:0.25"]
     boxes = ["--box", "fox:0.1,0.2,0.5,0.6", "--box", "a red: fox:0,0,1,1@fox.png", "--grounding-beta", "0.5"]
+    boxes += ["--grounding-region", "--grounding-adapter", "gates.safetensors"]
     machine = ["--device", "cpu", "--dtype", "float32", "--attention", "eager"]
     assert main(["generate", "a (fox:1.3)", *flags.split(), *more.split(), *concepts, *boxes, *machine]) == 0
     wanted = Request(
@@ -174,7 +175,7 @@ def test_every_field_of_a_request_can_be_typed(asked):
             Box(phrase="fox", box=(0.1, 0.2, 0.5, 0.6)),
             Box(phrase="a red: fox", box=(0, 0, 1, 1), picture="fox.png"),
         ),
-        grounding=Grounding(beta=0.5),
+        grounding=Grounding(beta=0.5, region=True, adapter="gates.safetensors"),
         guidance=Guidance(scale=3.5, rescale=0.7, start=0.1, stop=0.9),
         scheduler="euler-a",
         steps=12,
