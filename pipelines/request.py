@@ -88,13 +88,17 @@ BOXES = 30
 """Most boxes of one picture: the places GLIGEN's layers are trained with."""
 
 
+Edges = tuple[float, float, float, float]
+"""Left, top, right and bottom."""
+
+
 class Box(Frozen):
     """A thing and where it is to stand."""
 
     phrase: str = Field(min_length=1)
     """What stands there, in words of the prompt; the word of a learned concept too."""
 
-    box: tuple[float, float, float, float]
+    box: Edges
     """Left, top, right and bottom edge, as fractions of the width and height from the top left corner."""
 
     picture: str | None = None
@@ -108,7 +112,7 @@ class Box(Frozen):
         return self
 
 
-def misplaced(box: tuple[float, float, float, float]) -> str:
+def misplaced(box: Edges) -> str:
     """What is wrong with a box of fractions, and what to do about it; empty if nothing is.
 
     >>> misplaced((0.5, 0.1, 0.2, 0.6))
