@@ -7,6 +7,7 @@ fills them in, and only a resolved request is ever written into a picture.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -25,10 +26,21 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+@dataclass(frozen=True)
+class FileOf:
+    """Marks a field whose text names a file: a path in Python and on the command line, an id by REST and on the page.
+
+    Attributes:
+        kind: what file.
+    """
+
+    kind: Literal["concept", "picture"]
+
+
 class ConceptUse(Frozen):
     """A learned concept to generate with."""
 
-    source: str = Field(min_length=1)
+    source: Annotated[str, FileOf("concept")] = Field(min_length=1)
     """Path of the concept file, or its name in the library."""
 
     strength: float = Field(default=1.0, ge=0, le=2)
@@ -70,6 +82,33 @@ class Guidance(Frozen):
         return self
 
 
+class Inpaint(Frozen):
+    """A picture to repaint a part of, or, without a mask, to change as a whole (image-to-image)."""
+
+    image: str = Field(min_length=1)
+    """Path of the picture. Transparency is laid on white."""
+
+    mask: str | None = None
+    """Path of the mask, of the picture's size: white is repainted, black is kept to the bit, grey fades from one to the
+    other; transparent counts as black. None repaints everything."""
+
+    strength: float = Field(default=1.0, gt=0, le=1)
+    """How far to go from the picture: 1 starts from noise alone, less from the noised picture at that share of the
+    steps before the end (SDEdit, arXiv:2108.01073)."""
+
+    grow: int = Field(default=0, ge=0, le=512)
+    """Pixels by which the mask is widened."""
+
+    feather: int = Field(default=0, ge=0, le=512)
+    """Pixels over which the repainted part fades into the picture, outside the mask."""
+
+    only_masked: bool = False
+    """Generate the surroundings of the mask alone, at the size of the request, instead of the whole picture."""
+
+    padding: int = Field(default=32, ge=0, le=4096)
+    """Pixels around the mask that are generated along as context, with `only_masked`."""
+
+
 class Request(Frozen):
     """What to generate."""
 
@@ -81,6 +120,9 @@ class Request(Frozen):
 
     concepts: tuple[ConceptUse, ...] = ()
     """Learned concepts whose tokens the prompts use."""
+
+    inpaint: Inpaint | None = None
+    """A picture to repaint instead of an empty one."""
 
     guidance: Guidance = Guidance()
     """Classifier-free guidance."""
