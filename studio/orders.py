@@ -109,13 +109,24 @@ TEXTS = ("prompt", "negative_prompt", "phrase", "digests")
 
 def _require_known(model: BaseModel) -> None:
     """Refuse texts of which nobody said whether they name a file: such a field is not for clients."""
-    for name in model.model_fields_set:
-        value, field = getattr(model, name), type(model).model_fields[name]
-        if _holds_models(value):
-            for one in value if isinstance(value, tuple) else (value,):
-                _require_known(one)
-        elif name not in TEXTS and _is_text(field.annotation) and not any(isinstance(m, FileOf) for m in _marks(field)):
+    for name in unknown_texts(type(model)) & model.model_fields_set:
+        if getattr(model, name) is not None:
             raise RequestError(f"{name} cannot be set here.", "It may name a file of the server's machine.")
+    for name in type(model).model_fields:
+        value = getattr(model, name)
+        if _holds_models(value):
+            _mapped(value, _require_known)
+
+
+def unknown_texts(kind: type[BaseModel]) -> set[str]:
+    """Fields of settings that hold text, of which neither `TEXTS` nor a `FileOf` says what it is."""
+    return {
+        name
+        for name, field in kind.model_fields.items()
+        if name not in TEXTS
+        and _is_text(field.annotation)
+        and not any(isinstance(mark, FileOf) for mark in _marks(field))
+    }
 
 
 def _is_text(annotation: Any) -> bool:
