@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -62,19 +61,21 @@ def serve(
     if len(bases) <= len(base):
         raise ConfigError("Two of the bases have the same name.", "Rename one of their folders.")
 
-    import uvicorn
-
     from studio.api.app import guarded, rest, with_page
     from studio.jobs import Jobs
 
     jobs = Jobs(folder, bases=bases, machine=machine, slots=slots)
     app = rest(jobs)
-    if page and importlib.util.find_spec("studio.web") is not None:
-        app = with_page(app, jobs)
+    _listen(guarded(with_page(app, jobs) if page else app, door), host, port)
+
+
+def _listen(app: Any, host: str, port: int) -> None:
+    """Answer until told to stop; says where, once it can be called."""
+    import uvicorn
+
     config = uvicorn.Config(
-        guarded(app, door), host=host, port=port, log_level="warning", server_header=False, timeout_graceful_shutdown=3
+        app, host=host, port=port, log_level="warning", server_header=False, timeout_graceful_shutdown=3
     )
-    server = uvicorn.Server(config)
     try:
         listening = config.bind_socket()
     except SystemExit:  # uvicorn has said why
@@ -83,7 +84,7 @@ def serve(
     where = "localhost" if host in ("127.0.0.1", "::1") else host
     sys.stderr.write(f"Prompt Studio is at http://{where}:{listening.getsockname()[1]}\n")
     sys.stderr.flush()
-    server.run(sockets=[listening])
+    uvicorn.Server(config).run(sockets=[listening])
 
 
 def _name(base: str) -> str:
