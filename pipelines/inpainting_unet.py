@@ -20,7 +20,7 @@ from torch import Tensor
 from pipelines.components import POCKET, Components
 from pipelines.errors import ModelError
 from pipelines.events import Note, OnEvent, ignore
-from pipelines.request import BLEND, Inpaint
+from pipelines.painting import BLEND, Inpaint
 
 FOLDER = "unet_inpainting"
 CHANNELS = 9

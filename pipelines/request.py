@@ -7,34 +7,21 @@ fills them in, and only a resolved request is ever written into a picture.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pipelines.errors import RequestError
+from pipelines.frozen import FileOf as FileOf
+from pipelines.frozen import Frozen
+from pipelines.painting import Inpaint as Inpaint
 
 SCHEMA = 1
 """Version of the stored form; raised when an old request would be read wrongly."""
 
 Scheduler = Literal["ddim", "dpm++2m", "unipc", "euler", "euler-a", "lcm"]
-
-
-class Frozen(BaseModel):
-    """Base of all settings: immutable, unknown names refused, attribute docstrings are the help text."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-@dataclass(frozen=True)
-class FileOf:
-    """Marks a field whose text names a file: a path in Python and on the command line, an id by REST and on the page.
-
-    Attributes:
-        kind: what file.
-    """
-
-    kind: Literal["concept", "picture"]
 
 
 class ConceptUse(Frozen):
@@ -82,116 +69,92 @@ class Guidance(Frozen):
         return self
 
 
-def _numbers(given: object) -> object:
-    """`0.5,0.4` to its numbers; anything else is left to the validation."""
-    try:
-        return tuple(float(number) for number in given.split(",")) if isinstance(given, str) else given
-    except ValueError:
-        raise ValueError("give fractions of the width and height from the top left corner, such as 0.5,0.4") from None
+BOXES = 30
+"""Most boxes of one picture: the places GLIGEN's layers are trained with."""
 
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Place = Annotated[tuple[Share, Share], BeforeValidator(_numbers)]
-"""Across and down, as fractions from the top left corner; also read from `0.5,0.4`."""
-Area = Annotated[tuple[Share, Share, Share, Share], BeforeValidator(_numbers)]
-"""Left, top, right and bottom edge, as fractions; also read from `0.1,0.2,0.5,0.6`."""
+Edges = tuple[float, float, float, float]
+"""Left, top, right and bottom."""
 
 
-class Stroke(Frozen):
-    """A stroke of a round brush."""
+class Box(Frozen):
+    """A thing and where it is to stand."""
 
-    points: tuple[Place, ...] = Field(min_length=1)
-    """Where it goes."""
+    phrase: str = Field(min_length=1)
+    """What stands there, in words of the prompt; the word of a learned concept too."""
 
-    width: float = Field(default=0.08, gt=0, le=1)
-    """Width as a fraction of the picture's shorter side."""
+    box: Edges
+    """Left, top, right and bottom edge, as fractions of the width and height from the top left corner."""
 
-
-class Selection(Frozen):
-    """What was pointed at in a picture."""
-
-    clicks: tuple[Place, ...] = ()
-    """Places in what is meant."""
-
-    without: tuple[Place, ...] = ()
-    """Places in what is not meant."""
-
-    box: Area | None = None
-    """A box around what is meant."""
-
-    strokes: tuple[Stroke, ...] = ()
-    """Strokes over what is meant."""
-
-    sam: str | None = None
-    """Folder of a Segment Anything model that finds the outlines; without one, colours and edges do."""
-
-    @property
-    def empty(self) -> bool:
-        """Whether nothing was pointed at."""
-        return not (self.clicks or self.box or self.strokes)
-
-
-BLEND = "blend"
-"""Instead of the folder of an inpainting UNet: inpaint with a base's own UNet."""
-
-
-class Inpaint(Frozen):
-    """A picture to repaint a part of, or, without a mask, to change as a whole (image-to-image)."""
-
-    image: str = Field(min_length=1)
-    """Path of the picture. Transparency is laid on white."""
-
-    mask: str | None = None
-    """Path of the mask, of the picture's size: white is repainted, black is kept to the bit, grey fades from one to the
-    other; transparent counts as black. None repaints everything."""
-
-    click: Place | None = None
-    """A place in the thing that is repainted, in fractions such as 0.5,0.4, instead of a mask."""
-
-    box: Area | None = None
-    """Left, top, right and bottom edge of a box around the thing that is repainted, in fractions, instead of a mask."""
-
-    sam: str | None = None
-    """Folder of a Segment Anything model that finds the outline of that thing; without one, colours and edges do."""
-
-    unet: str | None = None
-    """Folder of the inpainting UNet, or "blend" to do without and blend latents; by default that of the base, if it has
-    one."""
-
-    strength: float = Field(default=1.0, gt=0, le=1)
-    """How far to go from the picture: 1 starts from noise alone, less from the noised picture at that share of the
-    steps before the end (SDEdit, arXiv:2108.01073)."""
-
-    grow: int = Field(default=0, ge=0, le=512)
-    """Pixels by which the mask is widened."""
-
-    feather: int = Field(default=0, ge=0, le=512)
-    """Pixels over which the repainted part fades into the picture, outside the mask."""
-
-    only_masked: bool = False
-    """Generate the surroundings of the mask alone, at the size of the request, instead of the whole picture."""
-
-    padding: int = Field(default=32, ge=0, le=4096)
-    """Pixels around the mask that are generated along as context, with `only_masked`."""
-
-    digests: tuple[str, ...] = ()
-    """SHA-256 of the files of picture and mask; filled in when painted, so that changed files are noticed."""
-
-    @property
-    def whole(self) -> bool:
-        """Whether all of the picture is changed: image-to-image."""
-        return self.mask is None and self.selection.empty
-
-    @property
-    def selection(self) -> Selection:
-        """What is pointed at."""
-        return Selection(clicks=() if self.click is None else (self.click,), box=self.box, sam=self.sam)
+    picture: Annotated[str | None, FileOf("picture")] = None
+    """A picture of the thing to follow, for bases whose grounding reads pictures."""
 
     @model_validator(mode="after")
-    def _one_mask(self) -> Self:
-        if self.mask is not None and not self.selection.empty:
-            raise ValueError("there is a mask and a click or box as well; give one of them")
+    def _inside_the_picture(self) -> Self:
+        if why := misplaced(self.box):
+            shown = ", ".join(f"{edge:g}" for edge in self.box)
+            raise ValueError(f"the box of {self.phrase!r:.60} ({shown}) {why}")
         return self
+
+
+def misplaced(box: Edges) -> str:
+    """What is wrong with a box of fractions, and what to do about it; empty if nothing is.
+
+    >>> misplaced((0.5, 0.1, 0.2, 0.6))
+    'has its right edge left of its left edge; give left, top, right, bottom'
+    """
+    left, top, right, bottom = box
+    if not all(math.isfinite(edge) for edge in box):
+        return "is not finite; give four numbers from 0 to 1"
+    if max(box) > 2 and min(box) >= 0:
+        return "looks like pixels; give fractions from 0 to 1: pixels divided by the width and height"
+    if min(box) < 0 or max(box) > 1:
+        return "lies outside the picture; give fractions from 0 to 1"
+    if right < left:
+        return "has its right edge left of its left edge; give left, top, right, bottom"
+    if bottom < top:
+        return "has its bottom edge above its top edge; give left, top, right, bottom"
+    if right == left or bottom == top:
+        return "has no area; give left < right and top < bottom"
+    return ""
+
+
+_BOX = re.compile(r"(?P<phrase>.+):(?P<box>[^:@]*)(?:@(?P<picture>.+))?", re.DOTALL)
+
+
+def box_use(text: str) -> dict[str, object]:
+    """`fox:0.1,0.2,0.5,0.6`, with `@reference.png` behind it if wanted, to the fields of a `Box`.
+
+    Raises:
+        RequestError: if it is not of that form.
+    """
+    match = _BOX.fullmatch(text)
+    edges = match["box"].split(",") if match else []
+    try:
+        numbers = [float(edge) for edge in edges]
+    except ValueError:
+        numbers = []
+    if match is None or len(numbers) != 4:
+        raise RequestError(
+            f"The box {text!r:.80} is not a phrase with four numbers.",
+            "Write PHRASE:LEFT,TOP,RIGHT,BOTTOM in fractions, for example fox:0.1,0.2,0.5,0.6.",
+        )
+    fields: dict[str, object] = {"phrase": match["phrase"].strip(), "box": numbers}
+    return fields | ({"picture": match["picture"]} if match["picture"] else {})
+
+
+class Grounding(Frozen):
+    """How boxes act (GLIGEN, Li et al., arXiv:2301.07093)."""
+
+    beta: float | None = Field(default=None, ge=0, le=1)
+    """Share of the steps, from the first, in which boxes act (scheduled sampling, section 4.2): more keeps to the boxes
+    more strictly, less leaves the base more freedom. The base's own by default."""
+
+    region: bool = False
+    """Let the words of a boxed thing act in its box alone, so that things do not leak into one another."""
+
+    adapter: str | None = Field(default=None, min_length=1)
+    """File of gated layers for a base that has none, or instead of its own."""
 
 
 class Request(Frozen):
@@ -206,6 +169,11 @@ class Request(Frozen):
     concepts: tuple[ConceptUse, ...] = ()
     """Learned concepts whose tokens the prompts use."""
 
+    boxes: tuple[Box, ...] = ()
+    """Things and where they are to stand."""
+
+    grounding: Grounding = Grounding()
+    """How the boxes act."""
     inpaint: Inpaint | None = None
     """A picture to repaint instead of an empty one."""
 
@@ -230,8 +198,18 @@ class Request(Frozen):
     count: int = Field(default=1, ge=1, le=256)
     """How many pictures."""
 
+    @model_validator(mode="after")
+    def _few_enough_boxes(self) -> Self:
+        if len(self.boxes) > BOXES:
+            first = self.boxes[BOXES].phrase
+            raise ValueError(
+                f"box {BOXES + 1} ({first!r:.60}) is one too many of {len(self.boxes)}; give at most {BOXES} boxes"
+            )
+        return self
+
     def resolved(self, defaults: Defaults) -> Request:
         """The same request with nothing left open."""
+        beta = defaults.beta if self.grounding.beta is None else self.grounding.beta
         guidance = self.guidance.model_copy(
             update={
                 "scale": defaults.scale if self.guidance.scale is None else self.guidance.scale,
@@ -241,6 +219,7 @@ class Request(Frozen):
         return self.model_copy(
             update={
                 "guidance": guidance,
+                "grounding": self.grounding.model_copy(update={"beta": beta}),
                 "scheduler": self.scheduler or defaults.scheduler,
                 "steps": self.steps or defaults.steps,
                 "width": self.width or defaults.size,
@@ -274,13 +253,18 @@ class Defaults(Frozen):
     """Sampler."""
     steps: int = 25
     """Denoising steps."""
+    beta: float = 0.3
+    """Share of the steps in which boxes act; the official models' own."""
 
 
 def problems(error: ValidationError) -> str:
     """All problems of a validation in one sentence: field, value, reason."""
     listed = []
     for one in error.errors():
-        field = ".".join(str(part) for part in one["loc"]) or "request"
+        place = one["loc"]
+        if place[:1] == ("boxes",) and len(place) > 1:  # people count from 1
+            place = (f"box {int(place[1]) + 1}", *place[2:])
+        field = ".".join(str(part) for part in place) or "request"
         given = one.get("input")
         shown = "" if isinstance(given, dict) else f" (given: {given!r:.60})"
         said = one["msg"].removeprefix("Value error, ")

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import SamModel, SamProcessor
 
 from pipelines.errors import ModelError
-from pipelines.request import Selection
+from pipelines.painting import Selection
 from pipelines.selection import Guess
 
 

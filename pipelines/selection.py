@@ -20,7 +20,7 @@ from skimage.morphology import h_maxima
 from skimage.segmentation import felzenszwalb, watershed
 
 from pipelines.errors import RequestError
-from pipelines.request import Selection, Stroke
+from pipelines.painting import Selection, Stroke
 
 Mask = NDArray[np.bool_]
 
@@ -89,9 +89,10 @@ def foreground(picture: Image.Image) -> Mask:
     """Pixels of things, (H, W): of another colour than most of the rim; half covered ones count by the larger half."""
     away = _from_background(picture)
     visible = away > VISIBLE
-    near_background = np.asarray(ndimage.binary_dilation(~visible))
+    near_background = np.asarray(ndimage.binary_dilation(~visible), dtype=np.bool_)
     things = visible & ~(near_background & (away <= 0.5 * ndimage.maximum_filter(away, 3)))
-    gaps = np.asarray(label(np.logical_and(ndimage.binary_fill_holes(things), ~things), connectivity=1))
+    filled = np.asarray(ndimage.binary_fill_holes(things), dtype=np.bool_)
+    gaps = np.asarray(label(filled & ~things, connectivity=1))
     sizes = np.bincount(gaps.ravel())
     small = sizes < HOLE * things.size
     small[0] = False
@@ -165,5 +166,5 @@ def _contrast(picture: Image.Image) -> NDArray[np.float64]:
 
 def _on_edges(contrast: NDArray[np.float64], mask: Mask) -> float:
     """Share of a mask's outline along which the colour changes visibly."""
-    outline = mask & np.logical_not(ndimage.binary_erosion(mask))
+    outline = mask & ~np.asarray(ndimage.binary_erosion(mask), dtype=np.bool_)
     return float((contrast[outline] > 2 * VISIBLE).mean()) if outline.any() else 0.0

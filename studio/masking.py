@@ -9,7 +9,8 @@ from cyclopts import Parameter
 from pydantic import ValidationError
 
 from pipelines.errors import RequestError
-from pipelines.request import Selection, problems
+from pipelines.painting import Selection
+from pipelines.request import problems
 
 Listed = Annotated[tuple[str, ...], Parameter(negative="")]
 

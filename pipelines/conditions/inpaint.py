@@ -29,7 +29,7 @@ from pipelines.errors import RequestError
 from pipelines.events import Note, OnEvent, ignore
 from pipelines.images import fit, laid_on, open_picture, to_tensor, upright_rgb
 from pipelines.masks import grey, open_mask, require_mask, softened
-from pipelines.request import Inpaint as Settings
+from pipelines.painting import Inpaint as Settings
 from pipelines.request import Request
 from pipelines.selection import selected
 

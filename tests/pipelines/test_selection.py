@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from pipelines.errors import ModelError, RequestError
-from pipelines.request import Selection, Stroke
+from pipelines.painting import Selection, Stroke
 from pipelines.selection import foreground, selected
 from tests import tiny
 
