@@ -111,9 +111,8 @@ class ClonedSelfAttention:
         temb: Tensor | None = None,
     ) -> Tensor:
         """Self-attention over tokens (B, N, C) with the cloned logits."""
-        query, key, value = (
-            attn.head_to_batch_dim(layer(hidden_states)) for layer in (attn.to_q, attn.to_k, attn.to_v)
-        )
+        projections: tuple[Any, ...] = (attn.to_q, attn.to_k, attn.to_v)
+        query, key, value = (attn.head_to_batch_dim(layer(hidden_states)) for layer in projections)
         logits = query.float() @ key.float().transpose(1, 2) * attn.scale
         weights = cloned(logits, self.square, self.strength).softmax(-1).to(value.dtype)
         attended: Any = attn.batch_to_head_dim(weights @ value)

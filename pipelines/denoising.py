@@ -83,6 +83,12 @@ def generate(
         ConceptError: if a concept cannot be read or does not fit the base.
         Cancelled: if `should_stop` said so.
     """
+    if request.in_context is not None:
+        from pipelines.incontext import answer  # it comes back here with the canvas
+
+        return answer(
+            components, request, concepts=concepts, conditions=conditions, on_event=on_event, should_stop=should_stop
+        )
     request = request.resolved(components.defaults)
     _check_size(components, request)
     learned = [(concepts or {}).get(use.source) or Concept.load(Path(use.source)) for use in request.concepts]

@@ -29,6 +29,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.command("studio.training:app", name="train", help="Learn a concept from a folder of pictures.")
+app.command("studio.incontext:ask", name="incontext")
 app.command("studio.concepts:app", name="concepts", help="List, check, import and export concepts.")
 
 OnThisMachine = Annotated[Machine, Parameter(name="*")]
@@ -179,7 +180,8 @@ def score(
         textual-inversion, pivotal, lora, full or custom-diffusion; with --all-ways also pivotal-together and
         custom-diffusion-together, and several.
     only
-        With --all-held-out or --all-ways: these stickers alone; with --relations: these relations.
+        With --all-held-out or --all-ways: these stickers alone; with --relations: these relations; with --incontext:
+        these tasks.
     form
         table or json.
     base
@@ -191,6 +193,10 @@ def score(
         from studio.relations import score_relations
 
         score_relations(relations, only, base, form, machine, print)
+    elif relations.incontext:
+        from studio.answers import score_answers
+
+        score_answers(relations, only, base, form, machine, print)
     elif all_ways:
         runner.score_ways(way, only, form, machine, print)
     elif all_held_out:

@@ -27,8 +27,8 @@ LISTED: Mapping[str, tuple[str, Callable[[str], dict[str, object]], str]] = Mapp
 )
 """For each field that lists things: its flag, what reads one of them from text, and the flag's help."""
 
-PLACED = ("prompt",)
-"""Fields given by their place on the command line rather than by a flag."""
+PLACED = ("prompt", "in_context")
+"""Fields given by their place on the command line, or by a command of their own, rather than by a flag."""
 
 
 def _flag(field: FieldInfo) -> tuple[Any, Any]:

@@ -19,11 +19,16 @@ class Relations(Frozen):
     extensions: bool = False
     """With --relations: each switch of ReVersion by itself too."""
 
+    incontext: bool = False
+    """Ask pocket questions in pictures about stickers it never saw, and score the answers of every task, beside the
+    query itself, the answer without an example, and the answer to a wrong one."""
+
     pictures: int | None = Field(default=None, ge=1, le=10_000)
-    """With --relations: pictures of each relation and way (40), or in the paper's protocol of each pair (10)."""
+    """With --relations: pictures of each relation and way (40), or in the paper's protocol of each pair (10). With
+    --incontext: questions of each task (24)."""
 
     sheet: Path | None = None
-    """With --relations: also write a contact sheet here."""
+    """With --relations or --incontext: also write a contact sheet here."""
 
     clip: Path | None = None
     """With --relations: folder of a CLIP that measures; needs --learned."""
