@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pipelines.judge import Judge as Judge
     from pipelines.request import ConceptUse as ConceptUse
     from pipelines.request import Guidance as Guidance
+    from pipelines.request import Inpaint as Inpaint
     from pipelines.request import Request as Request
 
 _WHERE = {
@@ -32,6 +33,7 @@ _WHERE = {
     "ConceptUse": "request",
     "generate": "denoising",
     "Guidance": "request",
+    "Inpaint": "request",
     "Request": "request",
 }
 

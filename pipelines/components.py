@@ -7,7 +7,6 @@ small model in this repository, which is the default everywhere.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from transformers.utils import logging as transformers_logging
 
 from pipelines.errors import ModelError
+from pipelines.identity import weights_identity
 from pipelines.request import Defaults
 
 POCKET = Path(__file__).parent / "pocket"
@@ -76,6 +76,11 @@ class Components:
         return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
     @property
+    def multiple(self) -> int:
+        """What width and height of a picture in pixels must be a multiple of."""
+        return self.factor * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
+
+    @property
     def defaults(self) -> Defaults:
         """What a request that says nothing gets."""
         size = int(self.unet.config["sample_size"]) * self.factor
@@ -98,21 +103,6 @@ class Components:
     def fingerprint(self) -> str:
         """16 hex digits that tell base models apart, whatever their file layout or the precision they are used in."""
         return self.identity or weights_identity(self)
-
-
-def weights_identity(components: Components) -> str:
-    """Hash of a sample of every weight as float16, so that an fp16 copy of a base counts as that base.
-
-    To be taken before the weights are cast to bfloat16, which loses digits: `load` does.
-    """
-    digest = hashlib.sha256(components.family.encode())
-    for module in components.modules():
-        for name, tensor in sorted(module.state_dict().items()):
-            digest.update(f"{name}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.flatten()[:64].to("cpu", torch.float16).numpy().tobytes())
-    for encoder in components.text_encoders:
-        digest.update(word_table(encoder).weight.detach().flatten()[:65536].to("cpu", torch.float16).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def word_table(encoder: torch.nn.Module) -> Any:
@@ -371,14 +361,8 @@ def _from_hub(base: str, download: bool) -> Components:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    patterns = [
-        "*.json",
-        "*.txt",
-        "*/*.json",
-        "*/*.txt",
-        "unet/*.safetensors",
-        "vae/*.safetensors",
-        "text_*/*.safetensors",
+    patterns = ["*.json", "*.txt", "*/*.json", "*/*.txt"] + [
+        f"{part}/*.safetensors" for part in ("unet", "vae", "text_*")
     ]
     try:
         folder = snapshot_download(base, local_files_only=not download, allow_patterns=patterns)

@@ -132,6 +132,33 @@ class InContext(Frozen):
         return (*(path for pair in self.examples for path in (pair.before, pair.after)), self.query)
 
 
+class Inpaint(Frozen):
+    """A picture to repaint a part of, or, without a mask, to change as a whole (image-to-image)."""
+
+    image: str = Field(min_length=1)
+    """Path of the picture. Transparency is laid on white."""
+
+    mask: str | None = None
+    """Path of the mask, of the picture's size: white is repainted, black is kept to the bit, grey fades from one to the
+    other; transparent counts as black. None repaints everything."""
+
+    strength: float = Field(default=1.0, gt=0, le=1)
+    """How far to go from the picture: 1 starts from noise alone, less from the noised picture at that share of the
+    steps before the end (SDEdit, arXiv:2108.01073)."""
+
+    grow: int = Field(default=0, ge=0, le=512)
+    """Pixels by which the mask is widened."""
+
+    feather: int = Field(default=0, ge=0, le=512)
+    """Pixels over which the repainted part fades into the picture, outside the mask."""
+
+    only_masked: bool = False
+    """Generate the surroundings of the mask alone, at the size of the request, instead of the whole picture."""
+
+    padding: int = Field(default=32, ge=0, le=4096)
+    """Pixels around the mask that are generated along as context, with `only_masked`."""
+
+
 class Request(Frozen):
     """What to generate."""
 
@@ -143,6 +170,9 @@ class Request(Frozen):
 
     concepts: tuple[ConceptUse, ...] = ()
     """Learned concepts whose tokens the prompts use."""
+
+    inpaint: Inpaint | None = None
+    """A picture to repaint instead of an empty one."""
 
     guidance: Guidance = Guidance()
     """Classifier-free guidance."""

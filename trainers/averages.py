@@ -28,8 +28,8 @@ class Average:
         """Take the parameters as they are now into the average."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, value in self.values.items():
-            value.lerp_(self.parameters[name].detach(), 1 - decay)
+        if self.values:
+            torch._foreach_lerp_(list(self.values.values()), [self.parameters[n] for n in self.values], 1 - decay)
 
     @contextmanager
     def shown(self) -> Iterator[None]:

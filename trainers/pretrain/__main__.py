@@ -1,4 +1,4 @@
-"""`python -m trainers.pretrain [all|vae|judge|text|unet|pack|score]`: train `pocket`, or print its scores."""
+"""`python -m trainers.pretrain [all|vae|judge|text|unet|pack|grounding|score]`: train `pocket`, or print its scores."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _show(stage: str, log: Path) -> OnEvent:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m trainers.pretrain", description=__doc__)
-    parser.add_argument("stage", nargs="?", default="all", choices=("all", *STAGES, "pack", "score"))
+    parser.add_argument("stage", nargs="?", default="all", choices=("all", *STAGES, "pack", "grounding", "score"))
     parser.add_argument(
         "--work", type=Path, default=Path("outputs/pretrain"), help="where states and previews are kept"
     )
@@ -48,6 +48,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--judge-steps", type=int, default=1600)
     parser.add_argument("--text-steps", type=int, default=2000)
     parser.add_argument("--unet-steps", type=int, default=6000)
+    parser.add_argument("--grounding-steps", type=int, default=6000)
+    parser.add_argument("--minutes", type=float, default=None, help="grounding: end after so much time if sooner")
+    parser.add_argument("--pack", action="store_true", help="grounding: put the layers trained before into --out")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--pictures", type=int, default=65536, help="composed pictures the UNet learns from")
     parser.add_argument("--keep-every", type=int, default=250, help="UNet steps between writes of the training state")
@@ -62,12 +65,14 @@ def _arguments() -> argparse.Namespace:
 
 def _train(arguments: argparse.Namespace) -> None:
     # Imported here, so that --help does not wait for transformers.
+    from trainers.pretrain.grounding import grounding_stage
     from trainers.pretrain.stages import judge_stage, pack, text_stage, unet_stage, vae_stage
 
     chosen = STAGES if arguments.stage == "all" else (arguments.stage,)
     arguments.work.mkdir(parents=True, exist_ok=True)
     actions = {"vae": vae_stage, "judge": judge_stage, "text": text_stage, "unet": unet_stage, "pack": pack}
-    for stage in (*chosen, "pack") if arguments.stage == "all" else chosen:
+    actions["grounding"] = grounding_stage
+    for stage in (*chosen, "pack", "grounding") if arguments.stage == "all" else chosen:
         actions[stage](arguments, _show(stage, arguments.work / "log.jsonl"))
 
 

@@ -50,10 +50,16 @@ def _trainings(facts: dict[str, Any]) -> list[str]:
     trainings = [facts]
     while "earlier" in trainings[-1]:
         trainings.append(trainings[-1]["earlier"])
-    return [
+    lines = [
         f"- {'Went on from a model trained' if index else 'Trained'} on: {_told(one)}."
         for index, one in enumerate(trainings)
     ]
+    if boxes := facts.get("grounding"):
+        lines.append(
+            f"- The gated layers for boxes were trained last, on the frozen rest: {boxes['device']}, {boxes['steps']} "
+            f"steps of {boxes['batch']} in {boxes['minutes']} minutes."
+        )
+    return lines
 
 
 def write_card(out: Path, facts: dict[str, Any], scores: dict[str, Any]) -> Path:
@@ -61,7 +67,8 @@ def write_card(out: Path, facts: dict[str, Any], scores: dict[str, Any]) -> Path
 
     Args:
         out: the model's folder.
-        facts: device, steps, batch, size, minutes of the training; `earlier`, the facts of the model it went on from.
+        facts: device, steps, batch, size, minutes of the training; `earlier`, the facts of the model it went on from;
+            `grounding`, those of the gated layers.
         scores: as `trainers.pretrain.score.score` gives them.
     """
     weights = sum(path.stat().st_size for path in out.rglob("*.safetensors")) / 2**20

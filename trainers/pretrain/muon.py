@@ -7,6 +7,7 @@ typical size as in Liu et al., arXiv:2502.16982, so that one learning rate serve
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,21 +15,24 @@ import torch
 from torch import Tensor
 
 
-def orthogonal(matrix: Tensor, rounds: int = 5) -> Tensor:
-    """The nearest (semi-)orthogonal matrix, approximately: singular values end between 0.7 and 1.2.
+def orthogonal(matrices: Tensor, rounds: int = 5) -> Tensor:
+    """The nearest (semi-)orthogonal matrices, approximately: singular values end between 0.7 and 1.2.
 
-    Newton-Schulz iteration with the quintic coefficients of the source; matrix is (rows, columns) float32.
+    Newton-Schulz iteration with the quintic coefficients of the source; (..., rows, columns) float32.
     """
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x = wide / (wide.norm() + 1e-7)
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(rounds):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x if wide is matrix else x.T
+    return x.mT if tall else x
 
 
 class Muon(torch.optim.Optimizer):
     """Muon with Nesterov momentum and decoupled weight decay.
+
+    Matrices of one shape are made orthogonal together: a GPU then waits for dozens of launches instead of thousands.
 
     Args:
         params: parameters with at least two dimensions.
@@ -46,14 +50,24 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Apply one step; `closure` is not supported."""
         for group in self.param_groups:
+            alike: defaultdict[torch.Size, list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["running"] = torch.zeros_like(parameter)
-                running = state["running"].lerp_(parameter.grad, 1 - group["momentum"])
-                ahead = parameter.grad.lerp(running, group["momentum"])
-                update = orthogonal(ahead.flatten(1))
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update.view_as(parameter), alpha=-group["lr"] * 0.2 * max(update.shape) ** 0.5)
+                if parameter.grad is not None:
+                    alike[parameter.flatten(1).shape].append(parameter)
+            for parameters in alike.values():
+                self._step(parameters, group)
+
+    def _step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """The step of parameters whose matrices have one shape."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["running"] = torch.zeros_like(parameter)
+        running = [self.state[parameter]["running"] for parameter in parameters]
+        torch._foreach_lerp_(running, gradients, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(gradients, running, group["momentum"])
+        updates = orthogonal(torch.stack([one.flatten(1) for one in ahead]))
+        size = 0.2 * max(updates.shape[1:]) ** 0.5
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        shaped = [update.view_as(one) for update, one in zip(updates.unbind(), parameters, strict=True)]
+        torch._foreach_add_(parameters, shaped, alpha=-group["lr"] * size)

@@ -15,6 +15,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
+from pipelines.grounding import is_gated
 from trainers.checkpoints import Checkpoint
 from trainers.loop import Losses, Pace, optimise, warm_stable_decay
 from trainers.pretrain.layout import TEXT
@@ -24,7 +25,6 @@ from trainers.pretrain.vocabulary import build_tokenizer
 from trainers.stickers import Scene, Stickers, scenes
 
 EMPTY = 0.1  # share of captions left empty, for classifier-free guidance
-GATED = ("fuser", "position_net")  # layers for boxes; trained later, on a frozen base
 
 
 class Generator(nn.Module):
@@ -45,7 +45,7 @@ class Generator(nn.Module):
         hidden: list[Tensor] = []
         rest: list[Tensor] = []
         for name, parameter in self.unet.named_parameters():
-            if any(part in name for part in GATED):
+            if is_gated(name):  # trained later, on a frozen base
                 parameter.requires_grad_(False)
             elif parameter.ndim >= 2 and not name.startswith(("conv_in", "conv_out")):
                 hidden.append(parameter)
