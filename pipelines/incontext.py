@@ -42,7 +42,6 @@ Embed = Callable[[Sequence[Image.Image]], Tensor]
 def answer(
     components: Components,
     request: Request,
-    *,
     concepts: Mapping[str, Concept] | None = None,
     conditions: Sequence[Condition] = (),
     on_event: OnEvent = ignore,
@@ -214,7 +213,7 @@ def lay_out(asked: InContext, pictures: Sequence[Image.Image], size: tuple[int, 
     """
     shown = torch.stack([to_tensor(one.resize(size, _LANCZOS)) for one in (*pictures, pictures[-1])])
     cells = shown.unflatten(0, (-1, 2))
-    if asked.asked == "before":
+    if asked.direction == "before":
         cells = torch.cat((cells[:-1].flip(1), cells[-1:]))
     return cells[None]
 

@@ -96,7 +96,7 @@ class InContext(Frozen):
     engine: Literal["grid", "analogist"] = "grid"
     """grid for a model trained on grids, analogist for any inpainting model of Stable Diffusion (one example)."""
 
-    asked: Literal["after", "before"] = "after"
+    direction: Literal["after", "before"] = "after"
     """before undoes the change: the query is a picture as it became."""
 
     cell: Literal["bottom-right", "bottom-left", "top-right", "top-left"] = "bottom-right"
@@ -105,8 +105,8 @@ class InContext(Frozen):
     transposed: bool = False
     """Pairs stand in columns instead of rows."""
 
-    ensemble: Literal[1, 2, 4, 8] = 1
-    """Arrangements of the grid that are averaged: rows reversed, columns swapped, cells mirrored."""
+    ensemble: int = Field(default=1, ge=1, le=8)
+    """How many arrangements of the grid are averaged: rows reversed, columns swapped, both; then cells mirrored."""
 
     cloning: float = Field(default=1.3, ge=0, le=10)
     """Analogist: how much stronger than the original the cloned relation is."""

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from cyclopts import Parameter
+from pydantic import create_model
 
 from pipelines.errors import RequestError
-from pipelines.request import Request
-from studio.flags import Asked, given
+from pipelines.request import Frozen, InContext, Request
+from studio.flags import Asked, flag, given
 from studio.settings import Machine
+
+PICTURES = ("examples", "query", "digests")
+"""Fields of a question that are no flags of their own."""
+
+_Manner: Any = create_model(
+    "_Manner",
+    __base__=Frozen,
+    **{name: flag(field) for name, field in InContext.model_fields.items() if name not in PICTURES},
+)
+
+
+class Manner(_Manner):
+    """How a question is asked: the flags of `InContext`'s other fields."""
 
 
 def ask(
@@ -21,13 +35,7 @@ def ask(
     nearest: int = 1,
     clip: Path | None = None,
     hint: str = "",
-    engine: Literal["grid", "analogist"] = "grid",
-    direction: Literal["after", "before"] = "after",
-    cell: Literal["bottom-right", "bottom-left", "top-right", "top-left"] = "bottom-right",
-    transposed: Annotated[bool, Parameter(negative="")] = False,
-    ensemble: Literal[1, 2, 4, 8] = 1,
-    cloning: float | None = None,
-    strength: float | None = None,
+    manner: Annotated[Manner, Parameter(name="*")] = Manner(),  # noqa: B008
     base: str = "pocket",
     output: Path = Path("outputs"),
     asked: Annotated[Asked, Parameter(name="*")] = Asked(),  # noqa: B008
@@ -50,20 +58,6 @@ def ask(
 
     Hint:
         What the answer shows, in words; a learned token works too, with --concept.
-    engine
-        grid for a base trained on grids, analogist for any inpainting model of Stable Diffusion.
-    direction
-        before undoes the change: the query is a picture as it became.
-    cell
-        Where the answer is painted.
-    transposed
-        Pairs stand in columns instead of rows.
-    ensemble
-        How many arrangements of the grid are averaged.
-    cloning
-        analogist: how much stronger than the original the cloned relation is (1.3).
-    strength
-        analogist: share of noise that the copy of the query starts with (0.98).
     base
         pocket (the default), or an inpainting model: a diffusers folder, a .safetensors checkpoint, or a hub id.
     output
@@ -79,17 +73,12 @@ def ask(
         from studio.examples import nearest_pairs
 
         pairs = nearest_pairs(folder, query, nearest, clip)
-    fields: dict[str, Any] = {
+    question = {
         "examples": [{"before": before, "after": after} for before, after in pairs],
         "query": str(query),
-        "engine": engine,
-        "asked": direction,
-        "cell": cell,
-        "transposed": transposed,
-        "ensemble": ensemble,
+        **{name: getattr(manner, name) for name in manner.model_fields_set},
     }
-    fields |= {k: v for k, v in (("cloning", cloning), ("strength", strength)) if v is not None}
-    request = Request.read({"prompt": hint} | given(asked) | {"in_context": fields})
+    request = Request.read({"prompt": hint, **given(asked), "in_context": question})
     from studio import runner
 
     for path in runner.generate(request, base, output, machine):

@@ -104,7 +104,7 @@ def test_the_answer_is_where_it_is_wanted(files, cell, transposed, pairs):
 
 
 def test_cells_hold_the_pairs_and_the_query_and_undoing_turns_the_pairs(files):
-    plain, back = (InContext(**question(files, asked=way)) for way in ("after", "before"))
+    plain, back = (InContext(**question(files, direction=way)) for way in ("after", "before"))
     pictures = incontext.read_pictures(plain)
     there, undone = (incontext.lay_out(one, pictures, (16, 16)) for one in (plain, back))
     assert there.shape == (1, 2, 2, 3, 16, 16)
@@ -238,7 +238,7 @@ def test_questions_that_are_none(files):
     refused(files, "0 examples; a grid takes 1 to 16", pairs=0)
     refused(files, "analogist takes one example", pairs=2, engine="analogist")
     refused(files, "analogist takes one example", ensemble=2, engine="analogist")
-    refused(files, "ensemble", ensemble=3)
+    refused(files, "ensemble", ensemble=9)
 
 
 def test_pictures_that_do_not_suit_each_other(base, files):

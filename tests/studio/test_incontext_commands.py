@@ -104,7 +104,7 @@ def test_bad_pictures_are_said_and_nothing_is_written(base, pictures, capsys, wo
         (("--examples", "pairs"), "Give either"),
         (("--width", "18"), "no multiple of 4"),
         (("--engine", "analogist", *PAIR), "analogist takes one example"),
-        (("--ensemble", "3"), "ensemble"),
+        (("--ensemble", "9"), "ensemble"),
         (("--cloning", "-1"), "cloning"),
         (("--ensemble", "2", "--scheduler", "euler-a"), "adds noise at every step"),
     ],
