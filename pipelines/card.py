@@ -7,6 +7,7 @@ without duplicate keys, and offsets that must tile the data exactly.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Any, Literal
@@ -146,3 +147,8 @@ def read_card(path: Path) -> ConceptCard:
     if card.vectors != own.vectors:
         raise ConceptError(f"{path.name} does not hold the {card.vectors} vectors its card tells of.", "Get it again.")
     return card
+
+
+def file_stem(token: str) -> str:
+    """A file name for a token that every program and file system accepts: `<my cat>` -> `my-cat`."""
+    return re.sub(r"[^\w.-]+", "-", token, flags=re.ASCII).strip("-.") or "concept"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -280,8 +279,3 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
             stream.seek(place)
             stream.write(f"0x{digest}".encode())
     return path
-
-
-def file_stem(token: str) -> str:
-    """A file name for a token that every program and file system accepts: `<my cat>` -> `my-cat`."""
-    return re.sub(r"[^\w.-]+", "-", token, flags=re.ASCII).strip("-.") or "concept"

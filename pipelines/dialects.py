@@ -15,9 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pipelines.card import CARD_KEY
+from pipelines.card import CARD_KEY, file_stem
 from pipelines.changes import LORA_METADATA, Change, LowRank, lora_metadata, stored
-from pipelines.concept import Concept, file_stem, write_tensors
+from pipelines.concept import Concept, write_tensors
 from pipelines.errors import ConceptError
 from pipelines.files import whole_file
 from pipelines.lora_keys import kohya

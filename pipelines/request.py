@@ -7,6 +7,7 @@ fills them in, and only a resolved request is ever written into a picture.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -25,10 +26,21 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+@dataclass(frozen=True)
+class FileOf:
+    """Marks a field whose text names a file: a path in Python and on the command line, an id by REST and on the page.
+
+    Attributes:
+        kind: what file.
+    """
+
+    kind: Literal["concept", "picture"]
+
+
 class ConceptUse(Frozen):
     """A learned concept to generate with."""
 
-    source: str = Field(min_length=1)
+    source: Annotated[str, FileOf("concept")] = Field(min_length=1)
     """Path of the concept file, or its name in the library."""
 
     strength: float = Field(default=1.0, ge=0, le=2)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from pipelines.card import Kind
-from pipelines.concept import Concept, file_stem
+from pipelines.card import Kind, file_stem
+from pipelines.concept import Concept
 from pipelines.dialects import Dialect, export_as
 from pipelines.errors import ConceptError
 from studio import catalogue

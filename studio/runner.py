@@ -16,10 +16,11 @@ import psutil
 import torch
 
 from pipelines import denoising
+from pipelines.card import file_stem
 from pipelines.components import POCKET, Components, load
-from pipelines.concept import Concept, file_stem
+from pipelines.concept import Concept
 from pipelines.errors import Cancelled, ConceptError, ConfigError, DataError, ModelError, RequestError
-from pipelines.events import Note
+from pipelines.events import Note, OnEvent
 from pipelines.export import export_model
 from pipelines.files import require_room
 from pipelines.judge import Judge
@@ -68,18 +69,36 @@ def open_base(base: str, machine: Machine) -> Components:
     return load(base, device=device, dtype=dtype, attention=machine.attention, download=machine.download)
 
 
+def on_gpu(machine: Machine) -> bool:
+    """Whether the machine's settings mean a GPU."""
+    return not _device(machine)[0].startswith("cpu")
+
+
 # -- generating -------------------------------------------------------------------------------------------------
 
 
-def generate(request: Request, base: str, output: Path, machine: Machine, only: int | None = None) -> list[Path]:
-    """Generate and write the pictures; gives their paths. `only` writes that one of them alone."""
+def generate(
+    request: Request,
+    base: str,
+    output: Path,
+    machine: Machine,
+    only: int | None = None,
+    *,
+    components: Components | None = None,
+    on_event: OnEvent | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[Path]:
+    """Generate and write the pictures; gives their paths. `only` writes that one of them alone.
+
+    `components` is the base if it is in memory already; events go to a progress line unless `on_event` is given.
+    """
     for use in request.concepts:
         if not Path(use.source).exists():
             raise ConceptError(f"There is no concept file {use.source}.", "Check the path given with --concept.")
     require_room(output, 1 << 20)
-    components = open_base(base, machine)
+    components = components or open_base(base, machine)
     fingerprint = components.fingerprint()
-    result = denoising.generate(components, request, on_event=Progress("generate"))
+    result = denoising.generate(components, request, on_event=on_event or Progress("generate"), should_stop=should_stop)
     cards = tuple(concept.card for concept in result.concepts)
     digests = tuple(concept.digest() for concept in result.concepts)
     paths: list[Path] = []
@@ -147,16 +166,29 @@ def _replaced(fields: dict[str, Any], wishes: dict[str, Any]) -> dict[str, Any]:
 # -- training ---------------------------------------------------------------------------------------------------
 
 
-def train(method: Method, config: Any, data: DataConfig, pace: TrainConfig, where: Any, machine: Machine) -> list[Path]:
+def train(
+    method: Method,
+    config: Any,
+    data: DataConfig,
+    pace: TrainConfig,
+    where: Any,
+    machine: Machine,
+    *,
+    on_event: OnEvent | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[Path]:
     """Learn a concept, or several in one run, and write each; gives their paths.
+
+    Events go to a progress line unless `on_event` is given.
 
     Raises:
         ConfigError: if an output is there already.
-        Cancelled: on Ctrl-C or a termination; the same command goes on where it stopped.
+        Cancelled: on Ctrl-C, a termination, or if `should_stop` says so, which is asked once a step; the same command
+            goes on where it stopped.
     """
     outputs = destinations(config, where)
     run, reading, components = _ready(method, config, data, pace, where, machine)
-    progress = Progress(method.name, previews=outputs[0])
+    progress = on_event or Progress(method.name, previews=outputs[0])
     for line in _preflight(run, reading, components):
         progress(Note(line))
     try:
@@ -168,7 +200,7 @@ def train(method: Method, config: Any, data: DataConfig, pace: TrainConfig, wher
                 outputs,
                 keep_every=where.keep_every,
                 on_event=progress,
-                should_stop=asked,
+                should_stop=lambda: asked() or should_stop(),
             )
     except KeyboardInterrupt:
         raise Cancelled(

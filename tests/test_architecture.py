@@ -48,7 +48,10 @@ def test_studio_loads_torch_in_the_runner_alone():
         "studio.settings",
         "pipelines.request",
         "pipelines.metadata",
+        "studio.jobs",
+        "studio.datasets",
         "trainers.config",
+        "trainers.configs",
         "trainers",
     ],
 )

@@ -16,7 +16,6 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from pipelines.changes import Difference
@@ -24,32 +23,11 @@ from pipelines.components import Components
 from pipelines.concept import Concept
 from pipelines.errors import ConceptError
 from trainers.adapters import whole
-from trainers.config import SubjectConfig
+from trainers.configs import CustomDiffusionConfig
 from trainers.data import Batch, subject_templates
 from trainers.method import Trainable
 from trainers.subjects import bound, concepts_of, subject_losses, with_words
 from trainers.terms import conditioning
-
-
-class CustomDiffusionConfig(SubjectConfig):
-    """Settings of Custom Diffusion."""
-
-    token: str = Field(min_length=1, max_length=60)
-    """The new word, for example `<my-fox>`."""
-
-    word_rate: float = Field(default=1.0, gt=0, le=1000)
-    """Learning rate of the new word relative to that of the weights."""
-
-    @property
-    def trains_weights(self) -> bool:
-        """Whether weights of the UNet themselves are trained, which then stay float32."""
-        return True
-
-    @property
-    def trains_text(self) -> bool:
-        """Whether gradients go through the text encoders, which then stay float32."""
-        return True
-
 
 POCKET: dict[str, Any] = {
     "steps": 150,

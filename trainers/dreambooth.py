@@ -12,68 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipelines.changes import PARTS
 from pipelines.components import Components
 from pipelines.concept import Concept
 from trainers.adapters import BOXES, TEXT_TARGETS, UNET_TARGETS, Trained, layers, low_rank, whole
-from trainers.config import LowRankConfig, SubjectConfig
+from trainers.configs import DreamBoothConfig
 from trainers.data import Batch, subject_templates
 from trainers.identifiers import check_identifier
 from trainers.method import Trainable
 from trainers.subjects import bound, concepts_of, subject_losses, with_words
-
-
-class DreamBoothConfig(SubjectConfig, LowRankConfig):
-    """Settings of DreamBooth."""
-
-    token: str = Field(min_length=1, max_length=60)
-    """The identifier: a rare word of one token (`studio identifiers` lists some), or with `pivotal` a new word."""
-
-    form: Literal["lora", "full"] = "lora"
-    """Low-rank changes, small and quick, or all weights of the UNet."""
-
-    pivotal: bool = False
-    """Make the identifier a new word and learn its embedding together with the weights."""
-
-    vectors: int = Field(default=1, ge=1, le=64)
-    """Embedding vectors of the new word, with `pivotal`."""
-
-    word_rate: float = Field(default=5.0, gt=0, le=1000)
-    """Learning rate of the new word relative to that of the weights, with `pivotal`."""
-
-    text_encoder: bool = False
-    """Train the text encoders too: better likeness, sooner overdone."""
-
-    text_rate: float = Field(default=1.0, gt=0, le=10)
-    """Learning rate of the text encoders relative to that of the UNet."""
-
-    @property
-    def learns_words(self) -> bool:
-        """Whether the tokens are new words."""
-        return self.pivotal
-
-    @property
-    def trains_weights(self) -> bool:
-        """Whether weights of the UNet themselves are trained, which then stay float32."""
-        return self.form == "full"
-
-    @property
-    def trains_text(self) -> bool:
-        """Whether gradients go through the text encoders, which then stay float32."""
-        return self.pivotal or self.text_encoder
-
-    @model_validator(mode="after")
-    def _sensible(self) -> Self:
-        if self.form == "full" and self.dora:
-            raise ValueError("dora belongs to low-rank changes; use it with form lora")
-        return self
-
 
 SD = {"batch": 1, "scale_lr": False, "max_grad_norm": 1.0, "flip": 0.0, "center_crop": True}
 POCKET_STEPS = 150

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from pipelines.card import file_stem
 from pipelines.components import Components
-from pipelines.concept import file_stem
 from pipelines.errors import ConfigError
 from pipelines.events import OnEvent
 from pipelines.files import require_room, whole_file

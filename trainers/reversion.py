@@ -17,10 +17,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,7 +30,7 @@ from pipelines.concept import Concept
 from pipelines.errors import DataError
 from pipelines.tokens import new_words, single_rows
 from trainers.adapters import UNET_TARGETS, Trained, layers, low_rank
-from trainers.config import LowRankConfig, ObjectiveConfig, TokenConfig
+from trainers.configs import ReVersionConfig
 from trainers.data import Batch, Example, ordinary, usable
 from trainers.method import Trainable
 from trainers.pairs import Pair, named_pair, pair_captions, sides
@@ -47,50 +46,6 @@ from trainers.terms import (
     weighted_error,
 )
 from trainers.textual_inversion import POCKET
-
-
-class ReVersionConfig(TokenConfig, LowRankConfig, ObjectiveConfig):
-    """Settings of ReVersion."""
-
-    kind: Literal["relation"] = "relation"
-    """What is learned."""
-
-    init: str = Field(default="and", min_length=1)
-    """An existing word of one token to start from."""
-
-    left: str = ""
-    """Name of the first thing, where it is the same in all pictures; else say it for each in pairs.json."""
-
-    right: str = ""
-    """Name of the second thing."""
-
-    steer: float = Field(default=0.01, ge=0, le=10)
-    """Weight of the steering loss; 0 switches it off."""
-
-    positives: int = Field(default=4, ge=1, le=64)
-    """Prepositions drawn for each picture of a step."""
-
-    temperature: float = Field(default=0.07, gt=0, le=10)
-    """Temperature of the steering loss."""
-
-    basis: tuple[str, ...] = ()
-    """Prepositions to steer toward; those of the paper that the base knows by default."""
-
-    focal: float = Field(default=0.5, ge=0, le=1)
-    """How strongly timesteps are drawn toward the noisy end; 0 for all alike."""
-
-    norm_pull: float = Field(default=0.0, ge=0, le=10)
-    """Weight of a pull of the word's length to the median length of prepositions; 0 for none."""
-
-    lora: bool = False
-    """Learn low-rank changes of the UNet beside the word, for relations that the base cannot draw."""
-
-    word_rate: float = Field(default=5.0, gt=0, le=1000)
-    """Learning rate of the word relative to that of the weights, with `lora`."""
-
-    keep: float = Field(default=1.0, ge=0, le=100)
-    """With `lora`, weight of holding the base's own predictions for ordinary captions fast."""
-
 
 PAPER = {"steps": 3000, "batch": 8, "learning_rate": 2.5e-4, "flip": 0.0}
 

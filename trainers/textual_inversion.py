@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,20 +21,10 @@ from pipelines.card import ConceptCard
 from pipelines.components import Components
 from pipelines.concept import Concept
 from pipelines.tokens import new_words, single_rows
-from trainers.config import ObjectiveConfig, TokenConfig
+from trainers.configs import TextualInversionConfig
 from trainers.data import Batch, templates
 from trainers.method import Trainable
 from trainers.terms import conditioning, denoising_errors, drawn, noise_levels, pixels_of
-
-
-class TextualInversionConfig(TokenConfig, ObjectiveConfig):
-    """Settings of Textual Inversion."""
-
-    kind: Literal["object", "style"] = "object"
-    """What the pictures share; decides the prompt templates."""
-
-    wordings: Literal["auto", "object", "style", "pocket"] = "auto"
-    """Prompt templates; "auto" takes those of `kind`, and for `pocket` the few it understands."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from pipelines.card import HEADER_LIMIT, ConceptCard, read_card
-from pipelines.concept import Concept, file_stem
+from pipelines.card import HEADER_LIMIT, ConceptCard, file_stem, read_card
+from pipelines.concept import Concept
 from pipelines.errors import ConceptError
 from tests import tiny
 

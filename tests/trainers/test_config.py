@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from trainers import methods
 from trainers.config import DataConfig, TokenConfig, TrainConfig
+from trainers.configs import configs
 
 
 @pytest.mark.parametrize(
@@ -109,3 +110,7 @@ def test_what_prompts_say_to_call_a_subject():
     assert dreambooth(token="sks", class_word="dog").trigger == "sks dog"
     assert dreambooth(token="<rex>", class_word="dog", pivotal=True).trigger == "<rex>"
     assert methods()["custom-diffusion"].Config(token="<rex>", class_word="dog").trigger == "<rex>"
+
+
+def test_settings_without_torch_are_those_of_the_methods():
+    assert configs() == {name: method.Config for name, method in methods().items()}

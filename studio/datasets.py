@@ -1,0 +1,326 @@
+"""Training pictures that people send: folders with an id, in the layout that `trainers.reading` knows. Needs no torch.
+
+A picture is `0001.png`, its caption `0001.txt`, its mask `0001.mask.png`; the names of two things are in `pairs.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import shutil
+import threading
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pipelines.errors import DataError
+from pipelines.files import require_room, whole_file
+from studio.ledger import Unknown
+from studio.uploads import CAPTION, CAPTIONS, PICTURES, SUFFIXES, cleaned, members, write_png
+
+ABOUT, PAIRS = ".about.json", "pairs.json"
+IDENTITY = re.compile(r"[0-9a-f]{16}")
+PICTURE = re.compile(r"[0-9]{4}\.png")
+WORD = 60
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Pictures to learn from.
+
+    Attributes:
+        id: unguessable name.
+        name: what the person calls it.
+        created: seconds since 1970.
+        pictures: how many.
+    """
+
+    id: str
+    name: str
+    created: float
+    pictures: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A picture of a dataset.
+
+    Attributes:
+        name: `0001.png`.
+        width: in pixels.
+        height: in pixels.
+        caption: what it shows; empty for the method's own wordings.
+        pair: names of the two things it relates, for relations.
+        mask: whether it has one.
+    """
+
+    name: str
+    width: int
+    height: int
+    caption: str
+    pair: tuple[str, str] | None
+    mask: bool
+
+
+class Datasets:
+    """All datasets of a server.
+
+    Args:
+        folder: where they are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+
+    def create(self, name: str = "") -> Dataset:
+        """A new one without pictures."""
+        name = _one_line(name, 100) or "Pictures"
+        require_room(self.path, 64 << 20)
+        dataset = Dataset(secrets.token_hex(8), name, time.time(), 0)
+        folder = self.path / dataset.id
+        folder.mkdir(parents=True)
+        self._describe(folder, {"name": name, "created": dataset.created})
+        return dataset
+
+    def _describe(self, folder: Path, about: dict[str, Any]) -> None:
+        with whole_file(folder / ABOUT) as temporary:
+            temporary.write_text(json.dumps(about), encoding="utf-8")
+
+    def folder(self, dataset: str) -> Path:
+        """Where its pictures are.
+
+        Raises:
+            Unknown: if there is none of this id.
+        """
+        place = self.path / dataset
+        if not IDENTITY.fullmatch(dataset) or not (place / ABOUT).is_file():
+            raise Unknown(f"There are no pictures of the id {dataset!r:.60}.", "They may have been deleted.")
+        return place
+
+    def get(self, dataset: str) -> Dataset:
+        """One of them; raises `Unknown`."""
+        folder = self.folder(dataset)
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        return Dataset(dataset, about["name"], about["created"], len(self._names(folder)))
+
+    def list(self) -> list[Dataset]:
+        """All, the newest first."""
+        ids = [place.parent.name for place in self.path.glob(f"*/{ABOUT}")]
+        return sorted((self.get(one) for one in ids), key=lambda one: -one.created)
+
+    def delete(self, dataset: str) -> None:
+        """Remove all its pictures for good."""
+        folder = self.folder(dataset)
+        gone = folder.with_name(f".{dataset}.gone")
+        folder.rename(gone)  # at once, also for those who look while it is removed
+        shutil.rmtree(gone, ignore_errors=True)
+
+    # -- pictures --------------------------------------------------------------------------------------------
+
+    def add(self, dataset: str, data: bytes, name: str = "", caption: str = "") -> Entry:
+        """Take a picture in.
+
+        Args:
+            dataset: id.
+            data: content of a file of any usual kind.
+            name: what the person calls it, for errors alone.
+            caption: what it shows.
+
+        Raises:
+            DataError: if it is no picture, too large, or one too many.
+        """
+        folder, caption = self.folder(dataset), _caption(caption)
+        picture = cleaned(data, _one_line(name, 80) or "the picture")
+        with self._locks[dataset]:
+            there = self._names(folder)
+            if len(there) >= PICTURES:
+                raise DataError(f"There are {len(there)} pictures already, the most there may be.", "Remove some.")
+            number = 1 + max((int(one[:4]) for one in there), default=0)
+            if number > 9999:
+                raise DataError("All numbers of pictures are used up.", "Begin a new dataset.")
+            path = write_png(picture, folder / f"{number:04d}.png")
+            if caption:
+                self._write(path.with_suffix(".txt"), caption)
+        return self.entry(dataset, path.name)
+
+    def add_zip(self, dataset: str, data: bytes) -> int:
+        """Take the pictures of an archive in, with captions and masks beside them; says how many.
+
+        Raises:
+            DataError: if the archive or a picture in it is not as it should be; nothing of it is kept then.
+        """
+        self.folder(dataset)
+        files: dict[str, bytes] = {}
+        for name, content in members(data):
+            if name in files:
+                raise DataError(f"Two files of the archive are called {name!r:.80}.", "Give each its own name.")
+            files[name] = content
+        pictures = [name for name in sorted(files) if _is_picture(name)]
+        added: list[str] = []
+        try:
+            for name in pictures:
+                stem = name.rpartition(".")[0]
+                texts = [files[stem + end] for end in CAPTIONS if stem + end in files]
+                caption = texts[0].decode("utf-8-sig", "replace") if texts else ""
+                entry = self.add(dataset, files[name], name, caption)
+                added.append(entry.name)
+                for mask in (f"{stem}.mask.png", f"{stem}-masklabel.png"):
+                    if mask in files:
+                        self.set_mask(dataset, entry.name, files[mask])
+        except BaseException:
+            for name in added:
+                self.remove(dataset, name)
+            raise
+        if not pictures:
+            raise DataError("There is no picture in the archive.", f"Put in some of these: {', '.join(SUFFIXES)}.")
+        return len(pictures)
+
+    def entries(self, dataset: str) -> list[Entry]:
+        """Its pictures, in the order they came."""
+        return [self.entry(dataset, name) for name in self._names(self.folder(dataset))]
+
+    def entry(self, dataset: str, name: str) -> Entry:
+        """One picture; raises `Unknown`."""
+        path = self.picture(dataset, name)
+        with Image.open(path) as picture:
+            width, height = picture.size
+        text = path.with_suffix(".txt")
+        caption = text.read_text(encoding="utf-8") if text.is_file() else ""
+        pair = self._pairs(path.parent).get(name)
+        return Entry(name, width, height, caption, (pair[0], pair[1]) if pair else None, _mask(path).is_file())
+
+    def picture(self, dataset: str, name: str) -> Path:
+        """The file of a picture; raises `Unknown`."""
+        path = self.folder(dataset) / name
+        if not PICTURE.fullmatch(name) or not path.is_file():
+            raise Unknown(f"There is no picture {name!r:.60} here.", "It may have been removed.")
+        return path
+
+    def replace(self, dataset: str, name: str, data: bytes) -> Entry:
+        """Put another picture in its place, for example a cropped one; a mask that fits no more is removed."""
+        path, picture = self.picture(dataset, name), cleaned(data)
+        with self._locks[dataset]:
+            with Image.open(path) as before:
+                same = before.size == picture.size
+            write_png(picture, path)
+            if not same:
+                _mask(path).unlink(missing_ok=True)
+        return self.entry(dataset, name)
+
+    def remove(self, dataset: str, name: str) -> None:
+        """Remove a picture with its caption, names and mask."""
+        path = self.picture(dataset, name)
+        with self._locks[dataset]:
+            for one in (path, path.with_suffix(".txt"), _mask(path)):
+                one.unlink(missing_ok=True)
+            self._keep_pairs(path.parent, name, None)
+
+    def set_caption(self, dataset: str, name: str, text: str) -> Entry:
+        """Say what a picture shows; an empty text takes the caption away."""
+        path, text = self.picture(dataset, name).with_suffix(".txt"), _caption(text)
+        with self._locks[dataset]:
+            if text:
+                self._write(path, text)
+            else:
+                path.unlink(missing_ok=True)
+        return self.entry(dataset, name)
+
+    def set_pair(self, dataset: str, name: str, left: str, right: str) -> Entry:
+        """Name the two things whose relation a picture shows; two empty names take them away."""
+        path = self.picture(dataset, name)
+        left, right = _one_line(left, WORD), _one_line(right, WORD)
+        if bool(left) != bool(right):
+            raise DataError(f"{name} has a name for one thing alone.", "Name both, or none.")
+        with self._locks[dataset]:
+            self._keep_pairs(path.parent, name, [left, right] if left else None)
+        return self.entry(dataset, name)
+
+    def set_mask(self, dataset: str, name: str, data: bytes) -> Entry:
+        """Say where in a picture the thing is: white there; an empty content takes the mask away.
+
+        Raises:
+            DataError: if it is no picture or of another size.
+        """
+        path = self.picture(dataset, name)
+        with self._locks[dataset]:
+            if not data:
+                _mask(path).unlink(missing_ok=True)
+                return self.entry(dataset, name)
+            mask = cleaned(data, "the mask").convert("RGB").convert("L")
+            with Image.open(path) as picture:
+                if mask.size != picture.size:
+                    given, own = (f"{one[0]} x {one[1]}" for one in (mask.size, picture.size))
+                    raise DataError(f"The mask has {given} pixels, {name} {own}.", "Make it as large as the picture.")
+            write_png(mask, _mask(path))
+        return self.entry(dataset, name)
+
+    def _names(self, folder: Path) -> list[str]:
+        return sorted(path.name for path in folder.glob("*.png") if PICTURE.fullmatch(path.name))
+
+    def _write(self, path: Path, text: str) -> None:
+        with whole_file(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    def _pairs(self, folder: Path) -> dict[str, list[str]]:
+        path = folder / PAIRS
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def _keep_pairs(self, folder: Path, name: str, pair: list[str] | None) -> None:
+        pairs = {key: value for key, value in self._pairs(folder).items() if key != name}
+        pairs |= {name: pair} if pair else {}
+        if pairs:
+            self._write(folder / PAIRS, json.dumps(pairs, indent=1))
+        else:
+            (folder / PAIRS).unlink(missing_ok=True)
+
+
+class Pictures:
+    """Pictures that requests refer to.
+
+    Args:
+        folder: where they are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def add(self, data: bytes, name: str = "") -> str:
+        """Take a picture in; gives its id. Raises `DataError`."""
+        picture = cleaned(data, _one_line(name, 80) or "the picture")
+        require_room(self.folder, 64 << 20)
+        identity = secrets.token_hex(8)
+        write_png(picture, self.folder / f"{identity}.png")
+        return identity
+
+    def path(self, picture: str) -> Path:
+        """The file of a picture; raises `Unknown`."""
+        path = self.folder / f"{picture}.png"
+        if not IDENTITY.fullmatch(picture) or not path.is_file():
+            raise Unknown(f"There is no picture of the id {picture!r:.60}.", "Send it first.")
+        return path
+
+
+def _mask(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.mask.png")
+
+
+def _is_picture(name: str) -> bool:
+    low = name.lower()
+    return low.endswith(SUFFIXES) and not low.endswith((".mask.png", "-masklabel.png")) and not low.startswith(".")
+
+
+def _one_line(text: str, limit: int) -> str:
+    return " ".join(text.split())[:limit]
+
+
+def _caption(text: str) -> str:
+    text = text.replace("\x00", "").strip()
+    if len(text) > CAPTION:
+        raise DataError(f"A caption has at most {CAPTION} letters, not {len(text)}.", "Make it shorter.")
+    return text

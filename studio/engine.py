@@ -1,0 +1,184 @@
+"""Where the processes of jobs come from. Another engine (a cluster) does the same three things with the same record.
+
+A process takes a job by claiming it in the record, so an engine only has to start one and to know whether it lives.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+
+from studio.ledger import Job
+from studio.orders import Places
+from studio.settings import Machine
+
+LOG = "worker.log"
+TOLERANCE = 2.0  # seconds between two readings of when a process began
+
+
+class Engine(Protocol):
+    """Starts what runs jobs."""
+
+    def begin(self, job: Job) -> bool:
+        """Hand a queued job to a process; false if none is free for it now."""
+        ...
+
+    def holds(self, job: Job) -> bool:
+        """Whether a process that lives was handed this queued job and has yet to claim it."""
+        ...
+
+    def ended(self, job: str) -> None:
+        """A job is over, so its process is free."""
+        ...
+
+    def alive(self, job: Job) -> bool:
+        """Whether the process that claimed a job lives."""
+        ...
+
+    def kill(self, job: Job) -> None:
+        """End the process that claimed a job, at once."""
+        ...
+
+    def settle(self) -> None:
+        """Look after what has ended, and make ready for what may come."""
+        ...
+
+    def close(self, running: Sequence[Job], seconds: float) -> None:
+        """Ask all processes, and those of `running`, to keep their state and end; wait so long, then end them."""
+        ...
+
+
+def birth(pid: int) -> float:
+    """When a process began, in seconds since 1970; 0 if there is none."""
+    with suppress(psutil.Error):
+        process = psutil.Process(pid)
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return process.create_time()
+    return 0.0
+
+
+@dataclass
+class _Hand:
+    """A process and the jobs it was handed."""
+
+    process: subprocess.Popen[str]
+    jobs: dict[str, int] = field(default_factory=dict)
+    """Job -> how often it had been claimed before."""
+
+    @property
+    def lives(self) -> bool:
+        return self.process.poll() is None
+
+
+class LocalEngine:
+    """Processes on this machine, as many as there are slots, each with torch loaded and the last base in memory.
+
+    They are in sessions of their own, so a server that is killed leaves them at work; the next one finds them in the
+    record. As they read their jobs from the server, they end by themselves once it is gone and their job done.
+
+    Args:
+        places: where the files are.
+        machine: what to compute on.
+        slots: how many.
+        warm: have them ready before they are needed.
+    """
+
+    def __init__(self, places: Places, machine: Machine, slots: int = 1, warm: bool = True) -> None:
+        self.places, self.machine, self.slots, self.warm = places, machine, slots, warm
+        self._hands: list[_Hand] = []
+
+    def begin(self, job: Job) -> bool:
+        """Hand a queued job to a process; false if none is free for it now."""
+        self.settle()
+        hand = min(self._hands, key=lambda hand: len(hand.jobs), default=None)
+        if hand is None or (hand.jobs and len(self._hands) < self.slots):
+            hand = self._start()
+        assert hand.process.stdin is not None
+        try:
+            hand.process.stdin.write(f"{job.id}\n")
+            hand.process.stdin.flush()
+        except OSError:  # it has just ended
+            return False
+        hand.jobs[job.id] = job.begun
+        return True
+
+    def holds(self, job: Job) -> bool:
+        """Whether a process that lives was handed this queued job and has yet to claim it."""
+        return any(hand.jobs.get(job.id) == job.begun and hand.lives for hand in self._hands)
+
+    def ended(self, job: str) -> None:
+        """A job is over, so its process is free."""
+        for hand in self._hands:
+            hand.jobs.pop(job, None)
+
+    def alive(self, job: Job) -> bool:
+        """Whether the process that claimed a job lives."""
+        return job.pid is not None and job.born is not None and abs(birth(job.pid) - job.born) < TOLERANCE
+
+    def kill(self, job: Job) -> None:
+        """End the process that claimed a job, at once."""
+        if self.alive(job) and job.pid is not None:
+            with suppress(OSError):
+                os.kill(job.pid, signal.SIGKILL)
+
+    def settle(self) -> None:
+        """Look after what has ended, and make ready for what may come."""
+        for hand in self._hands:
+            if not hand.lives and hand.process.stdin is not None:
+                with suppress(OSError):
+                    hand.process.stdin.close()
+        self._hands = [hand for hand in self._hands if hand.lives]
+        if self.warm and not self._hands:
+            self._start()
+
+    def close(self, running: Sequence[Job], seconds: float) -> None:
+        """Ask all processes, and those of `running`, to keep their state and end; wait so long, then end them."""
+        adopted = [job.pid for job in running if job.pid is not None and self.alive(job)]
+        own = [hand.process.pid for hand in self._hands if hand.lives]
+        processes: list[psutil.Process] = []
+        for pid in dict.fromkeys((*own, *adopted)):
+            with suppress(psutil.NoSuchProcess):
+                processes.append(psutil.Process(pid))
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+        _, left = psutil.wait_procs(processes, seconds)
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, 5)
+        self.warm = False
+        self.settle()
+
+    def _start(self) -> _Hand:
+        setup = {
+            "folder": str(self.places.folder),
+            "bases": dict(self.places.bases),
+            "machine": self.machine.model_dump(mode="json", exclude_unset=True),
+        }
+        root = Path(__file__).parent.parent  # the process works in another folder than this one
+        path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
+        with (self.places.folder / LOG).open("w", encoding="utf-8") as said:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "studio.worker", json.dumps(setup)],
+                stdin=subprocess.PIPE,
+                stdout=said,
+                stderr=said,
+                text=True,
+                cwd=self.places.folder,
+                env={**os.environ, "PYTHONPATH": path},
+                start_new_session=True,
+            )
+        hand = _Hand(process)
+        self._hands.append(hand)
+        return hand

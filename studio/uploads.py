@@ -1,0 +1,156 @@
+"""What comes from outside: pictures and archives, checked before anything is believed. Needs no torch.
+
+Every picture is decoded, brought upright and written anew as PNG, so that neither its metadata nor anything hidden
+behind its pixels is kept. Archives are read member by member; what has a name that is not plainly a file's is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import stat
+import struct
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from pipelines.errors import DataError
+from pipelines.files import whole_file
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
+CAPTIONS = (".txt", ".caption")
+BYTES = 32 << 20
+"""Largest upload of one picture."""
+
+PIXELS = 50_000_000
+"""Largest picture that is decoded."""
+
+PICTURES = 1000
+"""Most pictures of a dataset."""
+
+ARCHIVE = 512 << 20
+"""Largest archive, packed or unpacked."""
+
+RATIO = 200
+"""How much smaller than its content a member of an archive may be; text that repeats packs to a thousandth."""
+
+CAPTION = 4000
+"""Longest caption, in letters."""
+
+_MEMBER = re.compile(r"[^\x00-\x1f\x7f\\:*?\"<>|]{1,200}")
+
+
+def cleaned(data: bytes, name: str = "the picture") -> Image.Image:
+    """Decode a picture from outside: upright, RGB or with transparency RGBA, nothing but its pixels.
+
+    Args:
+        data: content of the file.
+        name: what to call it in errors.
+
+    Raises:
+        DataError: if it is too large, of another kind, or damaged.
+    """
+    if len(data) > BYTES:
+        raise DataError(f"{name} has {len(data) >> 20} MiB; at most {BYTES >> 20} are taken.", "Make it smaller.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=FORMATS) as stored:
+                if stored.width * stored.height > PIXELS:
+                    raise DataError(
+                        f"{name} has {stored.width} x {stored.height} pixels; at most {PIXELS:,} are taken.",
+                        "Make it smaller.",
+                    )
+                stored.load()
+                upright = ImageOps.exif_transpose(stored)
+                clear = upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info
+                if upright.mode.startswith("I"):  # 16 bits would be clipped
+                    upright = upright.convert("I").point(lambda value: value / 257).convert("L")
+                pixels = upright.convert("RGBA" if clear else "RGB")
+    except DataError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise DataError(f"{name} has more than {PIXELS:,} pixels.", "Make it smaller.") from None
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        TypeError,
+        MemoryError,
+        OverflowError,
+        struct.error,
+        zlib.error,
+    ):
+        raise DataError(f"{name} is no picture that can be read.", f"Send one of {', '.join(FORMATS)}.") from None
+    return Image.frombytes(pixels.mode, pixels.size, pixels.tobytes())  # without what the file said beside
+
+
+def write_png(picture: Image.Image, path: Path) -> Path:
+    """Write pixels and nothing else; the file is either whole or not there."""
+    with whole_file(path) as temporary:
+        picture.save(temporary, format="PNG")
+    return path
+
+
+def members(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """The files of a zip archive with their names without folders, after all of them were checked.
+
+    Raises:
+        DataError: if it is no archive, or too large, or a member is a link, encrypted, packed beyond reason, or has a
+            name that leads out of its folder.
+    """
+    if len(data) > ARCHIVE:
+        raise DataError(
+            f"The archive has {len(data) >> 20} MiB; at most {ARCHIVE >> 20} are taken.", "Send it in parts."
+        )
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            infos = [info for info in archive.infolist() if not info.is_dir()]
+            _check(infos)
+            for info in infos:
+                with archive.open(info) as stream:  # reading is bounded by what was announced and checked
+                    content = stream.read(info.file_size + 1)
+                if len(content) != info.file_size:
+                    raise DataError(f"{info.filename!r:.80} is not as long as the archive says.", "Pack it again.")
+                yield Path(info.filename).name, content
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,
+        RuntimeError,
+        OSError,
+        ValueError,
+        EOFError,
+        LookupError,
+    ):
+        raise DataError("This is no zip archive that can be read.", "Pack the pictures again.") from None
+
+
+def _check(infos: list[zipfile.ZipInfo]) -> None:
+    if len(infos) > 4 * PICTURES:
+        raise DataError(f"The archive has {len(infos)} files; at most {4 * PICTURES} are taken.", "Send it in parts.")
+    if sum(info.file_size for info in infos) > ARCHIVE:
+        raise DataError(f"The archive unpacks to more than {ARCHIVE >> 20} MiB.", "Send it in parts.")
+    names: set[str] = set()
+    for info in infos:
+        name, parts = info.filename, info.filename.split("/")
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG):
+            raise DataError(f"{name!r:.80} in the archive is a link or device.", "Pack the files themselves.")
+        if name.startswith("/") or not _MEMBER.fullmatch(name) or any(part in ("", ".", "..") for part in parts):
+            raise DataError(f"{name!r:.80} in the archive is no plain name.", "Pack the files in one folder.")
+        if info.flag_bits & 1:
+            raise DataError(f"{name!r:.80} in the archive is encrypted.", "Pack it without a password.")
+        if info.file_size > max(BYTES, 1) or info.file_size > RATIO * max(info.compress_size, 4096):
+            raise DataError(f"{name!r:.80} in the archive unpacks to too much.", f"At most {BYTES >> 20} MiB a file.")
+        if name.casefold() in names:
+            raise DataError(f"{name!r:.80} is in the archive twice.", "Pack it again.")
+        names.add(name.casefold())

@@ -1,0 +1,180 @@
+"""The process that does what jobs ask for, one after the other; their ids come on standard input.
+
+    python -m studio.worker SETUP
+
+What it says goes into the record; only what nobody expected goes to standard error, which is a log of each job.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import Cancelled, StudioError
+from pipelines.events import Event, Note, Preview, StepDone
+from pipelines.files import whole_file
+from pipelines.request import Request
+from studio import runner
+from studio.engine import LOG, birth
+from studio.ledger import Job, Kind, Ledger
+from studio.orders import Places, lesson, outputs, with_paths
+from studio.settings import Machine
+from trainers import methods
+from trainers.launch import pausing
+
+
+@dataclass
+class Worker:
+    """Does jobs, one at a time.
+
+    Attributes:
+        places: where the files are.
+        machine: what to compute on.
+        ledger: the record.
+    """
+
+    places: Places
+    machine: Machine
+    ledger: Ledger
+    _bases: dict[str, Any] = field(default_factory=dict)
+    """The base of the last generation, which stays in memory."""
+
+    def run(self, identity: str) -> Kind | None:
+        """Do a job if it still waits, and record how it ended; gives what it was."""
+        if not self.ledger.claim(identity, os.getpid(), birth(os.getpid())):
+            return None
+        job = self.ledger.get(identity)
+        try:
+            with _logged(self.places.job(identity) / LOG), pausing() as asked:
+                made = self._carry_out(job, lambda: asked() or bool(self.ledger.wished(job.id)))
+        except (Cancelled, KeyboardInterrupt):
+            self._stopped(job)
+        except StudioError as error:
+            self._failed(job, error.message, error.hint)
+        except Exception as error:
+            traceback.print_exc()
+            self._failed(job, f"{type(error).__name__}: {str(error)[:300]}", "This is a defect; the log has the rest.")
+        else:
+            relative = [path.absolute().relative_to(self.places.folder).as_posix() for path in made]
+            self.ledger.move(job.id, ("running",), "done", results=relative)
+        return job.kind
+
+    def _carry_out(self, job: Job, should_stop: Callable[[], bool]) -> list[Path]:
+        if job.kind == "generation":
+            return self._generate(job, should_stop)
+        self._bases.clear()  # a training gets all the memory
+        spec = job.spec
+        one = lesson(spec["method"], spec["settings"], spec["dataset"], spec["base"], self.places)
+        parts = (methods()[one.method], one.config, one.data, one.train, one.where, self.machine)
+        if spec["dry_run"]:
+            for line in runner.preflight(*parts):
+                self.tell(job, Note(line))
+            return []
+        return runner.train(*parts, on_event=lambda event: self.tell(job, event), should_stop=should_stop)
+
+    def _generate(self, job: Job, should_stop: Callable[[], bool]) -> list[Path]:
+        request = with_paths(Request.read(job.spec["request"]), self.places)
+        base = self.places.base(job.spec["base"])
+        return runner.generate(
+            request,
+            base,
+            self.places.job(job.id),
+            self.machine,
+            components=self.base(base),
+            on_event=lambda event: self.tell(job, event),
+            should_stop=should_stop,
+        )
+
+    def base(self, name: str) -> Any:
+        """A base model, from memory if it was the last one used."""
+        if name not in self._bases:
+            self._bases.clear()  # two large ones need not fit
+            self._bases[name] = runner.open_base(name, self.machine)
+        return self._bases[name]
+
+    def tell(self, job: Job, event: Event) -> None:
+        """Record an event; a preview picture becomes a file of the job."""
+        if isinstance(event, StepDone):
+            data = {"step": event.step, "steps": event.steps, "terms": event.terms, "seconds": event.seconds}
+            self.ledger.tell(job.id, "step", data)
+        elif isinstance(event, Note):
+            self.ledger.tell(job.id, "note", {"text": event.text})
+        elif isinstance(event, Preview):
+            path = self.places.job(job.id) / f"preview-{event.step:07d}.png"
+            picture: Any = event.picture
+            with whole_file(path) as temporary:
+                picture.save(temporary, format="PNG")
+            data = {"step": event.step, "caption": event.caption, "file": path.name}
+            self.ledger.tell(job.id, "preview", data)
+
+    def _stopped(self, job: Job) -> None:
+        """Stopped as somebody wished; without a wish the process was told to end, and the job goes on later."""
+        wish = self.ledger.wished(job.id)
+        if wish == "cancel":
+            if job.kind == "training" and not job.spec["dry_run"]:
+                spec = job.spec
+                first = outputs(lesson(spec["method"], spec["settings"], spec["dataset"], spec["base"], self.places))[0]
+                shutil.rmtree(first.with_name(f".{first.stem}.state"), ignore_errors=True)
+            self.ledger.move(job.id, ("running",), "cancelled")
+        else:
+            self.ledger.move(job.id, ("running",), "paused" if wish == "pause" else "queued")
+
+    def _failed(self, job: Job, error: str, hint: str) -> None:
+        self.ledger.move(job.id, ("running",), "failed", error=error, hint=hint)
+
+
+@contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """While the `with` lasts, output and errors of this process go into a file, also those of its libraries."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    before = [os.dup(1), os.dup(2)]
+    with path.open("a", encoding="utf-8") as log:
+        for number in (1, 2):
+            os.dup2(log.fileno(), number)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        for number, kept in zip((1, 2), before, strict=True):
+            os.dup2(kept, number)
+            os.close(kept)
+
+
+@contextmanager
+def worker(setup: str) -> Iterator[Worker]:
+    """A worker from what the server said about itself."""
+    about = json.loads(setup)
+    places = Places(Path(about["folder"]), about["bases"])
+    os.chdir(places.folder)
+    ledger = Ledger(places.folder / "jobs.sqlite")
+    try:
+        yield Worker(places, Machine.model_validate(about["machine"]), ledger)
+    finally:
+        ledger.close()
+
+
+def main(arguments: list[str]) -> int:
+    """Do the jobs whose ids come on standard input, until it ends."""
+    with worker(arguments[0]) as one:
+        if len(one.places.bases) == 1:
+            try:  # ready before the first is asked for
+                one.base(next(iter(one.places.bases.values())))
+            except StudioError as error:  # it is said again with the first job
+                sys.stderr.write(f"{error}\n")
+        for line in sys.stdin:
+            kind = one.run(line.strip())
+            if kind == "training" and runner.on_gpu(one.machine):
+                break  # memory of a GPU comes back whole only with the process
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
