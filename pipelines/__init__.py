@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from pipelines.denoising import generate as generate
     from pipelines.judge import Judge as Judge
     from pipelines.request import ConceptUse as ConceptUse
+    from pipelines.request import ExamplePair as ExamplePair
     from pipelines.request import Guidance as Guidance
+    from pipelines.request import InContext as InContext
     from pipelines.request import Inpaint as Inpaint
     from pipelines.request import Request as Request
 
@@ -32,7 +34,9 @@ _WHERE = {
     "Judge": "judge",
     "ConceptUse": "request",
     "generate": "denoising",
+    "ExamplePair": "request",
     "Guidance": "request",
+    "InContext": "request",
     "Inpaint": "request",
     "Request": "request",
 }

@@ -21,7 +21,7 @@ from pipelines.components import Components
 from pipelines.events import Note, OnEvent, ignore
 from pipelines.grids import Grid
 from pipelines.images import to_pictures
-from pipelines.incontext import paint
+from pipelines.incontext import paint, settled
 from pipelines.judge import Judge
 from pipelines.request import Request
 from pipelines.sheet import Sheet
@@ -273,7 +273,7 @@ def score_task(
         grids: arrangements that are averaged.
         batch: questions at once.
     """
-    request = request or Request(prompt="", seed=SEED)
+    request = settled(components, request or Request(prompt="", seed=SEED))
     answers = {"copy": asked.cells[:, -1, 0]}
     for way in ("answer", "no example", "wrong example"):
         parts = asked.asked(way).split(batch)
