@@ -203,18 +203,21 @@ def grid_of(asked: InContext) -> Grid:
     top, left = vertical == "top", horizontal == "left"
     # In columns the query's pair is the last column, its answer the lower cell.
     swapped, turned = (top, left) if asked.transposed else (left, top)
-    return Grid(len(asked.examples), swapped=swapped, reversed=turned, transposed=asked.transposed)
+    return Grid(max(1, len(asked.examples)), swapped=swapped, reversed=turned, transposed=asked.transposed)
 
 
 def lay_out(asked: InContext, pictures: Sequence[Image.Image], size: tuple[int, int]) -> Tensor:
     """The cells (1, pairs, 2, 3, h, w) of a question; the answer's holds the query.
 
-    Every picture is stretched to the cell: the answer is stretched back to the query's size.
+    Every picture is stretched to the cell: the answer is stretched back to the query's size. Without an example its
+    cells are grey.
     """
     shown = torch.stack([to_tensor(one.resize(size, _LANCZOS)) for one in (*pictures, pictures[-1])])
     cells = shown.unflatten(0, (-1, 2))
     if asked.direction == "before":
         cells = torch.cat((cells[:-1].flip(1), cells[-1:]))
+    if not asked.examples:
+        cells = torch.cat((torch.zeros_like(cells), cells))
     return cells[None]
 
 
@@ -227,12 +230,7 @@ def read_pictures(asked: InContext) -> list[Image.Image]:
     """
     pictures = [open_opaque(Path(path)) for path in asked.pictures]
     for pair, before, after in zip(asked.examples, pictures[:-1:2], pictures[1::2], strict=True):
-        if before.size != after.size:
-            raise RequestError(
-                f"{pair.before} has {before.width} x {before.height} pixels, "
-                f"{pair.after} {after.width} x {after.height}.",
-                "Both pictures of an example must have the same size, and show the same place.",
-            )
+        require_same_size(pair, before, after)
     if asked.digests and asked.digests != digests(asked):
         changed = [p for p, old, new in zip(asked.pictures, asked.digests, digests(asked), strict=False) if old != new]
         raise RequestError(
@@ -240,6 +238,32 @@ def read_pictures(asked: InContext) -> list[Image.Image]:
             "It cannot be repeated; ask anew with studio incontext.",
         )
     return pictures
+
+
+def require_same_size(pair: ExamplePair, before: Image.Image, after: Image.Image) -> None:
+    """See that the pictures of an example cover each other.
+
+    Raises:
+        RequestError: if they differ in size.
+    """
+    if before.size != after.size:
+        raise RequestError(
+            f"{pair.before} has {before.width} x {before.height} pixels, {pair.after} {after.width} x {after.height}.",
+            "Both pictures of an example must have the same size, and show the same place.",
+        )
+
+
+def cells_of(pairs: Sequence[ExamplePair], side: int) -> Tensor:
+    """Pairs as (N, 2, 3, side, side) in [-1, 1], stretched to the cell.
+
+    Raises:
+        DataError: if a picture cannot be read or is transparent.
+        RequestError: if those of a pair differ in size.
+    """
+    shown = [(open_opaque(Path(pair.before)), open_opaque(Path(pair.after))) for pair in pairs]
+    for pair, both in zip(pairs, shown, strict=True):
+        require_same_size(pair, *both)
+    return torch.stack([torch.stack([to_tensor(one.resize((side, side), _LANCZOS)) for one in both]) for both in shown])
 
 
 def digests(asked: InContext) -> tuple[str, ...]:

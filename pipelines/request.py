@@ -99,8 +99,8 @@ class ExamplePair(Frozen):
 class InContext(Frozen):
     """A question asked in pictures: do to the query what was done in the examples (arXiv:2209.00647)."""
 
-    examples: tuple[ExamplePair, ...]
-    """1 to 16 pairs; all show the same change."""
+    examples: tuple[ExamplePair, ...] = ()
+    """Up to 16 pairs; all show the same change. None only if the prompt says what to do, in a learned word say."""
 
     query: str = Field(min_length=1)
     """Path of the picture to be changed; the answer has its size."""
@@ -132,9 +132,9 @@ class InContext(Frozen):
     @model_validator(mode="after")
     def _fits_a_grid(self) -> Self:
         count = len(self.examples)
-        if not 1 <= count <= LARGEST_GRID:
+        if count > LARGEST_GRID:
             raise ValueError(f"{count} examples; a grid takes 1 to {LARGEST_GRID}")
-        if self.engine == "analogist" and (count > 1 or self.ensemble > 1):
+        if self.engine == "analogist" and (count != 1 or self.ensemble > 1):
             raise ValueError("analogist takes one example in one arrangement; give one, or the engine grid")
         return self
 
@@ -209,6 +209,12 @@ class Request(Frozen):
 
     count: int = Field(default=1, ge=1, le=256)
     """How many pictures."""
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> Self:
+        if self.in_context and not self.in_context.examples and not self.prompt:
+            raise ValueError("0 examples and no prompt; give 1 to 16 examples, or say what to do")
+        return self
 
     def resolved(self, defaults: Defaults) -> Request:
         """The same request with nothing left open."""

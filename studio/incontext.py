@@ -57,15 +57,15 @@ def ask(
         With --examples: folder of a CLIP that compares pictures, instead of pocket's judge.
 
     Hint:
-        What the answer shows, in words; a learned token works too, with --concept.
+        What the answer shows, in words; with --concept a word that was learned from pairs, also without an example.
     base
         pocket (the default), or an inpainting model: a diffusers folder, a .safetensors checkpoint, or a hub id.
     output
         Folder for the answers.
     """
-    if bool(pair) == bool(folder):
+    if bool(pair) + bool(folder) + (bool(hint) and not pair and not folder) != 1:
         raise RequestError(
-            "Give either --example BEFORE AFTER or --examples DIR.",
+            "Give either --example BEFORE AFTER or --examples DIR, or a --hint alone that says what to do.",
             "For example: studio incontext --example before.png after.png --query new.png",
         )
     pairs = [(str(before), str(after)) for before, after in pair]
@@ -83,3 +83,41 @@ def ask(
 
     for path in runner.generate(request, base, output, machine):
         print(path)
+
+
+def learn(
+    *,
+    images: Path,
+    token: str,
+    init: str = "picture",
+    steps: int = 200,
+    batch: int = 4,
+    seed: int = 0,
+    base: str = "pocket",
+    output: Path | None = None,
+    machine: Annotated[Machine, Parameter(name="*")] = Machine(),  # noqa: B008
+) -> None:
+    """Learn a word for what pairs of pictures show, so that it can be asked for without an example.
+
+    Parameters
+    ----------
+    images
+        A folder of pairs: before/NAME.png and after/NAME.png, two at least.
+    token
+        The new word, for example <my-task>.
+    init
+        The known word it starts from.
+    steps
+        Optimiser steps.
+    batch
+        Grids a step.
+    seed
+        Source of chance.
+    base
+        pocket (the default), or an inpainting model trained on grids.
+    output
+        The concept file; by default the word in outputs/concepts.
+    """
+    from studio.examples import learn_task
+
+    print(learn_task(images, token, (init, steps, batch, seed), base, output, machine))

@@ -114,6 +114,15 @@ def test_cells_hold_the_pairs_and_the_query_and_undoing_turns_the_pairs(files):
     assert torch.equal(there[0, 1, 0], there[0, 1, 1]) and torch.equal(undone[:, 1], there[:, 1])
 
 
+def test_without_an_example_its_cells_are_blank(base, files):
+    asked_alone = asked(files, pairs=0, prompt="a fox")
+    one = asked_alone.in_context
+    assert one and incontext.grid_of(one).examples == 1
+    cells = incontext.lay_out(one, incontext.read_pictures(one), (16, 16))
+    assert cells.shape == (1, 2, 2, 3, 16, 16) and not cells[0, 0].any() and cells[0, 1].any()
+    assert generate(base, asked_alone).pictures[0].size == (24, 12)
+
+
 # -- arrangements ---------------------------------------------------------------------------------------------------
 
 
@@ -235,7 +244,8 @@ def refused(files, said, **more):
 
 def test_questions_that_are_none(files):
     refused(files, "17 examples; a grid takes 1 to 16", pairs=17)
-    refused(files, "0 examples; a grid takes 1 to 16", pairs=0)
+    refused(files, "0 examples and no prompt", pairs=0)
+    refused(files, "analogist takes one example", pairs=0, engine="analogist", prompt="a fox")
     refused(files, "analogist takes one example", pairs=2, engine="analogist")
     refused(files, "analogist takes one example", ensemble=2, engine="analogist")
     refused(files, "ensemble", ensemble=9)

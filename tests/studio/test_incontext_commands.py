@@ -128,6 +128,27 @@ def test_a_base_that_does_not_inpaint_is_said_with_what_to_do(pictures, capsys, 
     assert "studio train inpainting" in capsys.readouterr().err
 
 
+def test_a_word_is_learned_from_pairs_and_asked_without_an_example(base, pictures, capsys):
+    for side, name in itertools.product(("before", "after"), ("red", "blue", "green")):
+        (pictures / "pairs" / side).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), name if side == "before" else "white").save(
+            pictures / "pairs" / side / f"{name}.png"
+        )
+    words = ["train", "task-word", "--images", "pairs", "--token", "<white>", "--init", "fox", "--base", base]
+    assert main([*words, "--steps", "2", "--batch", "2"]) == 0
+    path = Path("outputs/concepts/white.safetensors")
+    assert capsys.readouterr().out.strip() == str(path) and path.exists()
+    assert ask(base, "--hint", "<white>", "--concept", str(path), pair=()) == 0
+    capsys.readouterr()
+    assert main(words) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert main([*words, "--output", "other.safetensors", "--steps", "0"]) == 2
+    assert "out of range" in capsys.readouterr().err
+    assert main([*words, "--output", "other.safetensors", "--images", "nowhere"]) == 2
+    assert "nowhere holds no pairs" in capsys.readouterr().err
+    assert not Path("other.safetensors").exists()
+
+
 def test_what_cannot_be_scored_is_said(base, capsys):
     assert main(["score", "--incontext", "--only", "juggle"]) == 2
     assert "'juggle' is no task of visual prompts" in capsys.readouterr().err
