@@ -12,15 +12,13 @@ from pipelines.errors import RequestError
 from pipelines.request import Frozen, InContext, Request
 from studio.flags import Asked, flag, given
 from studio.settings import Machine
+from trainers.configs import TaskWordConfig
 
 PICTURES = ("examples", "query", "digests")
 """Fields of a question that are no flags of their own."""
 
-_Manner: Any = create_model(
-    "_Manner",
-    __base__=Frozen,
-    **{name: flag(field) for name, field in InContext.model_fields.items() if name not in PICTURES},
-)
+_FIELDS: dict[str, Any] = {name: flag(field) for name, field in InContext.model_fields.items() if name not in PICTURES}
+_Manner: Any = create_model("_Manner", __base__=Frozen, **_FIELDS)
 
 
 class Manner(_Manner):
@@ -88,11 +86,7 @@ def ask(
 def learn(
     *,
     images: Path,
-    token: str,
-    init: str = "picture",
-    steps: int = 200,
-    batch: int = 4,
-    seed: int = 0,
+    config: Annotated[TaskWordConfig, Parameter(name="*")],
     base: str = "pocket",
     output: Path | None = None,
     machine: Annotated[Machine, Parameter(name="*")] = Machine(),  # noqa: B008
@@ -103,16 +97,6 @@ def learn(
     ----------
     images
         A folder of pairs: before/NAME.png and after/NAME.png, two at least.
-    token
-        The new word, for example <my-task>.
-    init
-        The known word it starts from.
-    steps
-        Optimiser steps.
-    batch
-        Grids a step.
-    seed
-        Source of chance.
     base
         pocket (the default), or an inpainting model trained on grids.
     output
@@ -120,4 +104,4 @@ def learn(
     """
     from studio.examples import learn_task
 
-    print(learn_task(images, token, (init, steps, batch, seed), base, output, machine))
+    print(learn_task(images, config, base, output, machine))

@@ -1,7 +1,7 @@
 """A word for a task: Textual Inversion on grids, so that what example pairs show can be said in one word.
 
 The row of the new word minimises the denoising loss of the answer's cell (Gal et al., arXiv:2208.01618, eq. 2, under an
-inpainting UNet). In a share of the grids the example is left blank, so that the word must tell alone what is to be done.
+inpainting UNet). In a share of the grids the example is left blank, so that the word must tell alone what is to do.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pipelines.errors import DataError
 from pipelines.events import OnEvent, ignore
 from pipelines.grids import Grid
 from pipelines.tokens import new_words, single_rows
+from trainers.configs import TaskWordConfig
 from trainers.inpainting import inputs_beside
 from trainers.loop import Losses, Pace, optimise, warm_stable_decay
 from trainers.terms import conditioning, noise_levels, noised, target
@@ -28,15 +29,8 @@ METHOD = "task-word"
 def learn_word(
     components: Components,
     pairs: Tensor,
-    token: str,
+    config: TaskWordConfig,
     *,
-    init: str = "picture",
-    vectors: int = 1,
-    steps: int = 200,
-    batch: int = 4,
-    rate: float = 6e-3,
-    blank: float = 0.7,
-    seed: int = 0,
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Concept:
@@ -45,14 +39,7 @@ def learn_word(
     Args:
         components: with an inpainting UNet; bit-identical afterwards.
         pairs: (N, 2, 3, h, w) in [-1, 1], before and after; at least two.
-        token: the new word.
-        init: the known word it starts from.
-        vectors: how many rows it has.
-        steps: optimiser steps.
-        batch: grids a step.
-        rate: learning rate.
-        blank: share of grids whose example is left out.
-        seed: source of chance.
+        config: the word, and how long and fast it is learned.
         on_event: receives the loop's events.
         should_stop: asked before each step.
 
@@ -63,36 +50,34 @@ def learn_word(
     """
     if len(pairs) < 2:
         raise DataError(f"{len(pairs)} pairs; a word is learned from two at least.", "Give more pairs.")
-    fingerprint = components.fingerprint()
-    starts = tuple(row.expand(vectors, -1) for row in single_rows(components, init))
-    with new_words(components, token, starts) as words:
-        losses = grid_losses(words.components, pairs, token, batch, blank)
-        optimizer = torch.optim.AdamW(words.rows, rate, weight_decay=0.0)
+    starts = tuple(row.expand(config.vectors, -1) for row in single_rows(components, config.init))
+    with new_words(components, config.token, starts) as words:
         optimise(
-            losses,
-            [optimizer],
-            Pace(steps, seed),
+            grid_losses(words.components, pairs, config),
+            [torch.optim.AdamW(words.rows, config.rate, weight_decay=0.0)],
+            Pace(config.steps, config.seed),
             rate=lambda step, steps: warm_stable_decay(step, steps, 20),
             on_event=on_event,
             should_stop=should_stop,
         )
         rows = tuple(row.detach().cpu().float().clone() for row in words.rows)
     card = ConceptCard(
-        token=token,
+        token=config.token,
         kind="style",
         method=METHOD,
         family=components.family,
         base=components.name,
-        base_fingerprint=fingerprint,
-        vectors=vectors,
-        init=init,
-        recipe={"steps": steps, "batch": batch, "rate": rate, "blank": blank, "seed": seed, "pairs": len(pairs)},
+        base_fingerprint=components.fingerprint(),
+        vectors=config.vectors,
+        init=config.init,
+        recipe=config.model_dump() | {"pairs": len(pairs)},
     )
     return Concept(card, rows)
 
 
-def grid_losses(components: Components, pairs: Tensor, token: str, batch: int, blank: float) -> Losses:
+def grid_losses(components: Components, pairs: Tensor, config: TaskWordConfig) -> Losses:
     """The loss of a step: squared error of the prediction in the answer's cell, under the word alone."""
+    batch = config.batch
     grid, levels = Grid(), noise_levels(components.scheduler_config, components.device)
     kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
     side = grid.mask(*pairs.shape[-2:])
@@ -101,13 +86,13 @@ def grid_losses(components: Components, pairs: Tensor, token: str, batch: int, b
 
     def losses(index: int, generator: torch.Generator) -> dict[str, Tensor]:
         with torch.no_grad():
-            cells = _drawn(pairs, batch, blank, generator).to(components.device)
+            cells = _drawn(pairs, batch, config.blank, generator).to(components.device)
             clean, mask, around = inputs_beside(components, grid.compose(cells), side.to(cells))
         even = (torch.rand((), generator=generator) + torch.arange(batch) / batch) % 1
         timesteps = (even * len(levels)).long().clamp(max=len(levels) - 1).to(levels.device)
         noise = torch.randn(clean.shape, generator=generator).to(clean)
         noisy = noised(clean, noise, levels[timesteps])
-        arguments = conditioning(components, [token] * batch, sizes, size)
+        arguments = conditioning(components, [config.token] * batch, sizes, size)
         seen = torch.cat((noisy, mask, around), 1).to(components.dtype)
         guess = components.unet(seen, timesteps, **arguments).sample.float()
         error = (guess - target(kind, clean, noise, levels[timesteps])).square() * mask

@@ -11,6 +11,7 @@ from pipelines.incontext import paint
 from pipelines.request import ConceptUse, Guidance, Request
 from pipelines.tokens import new_words, single_rows
 from tests import tiny
+from trainers.configs import TaskWordConfig
 from trainers.loop import step_generator
 from trainers.task_words import _drawn, grid_losses, learn_word
 
@@ -21,6 +22,10 @@ def pairs(count=4):
     return torch.stack((before, -before), 1)
 
 
+def config(**more):
+    return TaskWordConfig(token="<negative>", init="fox", **more)
+
+
 @pytest.fixture(scope="module")
 def base():
     return tiny.sd_inpaint()
@@ -28,12 +33,12 @@ def base():
 
 def test_a_word_is_learned_and_nothing_else(base, tmp_path):
     before = tiny.snapshot(base)
-    concept = learn_word(base, pairs(), "<negative>", init="fox", steps=3, batch=2)
+    concept = learn_word(base, pairs(), config(steps=3, batch=2))
     assert tiny.same(before, base)
     start = single_rows(base, "fox")[0]
     assert concept.rows[0].shape == start.shape and not torch.equal(concept.rows[0], start)
     assert (concept.card.method, concept.card.init) == ("task-word", "fox")
-    again = learn_word(base, pairs(), "<negative>", init="fox", steps=3, batch=2)
+    again = learn_word(base, pairs(), config(steps=3, batch=2))
     assert torch.equal(again.rows[0], concept.rows[0])
     kept = Concept.load(concept.save(tmp_path / "negative.safetensors"))
     assert torch.equal(kept.rows[0], concept.rows[0])
@@ -44,12 +49,12 @@ def test_a_word_is_learned_and_nothing_else(base, tmp_path):
 
 
 def test_the_loss_falls_on_the_same_noise(base):
-    learned = learn_word(base, pairs(), "<negative>", init="fox", steps=30, batch=4, rate=5e-2)
+    learned = learn_word(base, pairs(), config(steps=20, batch=2, rate=5e-2))
     losses = []
     for rows in (single_rows(base, "fox"), learned.rows):
         with new_words(base, "<negative>", rows) as words, torch.no_grad():
-            of = grid_losses(words.components, pairs(), "<negative>", 8, 0.7)
-            losses.append(sum(float(of(i, step_generator(9, i))["denoise"]) for i in range(4)))
+            of = grid_losses(words.components, pairs(), config(batch=8))
+            losses.append(sum(float(of(i, step_generator(9, i))["denoise"]) for i in range(2)))
     assert losses[1] < losses[0]
 
 
@@ -66,7 +71,7 @@ def test_grids_show_another_pair_as_example_or_none():
 
 def test_one_pair_is_too_few_and_it_can_be_stopped(base):
     with pytest.raises(DataError, match="1 pairs; a word is learned from two at least"):
-        learn_word(base, pairs(1), "<negative>", init="fox")
+        learn_word(base, pairs(1), config())
     with pytest.raises(Cancelled):
-        learn_word(base, pairs(), "<negative>", init="fox", steps=3, should_stop=lambda: True)
+        learn_word(base, pairs(), config(), should_stop=lambda: True)
     assert single_rows(base, "fox")[0].shape == (1, 32)
