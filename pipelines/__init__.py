@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from pipelines.denoising import Result as Result
     from pipelines.denoising import generate as generate
     from pipelines.judge import Judge as Judge
+    from pipelines.request import Box as Box
     from pipelines.request import ConceptUse as ConceptUse
     from pipelines.request import ExamplePair as ExamplePair
+    from pipelines.request import Grounding as Grounding
     from pipelines.request import Guidance as Guidance
     from pipelines.request import InContext as InContext
     from pipelines.request import Inpaint as Inpaint
@@ -32,9 +34,11 @@ _WHERE = {
     "read_card": "card",
     "Result": "denoising",
     "Judge": "judge",
+    "Box": "request",
     "ConceptUse": "request",
     "generate": "denoising",
     "ExamplePair": "request",
+    "Grounding": "request",
     "Guidance": "request",
     "InContext": "request",
     "Inpaint": "request",

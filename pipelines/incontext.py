@@ -67,8 +67,8 @@ def answer(
     """
     if (asked := request.in_context) is None:
         raise RequestError("The request asks nothing in pictures.", "Give it in_context.")
-    if request.inpaint is not None:
-        raise RequestError("The request has both inpaint and in_context.", "Leave one of them out.")
+    if request.inpaint is not None or request.boxes:
+        raise RequestError("A question in pictures has no boxes, and no picture to inpaint.", "Leave them out.")
     request = settled(components, request)
     _check(components, request)
     pictures = read_pictures(asked)

@@ -270,6 +270,13 @@ def test_a_base_without_an_inpainting_unet_says_how_to_get_one(files):
         generate(tiny.sd(), asked(files))
 
 
+def test_boxes_and_pictures_to_inpaint_belong_to_other_requests(base, files):
+    for more in ({"inpaint": {"image": str(files / "query.png")}}, {"boxes": [{"phrase": "fox", "box": (0, 0, 1, 1)}]}):
+        request = Request.read({"prompt": "a fox", "in_context": question(files), **more})
+        with pytest.raises(RequestError, match="has no boxes, and no picture to inpaint"):
+            generate(base, request)
+
+
 def test_sizes_that_do_not_fit(base, files):
     with pytest.raises(RequestError, match="width 18 of a cell is no multiple of 4"):
         generate(base, asked(files).model_copy(update={"width": 18}))
