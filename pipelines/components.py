@@ -63,12 +63,12 @@ class Components:
     @property
     def device(self) -> torch.device:
         """Where the UNet is."""
-        return self.unet.device
+        return next(self.unet.parameters()).device  # diffusers' own property walks over all modules each time
 
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the UNet."""
-        return self.unet.dtype
+        return next(self.unet.parameters()).dtype
 
     @property
     def factor(self) -> int:
