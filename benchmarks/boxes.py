@@ -3,9 +3,9 @@
     python -m benchmarks.boxes                        # pocket
     python -m benchmarks.boxes --base sd1 --device cuda --dtype float16   # Stable Diffusion 1.5's size, random weights
 
-Whole calls are timed: encoding of the texts, all steps, decoding. The two take turns, so that a machine that slows down
-slows both, and on a CPU it is the time of this process that counts, not that of others. The table shows medians, and the
-middle half of the ratios of neighbouring runs.
+Whole calls are timed: encoding of the texts, all steps, decoding. The two take turns, so that a machine that slows
+down slows both, and on a CPU it is the time of this process that counts, not that of others. The table shows medians,
+and the middle half of the ratios of neighbouring runs.
 """
 
 from __future__ import annotations

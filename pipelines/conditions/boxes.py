@@ -129,7 +129,6 @@ def _reads_pictures(components: Components) -> bool:
 
 def _given(components: Components, sets: Sequence[Sequence[Box]]) -> dict[str, Tensor]:
     """What the position net reads, one row for each picture; boxes with the same phrase or picture share the work."""
-    unet = components.unet
     listed = [[box.phrase for box in boxes] for boxes in sets]
     embeddings, masks = _table(components, listed, phrase_embeddings)
     edges = torch.zeros(*masks.shape, 4)
