@@ -85,7 +85,7 @@ class Components:
         """What a request that says nothing gets."""
         size = int(self.unet.config["sample_size"]) * self.factor
         if self.family == "pocket":
-            return Defaults(size=size, scale=2.0, rescale=0.0, scheduler="ddim", steps=25)
+            return Defaults(size=size, scale=2.0, rescale=0.0, scheduler="ddim", steps=25, beta=1.0)
         zero_snr = bool(self.scheduler_config.get("rescale_betas_zero_snr"))
         return Defaults(size=size, scale=5.0 if self.family == "sdxl" else 7.5, rescale=0.7 if zero_snr else 0.0)
 
