@@ -7,29 +7,46 @@ import torch
 
 from pipelines import conditions
 from pipelines.conditions import Branch, Step
+from pipelines.conditions.boxes import Boxes
+from pipelines.conditions.regions import Regions
 from pipelines.conditions.text import Text
+from pipelines.request import Box
 from tests import tiny
 
-CONDITIONS = {"text": lambda: Text("a fox", "a dog", (16, 16))}
-BASES = {"sd": tiny.sd, "sdxl": tiny.sdxl}
+CONDITIONS = {
+    "text": lambda: Text("a fox", "a dog", (16, 16)),
+    "boxes": lambda: Boxes([[Box(phrase="a fox", box=(0.1, 0.2, 0.5, 0.6))]], 1.0),
+    "regions": lambda: Regions([Box(phrase="a cat", box=(0.1, 0.2, 0.5, 0.6))], "a cat", "", (16, 16)),
+}
+BASES = {
+    "text": {"sd": tiny.sd, "sdxl": tiny.sdxl},
+    "boxes": {"gated": tiny.gated},
+    "regions": {"sd": tiny.sd, "sdxl": tiny.sdxl},
+}
+"""For each condition, the bases it is for."""
 STEP = Step(0, 4, torch.tensor(900), torch.tensor(600))
 
 
-@pytest.fixture(params=list(CONDITIONS))
-def condition(request):
-    return CONDITIONS[request.param]()
+@pytest.fixture(params=[(condition, base) for condition, bases in BASES.items() for base in bases], ids="-".join)
+def case(request):
+    return request.param
 
 
-@pytest.fixture(params=list(BASES))
-def base(request):
-    return BASES[request.param]()
+@pytest.fixture
+def condition(case):
+    return CONDITIONS[case[0]]()
+
+
+@pytest.fixture
+def base(case):
+    return BASES[case[0]][case[1]]()
 
 
 def test_every_file_of_conditions_is_listed_here():
     from pathlib import Path
 
     folder = Path(conditions.__file__).parent
-    assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == set(CONDITIONS)
+    assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == set(CONDITIONS) == set(BASES)
 
 
 def test_the_null_form_has_the_same_keys_and_shapes(condition, base):
@@ -55,9 +72,13 @@ def test_no_residue_is_left_also_after_an_error(condition, base):
 
 
 def test_arguments_fit_the_unet_and_the_branches_differ(condition, base):
-    with condition.attach(base, 1), torch.no_grad():
+    # Every UNet call needs text: the same for both branches, so that it is the condition that tells them apart.
+    text = Text("a cat", "a cat", (16, 16))
+    others = [] if isinstance(condition, Text) else [text]
+    with condition.attach(base, 1), text.attach(base, 1), torch.no_grad():
         sample = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-        guesses = [base.unet(sample, STEP.timestep, **condition.unet_kwargs(b, STEP)).sample for b in Branch]
+        asked = [conditions.merge([c.unet_kwargs(b, STEP) for c in (condition, *others)]) for b in Branch]
+        guesses = [base.unet(sample, STEP.timestep, **arguments).sample for arguments in asked]
     assert guesses[0].shape == sample.shape
     assert not torch.equal(*guesses)
 
