@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pipelines.request import ConceptUse as ConceptUse
     from pipelines.request import Grounding as Grounding
     from pipelines.request import Guidance as Guidance
+    from pipelines.request import Inpaint as Inpaint
     from pipelines.request import Request as Request
 
 _WHERE = {
@@ -36,6 +37,7 @@ _WHERE = {
     "generate": "denoising",
     "Grounding": "request",
     "Guidance": "request",
+    "Inpaint": "request",
     "Request": "request",
 }
 

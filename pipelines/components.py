@@ -76,6 +76,11 @@ class Components:
         return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
     @property
+    def multiple(self) -> int:
+        """What width and height of a picture in pixels must be a multiple of."""
+        return self.factor * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
+
+    @property
     def defaults(self) -> Defaults:
         """What a request that says nothing gets."""
         size = int(self.unet.config["sample_size"]) * self.factor
@@ -356,14 +361,8 @@ def _from_hub(base: str, download: bool) -> Components:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    patterns = [
-        "*.json",
-        "*.txt",
-        "*/*.json",
-        "*/*.txt",
-        "unet/*.safetensors",
-        "vae/*.safetensors",
-        "text_*/*.safetensors",
+    patterns = ["*.json", "*.txt", "*/*.json", "*/*.txt"] + [
+        f"{part}/*.safetensors" for part in ("unet", "vae", "text_*")
     ]
     try:
         folder = snapshot_download(base, local_files_only=not download, allow_patterns=patterns)

@@ -16,8 +16,9 @@ from torch import Tensor
 from pipelines import guidance as guiding
 from pipelines.components import Components, decode
 from pipelines.concept import Concept, attached
-from pipelines.conditions import Condition, Step, merge, stack
+from pipelines.conditions import CONCAT, Canvas, Condition, Step, merge, stack
 from pipelines.conditions.boxes import Boxes
+from pipelines.conditions.inpaint import Inpaint
 from pipelines.conditions.regions import Regions
 from pipelines.conditions.text import Text
 from pipelines.errors import Cancelled, RequestError
@@ -76,7 +77,7 @@ def generate(
         components: the base model; bit-identical afterwards, also after an error.
         request: what to generate.
         concepts: concepts already in memory, by the `source` the request names them with; others are read from disk.
-        conditions: further conditions beside the text.
+        conditions: further conditions beside those of the request; an `Inpaint` with a picture in memory, say.
         noise: (count, C, h, w) to start from instead of that of the seed.
         on_event: receives a `StepDone` for each step, and a `Note` on a relation with nothing to relate.
         should_stop: asked before each step; true leaves with `Cancelled`.
@@ -86,7 +87,8 @@ def generate(
         ConceptError: if a concept cannot be read or does not fit the base.
         Cancelled: if `should_stop` said so.
     """
-    request = request.resolved(components.defaults)
+    canvas = _canvas(components, request, conditions, on_event)
+    request = (canvas.sized(request, components) if canvas else request).resolved(components.defaults)
     _check_size(components, request)
     learned = [(concepts or {}).get(use.source) or Concept.load(Path(use.source)) for use in request.concepts]
     for concept in learned:
@@ -99,7 +101,10 @@ def generate(
             components = lasting.enter_context(with_adapter(components, Path(request.grounding.adapter)))
         components = lasting.enter_context(attached(components, list(zip(learned, strengths, strict=True))))
         size = (int(request.width or 0), int(request.height or 0))
-        everything = [Text(request.prompt, request.negative_prompt, size), *_placing(request, size), *conditions]
+        everything: list[Condition] = [Text(request.prompt, request.negative_prompt, size), *_placing(request, size)]
+        everything += conditions
+        if canvas is not None and canvas not in conditions:
+            everything.append(canvas)
         for condition in everything:
             lasting.enter_context(condition.attach(components, request.count))
         drawn, generators = initial_noise(components, request)
@@ -112,6 +117,7 @@ def generate(
             should_stop,
         )
         pictures = to_pictures(torch.cat([decode(components, part) for part in latents.split(8)]))
+        pictures = canvas.finish(pictures) if canvas else pictures
     return Result(pictures, latents.float().cpu(), request, tuple(learned))
 
 
@@ -123,6 +129,27 @@ def _placing(request: Request, size: tuple[int, int]) -> list[Condition]:
     if request.grounding.region:
         boxes.append(Regions(request.boxes, request.prompt, request.negative_prompt, size))
     return boxes
+
+
+def _canvas(
+    components: Components, request: Request, conditions: Sequence[Condition], on_event: OnEvent
+) -> Canvas | None:
+    """What is painted on: one condition of those given, the picture of the request, or nothing.
+
+    An inpainting UNet is asked for a whole picture, if there is none, by a mask that covers all of an empty one.
+
+    Raises:
+        RequestError: if there are two of them.
+    """
+    found = [condition for condition in conditions if isinstance(condition, Canvas)]
+    if request.inpaint is not None:
+        found.append(Inpaint.asked(request.inpaint, on_event))
+    if len(found) > 1:
+        raise RequestError(f"There are {len(found)} pictures to paint on.", "Give one.")
+    if not found and components.unet.config["in_channels"] != components.unet.config["out_channels"]:
+        side = components.defaults.size
+        return Inpaint(Image.new("RGB", (side, side), "gray"))
+    return found[0] if found else None
 
 
 def _denoise(
@@ -139,8 +166,10 @@ def _denoise(
         request.scheduler or "ddim", components.scheduler_config, int(request.steps or 1), components.device
     )
     options = step_options(scheduler, generators)
-    latents = noise * scheduler.init_noise_sigma
-    timesteps: Tensor = scheduler.timesteps
+    latents, timesteps = noise * scheduler.init_noise_sigma, scheduler.timesteps
+    for canvas in conditions:
+        if isinstance(canvas, Canvas):
+            latents, timesteps = canvas.begin(noise, scheduler)
     began = time.monotonic()
     for index, timestep in enumerate(timesteps):
         if should_stop():
@@ -152,6 +181,8 @@ def _denoise(
             [merge([condition.unet_kwargs(branch, step) for condition in conditions]) for branch in branches]
         )
         sample = scheduler.scale_model_input(torch.cat([latents] * len(branches)), timestep)
+        if CONCAT in arguments:
+            sample = torch.cat([sample, arguments.pop(CONCAT)], dim=1)
         output = components.unet(sample, timestep, **arguments).sample
         predictions = dict(zip(branches, output.chunk(len(branches)), strict=True))
         prediction = guiding.combine(request.guidance, predictions)
@@ -163,8 +194,7 @@ def _denoise(
 
 
 def _check_size(components: Components, request: Request) -> None:
-    levels = len(components.unet.config["block_out_channels"]) - 1
-    multiple = components.factor * 2**levels
+    multiple = components.multiple
     for name, value in (("width", request.width), ("height", request.height)):
         if int(value or 0) % multiple:
             raise RequestError(

@@ -62,11 +62,15 @@ def upright_rgb(picture: Image.Image) -> Image.Image:
         return Image.fromarray((np.asarray(picture).astype(np.float64) / 257).clip(0, 255).astype(np.uint8)).convert(
             "RGB"
         )
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        layered = picture.convert("RGBA")
-        white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layered).convert("RGB")
-    return picture.convert("RGB")
+    return laid_on(picture, "white").convert("RGB")
+
+
+def laid_on(picture: Image.Image, colour: str) -> Image.Image:
+    """The picture itself if it is opaque, else laid on a colour."""
+    if picture.mode not in ("RGBA", "LA", "PA") and "transparency" not in picture.info:
+        return picture
+    layered = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layered.size, colour), layered)
 
 
 def fit(picture: Image.Image, width: int, height: int) -> Image.Image:

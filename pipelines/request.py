@@ -88,13 +88,17 @@ BOXES = 30
 """Most boxes of one picture: the places GLIGEN's layers are trained with."""
 
 
+Edges = tuple[float, float, float, float]
+"""Left, top, right and bottom."""
+
+
 class Box(Frozen):
     """A thing and where it is to stand."""
 
     phrase: str = Field(min_length=1)
     """What stands there, in words of the prompt; the word of a learned concept too."""
 
-    box: tuple[float, float, float, float]
+    box: Edges
     """Left, top, right and bottom edge, as fractions of the width and height from the top left corner."""
 
     picture: str | None = None
@@ -108,7 +112,7 @@ class Box(Frozen):
         return self
 
 
-def misplaced(box: tuple[float, float, float, float]) -> str:
+def misplaced(box: Edges) -> str:
     """What is wrong with a box of fractions, and what to do about it; empty if nothing is.
 
     >>> misplaced((0.5, 0.1, 0.2, 0.6))
@@ -168,6 +172,33 @@ class Grounding(Frozen):
     """File of gated layers for a base that has none, or instead of its own."""
 
 
+class Inpaint(Frozen):
+    """A picture to repaint a part of, or, without a mask, to change as a whole (image-to-image)."""
+
+    image: str = Field(min_length=1)
+    """Path of the picture. Transparency is laid on white."""
+
+    mask: str | None = None
+    """Path of the mask, of the picture's size: white is repainted, black is kept to the bit, grey fades from one to the
+    other; transparent counts as black. None repaints everything."""
+
+    strength: float = Field(default=1.0, gt=0, le=1)
+    """How far to go from the picture: 1 starts from noise alone, less from the noised picture at that share of the
+    steps before the end (SDEdit, arXiv:2108.01073)."""
+
+    grow: int = Field(default=0, ge=0, le=512)
+    """Pixels by which the mask is widened."""
+
+    feather: int = Field(default=0, ge=0, le=512)
+    """Pixels over which the repainted part fades into the picture, outside the mask."""
+
+    only_masked: bool = False
+    """Generate the surroundings of the mask alone, at the size of the request, instead of the whole picture."""
+
+    padding: int = Field(default=32, ge=0, le=4096)
+    """Pixels around the mask that are generated along as context, with `only_masked`."""
+
+
 class Request(Frozen):
     """What to generate."""
 
@@ -185,6 +216,8 @@ class Request(Frozen):
 
     grounding: Grounding = Grounding()
     """How the boxes act."""
+    inpaint: Inpaint | None = None
+    """A picture to repaint instead of an empty one."""
 
     guidance: Guidance = Guidance()
     """Classifier-free guidance."""

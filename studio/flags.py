@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from cyclopts import Parameter
 from pydantic import BaseModel, Field, create_model
@@ -37,14 +37,25 @@ PLACED = ("prompt",)
 
 
 def _flag(field: FieldInfo) -> tuple[Any, Any]:
-    return field.annotation, Field(default=field.default, description=" ".join((field.description or "").split()))
+    """The flag of a field; one that its group cannot do without is optional, as the group may be."""
+    kind: Any = field.annotation
+    kind, default = (kind | None, None) if field.is_required() else (kind, field.default)
+    return kind, Field(default=default, description=" ".join((field.description or "").split()))
+
+
+def _group(field: FieldInfo) -> type[BaseModel] | None:
+    """The settings group that a field holds, or may hold."""
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
 
 
 def _flags() -> dict[str, Any]:
     """The fields of `Asked`: types and defaults of `Request`'s, without their limits."""
     flags: dict[str, Any] = {}
     for name, field in Request.model_fields.items():
-        group = field.annotation
+        group = _group(field)
         if name in PLACED:
             continue
         if name in LISTED:
@@ -53,7 +64,7 @@ def _flags() -> dict[str, Any]:
                 Annotated[tuple[str, ...], Parameter(negative="")],
                 Field(default=(), description=f"{text} May be repeated."),
             )
-        elif isinstance(group, type) and issubclass(group, BaseModel):
+        elif group is not None:
             for inner, one in group.model_fields.items():
                 flags[f"{name}_{inner}"] = _flag(one)
         else:
@@ -73,12 +84,12 @@ def given(asked: BaseModel) -> dict[str, Any]:
     said = {name: getattr(asked, name) for name in asked.model_fields_set}
     fields: dict[str, Any] = {}
     for name, field in Request.model_fields.items():
-        group = field.annotation
+        group = _group(field)
         if name in LISTED:
             flag, read, _ = LISTED[name]
             if flag in said:
                 fields[name] = [read(text) for text in said[flag]]
-        elif isinstance(group, type) and issubclass(group, BaseModel):
+        elif group is not None:
             inner = {one: said[f"{name}_{one}"] for one in group.model_fields if f"{name}_{one}" in said}
             fields |= {name: inner} if inner else {}
         elif name in said:

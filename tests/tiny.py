@@ -9,6 +9,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -60,7 +61,7 @@ def _text(tok: CLIPTokenizer, dim: int, projection: int = 32) -> CLIPTextConfig:
     )
 
 
-def _unet(dim: int, gated: bool = False, **extra: object) -> UNet2DConditionModel:
+def _unet(dim: int, gated: bool | str = False, **extra: object) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(16, 32),
@@ -119,6 +120,22 @@ def sd_pipeline(seed: int = 0, dim: int = 32, **settings: object) -> StableDiffu
     return pipeline
 
 
+def inpaint_pipeline(channels: int = 9, seed: int = 0, **settings: object) -> StableDiffusionInpaintPipeline:
+    """diffusers' inpainting over the same parts, with a UNet that reads 4 or 9 channels.
+
+    Its autoencoder is sure of what it sees, so that a draw of a picture's latents is their mean.
+    """
+    parts = sd_pipeline(seed, **settings).components
+    if channels != 4:
+        torch.manual_seed(seed)
+        parts["unet"] = _unet(32, gated=True, in_channels=channels, out_channels=4).eval()
+    parts["vae"].quant_conv.weight.data[4:] = 0
+    parts["vae"].quant_conv.bias.data[4:] = -30
+    pipeline = StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def sdxl_pipeline(seed: int = 0) -> StableDiffusionXLPipeline:
     """Stable Diffusion XL in small: two text encoders, pooled text and sizes as added conditions."""
     torch.manual_seed(seed)
@@ -171,6 +188,10 @@ def open_gates(components: Components, gate: float = 0.7) -> Components:
 def gated(seed: int = 0, **settings: object) -> Components:
     """`sd` with grounding that acts."""
     return open_gates(sd(seed, **settings))
+
+
+def sd_inpaint(channels: int = 9, seed: int = 0, **settings: object) -> Components:
+    return frozen(from_pipeline(inpaint_pipeline(channels, seed, **settings), "tiny-inpaint"))
 
 
 def sdxl(seed: int = 0) -> Components:

@@ -11,13 +11,18 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from pipelines.components import Components
 from pipelines.errors import RequestError
+from pipelines.request import Request
+
+CONCAT = "concat"
+"""Reserved name among a condition's arguments: channels the UNet reads behind those of the latents."""
 
 
 class Branch(Enum):
@@ -56,11 +61,31 @@ class Condition(Protocol):
         ...
 
     def unet_kwargs(self, branch: Branch, step: Step) -> dict[str, Any]:
-        """Arguments for the UNet, tensors with one row for each picture; the same keys for every branch."""
+        """Arguments for the UNet, tensors with one row for each picture; the same keys for every branch.
+
+        What is given as `CONCAT`, (B, c, h, w), is joined to the latents as further channels.
+        """
         ...
 
     def constrain(self, latents: Tensor, step: Step) -> Tensor:
         """Latents (B, C, h, w) after the scheduler's step, put right where this condition demands it."""
+        ...
+
+
+@runtime_checkable
+class Canvas(Condition, Protocol):
+    """A condition with a picture of its own that is painted on. A run has at most one."""
+
+    def sized(self, request: Request, components: Components) -> Request:
+        """The request with the size to generate at, where it leaves that open."""
+        ...
+
+    def begin(self, noise: Tensor, scheduler: Any) -> tuple[Tensor, Tensor]:
+        """What denoising begins with: latents like the unit noise (B, C, h, w), and the timesteps left."""
+        ...
+
+    def finish(self, pictures: list[Image.Image]) -> list[Image.Image]:
+        """The generated pictures put back into the one that is painted on."""
         ...
 
 

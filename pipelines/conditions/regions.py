@@ -62,7 +62,8 @@ class Regions:
             self._masks.setdefault(Branch.NEGATIVE, {})[str(height * width)] = torch.zeros_like(mask)
         before = unet.attn_processors
         try:
-            unet.set_attn_processor({name: _InRegions(processor) for name, processor in before.items()})
+            wrapped: Any = {name: _InRegions(processor) for name, processor in before.items()}
+            unet.set_attn_processor(wrapped)
             yield
         finally:
             unet.set_attn_processor(before)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, contextmanager
+
 import pytest
 import torch
+from diffusers import DDIMScheduler
+from PIL import Image
 
 from pipelines import conditions
-from pipelines.conditions import Branch, Step
+from pipelines.conditions import CONCAT, Branch, Canvas, Step
 from pipelines.conditions.boxes import Boxes
+from pipelines.conditions.inpaint import Inpaint
 from pipelines.conditions.regions import Regions
 from pipelines.conditions.text import Text
 from pipelines.request import Box
@@ -15,15 +20,14 @@ from tests import tiny
 
 CONDITIONS = {
     "text": lambda: Text("a fox", "a dog", (16, 16)),
+    "inpaint": lambda: Inpaint(Image.new("RGB", (16, 16), "red"), Image.new("L", (16, 16), 255), strength=0.5),
     "boxes": lambda: Boxes([[Box(phrase="a fox", box=(0.1, 0.2, 0.5, 0.6))]], 1.0),
-    "regions": lambda: Regions([Box(phrase="a cat", box=(0.1, 0.2, 0.5, 0.6))], "a cat", "", (16, 16)),
+    "regions": lambda: Regions([Box(phrase="a fox", box=(0.1, 0.2, 0.5, 0.6))], "a fox", "a dog", (16, 16)),
 }
-BASES = {
-    "text": {"sd": tiny.sd, "sdxl": tiny.sdxl},
-    "boxes": {"gated": tiny.gated},
-    "regions": {"sd": tiny.sd, "sdxl": tiny.sdxl},
-}
+ANY = {"sd": tiny.sd, "sdxl": tiny.sdxl, "inpainting": tiny.sd_inpaint}
+BASES = {"text": ANY, "inpaint": ANY, "boxes": {"gated": tiny.gated}, "regions": ANY}
 """For each condition, the bases it is for."""
+SAMPLE = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
 STEP = Step(0, 4, torch.tensor(900), torch.tensor(600))
 
 
@@ -42,6 +46,17 @@ def base(case):
     return BASES[case[0]][case[1]]()
 
 
+@contextmanager
+def running(condition, base, count=1):
+    """The condition attached, and begun if a picture is painted on."""
+    with condition.attach(base, count):
+        if isinstance(condition, Canvas):
+            scheduler = DDIMScheduler.from_config(base.scheduler_config)
+            scheduler.set_timesteps(4)
+            condition.begin(torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(0)), scheduler)
+        yield
+
+
 def test_every_file_of_conditions_is_listed_here():
     from pathlib import Path
 
@@ -50,10 +65,10 @@ def test_every_file_of_conditions_is_listed_here():
 
 
 def test_the_null_form_has_the_same_keys_and_shapes(condition, base):
-    with condition.attach(base, 2):
+    with running(condition, base, 2):
         stacked = conditions.stack([condition.unet_kwargs(branch, STEP) for branch in Branch])
     rows = {tensor.shape[0] for tensor in leaves(stacked)}
-    assert rows == {4}
+    assert rows == ({4} if stacked else set())
 
 
 def leaves(tree):
@@ -71,21 +86,26 @@ def test_no_residue_is_left_also_after_an_error(condition, base):
     assert tiny.same(before, base)
 
 
-def test_arguments_fit_the_unet_and_the_branches_differ(condition, base):
-    # Every UNet call needs text: the same for both branches, so that it is the condition that tells them apart.
-    text = Text("a cat", "a cat", (16, 16))
-    others = [] if isinstance(condition, Text) else [text]
-    with condition.attach(base, 1), text.attach(base, 1), torch.no_grad():
+def test_arguments_fit_the_unet_and_the_branches_of_a_prompt_differ(condition, base):
+    """A condition alone where it is the text; else beside it, and beside a picture where the UNet reads one."""
+    others = [CONDITIONS[name]() for name in ("text", "inpaint") if not isinstance(condition, type(CONDITIONS[name]()))]
+    together = [condition, *others]
+    with ExitStack() as stack, torch.no_grad():
+        for one in together:
+            stack.enter_context(running(one, base))
         sample = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-        asked = [conditions.merge([c.unet_kwargs(b, STEP) for c in (condition, *others)]) for b in Branch]
-        guesses = [base.unet(sample, STEP.timestep, **arguments).sample for arguments in asked]
+        guesses = []
+        for branch in Branch:
+            given = conditions.merge([one.unet_kwargs(branch, STEP) for one in together])
+            joined = torch.cat([sample, given.pop(CONCAT, sample[:, :0])], dim=1)
+            guesses.append(base.unet(joined, STEP.timestep, **given).sample)
     assert guesses[0].shape == sample.shape
     assert not torch.equal(*guesses)
 
 
 def test_constraining_keeps_shape_and_type(condition, base):
     latents = torch.randn(1, 4, 8, 8)
-    with condition.attach(base, 1):
+    with running(condition, base):
         constrained = condition.constrain(latents, STEP)
     assert constrained.shape == latents.shape and constrained.dtype == latents.dtype
 
@@ -98,6 +118,6 @@ def test_text_asks_nothing_of_the_latents():
 def test_a_condition_can_be_used_again(condition, base):
     given = []
     for _ in range(2):
-        with condition.attach(base, 1):
-            given.append(next(leaves(condition.unet_kwargs(Branch.POSITIVE, STEP))))
-    assert torch.equal(*given)
+        with running(condition, base):
+            given.append([*leaves(condition.unet_kwargs(Branch.POSITIVE, STEP)), condition.constrain(SAMPLE, STEP)])
+    assert all(torch.equal(*pair) for pair in zip(*given, strict=True))

@@ -19,7 +19,7 @@ from pipelines import Concept, ConceptCard
 from pipelines.denoising import generate
 from pipelines.errors import RequestError
 from pipelines.metadata import ATTENTIONS, DTYPES, KEY, LIMIT, SAMPLERS, Made, parameters, read_made, save_png
-from pipelines.request import ConceptUse, Defaults, Guidance, Request
+from pipelines.request import ConceptUse, Defaults, Guidance, Inpaint, Request
 from pipelines.tokens import single_rows
 from tests import tiny
 
@@ -42,6 +42,15 @@ REQUESTS = st.builds(
     prompt=st.text(max_size=60),
     negative_prompt=st.text(max_size=20),
     guidance=st.builds(Guidance, scale=st.floats(0, 50), rescale=st.floats(0, 1), start=st.floats(0, 1)),
+    inpaint=st.none()
+    | st.builds(
+        Inpaint,
+        image=st.text(min_size=1, max_size=20),
+        mask=st.none() | st.text(max_size=9),
+        strength=st.floats(0.01, 1),
+        feather=st.integers(0, 512),
+        only_masked=st.booleans(),
+    ),
     scheduler=st.sampled_from(list(SAMPLERS)),
     steps=st.integers(1, 1000),
     seed=st.integers(0, 2**63 - 1),

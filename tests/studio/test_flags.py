@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from PIL import Image
 from pydantic import BaseModel
 
 from pipelines.metadata import own_version, read_made
-from pipelines.request import Box, ConceptUse, Grounding, Guidance, Request, concept_use
+from pipelines.request import Box, ConceptUse, Grounding, Guidance, Inpaint, Request, concept_use
 from studio import runner
 from studio.cli import app, main
 from studio.flags import LISTED, Asked, given
@@ -162,6 +163,8 @@ def test_every_field_of_a_request_can_be_typed(asked):
         "--negative-prompt ugly --guidance-scale 3.5 --guidance-rescale 0.7 --guidance-start 0.1 --guidance-stop 0.9"
     )
     more = "--scheduler euler-a --steps 12 --width 96 --height 128 --seed 5 --count 3 --base b --output o"
+    more += " --inpaint-image i.png --inpaint-mask m.png --inpaint-strength 0.5 --inpaint-grow 1 --inpaint-feather 2"
+    more += " --inpaint-only-masked --inpaint-padding 3"
     concepts = ["--concept", "a.safetensors", "--concept", "b.safetensors:0.25"]
     boxes = ["--box", "fox:0.1,0.2,0.5,0.6", "--box", "a red: fox:0,0,1,1@fox.png", "--grounding-beta", "0.5"]
     boxes += ["--grounding-region", "--grounding-adapter", "gates.safetensors"]
@@ -176,6 +179,7 @@ def test_every_field_of_a_request_can_be_typed(asked):
             Box(phrase="a red: fox", box=(0, 0, 1, 1), picture="fox.png"),
         ),
         grounding=Grounding(beta=0.5, region=True, adapter="gates.safetensors"),
+        inpaint=Inpaint(image="i.png", mask="m.png", strength=0.5, grow=1, feather=2, only_masked=True, padding=3),
         guidance=Guidance(scale=3.5, rescale=0.7, start=0.1, stop=0.9),
         scheduler="euler-a",
         steps=12,
@@ -227,6 +231,8 @@ def test_a_strength_is_what_follows_the_last_colon_if_it_is_a_number(typed, sour
         ("--guidance-scale 51", ["guidance.scale", "50", "given: 51"]),
         ("--guidance-stop -0.1", ["guidance.stop", "given: -0.1"]),
         ("--seed -1", ["seed", "given: -1"]),
+        ("--inpaint-mask m.png", ["inpaint.image", "required"]),
+        ("--inpaint-image i.png --inpaint-strength 0", ["inpaint.strength", "greater than 0", "given: 0"]),
         ("--concept x.safetensors:3", ["concepts.0.strength", "2", "given: 3"]),
         ("--steps 0 --count 0 --height 5000", ["steps", "count", "height", "given: 5000"]),
     ],
@@ -247,8 +253,9 @@ def flags_of(field, info):
     """What `studio generate` calls a field of `Request`."""
     if field in LISTED:
         return [LISTED[field][0]]
-    if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-        return [f"{field}_{inner}" for inner in info.annotation.model_fields]
+    for kind in (info.annotation, *get_args(info.annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return [f"{field}_{inner}" for inner in kind.model_fields]
     return [field]
 
 
@@ -260,7 +267,8 @@ def test_every_field_of_a_request_is_a_flag_with_its_default_and_help_and_there_
     assert all(info.description and "\n" not in info.description for info in Asked.model_fields.values())
     # Nothing given and everything at its default are the same request.
     assert given(Asked()) == {}
-    asked = Asked(**{name: info.default for name, info in Asked.model_fields.items()})
+    # A picture to inpaint has no default: whatever is said of it asks for one.
+    asked = Asked(**{name: info.default for name, info in Asked.model_fields.items() if not name.startswith("inpaint")})
     assert Request.read({"prompt": "a", **given(asked)}) == Request(prompt="a")
 
 

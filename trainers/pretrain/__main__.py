@@ -1,4 +1,4 @@
-"""`python -m trainers.pretrain [all|vae|judge|text|unet|pack|grounding|score]`: train `pocket`, or print its scores."""
+"""`python -m trainers.pretrain [all|vae|judge|text|unet|pack|grounding|inpainting|score]`: train `pocket`, score it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def _show(stage: str, log: Path) -> OnEvent:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m trainers.pretrain", description=__doc__)
-    parser.add_argument("stage", nargs="?", default="all", choices=("all", *STAGES, "pack", "grounding", "score"))
+    stages = ("all", *STAGES, "pack", "grounding", "inpainting", "score")
+    parser.add_argument("stage", nargs="?", default="all", choices=stages)
     parser.add_argument(
         "--work", type=Path, default=Path("outputs/pretrain"), help="where states and previews are kept"
     )
@@ -49,13 +50,20 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--text-steps", type=int, default=2000)
     parser.add_argument("--unet-steps", type=int, default=6000)
     parser.add_argument("--grounding-steps", type=int, default=6000)
-    parser.add_argument("--minutes", type=float, default=None, help="grounding: end after so much time if sooner")
+    parser.add_argument("--minutes", type=float, default=None, help="grounding, inpainting: end after so much time")
     parser.add_argument("--pack", action="store_true", help="grounding: put the layers trained before into --out")
+    parser.add_argument("--inpainting-steps", type=int, default=1_000_000, help="inpainting: most steps; see --minutes")
+    parser.add_argument("--scenes", type=int, default=16384, help="inpainting: scenes of each of the four kinds")
+    parser.add_argument("--rate", type=float, default=1e-3, help="inpainting: learning rate")
+    parser.add_argument("--show", type=int, default=32, help="inpainting: visual prompts of each task in a preview")
+    parser.add_argument("--inpainting-from", type=Path, default=None, help="inpainting: a 9-channel UNet to go on from")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--pictures", type=int, default=65536, help="composed pictures the UNet learns from")
     parser.add_argument("--keep-every", type=int, default=250, help="UNet steps between writes of the training state")
     parser.add_argument("--prompts", type=int, default=200, help="score: how many seeded prompts of each kind")
-    parser.add_argument("--go-on-from", type=Path, default=None, help="text, unet: a finished model to train further")
+    parser.add_argument(
+        "--go-on-from", type=Path, default=None, help="text, unet, inpainting: a finished model to start from"
+    )
     parser.add_argument("--force", action="store_true", help="pack: replace a model that scores better")
     parser.add_argument("--threads", type=int, default=None)
     arguments = parser.parse_args()
@@ -72,6 +80,10 @@ def _train(arguments: argparse.Namespace) -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     actions = {"vae": vae_stage, "judge": judge_stage, "text": text_stage, "unet": unet_stage, "pack": pack}
     actions["grounding"] = grounding_stage
+    if arguments.stage == "inpainting":
+        from trainers.pretrain.inpainting import inpainting_stage
+
+        actions["inpainting"] = inpainting_stage
     for stage in (*chosen, "pack", "grounding") if arguments.stage == "all" else chosen:
         actions[stage](arguments, _show(stage, arguments.work / "log.jsonl"))
 

@@ -1,0 +1,243 @@
+"""Inpainting: a part of a given picture is painted anew. Image-to-image is the same with no mask.
+
+An inpainting UNet (9 channels: latents 4, mask 1, latents of the picture without what is to be repainted 4) sees the
+rest of the picture; under any other UNet the latents outside the mask are put back after every step, at the noise
+level they should have, as diffusers' `StableDiffusionInpaintPipeline` does. Either way the untouched pixels are pasted
+over the result, so they stay as they are to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate, max_pool2d
+
+from pipelines.components import Components, encode
+from pipelines.conditions import CONCAT, Branch, Step
+from pipelines.errors import RequestError
+from pipelines.events import Note, OnEvent, ignore
+from pipelines.images import fit, laid_on, open_picture, to_tensor, upright_rgb
+from pipelines.masks import grey, open_mask, require_mask, softened
+from pipelines.request import Inpaint as Settings
+from pipelines.request import Request
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a run needs.
+
+    Attributes:
+        scheduler: of the run.
+        clean: (B, C, h, w), latents of the picture.
+        noise: (B, C, h, w), the unit noise of the start.
+        cells: (1, 1, h, w), 1 where latents are repainted.
+        extra: (B, 1 + C, h, w), what an inpainting UNet sees; None for others.
+        region: left, top, right, bottom in pixels of the picture, which is generated.
+    """
+
+    scheduler: Any
+    clean: Tensor
+    noise: Tensor
+    cells: Tensor
+    extra: Tensor | None
+    region: tuple[int, int, int, int]
+
+
+class Inpaint:
+    """Repaint what a mask shows of a picture, or change the whole picture.
+
+    The result has the picture's own size if there is a mask, whatever size is generated at.
+
+    Args:
+        image: the picture; transparency is laid on white.
+        mask: of the picture's size, 1 (white) to repaint, 0 to keep; grey fades. None for image-to-image.
+        strength: share of the steps that are carried out, in (0, 1]. 1 starts from noise alone, which with no mask
+            leaves nothing of the picture (`StableDiffusionImg2ImgPipeline` leaves what the last noise level does).
+        grow: pixels by which the mask is widened.
+        feather: pixels over which it fades, outside.
+        only_masked: generate the surroundings of the mask at the request's size.
+        padding: pixels of context around the mask then.
+
+    Raises:
+        RequestError: if the mask is of another size, or asks for nothing.
+    """
+
+    def __init__(
+        self,
+        image: Image.Image,
+        mask: Image.Image | None = None,
+        *,
+        strength: float = 1.0,
+        grow: int = 0,
+        feather: int = 0,
+        only_masked: bool = False,
+        padding: int = 32,
+    ) -> None:
+        self.image = upright_rgb(image)
+        self.mask: Image.Image | None = None
+        if mask is not None:
+            require_mask(mask := grey(mask), self.image)
+            self.mask = softened(mask, grow, feather)
+        self.strength, self.only_masked, self.padding = strength, only_masked, padding
+        self._components: Components | None = None
+        self._run: _Run | None = None
+
+    @classmethod
+    def asked(cls, settings: Settings, on_event: OnEvent = ignore) -> Inpaint:
+        """The condition of a request, its files read.
+
+        Raises:
+            RequestError: if a file is missing, or the mask does not suit the picture.
+            DataError: if a file is no picture, or damaged.
+        """
+        for what, path in (("picture", settings.image), ("mask", settings.mask)):
+            if path is not None and not Path(path).is_file():
+                raise RequestError(f"There is no {what} {path} to inpaint.", "Check its path.")
+        image = open_picture(Path(settings.image))
+        with Image.open(settings.image) as stored:
+            if (opaque := laid_on(stored, "white")) is not stored and opaque.tobytes() != stored.convert(
+                "RGBA"
+            ).tobytes():
+                on_event(Note(f"{Path(settings.image).name} is transparent in places; it is laid on white."))
+        mask = None if settings.mask is None else open_mask(Path(settings.mask))
+        return cls(image, mask, **settings.model_dump(exclude={"image", "mask"}))
+
+    def sized(self, request: Request, components: Components) -> Request:
+        """The request with the size to generate at, where it leaves that open.
+
+        That is the base's own size for the surroundings of a mask; else the picture's size if that suits the base, or
+        the picture's proportions in the base's own number of pixels.
+        """
+        if (request.width and request.height) or (self.only_masked and self.mask is not None):
+            return request
+        width, height, usual = *self.image.size, components.defaults.size
+        if request.width or request.height:
+            factor = request.width / width if request.width else int(request.height or 0) / height
+        elif width % components.multiple or height % components.multiple or not 1 <= width * height / usual**2 <= 1.5:
+            factor = math.sqrt(usual**2 / (width * height))
+        else:
+            factor = 1.0
+        near = [max(1, round(side * factor / components.multiple)) * components.multiple for side in (width, height)]
+        return request.model_copy(update={"width": request.width or near[0], "height": request.height or near[1]})
+
+    @contextmanager
+    def attach(self, components: Components, count: int) -> Iterator[None]:
+        """Paint on the picture with this base; `begin` reads it at the size of the run.
+
+        Raises:
+            RequestError: if the UNet reads neither 4 nor 9 channels.
+        """
+        into, out = components.unet.config["in_channels"], components.unet.config["out_channels"]
+        if into not in (out, 2 * out + 1):
+            raise RequestError(
+                f"The UNet of {components.name} reads {into} channels; inpainting needs {out} or {2 * out + 1}.",
+                "Use a text-to-image or an inpainting model.",
+            )
+        self._components = components
+        try:
+            yield
+        finally:
+            self._components = self._run = None
+
+    def begin(self, noise: Tensor, scheduler: Any) -> tuple[Tensor, Tensor]:
+        """Start latents (B, C, h, w) and the timesteps left: all for strength 1, else the last `strength` of them.
+
+        Raises:
+            RequestError: if the strength is less than one step, or the mask vanishes at the size of the run.
+        """
+        self._run = run = self._prepared(noise, scheduler)
+        timesteps: Tensor = scheduler.timesteps
+        kept = int(self.strength * len(timesteps) + 1e-9)
+        if not kept:
+            raise RequestError(
+                f"Strength {self.strength:g} of {len(timesteps)} steps is less than one step.",
+                f"Use a strength of at least {1 / len(timesteps):.2g}, or more steps.",
+            )
+        if self.strength == 1:
+            return noise * scheduler.init_noise_sigma, timesteps
+        if hasattr(scheduler, "set_begin_index"):  # DDIM finds its place by the timestep alone
+            scheduler.set_begin_index(len(timesteps) - kept)
+        timesteps = timesteps[-kept:]
+        return scheduler.add_noise(run.clean, noise, timesteps[:1].expand(len(noise))), timesteps
+
+    def unet_kwargs(self, branch: Branch, step: Step) -> dict[str, Any]:
+        """What an inpainting UNet sees beside the latents, alike in every branch."""
+        return {} if self._run is None or self._run.extra is None else {CONCAT: self._run.extra}
+
+    def constrain(self, latents: Tensor, step: Step) -> Tensor:
+        """Under a UNet that does not know the picture, the latents outside the mask are the picture's."""
+        run = self._run
+        if run is None or run.extra is not None or self.mask is None:
+            return latents
+        known = run.clean
+        if step.following is not None:
+            known = run.scheduler.add_noise(known, run.noise, step.following.reshape(1).expand(len(known)))
+        return (1 - run.cells) * known + run.cells * latents
+
+    def finish(self, pictures: list[Image.Image]) -> list[Image.Image]:
+        """The given picture with what was repainted in it; where the mask is 0, to the bit."""
+        if self.mask is None or self._run is None:
+            return pictures
+        left, top, right, bottom = region = self._run.region
+        fade, below = self.mask.crop(region), self.image.crop(region)
+        done: list[Image.Image] = []
+        for picture in pictures:
+            whole = self.image.copy()
+            part = picture.resize((right - left, bottom - top), Image.Resampling.LANCZOS)
+            whole.paste(Image.composite(part, below, fade), (left, top))
+            done.append(whole)
+        return done
+
+    def _prepared(self, noise: Tensor, scheduler: Any) -> _Run:
+        """The picture and the mask at the size of the run."""
+        components = self._components
+        if components is None:
+            raise ValueError("the condition is not attached")
+        factor, unet = components.factor, components.unet.config
+        width, height = size = noise.shape[-1] * factor, noise.shape[-2] * factor
+        region = (0, 0, *self.image.size)
+        if self.mask is None:
+            picture, cells = fit(self.image, width, height), torch.ones(1, 1, *noise.shape[-2:])
+        else:
+            if self.only_masked:
+                region = VaeImageProcessor.get_crop_region(self.mask, width, height, self.padding)
+            picture, cells = (
+                self.image.crop(region).resize(size, Image.Resampling.LANCZOS),
+                self._cells(region, size, factor),
+            )
+        images = to_tensor(picture)[None]
+        extra = None
+        if unet["in_channels"] != unet["out_channels"]:
+            seen = encode(components, images * (1 - interpolate(cells, scale_factor=factor))).mean.to(noise)
+            extra = torch.cat([cells.to(noise), seen], dim=1).expand(len(noise), -1, -1, -1)
+        # The mean, not a draw, of what the autoencoder knows: what is kept needs no noise of its own.
+        clean = encode(components, images).mean.to(noise).expand_as(noise)
+        return _Run(scheduler, clean, noise, cells.to(noise), extra, region)
+
+    def _cells(self, region: tuple[int, int, int, int], size: tuple[int, int], factor: int) -> Tensor:
+        """Latents to repaint, (1, 1, h, w) of 0 and 1: all with a pixel that is.
+
+        diffusers looks at the first pixel of each alone, so that thin strokes are lost and rims shine through.
+        """
+        if self.mask is None:
+            raise ValueError("there is no mask")
+        mask = self.mask.crop(region).resize(size, Image.Resampling.LANCZOS)
+        cells = max_pool2d(torch.from_numpy(np.asarray(mask) >= 128)[None, None].float(), factor)
+        if not cells.any():
+            raise RequestError(
+                f"Nothing is left of the mask at {size[0]} x {size[1]}, the size that is generated.",
+                "Widen it, or give less padding."
+                if self.only_masked
+                else "Widen it, or generate its surroundings alone (--inpaint-only-masked).",
+            )
+        return cells

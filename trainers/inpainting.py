@@ -1,0 +1,283 @@
+"""Inpainting: a base of 4 channels becomes one of 9, which sees the mask and what lies around it.
+
+The first convolution gets five more inputs with weights of zero, so that training starts from what the base paints;
+then the whole UNet is trained on pictures with holes. Latents, mask and latents of the masked picture follow each other
+as in Stable Diffusion's inpainting models (Rombach et al., arXiv:2112.10752), mask 1 = repaint. Visual prompts are
+trained by the same code: a grid is a picture whose hole is a cell.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipelines.components import Components, encode
+from pipelines.errors import Cancelled
+from pipelines.events import OnEvent, ignore
+from pipelines.inpainting_unet import gated, widened_shape
+from trainers.averages import Average
+from trainers.checkpoints import Checkpoint
+from trainers.loop import Losses, Pace, optimise, warm_stable_decay
+from trainers.pretrain.muon import Muon
+
+OUTSIDE = 0.1
+"""Weight of what lies outside the hole in the loss: it can be copied, so it teaches little."""
+
+
+class Holed(NamedTuple):
+    """Pictures with holes.
+
+    Attributes:
+        pictures: (B, 3, H, W) in [-1, 1].
+        holes: (B, 1, H, W) or (1, 1, H, W), 1 = repaint.
+        context: (B, T, D) states of the captions.
+    """
+
+    pictures: Tensor
+    holes: Tensor
+    context: Tensor
+
+
+Source = Callable[[int, torch.Generator], Holed]
+"""Gives the batch of a step by its index; the generator is that of the device."""
+
+
+def widened(base: UNet2DConditionModel) -> UNet2DConditionModel:
+    """A copy of a UNet with 9 channels that paints as the base does, whatever the mask says.
+
+    Layers for boxes are left out: they stay those of the base.
+    """
+    unet = widened_shape(base)
+    weights = {name: tensor.clone() for name, tensor in base.state_dict().items() if not gated(name)}
+    first = weights["conv_in.weight"]
+    weights["conv_in.weight"] = F.pad(first, (0, 0, 0, 0, 0, unet.conv_in.in_channels - first.shape[1]))
+    unet.load_state_dict(weights)
+    torch.nn.Module.to(unet, base.device, torch.float32)
+    if base.device.type == "cuda":  # as its tensor cores read convolutions
+        torch.nn.Module.to(unet, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return unet
+
+
+def inputs_beside(components: Components, pictures: Tensor, holes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents of the pictures, mask (B, 1, h, w) on their grid, and latents of the pictures without their holes.
+
+    As `StableDiffusionInpaintPipeline` does it: the hole is mid-grey, its mask on the latents the nearest pixel.
+    """
+    seen = pictures * (holes < 0.5)
+    both = encode(components, torch.cat((pictures, seen))).mean.float()
+    latents, around = both.chunk(2)
+    mask = F.interpolate(holes, size=latents.shape[-2:]).expand(len(latents), -1, -1, -1)
+    return latents, mask, around
+
+
+class Noising:
+    """Noise and velocity of a base's schedule as tables on the device, so that nothing waits for it."""
+
+    def __init__(self, config: Mapping[str, Any], device: torch.device | str) -> None:
+        schedule: DDIMScheduler = DDIMScheduler.from_config(dict(config))  # pyright: ignore[reportAssignmentType]
+        self.kind: str = schedule.config["prediction_type"]
+        kept: Tensor = schedule.alphas_cumprod.to(device, torch.float32)
+        self.signal, self.noise = kept.sqrt(), (1 - kept).sqrt()
+
+    def __call__(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Noisy latents, and what the UNet is to say of them."""
+        signal, spread = (t[timesteps][:, None, None, None] for t in (self.signal, self.noise))
+        target = signal * noise - spread * clean if self.kind == "v_prediction" else noise
+        return signal * clean + spread * noise, target
+
+
+def losses_of(unet: UNet2DConditionModel, components: Components, sources: Mapping[str, Source]) -> Losses:
+    """The losses of a step, one for each source: squared error in the hole, and a little outside it.
+
+    Timesteps are spread evenly over each batch, which calms the gradient.
+    """
+    device = unet.device
+    noising = Noising(components.scheduler_config, device)
+    total = len(noising.signal)
+
+    def loss(source: Source, index: int, chance: torch.Generator) -> Tensor:
+        with torch.no_grad():
+            batch = source(index, chance)
+            with _half(device, torch.float16):
+                clean, mask, around = inputs_beside(components, batch.pictures, batch.holes)
+            count = len(clean)
+            start = torch.rand((), generator=chance, device=device)
+            even = (start + torch.arange(count, device=device) / count) % 1
+            timesteps = (even * total).long().clamp(max=total - 1)
+            noise = torch.randn(clean.shape, generator=chance, device=device)
+            noisy, target = noising(clean, noise, timesteps)
+            weight = mask + OUTSIDE * (1 - mask)
+        with _half(device, torch.bfloat16):
+            guess = unet(torch.cat((noisy, mask, around), 1), timesteps, batch.context).sample
+        error = (guess.float() - target).square().mean(1, keepdim=True)
+        return (error * weight).sum() / weight.sum()
+
+    def losses(index: int, generator: torch.Generator) -> dict[str, Tensor]:
+        seed = int(torch.randint(1 << 62, (), generator=generator))
+        chance = torch.Generator(device).manual_seed(seed)
+        return {name: loss(source, index, chance) for name, source in sources.items()}
+
+    return losses
+
+
+def _half(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    return torch.autocast("cuda", dtype) if device.type == "cuda" else nullcontext()
+
+
+class Clock:
+    """How much of a training is over, by its steps or by the wall clock, whichever comes first.
+
+    Args:
+        minutes: limit by the clock; None for none. Time spent before a training was resumed counts.
+    """
+
+    def __init__(self, minutes: float | None) -> None:
+        self.limit = None if minutes is None else minutes * 60
+        self.before, self.began = 0.0, time.monotonic()
+
+    @property
+    def spent(self) -> float:
+        """Seconds."""
+        return self.before + time.monotonic() - self.began
+
+    @property
+    def over(self) -> bool:
+        """Whether the time is up."""
+        return self.limit is not None and self.spent >= self.limit
+
+    def rate(self, step: int, steps: int) -> float:
+        """Factor on the learning rate: warm-up by steps, a plateau, a linear fall over the last two fifths."""
+        done = max(step / steps, self.spent / self.limit if self.limit else 0.0)
+        return min((step + 1) / min(100, max(1, steps // 5)), warm_stable_decay(round(done * 1e6), 10**6, 1, 0.4))
+
+
+def optimizers_of(unet: UNet2DConditionModel, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for hidden matrices, AdamW for the rest."""
+    hidden: list[Tensor] = []
+    rest: list[Tensor] = []
+    for name, parameter in unet.named_parameters():
+        inner = parameter.ndim >= 2 and not name.startswith(("conv_in", "conv_out"))
+        (hidden if inner else rest).append(parameter)
+    return [Muon(hidden, rate), torch.optim.AdamW(rest, rate, fused=True)]
+
+
+def train_unet(
+    components: Components,
+    unet: UNet2DConditionModel,
+    sources: Mapping[str, Source],
+    state: Path,
+    *,
+    steps: int,
+    minutes: float | None = None,
+    rate: float = 1e-3,
+    seed: int = 0,
+    keep_every: int = 500,
+    report: int = 20,
+    after: Callable[[int, Average], dict[str, float] | None] = lambda done, average: None,
+    on_event: OnEvent = ignore,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Average:
+    """Train a widened UNet in place; gives the moving average of its weights, which is what is to be used.
+
+    Args:
+        components: the base: its autoencoder encodes, its schedule noises.
+        unet: from `widened`, or one trained before.
+        sources: named batches with holes; the loss of each is a term.
+        state: folder of the training state; what is there is gone on from.
+        steps: optimiser steps in all.
+        minutes: limit by the wall clock; the learning rate falls towards it.
+        rate: learning rate, for Muon and AdamW alike.
+        seed: source of chance.
+        keep_every: steps between writes of the state.
+        report: steps between reports.
+        after: called with the steps done, for previews.
+        on_event: receives reports.
+        should_stop: asked once a step.
+
+    Raises:
+        Cancelled: if `should_stop` said so; the state is kept.
+        ConfigError: if a loss is not finite, or the state is of other settings.
+    """
+    unet.train().requires_grad_(True)
+    clock, average = Clock(minutes), Average(dict(unet.named_parameters()), 0.999)
+    optimizers = optimizers_of(unet, rate)
+
+    def after_step(done: int) -> dict[str, float] | None:
+        average.update()
+        return after(done, average)
+
+    try:
+        optimise(
+            losses_of(unet, components, sources),
+            optimizers,
+            Pace(steps, seed=seed, clip=1.0, report=report),
+            rate=clock.rate,
+            after_step=after_step,
+            checkpoint=_checkpoint(state, keep_every, unet, average, optimizers, clock),
+            on_event=on_event,
+            should_stop=lambda: should_stop() or clock.over,
+        )
+    except Cancelled:
+        if not clock.over or should_stop():
+            raise
+    return average
+
+
+def _checkpoint(
+    path: Path,
+    every: int,
+    unet: UNet2DConditionModel,
+    average: Average,
+    optimizers: list[torch.optim.Optimizer],
+    clock: Clock,
+) -> Checkpoint:
+    def state() -> dict[str, Any]:
+        return {
+            "unet": unet.state_dict(),
+            "average": average.state(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "spent": clock.spent,
+        }
+
+    def restore(kept: dict[str, Any]) -> None:
+        unet.load_state_dict(kept["unet"])
+        average.restore(kept["average"])
+        for optimizer, one in zip(optimizers, kept["optimizers"], strict=True):
+            optimizer.load_state_dict(one)
+        clock.before, clock.began = kept["spent"], time.monotonic()
+
+    return Checkpoint(path, every, state, restore)
+
+
+def save_unet(unet: UNet2DConditionModel, average: Average, folder: Path, dtype: torch.dtype = torch.float16) -> Path:
+    """Write the average in the diffusers layout; `pipelines.inpainting_unet` reads it."""
+    with average.shown():
+        copy = widened_shape(unet)
+        copy.load_state_dict({name: tensor.detach().cpu() for name, tensor in unet.state_dict().items()})
+    torch.nn.Module.to(copy, dtype=dtype).save_pretrained(folder)  # pyright: ignore[reportCallIssue]
+    return folder
+
+
+@torch.no_grad()
+def painted(
+    unet: UNet2DConditionModel, components: Components, batch: Holed, generator: torch.Generator, steps: int = 20
+) -> Tensor:
+    """Pictures (B, 3, H, W) in [-1, 1] with their holes painted, without guidance; for looking while training."""
+    from pipelines.components import decode
+
+    schedule: Any = DDIMScheduler.from_config(dict(components.scheduler_config))
+    schedule.set_timesteps(steps)
+    clean, mask, around = inputs_beside(components, batch.pictures, batch.holes)
+    latents = torch.randn(clean.shape, generator=generator, device=clean.device)
+    for timestep in schedule.timesteps:
+        guess = unet(torch.cat((latents, mask, around), 1), timestep.to(clean.device), batch.context).sample
+        latents = schedule.step(guess.float(), timestep, latents).prev_sample
+    return torch.where(batch.holes > 0.5, decode(components, latents), batch.pictures)
