@@ -8,7 +8,7 @@ export MALLOC_TRIM_THRESHOLD_ = 4294967296
 # Nothing is fetched at run time.
 export HF_HUB_OFFLINE = 1
 
-.PHONY: setup browser demo test check torture results clean
+.PHONY: setup browser demo test check torture results bench clean
 
 setup: $(VENV)/.ready
 
@@ -36,14 +36,19 @@ browser:
 test: check browser
 	$(BIN)/python -m pytest
 
-# What the suite does in small: trainings killed at random moments, mutated concept files.
+# What the suite does in small: trainings killed at random moments, mutated concept files, hostile requests.
 torture: setup
 	$(BIN)/python -m tests.torture.kills --kills 200
 	$(BIN)/python -m tests.torture.fuzz --files 10000
+	$(BIN)/python -m tests.torture.requests --requests 10000
 
 results: setup
 	$(BIN)/python -m trainers.pretrain score
 	$(BIN)/studio score --all-held-out
+
+# Side by side with the programs it is compared to; see benchmarks/README.md.
+bench: setup
+	$(BIN)/python -m benchmarks.boxes
 
 # Leaves outputs/ alone: concepts and training states live there.
 clean:

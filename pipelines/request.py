@@ -101,7 +101,7 @@ class Box(Frozen):
     box: Edges
     """Left, top, right and bottom edge, as fractions of the width and height from the top left corner."""
 
-    picture: str | None = None
+    picture: Annotated[str | None, FileOf("picture")] = None
     """A picture of the thing to follow, for bases whose grounding reads pictures."""
 
     @model_validator(mode="after")
@@ -175,10 +175,10 @@ class Grounding(Frozen):
 class Inpaint(Frozen):
     """A picture to repaint a part of, or, without a mask, to change as a whole (image-to-image)."""
 
-    image: str = Field(min_length=1)
+    image: Annotated[str, FileOf("picture")] = Field(min_length=1)
     """Path of the picture. Transparency is laid on white."""
 
-    mask: str | None = None
+    mask: Annotated[str | None, FileOf("picture")] = None
     """Path of the mask, of the picture's size: white is repainted, black is kept to the bit, grey fades from one to the
     other; transparent counts as black. None repaints everything."""
 
