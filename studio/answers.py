@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from pipelines.inpainting_unet import inpainting_components
-from trainers.grid_tasks import TASKS
-
 from pipelines.components import POCKET
 from pipelines.errors import ConfigError
+from pipelines.inpainting_unet import inpainting_components
 from pipelines.judge import Judge
 from studio.measures import Relations
 from studio.progress import Progress
 from studio.runner import open_base
 from studio.settings import Machine
 from trainers import incontext_scoring as scoring
+from trainers.grid_tasks import TASKS
 
 
 def score_answers(

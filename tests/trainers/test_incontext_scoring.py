@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from trainers.grid_tasks import TASKS, TRAINED_TASKS, Drawings
-from trainers.inpainting import widened
 
 from pipelines.components import POCKET, load
 from pipelines.judge import Judge
 from pipelines.request import Guidance, Request
 from trainers import incontext_scoring as scoring
+from trainers.grid_tasks import TASKS, TRAINED_TASKS, Drawings
+from trainers.inpainting import widened
 
 NAMES = ("wolf", "taxi", "kiwi")
 
