@@ -91,10 +91,10 @@ LARGEST_GRID = 16
 class ExamplePair(Frozen):
     """What was done to a picture, as two pictures."""
 
-    before: str = Field(min_length=1)
+    before: Annotated[str, FileOf("picture")] = Field(min_length=1)
     """Path of the picture as it was."""
 
-    after: str = Field(min_length=1)
+    after: Annotated[str, FileOf("picture")] = Field(min_length=1)
     """Path of the picture as it became; of the same size."""
 
 
@@ -104,7 +104,7 @@ class InContext(Frozen):
     examples: tuple[ExamplePair, ...] = ()
     """Up to 16 pairs; all show the same change. None only if the prompt says what to do, in a learned word say."""
 
-    query: str = Field(min_length=1)
+    query: Annotated[str, FileOf("picture")] = Field(min_length=1)
     """Path of the picture to be changed; the answer has its size."""
 
     engine: Literal["grid", "analogist"] = "grid"

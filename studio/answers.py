@@ -9,7 +9,7 @@ from pipelines.components import POCKET
 from pipelines.errors import ConfigError
 from pipelines.inpainting_unet import inpainting_components
 from pipelines.judge import Judge
-from studio.measures import Relations
+from studio.measures import Benchmarks
 from studio.progress import Progress
 from studio.runner import open_base
 from studio.settings import Machine
@@ -18,7 +18,7 @@ from trainers.grid_tasks import TASKS
 
 
 def score_answers(
-    asked: Relations, only: tuple[str, ...], base: str, form: str, machine: Machine, say: Callable[[str], None]
+    asked: Benchmarks, only: tuple[str, ...], base: str, form: str, machine: Machine, say: Callable[[str], None]
 ) -> None:
     """Score every task; says each as it comes, then what follows from all.
 

@@ -219,12 +219,8 @@ def score(
         textual-inversion, pivotal, lora, full or custom-diffusion; with --all-ways also pivotal-together and
         custom-diffusion-together, and several.
     only
-<<<<<<< HEAD
-        With --all-held-out or --all-ways: these stickers alone; with --relations: these relations; with --incontext:
-        these tasks.
-=======
-        With --all-held-out, --all-ways or --concepts: these stickers alone; with --relations: these relations.
->>>>>>> main
+        With --all-held-out, --all-ways or --concepts: these stickers alone; with --relations: these relations; with
+        --incontext: these tasks.
     form
         table or json.
     base
@@ -235,19 +231,15 @@ def score(
     if asked.relations:
         from studio.relations import score_relations
 
-<<<<<<< HEAD
-        score_relations(relations, only, base, form, machine, print)
-    elif relations.incontext:
-        from studio.answers import score_answers
-
-        score_answers(relations, only, base, form, machine, print)
-=======
         score_relations(asked, only, base, form, machine, print)
     elif asked.boxes:
         from studio.box_scores import score_boxes
 
         score_boxes(asked, only, base, form, machine, print)
->>>>>>> main
+    elif asked.incontext:
+        from studio.answers import score_answers
+
+        score_answers(asked, only, base, form, machine, print)
     elif all_ways:
         runner.score_ways(way, only, form, machine, print)
     elif all_held_out:

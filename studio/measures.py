@@ -10,7 +10,7 @@ from pipelines.request import Frozen
 
 
 class Benchmarks(Frozen):
-    """Scores of relations and of boxes."""
+    """Scores of relations, of boxes and of questions asked in pictures."""
 
     relations: bool = False
     """Teach pocket each relation from ten pictures and score it on pairs it never saw, beside the best phrase in words,
@@ -31,17 +31,10 @@ class Benchmarks(Frozen):
 
     pictures: int | None = Field(default=None, ge=1, le=10_000)
     """With --relations: pictures of each relation and way (40), or in the paper's protocol of each pair (10). With
-<<<<<<< HEAD
-    --incontext: questions of each task (24)."""
+    --boxes: layouts (200). With --incontext: questions of each task (24)."""
 
     sheet: Path | None = None
-    """With --relations or --incontext: also write a contact sheet here."""
-=======
-    --boxes: layouts (200)."""
-
-    sheet: Path | None = None
-    """With --relations or --boxes: also write a contact sheet here."""
->>>>>>> main
+    """With --relations, --boxes or --incontext: also write a contact sheet here."""
 
     clip: Path | None = None
     """With --relations: folder of a CLIP that measures; needs --learned."""
