@@ -19,7 +19,7 @@ from pipelines.metadata import own_version
 from pipelines.request import Request, problems
 from studio.flags import Asked, given
 from studio.language_model import Planning
-from studio.measures import Relations
+from studio.measures import Benchmarks
 from studio.placing import Placing, drawn, placed
 from studio.placing import layout as boxes_as_lines
 from studio.settings import Machine
@@ -33,6 +33,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.command("studio.training:app", name="train", help="Learn a concept from a folder of pictures.")
+app.command("studio.incontext:ask", name="incontext")
 app.command("studio.masking:mask", name="mask")
 app.command("studio.concepts:app", name="concepts", help="List, check, import and export concepts.")
 app.command("studio.serve:serve", name="serve", help="Open the studio in the browser, with a REST interface beside it.")
@@ -196,7 +197,7 @@ def score(
     way: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     only: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     form: Annotated[Literal["table", "json"], Parameter(name="--format")] = "table",
-    relations: Annotated[Relations, Parameter(name="*")] = Relations(),  # noqa: B008
+    asked: Annotated[Benchmarks, Parameter(name="*")] = Benchmarks(),  # noqa: B008
     base: str = "pocket",
     machine: OnThisMachine = Machine(),  # noqa: B008
 ) -> None:
@@ -219,7 +220,8 @@ def score(
         textual-inversion, pivotal, lora, full or custom-diffusion; with --all-ways also pivotal-together and
         custom-diffusion-together, and several.
     only
-        With --all-held-out or --all-ways: these stickers alone; with --relations: these relations.
+        With --all-held-out, --all-ways or --concepts: these stickers alone; with --relations: these relations; with
+        --incontext: these tasks.
     form
         table or json.
     base
@@ -227,10 +229,18 @@ def score(
     """
     from studio import runner
 
-    if relations.relations:
+    if asked.relations:
         from studio.relations import score_relations
 
-        score_relations(relations, only, base, form, machine, print)
+        score_relations(asked, only, base, form, machine, print)
+    elif asked.boxes:
+        from studio.box_scores import score_boxes
+
+        score_boxes(asked, only, base, form, machine, print)
+    elif asked.incontext:
+        from studio.answers import score_answers
+
+        score_answers(asked, only, base, form, machine, print)
     elif all_ways:
         runner.score_ways(way, only, form, machine, print)
     elif all_held_out:
