@@ -85,10 +85,10 @@ class Guidance(Frozen):
 class Inpaint(Frozen):
     """A picture to repaint a part of, or, without a mask, to change as a whole (image-to-image)."""
 
-    image: str = Field(min_length=1)
+    image: Annotated[str, FileOf("picture")] = Field(min_length=1)
     """Path of the picture. Transparency is laid on white."""
 
-    mask: str | None = None
+    mask: Annotated[str | None, FileOf("picture")] = None
     """Path of the mask, of the picture's size: white is repainted, black is kept to the bit, grey fades from one to the
     other; transparent counts as black. None repaints everything."""
 

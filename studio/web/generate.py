@@ -70,7 +70,7 @@ def chips_of(jobs: Jobs, on: Sequence[str] = (), strengths: dict[str, float] | N
             "id": entry.path.stem,
             "token": entry.card.token,
             "kind": entry.card.kind,
-            "picture": picture_uri(entry.path.with_name(f"{entry.path.stem}.preview.png"), 64),
+            "picture": picture_uri(entry.path.with_suffix(".preview.png"), 64),
             "on": entry.path.stem in on,
             "strength": (strengths or {}).get(entry.path.stem, 1.0),
         }
@@ -98,12 +98,13 @@ class GeneratePage:
             with gr.Column(scale=5, min_width=320):
                 self._question()
             with gr.Column(scale=4, min_width=320):
-                self.answer = Answer(jobs, "generation", self.go, ("Use these settings again",))
+                self.answer = Answer(jobs, "generation", self.go, ("Use these settings again", "Edit this picture"))
                 self.dropped = gr.File(
                     label="Drop a picture made here to use its settings",
                     file_types=[".png"],
                     height=96,
                     elem_id="dropped",
+                    elem_classes="drop",
                 )
         self._wire()
 

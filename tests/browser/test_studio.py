@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from PIL import Image, ImageChops
 from playwright.sync_api import expect
 
-TABS = ("Generate", "Teach", "Concepts")
+from studio.web.edit import EXAMPLE
+
+TABS = ("Generate", "Teach", "Edit", "Concepts")
 SLOW = 90_000  # milliseconds; two cores, and processes that load torch
 
 
@@ -66,6 +69,26 @@ def test_teaching_survives_a_reload_and_what_is_learned_can_be_tried(visit, stud
     page.locator("#try-it").click()
     expect(page.locator("#prompt textarea")).to_have_value("a <my-wolf>")
     expect(page.locator(".chip button")).to_have_attribute("aria-pressed", "true")
+
+
+def test_a_thing_is_clicked_and_repainted_and_the_rest_stays(visit, studio):
+    _, jobs = studio
+    page = visit()
+    go(page, "Edit")
+    page.locator("#edit-example").click()
+    expect(page.locator("#painter .easel")).not_to_have_class("easel bare")
+    page.wait_for_timeout(300)
+    frame = page.locator(".over").bounding_box()
+    page.mouse.click(frame["x"] + frame["width"] / 2, frame["y"] + frame["height"] / 2)
+    page.locator("#edit-go").click()
+    expect(page.locator("#edit-progress")).to_contain_text("Done", timeout=SLOW)
+    expect(page.locator("#edit-gallery .thumbnail-item img")).to_have_count(4, timeout=SLOW)
+    job = newest(jobs, "generation")
+    with Image.open(jobs.results(job.id)[0]) as after, Image.open(EXAMPLE) as before:
+        changed = ImageChops.difference(after.convert("RGB"), before.convert("RGB"))
+        assert changed.getpixel((32, 36)) != (0, 0, 0)
+        assert changed.crop((0, 0, 64, 5)).getbbox() is None
+        assert changed.crop((0, 0, 8, 64)).getbbox() is None
 
 
 def test_cancel(visit, studio):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import re
 
 import gradio as gr
@@ -18,6 +20,7 @@ from studio import catalogue
 from studio.jobs import Jobs
 from studio.ledger import Job
 from studio.web.app import build, mount_options
+from studio.web.edit import EditPage
 from studio.web.forms import Form
 from studio.web.generate import EXAMPLES, LABELS, PRESETS, GeneratePage, concepts_used
 from studio.web.lessons import RECIPE_STEPS, WHATS
@@ -163,6 +166,51 @@ def test_the_canvas_has_the_shape_of_the_picture():
     assert [GeneratePage.shape("64", "32")[side] for side in ("width", "height")] == [64, 32]
     assert [GeneratePage.shape("", "32")[side] for side in ("width", "height")] == [32, 32]
     assert [GeneratePage.shape("x", "")[side] for side in ("width", "height")] == [1, 1]
+
+
+# -- editing ----------------------------------------------------------------------------------------------------
+
+
+def address(picture):
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def repaint(edit, painted, **more):
+    fields = zip(edit.form.paths, edit.form.components, strict=True)
+    values = [more.get(path, component.value) for path, component in fields]
+    return edit.submit(painted, "a cat", [], 0, 1, *values)
+
+
+def test_what_was_painted_becomes_a_mask_of_the_pictures_size(jobs):
+    edit = page(EditPage, jobs)
+    painted, prompt = edit.take_example()
+    mask = Image.new("RGBA", (384, 384), "black")
+    mask.paste("white", (0, 0, 192, 384))
+    job = jobs.get(repaint(edit, painted | {"mask": address(mask)}, feather=3))
+    asked = job.spec["request"]["inpaint"]
+    with Image.open(jobs.pictures.path(asked["mask"])) as stored:
+        grey = stored.convert("L")
+    assert (grey.size, grey.getpixel((31, 5)), grey.getpixel((32, 5))) == ((64, 64), 255, 0)
+    assert (asked["image"], asked["feather"], prompt) == (painted["id"], 3, "a cat on a pink background")
+
+
+def test_without_picture_or_paint_nothing_is_queued_and_ids_lead_nowhere(jobs, tmp_path):
+    edit = page(EditPage, jobs)
+    painted, _ = edit.take_example()
+    black = address(Image.new("L", (64, 64)))
+    for wrong, said in (
+        (None, "no picture yet"),
+        (painted, "no PNG"),
+        (painted | {"mask": "data:image/png;base64,no"}, "no PNG"),
+        (painted | {"mask": black}, "Nothing is to be repainted"),
+        ({"id": "../../etc/passwd", "mask": black}, "no picture of the id"),
+        (["x"], "no picture yet"),
+    ):
+        with pytest.raises(gr.Error, match=said):
+            repaint(edit, wrong)
+    assert jobs.list() == []
 
 
 # -- teaching ---------------------------------------------------------------------------------------------------
