@@ -44,6 +44,7 @@ def test_studio_loads_torch_in_the_runner_alone():
         "studio.concepts",
         "studio.catalogue",
         "studio.flags",
+        "studio.placing",
         "studio.progress",
         "studio.settings",
         "pipelines.request",

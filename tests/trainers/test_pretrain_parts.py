@@ -218,8 +218,8 @@ def test_minutes_of_a_stage_leave_out_its_pauses_and_other_stages(tmp_path):
     log = tmp_path / "log.jsonl"
     times = [("judge", 0), ("unet", 100), ("unet", 160), ("judge", 170), ("unet", 220), ("unet", 9000), ("unet", 9030)]
     log.write_text("".join(json.dumps({"stage": stage, "time": time}) + "\n" for stage, time in times))
-    assert stages._minutes(log, "unet") == pytest.approx((60 + 60 + 30) / 60)
-    assert stages._minutes(log, "vae") == 0
+    assert stages.minutes_in(log, "unet") == pytest.approx((60 + 60 + 30) / 60)
+    assert stages.minutes_in(log, "vae") == 0
 
 
 def test_a_model_is_worth_the_mean_of_what_a_user_notices():

@@ -51,7 +51,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--unet-steps", type=int, default=6000)
     parser.add_argument("--grounding-steps", type=int, default=6000)
     parser.add_argument("--minutes", type=float, default=None, help="grounding, inpainting: end after so much time")
-    parser.add_argument("--pack", action="store_true", help="grounding: put the layers trained before into --out")
+    parser.add_argument(
+        "--pack", action="store_true", help="grounding, inpainting: put what was trained before into --out"
+    )
     parser.add_argument("--inpainting-steps", type=int, default=1_000_000, help="inpainting: most steps; see --minutes")
     parser.add_argument("--scenes", type=int, default=16384, help="inpainting: scenes of each of the four kinds")
     parser.add_argument("--rate", type=float, default=1e-3, help="inpainting: learning rate")

@@ -59,6 +59,12 @@ def _trainings(facts: dict[str, Any]) -> list[str]:
             f"- The gated layers for boxes were trained last, on the frozen rest: {boxes['device']}, {boxes['steps']} "
             f"steps of {boxes['batch']} in {boxes['minutes']} minutes."
         )
+    if holes := facts.get("inpainting"):
+        lines.append(
+            f"- The 9-channel UNet for inpainting and visual prompts went on from the base: {holes['device']}, "
+            f"{holes['steps']} steps of {holes['batch']} visual prompts and half as many pictures in "
+            f"{holes['minutes']} minutes; tasks: {', '.join(holes['tasks'])}."
+        )
     return lines
 
 
@@ -68,7 +74,7 @@ def write_card(out: Path, facts: dict[str, Any], scores: dict[str, Any]) -> Path
     Args:
         out: the model's folder.
         facts: device, steps, batch, size, minutes of the training; `earlier`, the facts of the model it went on from;
-            `grounding`, those of the gated layers.
+            `grounding`, those of the gated layers; `inpainting`, those of the 9-channel UNet.
         scores: as `trainers.pretrain.score.score` gives them.
     """
     weights = sum(path.stat().st_size for path in out.rglob("*.safetensors")) / 2**20

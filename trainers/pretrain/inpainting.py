@@ -15,6 +15,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from pipelines.components import Components, load
+from pipelines.errors import ModelError
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
 from pipelines.grids import Grid
@@ -25,8 +26,12 @@ from trainers.averages import Average
 from trainers.grid_tasks import TASKS, TRAINED_TASKS, Drawings, Pool, pairs, pools, scenes_for
 from trainers.holes import random_holes
 from trainers.inpainting import Holed, Source, painted, save_unet, train_unet, widened
-from trainers.pretrain.card import device_name
+from trainers.pretrain.card import TRAINING, device_name, write_card
+from trainers.pretrain.stages import minutes_in
 from trainers.stickers import HELD_OUT, NAMES, UNIT
+
+RECORD = "inpainting.json"
+"""How the UNet in the same folder was trained."""
 
 EMPTY = 0.1
 """Share of captions left empty in plain inpainting."""
@@ -172,9 +177,11 @@ def preview(
 def inpainting_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
     """Train the UNet into `work/unet_inpainting`, with a preview sheet on the way."""
     work, device = cast(Path, arguments.work), arguments.device
+    if arguments.pack:
+        on_event(Note(f"written to {put_in_place(work, arguments.out)}"))
+        return
     if device.startswith("cuda"):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
     components = load(arguments.go_on_from or "pocket", device=device)
     drawings = Drawings.of(size=UNIT, device=device)
     made = world(components, arguments.scenes, 51, drawings)
@@ -184,7 +191,15 @@ def inpainting_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
     unet = widened(components.unet)
     if arguments.inpainting_from is not None:
         unet.load_state_dict(_stored(arguments.inpainting_from))
-    facts: dict[str, Any] = {"device": device_name(device), "batch": arguments.batch, "scenes": arguments.scenes}
+    facts: dict[str, Any] = {
+        "device": device_name(device),
+        "batch": arguments.batch,
+        "scenes": arguments.scenes,
+        "tasks": list(TRAINED_TASKS),
+    }
+
+    def spent() -> float:
+        return minutes_in(work / "log.jsonl", "inpainting") if (work / "log.jsonl").exists() else 0.0
 
     def keep(done: int, average: Average) -> None:
         save_unet(unet, average, work / f".{FOLDER}.part")
@@ -193,8 +208,9 @@ def inpainting_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
             figures = preview(unet, components, looked, arguments.show, work / "inpainting.png")
         told = " ".join(f"{name} {value:.3f}" for name, value in figures.items())
         on_event(Note(f"after step {done}, mean error on unseen stickers: {told}"))
-        with whole_file(work / "inpainting.json") as path:
-            path.write_text(json.dumps(facts | {"steps": done, "errors": figures}, indent=1) + "\n", encoding="utf-8")
+        with whole_file(work / RECORD) as path:
+            record = facts | {"steps": done, "minutes": round(spent(), 1), "errors": figures}
+            path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
     def after(done: int, average: Average) -> None:
         last[0] = done
@@ -216,7 +232,24 @@ def inpainting_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
         on_event=on_event,
     )
     keep(last[0], average)
-    on_event(Note(f"written to {work / FOLDER}; to ship it, copy that folder into pipelines/pocket"))
+    on_event(Note(f"written to {work / FOLDER}; the same command with --pack puts it into {arguments.out}"))
+
+
+def put_in_place(work: Path, out: Path) -> Path:
+    """Put the trained UNet beside the parts of the model in `out`, and tell of it in its card.
+
+    Raises:
+        ModelError: if there is none in `work`.
+    """
+    record = work / RECORD
+    if not record.exists():
+        raise ModelError(f"There is no {RECORD} in {work}.", "Run python -m trainers.pretrain inpainting.")
+    shutil.copytree(work / FOLDER, work / f".{FOLDER}.part")
+    _replace(work / f".{FOLDER}.part", out / FOLDER)
+    facts, scores = (json.loads((out / name).read_text(encoding="utf-8")) for name in (TRAINING, "scores.json"))
+    told = json.loads(record.read_text(encoding="utf-8"))
+    write_card(out, facts | {"inpainting": told}, scores)
+    return out / FOLDER
 
 
 def _stored(folder: Path) -> dict[str, Tensor]:

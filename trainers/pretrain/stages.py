@@ -17,6 +17,7 @@ from pipelines.denoising import generate
 from pipelines.errors import ModelError
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
+from pipelines.inpainting_unet import FOLDER
 from pipelines.judge import Judge
 from pipelines.request import Request
 from pipelines.sheet import Sheet
@@ -133,7 +134,7 @@ def unet_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
         "size": arguments.size,
         "steps": arguments.unet_steps,
         "batch": arguments.batch,
-        "minutes": _minutes(arguments.work / "log.jsonl", "unet"),
+        "minutes": minutes_in(arguments.work / "log.jsonl", "unet"),
     }
     record = arguments.go_on_from / TRAINING if arguments.go_on_from else None
     if record is not None and record.exists():
@@ -144,7 +145,7 @@ def unet_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
         path.write_text(json.dumps(facts), encoding="utf-8")
 
 
-def _minutes(log: Path, stage: str) -> float:
+def minutes_in(log: Path, stage: str) -> float:
     """Minutes a stage took by its log, pauses of over five minutes left out."""
     times = [json.loads(line)["time"] for line in log.read_text(encoding="utf-8").splitlines() if f'"{stage}"' in line]
     return sum(gap for before, after in pairwise(times) if (gap := after - before) < 300) / 60
@@ -169,6 +170,10 @@ def pack(arguments: argparse.Namespace, on_event: OnEvent) -> None:
                 Note(f"{arguments.out} is better ({_worth(old):.3f} to {_worth(scores):.3f}); --force replaces it")
             )
             return
+    if (arguments.out / FOLDER).exists():
+        on_event(
+            Note(f"{FOLDER} belonged to the model before and goes with it: run python -m trainers.pretrain inpainting")
+        )
     _put_in_place(packed, arguments.out)
     on_event(Note(f"written to {arguments.out}"))
 
