@@ -101,7 +101,7 @@ class Box(Frozen):
     box: Edges
     """Left, top, right and bottom edge, as fractions of the width and height from the top left corner."""
 
-    picture: str | None = None
+    picture: Annotated[str | None, FileOf("picture")] = None
     """A picture of the thing to follow, for bases whose grounding reads pictures."""
 
     @model_validator(mode="after")

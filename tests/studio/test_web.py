@@ -118,6 +118,21 @@ def test_a_request_is_queued_as_it_was_asked(jobs):
     assert {job.spec["request"][name] for name in ("seed", "count", "steps")} == {3, 2, 9}
 
 
+def test_boxes_without_words_are_left_out_and_no_file_is_named_by_a_browser(jobs):
+    boxes = [
+        {"phrase": "a <b>", "box": [0, 0, 0.5, 0.5], "picture": "/etc/passwd"},
+        {"phrase": " ", "box": [0, 0, 1, 1]},
+        "no box",
+    ]
+    write_concept(jobs.library / "b.safetensors", ConceptCard(token="<b>"))
+    chips = [{"id": "b", "token": "<b>", "on": False}]
+    asked_for = jobs.get(asked(page(GeneratePage, jobs), boxes=boxes, chips=chips)).spec["request"]
+    assert asked_for["boxes"] == [{"phrase": "a <b>", "box": [0, 0, 0.5, 0.5]}]
+    assert asked_for["concepts"] == [{"source": "b", "strength": 1.0}]
+    with pytest.raises(gr.Error, match="outside the picture"):
+        asked(page(GeneratePage, jobs), boxes=[{"phrase": "x", "box": [0, 0, 1, 1.5]}])
+
+
 @pytest.mark.parametrize(("path", "value"), [("steps", "many"), ("width", "7"), ("guidance.scale", "-1")])
 def test_what_cannot_be_is_said_with_its_field(jobs, path, value):
     with pytest.raises(gr.Error, match=path):
@@ -127,8 +142,7 @@ def test_what_cannot_be_is_said_with_its_field(jobs, path, value):
 
 def test_examples_and_presets_are_valid_requests():
     for name, prompt, boxes in EXAMPLES:
-        more = {"boxes": list(boxes)} if "boxes" in Request.model_fields else {}
-        assert Request.read({"prompt": prompt, **more}).prompt, name
+        assert len(Request.read({"prompt": prompt, "boxes": list(boxes)}).boxes) == len(boxes), name
     for preset in PRESETS.values():
         Request.read({"prompt": "x", "guidance": preset})
 
