@@ -10,6 +10,7 @@ from studio.jobs import Jobs
 from studio.web.edit import EditPage
 from studio.web.generate import GeneratePage
 from studio.web.library import LibraryPage
+from studio.web.measure import MeasurePage
 from studio.web.static import text
 from studio.web.teach import TeachPage
 from studio.web.theme import theme
@@ -31,6 +32,8 @@ def build(jobs: Jobs) -> gr.Blocks:
                 edit = EditPage(jobs)
             with gr.Tab("Concepts", id="concepts") as keeping:
                 library = LibraryPage(jobs)
+            with gr.Tab("Measure", id="measure") as measuring:
+                measure = MeasurePage(jobs)
         chips = [generate.chips, generate.boxes]
         page.load(generate.refresh, generate.chips, chips, api_visibility="private")
         generate.answer.follow_on(page)
@@ -45,6 +48,7 @@ def build(jobs: Jobs) -> gr.Blocks:
             api_visibility="private",
         ).success(lambda: gr.update(selected="edit"), None, tabs, api_visibility="private")
         keeping.select(library.refresh, library.search, library.cards, api_visibility="private")
+        measuring.select(measure.refresh, measure.concepts, measure.concepts, api_visibility="private")
         taken = [tabs, generate.prompt, *chips]
         teach.use.click(generate.take_learned, teach.job, taken, api_visibility="private")
         library.use.click(generate.take, library.chosen, taken, api_visibility="private")

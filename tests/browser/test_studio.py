@@ -9,7 +9,7 @@ from playwright.sync_api import expect
 from pipelines.metadata import read_made
 from studio.web.edit import EXAMPLE
 
-TABS = ("Generate", "Teach", "Edit", "Concepts")
+TABS = ("Generate", "Teach", "Edit", "Concepts", "Measure")
 SLOW = 90_000  # milliseconds; two cores, and processes that load torch
 
 

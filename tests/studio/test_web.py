@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 import re
 
 import gradio as gr
@@ -25,6 +26,7 @@ from studio.web.forms import Form
 from studio.web.generate import EXAMPLES, LABELS, PRESETS, GeneratePage, concepts_used
 from studio.web.lessons import RECIPE_STEPS, WHATS
 from studio.web.library import LibraryPage, cards_of
+from studio.web.measure import MeasurePage
 from studio.web.teach import WOLF, TeachPage, curves, report
 from studio.web.watching import Seen, curve, facts, picture_uri, progress, spoken, time_left
 
@@ -404,3 +406,23 @@ def test_a_concept_gets_another_word(jobs):
     for word in ("--library", ""):
         with pytest.raises(gr.Error):
             asyncio.run(library.ask_rename("tom", word, ""))
+
+
+# -- figures ----------------------------------------------------------------------------------------------------
+
+
+def test_figures_stand_side_by_side(jobs):
+    write_concept(jobs.library / "a.safetensors", ConceptCard(token="<a>", scores={"gain": 0.5, "alignment": -0.1}))
+    write_concept(jobs.library / "b.safetensors", ConceptCard(token="<b>", scores={"gain": 0.25}))
+    lines = [json.dumps({"step": step, "denoise": 1 / step}) for step in (10, 20, 30)]
+    (jobs.library / "a.losses.jsonl").write_text("\n".join(lines))
+    (jobs.library / "b.losses.jsonl").write_text("not json")
+    measure = page(MeasurePage, jobs)
+    assert measure.refresh(None)["value"] == ["a", "b"]
+    assert measure.refresh(["b", "gone"])["value"] == ["b"]
+    said = measure.compare(["a", "b"])
+    assert said.count("<tr>") == 3
+    assert re.findall(r"width:(\d+)%", said) == ["100", "100", "50"]
+    assert said.count("<polyline") == 1
+    assert "&lt;a&gt;" in said
+    assert "Nothing is stored" in measure.compare([])
