@@ -36,10 +36,11 @@ browser:
 test: check browser
 	$(BIN)/python -m pytest
 
-# What the suite does in small: trainings killed at random moments, mutated concept files.
+# What the suite does in small: trainings killed at random moments, mutated concept files, hostile requests.
 torture: setup
 	$(BIN)/python -m tests.torture.kills --kills 200
 	$(BIN)/python -m tests.torture.fuzz --files 10000
+	$(BIN)/python -m tests.torture.requests --requests 10000
 
 results: setup
 	$(BIN)/python -m trainers.pretrain score
