@@ -23,7 +23,7 @@ def build(jobs: Jobs) -> gr.Blocks:
     """The page for these jobs."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
         gr.HTML(MASTHEAD, elem_id="masthead", js_on_load=None)
-        with gr.Tabs(elem_id="pages") as tabs:
+        with gr.Tabs(elem_id="pages", overflow_behavior="wrap") as tabs:
             with gr.Tab("Generate", id="generate") as generating:
                 generate = GeneratePage(jobs)
             with gr.Tab("Teach", id="teach"):
