@@ -10,7 +10,7 @@ from pipelines.metadata import read_made
 from studio.web.edit import EXAMPLE
 
 TABS = ("Generate", "Teach", "Edit", "Concepts", "Measure")
-SLOW = 90_000  # milliseconds; two cores, and processes that load torch
+SLOW = 240_000  # milliseconds; two cores, and processes that load torch
 
 
 def go(page, tab):
