@@ -17,9 +17,9 @@ CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
 def studio(tmp_path_factory):
     """Address and jobs of a server as `studio serve` has it."""
     import uvicorn
+
     from studio.api.app import guarded, rest, with_page
     from studio.api.guard import Door
-
     from studio.jobs import Jobs
 
     jobs = Jobs(tmp_path_factory.mktemp("studio"))
