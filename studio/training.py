@@ -78,3 +78,4 @@ def _carry_out(
 
 
 app = commands("train", _carry_out, {"where": Output, "machine": Machine})
+app.command("studio.incontext:learn", name="task-word")
