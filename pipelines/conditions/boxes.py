@@ -63,10 +63,10 @@ class Boxes:
             given = _given(components, sets)
             null = {name: torch.zeros_like(one) if "masks" in name else one for name, one in given.items()}
             for branch, tokens in ((Branch.POSITIVE, given), (Branch.NEGATIVE, null)):
-                objects: Tensor = read(**tokens).to(unet.dtype)
+                objects: Tensor = read(**tokens).to(components.dtype)
                 self._objects[branch] = {name: fuser.norm1(fuser.linear(objects)) for name, fuser in fusers.items()}
                 if not all(sets):
-                    boxed = torch.tensor([bool(one) for one in sets], device=unet.device)
+                    boxed = torch.tensor([bool(one) for one in sets], device=components.device)
                     self._objects[branch]["boxed"] = boxed[:, None, None]
         try:
             with ExitStack() as patched:
@@ -129,7 +129,6 @@ def _reads_pictures(components: Components) -> bool:
 
 def _given(components: Components, sets: Sequence[Sequence[Box]]) -> dict[str, Tensor]:
     """What the position net reads, one row for each picture; boxes with the same phrase or picture share the work."""
-    unet = components.unet
     listed = [[box.phrase for box in boxes] for boxes in sets]
     embeddings, masks = _table(components, listed, phrase_embeddings)
     edges = torch.zeros(*masks.shape, 4)
@@ -143,7 +142,7 @@ def _given(components: Components, sets: Sequence[Sequence[Box]]) -> dict[str, T
         shown_as = grounding_input(pictures, edges, shown)["gligen"]
         arguments |= {"phrases_embeddings": phrases, "phrases_masks": told}
         arguments |= {"image_embeddings": shown_as["positive_embeddings"], "image_masks": shown_as["masks"]}
-    return {name: tensor.to(unet.device) for name, tensor in arguments.items()}
+    return {name: tensor.to(components.device) for name, tensor in arguments.items()}
 
 
 def _table(
