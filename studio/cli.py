@@ -35,6 +35,7 @@ app = App(
 app.command("studio.training:app", name="train", help="Learn a concept from a folder of pictures.")
 app.command("studio.incontext:ask", name="incontext")
 app.command("studio.masking:mask", name="mask")
+app.command("studio.replacing:replace", name="replace")
 app.command("studio.concepts:app", name="concepts", help="List, check, import and export concepts.")
 app.command("studio.serve:serve", name="serve", help="Open the studio in the browser, with a REST interface beside it.")
 
@@ -237,6 +238,10 @@ def score(
         from studio.box_scores import score_boxes
 
         score_boxes(asked, only, base, form, machine, print)
+    elif asked.masks:
+        from studio.masking import score_masks
+
+        score_masks(asked, form, print)
     elif asked.incontext:
         from studio.answers import score_answers
 

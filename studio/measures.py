@@ -22,6 +22,9 @@ class Benchmarks(Frozen):
     concepts: bool = False
     """With --boxes: also teach held-out stickers and put them in boxes, alone and two at a time; takes minutes each."""
 
+    masks: bool = False
+    """Compare masks from clicks and boxes with the exact ones of composed pictures."""
+
     extensions: bool = False
     """With --relations: each switch of ReVersion by itself too."""
 
