@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,7 +59,6 @@ def box_of(picture: Path, thing: str) -> tuple[float, ...]:
         RequestError: if it is no sticker, or not in the picture; says what was found.
     """
     from pipelines.images import open_picture, to_tensor
-    from trainers.finder import Finder
     from trainers.stickers import ALL_NAMES
 
     name = thing.strip().lower().removeprefix("the ").removeprefix("a ").removeprefix("an ")
@@ -66,7 +66,7 @@ def box_of(picture: Path, thing: str) -> tuple[float, ...]:
         raise RequestError(
             f"{thing!r} is no sticker that can be found by its name.", "Point at it: --inpaint-click 0.5,0.4"
         )
-    seen = Finder()(to_tensor(open_picture(picture)))
+    seen = _finder()(to_tensor(open_picture(picture)))
     boxes = [one.box for one in seen if one.name == name]
     if not boxes:
         found = ", ".join(one.name for one in seen) or "nothing"
@@ -74,3 +74,11 @@ def box_of(picture: Path, thing: str) -> tuple[float, ...]:
             f"There is no {name} in {picture.name}; found: {found}.", "Point at it: --inpaint-click 0.5,0.4"
         )
     return tuple(min(1.0, max(0.0, edge)) for edge in boxes[0])
+
+
+@cache
+def _finder() -> Any:
+    """The finder of all stickers, which takes a while to be made."""
+    from trainers.finder import Finder
+
+    return Finder()
