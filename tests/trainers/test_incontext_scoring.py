@@ -59,7 +59,15 @@ def test_colours_are_compared_in_lab():
 
 def test_pixel_errors_are_shares_of_the_range():
     assert scoring.pixel_error(picture((0, 0, 8, 8)), picture()).tolist() == [1]
-    assert scoring.pixel_error(picture((0, 0, 4, 8)), picture()).tolist() == [0.5]
+    assert scoring.pixel_error(picture((0, 0, 2, 8)), picture()).tolist() == [0.5]  # a quarter of the pixels
+
+
+def test_the_direction_is_that_from_query_to_truth():
+    query, truth = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 2.0]])
+    assert scoring.direction(truth, truth, query).tolist() == pytest.approx([1])
+    assert scoring.direction(query, truth, query).tolist() == [0]
+    assert scoring.direction(query + 1, truth, query).tolist() == pytest.approx([0.5**0.5])
+    assert scoring.direction(2 * query - truth, truth, query).tolist() == pytest.approx([-1])
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +107,12 @@ def test_a_wrong_example_of_a_task_with_a_parameter_has_another(drawings):
     assert bool(((right - wrong).abs().amax(1) > 0.1).all())
 
 
+def test_masks_are_no_wrong_examples_for_boxes(drawings):
+    asked = scoring.questions("box", 8, drawings, NAMES, 1)
+    after = asked.wrong[:, 1]
+    assert not bool((after.abs() == 1).flatten(1).all(1).any())  # none is black and white
+
+
 def score(name, right, wrong, copy=None, blank=None, truth=None):
     """A score of hand-made answers."""
     truth = picture((0, 0, 4, 4)) if truth is None else truth
@@ -107,7 +121,9 @@ def score(name, right, wrong, copy=None, blank=None, truth=None):
     answers = dict(zip(scoring.WAYS, (right, copy if copy is not None else wrong,
                                       blank if blank is not None else wrong, wrong), strict=True))  # fmt: skip
     known = scoring.measures(Judge.load(POCKET / "judge"))
-    figures = {way: {key: one.take(made, truth) for key, one in known.items()} for way, made in answers.items()}
+    figures = {
+        way: {key: one.take(made, truth, cells[:, 1, 0]) for key, one in known.items()} for way, made in answers.items()
+    }
     main = scoring.MAIN.get(name, "pixel")
     return scoring.TaskScore(name, figures, scoring.Questions(cells, cells[:, 0]), answers, known[main], main)
 
@@ -119,7 +135,7 @@ def test_a_task_is_won_if_its_own_measure_is_better_than_all_baselines():
     assert not score("mask", half, half).beats_all  # as good is not better
     assert score("mask", truth, half).margin[0] == pytest.approx(0.5)
     pixels = score("denoise", truth, half)  # an error: less is better
-    assert pixels.beats_all and pixels.margin[0] == pytest.approx(0.25) and pixels.main == "pixel"
+    assert pixels.beats_all and pixels.margin[0] == pytest.approx(0.5) and pixels.main == "pixel"
 
 
 def test_what_is_said_of_all(drawings):
