@@ -40,11 +40,13 @@ class Worker:
         places: where the files are.
         machine: what to compute on.
         ledger: the record.
+        over: whether this process was told to end.
     """
 
     places: Places
     machine: Machine
     ledger: Ledger
+    over: bool = False
     _bases: dict[str, Any] = field(default_factory=dict)
     """The base of the last generation, which stays in memory."""
 
@@ -81,7 +83,10 @@ class Worker:
             for line in runner.preflight(*parts):
                 self.tell(job, Note(line))
             return []
-        return runner.train(*parts, on_event=lambda event: self.tell(job, event), should_stop=should_stop)
+        paths = runner.train(*parts, on_event=lambda event: self.tell(job, event), should_stop=should_stop)
+        if newest := sorted(self.places.job(job.id).glob("preview-*.png"))[-1:]:
+            shutil.copyfile(newest[0], paths[0].with_suffix(".preview.png"))  # what the library shows of it
+        return paths
 
     def _generate(self, job: Job, should_stop: Callable[[], bool]) -> list[Path]:
         request = with_paths(Request.read(job.spec["request"]), self.places)
@@ -128,6 +133,7 @@ class Worker:
     def _stopped(self, job: Job) -> None:
         """Stopped as somebody wished; without a wish the process was told to end, and the job goes on later."""
         wish = self.ledger.wished(job.id)
+        self.over = not wish
         if wish == "cancel":
             if job.kind == "training" and not job.spec["dry_run"]:
                 spec = job.spec
@@ -181,8 +187,8 @@ def main(arguments: list[str]) -> int:
                 sys.stderr.write(f"{error}\n")
         for line in sys.stdin:
             kind = one.run(line.strip())
-            if kind == "training" and runner.on_gpu(one.machine):
-                break  # memory of a GPU comes back whole only with the process
+            if one.over or (kind == "training" and runner.on_gpu(one.machine)):
+                break  # told to; or for the memory of a GPU, which comes back whole only with the process
     return 0
 
 
