@@ -89,9 +89,8 @@ def questions(name: str, count: int, drawings: Drawings, names: Sequence[str], s
         torch.arange(2 * count).view(count, 2)
     )
     cells = pairs(task, material, torch.Generator().manual_seed(seed))
-    return Questions(
-        cells, _otherwise(name, material, cells, seed) if task.reveals else _elsewise(name, material, seed)
-    )
+    hidden = task.reveals and name not in SEEN_IN_QUERY
+    return Questions(cells, _otherwise(name, material, cells, seed) if hidden else _elsewise(name, material, seed))
 
 
 def _otherwise(name: str, material: Material, cells: Tensor, seed: int) -> Tensor:
