@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 
 from studio.settings import Machine
 from trainers.commands import commands
 from trainers.config import DataConfig, Destination, TrainConfig
 from trainers.method import Method
+from trainers.repainting_config import InContextConfig, InpaintingConfig, ModelDestination
 
 
 class Output(Destination):
@@ -78,3 +81,27 @@ def _carry_out(
 
 
 app = commands("train", _carry_out, {"where": Output, "machine": Machine})
+
+
+@app.command
+def inpainting(
+    config: Annotated[InpaintingConfig, Parameter(name="*")],
+    where: Annotated[ModelDestination, Parameter(name="*")] = ModelDestination(),  # noqa: B008
+    machine: Annotated[Machine, Parameter(name="*")] = Machine(),  # noqa: B008
+) -> None:
+    """Inpainting: a UNet that sees the mask and what lies around it, from a base of 4 channels."""
+    from studio import unets
+
+    print(unets.train(config, where, machine))  # noqa: T201
+
+
+@app.command
+def incontext(
+    config: Annotated[InContextConfig, Parameter(name="*")],
+    where: Annotated[ModelDestination, Parameter(name="*")] = ModelDestination(),  # noqa: B008
+    machine: Annotated[Machine, Parameter(name="*")] = Machine(),  # noqa: B008
+) -> None:
+    """Visual prompts: the UNet for inpainting learns changes from pairs of pictures, as answers in a grid."""
+    from studio import unets
+
+    print(unets.train(config, where, machine))  # noqa: T201
