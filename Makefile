@@ -8,7 +8,7 @@ export MALLOC_TRIM_THRESHOLD_ = 4294967296
 # Nothing is fetched at run time.
 export HF_HUB_OFFLINE = 1
 
-.PHONY: setup demo test check torture results clean
+.PHONY: setup browser demo test check torture results clean
 
 setup: $(VENV)/.ready
 
@@ -27,13 +27,20 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 
-test: check
+# The studio's pages are tested in Debian's browser; where it cannot be installed the tests say so.
+browser:
+	@for one in chromium chromium-browser google-chrome; do command -v $$one >/dev/null && exit 0; done; \
+	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq chromium; \
+	else echo "No chromium is here; as root: apt-get install chromium"; fi
+
+test: check browser
 	$(BIN)/python -m pytest
 
-# What the suite does in small: trainings killed at random moments, mutated concept files.
+# What the suite does in small: trainings killed at random moments, mutated concept files, hostile requests.
 torture: setup
 	$(BIN)/python -m tests.torture.kills --kills 200
 	$(BIN)/python -m tests.torture.fuzz --files 10000
+	$(BIN)/python -m tests.torture.requests --requests 10000
 
 results: setup
 	$(BIN)/python -m trainers.pretrain score

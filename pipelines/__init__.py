@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from pipelines.denoising import Result as Result
     from pipelines.denoising import generate as generate
     from pipelines.judge import Judge as Judge
+    from pipelines.request import Box as Box
     from pipelines.request import ConceptUse as ConceptUse
+    from pipelines.request import Grounding as Grounding
     from pipelines.request import Guidance as Guidance
     from pipelines.request import Inpaint as Inpaint
     from pipelines.request import Request as Request
@@ -30,8 +32,10 @@ _WHERE = {
     "read_card": "card",
     "Result": "denoising",
     "Judge": "judge",
+    "Box": "request",
     "ConceptUse": "request",
     "generate": "denoising",
+    "Grounding": "request",
     "Guidance": "request",
     "Inpaint": "request",
     "Request": "request",

@@ -135,17 +135,25 @@ def read_card(path: Path) -> ConceptCard:
     Raises:
         ConceptError: as `read_header`, or if the card itself is damaged.
     """
-    header = read_header(path)
-    own = ConceptCard.model_validate(described(path.name, header))
+    return card_of(path.name, read_header(path))
+
+
+def card_of(file: str, header: dict[str, Any]) -> ConceptCard:
+    """The card in a header, or one made from what the header tells.
+
+    Raises:
+        ConceptError: if it is no concept of a known layout, or the card is damaged.
+    """
+    own = ConceptCard.model_validate(described(file, header))
     metadata: dict[str, str] = header.get("__metadata__", {})
     if CARD_KEY not in metadata:
         return own
     try:
         card = ConceptCard.model_validate_json(metadata[CARD_KEY])
     except ValidationError as error:
-        raise ConceptError(f"The card of {path.name} is damaged: {problems(error)}", "Train it again.") from None
+        raise ConceptError(f"The card of {file} is damaged: {problems(error)}", "Train it again.") from None
     if card.vectors != own.vectors:
-        raise ConceptError(f"{path.name} does not hold the {card.vectors} vectors its card tells of.", "Get it again.")
+        raise ConceptError(f"{file} does not hold the {card.vectors} vectors its card tells of.", "Get it again.")
     return card
 
 

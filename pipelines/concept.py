@@ -23,13 +23,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipelines import changes as changing
-from pipelines.card import CARD_KEY, HASH_KEY, ConceptCard, read_card, read_header
+from pipelines.adapter_folders import read_adapter
+from pipelines.card import CARD_KEY, HASH_KEY, ConceptCard, card_of, read_card, read_header
 from pipelines.changes import Change, Difference
 from pipelines.components import Components, word_table
 from pipelines.embedding_pictures import read_picture
 from pipelines.errors import ConceptError
 from pipelines.files import whole_file
-from pipelines.layouts import WORD, described, misfit, words
+from pipelines.layouts import WORD, misfit, words
 from pipelines.lora_keys import parsed
 from pipelines.pickles import read_tensors
 from pipelines.tokens import embed_ids, new_words
@@ -127,7 +128,7 @@ class Concept:
 
     @classmethod
     def load_picture(cls, path: Path) -> Concept:
-        """Read an embedding from the text of a PNG of AUTOMATIC1111.
+        """Read an embedding from the text or the pixels of a PNG of AUTOMATIC1111.
 
         Raises:
             ConceptError: if it holds none.
@@ -135,13 +136,21 @@ class Concept:
         return cls._of_tensors(path.name, *read_picture(path))
 
     @classmethod
+    def load_adapter(cls, folder: Path) -> Concept:
+        """Read a LoRA from a folder of PEFT: `adapter_config.json` and `adapter_model.safetensors`.
+
+        Raises:
+            ConceptError: if it is damaged or holds anything else.
+        """
+        return cls._of_tensors(folder.name, *read_adapter(folder))
+
+    @classmethod
     def _of_tensors(cls, file: str, tensors: dict[str, Tensor], said: dict[str, str]) -> Concept:
         header = {
             name: {"dtype": _SPELLED.get(tensor.dtype, "I64"), "shape": list(tensor.shape)}
             for name, tensor in tensors.items()
         }
-        card = ConceptCard.model_validate(described(file, {**header, "__metadata__": said}))
-        return cls._gathered(file, card, tensors, said)
+        return cls._gathered(file, card_of(file, {**header, "__metadata__": said}), tensors, said)
 
     @classmethod
     def _gathered(cls, file: str, card: ConceptCard, tensors: dict[str, Tensor], said: Mapping[str, str]) -> Concept:

@@ -17,10 +17,13 @@ from pipelines import guidance as guiding
 from pipelines.components import Components, decode
 from pipelines.concept import Concept, attached
 from pipelines.conditions import CONCAT, Canvas, Condition, Step, merge, stack
+from pipelines.conditions.boxes import Boxes
 from pipelines.conditions.inpaint import Inpaint
+from pipelines.conditions.regions import Regions
 from pipelines.conditions.text import Text
 from pipelines.errors import Cancelled, RequestError
 from pipelines.events import Note, OnEvent, StepDone, ignore
+from pipelines.gated_layers import with_adapter
 from pipelines.images import to_pictures
 from pipelines.prompts import lacks_a_side
 from pipelines.request import Request
@@ -94,9 +97,12 @@ def generate(
             on_event(Note(f"{concept.token} is a relation: {said}"))
     strengths = [use.strength for use in request.concepts]
     with ExitStack() as lasting, torch.no_grad():
+        if request.boxes and request.grounding.adapter:
+            components = lasting.enter_context(with_adapter(components, Path(request.grounding.adapter)))
         components = lasting.enter_context(attached(components, list(zip(learned, strengths, strict=True))))
         size = (int(request.width or 0), int(request.height or 0))
-        everything: list[Condition] = [Text(request.prompt, request.negative_prompt, size), *conditions]
+        everything: list[Condition] = [Text(request.prompt, request.negative_prompt, size), *_placing(request, size)]
+        everything += conditions
         if canvas is not None and canvas not in conditions:
             everything.append(canvas)
         for condition in everything:
@@ -113,6 +119,16 @@ def generate(
         pictures = to_pictures(torch.cat([decode(components, part) for part in latents.split(8)]))
         pictures = canvas.finish(pictures) if canvas else pictures
     return Result(pictures, latents.float().cpu(), request, tuple(learned))
+
+
+def _placing(request: Request, size: tuple[int, int]) -> list[Condition]:
+    """The conditions of a request's boxes."""
+    if not request.boxes:
+        return []
+    boxes: list[Condition] = [Boxes([request.boxes], float(request.grounding.beta or 0))]
+    if request.grounding.region:
+        boxes.append(Regions(request.boxes, request.prompt, request.negative_prompt, size))
+    return boxes
 
 
 def _canvas(

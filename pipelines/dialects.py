@@ -2,7 +2,7 @@
 
 AUTOMATIC1111, Forge, ComfyUI, InvokeAI and kohya's scripts read embeddings as `emb_params` (SDXL: `clip_l` and
 `clip_g`) and LoRA in kohya's names with alpha; the file's name is the word. diffusers reads one tensor named by the
-word, and LoRA in PEFT's names, which is also what `Concept.save` writes.
+word, and LoRA in PEFT's names, which is also what `Concept.save` writes. PEFT by itself reads a folder a network.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from pipelines.adapter_folders import CONFIG, MODEL, adapters
 from pipelines.card import CARD_KEY, file_stem
 from pipelines.changes import LORA_METADATA, Change, LowRank, lora_metadata, stored
 from pipelines.concept import Concept, write_tensors
@@ -22,7 +23,7 @@ from pipelines.errors import ConceptError
 from pipelines.files import whole_file
 from pipelines.lora_keys import kohya
 
-Dialect = Literal["a1111", "diffusers"]
+Dialect = Literal["a1111", "diffusers", "peft"]
 
 _VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 _SHOWN = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
@@ -34,7 +35,8 @@ def export_as(concept: Concept, folder: Path, dialect: Dialect, *, half: bool = 
     Args:
         concept: what to write.
         folder: where to; the files are named after the word.
-        dialect: `a1111` also for Forge, ComfyUI, InvokeAI and kohya's scripts; with what it shows in `X.json`.
+        dialect: `a1111` also for Forge, ComfyUI, InvokeAI and kohya's scripts; with what it shows in `X.json`. `peft`
+            makes a folder, and one in it for each network where it changes several; a word is written for diffusers.
         half: store numbers in float16.
 
     Raises:
@@ -47,21 +49,29 @@ def export_as(concept: Concept, folder: Path, dialect: Dialect, *, half: bool = 
         )
     stem = file_stem(concept.token)
     files: dict[str, tuple[dict[str, Tensor], dict[str, str]]] = {}
+    notes: dict[str, dict[str, Any]] = {}
     if concept.changes:
-        files[f"{stem}-lora" if concept.rows else stem] = _weights(concept, dialect, stem)
+        name = f"{stem}-lora" if concept.rows else stem
+        if dialect == "peft":
+            folders = _folders(concept)
+            at = {part: f"{name}/{part}/" if len(folders) > 1 else f"{name}/" for part in folders}
+            files |= {at[part] + MODEL: (tensors, said) for part, (_, tensors, said) in folders.items()}
+            notes |= {at[part] + CONFIG: config for part, (config, _, _) in folders.items()}
+        else:
+            files[f"{name}.safetensors"] = _weights(concept, dialect, stem)
     if concept.rows:
-        files |= _words(concept, dialect, stem)
-    paths = {folder / f"{name}.safetensors": content for name, content in files.items()}
-    notes = [path.with_suffix(".json") for path in paths if dialect == "a1111"]
-    if there := [path for path in (*paths, *notes) if path.exists()]:
+        files |= {f"{name}.safetensors": content for name, content in _words(concept, dialect, stem).items()}
+    if dialect == "a1111":
+        notes |= {f"{name.removesuffix('.safetensors')}.json": _beside(concept, stem) for name in files}
+    if there := [folder / name for name in (*files, *notes) if (folder / name).exists()]:
         raise ConceptError(f"{there[0]} is there already.", "Choose another folder.")
-    for path, (tensors, said) in paths.items():
-        stored_as = {name: tensor.half() if half else tensor for name, tensor in tensors.items()}
-        write_tensors(path, stored_as, said)
-    for note in notes:
-        with whole_file(note) as temporary:
-            temporary.write_text(json.dumps(_beside(concept, stem), indent=1), encoding="utf-8")
-    return list(paths)
+    for name, (tensors, said) in files.items():
+        stored_as = {key: tensor.half() if half else tensor for key, tensor in tensors.items()}
+        write_tensors(folder / name, stored_as, said)
+    for name, note in notes.items():
+        with whole_file(folder / name) as temporary:
+            temporary.write_text(json.dumps(note, indent=1), encoding="utf-8")
+    return [folder / name for name in files]
 
 
 def _beside(concept: Concept, stem: str) -> dict[str, str | float]:
@@ -82,7 +92,7 @@ def _words(concept: Concept, dialect: Dialect, stem: str) -> dict[str, tuple[dic
     rows = [part.detach().cpu().float().contiguous() for part in concept.rows]
     word = Concept(concept.card, concept.rows)
     said = {CARD_KEY: word.card.model_dump_json(), **word.modelspec()}
-    if dialect == "diffusers":
+    if dialect != "a1111":
         if len(rows) == 1:
             return {stem: ({concept.token: rows[0]}, said)}
         named = dict(zip((stem, f"{stem}_2"), rows, strict=True))
@@ -91,25 +101,41 @@ def _words(concept: Concept, dialect: Dialect, stem: str) -> dict[str, tuple[dic
     return {stem: (tensors, said)}
 
 
+def _alone(concept: Concept) -> tuple[Concept, dict[str, str]]:
+    """The changed weights without the word, and what their header says of them."""
+    alone = Concept(concept.card.model_copy(update={"vectors": 0}), (), concept.changes)
+    return alone, {CARD_KEY: alone.card.model_dump_json(), **alone.modelspec()}
+
+
+def _folders(concept: Concept) -> dict[str, tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]]:
+    """Configuration, tensors and header of the folder of each network."""
+    alone, said = _alone(concept)
+    return adapters(alone.changes, alone.card.base, said)
+
+
 def _weights(concept: Concept, dialect: Dialect, stem: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and header of a LoRA alone."""
-    card = concept.card.model_copy(update={"vectors": 0})
-    alone = Concept(card, (), concept.changes)
-    said = {CARD_KEY: card.model_dump_json(), **alone.modelspec()}
+    alone, said = _alone(concept)
     if dialect == "diffusers":
         return stored(concept.changes), {**said, LORA_METADATA: json.dumps(lora_metadata(concept.changes))}
-    return to_kohya(concept.changes, card.family == "sdxl"), {**said, **_training(alone, stem)}
+    return to_kohya(concept.changes, alone.card.family == "sdxl"), {**said, **_training(alone, stem)}
 
 
 def to_kohya(changes: Mapping[str, Change], sdxl: bool) -> dict[str, Tensor]:
-    """Low-rank changes in kohya's names, each with its true alpha."""
+    """Low-rank changes in kohya's names, with their true alpha.
+
+    diffusers reads one alpha from such a file, whatever others it holds: layers with another than most have it worked
+    into their up-projections.
+    """
     tensors: dict[str, Tensor] = {}
-    for key, change in changes.items():
-        if not isinstance(change, LowRank):
-            continue
-        name, rank = kohya(key.removesuffix(".weight"), sdxl), len(change.down)
-        tensors |= {f"{name}.lora_down.weight": change.down, f"{name}.lora_up.weight": change.up}
-        tensors[f"{name}.alpha"] = torch.tensor(change.scale * rank)
+    low = {key: change for key, change in changes.items() if isinstance(change, LowRank)}
+    alphas = [round(change.scale * len(change.down), 6) for change in low.values()]
+    alpha = max(set(alphas), key=alphas.count, default=1.0)
+    for (key, change), own in zip(low.items(), alphas, strict=True):
+        name = kohya(key.removesuffix(".weight"), sdxl)
+        up = change.up if own == alpha else change.up * (own / alpha)
+        tensors |= {f"{name}.lora_down.weight": change.down, f"{name}.lora_up.weight": up}
+        tensors[f"{name}.alpha"] = torch.tensor(alpha)
         if change.magnitude is not None:
             tensors[f"{name}.dora_scale"] = change.magnitude.reshape(-1, *[1] * (change.down.ndim - 1))
     return {name: tensor.detach().cpu().float().contiguous() for name, tensor in tensors.items()}

@@ -1,8 +1,9 @@
 """What the header of a concept or of another program's file tells of it: its layout, family and word. Needs no torch.
 
 Layouts that are read: embeddings of diffusers ({token: rows}), kohya (`emb_params`), SDXL (`clip_l` and `clip_g`,
-or `text_encoders_0` and `_1`); LoRA of PEFT, of diffusers' own writers past and present, and of kohya; with words
-beside it as the studio (`word_lora.N`) or others (`bundle_emb.NAME. ...`) write them.
+or `text_encoders_0` and `_1`); LoRA of PEFT, of diffusers' own writers past and present, and of kohya, and whole
+differences behind kohya's names; with words beside it as the studio (`word_lora.N`) or others (`bundle_emb.NAME. ...`)
+write them.
 """
 
 from __future__ import annotations
@@ -117,14 +118,21 @@ def _changes(file: str, tensors: dict[str, Any]) -> Fields:
     shapes = [tensors[name]["shape"] for name in beside.names]
     if any(len(shape) not in (1, 2) or 0 in shape or _count(shape) > VECTOR_LIMIT for shape in shapes):
         raise ConceptError(f"{file} holds a word of the shapes {shapes}, which no word has.", "Check the file.")
-    fields: Fields = {"kind": "subject", "method": "lora", "vectors": _count(shapes[0]) if shapes else 0}
+    whole = all(name.endswith(".alpha") or _role(name) in (None, "difference") for name in tensors)
+    fields: Fields = {"kind": "subject", "method": "full" if whole else "lora"}
+    fields["vectors"] = _count(shapes[0]) if shapes else 0
     return {**fields, "token": beside.token, "family": _family_of_changes(tensors)}
 
 
 _NEXT = (
     "Give a LoRA in the PEFT layout of diffusers (unet.….lora_A.weight) or in kohya's (lora_unet_….lora_down.weight); "
-    "LoHa, LoKr and others are not read."
+    "whole differences (.diff, .diff_b, .w_norm, .b_norm) are read too, LoHa, LoKr and others are not."
 )
+
+
+def _role(name: str) -> str | None:
+    key = parsed(name)
+    return None if key is None else key.role
 
 
 def _family_of_changes(tensors: dict[str, Any]) -> str:
@@ -136,7 +144,8 @@ def _family_of_changes(tensors: dict[str, Any]) -> str:
             continue
         if key.layer.startswith("text_encoder_2."):
             return "sdxl"
-        if key.role == "down" and key.layer.endswith(("attn2.to_k", "attn2.to_v")) and len(entry["shape"]) == 2:
+        layer, reads = key.layer.removesuffix(".weight"), key.role in ("down", "difference")
+        if reads and layer.endswith(("attn2.to_k", "attn2.to_v")) and len(entry["shape"]) == 2:
             widths.add(entry["shape"][1])
     return _BY_CONTEXT.get(widths.pop(), "") if len(widths) == 1 else ""
 

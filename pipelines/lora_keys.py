@@ -30,6 +30,9 @@ _ENDS: tuple[tuple[str, Role], ...] = (
     (".diff", "difference"),
 )
 
+_WHOLE = {".diff": "weight", ".diff_b": "bias", ".w_norm": "weight", ".b_norm": "bias"}
+"""Endings of whole differences behind kohya's names (LyCORIS: full, and norms), and the parameter each is of."""
+
 _KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"}
 
 _WORDS = sorted(
@@ -56,7 +59,11 @@ class Key(NamedTuple):
 
 
 def parsed(name: str) -> Key | None:
-    """What a tensor of that name is; None if it belongs to no low-rank layer of a UNet or text encoder."""
+    """What a tensor of that name is; None if it is no change of a layer of a UNet or text encoder."""
+    stem, dot, end = name.rpartition(".")
+    if stem.startswith("lora_") and (leaf := _WHOLE.get(dot + end)):
+        layer = _from_kohya(stem)
+        return None if layer is None else Key(f"{layer}.{leaf}", "difference")
     for end, role in _ENDS:
         if name.endswith(end):
             stem = name.removesuffix(end)

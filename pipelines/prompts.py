@@ -124,6 +124,26 @@ def _chunks(
     return [*listed, (ids, weights)]
 
 
+def window_count(components: Components, prompts: list[str]) -> int:
+    """How many windows of text `encode_prompts` makes of each of these prompts."""
+    return max(
+        len(_chunks(components, which, parse_weights(prompt)))
+        for which in range(len(components.tokenizers))
+        for prompt in prompts
+    )
+
+
+def prompt_ids(components: Components, prompt: str) -> tuple[list[int], list[int]]:
+    """Token ids of a prompt for the first text encoder, and the place of each in the encoded prompt."""
+    window = components.tokenizers[0].model_max_length
+    ids: list[int] = []
+    places: list[int] = []
+    for number, (own, _) in enumerate(_chunks(components, 0, parse_weights(prompt))):
+        ids += own
+        places += [number * window + 1 + k for k in range(len(own))]  # after the start token
+    return ids, places
+
+
 def encode_prompts(components: Components, prompts: list[str]) -> list[Encoded]:
     """Encode prompts to conditioning of one common length (the shorter ones get empty chunks).
 

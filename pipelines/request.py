@@ -7,6 +7,8 @@ fills them in, and only a resolved request is ever written into a picture.
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -82,13 +84,101 @@ class Guidance(Frozen):
         return self
 
 
+BOXES = 30
+"""Most boxes of one picture: the places GLIGEN's layers are trained with."""
+
+
+Edges = tuple[float, float, float, float]
+"""Left, top, right and bottom."""
+
+
+class Box(Frozen):
+    """A thing and where it is to stand."""
+
+    phrase: str = Field(min_length=1)
+    """What stands there, in words of the prompt; the word of a learned concept too."""
+
+    box: Edges
+    """Left, top, right and bottom edge, as fractions of the width and height from the top left corner."""
+
+    picture: Annotated[str | None, FileOf("picture")] = None
+    """A picture of the thing to follow, for bases whose grounding reads pictures."""
+
+    @model_validator(mode="after")
+    def _inside_the_picture(self) -> Self:
+        if why := misplaced(self.box):
+            shown = ", ".join(f"{edge:g}" for edge in self.box)
+            raise ValueError(f"the box of {self.phrase!r:.60} ({shown}) {why}")
+        return self
+
+
+def misplaced(box: Edges) -> str:
+    """What is wrong with a box of fractions, and what to do about it; empty if nothing is.
+
+    >>> misplaced((0.5, 0.1, 0.2, 0.6))
+    'has its right edge left of its left edge; give left, top, right, bottom'
+    """
+    left, top, right, bottom = box
+    if not all(math.isfinite(edge) for edge in box):
+        return "is not finite; give four numbers from 0 to 1"
+    if max(box) > 2 and min(box) >= 0:
+        return "looks like pixels; give fractions from 0 to 1: pixels divided by the width and height"
+    if min(box) < 0 or max(box) > 1:
+        return "lies outside the picture; give fractions from 0 to 1"
+    if right < left:
+        return "has its right edge left of its left edge; give left, top, right, bottom"
+    if bottom < top:
+        return "has its bottom edge above its top edge; give left, top, right, bottom"
+    if right == left or bottom == top:
+        return "has no area; give left < right and top < bottom"
+    return ""
+
+
+_BOX = re.compile(r"(?P<phrase>.+):(?P<box>[^:@]*)(?:@(?P<picture>.+))?", re.DOTALL)
+
+
+def box_use(text: str) -> dict[str, object]:
+    """`fox:0.1,0.2,0.5,0.6`, with `@reference.png` behind it if wanted, to the fields of a `Box`.
+
+    Raises:
+        RequestError: if it is not of that form.
+    """
+    match = _BOX.fullmatch(text)
+    edges = match["box"].split(",") if match else []
+    try:
+        numbers = [float(edge) for edge in edges]
+    except ValueError:
+        numbers = []
+    if match is None or len(numbers) != 4:
+        raise RequestError(
+            f"The box {text!r:.80} is not a phrase with four numbers.",
+            "Write PHRASE:LEFT,TOP,RIGHT,BOTTOM in fractions, for example fox:0.1,0.2,0.5,0.6.",
+        )
+    fields: dict[str, object] = {"phrase": match["phrase"].strip(), "box": numbers}
+    return fields | ({"picture": match["picture"]} if match["picture"] else {})
+
+
+class Grounding(Frozen):
+    """How boxes act (GLIGEN, Li et al., arXiv:2301.07093)."""
+
+    beta: float | None = Field(default=None, ge=0, le=1)
+    """Share of the steps, from the first, in which boxes act (scheduled sampling, section 4.2): more keeps to the boxes
+    more strictly, less leaves the base more freedom. The base's own by default."""
+
+    region: bool = False
+    """Let the words of a boxed thing act in its box alone, so that things do not leak into one another."""
+
+    adapter: str | None = Field(default=None, min_length=1)
+    """File of gated layers for a base that has none, or instead of its own."""
+
+
 class Inpaint(Frozen):
     """A picture to repaint a part of, or, without a mask, to change as a whole (image-to-image)."""
 
-    image: str = Field(min_length=1)
+    image: Annotated[str, FileOf("picture")] = Field(min_length=1)
     """Path of the picture. Transparency is laid on white."""
 
-    mask: str | None = None
+    mask: Annotated[str | None, FileOf("picture")] = None
     """Path of the mask, of the picture's size: white is repainted, black is kept to the bit, grey fades from one to the
     other; transparent counts as black. None repaints everything."""
 
@@ -121,6 +211,11 @@ class Request(Frozen):
     concepts: tuple[ConceptUse, ...] = ()
     """Learned concepts whose tokens the prompts use."""
 
+    boxes: tuple[Box, ...] = ()
+    """Things and where they are to stand."""
+
+    grounding: Grounding = Grounding()
+    """How the boxes act."""
     inpaint: Inpaint | None = None
     """A picture to repaint instead of an empty one."""
 
@@ -145,8 +240,18 @@ class Request(Frozen):
     count: int = Field(default=1, ge=1, le=256)
     """How many pictures."""
 
+    @model_validator(mode="after")
+    def _few_enough_boxes(self) -> Self:
+        if len(self.boxes) > BOXES:
+            first = self.boxes[BOXES].phrase
+            raise ValueError(
+                f"box {BOXES + 1} ({first!r:.60}) is one too many of {len(self.boxes)}; give at most {BOXES} boxes"
+            )
+        return self
+
     def resolved(self, defaults: Defaults) -> Request:
         """The same request with nothing left open."""
+        beta = defaults.beta if self.grounding.beta is None else self.grounding.beta
         guidance = self.guidance.model_copy(
             update={
                 "scale": defaults.scale if self.guidance.scale is None else self.guidance.scale,
@@ -156,6 +261,7 @@ class Request(Frozen):
         return self.model_copy(
             update={
                 "guidance": guidance,
+                "grounding": self.grounding.model_copy(update={"beta": beta}),
                 "scheduler": self.scheduler or defaults.scheduler,
                 "steps": self.steps or defaults.steps,
                 "width": self.width or defaults.size,
@@ -189,13 +295,18 @@ class Defaults(Frozen):
     """Sampler."""
     steps: int = 25
     """Denoising steps."""
+    beta: float = 0.3
+    """Share of the steps in which boxes act; the official models' own."""
 
 
 def problems(error: ValidationError) -> str:
     """All problems of a validation in one sentence: field, value, reason."""
     listed = []
     for one in error.errors():
-        field = ".".join(str(part) for part in one["loc"]) or "request"
+        place = one["loc"]
+        if place[:1] == ("boxes",) and len(place) > 1:  # people count from 1
+            place = (f"box {int(place[1]) + 1}", *place[2:])
+        field = ".".join(str(part) for part in place) or "request"
         given = one.get("input")
         shown = "" if isinstance(given, dict) else f" (given: {given!r:.60})"
         said = one["msg"].removeprefix("Value error, ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import shutil
 import struct
 from collections.abc import Iterator
@@ -139,3 +140,43 @@ def delete(path: Path) -> list[Path]:
     for place in gone:
         place.unlink()
     return gone
+
+
+TRASH = ".trash"
+"""Folder in the library that keeps what was thrown away."""
+
+
+def discard(path: Path) -> str:
+    """Move a concept and what lies beside it into the trash; gives the name it has there.
+
+    Raises:
+        ConceptError: if it is not there.
+    """
+    if not path.is_file():
+        raise ConceptError(f"There is no concept file {path.name}.", "It may have been deleted already.")
+    name = secrets.token_hex(8)
+    place = path.parent / TRASH / name
+    place.mkdir(parents=True)
+    for there in [*(there for there, _ in beside(path, path)), path]:
+        there.replace(place / there.name)
+    return name
+
+
+def restore(name: str, folder: Path) -> Path:
+    """Bring a concept back from the trash of a library; gives its file.
+
+    Raises:
+        ConceptError: if it is not in the trash, or another of its name is there now.
+    """
+    trash = folder / TRASH
+    place = next((one for one in trash.glob("*") if one.name == name), None)
+    concept = next(place.glob("*.safetensors"), None) if place else None
+    if place is None or concept is None:
+        raise ConceptError("That concept is no longer in the trash.", "Train or import it again.")
+    new = folder / concept.name
+    if new.exists():
+        raise ConceptError(f"There is another {new.name} now.", "Rename that one first.")
+    for there in place.iterdir():
+        there.replace(folder / there.name)
+    place.rmdir()
+    return new

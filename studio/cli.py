@@ -13,11 +13,15 @@ from typing import Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
 
+from pipelines.box_files import Form
 from pipelines.errors import RequestError, StudioError
 from pipelines.metadata import own_version
 from pipelines.request import Request, problems
 from studio.flags import Asked, given
+from studio.language_model import Planning
 from studio.measures import Relations
+from studio.placing import Placing, drawn, placed
+from studio.placing import layout as boxes_as_lines
 from studio.settings import Machine
 
 app = App(
@@ -30,8 +34,10 @@ app = App(
 )
 app.command("studio.training:app", name="train", help="Learn a concept from a folder of pictures.")
 app.command("studio.concepts:app", name="concepts", help="List, check, import and export concepts.")
+app.command("studio.serve:serve", name="serve", help="Open the studio in the browser, with a REST interface beside it.")
 
 OnThisMachine = Annotated[Machine, Parameter(name="*")]
+WhoPlans = Annotated[Planning, Parameter(name="*")]
 
 
 @app.command
@@ -42,6 +48,8 @@ def generate(
     base: str | None = None,
     output: Path = Path("outputs"),
     source: Annotated[Path | None, Parameter(name="--from")] = None,
+    placing: Annotated[Placing, Parameter(name="*")] = Placing(),  # noqa: B008
+    planning: WhoPlans = Planning(),  # noqa: B008
     machine: OnThisMachine = Machine(),  # noqa: B008
 ) -> None:
     """Generate pictures.
@@ -59,7 +67,7 @@ def generate(
     """
     from studio import runner
 
-    wishes = given(asked) | ({} if prompt is None else {"prompt": prompt})
+    wishes = placed(given(asked) | ({} if prompt is None else {"prompt": prompt}), placing, planning)
     if source is not None:
         paths = runner.repeat(source, wishes, base, output, machine)
     elif prompt is None:
@@ -68,6 +76,37 @@ def generate(
         paths = runner.generate(Request.read(wishes), base or "pocket", output, machine)
     for path in paths:
         print(path)
+        if placing.draw_boxes:
+            print(drawn(path))
+
+
+@app.command
+def layout(
+    sentence: str | None = None,
+    *,
+    source: str | None = None,
+    output: Path | None = None,
+    form: Form = "bbox",
+    size: tuple[int, int] = (512, 512),
+    planning: WhoPlans = Planning(),  # noqa: B008
+) -> None:
+    """Plan where the things of a sentence stand, as boxes for --box; or turn a file of boxes into another form.
+
+    Parameters
+    ----------
+    sentence
+        For example "two foxes to the left of a house".
+    source
+        A file of boxes instead: .bbox, COCO or pixels .json (FILE.json:PICTURE.png for one of several), YOLO .txt.
+    output
+        Write the boxes here instead of printing them.
+    form
+        Of that file: bbox (JSON lines of fractions), coco, yolo (with classes.txt beside it) or pixels.
+    size
+        Width and height of the picture in pixels, for forms that need them.
+    """
+    for line in boxes_as_lines(sentence, source, output, form, size, planning):
+        print(line)
 
 
 @app.command

@@ -71,12 +71,12 @@ def verify(*names: str, folder: Library = catalogue.FOLDER) -> None:
 def import_(
     source: Path, *, token: str | None = None, kind: Kind | None = None, folder: Library = catalogue.FOLDER
 ) -> None:
-    """Take a file of another program into the library: .safetensors, .png, or .pt and .bin, of which nothing is run.
+    """Take in a file of another program (.safetensors, .png, or .pt and .bin, which are not run) or a folder of PEFT.
 
     Parameters
     ----------
     source
-        An embedding or a LoRA.
+        An embedding or a LoRA: a file, or a folder with adapter_config.json.
     token
         The word to use it by; its own by default.
     kind
@@ -94,7 +94,7 @@ def export(
     name: str,
     *,
     output: Path,
-    dialect: Annotated[Literal["a1111", "diffusers"], Parameter(name="--for")] = "a1111",
+    dialect: Annotated[Literal["a1111", "diffusers", "peft"], Parameter(name="--for")] = "a1111",
     half: Annotated[bool, Parameter(negative="")] = False,
     folder: Library = catalogue.FOLDER,
 ) -> None:
@@ -107,7 +107,7 @@ def export(
     output
         Folder for the files.
     dialect
-        a1111, also for Forge, ComfyUI, InvokeAI and kohya's scripts; or diffusers.
+        a1111, also for Forge, ComfyUI, InvokeAI and kohya's scripts; diffusers; or peft, a folder for each LoRA.
     half
         Store numbers in float16.
     folder

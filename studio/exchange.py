@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from pipelines import adapter_folders
 from pipelines.card import Kind, file_stem
 from pipelines.concept import Concept
 from pipelines.dialects import Dialect, export_as
@@ -13,17 +14,8 @@ from studio import catalogue
 
 
 def import_concept(source: Path, token: str | None, folder: Path, kind: Kind | None = None) -> Path:
-    """Take a file of another program into a folder of concepts; gives the new file. `kind` replaces what it says."""
-    if not source.is_file():
-        raise ConceptError(f"There is no file {source}.", "Check the path.")
-    with source.open("rb") as stream:
-        start = stream.read(8)
-    if start == b"\x89PNG\r\n\x1a\n":
-        concept = Concept.load_picture(source)
-    elif start[:2] == b"PK" and source.suffix != ".safetensors":  # so may the length of a good header begin
-        concept = Concept.load_pickle(source)
-    else:
-        concept = Concept.load(source)
+    """Take a file, or a folder of PEFT, into a folder of concepts; gives the new file. `kind` replaces what it says."""
+    concept = _read(source)
     if token is None and not concept.rows and concept.token == source.stem:  # the file itself names no word
         token = catalogue.activation(source) or None
     if kind is not None:
@@ -31,6 +23,24 @@ def import_concept(source: Path, token: str | None, folder: Path, kind: Kind | N
     path = _placed(concept, token, folder)
     catalogue.copy_picture(source, path)
     return path
+
+
+def _read(source: Path) -> Concept:
+    """The concept in a file, or a folder, of another program; by what is in it rather than by its name."""
+    if source.name == adapter_folders.MODEL and adapter_folders.is_adapter(source.parent):
+        source = source.parent  # the file alone does not tell its alpha
+    if adapter_folders.is_adapter(source):
+        return Concept.load_adapter(source)
+    if not source.is_file():
+        what = f"{adapter_folders.CONFIG} in the folder" if source.is_dir() else "file"
+        raise ConceptError(f"There is no {what} {source}.", "Check the path.")
+    with source.open("rb") as stream:
+        start = stream.read(8)
+    if start == b"\x89PNG\r\n\x1a\n":
+        return Concept.load_picture(source)
+    if start[:2] == b"PK" and source.suffix != ".safetensors":  # so may the length of a good header begin
+        return Concept.load_pickle(source)
+    return Concept.load(source)
 
 
 def _placed(concept: Concept, token: str | None, folder: Path) -> Path:

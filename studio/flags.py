@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from pydantic import BaseModel, Field, create_model
 from pydantic.fields import FieldInfo
 
-from pipelines.request import Frozen, Request, concept_use
+from pipelines.request import Frozen, Request, box_use, concept_use
 
 LISTED: Mapping[str, tuple[str, Callable[[str], dict[str, object]], str]] = MappingProxyType(
     {
@@ -22,6 +22,11 @@ LISTED: Mapping[str, tuple[str, Callable[[str], dict[str, object]], str]] = Mapp
             "concept",
             concept_use,
             "A learned concept file, with a strength if wanted: fox.safetensors or fox.safetensors:0.8.",
+        ),
+        "boxes": (
+            "box",
+            box_use,
+            "A thing and its left, top, right and bottom edge in fractions of the picture: fox:0.1,0.2,0.5,0.6.",
         ),
     }
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import secrets
 import shutil
 import threading
 import time
@@ -10,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from pipelines.card import file_stem
 from pipelines.errors import StudioError
 from pipelines.files import require_room
 from studio.engine import LOG, Engine, LocalEngine
@@ -20,10 +23,13 @@ from studio.settings import Machine
 TICK = 0.1
 """Seconds between two looks at the queue."""
 
-GRACE = {"generation": 10.0, "training": 60.0}
+GRACE = {"generation": 10.0, "training": 60.0, "import": 10.0}
 """Seconds that a process has to stop by itself; it asks once a step."""
 
 LOST = "Its process ended without a word, as when memory runs out or it is killed."
+
+IMPORTED = ("safetensors", "pt", "bin", "png")
+"""Endings of files that may hold a concept."""
 
 _log = logging.getLogger(__name__)
 
@@ -116,6 +122,35 @@ class Jobs:
                 self._require_free([path.name for path in outputs(one)], key)
             return self.ledger.add("training", spec, key)
 
+    def submit_import(self, content: bytes, name: str, token: str | None = None) -> Job:
+        """Ask that a file of another program is taken into the library; it is read in a process of its own.
+
+        Args:
+            content: of an embedding or a LoRA.
+            name: what the file was called, which says its word if nothing else does.
+            token: the word to use it by; its own by default.
+        """
+        require_room(self.folder, len(content) + (64 << 20))
+        stem, _, suffix = name.replace("\\", "/").rpartition("/")[2].rpartition(".")
+        kind = suffix.lower() if suffix.lower() in IMPORTED else "safetensors"
+        place = self.folder / "imports" / secrets.token_hex(8)
+        place.mkdir(parents=True)
+        file = place / f"{file_stem(stem or suffix)[:80]}.{kind}"
+        file.write_bytes(content)
+        return self.ledger.add("import", {"file": file.relative_to(self.folder).as_posix(), "token": token})
+
+    def delete_dataset(self, dataset: str) -> None:
+        """Remove pictures for good.
+
+        Raises:
+            Conflict: if a training still needs them.
+        """
+        self.datasets.folder(dataset)
+        for job in self.ledger.list("training", LIVE, 1000):
+            if dataset == job.spec["dataset"] or dataset in json.dumps(job.spec["settings"]):
+                raise Conflict(f"The training {job.id} needs these pictures.", "Cancel it first.")
+        self.datasets.delete(dataset)
+
     def _require_free(self, names: Sequence[str], key: str | None) -> None:
         if len(set(names)) < len(names):
             raise Conflict(f"Two subjects would be written to {names[0]}.", "Choose other tokens.")
@@ -191,7 +226,7 @@ class Jobs:
             Conflict: if it is no training, or has ended.
         """
         if self.get(job).kind != "training":
-            raise Conflict("A generation cannot be paused.", "Cancel it, and ask for it again.")
+            raise Conflict("Only a training can be paused.", "Cancel it, and ask for it again.")
         moved = self.ledger.move(job, ("queued",), "paused") or self.ledger.wish(job, "pause")
         now = self.get(job)
         if not moved and now.state not in ("paused", "running"):

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from pipelines.errors import StudioError
 
-Kind = Literal["generation", "training"]
+Kind = Literal["generation", "training", "import"]
 State = Literal["queued", "running", "paused", "done", "failed", "cancelled"]
 ENDED = ("done", "failed", "cancelled")
 LIVE = ("queued", "running", "paused")

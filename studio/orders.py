@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from pipelines.card import file_stem
-from pipelines.errors import ConceptError, ConfigError
+from pipelines.errors import ConceptError, ConfigError, RequestError
 from pipelines.request import FileOf, Frozen, Request, problems
 from studio.datasets import Datasets, Pictures
 from trainers.config import DataConfig, Destination, TrainConfig
@@ -98,8 +98,39 @@ def checked_request(fields: Mapping[str, Any], places: Places) -> dict[str, Any]
         StudioError: if it names a file that is not there.
     """
     request = Request.read(dict(fields))
+    _require_known(request)
     with_paths(request, places)
     return request.model_dump(mode="json", exclude_unset=True)
+
+
+TEXTS = ("prompt", "negative_prompt", "phrase", "digests")
+"""Fields of a request whose text is just text."""
+
+
+def _require_known(model: BaseModel) -> None:
+    """Refuse texts of which nobody said whether they name a file: such a field is not for clients."""
+    for name in unknown_texts(type(model)) & model.model_fields_set:
+        if getattr(model, name) is not None:
+            raise RequestError(f"{name} cannot be set here.", "It may name a file of the server's machine.")
+    for name in type(model).model_fields:
+        value = getattr(model, name)
+        if _holds_models(value):
+            _mapped(value, _require_known)
+
+
+def unknown_texts(kind: type[BaseModel]) -> set[str]:
+    """Fields of settings that hold text, of which neither `TEXTS` nor a `FileOf` says what it is."""
+    return {
+        name
+        for name, field in kind.model_fields.items()
+        if name not in TEXTS
+        and _is_text(field.annotation)
+        and not any(isinstance(mark, FileOf) for mark in _marks(field))
+    }
+
+
+def _is_text(annotation: Any) -> bool:
+    return annotation in (str, Path) or any(_is_text(part) for part in get_args(annotation))
 
 
 def with_paths(model: Model, places: Places) -> Model:

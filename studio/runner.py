@@ -201,6 +201,7 @@ def train(
                 keep_every=where.keep_every,
                 on_event=progress,
                 should_stop=lambda: asked() or should_stop(),
+                preview=where.preview,
             )
     except KeyboardInterrupt:
         raise Cancelled(

@@ -24,6 +24,7 @@ from pipelines.files import whole_file
 from pipelines.request import Request
 from studio import runner
 from studio.engine import LOG, birth
+from studio.exchange import import_concept
 from studio.ledger import Job, Kind, Ledger
 from studio.orders import Places, lesson, outputs, with_paths
 from studio.settings import Machine
@@ -70,6 +71,8 @@ class Worker:
     def _carry_out(self, job: Job, should_stop: Callable[[], bool]) -> list[Path]:
         if job.kind == "generation":
             return self._generate(job, should_stop)
+        if job.kind == "import":
+            return self._import(job)
         self._bases.clear()  # a training gets all the memory
         spec = job.spec
         one = lesson(spec["method"], spec["settings"], spec["dataset"], spec["base"], self.places)
@@ -92,6 +95,13 @@ class Worker:
             on_event=lambda event: self.tell(job, event),
             should_stop=should_stop,
         )
+
+    def _import(self, job: Job) -> list[Path]:
+        source = self.places.folder / job.spec["file"]
+        try:
+            return [import_concept(source, job.spec["token"], self.places.library)]
+        finally:
+            shutil.rmtree(source.parent, ignore_errors=True)
 
     def base(self, name: str) -> Any:
         """A base model, from memory if it was the last one used."""

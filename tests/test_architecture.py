@@ -6,8 +6,13 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from pydantic import BaseModel
+
+from pipelines.request import Request
+from studio.orders import unknown_texts
 
 ROOT = Path(__file__).parent.parent
 LAYERS = ("studio", "trainers", "pipelines")
@@ -44,11 +49,14 @@ def test_studio_loads_torch_in_the_runner_alone():
         "studio.concepts",
         "studio.catalogue",
         "studio.flags",
+        "studio.placing",
         "studio.progress",
         "studio.settings",
         "pipelines.request",
         "pipelines.metadata",
+        "studio.api.app",
         "studio.jobs",
+        "studio.serve",
         "studio.datasets",
         "trainers.config",
         "trainers.configs",
@@ -91,3 +99,20 @@ def test_chance_is_explicit():
                 "torch.randperm",
             ):
                 assert any(k.arg == "generator" for k in call.keywords), f"{path.name}:{call.lineno}"
+
+
+def settings_within(kind):
+    """The settings classes that a class is made of."""
+    yield kind
+    for field in kind.model_fields.values():
+        parts = [field.annotation]
+        for part in parts:
+            parts += get_args(part)
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from settings_within(part)
+
+
+def test_of_every_text_of_a_request_it_is_known_whether_it_names_a_file():
+    """Clients name files by ids. Mark a path with `Annotated[str, FileOf("picture")]`, or add a plain text to TEXTS."""
+    unknown = {name for kind in settings_within(Request) for name in unknown_texts(kind)}
+    assert unknown == {"adapter"}  # which clients cannot set

@@ -171,6 +171,25 @@ def sd(seed: int = 0, **settings: object) -> Components:
     return frozen(from_pipeline(sd_pipeline(seed, **settings), "tiny"))
 
 
+def open_gates(components: Components, gate: float = 0.7) -> Components:
+    """Gated layers as after a training: gates open, null vectors no longer zero, things' tokens far apart."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in components.unet.named_parameters():
+            if "alpha_" in name:
+                parameter.fill_(gate)
+            elif "null_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+            elif name.startswith("position_net.") and parameter.ndim == 2:
+                parameter.mul_(3)
+    return components
+
+
+def gated(seed: int = 0, **settings: object) -> Components:
+    """`sd` with grounding that acts."""
+    return open_gates(sd(seed, **settings))
+
+
 def sd_inpaint(channels: int = 9, seed: int = 0, **settings: object) -> Components:
     return frozen(from_pipeline(inpaint_pipeline(channels, seed, **settings), "tiny-inpaint"))
 

@@ -59,6 +59,7 @@ def _carry_out(method: Method, config: Any, data: DataConfig, train: TrainConfig
             on_event=_say,
             should_stop=asked,
             processes=processes,
+            preview=where.preview,
         )
     if processes.main:
         for output in outputs:

@@ -294,3 +294,6 @@ class Destination(Frozen):
 
     keep_every: int = Field(default=50, ge=1)
     """Steps between writes of the training state; a large one is written less often."""
+
+    preview: bool = True
+    """Draw a picture of what was learned, with a fixed seed, beside the concept file."""

@@ -28,6 +28,7 @@ from trainers.averages import Average
 from trainers.checkpoints import Checkpoint, require_same
 from trainers.loop import Losses, Pace, optimise, warm_stable_decay
 from trainers.pretrain.muon import Muon
+from trainers.recorded import Recorded
 
 OUTSIDE = 0.1
 """Weight of what lies outside the hole in the loss: it can be copied, so it teaches little."""
@@ -95,13 +96,15 @@ class Noising:
         return signal * clean + spread * noise, target
 
 
-def losses_of(unet: UNet2DConditionModel, components: Components, sources: Mapping[str, Source]) -> Losses:
+def losses_of(
+    unet: UNet2DConditionModel, components: Components, sources: Mapping[str, Source], on_event: OnEvent = ignore
+) -> Losses:
     """The losses of a step, one for each source: squared error in the hole, and a little outside it.
 
     Timesteps are spread evenly over each batch, which calms the gradient.
     """
     device = unet.device
-    noising = Noising(components.scheduler_config, device)
+    noising, call = Noising(components.scheduler_config, device), Recorded(unet, on_event=on_event)
     total = len(noising.signal)
 
     def loss(source: Source, index: int, chance: torch.Generator) -> Tensor:
@@ -117,8 +120,12 @@ def losses_of(unet: UNet2DConditionModel, components: Components, sources: Mappi
             noise = torch.randn(clean.shape, generator=chance, device=device)
             noisy, target = noising(clean, noise, timesteps)
             weight = mask + OUTSIDE * (1 - mask)
-        with _half(device, torch.bfloat16):
-            guess = unet(torch.cat((noisy, mask, around), 1), timesteps, **batch.told).sample
+        inputs = torch.cat((noisy, mask, around), 1)
+        if set(batch.told) == {"encoder_hidden_states"}:
+            guess = call(inputs, timesteps, batch.told["encoder_hidden_states"])
+        else:
+            with _half(device, torch.bfloat16):
+                guess = unet(inputs, timesteps, **batch.told).sample
         error = (guess.float() - target).square().mean(1, keepdim=True)
         return (error * weight).sum() / weight.sum()
 
@@ -226,7 +233,7 @@ def train_unet(
 
     try:
         optimise(
-            losses_of(unet, components, sources),
+            losses_of(unet, components, sources, on_event),
             optimizers,
             Pace(steps, seed=seed, clip=1.0, report=report),
             rate=clock.rate,

@@ -14,16 +14,21 @@ import torch
 
 from pipelines.card import file_stem
 from pipelines.components import Components
-from pipelines.errors import ConfigError
-from pipelines.events import OnEvent
+from pipelines.concept import Concept
+from pipelines.denoising import generate
+from pipelines.errors import ConfigError, StudioError
+from pipelines.events import Note, OnEvent
 from pipelines.files import require_room, whole_file
+from pipelines.request import ConceptUse, Request
 from trainers.checkpoints import LOG, states
 from trainers.config import DataConfig, Destination, SubjectConfig, TrainConfig
+from trainers.data import templates
 from trainers.method import Method
 from trainers.processes import ALONE, Processes
 from trainers.reading import Example, Reading, joined, read_folder
 from trainers.train import Run, train, with_recipe
 
+PREVIEW_STEPS = 12
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -94,10 +99,11 @@ def teach(
     on_event: OnEvent,
     should_stop: Callable[[], bool] = lambda: False,
     processes: Processes = ALONE,
+    preview: bool = False,
 ) -> list[Path]:
     """Train, write each concept and the loss log, and remove the training state; gives the concepts' paths.
 
-    What was interrupted goes on where it stopped.
+    What was interrupted goes on where it stopped. With `preview` a picture of each concept is drawn beside it.
     """
     output = outputs[0]
     state = output.with_name(f".{output.stem}.state")
@@ -118,6 +124,9 @@ def teach(
         # The run's own concept last: once it is there, nothing is missing, wherever this process is killed.
         with whole_file(output.with_name(f"{output.stem}.losses.jsonl")) as log:
             shutil.copyfile(states(state)[0] / LOG, log)
+        if preview:
+            for path, one in zip(outputs, (concept, *concept.partners), strict=True):
+                _draw(components, one, path, on_event)
         for path, partner in zip(outputs[1:], concept.partners, strict=True):
             partner.save(path)
         concept.save(output)
@@ -125,6 +134,21 @@ def teach(
         shutil.rmtree(over, ignore_errors=True)
     processes.told(None)  # nobody leaves before the file is there
     return list(outputs)
+
+
+def _draw(components: Components, concept: Concept, path: Path, on_event: OnEvent) -> None:
+    """Draw a concept with a fixed seed and few steps, to know it by; it is worth nothing to fail for."""
+    card = concept.card
+    wording = "pocket" if components.family == "pocket" else "style" if card.kind == "style" else "object"
+    prompt = card.example or templates(wording)[0].replace("{}", concept.token)
+    request = Request(prompt=prompt, steps=PREVIEW_STEPS, seed=0, concepts=(ConceptUse(source=concept.token),))
+    try:
+        made = generate(components, request, concepts={concept.token: concept})
+        with whole_file(path.with_name(f"{path.stem}.preview.png")) as temporary:
+            made.pictures[0].save(temporary, format="PNG")
+    except (StudioError, RuntimeError, OSError) as error:
+        first, _, _ = str(error).partition("\n")
+        on_event(Note(f"no preview of {concept.token}: {first}"))
 
 
 @contextmanager

@@ -48,6 +48,10 @@ class Step:
     timestep: Tensor
     following: Tensor | None
 
+    def within(self, share: float) -> bool:
+        """Whether this is among the first `share` of the steps; 0.29 of 100 is 29, whatever floats make of it."""
+        return self.index < int(share * self.count + 1e-9)
+
 
 class Condition(Protocol):
     """One thing asked of a picture."""

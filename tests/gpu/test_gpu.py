@@ -19,6 +19,7 @@ from trainers import methods
 from trainers.config import DataConfig, TrainConfig
 from trainers.launch import DTYPES, narrowed, run_of
 from trainers.reading import read_folder
+from trainers.recorded import Recorded
 from trainers.train import Run, train
 
 pytestmark = [
@@ -161,3 +162,18 @@ def test_every_form_learns_something_finite(form, precision):
     still = run.train.model_copy(update={"steps": 1, "learning_rate": 1e-12})
     nothing = train(base, Run(method, run.config, still, run.data), tiny.examples())
     assert distance(concept, nothing) > 1e-5
+
+
+def test_a_recorded_unet_gives_what_the_unet_gives_with_its_gradients():
+    unet = tiny.sd().to("cuda").unet.train().requires_grad_(True)
+    context = torch.randn(2, 7, unet.config["cross_attention_dim"], generator=torch.Generator().manual_seed(1)).cuda()
+    sample = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2)).cuda()
+    timesteps, notes = torch.tensor([3, 500], device="cuda"), []
+    recorded = Recorded(unet, half=False, on_event=notes.append)
+    gradients = []
+    for call in (recorded, recorded, lambda *given: unet(*given).sample):
+        unet.zero_grad()
+        call(sample, timesteps, context).square().mean().backward()
+        gradients.append(unet.conv_in.weight.grad.clone())
+    assert not notes and len(recorded.calls) == 1
+    torch.testing.assert_close(gradients[1], gradients[2], atol=1e-4, rtol=1e-3)

@@ -11,27 +11,39 @@ from PIL import Image
 
 from pipelines import conditions
 from pipelines.conditions import CONCAT, Branch, Canvas, Step
+from pipelines.conditions.boxes import Boxes
 from pipelines.conditions.inpaint import Inpaint
+from pipelines.conditions.regions import Regions
 from pipelines.conditions.text import Text
+from pipelines.request import Box
 from tests import tiny
 
 CONDITIONS = {
     "text": lambda: Text("a fox", "a dog", (16, 16)),
     "inpaint": lambda: Inpaint(Image.new("RGB", (16, 16), "red"), Image.new("L", (16, 16), 255), strength=0.5),
+    "boxes": lambda: Boxes([[Box(phrase="a fox", box=(0.1, 0.2, 0.5, 0.6))]], 1.0),
+    "regions": lambda: Regions([Box(phrase="a fox", box=(0.1, 0.2, 0.5, 0.6))], "a fox", "a dog", (16, 16)),
 }
-BASES = {"sd": tiny.sd, "sdxl": tiny.sdxl, "inpainting": tiny.sd_inpaint}
+ANY = {"sd": tiny.sd, "sdxl": tiny.sdxl, "inpainting": tiny.sd_inpaint}
+BASES = {"text": ANY, "inpaint": ANY, "boxes": {"gated": tiny.gated}, "regions": ANY}
+"""For each condition, the bases it is for."""
 SAMPLE = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
 STEP = Step(0, 4, torch.tensor(900), torch.tensor(600))
 
 
-@pytest.fixture(params=list(CONDITIONS))
-def condition(request):
-    return CONDITIONS[request.param]()
+@pytest.fixture(params=[(condition, base) for condition, bases in BASES.items() for base in bases], ids="-".join)
+def case(request):
+    return request.param
 
 
-@pytest.fixture(params=list(BASES))
-def base(request):
-    return BASES[request.param]()
+@pytest.fixture
+def condition(case):
+    return CONDITIONS[case[0]]()
+
+
+@pytest.fixture
+def base(case):
+    return BASES[case[0]][case[1]]()
 
 
 @contextmanager
@@ -49,7 +61,7 @@ def test_every_file_of_conditions_is_listed_here():
     from pathlib import Path
 
     folder = Path(conditions.__file__).parent
-    assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == set(CONDITIONS)
+    assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == set(CONDITIONS) == set(BASES)
 
 
 def test_the_null_form_has_the_same_keys_and_shapes(condition, base):

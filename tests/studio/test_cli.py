@@ -146,6 +146,26 @@ def test_previews_are_written_beside_the_concept(base, pictures, tmp_path):
     assert Image.open(tmp_path / "c-2.png").size == (16, 16)
 
 
+def test_what_was_learned_is_drawn_beside_it_and_no_failure_of_that_loses_it(
+    base, pictures, tmp_path, monkeypatch, capsys
+):
+    assert train(base, pictures, "--output", "c.safetensors") == 0
+    picture = Image.open(tmp_path / "c.preview.png")
+    assert picture.size == (16, 16)
+    assert main(["concepts", "rename", "c.safetensors", "<y>", "--library", "."]) == 0
+    assert (tmp_path / "y.preview.png").exists() and not (tmp_path / "c.preview.png").exists()
+    assert train(base, pictures, "--output", "d.safetensors", "--no-preview") == 0
+    assert not (tmp_path / "d.preview.png").exists()
+
+    def full(*arguments, **more):
+        raise RuntimeError("CUDA out of memory\nand more")
+
+    monkeypatch.setattr("trainers.launch.generate", full)
+    assert train(base, pictures, "--output", "e.safetensors") == 0
+    assert "no preview of <x>: CUDA out of memory\n" in capsys.readouterr().err
+    assert read_card_of("e.safetensors").token == "<x>" and not (tmp_path / "e.preview.png").exists()
+
+
 BAD_TRAINING = {
     "a missing folder": (["--images", "nowhere"], "no folder nowhere"),
     "an empty folder": (["--images", "empty"], "no picture"),

@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from pipelines.metadata import own_version, read_made
-from pipelines.request import ConceptUse, Guidance, Inpaint, Request, concept_use
+from pipelines.request import Box, ConceptUse, Grounding, Guidance, Inpaint, Request, concept_use
 from studio import runner
 from studio.cli import app, main
 from studio.flags import LISTED, Asked, given
@@ -166,12 +166,19 @@ def test_every_field_of_a_request_can_be_typed(asked):
     more += " --inpaint-image i.png --inpaint-mask m.png --inpaint-strength 0.5 --inpaint-grow 1 --inpaint-feather 2"
     more += " --inpaint-only-masked --inpaint-padding 3"
     concepts = ["--concept", "a.safetensors", "--concept", "b.safetensors:0.25"]
+    boxes = ["--box", "fox:0.1,0.2,0.5,0.6", "--box", "a red: fox:0,0,1,1@fox.png", "--grounding-beta", "0.5"]
+    boxes += ["--grounding-region", "--grounding-adapter", "gates.safetensors"]
     machine = ["--device", "cpu", "--dtype", "float32", "--attention", "eager"]
-    assert main(["generate", "a (fox:1.3)", *flags.split(), *more.split(), *concepts, *machine]) == 0
+    assert main(["generate", "a (fox:1.3)", *flags.split(), *more.split(), *concepts, *boxes, *machine]) == 0
     wanted = Request(
         prompt="a (fox:1.3)",
         negative_prompt="ugly",
         concepts=(ConceptUse(source="a.safetensors"), ConceptUse(source="b.safetensors", strength=0.25)),
+        boxes=(
+            Box(phrase="fox", box=(0.1, 0.2, 0.5, 0.6)),
+            Box(phrase="a red: fox", box=(0, 0, 1, 1), picture="fox.png"),
+        ),
+        grounding=Grounding(beta=0.5, region=True, adapter="gates.safetensors"),
         inpaint=Inpaint(image="i.png", mask="m.png", strength=0.5, grow=1, feather=2, only_masked=True, padding=3),
         guidance=Guidance(scale=3.5, rescale=0.7, start=0.1, stop=0.9),
         scheduler="euler-a",
@@ -354,3 +361,18 @@ def test_as_a_process_it_ends_with_code_2_and_one_line_on_standard_error(tmp_pat
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("studio: ") and "steps" in done.stderr and len(done.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("typed", ["fox", "fox:0.1,0.2,0.5", "fox:a,b,c,d", ":0,0,1,1", "fox:0.1;0.2;0.3;0.4", ""])
+def test_a_box_of_another_form_is_one_sentence_with_an_example(asked, capsys, typed):
+    assert main(["generate", "a fox", "--box", typed]) == 2
+    said = capsys.readouterr().err
+    assert repr(typed) in said and "for example fox:0.1,0.2,0.5,0.6" in said and said.count("\n") == 1
+    assert not asked
+
+
+def test_a_box_outside_the_picture_is_named_on_the_command_line(asked, capsys):
+    assert main(["generate", "a fox", "--box", "cat:0,0,1,1", "--box", "fox:10,20,50,60"]) == 2
+    said = capsys.readouterr().err
+    assert "box 2" in said and "'fox'" in said and "looks like pixels" in said
+    assert not asked

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -14,36 +12,7 @@ import pytest
 from pipelines.card import read_card
 from pipelines.errors import ConceptError, ConfigError, RequestError
 from pipelines.metadata import read_made
-from studio.jobs import Jobs
 from studio.ledger import Conflict, Ledger, Unknown
-
-WOLF = sorted((Path(__file__).parents[2] / "examples" / "wolf").glob("*.png"))
-
-
-@pytest.fixture(scope="module")
-def jobs(tmp_path_factory):
-    with Jobs(tmp_path_factory.mktemp("server")) as jobs:
-        yield jobs
-
-
-@pytest.fixture(scope="module")
-def wolves(jobs):
-    dataset = jobs.datasets.create("wolves")
-    for path in WOLF:
-        jobs.datasets.add(dataset.id, path.read_bytes(), path.name)
-    return dataset.id
-
-
-def until(jobs, job, condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition(jobs.get(job.id)):
-        assert time.monotonic() < end, jobs.get(job.id)
-        time.sleep(0.02)
-    return jobs.get(job.id)
-
-
-def ended(jobs, job):
-    return until(jobs, job, lambda now: now.ended)
 
 
 def lesson(steps, token="<my-wolf>", **more):
@@ -51,8 +20,8 @@ def lesson(steps, token="<my-wolf>", **more):
     return "textual-inversion", fields | more
 
 
-def test_pictures_are_made_and_tell_how_without_telling_where(jobs):
-    done = ended(jobs, jobs.submit_generation({"prompt": "a fox", "steps": 3, "count": 2}))
+def test_pictures_are_made_and_tell_how_without_telling_where(jobs, ended):
+    done = ended(jobs.submit_generation({"prompt": "a fox", "steps": 3, "count": 2}).id)
     assert done.state == "done" and (done.step, done.steps) == (3, 3)
     made = [read_made(path) for path in jobs.results(done.id)]
     assert [one.index for one in made] == [0, 1] and made[0].request.prompt == "a fox"
@@ -63,16 +32,16 @@ def test_pictures_are_made_and_tell_how_without_telling_where(jobs):
     assert str(jobs.folder) not in jobs.results(done.id)[0].read_bytes().decode("latin1")
 
 
-def test_a_training_pauses_goes_on_and_is_used(jobs, wolves):
+def test_a_training_pauses_goes_on_and_is_used(jobs, wolves, until, ended):
     job = jobs.submit_training(*lesson(40, preview_every=10), wolves)
     with pytest.raises(Conflict, match="being learned already"):
         jobs.submit_training(*lesson(10), wolves)
-    until(jobs, job, lambda now: now.step >= 10)
+    until(job.id, lambda now: now.step >= 10)
     jobs.pause(job.id)
-    paused = until(jobs, job, lambda now: now.state == "paused")
+    paused = until(job.id, lambda now: now.state == "paused")
     assert paused.step < 40 and list(jobs.library.glob(".my-wolf.state/step-*"))
     jobs.resume(job.id)
-    done = ended(jobs, job)
+    done = ended(job.id)
     assert done.state == "done" and [path.name for path in jobs.results(job.id)] == ["my-wolf.safetensors"]
     assert read_card(jobs.results(job.id)[0]).token == "<my-wolf>"
     steps = [event.data["step"] for event in jobs.events(job.id, kinds=("step",))]
@@ -81,46 +50,46 @@ def test_a_training_pauses_goes_on_and_is_used(jobs, wolves):
     with pytest.raises(Conflict, match="there already"):
         jobs.submit_training(*lesson(10), wolves)
     used = {"prompt": "a <my-wolf>", "steps": 2, "concepts": [{"source": "my-wolf"}]}
-    drawn = ended(jobs, jobs.submit_generation(used))
+    drawn = ended(jobs.submit_generation(used).id)
     assert read_made(jobs.results(drawn.id)[0]).request.concepts[0].source == "concepts/my-wolf.safetensors"
 
 
-def test_cancel_stops_within_a_step_and_the_process_goes_on(jobs):
-    warm = ended(jobs, jobs.submit_generation({"prompt": "a fox", "steps": 1}))
+def test_cancel_stops_within_a_step_and_the_process_goes_on(jobs, until, ended):
+    warm = ended(jobs.submit_generation({"prompt": "a fox", "steps": 1}).id)
     job = jobs.submit_generation({"prompt": "a fox", "steps": 999})
     waiting = jobs.submit_generation({"prompt": "a fox", "steps": 1})
-    running = until(jobs, job, lambda now: now.step >= 2)
+    running = until(job.id, lambda now: now.step >= 2)
     jobs.cancel(job.id)
     at = jobs.get(job.id).step
-    stopped = until(jobs, job, lambda now: now.state == "cancelled", 20)
+    stopped = until(job.id, lambda now: now.state == "cancelled", 20)
     assert stopped.step <= at + 2 and not jobs.results(job.id)
-    assert ended(jobs, waiting).state == "done" and psutil.pid_exists(running.pid)
+    assert ended(waiting.id).state == "done" and psutil.pid_exists(running.pid)
     with pytest.raises(Conflict, match="ended"):
         jobs.cancel(job.id)
     assert warm.ended
 
 
-def test_what_waits_is_cancelled_at_once(jobs):
+def test_what_waits_is_cancelled_at_once(jobs, ended):
     first = jobs.submit_generation({"prompt": "a fox", "steps": 200})
     second = jobs.submit_generation({"prompt": "a fox", "steps": 200})
     assert jobs.cancel(second.id).state == "cancelled"
     jobs.cancel(first.id)
-    assert ended(jobs, first).state == "cancelled"
+    assert ended(first.id).state == "cancelled"
 
 
-def test_a_training_that_is_cancelled_leaves_its_name_free(jobs, wolves):
+def test_a_training_that_is_cancelled_leaves_its_name_free(jobs, wolves, until, ended):
     job = jobs.submit_training(*lesson(500, "<gone>"), wolves)
-    until(jobs, job, lambda now: now.step >= 10)
+    until(job.id, lambda now: now.step >= 10)
     jobs.cancel(job.id)
-    assert ended(jobs, job).state == "cancelled"
+    assert ended(job.id).state == "cancelled"
     assert not list(jobs.library.glob("*gone*")) and not list(jobs.library.glob(".gone*"))
 
 
-def test_a_process_that_is_killed_is_replaced_and_its_job_begun_again(jobs):
+def test_a_process_that_is_killed_is_replaced_and_its_job_begun_again(jobs, until, ended):
     job = jobs.submit_generation({"prompt": "a fox", "steps": 30})
-    running = until(jobs, job, lambda now: now.step >= 2)
+    running = until(job.id, lambda now: now.step >= 2)
     os.kill(running.pid, signal.SIGKILL)
-    done = ended(jobs, job)
+    done = ended(job.id)
     assert done.state == "done" and done.lost == 1 and len(jobs.results(job.id)) == 1
     assert any("without a word" in event.data.get("text", "") for event in jobs.events(job.id))
 
@@ -152,18 +121,18 @@ def test_what_cannot_be_done_is_said_when_it_is_asked(jobs, wolves, tmp_path):
         jobs.get("../x")
 
 
-def test_an_error_of_the_work_is_a_sentence(jobs, wolves):
+def test_an_error_of_the_work_is_a_sentence(jobs, wolves, ended):
     job = jobs.submit_training("textual-inversion", {"token": "<a>", "init": "a fox and more", "steps": 1}, wolves)
-    failed = ended(jobs, job)
+    failed = ended(job.id)
     assert failed.state == "failed" and "a fox and more" in failed.error and failed.hint
 
 
-def test_a_key_makes_a_job_once(jobs):
+def test_a_key_makes_a_job_once(jobs, ended):
     one = jobs.submit_generation({"prompt": "a fox", "steps": 1}, key="k")
     assert jobs.submit_generation({"prompt": "a fox", "steps": 1}, key="k").id == one.id
     with pytest.raises(Conflict):
         jobs.submit_generation({"prompt": "a cat", "steps": 1}, key="k")
-    ended(jobs, one)
+    ended(one.id)
     jobs.delete(one.id)
     with pytest.raises(Unknown):
         jobs.get(one.id)

@@ -163,6 +163,7 @@ def test_subjects_learned_together_become_concepts_used_together(base, pictures,
     assert "50% of the pictures are two of them side by side" in said.err
     assert [(read_card(path).token, read_card(path).init) for path in paths] == [("<a>", "fox"), ("<b>", "car")]
     assert str(more) not in read_card(paths[0]).model_dump_json()
+    assert all(path.with_name(f"{path.stem}.preview.png").exists() for path in paths)
     use = [part for path in paths for part in ("--concept", str(path))]
     assert main(["generate", "a <a> above a <b>", *use, "--base", base, "--steps", "2"]) == 0
     assert main(["train", *together, "--output", "outputs/concepts/other.safetensors"]) == 2

@@ -15,13 +15,16 @@ import resource
 import struct
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save
 
+from pipelines.embedding_pictures import _sequence
 from pipelines.errors import ConceptError
 from studio.exchange import import_concept
 
@@ -65,6 +68,27 @@ def pictured(content: object) -> bytes:
     return stream.getvalue()
 
 
+def hidden(content: object) -> bytes:
+    """A picture with an embedding at its borders."""
+    data, stream = np.frombuffer(zlib.compress(json.dumps(content).encode()), np.uint8), io.BytesIO()
+    blocks = []
+    for half in (data & 0x0F, data >> 4):
+        block = np.resize(half, -(-len(data) // 48) * 48)
+        blocks.append((block ^ (_sequence(block.size) & 0x0F) | 0x50).reshape(16, -1, 3))
+    gap, inside = np.zeros((16, 1, 3), np.uint8), np.full((16, 8, 3), 77, np.uint8)
+    Image.fromarray(np.concatenate((blocks[0], gap, inside, gap, blocks[1]), axis=1)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def repainted(content: bytes, chance: random.Random) -> bytes:
+    """A picture with some pixels changed."""
+    pixels, stream = np.array(Image.open(io.BytesIO(content))), io.BytesIO()
+    for _ in range(chance.choice((1, 3, 30))):
+        pixels[chance.randrange(len(pixels)), chance.randrange(pixels.shape[1])] = chance.randrange(256)
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
 def originals(trace: Path) -> list[bytes]:
     rows, pair = torch.ones(2, 8), {"down": torch.ones(2, 8), "up": torch.ones(8, 2)}
     query = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_q"
@@ -80,7 +104,9 @@ def originals(trace: Path) -> list[bytes]:
         pickled({"string_to_param": {"*": rows}, "name": "x"}),
         pickled({"<x>": rows, "y": Malice(trace)}),
         pickled({"<x>": torch.nn.Parameter(rows.half())}),
+        save({f"{query}.diff": torch.ones(8, 8), f"{query}.diff_b": torch.ones(8), f"{query}.w_norm": torch.ones(8)}),
         pictured({"string_to_param": {"*": {"TORCHTENSOR": rows.tolist()}}, "name": "x"}),
+        hidden({"string_to_param": {"*": {"TORCHTENSOR": rows.tolist()}}, "name": "x"}),
     ]
 
 
@@ -108,6 +134,8 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
                 link.external_attr = chance.choice((0o644, 0o120777)) << 16  # a link now and then
                 new.writestr(link, old.read(info))
         return stream.getvalue()
+    if way == 3 and content[:2] == b"\x89P":
+        return repainted(content, chance)
     if way == 4:
         at, length = chance.randrange(len(changed)), chance.randrange(1, 64)
         changed[at:at] = changed[at : at + length] * chance.randrange(1, 20)

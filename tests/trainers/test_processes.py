@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from pipelines.concept import Concept
 from pipelines.errors import ConfigError
 from tests import tiny
 from trainers import __main__ as command_line
+from trainers import methods
 from trainers.config import DataConfig, Destination, TrainConfig
 from trainers.launch import narrowed
 from trainers.processes import ALONE, WHOLE, Part, Processes, launched
@@ -115,10 +117,65 @@ def test_two_processes_give_what_one_gives_with_twice_the_batch(folders, tmp_pat
     assert not list(tmp_path.glob(".*"))
 
 
+# -- several subjects, and relations -----------------------------------------------------------------------------
+
+CASES = {
+    "subjects": ("dreambooth", {"token": "<a>", "class_word": "fox", "also": ("there:<b>:car",), "pivotal": True,
+                                "text_encoder": True, "cut_mix": 0.4, "prior_scope": "world"}),
+    "keys and values": ("custom-diffusion", {"token": "<a>", "class_word": "fox", "also": ("there:<b>:car",)}),
+    "relation": ("reversion", {"token": "<r>", "init": "and", "left": "fox", "right": "cat", "lora": True}),
+}  # fmt: skip
+
+
+def learned(case, batch, processes=ALONE):
+    """What so many processes learn, partners included, each with a batch of that size."""
+    name, settings = CASES[case]
+    method = methods()[name]
+    pace = TrainConfig(steps=3, batch=batch, learning_rate=1e-3, scale_lr=False, seed=5)
+    the_run = Run(method, method.Config(**settings), pace, DataConfig(images=Path("unused"), flip=0.0))
+    pictures = tiny.examples(4)
+    if name != "reversion":
+        pictures = [replace(one, word=word) for one, word in zip(pictures, ("<a>", "<b>") * 2, strict=True)]
+    concept = train(tiny.sd(), the_run, pictures, processes=processes)
+    return {f"{one.token} {key}": t for one in (concept, *concept.partners) for key, t in one.tensors().items()}
+
+
+def forked(rank, where, folder):
+    """One of two processes that learn all cases together, as a fork of this one; gives its id."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": where}
+        processes = launched()
+        for case in CASES:
+            tensors = learned(case, 1, processes)
+            torch.save(tensors, folder / f"{case}-{rank}.pt")
+        os._exit(0)
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def test_two_processes_learn_several_subjects_and_relations_as_one_does(tmp_path, one_thread):
+    where = port()
+    children = [forked(rank, where, tmp_path) for rank in range(2)]
+    alone = {case: learned(case, 2) for case in CASES}
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    for case, one in alone.items():
+        first, second = (torch.load(tmp_path / f"{case}-{rank}.pt") for rank in range(2))
+        assert first.keys() == second.keys() == one.keys()
+        assert all(torch.equal(first[key], second[key]) for key in first), "both have the same"
+        assert len({key.split()[0] for key in one}) == (1 if case == "relation" else 2)
+        for key, tensor in one.items():
+            torch.testing.assert_close(first[key], tensor, atol=1e-5, rtol=0)
+        assert max(float(tensor.abs().max()) for key, tensor in one.items() if "lora_B" in key or ".diff" in key) > 5e-4
+
+
 def train_start(folders):
     """The concept before its first step: trained at a rate of nearly nothing."""
     from pipelines.components import load
-    from trainers import methods
     from trainers.reading import read_folder
 
     method = methods()["dreambooth"]
@@ -170,8 +227,6 @@ def precisions(components):
 
 
 def test_what_is_frozen_is_narrow_and_what_is_trained_is_not():
-    from trainers import methods
-
     narrow, wide = torch.bfloat16, torch.float32
     for name, settings, expected in (
         ("textual-inversion", {"init": "fox"}, [narrow, narrow, wide]),
@@ -188,8 +243,6 @@ def test_what_is_frozen_is_narrow_and_what_is_trained_is_not():
 
 @pytest.mark.parametrize("form", ["rows", "low-rank", "full"])
 def test_in_bfloat16_it_learns_nearly_the_same_and_keeps_float32(form):
-    from trainers import methods
-
     name, config = {
         "rows": ("textual-inversion", TextualInversionConfig(token="<x>", init="fox")),
         "low-rank": ("dreambooth", methods()["dreambooth"].Config(token="<x>", class_word="fox", pivotal=True)),

@@ -188,7 +188,6 @@ def inpainting_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
         return
     if device.startswith("cuda"):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
     components = load(arguments.go_on_from or "pocket", device=device)
     drawings = Drawings.of(size=UNIT, device=device)
     made = world(components, arguments.scenes, 51, drawings)

@@ -1,0 +1,174 @@
+"""Boxes: things stand where they are told (GLIGEN, Li et al., arXiv:2301.07093).
+
+Tokens of the boxed things are read by gated self-attention layers ("fusers") between self- and cross-attention. They do
+not depend on the step, so everything up to the layers' own projections of them is computed once a run.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from diffusers.models.attention import GatedSelfAttentionDense
+from torch import Tensor, nn
+
+from pipelines.components import Components
+from pipelines.conditions import Branch, Step
+from pipelines.errors import RequestError
+from pipelines.grounding import SLOTS, grounding_input, has_grounding, phrase_embeddings
+from pipelines.request import Box
+
+_LEARNED_WORD = re.compile(r"<[^<>\s]+>")
+
+
+class Boxes:
+    """Grounding of the conditional branch; the null form, the learned null tokens, in the other.
+
+    Args:
+        sets: boxes of every picture alike, `[boxes]`, or of each picture its own. A picture with an empty set is drawn
+            as if there were no boxes at all.
+        beta: share of the steps, from the first, in which the boxes act (scheduled sampling, section 4.2). Afterwards
+            the layers are not run at all.
+    """
+
+    def __init__(self, sets: Sequence[Sequence[Box]], beta: float = 0.3) -> None:
+        self.sets = sets
+        self.beta = beta
+        self._objects: dict[Branch, dict[str, Tensor]] = {}
+
+    @contextmanager
+    def attach(self, components: Components, count: int) -> Iterator[None]:
+        """Read phrases and boxes once for the run.
+
+        Raises:
+            RequestError: if the base has no grounding, a box names an unknown word or a picture the base cannot read,
+                or there are neither one nor `count` box sets.
+        """
+        sets = self._checked(components, count)
+        if not any(sets):
+            yield
+            return
+        unet = components.unet
+        if vars(unet.position_net).get("forward") is _as_given:
+            raise RequestError("This request has boxes twice: its own and a condition's.", "Leave one of them out.")
+        fusers = {name: module for name, module in unet.named_modules() if isinstance(module, GatedSelfAttentionDense)}
+        with torch.no_grad():
+            # In half precision the Fourier features of a box would be off by pixels.
+            read = copy.deepcopy(unet.position_net).float()
+            given = _given(components, sets)
+            null = given | {"masks": torch.zeros_like(given["masks"])}
+            for branch, tokens in ((Branch.POSITIVE, given), (Branch.NEGATIVE, null)):
+                objects: Tensor = read(**tokens).to(unet.dtype)
+                self._objects[branch] = {name: fuser.norm1(fuser.linear(objects)) for name, fuser in fusers.items()}
+                if not all(sets):
+                    boxed = torch.tensor([bool(one) for one in sets], device=unet.device)
+                    self._objects[branch]["boxed"] = boxed[:, None, None]
+        try:
+            with ExitStack() as patched:
+                patched.enter_context(_instead(unet.position_net, _as_given))
+                for name, fuser in fusers.items():
+                    patched.enter_context(_instead(fuser, _fused(fuser, name)))
+                yield
+        finally:
+            self._objects = {}
+
+    def unet_kwargs(self, branch: Branch, step: Step) -> dict[str, Any]:
+        """The things' tokens for every layer; nothing once the boxes' share of the steps is over."""
+        if not self._objects or not step.within(self.beta):
+            return {}
+        # The UNet calls its position net with what is in "gligen", and hands the layers what that gives.
+        return {"cross_attention_kwargs": {"gligen": {"objects": self._objects[branch]}}}
+
+    def constrain(self, latents: Tensor, step: Step) -> Tensor:
+        """Boxes ask nothing of the latents."""
+        return latents
+
+    def _checked(self, components: Components, count: int) -> list[Sequence[Box]]:
+        """One box set for each picture, each of which this base can follow."""
+        sets = [*self.sets] * (count if len(self.sets) == 1 else 1)
+        if len(sets) != count and any(sets):
+            raise RequestError(
+                f"There are {len(sets)} sets of boxes for {count} pictures.", "Give one for all, or one for each."
+            )
+        for boxes in sets:
+            for number, box in enumerate(boxes, 1):
+                if why := _refusal(components, number, box):
+                    raise RequestError(f"Box {number} ({box.phrase!r:.60}): {why[0]}", why[1])
+        return sets
+
+
+def _refusal(components: Components, number: int, box: Box) -> tuple[str, str] | None:
+    """Why this base cannot follow a box, and what to do about it."""
+    if not has_grounding(components.unet):
+        return (
+            f"{components.name} has no grounding.",
+            "Use a base with gated layers, or attach an adapter of them with --grounding-adapter FILE.",
+        )
+    if number > SLOTS:
+        return (f"there is room for {SLOTS} boxes in a picture.", f"Give at most {SLOTS}.")
+    words = components.tokenizers[0].get_vocab()
+    for word in _LEARNED_WORD.findall(box.phrase):
+        if word not in words:
+            return (f"{word} is no concept of this request.", "Give its file with --concept, or correct the word.")
+    if box.picture is not None:
+        return (
+            f"the grounding of {components.name} reads phrases, no pictures.",
+            "Leave the picture out, or teach it as a concept and name that.",
+        )
+    return None
+
+
+def _given(components: Components, sets: Sequence[Sequence[Box]]) -> dict[str, Tensor]:
+    """What the position net reads, one row for each picture; pictures with the same set share the work."""
+    unet = components.unet
+    phrases = sorted({box.phrase for boxes in sets for box in boxes})
+    embedded = dict(zip(phrases, phrase_embeddings(components, phrases), strict=True))
+    places = max(len(boxes) for boxes in sets)
+    embeddings = torch.zeros(len(sets), places, unet.config["cross_attention_dim"])
+    edges, masks = torch.zeros(len(sets), places, 4), torch.zeros(len(sets), places)
+    for row, boxes in enumerate(sets):
+        for place, box in enumerate(boxes):
+            embeddings[row, place] = embedded[box.phrase]
+            edges[row, place] = torch.tensor(box.box)
+            masks[row, place] = 1
+    arguments = grounding_input(embeddings, edges, masks)["gligen"]
+    return {name: tensor.to(unet.device) for name, tensor in arguments.items()}
+
+
+def _as_given(objects: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the position net does while the things' tokens are already known."""
+    return objects
+
+
+def _fused(fuser: Any, name: str) -> Callable[[Tensor, Mapping[str, Tensor]], Tensor]:
+    """The layer (section 4.1, eq. 8), which looks the things' tokens up under its name.
+
+    Visual tokens alone ask: the answers of the things' tokens would be thrown away.
+    """
+
+    def forward(hidden: Tensor, objects: Mapping[str, Tensor]) -> Tensor:
+        own = fuser.norm1(hidden)
+        attended = fuser.attn(own, encoder_hidden_states=torch.cat([own, objects[name]], dim=1))
+        grounded = hidden + fuser.alpha_attn.tanh() * attended
+        grounded = grounded + fuser.alpha_dense.tanh() * fuser.ff(fuser.norm2(grounded))
+        return torch.where(objects["boxed"], grounded, hidden) if "boxed" in objects else grounded
+
+    return forward
+
+
+@contextmanager
+def _instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Have a module do something else for as long as the `with` lasts."""
+    before = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before

@@ -1,0 +1,71 @@
+"""The application: REST, the layout of AUTOMATIC1111's interface and the web page, behind one guard."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.routing import Match
+from starlette.types import ASGIApp
+
+from pipelines.metadata import own_version
+from studio.api import a1111, files, work
+from studio.api.forms import ROOT
+from studio.api.guard import Door, Guard
+from studio.api.problems import answer_problems, problem
+from studio.jobs import Jobs
+
+
+def rest(jobs: Jobs) -> FastAPI:
+    """The interfaces without page or guard; jobs begin and end with the application."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        with jobs:
+            yield
+
+    app = FastAPI(
+        title="Prompt Studio",
+        version=own_version(),
+        openapi_url=f"{ROOT}/openapi.json",
+        docs_url=None,  # it would load scripts from elsewhere
+        redoc_url=None,
+        lifespan=lifespan,
+        strict_content_type=True,
+    )
+    answer_problems(app)
+    for router in (work.routes(jobs), files.datasets(jobs), files.pictures(jobs), files.concepts(jobs)):
+        app.include_router(router, prefix=ROOT)
+    app.include_router(a1111.routes(jobs, next(iter(jobs.bases))), prefix="/sdapi/v1")
+
+    methods = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+
+    @app.api_route("/sdapi/{rest:path}", methods=methods, include_in_schema=False)
+    @app.api_route("/api/{rest:path}", methods=methods, include_in_schema=False)
+    def nothing(rest: str, request: Request) -> JSONResponse:
+        """What is not there is said here, not by the page."""
+        fitting = [route for route in app.routes if route.matches(request.scope)[0] is Match.PARTIAL]
+        if fitting:
+            return problem(405, f"{request.method} means nothing here.", f"{ROOT}/openapi.json lists what does.")
+        return problem(404, f"There is no {rest!r:.80}.", f"{ROOT}/openapi.json lists what there is.")
+
+    return app
+
+
+def with_page(app: FastAPI, jobs: Jobs) -> FastAPI:
+    """The same with the web page at its root."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    import gradio as gr
+
+    page: Any = importlib.import_module("studio.web.app")
+    return gr.mount_gradio_app(app, page.build(jobs), path="/", **page.mount_options(jobs))
+
+
+def guarded(app: FastAPI, door: Door) -> ASGIApp:
+    """The application behind its guard, which sees every request first."""
+    return Guard(app, door)

@@ -1,0 +1,224 @@
+"""Datasets, pictures and concepts: sent, looked at, removed. Files have ids; no client ever names a path."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, File, Form, Response, UploadFile, status
+from fastapi.responses import FileResponse
+
+from pipelines.card import read_card
+from pipelines.errors import ConceptError, DataError
+from studio import catalogue
+from studio.api.forms import (
+    ROOT,
+    ConceptAnswer,
+    DatasetAnswer,
+    DatasetForm,
+    PictureAnswer,
+    PictureForm,
+    Uploaded,
+    Work,
+    work,
+)
+from studio.datasets import Dataset, Entry
+from studio.jobs import Jobs
+from studio.ledger import Unknown
+from studio.uploads import ARCHIVE, BYTES
+
+CREATED, GONE = status.HTTP_201_CREATED, status.HTTP_204_NO_CONTENT
+
+
+def _content(file: UploadFile, most: int) -> bytes:
+    """The content of an upload, no more than is allowed."""
+    content = file.file.read(most + 1)
+    if len(content) > most:
+        raise DataError(f"A file has more than {most >> 20} MiB.", "Send a smaller one.")
+    return content
+
+
+def _dataset(one: Dataset) -> DatasetAnswer:
+    return DatasetAnswer(**vars(one), href=f"{ROOT}/datasets/{one.id}")
+
+
+def _entry(dataset: str, one: Entry) -> PictureAnswer:
+    return PictureAnswer(**vars(one), href=f"{ROOT}/datasets/{dataset}/pictures/{one.name}")
+
+
+def datasets(jobs: Jobs) -> APIRouter:
+    """Routes of pictures to learn from."""
+    router, all_of_them = APIRouter(tags=["datasets"]), jobs.datasets
+
+    @router.post("/datasets", status_code=CREATED)
+    def create(form: DatasetForm, response: Response) -> DatasetAnswer:
+        """A new dataset without pictures."""
+        answer = _dataset(all_of_them.create(form.name))
+        response.headers["location"] = answer.href
+        return answer
+
+    @router.get("/datasets")
+    def everything() -> list[DatasetAnswer]:
+        """All, the newest first."""
+        return [_dataset(one) for one in all_of_them.list()]
+
+    @router.get("/datasets/{dataset}")
+    def one(dataset: str) -> DatasetAnswer:
+        """One of them."""
+        return _dataset(all_of_them.get(dataset))
+
+    @router.delete("/datasets/{dataset}", status_code=GONE)
+    def forget(dataset: str) -> None:
+        """Remove one with all its pictures, unless a training still needs it."""
+        jobs.delete_dataset(dataset)
+
+    _add_pictures(router, jobs)
+    _add_picture(router, jobs)
+    return router
+
+
+def _add_pictures(router: APIRouter, jobs: Jobs) -> None:
+    all_of_them = jobs.datasets
+
+    @router.get("/datasets/{dataset}/pictures")
+    def pictures(dataset: str) -> list[PictureAnswer]:
+        """Its pictures."""
+        return [_entry(dataset, entry) for entry in all_of_them.entries(dataset)]
+
+    @router.post("/datasets/{dataset}/pictures", status_code=CREATED)
+    def add(dataset: str, files: Annotated[list[UploadFile], File()]) -> list[PictureAnswer]:
+        """Take pictures in, or archives (zip) of them; all, or none if one of them is refused."""
+        all_of_them.folder(dataset)
+        before = {entry.name for entry in all_of_them.entries(dataset)}
+        try:
+            for file in files:
+                archive = file.file.read(4) == b"PK\x03\x04"
+                file.file.seek(0)
+                if archive:
+                    all_of_them.add_zip(dataset, _content(file, ARCHIVE))
+                else:
+                    all_of_them.add(dataset, _content(file, BYTES), file.filename or "")
+        except DataError:
+            for entry in all_of_them.entries(dataset):
+                if entry.name not in before:
+                    all_of_them.remove(dataset, entry.name)
+            raise
+        return [_entry(dataset, entry) for entry in all_of_them.entries(dataset) if entry.name not in before]
+
+
+def _add_picture(router: APIRouter, jobs: Jobs) -> None:
+    all_of_them = jobs.datasets
+
+    @router.get("/datasets/{dataset}/pictures/{name}")
+    def picture(dataset: str, name: str) -> FileResponse:
+        """A picture."""
+        return FileResponse(all_of_them.picture(dataset, name), media_type="image/png")
+
+    @router.put("/datasets/{dataset}/pictures/{name}")
+    def replace(dataset: str, name: str, file: Annotated[UploadFile, File()]) -> PictureAnswer:
+        """Put another picture in its place, for example a cropped one."""
+        all_of_them.picture(dataset, name)
+        return _entry(dataset, all_of_them.replace(dataset, name, _content(file, BYTES)))
+
+    @router.patch("/datasets/{dataset}/pictures/{name}")
+    def describe(dataset: str, name: str, form: PictureForm) -> PictureAnswer:
+        """Say what it shows."""
+        entry = all_of_them.entry(dataset, name)
+        if form.pair is not None:
+            entry = all_of_them.set_pair(dataset, name, *form.pair)
+        if form.caption is not None:
+            entry = all_of_them.set_caption(dataset, name, form.caption)
+        return _entry(dataset, entry)
+
+    @router.delete("/datasets/{dataset}/pictures/{name}", status_code=GONE)
+    def remove(dataset: str, name: str) -> None:
+        """Remove it."""
+        all_of_them.remove(dataset, name)
+
+    @router.put("/datasets/{dataset}/pictures/{name}/mask")
+    def mask(dataset: str, name: str, file: Annotated[UploadFile, File()]) -> PictureAnswer:
+        """Say where in it the thing is: white there."""
+        all_of_them.picture(dataset, name)
+        return _entry(dataset, all_of_them.set_mask(dataset, name, _content(file, BYTES)))
+
+    @router.delete("/datasets/{dataset}/pictures/{name}/mask", status_code=GONE)
+    def unmask(dataset: str, name: str) -> None:
+        """Take the mask away."""
+        all_of_them.set_mask(dataset, name, b"")
+
+
+def pictures(jobs: Jobs) -> APIRouter:
+    """Routes of pictures that requests name."""
+    router = APIRouter(tags=["generations"])
+
+    @router.post("/pictures", status_code=CREATED)
+    def upload(file: Annotated[UploadFile, File()], response: Response) -> Uploaded:
+        """Take a picture in that requests can name."""
+        name = jobs.pictures.add(_content(file, BYTES), file.filename or "")
+        answer = Uploaded(id=name, href=f"{ROOT}/pictures/{name}")
+        response.headers["location"] = answer.href
+        return answer
+
+    @router.get("/pictures/{picture}")
+    def uploaded(picture: str) -> FileResponse:
+        """A picture that was taken in."""
+        return FileResponse(jobs.pictures.path(picture), media_type="image/png")
+
+    return router
+
+
+def concepts(jobs: Jobs) -> APIRouter:
+    """Routes of what was learned."""
+    router = APIRouter(tags=["concepts"])
+
+    def found(concept: str) -> Any:
+        try:
+            return jobs.places.concept(concept)
+        except ConceptError as error:
+            raise Unknown(error.message, error.hint) from None
+
+    @router.get("/concepts")
+    def everything() -> list[ConceptAnswer]:
+        """The library."""
+        return [
+            ConceptAnswer(
+                id=entry.path.stem,
+                problem=entry.problem,
+                card=None if entry.card is None else entry.card.model_dump(mode="json"),
+                href=f"{ROOT}/concepts/{entry.path.stem}",
+            )
+            for entry in catalogue.scan(jobs.library)
+        ]
+
+    @router.get("/concepts/{concept}")
+    def one(concept: str) -> ConceptAnswer:
+        """What a concept says of itself."""
+        path = found(concept)
+        try:
+            card, wrong = read_card(path).model_dump(mode="json"), ""
+        except ConceptError as error:
+            card, wrong = None, str(error)
+        return ConceptAnswer(id=path.stem, problem=wrong, card=card, href=f"{ROOT}/concepts/{path.stem}")
+
+    @router.get("/concepts/{concept}/file")
+    def file(concept: str) -> FileResponse:
+        """The file, which other programs load too."""
+        path = found(concept)
+        return FileResponse(path, media_type="application/octet-stream", filename=path.name)
+
+    @router.delete("/concepts/{concept}", status_code=GONE)
+    def forget(concept: str) -> None:
+        """Delete it for good."""
+        catalogue.delete(found(concept))
+
+    @router.post("/concepts", status_code=status.HTTP_202_ACCEPTED)
+    def take_in(
+        response: Response,
+        file: Annotated[UploadFile, File()],
+        token: Annotated[str | None, Form(min_length=1, max_length=100)] = None,
+    ) -> Work:
+        """Take the file of another program into the library, after it was read in a process of its own."""
+        answer = work(jobs.submit_import(_content(file, ARCHIVE), file.filename or "", token))
+        response.headers["location"] = answer.links["self"]
+        return answer
+
+    return router

@@ -1,0 +1,157 @@
+"""What is sent and answered, derived from `Request` and the configurations: a field added there is here."""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, Field, create_model
+from pydantic.fields import FieldInfo
+
+from pipelines.request import Frozen, Request
+from studio.ledger import Job, Kind, State
+from studio.orders import OURS
+from trainers.config import DataConfig, Destination, TrainConfig
+from trainers.configs import configs
+
+
+class GenerationOrder(Frozen):
+    """Pictures that are asked for."""
+
+    request: Request
+    """What to generate; files in it are ids."""
+
+    base: str = "pocket"
+    """Id of the base model."""
+
+
+def _of_client(field: FieldInfo) -> Any:
+    """The type of a setting for a client, who names folders by the ids of datasets."""
+    annotation = field.annotation
+    if annotation is Path or Path in get_args(annotation):
+        return str | None
+    return annotation
+
+
+def settings_of(method: str) -> type[Frozen]:
+    """The settings of a method that a client decides, its own and those all share; nothing needs to be given twice."""
+    fields: dict[str, Any] = {}
+    for kind in (configs()[method], DataConfig, TrainConfig, Destination):
+        for name, field in kind.model_fields.items():
+            if name not in OURS and name != "images":
+                metadata = tuple(field.metadata)
+                annotation = _of_client(field)
+                kept = Field(description=field.description, default=... if field.is_required() else field.default)
+                fields[name] = (Annotated[(annotation, *metadata)] if metadata else annotation, kept)
+    title = "".join(part.capitalize() for part in method.split("-"))
+    return create_model(f"{title}Settings", __base__=Frozen, **fields)
+
+
+def _order_of(method: str) -> Any:
+    title = "".join(part.capitalize() for part in method.split("-"))
+    fields: dict[str, Any] = {
+        "method": (Literal[method], Field(description="How to learn.")),
+        "dataset": (str, Field(description="Id of the pictures to learn from.")),
+        "settings": (settings_of(method), Field(description="What is not given is the recipe's.")),
+        "base": (str, Field(default="pocket", description="Id of the base model.")),
+        "dry_run": (bool, Field(default=False, description="Only say what it would take.")),
+    }
+    return create_model(f"{title}Order", __base__=Frozen, **fields)
+
+
+RunOrder: Any = Annotated[reduce(or_, map(_order_of, configs())), Field(discriminator="method")]
+"""A training that is asked for."""
+
+
+class Answer(BaseModel):
+    """Base of what is answered."""
+
+
+class Work(Answer):
+    """A run, a generation or an import."""
+
+    id: str
+    kind: Kind
+    state: State
+    spec: dict[str, Any]
+    created: float
+    started: float | None
+    finished: float | None
+    step: int
+    steps: int
+    error: str
+    hint: str
+    links: dict[str, str]
+    """Where events, pictures and concepts are."""
+    pictures: list[str] = []
+    concepts: list[str] = []
+
+
+ROOT = "/api/v1"
+PLACE: dict[Kind, str] = {"generation": "generations", "training": "runs", "import": "imports"}
+
+
+def work(job: Job) -> Work:
+    """A job as it is answered; files in it are addresses."""
+    own = f"{ROOT}/{PLACE[job.kind]}/{job.id}"
+    pictures = [f"{own}/pictures/{number}" for number, name in enumerate(job.results) if name.endswith(".png")]
+    learned = [Path(name).stem for name in job.results if name.endswith(".safetensors")]
+    told = {name: getattr(job, name) for name in Work.model_fields if hasattr(job, name)}
+    return Work(**told, links={"self": own, "events": f"{own}/events"}, pictures=pictures, concepts=learned)
+
+
+class DatasetForm(Frozen):
+    """A new dataset."""
+
+    name: str = Field(default="", max_length=200)
+    """What you call it."""
+
+
+class PictureForm(Frozen):
+    """What a picture of a dataset shows; what is not given stays."""
+
+    caption: str | None = Field(default=None, max_length=4000)
+    """In words; empty for none."""
+
+    pair: tuple[str, str] | None = None
+    """Names of the two things it relates; two empty ones for none."""
+
+
+class PictureAnswer(Answer):
+    """A picture of a dataset."""
+
+    name: str
+    width: int
+    height: int
+    caption: str
+    pair: tuple[str, str] | None
+    mask: bool
+    href: str
+
+
+class DatasetAnswer(Answer):
+    """A dataset."""
+
+    id: str
+    name: str
+    created: float
+    pictures: int
+    href: str
+
+
+class Uploaded(Answer):
+    """A picture that requests can name."""
+
+    id: str
+    href: str
+
+
+class ConceptAnswer(Answer):
+    """A concept of the library."""
+
+    id: str
+    problem: str
+    card: dict[str, Any] | None
+    href: str

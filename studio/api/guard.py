@@ -1,0 +1,211 @@
+"""Who may come in: checked before anything else sees a request, for every route alike, those of the web page too.
+
+- Host: only names the server was started with, compared whole, so that no foreign name can be pointed at this machine
+  (DNS rebinding).
+- Origin: what changes something has to come from a page of this server, or from no page at all (cross-site requests).
+- Authorization: a password or token, as `Bearer` or as the password of `Basic`, which browsers ask for by themselves.
+- Size: a body larger than allowed is not read.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import ipaddress
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pipelines.errors import ConfigError
+from studio.api.problems import problem
+from studio.uploads import ARCHIVE
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+SAFE = ("GET", "HEAD", "OPTIONS")
+SHORTEST = 8
+"""Least letters of a password."""
+
+BODY, UPLOAD = 64 << 20, ARCHIVE + (1 << 20)
+"""Most bytes of a body, and of one that carries files."""
+
+HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"SAMEORIGIN"),
+    (b"referrer-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    # The page brings all it needs; its framework writes scripts and styles into it.
+    (
+        b"content-security-policy",
+        b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'self'; object-src 'none'",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where the server listens, and to whom.
+
+    Attributes:
+        host: address it is bound to.
+        secrets: passwords or tokens of which one has to be given; none for everybody.
+        names: further host names it is reached by.
+
+    Raises:
+        ConfigError: if it is open to other machines without a password.
+    """
+
+    host: str = "127.0.0.1"
+    secrets: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.host not in LOOPBACK and not self.secrets:
+            raise ConfigError(
+                f"At {self.host} other machines could use this server.",
+                "Give --password or --token (or STUDIO_PASSWORD), or stay at --host 127.0.0.1.",
+            )
+        if any(len(secret) < SHORTEST for secret in self.secrets):
+            raise ConfigError(f"A password or token has at least {SHORTEST} letters.", "Give a longer one.")
+
+    def knows(self, host: str) -> bool:
+        """Whether a request may call the server by this `Host`."""
+        try:
+            name = (urlsplit(f"//{host}").hostname or "").lower()
+        except ValueError:
+            return False
+        if name in LOOPBACK or name in (known.lower() for known in (self.host, *self.names)):
+            return True
+        # Bound to all addresses it is reached by any of them; an address cannot be pointed elsewhere as a name can.
+        return self.host in ("0.0.0.0", "::") and _is_address(name)
+
+    def opens(self, authorization: str) -> bool:
+        """Whether these credentials are right."""
+        if not self.secrets:
+            return True
+        scheme, _, value = authorization.partition(" ")
+        given = value.strip()
+        if scheme.lower() == "basic":
+            try:
+                given = base64.b64decode(given, validate=True).decode("utf-8").partition(":")[2]
+            except (binascii.Error, ValueError):
+                return False
+        elif scheme.lower() != "bearer":
+            return False
+        # All are compared, each in constant time.
+        return any([hmac.compare_digest(given.encode(), secret.encode()) for secret in self.secrets])
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+class TooLarge(HTTPException):
+    """More came than was announced or is allowed; applications that read the body answer with it."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(413, f"The request is larger than {most >> 20} MiB.")
+
+
+class Guard:
+    """Stands before an application.
+
+    Args:
+        app: the application.
+        door: who may come in.
+    """
+
+    def __init__(self, app: ASGIApp, door: Door) -> None:
+        self.app, self.door = app, door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or let the application answer."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # nothing here speaks otherwise
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        headers, begun = Headers(scope=scope), False
+
+        async def answer(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                there = {name.lower() for name, _ in message["headers"]}
+                more = [header for header in HEADERS if header[0] not in there]
+                message = {**message, "headers": [*message["headers"], *more]}
+            await send(message)
+
+        refusal = self._refusal(scope["method"], headers)
+        if refusal is not None:
+            await refusal(scope, receive, answer)
+            return
+        try:
+            await self.app(scope, _limited(receive, _most(headers)), answer)
+        except TooLarge:
+            if begun:
+                raise
+            await _too_large(_most(headers))(scope, receive, answer)
+
+    def _refusal(self, method: str, headers: Headers) -> ASGIApp | None:
+        host = headers.get("host", "")
+        if not self.door.knows(host):
+            return problem(421, f"This server is not called {host!r:.80}.", "studio serve --allow-host adds a name.")
+        if not self.door.opens(headers.get("authorization", "")):
+            answer = problem(401, "A password or token is needed.", "Send it as Authorization: Bearer or Basic.")
+            answer.headers["www-authenticate"] = 'Basic realm="Prompt Studio", charset="UTF-8"'
+            return answer
+        if method not in SAFE and not _same_site(host, headers):
+            return problem(403, "Another site asked for this.", "Use the pages of this server.")
+        length = headers.get("content-length", "0")
+        if not length.isascii() or not length.isdigit() or int(length) > _most(headers):
+            return _too_large(_most(headers))
+        return None
+
+
+def _same_site(host: str, headers: Headers) -> bool:
+    """Whether a request comes from a page of this server or from no page."""
+    origin = headers.get("origin")
+    if origin is not None and urlsplit_netloc(origin) != host.lower():
+        return False
+    return headers.get("sec-fetch-site", "none") in ("none", "same-origin")
+
+
+def urlsplit_netloc(origin: str) -> str:
+    """Host and port of an origin; empty for what is none, as "null"."""
+    try:
+        parts = urlsplit(origin)
+    except ValueError:
+        return ""
+    return parts.netloc.lower() if parts.scheme in ("http", "https") else ""
+
+
+def _most(headers: Headers) -> int:
+    return UPLOAD if headers.get("content-type", "").startswith("multipart/") else BODY
+
+
+def _too_large(most: int) -> ASGIApp:
+    return problem(413, f"The request is larger than {most >> 20} MiB.", "Send it in parts.")
+
+
+def _limited(receive: Receive, most: int) -> Receive:
+    """`receive` that stops once more than `most` bytes came, whatever was announced."""
+    came = 0
+
+    async def counted() -> Message:
+        nonlocal came
+        message = await receive()
+        came += len(message.get("body", b""))
+        if came > most:
+            raise TooLarge(most)
+        return message
+
+    return counted

@@ -1,0 +1,64 @@
+"""What goes wrong, as JSON that says it to people and programs alike (RFC 9457)."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from pipelines.errors import StudioError
+from studio.ledger import Conflict, Unknown
+
+MEDIA = "application/problem+json"
+_log = logging.getLogger(__name__)
+
+
+def problem(status: int, detail: str, hint: str = "", **more: Any) -> JSONResponse:
+    """An answer that something is wrong.
+
+    Args:
+        status: of HTTP.
+        detail: what is wrong, in a sentence.
+        hint: what to do about it.
+        more: further members.
+    """
+    content = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    return JSONResponse(content | ({"hint": hint} if hint else {}) | more, status, media_type=MEDIA)
+
+
+def status_of(error: StudioError) -> int:
+    """The status that fits an error of a person."""
+    return 404 if isinstance(error, Unknown) else 409 if isinstance(error, Conflict) else 422
+
+
+def answer_problems(app: FastAPI) -> None:
+    """Let an application answer every error as a problem."""
+
+    @app.exception_handler(StudioError)
+    async def of_a_person(request: Request, error: StudioError) -> JSONResponse:
+        return problem(status_of(error), error.message, error.hint)
+
+    @app.exception_handler(RequestValidationError)
+    async def of_a_body(request: Request, error: RequestValidationError) -> JSONResponse:
+        listed = [
+            {"at": ".".join(str(part) for part in one["loc"]), "what": str(one["msg"]).removeprefix("Value error, ")}
+            for one in error.errors()[:50]
+        ]
+        said = "; ".join(f"{one['at']}: {one['what']}" for one in listed[:5])
+        return problem(422, said, "/api/v1/openapi.json tells every field and its range.", errors=listed)
+
+    @app.exception_handler(HTTPException)
+    async def of_http(request: Request, error: HTTPException) -> JSONResponse:
+        answer = problem(error.status_code, str(error.detail))
+        answer.headers.update(error.headers or {})
+        return answer
+
+    @app.exception_handler(Exception)
+    async def of_ours(request: Request, error: Exception) -> JSONResponse:
+        _log.error("%s %s", request.method, request.url.path, exc_info=error)
+        return problem(500, "Something went wrong that should not.", "The server's log tells what.")

@@ -1,0 +1,203 @@
+"""Runs and generations: asked for, watched, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Response, status
+from fastapi.responses import FileResponse, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from pipelines.errors import RequestError
+from studio.api.forms import PLACE, GenerationOrder, RunOrder, Work, settings_of, work
+from studio.jobs import Jobs
+from studio.ledger import Job, Kind, State, Unknown
+from trainers.configs import configs
+
+LOOK = 0.2
+"""Seconds between two looks for new events."""
+
+SIGN = 15.0
+"""Seconds after which a silent stream says that it is still there."""
+
+Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
+Many = Annotated[int, Query(ge=1, le=1000)]
+
+
+def routes(jobs: Jobs) -> APIRouter:
+    """Routes of both kinds of work."""
+    router = APIRouter()
+
+    def accepted(job: Job, response: Response) -> Work:
+        answer = work(job)
+        response.headers["location"] = answer.links["self"]
+        return answer
+
+    @router.post("/generations", status_code=status.HTTP_202_ACCEPTED, tags=["generations"])
+    def ask_for_pictures(order: GenerationOrder, response: Response, key: Key = None) -> Work:
+        """Ask for pictures."""
+        with _asked():
+            fields = order.request.model_dump(mode="json", exclude_unset=True)
+            return accepted(jobs.submit_generation(fields, order.base, _of("generation", key)), response)
+
+    @router.post("/runs", status_code=status.HTTP_202_ACCEPTED, tags=["runs"])
+    def ask_for_a_training(
+        order: RunOrder,  # pyright: ignore[reportInvalidTypeForm]
+        response: Response,
+        key: Key = None,
+    ) -> Work:
+        """Ask for a training."""
+        with _asked():
+            settings = order.settings.model_dump(mode="json", exclude_unset=True)
+            parts = (order.method, settings, order.dataset, order.base, order.dry_run)
+            return accepted(jobs.submit_training(*parts, _of("training", key)), response)
+
+    @router.get("/methods", tags=["runs"])
+    def methods() -> list[str]:
+        """Ways of learning."""
+        return list(configs())
+
+    @router.get("/methods/{method}", tags=["runs"])
+    def method(method: str) -> dict[str, Any]:
+        """The settings of a way of learning, as JSON Schema."""
+        if method not in configs():
+            raise Unknown(f"There is no method {method!r:.60}.", f"There are: {', '.join(configs())}.")
+        return settings_of(method).model_json_schema()
+
+    for kind in PLACE:
+        _add_routes(router, jobs, kind)
+    return router
+
+
+def _of(kind: Kind, key: str | None) -> str | None:
+    return None if key is None else f"{kind}:{key}"
+
+
+@contextmanager
+def _asked() -> Iterator[None]:
+    """What an order names and is not there is a fault of the order, not of its address."""
+    try:
+        yield
+    except Unknown as error:
+        raise RequestError(error.message, error.hint) from None
+
+
+def _add_routes(router: APIRouter, jobs: Jobs, kind: Kind) -> None:
+    place = PLACE[kind]
+
+    def found(job: str) -> Job:
+        there = jobs.get(job)
+        if there.kind != kind:
+            raise Unknown(f"There is no {kind} {job!r:.60}.")
+        return there
+
+    _add_record(router, jobs, kind, found)
+    _add_stream(router, jobs, kind, found)
+    _add_pictures(router, jobs, kind, found)
+    verbs = {"cancel": jobs.cancel, "pause": jobs.pause, "resume": jobs.resume}
+    for verb in verbs if kind == "training" else ("cancel",):
+        do = verbs[verb]
+        summary = (do.__doc__ or verb).splitlines()[0]
+        router.post(f"/{place}/{{job}}/{verb}", tags=_tags(kind), name=f"{verb}_{kind}", summary=summary)(
+            _steering(found, do)
+        )
+
+
+Found = Callable[[str], Job]
+
+
+def _tags(kind: Kind) -> list[str | Enum]:
+    return [PLACE[kind]]
+
+
+def _add_record(router: APIRouter, jobs: Jobs, kind: Kind, found: Found) -> None:
+    place, tags = PLACE[kind], _tags(kind)
+
+    @router.get(f"/{place}", tags=tags, name=f"list_{place}")
+    def everything(state: State | None = None, limit: Many = 100) -> list[Work]:
+        """All, the newest first."""
+        return [work(job) for job in jobs.list(kind, (state,) if state else (), limit)]
+
+    @router.get(f"/{place}/{{job}}", tags=tags, name=f"get_{kind}")
+    def one(job: str) -> Work:
+        """How far it is."""
+        return work(found(job))
+
+    @router.delete(f"/{place}/{{job}}", tags=tags, name=f"delete_{kind}", status_code=status.HTTP_204_NO_CONTENT)
+    def forget(job: str) -> None:
+        """Forget one that has ended, with its pictures and events; concepts stay."""
+        jobs.delete(found(job).id)
+
+
+def _add_stream(router: APIRouter, jobs: Jobs, kind: Kind, found: Found) -> None:
+    place, tags = PLACE[kind], _tags(kind)
+
+    @router.get(f"/{place}/{{job}}/events", tags=tags, name=f"events_of_{kind}", response_class=StreamingResponse)
+    async def events(
+        job: str,
+        last: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
+        after: Annotated[int, Query(ge=0, lt=2**63)] = 0,
+    ) -> Response:
+        """Its events as they come (text/event-stream), from the one after Last-Event-ID."""
+        there = await run_in_threadpool(found, job)
+        if last is not None and last.isascii() and last.isdigit() and len(last) < 19:
+            after = int(last)
+        if there.ended and not await run_in_threadpool(jobs.events, job, after, 1):
+            return Response(status_code=status.HTTP_204_NO_CONTENT)  # tells a browser not to ask again
+        stream = _stream(jobs, job, after)
+        return StreamingResponse(stream, media_type="text/event-stream", headers={"cache-control": "no-store"})
+
+
+def _add_pictures(router: APIRouter, jobs: Jobs, kind: Kind, found: Found) -> None:
+    place, tags = PLACE[kind], _tags(kind)
+
+    @router.get(f"/{place}/{{job}}/pictures/{{number}}", tags=tags, name=f"picture_of_{kind}")
+    def picture(job: str, number: int) -> FileResponse:
+        """One of its pictures, as PNG with all that made it."""
+        names = found(job).results
+        path = jobs.folder / names[number] if 0 <= number < len(names) else None
+        if path is None or path.suffix != ".png" or not path.is_file():
+            raise Unknown(f"There is no picture {number} here.", "See pictures of the job.")
+        return FileResponse(path, media_type="image/png")
+
+    @router.get(f"/{place}/{{job}}/previews/{{step}}", tags=tags, name=f"preview_of_{kind}")
+    def preview(job: str, step: int) -> FileResponse:
+        """The preview picture of a step, as its event names it."""
+        shown = {number: path for number, path, _ in jobs.previews(found(job).id)}
+        if step not in shown or not shown[step].is_file():
+            raise Unknown(f"There is no preview of step {step}.", "Events of the kind preview name them.")
+        return FileResponse(shown[step], media_type="image/png")
+
+
+def _steering(found: Callable[[str], Job], do: Callable[[str], Job]) -> Callable[[str], Work]:
+    def steer(job: str) -> Work:
+        return work(do(found(job).id))
+
+    return steer
+
+
+async def _stream(jobs: Jobs, job: str, after: int) -> AsyncIterator[str]:
+    silent = 0.0
+    while True:
+        try:
+            ended = (await run_in_threadpool(jobs.get, job)).ended  # asked first: what follows is then all there is
+            events = await run_in_threadpool(jobs.events, job, after)
+        except Unknown:  # deleted meanwhile
+            return
+        for event in events:
+            after, silent = event.seq, 0.0
+            data = json.dumps({"at": event.at, **event.data}, ensure_ascii=False)
+            yield f"id: {event.seq}\nevent: {event.kind}\ndata: {data}\n\n"
+        if ended and not events:
+            return
+        if not events:
+            await asyncio.sleep(LOOK)
+            silent += LOOK
+            if silent >= SIGN:
+                silent = 0.0
+                yield ": still here\n\n"

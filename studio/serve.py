@@ -1,0 +1,91 @@
+"""`studio serve`: the web page and the REST interface. Importable without torch, and quickly."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from pipelines.errors import ConfigError
+from studio.settings import Machine
+
+PASSWORD = "STUDIO_PASSWORD"
+
+
+def serve(
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    password: str | None = None,
+    token: str | None = None,
+    allow_host: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    base: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    folder: Path = Path("outputs"),
+    slots: int = 1,
+    page: bool = True,
+    machine: Annotated[Machine, Parameter(name="*")] = Machine(),  # noqa: B008
+) -> None:
+    """Open the studio in the browser, with a REST interface beside it.
+
+    Parameters
+    ----------
+    host
+        Address to listen at; any but this machine's own needs a password or token.
+    port
+        Port to listen at; 0 for any that is free.
+    password
+        What the browser asks for, with any user name; also read from STUDIO_PASSWORD, which no list of processes shows.
+    token
+        What programs send as `Authorization: Bearer`.
+    allow_host
+        A further name the server is reached by, for example behind a proxy. May be repeated.
+    base
+        A base model to offer beside pocket: a folder, a .safetensors checkpoint or a hub id. May be repeated.
+    folder
+        Where concepts, pictures and the record of jobs are kept.
+    slots
+        Jobs at a time.
+    page
+        Offer the web page too.
+    """
+    from studio.api.guard import Door
+
+    secrets = tuple(secret for secret in (password, os.environ.get(PASSWORD), token) if secret)
+    door = Door(host, secrets, allow_host)
+    if not 0 <= port <= 65535 or slots < 1:
+        raise ConfigError(f"Port {port} or {slots} slots cannot be.", "Ports are 0 to 65535; one slot is the least.")
+    bases = {"pocket": "pocket"} | {_name(one): one for one in base}
+    if len(bases) <= len(base):
+        raise ConfigError("Two of the bases have the same name.", "Rename one of their folders.")
+
+    from studio.api.app import guarded, rest, with_page
+    from studio.jobs import Jobs
+
+    jobs = Jobs(folder, bases=bases, machine=machine, slots=slots)
+    app = rest(jobs)
+    _listen(guarded(with_page(app, jobs) if page else app, door), host, port)
+
+
+def _listen(app: Any, host: str, port: int) -> None:
+    """Answer until told to stop; says where, once it can be called."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app, host=host, port=port, log_level="warning", server_header=False, timeout_graceful_shutdown=3
+    )
+    try:
+        listening = config.bind_socket()
+    except SystemExit:  # uvicorn has said why
+        raise ConfigError(f"Port {port} at {host} cannot be used.", "Another program may use it; try --port.") from None
+    listening.listen()  # whoever reads the next line may call at once
+    where = "localhost" if host in ("127.0.0.1", "::1") else host
+    sys.stderr.write(f"Prompt Studio is at http://{where}:{listening.getsockname()[1]}\n")
+    sys.stderr.flush()
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def _name(base: str) -> str:
+    return Path(base).name.removesuffix(".safetensors") or base

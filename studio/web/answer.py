@@ -1,0 +1,167 @@
+"""What comes back: progress while a job makes pictures, the pictures, and how they were made."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from pipelines.errors import StudioError
+from pipelines.metadata import read_made
+from studio.jobs import Jobs
+from studio.web.watching import Seen, facts, picture_uri, progress, watched
+
+REMEMBER = """(id) => {
+  const here = new URL(window.location);
+  here.searchParams.set('NAME', id);
+  window.history.replaceState(null, '', here);
+}"""
+"""Puts a job into the address of the page, so that loading it again shows the job again."""
+
+
+def told(error: StudioError) -> gr.Error:
+    """An error for people as the page shows it."""
+    return gr.Error(f"{error.message} {error.hint}".strip(), duration=None, print_exception=False)
+
+
+def shown(there: bool) -> Any:
+    """Update of a button; one that is taken away whole comes back without its words."""
+    return gr.update(visible=True if there else "hidden")
+
+
+def named_job(jobs: Jobs, request: gr.Request, name: str, kind: str) -> str:
+    """The id of the job that the address of the page names, if there is such a one."""
+    try:
+        job = jobs.get(str(request.query_params.get(name, "")))
+    except StudioError:
+        return ""
+    return job.id if job.kind == kind else ""
+
+
+def told_of(path: Path) -> str:
+    """HTML of everything a picture says about itself."""
+    made = read_made(path)
+    rows: dict[str, Any] = {}
+    for name, value in made.request.model_dump(exclude={"concepts"}).items():
+        if isinstance(value, dict):
+            rows |= {f"{name} {inner}": one for inner, one in value.items()}
+        else:
+            rows[name] = value
+    if boxes := rows.pop("boxes", ()):
+        rows["boxes"] = "; ".join(f"{one['phrase']} at {', '.join(f'{x:g}' for x in one['box'])}" for one in boxes)
+    rows["concepts"] = ", ".join(f"{use.source} at {use.strength:g}" for use in made.request.concepts)
+    rows |= {"seed": made.request.seed + made.index, "base": f"{made.base} ({made.fingerprint})"}
+    return facts([(name.replace("_", " "), value) for name, value in rows.items() if value not in (None, "", (), [])])
+
+
+class Answer:
+    """A panel with the pictures of one job; made inside `gr.Blocks`.
+
+    Args:
+        jobs: of the server.
+        name: of the page, in the address and in the names of components.
+        go: the button that asks.
+        uses: what may be done with the picture chosen; a button each.
+    """
+
+    def __init__(self, jobs: Jobs, name: str, go: gr.Button, uses: Sequence[str]) -> None:
+        self.jobs, self.name, self.go = jobs, name, go
+        self.job = gr.Textbox(visible="hidden", label="Job", elem_id=f"{name}-id")
+        self.progress = gr.HTML(elem_id=f"{name}-progress", js_on_load=None)
+        self.stop = gr.Button("Cancel", elem_id=f"{name}-stop", visible="hidden", size="sm")
+        self.gallery = gr.Gallery(
+            label="Pictures",
+            show_label=False,
+            columns=2,
+            object_fit="contain",
+            height="auto",
+            buttons=["download", "download_all", "fullscreen"],
+            elem_id=f"{name}-gallery",
+            elem_classes="pictures",
+        )
+        self.chosen = gr.State(0)
+        with gr.Accordion("How it was made", open=False, visible=False) as self.made:
+            self.facts = gr.HTML(js_on_load=None)
+        with gr.Row(elem_classes="examples"):
+            self.uses = [
+                gr.Button(use, size="sm", min_width=120, visible="hidden", elem_id=f"{name}-use-{number}")
+                for number, use in enumerate(uses)
+            ]
+
+    def wire(self, submit: Callable[..., str], asked: Sequence[Any]) -> None:
+        """Ask with `submit`, which gives the id of a job, when the button is clicked."""
+        self._said = [self.progress, self.gallery, self.go, self.stop, self.made, self.facts, self.chosen, *self.uses]
+        submitted = self.go.click(submit, list(asked), self.job, api_name=self.name)
+        submitted.success(None, self.job, js=REMEMBER.replace("NAME", self.name))
+        submitted.success(
+            self.follow,
+            self.job,
+            self._said,
+            show_progress="hidden",
+            concurrency_limit=None,
+            api_name=f"follow_{self.name}",
+        )
+        self.stop.click(self.cancel, self.job, api_name=f"cancel_{self.name}")
+        self.gallery.select(self.look, self.job, [self.chosen, self.facts], api_visibility="private")
+
+    def restore(self, request: gr.Request) -> str:
+        """On opening: the job that the address names."""
+        return named_job(self.jobs, request, self.name, "generation")
+
+    def follow_on(self, page: gr.Blocks) -> None:
+        """Show the job that the address names when the page is opened."""
+        page.load(self.restore, None, self.job, api_visibility="private").success(
+            self.follow,
+            self.job,
+            self._said,
+            show_progress="hidden",
+            concurrency_limit=None,
+            api_visibility="private",
+        )
+
+    async def follow(self, job_id: str) -> AsyncIterator[tuple[Any, ...]]:
+        """What a job shows, until it has ended."""
+        if not job_id:
+            yield ("", [], *self._buttons(None), "", 0, *(shown(False) for _ in self.uses))
+            return
+        try:
+            async for seen in watched(self.jobs, job_id):
+                results = self.jobs.results(job_id) if seen.job.ended else []
+                pictures = [(str(path), f"seed {path.stem.split('-')[0]}") for path in results]
+                latest = [] if seen.job.ended else self.jobs.previews(job_id)[-1:]
+                preview = picture_uri(latest[0][1]) if latest else ""
+                yield (
+                    progress(seen, preview),
+                    pictures,
+                    *self._buttons(seen),
+                    told_of(results[0]) if results else "",
+                    0,
+                    *(shown(bool(results)) for _ in self.uses),
+                )
+        except StudioError as error:
+            raise told(error) from None
+
+    @staticmethod
+    def _buttons(seen: Seen | None) -> tuple[Any, Any, Any]:
+        """Updates of asking, cancelling and the facts."""
+        busy = seen is not None and not seen.job.ended
+        done = seen is not None and seen.job.state == "done"
+        return gr.update(interactive=not busy), shown(busy), gr.update(visible=done)
+
+    def cancel(self, job_id: str) -> None:
+        """Stop a job."""
+        try:
+            self.jobs.cancel(job_id)
+        except StudioError as error:
+            raise told(error) from None
+
+    def look(self, job_id: str, chosen: gr.SelectData) -> tuple[int, str]:
+        """The facts of the picture that was clicked."""
+        try:
+            results = self.jobs.results(job_id)
+            index = min(int(chosen.index), len(results) - 1)
+            return index, told_of(results[index])
+        except StudioError as error:
+            raise told(error) from None

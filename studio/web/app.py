@@ -1,0 +1,56 @@
+"""The page as a whole, and how it is mounted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from studio.jobs import Jobs
+from studio.web.generate import GeneratePage
+from studio.web.library import LibraryPage
+from studio.web.static import text
+from studio.web.teach import TeachPage
+from studio.web.theme import theme
+
+TITLE = "Prompt Studio"
+MASTHEAD = f"<h1>{TITLE}</h1><p>Teach a model something new from a few pictures, then generate with it.</p>"
+
+
+def build(jobs: Jobs) -> gr.Blocks:
+    """The page for these jobs."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
+        gr.HTML(MASTHEAD, elem_id="masthead", js_on_load=None)
+        with gr.Tabs(elem_id="pages") as tabs:
+            with gr.Tab("Generate", id="generate") as generating:
+                generate = GeneratePage(jobs)
+            with gr.Tab("Teach", id="teach"):
+                teach = TeachPage(jobs)
+            with gr.Tab("Concepts", id="concepts") as keeping:
+                library = LibraryPage(jobs)
+        chips = [generate.chips, generate.boxes]
+        page.load(generate.refresh, generate.chips, chips, api_visibility="private")
+        generate.answer.follow_on(page)
+        teach.follow_on(page)
+        generating.select(generate.refresh, generate.chips, chips, api_visibility="private")
+        keeping.select(library.refresh, library.search, library.cards, api_visibility="private")
+        taken = [tabs, generate.prompt, *chips]
+        teach.use.click(generate.take_learned, teach.job, taken, api_visibility="private")
+        library.use.click(generate.take, library.chosen, taken, api_visibility="private")
+    page.queue(default_concurrency_limit=8)
+    return page
+
+
+def mount_options(jobs: Jobs) -> dict[str, Any]:
+    """What `gr.mount_gradio_app` is to be given for it."""
+    return {
+        "theme": theme(),
+        "css": text("studio.css"),
+        "allowed_paths": [str(jobs.folder.resolve())],
+        "show_error": True,
+        "ssr_mode": False,
+        "footer_links": [],
+        "run_history": False,
+        "enable_monitoring": False,
+        "max_file_size": "200mb",
+    }

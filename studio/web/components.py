@@ -1,0 +1,107 @@
+"""Components of the page that are its own: the box editor, chips, rows and cards. Their scripts are in `static`.
+
+They are made by functions, because gradio writes a `.pyi` file beside every source that holds a subclass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gradio as gr
+
+from studio.web.static import text
+
+NUMBERS = {"type": "array", "items": {"type": "number"}, "description": "left, top, right, bottom from 0 to 1"}
+
+
+def _own(name: str, label: str, fields: Mapping[str, Any], example: Mapping[str, Any], **more: Any) -> gr.HTML:
+    """A component whose value is a list of records, with the frame and script of that name in `static`.
+
+    Args:
+        name: of the files.
+        label: what people call it.
+        fields: schema of a record.
+        example: one of them.
+        more: properties that the script reads, and arguments of `gr.HTML`.
+    """
+    component = gr.HTML(
+        value=[],  # pyright: ignore[reportArgumentType] - whatever the script takes
+        label=label,
+        html_template=text(f"{name}.html"),
+        js_on_load=text(f"{name}.js"),
+        apply_default_css=False,
+        **more,
+    )
+    schema = {"type": "array", "items": {"type": "object", "properties": dict(fields)}}
+    component.api_info = lambda: schema  # what clients send and get; gradio would say text
+    component.example_payload = lambda: [dict(example)]
+    component.example_value = component.example_payload
+    return component
+
+
+def _texts(*names: str) -> dict[str, Any]:
+    return {name: {"type": "string"} for name in names}
+
+
+def box_editor(**more: Any) -> gr.HTML:
+    """A canvas of the picture's shape to draw labelled boxes on, with mouse, finger or keys.
+
+    Its value is a list of `{"phrase", "box"}`; the box is left, top, right and bottom in fractions of the picture.
+    Properties are `choices`, words offered for labels, and `width` and `height`, of which the ratio counts. What
+    comes back is checked by `Request`.
+    """
+    example = {"phrase": "a fox", "box": [0.05, 0.3, 0.45, 0.8]}
+    fields = {"phrase": {"type": "string"}, "box": NUMBERS}
+    return _own("boxes", "Boxes", fields, example, choices=[], width=1, height=1, **more)
+
+
+def concept_chips(**more: Any) -> gr.HTML:
+    """Learned concepts to switch on with a click, each with its strength.
+
+    Its value is a list of `{"id", "token", "kind", "picture", "on", "strength"}`.
+    """
+    fields = {**_texts("id", "token"), "on": {"type": "boolean"}, "strength": {"type": "number"}}
+    return _own("chips", "Concepts", fields, {"id": "my-wolf", "on": True, "strength": 1.0}, **more)
+
+
+def picture_rows(**more: Any) -> gr.HTML:
+    """Pictures to learn from, each with its caption, or the names of two things if the property `pairs` is set.
+
+    Its value is a list of `{"name", "picture", "caption", "left", "right"}`; the event `act` tells which was to be
+    turned, cropped or removed.
+    """
+    example = {"name": "0001.png", "caption": "a <my-fox> on grass", "left": "", "right": ""}
+    return _own("rows", "Pictures", _texts(*example), example, pairs=False, **more)
+
+
+def concept_cards(empty: str, **more: Any) -> gr.HTML:
+    """Cards of concepts; the event `pick` tells which was clicked. `empty` is said when there are none.
+
+    Its value is a list of `{"id", "token", "kind", "base", "picture", "words"}`.
+    """
+    example = {"id": "my-wolf", "token": "<my-wolf>", "kind": "object", "base": "pocket", "words": ""}
+    return _own("cards", "Concepts", _texts(*example), example, chosen="", empty=empty, **more)
+
+
+def mask_painter(empty: str, **more: Any) -> gr.HTML:
+    """A picture on which one says what is to be repainted: by a click on a thing, with brush or box.
+
+    Its value is `{"id", "picture", "mask"}`: what the picture is called, and two `data:` addresses; white of the mask
+    is repainted. `empty` is said while there is no picture.
+    """
+    example = {"id": "0123456789abcdef", "picture": "data:image/png;base64,", "mask": "data:image/png;base64,"}
+    component = _own("paint", "Picture", _texts(*example), example, empty=empty, **more)
+    component.value = None
+    return component
+
+
+def told_by(event: gr.EventData, name: str) -> str:
+    """A field of what a component told with an event."""
+    data = event._data if isinstance(event._data, Mapping) else {}
+    return str(data.get(name, ""))
+
+
+def records(value: Sequence[Any] | None) -> list[dict[str, Any]]:
+    """The records of a value that came from a browser; what is none is left out."""
+    return [dict(one) for one in value or () if isinstance(one, Mapping)]

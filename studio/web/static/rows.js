@@ -1,0 +1,37 @@
+// Pictures to learn from. props.value is a list of {name, picture, caption, left, right}; props.pairs asks for two names.
+const frame = element.querySelector('.rows');
+
+function field(index, key, label, placeholder) {
+  const node = document.createElement('input');
+  node.value = props.value[index][key] || '';
+  node.placeholder = placeholder;
+  node.maxLength = key === 'caption' ? 400 : 60;
+  node.setAttribute('aria-label', `${label} of picture ${index + 1}`);
+  node.addEventListener('change', () => {
+    props.value = props.value.map((one, at) => at === index ? {...one, [key]: node.value} : {...one});
+    trigger('input');
+  });
+  return node;
+}
+
+function act(one, what, sign, label) {
+  const node = Object.assign(document.createElement('button'), {type: 'button', textContent: sign, title: label});
+  node.setAttribute('aria-label', `${label} ${one.name}`);
+  node.addEventListener('click', () => trigger('act', {name: one.name, what}));
+  return node;
+}
+
+function row(one, index) {
+  const node = document.createElement('li'), words = document.createElement('div');
+  words.className = 'words';
+  words.append(...(props.pairs
+    ? [field(index, 'left', 'First thing', 'first thing, e.g. cat'), field(index, 'right', 'Second thing', 'second thing, e.g. box')]
+    : [field(index, 'caption', 'Caption', 'caption (may stay empty)')]));
+  node.append(Object.assign(document.createElement('img'), {src: one.picture, alt: `Picture ${index + 1}`}), words,
+    act(one, 'turn', '⟳', 'Turn'), act(one, 'square', '⬚', 'Crop to a square'), act(one, 'remove', '×', 'Remove'));
+  return node;
+}
+
+const draw = () => frame.replaceChildren(...(props.value || []).map(row));
+watch(['value', 'pairs'], draw);
+draw();

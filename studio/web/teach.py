@@ -1,0 +1,319 @@
+"""The page that teaches: pictures in, a concept out, watched while it learns."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import AsyncIterator, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from pipelines.card import read_card
+from pipelines.errors import StudioError
+from studio.jobs import Job, Jobs
+from studio.web.answer import REMEMBER, named_job, shown, told
+from studio.web.components import picture_rows, records, told_by
+from studio.web.lessons import KINDS, PRESETS, RECIPE_STEPS, WHATS
+from studio.web.watching import Seen, curve, picture_uri, progress, watched
+
+PREVIEWS = 6
+WAITING = '<p class="hint">What the model learns shows here, step by step.</p>'
+WOLF = Path(__file__).parents[2] / "examples" / "wolf"
+
+
+def rows_of(jobs: Jobs, dataset: str) -> list[dict[str, Any]]:
+    """Pictures of a dataset as values of `picture_rows`."""
+    if not dataset:
+        return []
+    return [
+        {
+            "name": entry.name,
+            "picture": picture_uri(jobs.datasets.picture(dataset, entry.name), 96),
+            "caption": entry.caption,
+            "left": entry.pair[0] if entry.pair else "",
+            "right": entry.pair[1] if entry.pair else "",
+        }
+        for entry in jobs.datasets.entries(dataset)
+    ]
+
+
+def turned(path: Path) -> bytes:
+    """A picture a quarter turned clockwise, as PNG."""
+    with Image.open(path) as picture:
+        return _png(picture.transpose(Image.Transpose.ROTATE_270))
+
+
+def squared(path: Path) -> bytes:
+    """The middle square of a picture, as PNG."""
+    with Image.open(path) as picture:
+        side = min(picture.size)
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        return _png(picture.crop((left, top, left + side, top + side)))
+
+
+def _png(picture: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def report(notes: Sequence[str]) -> str:
+    """HTML of what was said of the pictures before training, warnings marked."""
+    if not notes:
+        return ""
+    lines = "".join(f'<li class="{"warn" if note.startswith("Warning") else ""}">{escape(note)}</li>' for note in notes)
+    return f'<ul class="notes">{lines}</ul>'
+
+
+def curves(seen: Seen) -> str:
+    """HTML of the losses and figures over the steps."""
+    names = dict.fromkeys(name for step in seen.steps for name in step.get("terms", {}))
+    drawn = [
+        curve([(step["step"], step["terms"][name]) for step in seen.steps if name in step.get("terms", {})], name)
+        for name in names
+    ]
+    return f'<div class="curves">{"".join(drawn)}</div>'
+
+
+class TeachPage:
+    """Components of the page and what happens to them; made inside `gr.Blocks`."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self.jobs = jobs
+        self.job = gr.Textbox(visible="hidden", label="Job", elem_id="training-id")
+        self.dataset = gr.Textbox(visible="hidden", label="Pictures", elem_id="dataset-id")
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=5, min_width=320):
+                self._question()
+            with gr.Column(scale=4, min_width=320):
+                self._answer()
+        self._wire()
+
+    def _question(self) -> None:
+        first = next(iter(WHATS))
+        self.what = gr.Radio(KINDS, value=first, label="What do the pictures show?", elem_id="what")
+        self.says = gr.HTML(f'<p class="hint">{WHATS[first].says}</p>', js_on_load=None)
+        self.files = gr.File(
+            label="Drag pictures in, or a zip of them",
+            file_count="multiple",
+            file_types=["image", ".zip"],
+            height=110,
+            elem_id="files",
+        )
+        with gr.Row(elem_classes="examples"):
+            self.example = gr.Button("Use the example: a wolf", size="sm", elem_id="example-wolf")
+            self.empty = gr.Button("Remove all pictures", size="sm", visible="hidden")
+        self.rows = picture_rows(elem_id="rows")
+        with gr.Row():
+            chosen = WHATS[first]
+            self.token = gr.Textbox(chosen.token, label="Its new word", max_length=60, min_width=140, elem_id="token")
+            self.start = gr.Textbox(chosen.start, label=chosen.near, max_length=60, min_width=200, elem_id="start")
+        with gr.Row():
+            self.preset = gr.Radio(list(PRESETS), value="recommended", label="How long", min_width=260)
+            self.steps = gr.Textbox("", label="Steps", placeholder="recipe", max_length=7, min_width=110)
+        with gr.Row():
+            self.check = gr.Button("Check the pictures", elem_id="check")
+            self.teach = gr.Button("Start teaching", variant="primary", elem_id="teach")
+
+    def _answer(self) -> None:
+        self.progress = gr.HTML(WAITING, elem_id="training-progress", js_on_load=None)
+        with gr.Row():
+            self.pause = gr.Button("Pause", visible="hidden", size="sm", elem_id="pause")
+            self.resume = gr.Button("Continue", visible="hidden", size="sm", elem_id="resume")
+            self.stop = gr.Button("Cancel", visible="hidden", size="sm", elem_id="stop-teaching")
+        self.strip = gr.HTML(elem_id="previews", js_on_load=None)
+        self.curves = gr.HTML(elem_id="curves", js_on_load=None)
+        self.learned = gr.HTML(elem_id="learned", js_on_load=None)
+        self.use = gr.Button("Try it", variant="primary", visible="hidden", elem_id="try-it")
+
+    def _wire(self) -> None:
+        held = [self.dataset, self.rows, self.empty]
+        self.what.change(
+            self.explain, self.what, [self.says, self.token, self.start, self.rows], api_visibility="private"
+        )
+        self.files.upload(self.take, [self.files, self.dataset], [*held, self.files], api_visibility="private")
+        self.example.click(self.take_example, self.dataset, held, api_visibility="private")
+        self.empty.click(lambda: ("", [], shown(False)), None, held, api_visibility="private")
+        self.rows.act(self.act, [self.dataset, self.rows], held, api_visibility="private")
+        asked = [self.what, self.dataset, self.rows, self.token, self.start, self.preset, self.steps]
+        said = [self.progress, self.pause, self.resume, self.stop, self.strip, self.curves, self.learned, self.use]
+        for button, submit, name in ((self.check, self.submit_check, "check"), (self.teach, self.submit, "teach")):
+            submitted = button.click(submit, asked, self.job, api_name=name)
+            submitted.success(None, self.job, js=REMEMBER.replace("NAME", "training"))
+            submitted.success(
+                self.follow, self.job, said, show_progress="hidden", concurrency_limit=None, api_visibility="private"
+            )
+        self.pause.click(self.ask_pause, self.job, api_name="pause")
+        self.stop.click(self.ask_cancel, self.job, api_name="cancel_training")
+        self.resume.click(self.ask_resume, self.job, api_name="resume")
+        self._said = said
+
+    def follow_on(self, page: gr.Blocks) -> None:
+        """Show the job that the address names when the page is opened."""
+        page.load(self.restore, None, self.job, api_visibility="private").success(
+            self.follow,
+            self.job,
+            self._said,
+            show_progress="hidden",
+            concurrency_limit=None,
+            api_name="follow_training",
+        )
+
+    def restore(self, request: gr.Request) -> str:
+        """On opening: the job that the address names."""
+        return named_job(self.jobs, request, "training", "training")
+
+    @staticmethod
+    def explain(what: str) -> tuple[str, Any, Any, Any]:
+        """What a kind of learning costs, and suggestions for its words."""
+        chosen = WHATS[what]
+        return (
+            f'<p class="hint">{chosen.says}</p>',
+            chosen.token,
+            gr.update(value=chosen.start, label=chosen.near),
+            gr.update(pairs=what == "relation"),
+        )
+
+    # -- pictures ----------------------------------------------------------------------------------------------
+
+    def _held(self, dataset: str) -> tuple[str, Any, Any]:
+        rows = rows_of(self.jobs, dataset)
+        return dataset, gr.update(value=rows), shown(bool(rows))
+
+    def take(self, files: list[str] | None, dataset: str) -> tuple[Any, ...]:
+        """Take uploaded files in; what is no picture is told, the rest stays."""
+        try:
+            dataset = dataset or self.jobs.datasets.create("Pictures").id
+        except StudioError as error:
+            raise told(error) from None
+        for name in files or []:
+            path = Path(name)
+            try:
+                if path.suffix.lower() == ".zip":
+                    self.jobs.datasets.add_zip(dataset, path.read_bytes())
+                else:
+                    self.jobs.datasets.add(dataset, path.read_bytes(), path.name)
+            except StudioError as error:
+                gr.Warning(f"{error.message} {error.hint}")
+        return (*self._held(dataset), None)
+
+    def take_example(self, dataset: str) -> tuple[Any, ...]:
+        """Take the four pictures of the wolf in."""
+        return self.take([str(path) for path in sorted(WOLF.glob("*.png"))], "")[:3]
+
+    def act(self, dataset: str, rows: list[dict[str, Any]], asked: gr.EventData) -> tuple[Any, ...]:
+        """Turn, crop or remove one picture."""
+        name, what = told_by(asked, "name"), told_by(asked, "what")
+        try:
+            self._keep(dataset, rows)
+            if what == "remove":
+                self.jobs.datasets.remove(dataset, name)
+            elif what in ("turn", "square"):
+                change = turned if what == "turn" else squared
+                self.jobs.datasets.replace(dataset, name, change(self.jobs.datasets.picture(dataset, name)))
+            return self._held(dataset)
+        except StudioError as error:
+            raise told(error) from None
+
+    def _keep(self, dataset: str, rows: list[dict[str, Any]]) -> None:
+        """Write what was said of the pictures."""
+        there = {entry.name: entry for entry in self.jobs.datasets.entries(dataset)}
+        for row in records(rows):
+            entry = there.get(str(row.get("name", "")))
+            if entry is None:
+                continue
+            caption, pair = str(row.get("caption") or ""), (str(row.get("left") or ""), str(row.get("right") or ""))
+            if caption != entry.caption:
+                self.jobs.datasets.set_caption(dataset, entry.name, caption)
+            if all(pair) and pair != entry.pair:
+                self.jobs.datasets.set_pair(dataset, entry.name, *pair)
+
+    # -- teaching ----------------------------------------------------------------------------------------------
+
+    def _submit(
+        self, dry: bool, what: str, dataset: str, rows: Any, token: str, start: str, preset: str, steps: Any
+    ) -> str:
+        chosen = WHATS[what]
+        if not dataset or not self.jobs.datasets.get(dataset).pictures:
+            raise gr.Error("There are no pictures yet. Drag some in, or use the example.", print_exception=False)
+        self._keep(dataset, rows)
+        planned = (steps or "").strip() or round(RECIPE_STEPS[chosen.method] * PRESETS.get(preset, 1.0))
+        settings: dict[str, Any] = {
+            **chosen.settings,
+            "token": (token or "").strip(),
+            "class_word" if chosen.method == "dreambooth" else "init": (start or "").strip(),
+            "steps": planned,
+            "preview_every": max(1, int(planned) // PREVIEWS) if str(planned).isdecimal() else 0,
+        }
+        return self.jobs.submit_training(chosen.method, settings, dataset, dry_run=dry).id
+
+    def submit(self, what: str, dataset: str, rows: Any, token: str, start: str, preset: str, steps: str) -> str:
+        """Queue a training; gives the id of the job."""
+        try:
+            return self._submit(False, what, dataset, rows, token, start, preset, steps)
+        except StudioError as error:
+            raise told(error) from None
+
+    def submit_check(self, what: str, dataset: str, rows: Any, token: str, start: str, preset: str, steps: str) -> str:
+        """Queue a look at the pictures; gives the id of the job."""
+        try:
+            return self._submit(True, what, dataset, rows, token, start, preset, steps)
+        except StudioError as error:
+            raise told(error) from None
+
+    async def follow(self, job_id: str) -> AsyncIterator[tuple[Any, ...]]:
+        """What a training shows, until it has ended."""
+        if not job_id:
+            yield (WAITING, *(gr.skip() for _ in self._said[1:]))
+            return
+        try:
+            async for seen in watched(self.jobs, job_id):
+                yield self._seen(seen)
+        except StudioError as error:
+            raise told(error) from None
+
+    def _seen(self, seen: Seen) -> tuple[Any, ...]:
+        job = seen.job
+        dry = bool(job.spec.get("dry_run"))
+        previews = self.jobs.previews(job.id)
+        strip = "".join(
+            f'<figure><img src="{picture_uri(path)}" alt="{escape(caption)}"><figcaption>{step}</figcaption></figure>'
+            for step, path, caption in previews[-8:]
+        )
+        done = job.state == "done" and not dry
+        return (
+            progress(seen, notes=False) + report(seen.notes),
+            shown(job.state in ("queued", "running") and not dry),
+            shown(job.state == "paused"),
+            shown(not job.ended),
+            f'<div class="strip">{strip}</div>' if strip else "",
+            "" if dry else curves(seen),
+            self._result(job) if done else "",
+            shown(done),
+        )
+
+    def _result(self, job: Job) -> str:
+        names = [read_card(path).token for path in self.jobs.results(job.id) if path.suffix == ".safetensors"]
+        said = ", ".join(f"<code>{escape(name)}</code>" for name in names)
+        return f'<p class="learned">Learned: {said}. Say it in a prompt.</p>'
+
+    def _ask(self, what: Any, job_id: str) -> None:
+        try:
+            what(job_id)
+        except StudioError as error:
+            raise told(error) from None
+
+    def ask_pause(self, job_id: str) -> None:
+        """Pause a training; its state is kept."""
+        self._ask(self.jobs.pause, job_id)
+
+    def ask_resume(self, job_id: str) -> None:
+        """Go on with a paused training."""
+        self._ask(self.jobs.resume, job_id)
+
+    def ask_cancel(self, job_id: str) -> None:
+        """Stop a training for good."""
+        self._ask(self.jobs.cancel, job_id)

@@ -1,0 +1,33 @@
+"""How the page looks: system fonts, so that nothing is asked of another host."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
+MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+
+
+def theme() -> gr.themes.Base:
+    """The theme, light and dark."""
+    return gr.themes.Base(
+        primary_hue="indigo",
+        secondary_hue="indigo",
+        neutral_hue="slate",
+        radius_size="lg",
+        spacing_size="md",
+        font=list(FONT),
+        font_mono=list(MONO),
+    ).set(
+        body_background_fill="*neutral_50",
+        body_background_fill_dark="*neutral_950",
+        block_border_width="1px",
+        block_shadow="none",
+        block_label_background_fill="transparent",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_dark="*primary_500",
+        button_primary_background_fill_hover_dark="*primary_400",
+        button_primary_text_color="white",
+        button_primary_text_color_dark="white",
+    )

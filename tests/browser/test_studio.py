@@ -1,0 +1,134 @@
+"""The studio as a person uses it: real server, real browser, real pocket."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import expect
+
+TABS = ("Generate", "Teach", "Concepts")
+SLOW = 90_000  # milliseconds; two cores, and processes that load torch
+
+
+def go(page, tab):
+    page.get_by_role("tab", name=tab, exact=True).click()
+
+
+def wait_for_pictures(page, count):
+    expect(page.locator("#generation-progress")).to_contain_text("Done", timeout=SLOW)
+    expect(page.locator("#generation-gallery .thumbnail-item img")).to_have_count(count, timeout=SLOW)
+
+
+def newest(jobs, kind):
+    return jobs.list(kind=kind, limit=1)[0]
+
+
+def test_an_example_is_one_click_away_and_its_settings_come_back(visit, studio):
+    _, jobs = studio
+    page = visit()
+    page.get_by_role("button", name="A fox and a house").click()
+    expect(page.locator("#prompt textarea")).to_have_value("a fox to the left of a house on a yellow background")
+    page.locator("#seed input").fill("7")
+    page.locator("#go").click()
+    wait_for_pictures(page, 4)
+    job = newest(jobs, "generation")
+    assert f"generation={job.id}" in page.url
+    page.reload()
+    wait_for_pictures(page, 4)
+    expect(page.locator("#prompt textarea")).to_have_value("")
+    page.locator("#generation-gallery .thumbnail-item").nth(2).click()
+    page.locator("#generation-use-0").click()
+    expect(page.locator("#prompt textarea")).to_have_value("a fox to the left of a house on a yellow background")
+    expect(page.locator("#seed input")).to_have_value("9")
+    # the same from the file, dropped into a fresh window
+    other = visit()
+    other.locator("#dropped input[type=file]").set_input_files(jobs.results(job.id)[3])
+    expect(other.locator("#seed input")).to_have_value("10")
+
+
+def test_teaching_survives_a_reload_and_what_is_learned_can_be_tried(visit, studio):
+    _, jobs = studio
+    page = visit()
+    go(page, "Teach")
+    page.locator("#example-wolf").click()
+    expect(page.locator(".rows img")).to_have_count(4)
+    page.get_by_label("Remove 0004.png").click()
+    expect(page.locator(".rows img")).to_have_count(3)
+    page.get_by_label("Steps").fill("60")
+    page.locator("#teach").click()
+    expect(page.locator("#training-progress")).to_contain_text("At work", timeout=SLOW)
+    page.reload()
+    go(page, "Teach")
+    expect(page.locator("#training-progress")).to_contain_text("of 60", timeout=SLOW)
+    expect(page.locator("#curves")).to_contain_text("denoise", timeout=SLOW)
+    expect(page.locator("#training-progress")).to_contain_text("Done", timeout=SLOW)
+    assert page.locator("#previews img").count() >= 4
+    assert newest(jobs, "training").spec["settings"]["token"] == "<my-wolf>"
+    page.locator("#try-it").click()
+    expect(page.locator("#prompt textarea")).to_have_value("a <my-wolf>")
+    expect(page.locator(".chip button")).to_have_attribute("aria-pressed", "true")
+
+
+def test_cancel(visit, studio):
+    _, jobs = studio
+    page = visit()
+    page.locator("#prompt textarea").fill("a fox")
+    page.get_by_text("More settings").click()
+    page.get_by_label("Steps").first.fill("1000")
+    page.locator("#go").click()
+    page.locator("#generation-stop").click()
+    expect(page.locator("#generation-progress")).to_contain_text("Cancelled", timeout=SLOW)
+    assert newest(jobs, "generation").state == "cancelled"
+    expect(page.locator("#go")).to_be_enabled()
+
+
+def test_what_is_wrong_is_said_and_nothing_is_lost(visit):
+    page = visit()
+    page.locator("#prompt textarea").fill("a fox")
+    page.get_by_text("More settings").click()
+    page.get_by_label("Guidance scale").fill("many")
+    page.locator("#go").click()
+    expect(page.locator(".toast-body")).to_contain_text("guidance.scale")
+    expect(page.locator("#prompt textarea")).to_have_value("a fox")
+    expect(page.locator("#go")).to_be_enabled()
+
+
+def test_a_concept_is_deleted_and_brought_back(visit, studio):
+    _, jobs = studio
+    assert (jobs.library / "my-wolf.safetensors").is_file()
+    page = visit()
+    go(page, "Concepts")
+    page.locator(".card").click()
+    expect(page.locator("#concept-facts")).to_contain_text("textual-inversion")
+    page.locator("#delete").click()
+    expect(page.locator(".card")).to_have_count(0)
+    assert not (jobs.library / "my-wolf.safetensors").exists()
+    page.locator("#undo").click()
+    expect(page.locator(".card")).to_have_count(1)
+    assert (jobs.library / "my-wolf.safetensors").is_file()
+    page.locator("#search").get_by_role("textbox").fill("tiger")
+    expect(page.locator(".card")).to_have_count(0)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_phone_width(visit, scheme):
+    page = visit(390, 844, color_scheme=scheme, has_touch=True)
+    for tab in TABS:
+        go(page, tab)
+        page.wait_for_timeout(200)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, tab
+    shade = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    light = sum(map(int, shade.removeprefix("rgb(").removeprefix("rgba(").rstrip(")").split(",")[:3])) > 380
+    assert light == (scheme == "light")
+
+
+def test_every_field_has_a_label(visit):
+    page = visit()
+    for tab in TABS:
+        go(page, tab)
+        page.wait_for_timeout(200)
+        nameless = page.evaluate(
+            """[...document.querySelectorAll('input, textarea, select, button')].filter(e => e.offsetParent &&
+               !(e.labels?.length || e.getAttribute('aria-label') || e.getAttribute('aria-labelledby') || e.title ||
+                 e.innerText?.trim() || e.closest('label'))).map(e => e.outerHTML.slice(0, 160))"""
+        )
+        assert nameless == [], tab

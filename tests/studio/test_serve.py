@@ -1,0 +1,146 @@
+"""`studio serve` as a process of its own, killed and started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+
+from studio.cli import main
+from tests.studio.conftest import WOLF
+
+ROOT = Path(__file__).parents[2]
+STEPS = 120
+
+
+class Server:
+    """A server in a process of its own."""
+
+    def __init__(self, folder, *more):
+        words = [
+            sys.executable,
+            "-m",
+            "studio.cli",
+            "serve",
+            "--port",
+            "0",
+            "--no-page",
+            "--folder",
+            str(folder),
+            *more,
+        ]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=folder, env=environment)
+        assert self.process.stderr is not None
+        said = self.process.stderr.readline()
+        match = re.search(r"http://\S+", said)
+        assert match, said + self.process.stderr.read()
+        self.address = match[0]
+
+    def ask(self, path, body=None, content="application/json"):
+        data = json.dumps(body).encode() if isinstance(body, dict) else body
+        request = urllib.request.Request(self.address + path, data, {"content-type": content})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.loads(answer.read())
+
+    def until(self, job, condition, seconds=120):
+        end = time.monotonic() + seconds
+        while not condition(now := self.ask(f"/api/v1/runs/{job}")):
+            assert time.monotonic() < end, now
+            time.sleep(0.1)
+        return now
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+        self.process.stderr.close()
+
+
+def processes(folder):
+    """Processes that work for the server of a folder, not itself."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "studio.worker" in words and str(folder) in " ".join(words):
+            found.append(process)
+    return found
+
+
+def steps_of(server, job):
+    with urllib.request.urlopen(f"{server.address}/api/v1/runs/{job}/events", timeout=60) as answer:
+        text = answer.read().decode()
+    told = [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")]
+    return [one["step"] for one in told if "terms" in one], [one["text"] for one in told if "text" in one]
+
+
+def test_a_training_outlives_its_server_and_then_its_process(tmp_path):
+    server = Server(tmp_path)
+    try:
+        dataset = server.ask("/api/v1/datasets", {"name": "wolves"})["id"]
+        picture = WOLF[0].read_bytes()
+        form = (
+            b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+            + picture
+            + b"\r\n--x--\r\n"
+        )
+        server.ask(f"/api/v1/datasets/{dataset}/pictures", form, "multipart/form-data; boundary=x")
+        settings = {"token": "<my-wolf>", "init": "fox", "steps": STEPS, "batch": 1, "keep_every": 5}
+        order = {"method": "textual-inversion", "dataset": dataset, "settings": settings}
+        job = server.ask("/api/v1/runs", order)["id"]
+        server.until(job, lambda now: now["step"] >= 10)
+        (worker,) = processes(tmp_path)
+        server.kill()
+        assert worker.is_running()  # it goes on without a server
+        server = Server(tmp_path)
+        assert server.ask(f"/api/v1/runs/{job}")["state"] == "running"
+        found = server.until(job, lambda now: now["step"] >= 30)
+        assert found["state"] == "running" and worker.is_running()
+        server.kill()
+        worker.kill()  # now both are gone, as when the power fails
+        worker.wait()
+        server = Server(tmp_path)
+        done = server.until(job, lambda now: now["state"] in ("done", "failed"))
+        assert done["state"] == "done" and done["concepts"] == ["my-wolf"], done
+        steps, notes = steps_of(server, job)
+        assert steps[-1] == STEPS and any("without a word" in note for note in notes)
+        assert steps.count(10) == 1, "it was begun anew, not gone on with"
+        os.kill(server.process.pid, signal.SIGTERM)
+        assert server.process.wait(30) is not None
+    finally:
+        server.kill()
+        for process in processes(tmp_path):
+            process.kill()
+    assert not processes(tmp_path)
+
+
+def test_help_is_quick_and_needs_no_torch():
+    code = "import sys, studio.cli; studio.cli.main(['serve', '--help']); print('torch' in sys.modules)"
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "--password" in done.stdout and done.stdout.rstrip().endswith("False")
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--host", "0.0.0.0"], "other machines"),
+        (["--host", "0.0.0.0", "--password", "short"], "8 letters"),
+        (["--port", "70000"], "70000"),
+        (["--slots", "0"], "0 slots"),
+        (["--base", "a/x", "--base", "b/x"], "same name"),
+    ],
+)
+def test_what_would_be_unsafe_or_wrong_is_refused_before_anything_starts(words, said, capsys, monkeypatch, tmp_path):
+    monkeypatch.delenv("STUDIO_PASSWORD", raising=False)
+    assert main(["serve", "--folder", str(tmp_path / "none"), *words]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "none").exists()
