@@ -8,7 +8,7 @@ export MALLOC_TRIM_THRESHOLD_ = 4294967296
 # Nothing is fetched at run time.
 export HF_HUB_OFFLINE = 1
 
-.PHONY: setup browser demo test check torture results clean
+.PHONY: setup browser demo test check torture results bench clean
 
 setup: $(VENV)/.ready
 
@@ -45,6 +45,10 @@ torture: setup
 results: setup
 	$(BIN)/python -m trainers.pretrain score
 	$(BIN)/studio score --all-held-out
+
+# Side by side with the programs it is compared to; see benchmarks/README.md.
+bench: setup
+	$(BIN)/python -m benchmarks.boxes
 
 # Leaves outputs/ alone: concepts and training states live there.
 clean:

@@ -63,12 +63,12 @@ class Components:
     @property
     def device(self) -> torch.device:
         """Where the UNet is."""
-        return self.unet.device
+        return next(self.unet.parameters()).device  # diffusers' own property walks over all modules each time
 
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the UNet."""
-        return self.unet.dtype
+        return next(self.unet.parameters()).dtype
 
     @property
     def factor(self) -> int:
@@ -85,7 +85,7 @@ class Components:
         """What a request that says nothing gets."""
         size = int(self.unet.config["sample_size"]) * self.factor
         if self.family == "pocket":
-            return Defaults(size=size, scale=2.0, rescale=0.0, scheduler="ddim", steps=25)
+            return Defaults(size=size, scale=2.0, rescale=0.0, scheduler="ddim", steps=25, beta=1.0)
         zero_snr = bool(self.scheduler_config.get("rescale_betas_zero_snr"))
         return Defaults(size=size, scale=5.0 if self.family == "sdxl" else 7.5, rescale=0.7 if zero_snr else 0.0)
 

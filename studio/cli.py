@@ -19,7 +19,7 @@ from pipelines.metadata import own_version
 from pipelines.request import Request, problems
 from studio.flags import Asked, given
 from studio.language_model import Planning
-from studio.measures import Relations
+from studio.measures import Benchmarks
 from studio.placing import Placing, drawn, placed
 from studio.placing import layout as boxes_as_lines
 from studio.settings import Machine
@@ -195,7 +195,7 @@ def score(
     way: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     only: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     form: Annotated[Literal["table", "json"], Parameter(name="--format")] = "table",
-    relations: Annotated[Relations, Parameter(name="*")] = Relations(),  # noqa: B008
+    asked: Annotated[Benchmarks, Parameter(name="*")] = Benchmarks(),  # noqa: B008
     base: str = "pocket",
     machine: OnThisMachine = Machine(),  # noqa: B008
 ) -> None:
@@ -218,7 +218,7 @@ def score(
         textual-inversion, pivotal, lora, full or custom-diffusion; with --all-ways also pivotal-together and
         custom-diffusion-together, and several.
     only
-        With --all-held-out or --all-ways: these stickers alone; with --relations: these relations.
+        With --all-held-out, --all-ways or --concepts: these stickers alone; with --relations: these relations.
     form
         table or json.
     base
@@ -226,10 +226,14 @@ def score(
     """
     from studio import runner
 
-    if relations.relations:
+    if asked.relations:
         from studio.relations import score_relations
 
-        score_relations(relations, only, base, form, machine, print)
+        score_relations(asked, only, base, form, machine, print)
+    elif asked.boxes:
+        from studio.box_scores import score_boxes
+
+        score_boxes(asked, only, base, form, machine, print)
     elif all_ways:
         runner.score_ways(way, only, form, machine, print)
     elif all_held_out:

@@ -9,21 +9,28 @@ from pydantic import Field
 from pipelines.request import Frozen
 
 
-class Relations(Frozen):
-    """Scores of relations."""
+class Benchmarks(Frozen):
+    """Scores of relations and of boxes."""
 
     relations: bool = False
     """Teach pocket each relation from ten pictures and score it on pairs it never saw, beside the best phrase in words,
     the untrained token and Textual Inversion. With --clip the paper's protocol for a real base instead."""
 
+    boxes: bool = False
+    """Score on pocket how well things stand in boxes, beside the same prompts and seeds without boxes."""
+
+    concepts: bool = False
+    """With --boxes: also teach held-out stickers and put them in boxes, alone and two at a time; takes minutes each."""
+
     extensions: bool = False
     """With --relations: each switch of ReVersion by itself too."""
 
     pictures: int | None = Field(default=None, ge=1, le=10_000)
-    """With --relations: pictures of each relation and way (40), or in the paper's protocol of each pair (10)."""
+    """With --relations: pictures of each relation and way (40), or in the paper's protocol of each pair (10). With
+    --boxes: layouts (200)."""
 
     sheet: Path | None = None
-    """With --relations: also write a contact sheet here."""
+    """With --relations or --boxes: also write a contact sheet here."""
 
     clip: Path | None = None
     """With --relations: folder of a CLIP that measures; needs --learned."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from pipelines.clip import Clip
 from pipelines.concept import Concept
 from pipelines.errors import ConceptError, ConfigError
-from studio.measures import Relations
+from studio.measures import Benchmarks
 from studio.progress import Progress
 from studio.runner import open_base
 from studio.settings import Machine
@@ -20,7 +20,7 @@ from trainers.relations import RELATIONS_TO_TEACH
 
 
 def score_relations(
-    asked: Relations, only: tuple[str, ...], base: str, form: str, machine: Machine, say: Callable[[str], None]
+    asked: Benchmarks, only: tuple[str, ...], base: str, form: str, machine: Machine, say: Callable[[str], None]
 ) -> None:
     """Teach relations to pocket in every way and score them; says each as it comes, then what follows from all.
 
@@ -67,7 +67,7 @@ def score_relations(
 
 
 def score_paper(
-    asked: Relations,
+    asked: Benchmarks,
     folder: Path,
     clip: Path,
     base: str,

@@ -19,6 +19,7 @@ from pipelines import denoising
 from pipelines.card import file_stem
 from pipelines.components import POCKET, Components, load
 from pipelines.concept import Concept
+from pipelines.conditions.watch import Watch
 from pipelines.errors import Cancelled, ConceptError, ConfigError, DataError, ModelError, RequestError
 from pipelines.events import Note, OnEvent
 from pipelines.export import export_model
@@ -90,7 +91,8 @@ def generate(
 ) -> list[Path]:
     """Generate and write the pictures; gives their paths. `only` writes that one of them alone.
 
-    `components` is the base if it is in memory already; events go to a progress line unless `on_event` is given.
+    `components` is the base if it is in memory already; events go to a progress line unless `on_event` is given, which
+    then also receives previews.
     """
     for use in request.concepts:
         if not Path(use.source).exists():
@@ -98,7 +100,13 @@ def generate(
     require_room(output, 1 << 20)
     components = components or open_base(base, machine)
     fingerprint = components.fingerprint()
-    result = denoising.generate(components, request, on_event=on_event or Progress("generate"), should_stop=should_stop)
+    result = denoising.generate(
+        components,
+        request,
+        conditions=() if on_event is None else (Watch(on_event),),
+        on_event=on_event or Progress("generate"),
+        should_stop=should_stop,
+    )
     cards = tuple(concept.card for concept in result.concepts)
     digests = tuple(concept.digest() for concept in result.concepts)
     paths: list[Path] = []

@@ -61,7 +61,7 @@ def _text(tok: CLIPTokenizer, dim: int, projection: int = 32) -> CLIPTextConfig:
     )
 
 
-def _unet(dim: int, gated: bool = False, **extra: object) -> UNet2DConditionModel:
+def _unet(dim: int, gated: bool | str = False, **extra: object) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(16, 32),

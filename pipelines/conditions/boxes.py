@@ -20,6 +20,7 @@ from pipelines.components import Components
 from pipelines.conditions import Branch, Step
 from pipelines.errors import RequestError
 from pipelines.grounding import SLOTS, grounding_input, has_grounding, phrase_embeddings
+from pipelines.reference_pictures import picture_embeddings
 from pipelines.request import Box
 
 _LEARNED_WORD = re.compile(r"<[^<>\s]+>")
@@ -60,12 +61,12 @@ class Boxes:
             # In half precision the Fourier features of a box would be off by pixels.
             read = copy.deepcopy(unet.position_net).float()
             given = _given(components, sets)
-            null = given | {"masks": torch.zeros_like(given["masks"])}
+            null = {name: torch.zeros_like(one) if "masks" in name else one for name, one in given.items()}
             for branch, tokens in ((Branch.POSITIVE, given), (Branch.NEGATIVE, null)):
-                objects: Tensor = read(**tokens).to(unet.dtype)
+                objects: Tensor = read(**tokens).to(components.dtype)
                 self._objects[branch] = {name: fuser.norm1(fuser.linear(objects)) for name, fuser in fusers.items()}
                 if not all(sets):
-                    boxed = torch.tensor([bool(one) for one in sets], device=unet.device)
+                    boxed = torch.tensor([bool(one) for one in sets], device=components.device)
                     self._objects[branch]["boxed"] = boxed[:, None, None]
         try:
             with ExitStack() as patched:
@@ -114,7 +115,7 @@ def _refusal(components: Components, number: int, box: Box) -> tuple[str, str] |
     for word in _LEARNED_WORD.findall(box.phrase):
         if word not in words:
             return (f"{word} is no concept of this request.", "Give its file with --concept, or correct the word.")
-    if box.picture is not None:
+    if box.picture is not None and not _reads_pictures(components):
         return (
             f"the grounding of {components.name} reads phrases, no pictures.",
             "Leave the picture out, or teach it as a concept and name that.",
@@ -122,21 +123,44 @@ def _refusal(components: Components, number: int, box: Box) -> tuple[str, str] |
     return None
 
 
+def _reads_pictures(components: Components) -> bool:
+    return hasattr(components.unet.position_net, "linears_image")
+
+
 def _given(components: Components, sets: Sequence[Sequence[Box]]) -> dict[str, Tensor]:
-    """What the position net reads, one row for each picture; pictures with the same set share the work."""
-    unet = components.unet
-    phrases = sorted({box.phrase for boxes in sets for box in boxes})
-    embedded = dict(zip(phrases, phrase_embeddings(components, phrases), strict=True))
-    places = max(len(boxes) for boxes in sets)
-    embeddings = torch.zeros(len(sets), places, unet.config["cross_attention_dim"])
-    edges, masks = torch.zeros(len(sets), places, 4), torch.zeros(len(sets), places)
+    """What the position net reads, one row for each picture; boxes with the same phrase or picture share the work."""
+    listed = [[box.phrase for box in boxes] for boxes in sets]
+    embeddings, masks = _table(components, listed, phrase_embeddings)
+    edges = torch.zeros(*masks.shape, 4)
     for row, boxes in enumerate(sets):
         for place, box in enumerate(boxes):
-            embeddings[row, place] = embedded[box.phrase]
             edges[row, place] = torch.tensor(box.box)
-            masks[row, place] = 1
     arguments = grounding_input(embeddings, edges, masks)["gligen"]
-    return {name: tensor.to(unet.device) for name, tensor in arguments.items()}
+    if _reads_pictures(components):
+        phrases, told = arguments.pop("positive_embeddings"), arguments["masks"]
+        pictures, shown = _table(components, [[box.picture for box in boxes] for boxes in sets], picture_embeddings)
+        shown_as = grounding_input(pictures, edges, shown)["gligen"]
+        arguments |= {"phrases_embeddings": phrases, "phrases_masks": told}
+        arguments |= {"image_embeddings": shown_as["positive_embeddings"], "image_masks": shown_as["masks"]}
+    return {name: tensor.to(components.device) for name, tensor in arguments.items()}
+
+
+def _table(
+    components: Components,
+    listed: Sequence[Sequence[str | None]],
+    embed: Callable[[Components, Sequence[str]], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Embeddings (B, n, dim) of what is listed for each picture, and masks (B, n), 0 where nothing is."""
+    different = sorted({one for row in listed for one in row if one is not None})
+    embedded = dict(zip(different, embed(components, different) if different else (), strict=True))
+    masks = torch.zeros(len(listed), max(len(row) for row in listed))
+    embeddings = torch.zeros(*masks.shape, components.unet.config["cross_attention_dim"])
+    for row, ones in enumerate(listed):
+        for place, one in enumerate(ones):
+            if one is not None:
+                embeddings[row, place] = embedded[one]
+                masks[row, place] = 1
+    return embeddings, masks
 
 
 def _as_given(objects: dict[str, Tensor]) -> dict[str, Tensor]:

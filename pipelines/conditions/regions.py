@@ -56,8 +56,8 @@ class Regions:
             for places, boxes in words:
                 inside = torch.stack([on_grid(box.box, width, height) for box in boxes]).any(dim=0).flatten()
                 hidden[:, places] = ~inside[:, None]
-            mask = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(unet.dtype).min)
-            mask = mask.to(unet.device, unet.dtype).expand(count, -1, -1)
+            mask = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(components.dtype).min)
+            mask = mask.to(components.device, components.dtype).expand(count, -1, -1)
             self._masks.setdefault(Branch.POSITIVE, {})[str(height * width)] = mask
             self._masks.setdefault(Branch.NEGATIVE, {})[str(height * width)] = torch.zeros_like(mask)
         before = unet.attn_processors

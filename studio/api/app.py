@@ -38,6 +38,7 @@ def rest(jobs: Jobs) -> FastAPI:
         lifespan=lifespan,
         strict_content_type=True,
     )
+    app.state.jobs = jobs
     answer_problems(app)
     for router in (work.routes(jobs), files.datasets(jobs), files.pictures(jobs), files.concepts(jobs)):
         app.include_router(router, prefix=ROOT)

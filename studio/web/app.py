@@ -46,7 +46,8 @@ def mount_options(jobs: Jobs) -> dict[str, Any]:
     return {
         "theme": theme(),
         "css": text("studio.css"),
-        "allowed_paths": [str(jobs.folder.resolve())],
+        # Pictures alone: the record of jobs and the logs beside them are not for browsers.
+        "allowed_paths": [str(jobs.folder / name) for name in ("concepts", "datasets", "jobs", "pictures")],
         "show_error": True,
         "ssr_mode": False,
         "footer_links": [],

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import StableDiffusionGLIGENPipeline
+from PIL import Image
 
 from pipelines.card import ConceptCard
-from pipelines.components import from_pipeline
+from pipelines.components import from_pipeline, load
 from pipelines.concept import Concept
 from pipelines.conditions.boxes import Boxes
+from pipelines.conditions.inpaint import Inpaint
 from pipelines.denoising import generate
 from pipelines.errors import RequestError
 from pipelines.request import Box, ConceptUse, Grounding, Guidance, Request
@@ -200,3 +202,24 @@ def test_what_the_base_cannot_follow_is_refused_by_number_and_name():
         generate(base, asked(count=3), conditions=[Boxes([[FOX], [HOUSE]])])
     with pytest.raises(RequestError, match="boxes twice"):
         generate(base, asked(FOX), conditions=[Boxes([[HOUSE]])])
+
+
+def test_boxes_and_a_mask_compose():
+    """Where the mask keeps the picture it stays to the bit; where it repaints, the boxes act."""
+    base = tiny.gated()
+    picture = Image.new("RGB", (16, 16), (200, 40, 40))
+    mask = Image.new("L", (16, 16), 0)
+    mask.paste(255, (8, 0, 16, 16))
+    drawn = [
+        generate(base, asked(*boxes), conditions=[Inpaint(picture, mask)]).pictures[0].convert("RGB")
+        for boxes in ((), (HOUSE,))
+    ]
+    left, right = (0, 0, 8, 16), (8, 0, 16, 16)
+    assert all(one.crop(left).tobytes() == picture.crop(left).tobytes() for one in drawn)
+    assert drawn[0].crop(right).tobytes() != drawn[1].crop(right).tobytes()
+
+
+def test_how_long_boxes_act_is_the_base_s_own_unless_asked():
+    assert asked(FOX, beta=None).resolved(tiny.sd().defaults).grounding.beta == 0.3, "the official models'"
+    assert asked(FOX, beta=None).resolved(load("pocket").defaults).grounding.beta == 1
+    assert asked(FOX, beta=0.5).resolved(load("pocket").defaults).grounding.beta == 0.5

@@ -177,6 +177,41 @@ def test_scripts_for_automatic1111_work(web):
     assert {"DDIM", "Euler a"} <= {one["name"] for one in web.get("/sdapi/v1/samplers").json()}
 
 
+def test_a_picture_is_repainted_for_a_script_where_its_mask_is_white(web):
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (32, 0, 64, 64))
+    stream = io.BytesIO()
+    mask.save(stream, "PNG")
+    red, white = (base64.b64encode(one).decode() for one in (picture((64, 64), (250, 0, 0)), stream.getvalue()))
+    asked = {"prompt": "a fox", "steps": 3, "seed": 1, "init_images": [red], "mask": white, "denoising_strength": 1}
+    drawn = web.post("/sdapi/v1/img2img", json=asked).json()
+    shown = Image.open(io.BytesIO(base64.b64decode(drawn["images"][0])))
+    assert shown.crop((0, 0, 30, 64)).getcolors() == [(30 * 64, (250, 0, 0))]
+    assert len(shown.crop((34, 0, 64, 64)).getcolors(5000) or ()) > 1
+    made = json.loads(shown.text["promptstudio"])["request"]["inpaint"]
+    assert made["image"].startswith("pictures/")  # a place within the server's folder, which it does not tell
+
+
+def test_two_browsers_never_mix_their_results(web, ended):
+    answers = {}
+
+    def ask(seed):
+        order = {"request": {"prompt": f"a fox {seed}", "steps": 1, "seed": seed}}
+        answers[seed] = web.post("/api/v1/generations", json=order).json()["id"]
+
+    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(answers.values())) == 6
+    for seed, job in answers.items():
+        ended(job)
+        (href,) = web.get(f"/api/v1/generations/{job}").json()["pictures"]
+        made = json.loads(Image.open(io.BytesIO(web.get(href).content)).text["promptstudio"])
+        assert (made["request"]["prompt"], made["request"]["seed"]) == (f"a fox {seed}", seed)
+
+
 def test_what_a_script_asked_for_is_interrupted(web, jobs, until):
     answers = []
     asked = {"prompt": "a fox", "steps": 900}

@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 
 from pipelines.errors import ConfigError
 from studio.api import guard
-from studio.api.app import guarded, rest
+from studio.api.app import guarded, rest, with_page
 from studio.api.guard import Door
 from studio.jobs import Jobs
 
@@ -19,7 +19,8 @@ SECRET = "correct horse"
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
-    return rest(Jobs(tmp_path_factory.mktemp("guarded"), warm=False))  # nothing is begun
+    jobs = Jobs(tmp_path_factory.mktemp("guarded"), warm=False)  # nothing is begun
+    return with_page(rest(jobs), jobs)
 
 
 def client(app, door, **more):
@@ -54,7 +55,7 @@ def test_every_route_is_closed_without_credentials(app):
         answer = outside.request(method, path)
         assert answer.status_code == 401, (method, path)
         assert method == "HEAD" or answer.json()["title"] == "Unauthorized"
-    assert inside.get("/api/v1/openapi.json").status_code == 200
+    assert inside.get("/api/v1/openapi.json").status_code == inside.get("/").status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -133,3 +134,20 @@ def test_a_server_open_to_others_needs_a_password():
         assert Door(host, (SECRET,)).secrets
     with pytest.raises(ConfigError, match="8 letters"):
         Door("0.0.0.0", ("short",))
+
+
+def test_the_page_gives_pictures_out_and_nothing_else_of_the_folder(app):
+    folder = app.state.jobs.folder
+    (folder / "worker.log").write_text("secret")
+    (folder / "concepts" / "x.preview.png").write_bytes(b"picture")
+    web = client(app, Door())
+    assert web.get(f"/gradio_api/file={folder}/concepts/x.preview.png").content == b"picture"
+    for name in (
+        "jobs.sqlite",
+        "worker.log",
+        "concepts/../worker.log",
+        "concepts/%2e%2e/worker.log",
+        "../../etc/passwd",
+    ):
+        answer = web.get(f"/gradio_api/file={folder}/{name}")
+        assert answer.status_code in (403, 404) and b"secret" not in answer.content

@@ -29,6 +29,7 @@ def test_pictures_are_made_and_tell_how_without_telling_where(jobs, ended):
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
     assert [event.data["state"] for event in events if event.kind == "state"] == ["queued", "running", "done"]
     assert [event.data["step"] for event in jobs.events(done.id, kinds=("step",))] == [1, 2, 3]
+    assert [(step, path.is_file()) for step, path, _ in jobs.previews(done.id)] == [(1, True), (2, True)]
     assert str(jobs.folder) not in jobs.results(done.id)[0].read_bytes().decode("latin1")
 
 

@@ -12,6 +12,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import struct
 import tempfile
 import zipfile
@@ -24,6 +25,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save
 
+from pipelines.adapter_folders import CONFIG, MODEL
 from pipelines.embedding_pictures import _sequence
 from pipelines.errors import ConceptError
 from studio.exchange import import_concept
@@ -145,22 +147,43 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
     return bytes(changed)
 
 
+def adapter(folder: Path, chance: random.Random) -> Path:
+    """A folder of PEFT whose configuration, tensors or both are mutated."""
+    pair = {f"base_model.model.a.to_q.lora_{side}.weight": torch.ones(2, 2) for side in "AB"}
+    files = {
+        MODEL: save(pair, {"format": "pt"}),
+        CONFIG: json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 3, "alpha_pattern": {"to_q": 1}}).encode(),
+    }
+    folder.mkdir()
+    for name in chance.choice(((MODEL,), (CONFIG,), (MODEL, CONFIG))):
+        content = files[name]
+        at = chance.randrange(len(content))
+        flooded = content[:at] + chance.choice(FLOOD).encode() + content[at + chance.randrange(12) :]
+        files[name] = mutated(content, chance) if name == MODEL else flooded
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
 def fuzz(files: int, seed: int, work: Path) -> dict[str, int]:
     """Import so many; raises at the first that does worse than a sentence."""
     chance, trace = random.Random(seed), work / "trace"
     whole, count = originals(trace), {"read": 0, "refused": 0}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(files):
-        content = mutated(chance.choice(whole), chance)
-        source, library = work / f"x.{chance.choice(('safetensors', 'pt', 'bin'))}", work / "library"
-        source.write_bytes(content)
+        library = work / "library"
+        if chance.random() < 0.1:
+            source = adapter(work / "x", chance)
+        else:
+            source = work / f"x.{chance.choice(('safetensors', 'pt', 'bin'))}"
+            source.write_bytes(mutated(chance.choice(whole), chance))
         try:
             import_concept(source, None, library).unlink()
             count["read"] += 1
         except ConceptError as error:
             assert error.message and "\n" not in error.message and len(str(error)) < 2000, error
             count["refused"] += 1
-        source.unlink()
+        source.unlink() if source.is_file() else shutil.rmtree(source)
         assert {place.name for place in work.iterdir()} <= {"library"}, "something was made outside the library"
         assert not library.exists() or not list(library.iterdir())
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MEMORY
