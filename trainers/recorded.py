@@ -8,6 +8,7 @@ give what the UNet gives, calls go to the UNet itself.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -60,7 +61,7 @@ class Recorded:
         try:
             static = tuple(one.detach().clone() for one in given)
             with torch.autocast("cuda", torch.bfloat16, enabled=self.half, cache_enabled=False):
-                recorded: Call = torch.cuda.make_graphed_callables(
+                recorded: Any = torch.cuda.make_graphed_callables(
                     _Tensors(self.unet).train(), static, allow_unused_input=True
                 )
             again, own = recorded(*given).float(), self._own(*given).float()
