@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from pipelines.judge import Judge as Judge
     from pipelines.request import Box as Box
     from pipelines.request import ConceptUse as ConceptUse
+    from pipelines.request import ExamplePair as ExamplePair
     from pipelines.request import Grounding as Grounding
     from pipelines.request import Guidance as Guidance
+    from pipelines.request import InContext as InContext
     from pipelines.request import Inpaint as Inpaint
     from pipelines.request import Request as Request
 
@@ -35,8 +37,10 @@ _WHERE = {
     "Box": "request",
     "ConceptUse": "request",
     "generate": "denoising",
+    "ExamplePair": "request",
     "Grounding": "request",
     "Guidance": "request",
+    "InContext": "request",
     "Inpaint": "request",
     "Request": "request",
 }

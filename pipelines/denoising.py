@@ -87,14 +87,14 @@ def generate(
         ConceptError: if a concept cannot be read or does not fit the base.
         Cancelled: if `should_stop` said so.
     """
+    if request.in_context is not None:
+        from pipelines.incontext import answer  # it comes back here with the canvas
+
+        return answer(components, request, concepts, conditions, on_event, should_stop)
     canvas = _canvas(components, request, conditions, on_event)
     request = (canvas.sized(request, components) if canvas else request).resolved(components.defaults)
     _check_size(components, request)
-    learned = [(concepts or {}).get(use.source) or Concept.load(Path(use.source)) for use in request.concepts]
-    for concept in learned:
-        if concept.card.kind == "relation" and lacks_a_side(request.prompt, concept.token):
-            said = f"name one thing before it and one after it, as in: a cat {concept.token} a box."
-            on_event(Note(f"{concept.token} is a relation: {said}"))
+    learned = _learned(request, concepts or {}, on_event)
     strengths = [use.strength for use in request.concepts]
     with ExitStack() as lasting, torch.no_grad():
         if request.boxes and request.grounding.adapter:
@@ -119,6 +119,16 @@ def generate(
         pictures = to_pictures(torch.cat([decode(components, part) for part in latents.split(8)]))
         pictures = canvas.finish(pictures) if canvas else pictures
     return Result(pictures, latents.float().cpu(), request, tuple(learned))
+
+
+def _learned(request: Request, concepts: Mapping[str, Concept], on_event: OnEvent) -> list[Concept]:
+    """The concepts of a request, from memory or from their files; a relation with nothing to relate is noted."""
+    learned = [concepts.get(use.source) or Concept.load(Path(use.source)) for use in request.concepts]
+    for concept in learned:
+        if concept.card.kind == "relation" and lacks_a_side(request.prompt, concept.token):
+            said = f"name one thing before it and one after it, as in: a cat {concept.token} a box."
+            on_event(Note(f"{concept.token} is a relation: {said}"))
+    return learned
 
 
 def _placing(request: Request, size: tuple[int, int]) -> list[Condition]:

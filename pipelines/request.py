@@ -84,6 +84,68 @@ class Guidance(Frozen):
         return self
 
 
+LARGEST_GRID = 16
+"""Most examples of one question."""
+
+
+class ExamplePair(Frozen):
+    """What was done to a picture, as two pictures."""
+
+    before: Annotated[str, FileOf("picture")] = Field(min_length=1)
+    """Path of the picture as it was."""
+
+    after: Annotated[str, FileOf("picture")] = Field(min_length=1)
+    """Path of the picture as it became; of the same size."""
+
+
+class InContext(Frozen):
+    """A question asked in pictures: do to the query what was done in the examples (arXiv:2209.00647)."""
+
+    examples: tuple[ExamplePair, ...] = ()
+    """Up to 16 pairs; all show the same change. None only if the prompt says what to do, in a learned word say."""
+
+    query: Annotated[str, FileOf("picture")] = Field(min_length=1)
+    """Path of the picture to be changed; the answer has its size."""
+
+    engine: Literal["grid", "analogist"] = "grid"
+    """grid for a model trained on grids, analogist for any inpainting model of Stable Diffusion (one example)."""
+
+    direction: Literal["after", "before"] = "after"
+    """before undoes the change: the query is a picture as it became."""
+
+    cell: Literal["bottom-right", "bottom-left", "top-right", "top-left"] = "bottom-right"
+    """Where the answer is painted; the query stands beside it."""
+
+    transposed: bool = False
+    """Pairs stand in columns instead of rows."""
+
+    ensemble: int = Field(default=1, ge=1, le=8)
+    """How many arrangements of the grid are averaged: rows reversed, columns swapped, both; then cells mirrored."""
+
+    cloning: float = Field(default=1.3, ge=0, le=10)
+    """Analogist: how much stronger than the original the cloned relation is."""
+
+    strength: float = Field(default=0.98, gt=0, le=1)
+    """Analogist: share of noise that the copy of the query in the answer's place starts with."""
+
+    digests: tuple[str, ...] = ()
+    """SHA-256 of the pictures, examples first; filled in when answered, so that changed pictures are noticed."""
+
+    @model_validator(mode="after")
+    def _fits_a_grid(self) -> Self:
+        count = len(self.examples)
+        if count > LARGEST_GRID:
+            raise ValueError(f"{count} examples; a grid takes 1 to {LARGEST_GRID}")
+        if self.engine == "analogist" and (count != 1 or self.ensemble > 1):
+            raise ValueError("analogist takes one example in one arrangement; give one, or the engine grid")
+        return self
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """All paths: of each example before and after, then the query."""
+        return (*(path for pair in self.examples for path in (pair.before, pair.after)), self.query)
+
+
 BOXES = 30
 """Most boxes of one picture: the places GLIGEN's layers are trained with."""
 
@@ -222,6 +284,9 @@ class Request(Frozen):
     guidance: Guidance = Guidance()
     """Classifier-free guidance."""
 
+    in_context: InContext | None = None
+    """Examples of a change and a picture to be changed alike; width and height are then those of a cell."""
+
     scheduler: Scheduler | None = None
     """Sampler of the denoising steps; the base's own by default."""
 
@@ -239,6 +304,12 @@ class Request(Frozen):
 
     count: int = Field(default=1, ge=1, le=256)
     """How many pictures."""
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> Self:
+        if self.in_context and not self.in_context.examples and not self.prompt:
+            raise ValueError("0 examples and no prompt; give 1 to 16 examples, or say what to do")
+        return self
 
     @model_validator(mode="after")
     def _few_enough_boxes(self) -> Self:

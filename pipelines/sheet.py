@@ -57,10 +57,11 @@ class Sheet:
                 sheet.paste(_sized(picture, self.cell), place)
         return sheet
 
-    def save(self, path: Path) -> Path:
-        """Write the sheet as PNG."""
+    def save(self, path: Path, colours: int | None = None) -> Path:
+        """Write the sheet as PNG, with no more than so many colours (up to 256) if given."""
+        drawn = self.draw()
         with whole_file(path) as temporary:
-            self.draw().save(temporary, format="PNG")
+            (drawn if colours is None else drawn.quantize(colours)).save(temporary, format="PNG", optimize=True)
         return path
 
 

@@ -33,6 +33,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.command("studio.training:app", name="train", help="Learn a concept from a folder of pictures.")
+app.command("studio.incontext:ask", name="incontext")
 app.command("studio.concepts:app", name="concepts", help="List, check, import and export concepts.")
 app.command("studio.serve:serve", name="serve", help="Open the studio in the browser, with a REST interface beside it.")
 
@@ -218,7 +219,8 @@ def score(
         textual-inversion, pivotal, lora, full or custom-diffusion; with --all-ways also pivotal-together and
         custom-diffusion-together, and several.
     only
-        With --all-held-out, --all-ways or --concepts: these stickers alone; with --relations: these relations.
+        With --all-held-out, --all-ways or --concepts: these stickers alone; with --relations: these relations; with
+        --incontext: these tasks.
     form
         table or json.
     base
@@ -234,6 +236,10 @@ def score(
         from studio.box_scores import score_boxes
 
         score_boxes(asked, only, base, form, machine, print)
+    elif asked.incontext:
+        from studio.answers import score_answers
+
+        score_answers(asked, only, base, form, machine, print)
     elif all_ways:
         runner.score_ways(way, only, form, machine, print)
     elif all_held_out:

@@ -32,11 +32,11 @@ LISTED: Mapping[str, tuple[str, Callable[[str], dict[str, object]], str]] = Mapp
 )
 """For each field that lists things: its flag, what reads one of them from text, and the flag's help."""
 
-PLACED = ("prompt",)
-"""Fields given by their place on the command line rather than by a flag."""
+PLACED = ("prompt", "in_context")
+"""Fields given by their place on the command line, or by a command of their own, rather than by a flag."""
 
 
-def _flag(field: FieldInfo) -> tuple[Any, Any]:
+def flag(field: FieldInfo) -> tuple[Any, Any]:
     """The flag of a field; one that its group cannot do without is optional, as the group may be."""
     kind: Any = field.annotation
     kind, default = (kind | None, None) if field.is_required() else (kind, field.default)
@@ -59,16 +59,16 @@ def _flags() -> dict[str, Any]:
         if name in PLACED:
             continue
         if name in LISTED:
-            flag, _, text = LISTED[name]
-            flags[flag] = (
+            called, _, text = LISTED[name]
+            flags[called] = (
                 Annotated[tuple[str, ...], Parameter(negative="")],
                 Field(default=(), description=f"{text} May be repeated."),
             )
         elif group is not None:
             for inner, one in group.model_fields.items():
-                flags[f"{name}_{inner}"] = _flag(one)
+                flags[f"{name}_{inner}"] = flag(one)
         else:
-            flags[name] = _flag(field)
+            flags[name] = flag(field)
     return flags
 
 
@@ -86,9 +86,9 @@ def given(asked: BaseModel) -> dict[str, Any]:
     for name, field in Request.model_fields.items():
         group = _group(field)
         if name in LISTED:
-            flag, read, _ = LISTED[name]
-            if flag in said:
-                fields[name] = [read(text) for text in said[flag]]
+            called, read, _ = LISTED[name]
+            if called in said:
+                fields[name] = [read(text) for text in said[called]]
         elif group is not None:
             inner = {one: said[f"{name}_{one}"] for one in group.model_fields if f"{name}_{one}" in said}
             fields |= {name: inner} if inner else {}

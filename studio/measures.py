@@ -10,7 +10,7 @@ from pipelines.request import Frozen
 
 
 class Benchmarks(Frozen):
-    """Scores of relations and of boxes."""
+    """Scores of relations, of boxes and of questions asked in pictures."""
 
     relations: bool = False
     """Teach pocket each relation from ten pictures and score it on pairs it never saw, beside the best phrase in words,
@@ -25,12 +25,16 @@ class Benchmarks(Frozen):
     extensions: bool = False
     """With --relations: each switch of ReVersion by itself too."""
 
+    incontext: bool = False
+    """Ask pocket questions in pictures about stickers it never saw, and score the answers of every task, beside the
+    query itself, the answer without an example, and the answer to a wrong one."""
+
     pictures: int | None = Field(default=None, ge=1, le=10_000)
     """With --relations: pictures of each relation and way (40), or in the paper's protocol of each pair (10). With
-    --boxes: layouts (200)."""
+    --boxes: layouts (200). With --incontext: questions of each task (24)."""
 
     sheet: Path | None = None
-    """With --relations or --boxes: also write a contact sheet here."""
+    """With --relations, --boxes or --incontext: also write a contact sheet here."""
 
     clip: Path | None = None
     """With --relations: folder of a CLIP that measures; needs --learned."""

@@ -81,6 +81,7 @@ def _carry_out(
 
 
 app = commands("train", _carry_out, {"where": Output, "machine": Machine})
+app.command("studio.incontext:learn", name="task-word")
 
 
 @app.command

@@ -49,6 +49,7 @@ def test_studio_loads_torch_in_the_runner_alone():
         "studio.concepts",
         "studio.catalogue",
         "studio.flags",
+        "studio.incontext",
         "studio.placing",
         "studio.progress",
         "studio.settings",

@@ -18,7 +18,18 @@ COMMANDS = [line.strip() for line in README.splitlines() if line.startswith("   
 
 
 def test_every_command_method_and_error_is_in_the_readme():
-    for command in ("generate", "train", "score", "doctor", "export", "merge", "identifiers", "concepts", "serve"):
+    for command in (
+        "generate",
+        "train",
+        "score",
+        "doctor",
+        "export",
+        "merge",
+        "identifiers",
+        "concepts",
+        "serve",
+        "incontext",
+    ):
         assert f"studio {command}" in README
         assert app[command] is not None
     assert all(f"`{name}`" in README for name in methods())

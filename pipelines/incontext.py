@@ -1,0 +1,364 @@
+"""Visual in-context prompts: example pairs and a query on one canvas, whose last cell is painted by inpainting.
+
+There is no loop here: the canvas and its mask are built, `generate` paints, the answer is cropped.
+
+Source: Bar et al., "Visual Prompting via Image Inpainting" (arXiv:2209.00647). Several arrangements of one question are
+averaged in what the model predicts at every step, not in finished pictures, which would blur them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipelines.analogist import Analogist
+from pipelines.canvases import Agreement, Canvases
+from pipelines.components import Components
+from pipelines.concept import Concept
+from pipelines.conditions import Condition
+from pipelines.denoising import Result, generate
+from pipelines.errors import DataError, RequestError
+from pipelines.events import OnEvent, ignore
+from pipelines.grids import Grid
+from pipelines.images import PICTURE_SUFFIXES, open_picture, to_pictures, to_tensor
+from pipelines.inpainting_unet import inpainting_components
+from pipelines.judge import Judge
+from pipelines.request import ExamplePair, Guidance, InContext, Request
+
+ANALOGIST_GUIDANCE = Guidance(scale=15.0, rescale=0.7)
+"""The paper's scale, which saturates colours unless it is rescaled."""
+RANDOM_SAMPLERS = ("euler-a", "lcm")
+Embed = Callable[[Sequence[Image.Image]], Tensor]
+"""Pictures to unit vectors (N, D)."""
+
+
+def answer(
+    components: Components,
+    request: Request,
+    concepts: Mapping[str, Concept] | None = None,
+    conditions: Sequence[Condition] = (),
+    on_event: OnEvent = ignore,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Result:
+    """Carry out a request with `in_context`; `generate` comes here by itself.
+
+    Args:
+        components: the base model; its inpainting UNet is found where there is one.
+        request: the examples, the query, and a prompt or none; `count` answers from different noise.
+        concepts: as for `generate`.
+        conditions: further ones.
+        on_event: as for `generate`.
+        should_stop: as for `generate`.
+
+    Returns:
+        Answers of the query's size, and the latents of the answer's cell.
+
+    Raises:
+        RequestError: if the pictures do not suit each other or the request.
+        DataError: if a picture cannot be read or is transparent.
+        ModelError: if the base has no inpainting UNet.
+    """
+    if (asked := request.in_context) is None:
+        raise RequestError("The request asks nothing in pictures.", "Give it in_context.")
+    if request.inpaint is not None or request.boxes:
+        raise RequestError("A question in pictures has no boxes, and no picture to inpaint.", "Leave them out.")
+    request = settled(components, request)
+    _check(components, request)
+    pictures = read_pictures(asked)
+    cells = lay_out(asked, pictures, (int(request.width or 0), int(request.height or 0)))
+    grid = grid_of(asked)
+    patched = [Analogist(grid, _ratio(grid, cells), asked.cloning)] if asked.engine == "analogist" else []
+    painted = paint(
+        inpainting_components(components),
+        cells.expand(request.count, *cells.shape[1:]),
+        request,
+        grid.arrangements()[: asked.ensemble],
+        strength=asked.strength if patched else 1.0,
+        follow=not patched,
+        concepts=concepts,
+        conditions=[*conditions, *patched],
+        on_event=on_event,
+        should_stop=should_stop,
+    )
+    size = pictures[-1].size
+    answers = [one if one.size == size else one.resize(size, _LANCZOS) for one in to_pictures(painted.answers)]
+    kept = request.model_copy(update={"in_context": asked.model_copy(update={"digests": digests(asked)})})
+    return Result(answers, painted.latents, kept, painted.concepts)
+
+
+@dataclass(frozen=True)
+class Painted:
+    """What was painted into the answers' cells.
+
+    Attributes:
+        answers: (B, 3, h, w) in [-1, 1].
+        latents: (B, C, h / factor, w / factor).
+        concepts: those that were used.
+    """
+
+    answers: Tensor
+    latents: Tensor
+    concepts: tuple[Concept, ...] = ()
+
+
+def paint(
+    components: Components,
+    cells: Tensor,
+    request: Request,
+    grids: Sequence[Grid] = (Grid(),),
+    *,
+    strength: float = 1.0,
+    follow: bool = True,
+    concepts: Mapping[str, Concept] | None = None,
+    conditions: Sequence[Condition] = (),
+    on_event: OnEvent = ignore,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Painted:
+    """Answer a batch of questions at once.
+
+    Args:
+        components: with an inpainting UNet.
+        cells: (B, pairs, 2, 3, h, w) in [-1, 1]; what the answer's cell holds is where a strength below 1 starts from.
+        request: prompt, sampler, guidance; question i starts from the noise of seed + i.
+        grids: arrangements of the same pairs, averaged.
+        strength: share of noise to start with.
+        follow: whether guidance follows the examples too: its negative branch sees them blank.
+        concepts: as for `generate`.
+        conditions: further ones.
+        on_event: as for `generate`.
+        should_stop: as for `generate`.
+    """
+    count, height, width = len(cells), *cells.shape[-2:]
+    canvases = torch.cat([grid.compose(cells) for grid in grids])
+    masks = torch.cat([grid.mask(height, width).expand(count, -1, -1, -1) for grid in grids])
+    noise = _noise(components, request.seed, cells)
+    blank = torch.cat((torch.zeros_like(cells[:, :-1]), cells[:, -1:]), 1)
+    unguided = torch.cat([grid.compose(blank) for grid in grids]) if follow else None
+    result = generate(
+        components,
+        request.model_copy(
+            update={
+                "in_context": None,
+                "width": canvases.shape[-1],
+                "height": canvases.shape[-2],
+                "count": len(canvases),
+            }
+        ),
+        concepts=concepts,
+        conditions=[Canvases(canvases, masks, strength, unguided), Agreement(grids), *conditions],
+        noise=torch.cat([grid.compose(noise) for grid in grids]),
+        on_event=on_event,
+        should_stop=should_stop,
+    )
+    shown = torch.stack([to_tensor(picture) for picture in result.pictures])
+    cropped = [grid.crop(part) for grid, part in zip(grids, shown.chunk(len(grids)), strict=True)]
+    return Painted(torch.stack(cropped).mean(0), grids[0].crop(result.latents[:count]), result.concepts)
+
+
+def _noise(components: Components, seed: int, cells: Tensor) -> Tensor:
+    """Noise (B, pairs, 2, C, h, w) by cell, so that a question starts alike in every arrangement."""
+    height, width = (side // components.factor for side in cells.shape[-2:])
+    shape = (*cells.shape[1:3], int(components.unet.config["out_channels"]), height, width)
+    drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(seed + i)) for i in range(len(cells))]
+    return torch.stack(drawn).to(components.dtype)
+
+
+# -- what is asked ----------------------------------------------------------------------------------------------
+
+
+def settled(components: Components, request: Request) -> Request:
+    """The request with nothing left open; a cell is as large as the base's own pictures.
+
+    Analogist halves them, as in the paper, except on `pocket`, whose pictures are small already: its canvas is one
+    picture of the base. A grid without words needs no guidance.
+    """
+    asked, guidance = request.in_context, request.guidance
+    side = components.defaults.size
+    if asked is not None and asked.engine == "analogist" and components.family != "pocket":
+        side //= 2
+        own = ANALOGIST_GUIDANCE
+    else:
+        own = Guidance(scale=None if request.prompt else 1.0)
+    filled = {
+        k: getattr(own, k) if getattr(guidance, k) is None else getattr(guidance, k) for k in ("scale", "rescale")
+    }
+    update = {
+        "guidance": guidance.model_copy(update=filled),
+        "width": request.width or side,
+        "height": request.height or side,
+    }
+    return request.model_copy(update=update).resolved(components.defaults)
+
+
+def grid_of(asked: InContext) -> Grid:
+    """The grid of a question."""
+    vertical, _, horizontal = asked.cell.partition("-")
+    top, left = vertical == "top", horizontal == "left"
+    # In columns the query's pair is the last column, its answer the lower cell.
+    swapped, turned = (top, left) if asked.transposed else (left, top)
+    return Grid(max(1, len(asked.examples)), swapped=swapped, reversed=turned, transposed=asked.transposed)
+
+
+def lay_out(asked: InContext, pictures: Sequence[Image.Image], size: tuple[int, int]) -> Tensor:
+    """The cells (1, pairs, 2, 3, h, w) of a question; the answer's holds the query.
+
+    Every picture is stretched to the cell: the answer is stretched back to the query's size. Without an example its
+    cells are grey.
+    """
+    shown = torch.stack([to_tensor(one.resize(size, _LANCZOS)) for one in (*pictures, pictures[-1])])
+    cells = shown.unflatten(0, (-1, 2))
+    if asked.direction == "before":
+        cells = torch.cat((cells[:-1].flip(1), cells[-1:]))
+    if not asked.examples:
+        cells = torch.cat((torch.zeros_like(cells), cells))
+    return cells[None]
+
+
+def read_pictures(asked: InContext) -> list[Image.Image]:
+    """The pictures of a question, examples first.
+
+    Raises:
+        DataError: if one cannot be read or is transparent.
+        RequestError: if those of a pair differ in size, or one has changed since the question was answered.
+    """
+    pictures = [open_opaque(Path(path)) for path in asked.pictures]
+    for pair, before, after in zip(asked.examples, pictures[:-1:2], pictures[1::2], strict=True):
+        require_same_size(pair, before, after)
+    if asked.digests and asked.digests != digests(asked):
+        changed = [p for p, old, new in zip(asked.pictures, asked.digests, digests(asked), strict=False) if old != new]
+        raise RequestError(
+            f"{', '.join(changed) or 'The number of pictures'} changed since the answer was made.",
+            "It cannot be repeated; ask anew with studio incontext.",
+        )
+    return pictures
+
+
+def require_same_size(pair: ExamplePair, before: Image.Image, after: Image.Image) -> None:
+    """See that the pictures of an example cover each other.
+
+    Raises:
+        RequestError: if they differ in size.
+    """
+    if before.size != after.size:
+        raise RequestError(
+            f"{pair.before} has {before.width} x {before.height} pixels, {pair.after} {after.width} x {after.height}.",
+            "Both pictures of an example must have the same size, and show the same place.",
+        )
+
+
+def cells_of(pairs: Sequence[ExamplePair], side: int) -> Tensor:
+    """Pairs as (N, 2, 3, side, side) in [-1, 1], stretched to the cell.
+
+    Raises:
+        DataError: if a picture cannot be read or is transparent.
+        RequestError: if those of a pair differ in size.
+    """
+    shown = [(open_opaque(Path(pair.before)), open_opaque(Path(pair.after))) for pair in pairs]
+    for pair, both in zip(pairs, shown, strict=True):
+        require_same_size(pair, *both)
+    return torch.stack([torch.stack([to_tensor(one.resize((side, side), _LANCZOS)) for one in both]) for both in shown])
+
+
+def digests(asked: InContext) -> tuple[str, ...]:
+    """SHA-256 of every picture's file."""
+    return tuple(hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in asked.pictures)
+
+
+def open_opaque(path: Path) -> Image.Image:
+    """Read a picture that hides nothing: what lies behind a transparent one would be part of the example.
+
+    Raises:
+        DataError: if it cannot be read, or is transparent somewhere.
+    """
+    picture = open_picture(path)
+    with Image.open(path) as stored:
+        if "A" in stored.getbands() or "transparency" in stored.info:
+            least, _ = stored.convert("RGBA").getchannel("A").getextrema()
+            if int(least) < 255:  # pyright: ignore[reportArgumentType] - one band gives numbers
+                raise DataError(
+                    f"{path.name} is transparent in places.",
+                    "Lay it on the background that it is to have: the model sees that too.",
+                )
+    return picture
+
+
+def _check(components: Components, request: Request) -> None:
+    for name, value in (("width", int(request.width or 0)), ("height", int(request.height or 0))):
+        if value % components.multiple:
+            raise RequestError(
+                f"The {name} {value} of a cell is no multiple of {components.multiple}, which {components.name} needs.",
+                f"Use {max(1, round(value / components.multiple)) * components.multiple}.",
+            )
+    if request.in_context and request.in_context.ensemble > 1 and request.scheduler in RANDOM_SAMPLERS:
+        raise RequestError(
+            f"{request.scheduler} adds noise at every step, which averaging would take away.",
+            "Use ddim, dpm++2m, unipc or euler with an ensemble.",
+        )
+
+
+def _ratio(grid: Grid, cells: Tensor) -> float:
+    rows, columns = grid.shape
+    return rows * cells.shape[-2] / (columns * cells.shape[-1])
+
+
+_LANCZOS = Image.Resampling.LANCZOS
+
+
+# -- examples ---------------------------------------------------------------------------------------------------
+
+
+def nearest(query: Image.Image, pairs: Sequence[ExamplePair], embed: Embed, count: int = 1) -> tuple[ExamplePair, ...]:
+    """The examples whose picture before is most like the query, by cosine; the nearest last, beside the query.
+
+    Unsupervised retrieval (Zhang et al., "What Makes Good Examples for Visual In-Context Learning?", arXiv:2301.13670).
+
+    Args:
+        query: the picture to be changed.
+        pairs: to choose from.
+        embed: gives unit vectors.
+        count: how many.
+    """
+    seen = torch.cat([embed([open_picture(Path(pair.before))]) for pair in pairs])
+    likeness = F.cosine_similarity(seen, embed([query]))
+    best = likeness.argsort(descending=True, stable=True)[:count].tolist()
+    return tuple(pairs[index] for index in reversed(best))
+
+
+def judges_eye(judge: Judge) -> Embed:
+    """How pocket's judge sees pictures, as an embedding."""
+
+    @torch.no_grad()
+    def embed(pictures: Sequence[Image.Image]) -> Tensor:
+        return torch.cat([judge.embed_pictures(to_tensor(picture)[None]) for picture in pictures])
+
+    return embed
+
+
+def pairs_in(folder: Path) -> tuple[ExamplePair, ...]:
+    """The pairs of a folder: `before/NAME.png` and `after/NAME.png`, by name.
+
+    Raises:
+        DataError: if there are none, or a picture has no other half.
+    """
+    halves: list[dict[str, Path]] = []
+    for side in ("before", "after"):
+        inside = folder / side
+        listed = sorted(inside.iterdir()) if inside.is_dir() else []
+        halves.append({path.stem: path for path in listed if path.suffix.lower() in PICTURE_SUFFIXES})
+    before, after = halves
+    alone = sorted(before.keys() ^ after.keys())
+    if alone:
+        side = "after" if alone[0] in before else "before"
+        raise DataError(f"{alone[0]!r} of {folder} has no picture in {side}/.", "Every pair needs both pictures.")
+    if not before:
+        raise DataError(
+            f"{folder} holds no pairs.", "Put pictures into before/ and, with the same names, changed ones into after/."
+        )
+    return tuple(ExamplePair(before=str(before[name]), after=str(after[name])) for name in sorted(before))

@@ -1,0 +1,52 @@
+"""Pairs of a folder: the example for a visual prompt is chosen from them, or a word learned for what they show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipelines.card import file_stem
+from pipelines.clip import Clip
+from pipelines.components import POCKET
+from pipelines.errors import ConfigError
+from pipelines.incontext import cells_of, judges_eye, nearest, open_opaque, pairs_in
+from pipelines.inpainting_unet import inpainting_components
+from pipelines.judge import Judge
+from pipelines.request import LARGEST_GRID
+from studio.progress import Progress
+from studio.runner import open_base
+from studio.settings import Machine
+from trainers.configs import TaskWordConfig
+from trainers.task_words import learn_word
+
+
+def nearest_pairs(folder: Path, query: Path, count: int, clip: Path | None) -> list[tuple[str, str]]:
+    """Before and after of the pairs of a folder whose picture before is most like the query, the nearest last.
+
+    Raises:
+        ConfigError: if more are wanted than a grid takes.
+        DataError: if the folder holds no pairs, or a picture cannot be read.
+        ModelError: if there is no such CLIP.
+    """
+    if not 1 <= count <= LARGEST_GRID:
+        raise ConfigError(f"--nearest {count} is out of range.", f"A grid takes 1 to {LARGEST_GRID} examples.")
+    pairs = pairs_in(folder)
+    embed = judges_eye(Judge.load(POCKET / "judge")) if clip is None else Clip.load(clip).pictures
+    return [(pair.before, pair.after) for pair in nearest(open_opaque(query), pairs, embed, count)]
+
+
+def learn_task(folder: Path, config: TaskWordConfig, base: str, output: Path | None, machine: Machine) -> Path:
+    """Learn a word for what the pairs of a folder show; gives the path of the concept.
+
+    Raises:
+        ConfigError: if the output is there already.
+        DataError: if there are fewer than two pairs, or a picture cannot be read.
+        ModelError: if the base has no inpainting UNet.
+        ConceptError: if the word or its initializer will not do.
+    """
+    path = output or Path("outputs/concepts") / f"{file_stem(config.token)}.safetensors"
+    if path.exists():
+        raise ConfigError(f"{path} is there already.", "Choose another --output, or delete it.")
+    pairs = pairs_in(folder)
+    components = inpainting_components(open_base(base, machine))
+    cells = cells_of(pairs, components.defaults.size)
+    return learn_word(components, cells, config, on_event=Progress("task-word")).save(path)
