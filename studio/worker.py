@@ -81,7 +81,10 @@ class Worker:
             for line in runner.preflight(*parts):
                 self.tell(job, Note(line))
             return []
-        return runner.train(*parts, on_event=lambda event: self.tell(job, event), should_stop=should_stop)
+        paths = runner.train(*parts, on_event=lambda event: self.tell(job, event), should_stop=should_stop)
+        if newest := sorted(self.places.job(job.id).glob("preview-*.png"))[-1:]:
+            shutil.copyfile(newest[0], paths[0].with_suffix(".preview.png"))  # what the library shows of it
+        return paths
 
     def _generate(self, job: Job, should_stop: Callable[[], bool]) -> list[Path]:
         request = with_paths(Request.read(job.spec["request"]), self.places)

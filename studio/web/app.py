@@ -7,8 +7,10 @@ from typing import Any
 import gradio as gr
 
 from studio.jobs import Jobs
+from studio.web.edit import EditPage
 from studio.web.generate import GeneratePage
 from studio.web.library import LibraryPage
+from studio.web.measure import MeasurePage
 from studio.web.static import text
 from studio.web.teach import TeachPage
 from studio.web.theme import theme
@@ -21,19 +23,32 @@ def build(jobs: Jobs) -> gr.Blocks:
     """The page for these jobs."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
         gr.HTML(MASTHEAD, elem_id="masthead", js_on_load=None)
-        with gr.Tabs(elem_id="pages") as tabs:
+        with gr.Tabs(elem_id="pages", overflow_behavior="wrap") as tabs:
             with gr.Tab("Generate", id="generate") as generating:
                 generate = GeneratePage(jobs)
             with gr.Tab("Teach", id="teach"):
                 teach = TeachPage(jobs)
+            with gr.Tab("Edit", id="edit") as editing:
+                edit = EditPage(jobs)
             with gr.Tab("Concepts", id="concepts") as keeping:
                 library = LibraryPage(jobs)
+            with gr.Tab("Measure", id="measure") as measuring:
+                measure = MeasurePage(jobs)
         chips = [generate.chips, generate.boxes]
         page.load(generate.refresh, generate.chips, chips, api_visibility="private")
         generate.answer.follow_on(page)
+        edit.answer.follow_on(page)
         teach.follow_on(page)
         generating.select(generate.refresh, generate.chips, chips, api_visibility="private")
+        editing.select(edit.refresh, edit.chips, edit.chips, api_visibility="private")
+        generate.answer.uses[1].click(
+            edit.take_result,
+            [generate.answer.job, generate.answer.chosen],
+            edit.painter,
+            api_visibility="private",
+        ).success(lambda: gr.update(selected="edit"), None, tabs, api_visibility="private")
         keeping.select(library.refresh, library.search, library.cards, api_visibility="private")
+        measuring.select(measure.refresh, measure.concepts, measure.concepts, api_visibility="private")
         taken = [tabs, generate.prompt, *chips]
         teach.use.click(generate.take_learned, teach.job, taken, api_visibility="private")
         library.use.click(generate.take, library.chosen, taken, api_visibility="private")

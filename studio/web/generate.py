@@ -70,7 +70,7 @@ def chips_of(jobs: Jobs, on: Sequence[str] = (), strengths: dict[str, float] | N
             "id": entry.path.stem,
             "token": entry.card.token,
             "kind": entry.card.kind,
-            "picture": picture_uri(entry.path.with_name(f"{entry.path.stem}.preview.png"), 64),
+            "picture": picture_uri(entry.path.with_suffix(".preview.png"), 64),
             "on": entry.path.stem in on,
             "strength": (strengths or {}).get(entry.path.stem, 1.0),
         }
@@ -98,12 +98,13 @@ class GeneratePage:
             with gr.Column(scale=5, min_width=320):
                 self._question()
             with gr.Column(scale=4, min_width=320):
-                self.answer = Answer(jobs, "generation", self.go, ("Use these settings again",))
+                self.answer = Answer(jobs, "generation", self.go, ("Use these settings again", "Edit this picture"))
                 self.dropped = gr.File(
                     label="Drop a picture made here to use its settings",
                     file_types=[".png"],
                     height=96,
                     elem_id="dropped",
+                    elem_classes="drop",
                 )
         self._wire()
 
@@ -118,7 +119,7 @@ class GeneratePage:
         with gr.Row(elem_classes="examples"):
             self.examples = [gr.Button(name, size="sm", min_width=90) for name, _, _ in EXAMPLES]
             self.dice = gr.Button("New seed", size="sm", min_width=90, elem_id="dice")
-        with gr.Accordion("Where things stand", open=True, visible="boxes" in Request.model_fields):
+        with gr.Accordion("Where things stand", open=True):
             self.boxes = box_editor(elem_id="boxes")
         with gr.Row():
             self.preset = gr.Dropdown(list(PRESETS), value=next(iter(PRESETS)), label="Guidance", min_width=210)
@@ -187,11 +188,14 @@ class GeneratePage:
     ) -> str:
         """Queue pictures; gives the id of the job."""
         fields = self.form.given(more) | {"prompt": prompt or "", "seed": int(seed or 0), "count": int(count or 1)}
-        named = [box for box in records(boxes) if str(box.get("phrase", "")).strip()]
+        named = [
+            {"phrase": box.get("phrase"), "box": box.get("box")}
+            for box in records(boxes)
+            if str(box.get("phrase", "")).strip()
+        ]
         if len(named) < len(boxes or []):
             gr.Info("A box without words is left out.")
-        if named:
-            fields["boxes"] = named
+        fields["boxes"] = named
         phrases = [str(box["phrase"]) for box in named]
         fields["concepts"] = concepts_used(concepts, prompt or "", str(fields.get("negative_prompt", "")), *phrases)
         try:
@@ -237,5 +241,5 @@ class GeneratePage:
         missing = strengths.keys() - {chip["id"] for chip in chips}
         if missing:
             gr.Warning(f"Not in the library: {', '.join(sorted(missing))}. Import it to make the same picture.")
-        boxes = [box.model_dump(mode="json") for box in getattr(request, "boxes", ())]
+        boxes = [{"phrase": box.phrase, "box": list(box.box)} for box in request.boxes]
         return [request.prompt, chips, boxes, request.seed + made.index, 1, *self.form.shown(request)]

@@ -62,19 +62,12 @@ def cards_of(jobs: Jobs, search: str = "") -> list[dict[str, Any]]:
                 "token": card.token,
                 "kind": f"{card.kind}, {card.method}",
                 "base": f"for {FAMILY_NAMES.get(card.family, 'an unknown base')}",
-                "picture": picture_uri(preview_of(entry.path), 96),
+                "picture": picture_uri(entry.path.with_suffix(".preview.png"), 96),
                 "words": ", ".join(figures),
             }
         if all(word in " ".join(map(str, one.values())).lower() for word in search.lower().split()):
             cards.append(one)
     return cards
-
-
-def preview_of(path: Path) -> Path:
-    """The picture of a concept: its own, or the last of its training."""
-    own = path.with_name(f"{path.stem}.preview.png")
-    made = sorted(path.parent.glob(f"{path.stem}-*.png"), key=lambda one: one.stat().st_mtime)
-    return own if own.is_file() or not made else made[-1]
 
 
 def told_of(path: Path) -> str:
@@ -104,6 +97,7 @@ class LibraryPage:
                 file_types=[".safetensors", ".pt", ".bin", ".png"],
                 height=110,
                 elem_id="import",
+                elem_classes="drop",
             )
             with gr.Column(scale=4, min_width=300):
                 self._actions()

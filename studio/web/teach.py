@@ -102,6 +102,7 @@ class TeachPage:
             file_types=["image", ".zip"],
             height=110,
             elem_id="files",
+            elem_classes="drop",
         )
         with gr.Row(elem_classes="examples"):
             self.example = gr.Button("Use the example: a wolf", size="sm", elem_id="example-wolf")

@@ -15,29 +15,28 @@ CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory):
-    """Address and jobs of a server."""
-    import gradio as gr
+    """Address and jobs of a server as `studio serve` has it."""
     import uvicorn
-    from fastapi import FastAPI
 
+    from studio.api.app import guarded, rest, with_page
+    from studio.api.guard import Door
     from studio.jobs import Jobs
-    from studio.web.app import build, mount_options
 
     jobs = Jobs(tmp_path_factory.mktemp("studio"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    app = gr.mount_gradio_app(FastAPI(), build(jobs), path="/", **mount_options(jobs))
+    app = guarded(with_page(rest(jobs), jobs), Door("127.0.0.1", (), ()))
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
-    with jobs:
-        thread.start()
-        while not server.started:
-            assert thread.is_alive()
-            time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}", jobs
-        server.should_exit = True
-        thread.join(10)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}", jobs
+    server.should_exit = True
+    thread.join(30)
+    assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import pytest
+from PIL import Image, ImageChops
 from playwright.sync_api import expect
 
-TABS = ("Generate", "Teach", "Concepts")
-SLOW = 90_000  # milliseconds; two cores, and processes that load torch
+from pipelines.metadata import read_made
+from studio.web.edit import EXAMPLE
+
+TABS = ("Generate", "Teach", "Edit", "Concepts", "Measure")
+SLOW = 240_000  # milliseconds; two cores, and processes that load torch
 
 
 def go(page, tab):
     page.get_by_role("tab", name=tab, exact=True).click()
+
+
+def draw(page, left, top, right, bottom, words):
+    """Draw a box with the mouse, in fractions of the canvas, and say what is in it."""
+    frame = page.locator(".stage").bounding_box()
+
+    def at(x, y):
+        return frame["x"] + x * frame["width"], frame["y"] + y * frame["height"]
+
+    page.mouse.move(*at(left, top))
+    page.mouse.down()
+    page.mouse.move(*at((left + right) / 2, (top + bottom) / 2))
+    page.mouse.move(*at(right, bottom))
+    page.mouse.up()
+    page.keyboard.type(words)
 
 
 def wait_for_pictures(page, count):
@@ -45,7 +64,7 @@ def test_an_example_is_one_click_away_and_its_settings_come_back(visit, studio):
     expect(other.locator("#seed input")).to_have_value("10")
 
 
-def test_teaching_survives_a_reload_and_what_is_learned_can_be_tried(visit, studio):
+def test_teaching_survives_a_reload_and_what_is_learned_stands_in_its_box(visit, studio):
     _, jobs = studio
     page = visit()
     go(page, "Teach")
@@ -66,6 +85,62 @@ def test_teaching_survives_a_reload_and_what_is_learned_can_be_tried(visit, stud
     page.locator("#try-it").click()
     expect(page.locator("#prompt textarea")).to_have_value("a <my-wolf>")
     expect(page.locator(".chip button")).to_have_attribute("aria-pressed", "true")
+    page.locator("#prompt textarea").fill("a cat and a <my-wolf>")
+    draw(page, 0.05, 0.3, 0.45, 0.8, "a cat")
+    draw(page, 0.55, 0.3, 0.95, 0.8, "a <my-wolf>")
+    expect(page.locator(".stage .box")).to_have_count(2)
+    page.locator("#go").click()
+    wait_for_pictures(page, 4)
+    made = read_made(jobs.results(newest(jobs, "generation").id)[0])
+    assert [box.phrase for box in made.request.boxes] == ["a cat", "a <my-wolf>"]
+    assert made.request.boxes[0].box == pytest.approx((0.05, 0.3, 0.45, 0.8), abs=0.02)
+    assert [use.source for use in made.request.concepts] == ["concepts/my-wolf.safetensors"]
+
+
+def test_boxes_by_keyboard_and_by_mouse(visit):
+    page = visit()
+    page.get_by_role("button", name="Two boxes").click()
+    boxes = page.locator(".stage .box")
+    expect(boxes).to_have_count(2)
+    page.wait_for_timeout(300)
+    boxes.first.focus()
+    before = boxes.first.bounding_box()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Shift+ArrowDown")
+    after = boxes.first.bounding_box()
+    assert after["x"] > before["x"]
+    assert after["height"] > before["height"]
+    corner = boxes.first.locator(".corner.se").bounding_box()
+    page.mouse.move(corner["x"] + 5, corner["y"] + 5)
+    page.mouse.down()
+    page.mouse.move(corner["x"] - 25, corner["y"] - 35)
+    page.mouse.up()
+    assert boxes.first.bounding_box()["width"] < after["width"] - 15
+    boxes.first.focus()
+    page.keyboard.press("Delete")
+    expect(boxes).to_have_count(1)
+    page.get_by_role("button", name="Add a box").click()
+    expect(page.get_by_label("What is in box 2")).to_be_focused()
+
+
+def test_a_thing_is_clicked_and_repainted_and_the_rest_stays(visit, studio):
+    _, jobs = studio
+    page = visit()
+    go(page, "Edit")
+    page.locator("#edit-example").click()
+    expect(page.locator("#painter .easel")).not_to_have_class("easel bare")
+    page.wait_for_timeout(300)
+    frame = page.locator(".over").bounding_box()
+    page.mouse.click(frame["x"] + frame["width"] / 2, frame["y"] + frame["height"] / 2)
+    page.locator("#edit-go").click()
+    expect(page.locator("#edit-progress")).to_contain_text("Done", timeout=SLOW)
+    expect(page.locator("#edit-gallery .thumbnail-item img")).to_have_count(4, timeout=SLOW)
+    job = newest(jobs, "generation")
+    with Image.open(jobs.results(job.id)[0]) as after, Image.open(EXAMPLE) as before:
+        changed = ImageChops.difference(after.convert("RGB"), before.convert("RGB"))
+        assert changed.getpixel((32, 36)) != (0, 0, 0)
+        assert changed.crop((0, 0, 64, 5)).getbbox() is None
+        assert changed.crop((0, 0, 8, 64)).getbbox() is None
 
 
 def test_cancel(visit, studio):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
+import json
 import re
 
 import gradio as gr
@@ -18,10 +21,12 @@ from studio import catalogue
 from studio.jobs import Jobs
 from studio.ledger import Job
 from studio.web.app import build, mount_options
+from studio.web.edit import EditPage
 from studio.web.forms import Form
 from studio.web.generate import EXAMPLES, LABELS, PRESETS, GeneratePage, concepts_used
 from studio.web.lessons import RECIPE_STEPS, WHATS
 from studio.web.library import LibraryPage, cards_of
+from studio.web.measure import MeasurePage
 from studio.web.teach import WOLF, TeachPage, curves, report
 from studio.web.watching import Seen, curve, facts, picture_uri, progress, spoken, time_left
 
@@ -115,6 +120,21 @@ def test_a_request_is_queued_as_it_was_asked(jobs):
     assert {job.spec["request"][name] for name in ("seed", "count", "steps")} == {3, 2, 9}
 
 
+def test_boxes_without_words_are_left_out_and_no_file_is_named_by_a_browser(jobs):
+    boxes = [
+        {"phrase": "a <b>", "box": [0, 0, 0.5, 0.5], "picture": "/etc/passwd"},
+        {"phrase": " ", "box": [0, 0, 1, 1]},
+        "no box",
+    ]
+    write_concept(jobs.library / "b.safetensors", ConceptCard(token="<b>"))
+    chips = [{"id": "b", "token": "<b>", "on": False}]
+    asked_for = jobs.get(asked(page(GeneratePage, jobs), boxes=boxes, chips=chips)).spec["request"]
+    assert asked_for["boxes"] == [{"phrase": "a <b>", "box": [0, 0, 0.5, 0.5]}]
+    assert asked_for["concepts"] == [{"source": "b", "strength": 1.0}]
+    with pytest.raises(gr.Error, match="outside the picture"):
+        asked(page(GeneratePage, jobs), boxes=[{"phrase": "x", "box": [0, 0, 1, 1.5]}])
+
+
 @pytest.mark.parametrize(("path", "value"), [("steps", "many"), ("width", "7"), ("guidance.scale", "-1")])
 def test_what_cannot_be_is_said_with_its_field(jobs, path, value):
     with pytest.raises(gr.Error, match=path):
@@ -124,8 +144,7 @@ def test_what_cannot_be_is_said_with_its_field(jobs, path, value):
 
 def test_examples_and_presets_are_valid_requests():
     for name, prompt, boxes in EXAMPLES:
-        more = {"boxes": list(boxes)} if "boxes" in Request.model_fields else {}
-        assert Request.read({"prompt": prompt, **more}).prompt, name
+        assert len(Request.read({"prompt": prompt, "boxes": list(boxes)}).boxes) == len(boxes), name
     for preset in PRESETS.values():
         Request.read({"prompt": "x", "guidance": preset})
 
@@ -163,6 +182,51 @@ def test_the_canvas_has_the_shape_of_the_picture():
     assert [GeneratePage.shape("64", "32")[side] for side in ("width", "height")] == [64, 32]
     assert [GeneratePage.shape("", "32")[side] for side in ("width", "height")] == [32, 32]
     assert [GeneratePage.shape("x", "")[side] for side in ("width", "height")] == [1, 1]
+
+
+# -- editing ----------------------------------------------------------------------------------------------------
+
+
+def address(picture):
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def repaint(edit, painted, **more):
+    fields = zip(edit.form.paths, edit.form.components, strict=True)
+    values = [more.get(path, component.value) for path, component in fields]
+    return edit.submit(painted, "a cat", [], 0, 1, *values)
+
+
+def test_what_was_painted_becomes_a_mask_of_the_pictures_size(jobs):
+    edit = page(EditPage, jobs)
+    painted, prompt = edit.take_example()
+    mask = Image.new("RGBA", (384, 384), "black")
+    mask.paste("white", (0, 0, 192, 384))
+    job = jobs.get(repaint(edit, painted | {"mask": address(mask)}, feather=3))
+    asked = job.spec["request"]["inpaint"]
+    with Image.open(jobs.pictures.path(asked["mask"])) as stored:
+        grey = stored.convert("L")
+    assert (grey.size, grey.getpixel((31, 5)), grey.getpixel((32, 5))) == ((64, 64), 255, 0)
+    assert (asked["image"], asked["feather"], prompt) == (painted["id"], 3, "a cat on a pink background")
+
+
+def test_without_picture_or_paint_nothing_is_queued_and_ids_lead_nowhere(jobs, tmp_path):
+    edit = page(EditPage, jobs)
+    painted, _ = edit.take_example()
+    black = address(Image.new("L", (64, 64)))
+    for wrong, said in (
+        (None, "no picture yet"),
+        (painted, "no PNG"),
+        (painted | {"mask": "data:image/png;base64,no"}, "no PNG"),
+        (painted | {"mask": black}, "Nothing is to be repainted"),
+        ({"id": "../../etc/passwd", "mask": black}, "no picture of the id"),
+        (["x"], "no picture yet"),
+    ):
+        with pytest.raises(gr.Error, match=said):
+            repaint(edit, wrong)
+    assert jobs.list() == []
 
 
 # -- teaching ---------------------------------------------------------------------------------------------------
@@ -342,3 +406,23 @@ def test_a_concept_gets_another_word(jobs):
     for word in ("--library", ""):
         with pytest.raises(gr.Error):
             asyncio.run(library.ask_rename("tom", word, ""))
+
+
+# -- figures ----------------------------------------------------------------------------------------------------
+
+
+def test_figures_stand_side_by_side(jobs):
+    write_concept(jobs.library / "a.safetensors", ConceptCard(token="<a>", scores={"gain": 0.5, "alignment": -0.1}))
+    write_concept(jobs.library / "b.safetensors", ConceptCard(token="<b>", scores={"gain": 0.25}))
+    lines = [json.dumps({"step": step, "denoise": 1 / step}) for step in (10, 20, 30)]
+    (jobs.library / "a.losses.jsonl").write_text("\n".join(lines))
+    (jobs.library / "b.losses.jsonl").write_text("not json")
+    measure = page(MeasurePage, jobs)
+    assert measure.refresh(None)["value"] == ["a", "b"]
+    assert measure.refresh(["b", "gone"])["value"] == ["b"]
+    said = measure.compare(["a", "b"])
+    assert said.count("<tr>") == 3
+    assert re.findall(r"width:(\d+)%", said) == ["100", "100", "50"]
+    assert said.count("<polyline") == 1
+    assert "&lt;a&gt;" in said
+    assert "Nothing is stored" in measure.compare([])
