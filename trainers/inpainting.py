@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -180,21 +181,40 @@ def optimizers_of(unet: UNet2DConditionModel, rate: float, muon: bool = True) ->
     return [Muon(hidden, rate), torch.optim.AdamW(rest, rate, fused=True)]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast a UNet is trained.
+
+    Attributes:
+        steps: optimiser steps in all.
+        minutes: limit by the wall clock; the learning rate falls towards it.
+        rate: learning rate, for Muon and AdamW alike.
+        muon: whether the hidden matrices are Muon's.
+        ema: decay of the moving average; 0 for none.
+        seed: source of chance.
+        keep_every: steps between writes of the state.
+        report: steps between reports.
+        about: settings a training goes on only with.
+    """
+
+    steps: int
+    minutes: float | None = None
+    rate: float = 1e-3
+    muon: bool = True
+    ema: float = 0.999
+    seed: int = 0
+    keep_every: int = 500
+    report: int = 20
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
 def train_unet(
     components: Components,
     unet: UNet2DConditionModel,
     sources: Mapping[str, Source],
     state: Path,
+    plan: Plan,
     *,
-    steps: int,
-    minutes: float | None = None,
-    rate: float = 1e-3,
-    muon: bool = True,
-    ema: float = 0.999,
-    seed: int = 0,
-    keep_every: int = 500,
-    report: int = 20,
-    about: Mapping[str, Any] | None = None,
     after: Callable[[int, Average], dict[str, float] | None] = lambda done, average: None,
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
@@ -206,15 +226,7 @@ def train_unet(
         unet: from `widened`, or one trained before.
         sources: named batches with holes; the loss of each is a term.
         state: folder of the training state; what is there is gone on from.
-        steps: optimiser steps in all.
-        minutes: limit by the wall clock; the learning rate falls towards it.
-        rate: learning rate, for Muon and AdamW alike.
-        muon: whether the hidden matrices are Muon's.
-        ema: decay of the moving average; 0 for none.
-        seed: source of chance.
-        keep_every: steps between writes of the state.
-        report: steps between reports.
-        about: settings a training goes on only with.
+        plan: how long and how fast.
         after: called with the steps done, for previews.
         on_event: receives reports.
         should_stop: asked once a step.
@@ -224,8 +236,8 @@ def train_unet(
         ConfigError: if a loss is not finite, or the state is of other settings.
     """
     unet.train().requires_grad_(True)
-    clock, average = Clock(minutes), Average(dict(unet.named_parameters()), ema)
-    optimizers = optimizers_of(unet, rate, muon)
+    clock, average = Clock(plan.minutes), Average(dict(unet.named_parameters()), plan.ema)
+    optimizers = optimizers_of(unet, plan.rate, plan.muon)
 
     def after_step(done: int) -> dict[str, float] | None:
         average.update()
@@ -235,10 +247,10 @@ def train_unet(
         optimise(
             losses_of(unet, components, sources, on_event),
             optimizers,
-            Pace(steps, seed=seed, clip=1.0, report=report),
+            Pace(plan.steps, seed=plan.seed, clip=1.0, report=plan.report),
             rate=clock.rate,
             after_step=after_step,
-            checkpoint=_checkpoint(state, keep_every, unet, average, optimizers, clock, about or {}),
+            checkpoint=_checkpoint(state, plan, unet, average, optimizers, clock),
             on_event=on_event,
             should_stop=lambda: should_stop() or clock.over,
         )
@@ -250,16 +262,15 @@ def train_unet(
 
 def _checkpoint(
     path: Path,
-    every: int,
+    plan: Plan,
     unet: UNet2DConditionModel,
     average: Average,
     optimizers: list[torch.optim.Optimizer],
     clock: Clock,
-    about: Mapping[str, Any],
 ) -> Checkpoint:
     def state() -> dict[str, Any]:
         return {
-            "about": json.dumps(about),
+            "about": json.dumps(plan.about),
             "unet": unet.state_dict(),
             "average": average.state(),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
@@ -267,14 +278,14 @@ def _checkpoint(
         }
 
     def restore(kept: dict[str, Any]) -> None:
-        require_same(json.loads(kept["about"]), about, path)
+        require_same(json.loads(kept["about"]), plan.about, path)
         unet.load_state_dict(kept["unet"])
         average.restore(kept["average"])
         for optimizer, one in zip(optimizers, kept["optimizers"], strict=True):
             optimizer.load_state_dict(one)
         clock.before, clock.began = kept["spent"], time.monotonic()
 
-    return Checkpoint(path, every, state, restore)
+    return Checkpoint(path, plan.keep_every, state, restore)
 
 
 def save_unet(unet: UNet2DConditionModel, average: Average, folder: Path, dtype: torch.dtype = torch.float16) -> Path:

@@ -22,9 +22,10 @@ from pipelines.files import require_room
 from pipelines.grids import Grid
 from pipelines.images import fit, to_tensor
 from pipelines.inpainting_unet import FOLDER, gated, inpainting_components, repaints
+from trainers.averages import Average
 from trainers.data import digest
 from trainers.holes import random_holes
-from trainers.inpainting import Holed, Source, save_unet, train_unet, widened
+from trainers.inpainting import Holed, Plan, Source, save_unet, train_unet, widened
 from trainers.latents import multiple
 from trainers.picture_pairs import PicturePair, holds_pairs, read_pairs
 from trainers.reading import Example
@@ -224,35 +225,34 @@ def teach_unet(
     told = config.model_dump(mode="json", exclude={"steps", "minutes", "images", "pairs"})
     about = {**told, "learning_rate": rate, "optimizer": kind, "data": data, "base": components.fingerprint()}
     state = folder.with_name(f".{folder.name}.state")
-    average = train_unet(
-        components,
-        unet,
-        {"denoise": source},
-        state,
-        steps=config.steps,
-        minutes=config.minutes,
-        rate=rate,
-        muon=kind == "muon",
-        ema=config.ema,
-        seed=config.seed,
-        keep_every=where.keep_every,
-        report=10,
-        about=about,
-        on_event=on_event,
-        should_stop=should_stop,
+    plan = Plan(
+        config.steps, config.minutes, rate, kind == "muon", config.ema, config.seed, where.keep_every, 10, about
     )
+    average = train_unet(components, unet, {"denoise": source}, state, plan, on_event=on_event, should_stop=should_stop)
     on_event(Note(f"writing {folder}"))
+    _write(components, unet, average, folder, about, where.half)
+    shutil.rmtree(state, ignore_errors=True)
+    return folder
+
+
+def _write(
+    components: Components,
+    unet: UNet2DConditionModel,
+    average: Average,
+    folder: Path,
+    about: Mapping[str, Any],
+    half: bool,
+) -> None:
+    """The base with the UNet beside its own, as a model folder that is whole or not there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        export_model(components, [], temporary / "model", half=where.half)
-        save_unet(unet, average, temporary / "model" / FOLDER, torch.float16 if where.half else torch.float32)
+        export_model(components, [], temporary / "model", half=half)
+        save_unet(unet, average, temporary / "model" / FOLDER, torch.float16 if half else torch.float32)
         (temporary / "model" / FOLDER / "training.json").write_text(json.dumps(about, indent=1) + "\n", "utf-8")
         (temporary / "model").rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(state, ignore_errors=True)
-    return folder
 
 
 def digest_of_pairs(tasks: Mapping[str, Sequence[PicturePair]]) -> str:

@@ -16,6 +16,7 @@ from trainers.inpainting import (
     Clock,
     Holed,
     Noising,
+    Plan,
     inputs_beside,
     losses_of,
     painted,
@@ -86,10 +87,11 @@ def test_the_loss_is_weighed_by_the_hole(base):
     torch.testing.assert_close(loss, wanted)
 
 
-def train(base, state, steps=6, **more):
+def train(base, state, steps=6, minutes=None, about=None, **more):
     unet = widened(base.unet)
     sources = {"a": lambda index, own: batch(base, seed=index), "b": lambda index, own: batch(base, 1, seed=index + 9)}
-    average = train_unet(base, unet, sources, state, steps=steps, report=2, keep_every=2, **more)
+    plan = Plan(steps, minutes, about=about or {}, report=2, keep_every=2)
+    average = train_unet(base, unet, sources, state, plan, **more)
     return unet.state_dict(), average.values
 
 
@@ -118,10 +120,9 @@ def test_both_optimizers_learn(base, tmp_path):
     for muon in (True, False):
         events = []
         unet = widened(base.unet)
-        train_unet(
-            base, unet, {"fit": lambda index, own: one}, tmp_path / f"{muon}", steps=12, report=4, rate=3e-3, muon=muon,
-            on_event=events.append,
-        )  # fmt: skip
+        plan = Plan(12, report=4, rate=3e-3, muon=muon)
+        sources = {"fit": lambda index, own: one}
+        train_unet(base, unet, sources, tmp_path / f"{muon}", plan, on_event=events.append)
         seen = [event.terms["fit"] for event in events if hasattr(event, "terms")]
         assert seen[-1] < 0.95 * seen[0]
 

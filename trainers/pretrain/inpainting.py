@@ -25,7 +25,7 @@ from pipelines.sheet import Sheet
 from trainers.averages import Average
 from trainers.grid_tasks import TASKS, TRAINED_TASKS, Drawings, Pool, pairs, pools, scenes_for
 from trainers.holes import random_holes
-from trainers.inpainting import Holed, Source, painted, save_unet, train_unet, widened
+from trainers.inpainting import Holed, Plan, Source, painted, save_unet, train_unet, widened
 from trainers.pretrain.card import TRAINING, device_name, write_card
 from trainers.pretrain.stages import minutes_in
 from trainers.stickers import HELD_OUT, NAMES, UNIT
@@ -229,11 +229,7 @@ def inpainting_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
         unet,
         {"plain": plain_source(made, max(1, arguments.batch // 2)), "grid": grid_source(made, arguments.batch)},
         work / "inpainting.state",
-        steps=arguments.inpainting_steps,
-        minutes=arguments.minutes,
-        rate=arguments.rate,
-        seed=11,
-        keep_every=arguments.keep_every,
+        Plan(arguments.inpainting_steps, arguments.minutes, arguments.rate, seed=11, keep_every=arguments.keep_every),
         after=after,
         on_event=on_event,
     )
