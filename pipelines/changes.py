@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,6 +54,10 @@ class LowRank:
         """Shape of the weight it fits."""
         return (self.up.shape[0], *self.down.shape[1:])
 
+    def widened(self, channels: int) -> LowRank:
+        """The same change of a weight that reads more channels, whose further ones it leaves alone."""
+        return replace(self, down=_widened(self.down, channels))
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -69,6 +73,15 @@ class Difference:
     def shape(self) -> tuple[int, ...]:
         """Shape of the weight it fits."""
         return tuple(self.difference.shape)
+
+    def widened(self, channels: int) -> Difference:
+        """The same change of a weight that reads more channels, whose further ones it leaves alone."""
+        return Difference(_widened(self.difference, channels))
+
+
+def _widened(weight: Tensor, channels: int) -> Tensor:
+    """(out, in, k, k) with zeros for further inputs."""
+    return nn.functional.pad(weight, (0, 0, 0, 0, 0, channels - weight.shape[1]))
 
 
 Change = LowRank | Difference
@@ -123,11 +136,17 @@ def check_fits(components: Components, changes: Mapping[str, Change], called: st
                 "It was made for another kind of model, or its file is damaged; use the base it was trained on.",
             )
         shape = tuple(getattr(*found).shape)
-        if shape != change.shape():
+        if shape != _fitting(key, change, getattr(*found)).shape():
             raise ConceptError(
                 f"{called} changes {key} as a weight of {change.shape()}, in {components.name} it is {shape}.",
                 "It was made for another base; use the one it was trained on.",
             )
+
+
+def _fitting(key: str, change: Change, weight: Tensor) -> Change:
+    """The change; widened for the first layer of an inpainting UNet, whose first channels are the latents."""
+    first = key == "unet.conv_in.weight" and weight.shape[1] > change.shape()[1]
+    return change.widened(weight.shape[1]) if first else change
 
 
 @contextmanager
@@ -147,7 +166,7 @@ def applied(components: Components, changes: Mapping[str, Change], strength: flo
                 continue
             owner, leaf = found
             weight: nn.Parameter = getattr(owner, leaf)
-            new = _narrowed(change.changed(weight, strength), weight.dtype)
+            new = _narrowed(_fitting(key, change, weight).changed(weight, strength), weight.dtype)
             undo.append((owner, leaf, weight))
             setattr(owner, leaf, nn.Parameter(new, requires_grad=False))
         yield

@@ -25,6 +25,7 @@ from pipelines.errors import Cancelled, RequestError
 from pipelines.events import Note, OnEvent, StepDone, ignore
 from pipelines.gated_layers import with_adapter
 from pipelines.images import to_pictures
+from pipelines.inpainting_unet import painting
 from pipelines.prompts import lacks_a_side
 from pipelines.request import Request
 from pipelines.schedulers import build, step_options
@@ -91,6 +92,7 @@ def generate(
         from pipelines.incontext import answer  # it comes back here with the canvas
 
         return answer(components, request, concepts, conditions, on_event, should_stop)
+    components = painting(components, request.inpaint, on_event)
     canvas = _canvas(components, request, conditions, on_event)
     request = (canvas.sized(request, components) if canvas else request).resolved(components.defaults)
     _check_size(components, request)

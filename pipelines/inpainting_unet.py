@@ -19,6 +19,8 @@ from torch import Tensor
 
 from pipelines.components import POCKET, Components
 from pipelines.errors import ModelError
+from pipelines.events import Note, OnEvent, ignore
+from pipelines.painting import BLEND, Inpaint
 
 FOLDER = "unet_inpainting"
 CHANNELS = 9
@@ -52,7 +54,10 @@ def inpainting_components(components: Components, source: str | Path | None = No
     """
     if source is None and repaints(components):
         return components
-    folder = _folder(components, source)
+    folder = found(components, source)
+    if folder is None:
+        named = f"There is no inpainting UNet in {source}." if source else f"{components.name} has no inpainting UNet."
+        raise ModelError(named, NEXT)
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         stored = load_file(folder / WEIGHTS)
@@ -62,24 +67,42 @@ def inpainting_components(components: Components, source: str | Path | None = No
         ) from None
     if config.get("in_channels") != CHANNELS:
         raise ModelError(
-            f"The UNet in {folder} has {config.get('in_channels')} channels; one for inpainting has {CHANNELS}.", _NEXT
+            f"The UNet in {folder} has {config.get('in_channels')} channels; one for inpainting has {CHANNELS}.", NEXT
         )
     return replace(components, unet=_with_layers_of(components.unet, stored, folder))
 
 
-_NEXT = (
+NEXT = (
     "Train one (studio train inpainting --base BASE), take a base that has 9 channels (such as an -inpainting model), "
-    "or inpaint with the base as it is: 4-channel bases are blended."
+    "or have latents blended with the base as it is (--inpaint-unet blend)."
 )
 
 
-def _folder(components: Components, source: str | Path | None) -> Path:
+def found(components: Components, source: str | Path | None = None) -> Path | None:
+    """Folder of the inpainting UNet `inpainting_components` would read, or None."""
     place = Path(source) if source is not None else POCKET if components.name == "pocket" else Path(components.name)
     for folder in (place / FOLDER, place):
         if (folder / "config.json").is_file() and (folder / WEIGHTS).is_file():
             return folder
-    where = f"There is no inpainting UNet in {place}." if source else f"{components.name} has no inpainting UNet."
-    raise ModelError(where, _NEXT)
+    return None
+
+
+def painting(components: Components, asked: Inpaint | None, on_event: OnEvent = ignore) -> Components:
+    """The base as a request paints with it: with its inpainting UNet, if there is a mask and there is such a UNet.
+
+    Image-to-image goes with any UNet, and the base's own is the better one for it. Without an inpainting UNet the
+    latents of the base's own are blended, and a note says how to get one.
+
+    Raises:
+        ModelError: if the UNet the request names is none for this base, or cannot be read.
+    """
+    if asked is None or asked.whole or asked.unet == BLEND or (asked.unet is None and repaints(components)):
+        return components
+    if asked.unet is None and found(components) is None:
+        said = f"{components.name} has no inpainting UNet, so its latents are blended."
+        on_event(Note(f"{said} studio train inpainting --base {components.name} makes one, which sees more."))
+        return components
+    return inpainting_components(components, asked.unet)
 
 
 def _with_layers_of(base: UNet2DConditionModel, stored: dict[str, Tensor], folder: Path) -> UNet2DConditionModel:
@@ -90,7 +113,7 @@ def _with_layers_of(base: UNet2DConditionModel, stored: dict[str, Tensor], folde
         unet.load_state_dict(weights | {name: tensor.to(base.dtype) for name, tensor in stored.items()})
     except RuntimeError as error:
         line = str(error).strip().splitlines()[-1].strip()
-        raise ModelError(f"The inpainting UNet in {folder} is none for this base: {line[:200]}", _NEXT) from None
+        raise ModelError(f"The inpainting UNet in {folder} is none for this base: {line[:200]}", NEXT) from None
     torch.nn.Module.to(unet, base.device, base.dtype)
     return unet.eval().requires_grad_(False)
 

@@ -9,34 +9,19 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pipelines.errors import RequestError
+from pipelines.frozen import FileOf as FileOf
+from pipelines.frozen import Frozen
+from pipelines.painting import Inpaint as Inpaint
 
 SCHEMA = 1
 """Version of the stored form; raised when an old request would be read wrongly."""
 
 Scheduler = Literal["ddim", "dpm++2m", "unipc", "euler", "euler-a", "lcm"]
-
-
-class Frozen(BaseModel):
-    """Base of all settings: immutable, unknown names refused, attribute docstrings are the help text."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-@dataclass(frozen=True)
-class FileOf:
-    """Marks a field whose text names a file: a path in Python and on the command line, an id by REST and on the page.
-
-    Attributes:
-        kind: what file.
-    """
-
-    kind: Literal["concept", "picture"]
 
 
 class ConceptUse(Frozen):
@@ -232,33 +217,6 @@ class Grounding(Frozen):
 
     adapter: str | None = Field(default=None, min_length=1)
     """File of gated layers for a base that has none, or instead of its own."""
-
-
-class Inpaint(Frozen):
-    """A picture to repaint a part of, or, without a mask, to change as a whole (image-to-image)."""
-
-    image: Annotated[str, FileOf("picture")] = Field(min_length=1)
-    """Path of the picture. Transparency is laid on white."""
-
-    mask: Annotated[str | None, FileOf("picture")] = None
-    """Path of the mask, of the picture's size: white is repainted, black is kept to the bit, grey fades from one to the
-    other; transparent counts as black. None repaints everything."""
-
-    strength: float = Field(default=1.0, gt=0, le=1)
-    """How far to go from the picture: 1 starts from noise alone, less from the noised picture at that share of the
-    steps before the end (SDEdit, arXiv:2108.01073)."""
-
-    grow: int = Field(default=0, ge=0, le=512)
-    """Pixels by which the mask is widened."""
-
-    feather: int = Field(default=0, ge=0, le=512)
-    """Pixels over which the repainted part fades into the picture, outside the mask."""
-
-    only_masked: bool = False
-    """Generate the surroundings of the mask alone, at the size of the request, instead of the whole picture."""
-
-    padding: int = Field(default=32, ge=0, le=4096)
-    """Pixels around the mask that are generated along as context, with `only_masked`."""
 
 
 class Request(Frozen):

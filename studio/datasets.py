@@ -12,6 +12,7 @@ import shutil
 import threading
 import time
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,11 @@ class Datasets:
 
     def list(self) -> list[Dataset]:
         """All, the newest first."""
-        ids = [place.parent.name for place in self.path.glob(f"*/{ABOUT}")]
-        return sorted((self.get(one) for one in ids), key=lambda one: -one.created)
+        found: list[Dataset] = []
+        for place in self.path.glob(f"*/{ABOUT}"):
+            with suppress(Unknown, OSError):  # deleted meanwhile
+                found.append(self.get(place.parent.name))
+        return sorted(found, key=lambda one: -one.created)
 
     def delete(self, dataset: str) -> None:
         """Remove all its pictures for good."""
@@ -183,7 +187,11 @@ class Datasets:
 
     def entries(self, dataset: str) -> list[Entry]:
         """Its pictures, in the order they came."""
-        return [self.entry(dataset, name) for name in self._names(self.folder(dataset))]
+        found: list[Entry] = []
+        for name in self._names(self.folder(dataset)):
+            with suppress(Unknown, OSError):  # removed meanwhile
+                found.append(self.entry(dataset, name))
+        return found
 
     def entry(self, dataset: str, name: str) -> Entry:
         """One picture; raises `Unknown`."""

@@ -49,8 +49,8 @@ class Engine(Protocol):
         """End the process that claimed a job, at once."""
         ...
 
-    def settle(self) -> None:
-        """Look after what has ended, and make ready for what may come."""
+    def settle(self, running: Sequence[Job] = ()) -> None:
+        """Look after what has ended, and make ready for what may come beside what is running."""
         ...
 
     def close(self, running: Sequence[Job], seconds: float) -> None:
@@ -131,18 +131,23 @@ class LocalEngine:
             with suppress(OSError):
                 os.kill(job.pid, signal.SIGKILL)
 
-    def settle(self) -> None:
-        """Look after what has ended, and make ready for what may come."""
+    def settle(self, running: Sequence[Job] = ()) -> None:
+        """Look after what has ended, and make ready for what may come beside what is running."""
         for hand in self._hands:
             if not hand.lives and hand.process.stdin is not None:
                 with suppress(OSError):
                     hand.process.stdin.close()
         self._hands = [hand for hand in self._hands if hand.lives]
-        if self.warm and not self._hands:
+        adopted = {job.pid for job in running} - {hand.process.pid for hand in self._hands}
+        if self.warm and not self._hands and len(adopted) < self.slots:
             self._start()
 
     def close(self, running: Sequence[Job], seconds: float) -> None:
         """Ask all processes, and those of `running`, to keep their state and end; wait so long, then end them."""
+        for hand in self._hands:
+            if hand.process.stdin is not None:
+                with suppress(OSError):
+                    hand.process.stdin.close()
         adopted = [job.pid for job in running if job.pid is not None and self.alive(job)]
         own = [hand.process.pid for hand in self._hands if hand.lives]
         processes: list[psutil.Process] = []

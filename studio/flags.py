@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 from cyclopts import Parameter
 from pydantic import BaseModel, Field, create_model
@@ -36,9 +36,15 @@ PLACED = ("prompt", "in_context")
 """Fields given by their place on the command line, or by a command of their own, rather than by a flag."""
 
 
+FILLED_IN = ("digests",)
+"""Fields of groups that are filled in when a request is carried out, never given."""
+
+
 def flag(field: FieldInfo) -> tuple[Any, Any]:
     """The flag of a field; one that its group cannot do without is optional, as the group may be."""
     kind: Any = field.annotation
+    if any(get_origin(getattr(part, "__origin__", part)) is tuple for part in (kind, *get_args(kind))):
+        kind = str | None  # numbers with commas between them, which `Request` reads
     kind, default = (kind | None, None) if field.is_required() else (kind, field.default)
     return kind, Field(default=default, description=" ".join((field.description or "").split()))
 
@@ -66,7 +72,8 @@ def _flags() -> dict[str, Any]:
             )
         elif group is not None:
             for inner, one in group.model_fields.items():
-                flags[f"{name}_{inner}"] = flag(one)
+                if inner not in FILLED_IN:
+                    flags[f"{name}_{inner}"] = flag(one)
         else:
             flags[name] = flag(field)
     return flags
@@ -90,7 +97,9 @@ def given(asked: BaseModel) -> dict[str, Any]:
             if called in said:
                 fields[name] = [read(text) for text in said[called]]
         elif group is not None:
-            inner = {one: said[f"{name}_{one}"] for one in group.model_fields if f"{name}_{one}" in said}
+            inner: dict[str, Any] = {
+                one: said[f"{name}_{one}"] for one in group.model_fields if f"{name}_{one}" in said
+            }
             fields |= {name: inner} if inner else {}
         elif name in said:
             fields[name] = said[name]

@@ -320,7 +320,7 @@ class Jobs:
                 break
             if job.id not in busy and self._begin(job):
                 busy.add(job.id)
-        self.engine.settle()
+        self.engine.settle(running)
 
     def _begin(self, job: Job) -> bool:
         times = self._tries.get((job.id, job.begun), 0)

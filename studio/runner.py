@@ -159,6 +159,8 @@ def repeat(source: Path, wishes: dict[str, Any], base: str | None, output: Path,
             )
     if not wishes:
         return generate(made.request, base or made.base, output, machine, made.index)
+    if "inpaint" in wishes:
+        wishes = wishes | {"inpaint": {"digests": (), **wishes["inpaint"]}}
     stored = made.request.model_dump() | {"seed": made.request.seed + made.index, "count": 1}
     return generate(Request.read(_replaced(stored, wishes)), base or made.base, output, machine)
 

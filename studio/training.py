@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from studio.settings import Machine
 from trainers.commands import commands
 from trainers.config import DataConfig, Destination, TrainConfig
+from trainers.configs import GroundingConfig, GroundingDestination
 from trainers.method import Method
 from trainers.repainting_config import InContextConfig, InpaintingConfig, ModelDestination
 
@@ -106,3 +107,16 @@ def incontext(
     from studio import unets
 
     print(unets.train(config, where, machine))  # noqa: T201
+
+
+@app.command
+def grounding(
+    *,
+    where: Annotated[GroundingDestination, Parameter(name="*")] = GroundingDestination(),  # noqa: B008
+    config: Annotated[GroundingConfig, Parameter(name="*")] = GroundingConfig(),  # noqa: B008
+    machine: Annotated[Machine, Parameter(name="*")] = Machine(),  # noqa: B008
+) -> None:
+    """Gated layers for boxes (GLIGEN) on any base, from pictures with boxes; the base itself stays what it is."""
+    from studio.gated_layers import train_layers
+
+    print(train_layers(where, config, machine))  # noqa: T201

@@ -10,7 +10,7 @@ import io
 import re
 import stat
 import struct
-import warnings
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ PIXELS = 50_000_000
 PICTURES = 1000
 """Most pictures of a dataset."""
 
-ARCHIVE = 512 << 20
+ARCHIVE = 256 << 20
 """Largest archive, packed or unpacked."""
 
 RATIO = 200
@@ -43,6 +43,10 @@ CAPTION = 4000
 """Longest caption, in letters."""
 
 _MEMBER = re.compile(r"[^\x00-\x1f\x7f\\:*?\"<>|]{1,200}")
+
+
+_DECODING = threading.BoundedSemaphore(2)
+"""So many pictures are decoded at a time: a large one takes hundreds of MiB."""
 
 
 def cleaned(data: bytes, name: str = "the picture") -> Image.Image:
@@ -58,23 +62,21 @@ def cleaned(data: bytes, name: str = "the picture") -> Image.Image:
     if len(data) > BYTES:
         raise DataError(f"{name} has {len(data) >> 20} MiB; at most {BYTES >> 20} are taken.", "Make it smaller.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as stored:
-                if stored.width * stored.height > PIXELS:
-                    raise DataError(
-                        f"{name} has {stored.width} x {stored.height} pixels; at most {PIXELS:,} are taken.",
-                        "Make it smaller.",
-                    )
-                stored.load()
-                upright = ImageOps.exif_transpose(stored)
-                clear = upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info
-                if upright.mode.startswith("I"):  # 16 bits would be clipped
-                    upright = upright.convert("I").point(lambda value: value / 257).convert("L")
-                pixels = upright.convert("RGBA" if clear else "RGB")
+        with _DECODING, Image.open(io.BytesIO(data), formats=FORMATS) as stored:
+            if stored.width * stored.height > PIXELS:
+                raise DataError(
+                    f"{name} has {stored.width} x {stored.height} pixels; at most {PIXELS:,} are taken.",
+                    "Make it smaller.",
+                )
+            stored.load()
+            upright = ImageOps.exif_transpose(stored)
+            clear = upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info
+            if upright.mode.startswith("I"):  # 16 bits would be clipped
+                upright = upright.convert("I").point(lambda value: value / 257).convert("L")
+            pixels = upright.convert("RGBA" if clear else "RGB")
     except DataError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except Image.DecompressionBombError:
         raise DataError(f"{name} has more than {PIXELS:,} pixels.", "Make it smaller.") from None
     except (
         OSError,

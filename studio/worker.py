@@ -40,11 +40,13 @@ class Worker:
         places: where the files are.
         machine: what to compute on.
         ledger: the record.
+        over: whether this process was told to end.
     """
 
     places: Places
     machine: Machine
     ledger: Ledger
+    over: bool = False
     _bases: dict[str, Any] = field(default_factory=dict)
     """The base of the last generation, which stays in memory."""
 
@@ -131,6 +133,7 @@ class Worker:
     def _stopped(self, job: Job) -> None:
         """Stopped as somebody wished; without a wish the process was told to end, and the job goes on later."""
         wish = self.ledger.wished(job.id)
+        self.over = not wish
         if wish == "cancel":
             if job.kind == "training" and not job.spec["dry_run"]:
                 spec = job.spec
@@ -184,8 +187,8 @@ def main(arguments: list[str]) -> int:
                 sys.stderr.write(f"{error}\n")
         for line in sys.stdin:
             kind = one.run(line.strip())
-            if kind == "training" and runner.on_gpu(one.machine):
-                break  # memory of a GPU comes back whole only with the process
+            if one.over or (kind == "training" and runner.on_gpu(one.machine)):
+                break  # told to; or for the memory of a GPU, which comes back whole only with the process
     return 0
 
 

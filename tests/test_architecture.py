@@ -49,6 +49,7 @@ def test_studio_loads_torch_in_the_runner_alone():
         "studio.concepts",
         "studio.catalogue",
         "studio.flags",
+        "studio.masking",
         "studio.incontext",
         "studio.placing",
         "studio.progress",
@@ -116,4 +117,4 @@ def settings_within(kind):
 def test_of_every_text_of_a_request_it_is_known_whether_it_names_a_file():
     """Clients name files by ids. Mark a path with `Annotated[str, FileOf("picture")]`, or add a plain text to TEXTS."""
     unknown = {name for kind in settings_within(Request) for name in unknown_texts(kind)}
-    assert unknown == {"adapter"}  # which clients cannot set
+    assert unknown == {"adapter", "sam", "unet"}  # which clients cannot set

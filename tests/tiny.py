@@ -24,6 +24,12 @@ from transformers import (
     CLIPTextModelWithProjection,
     CLIPTokenizer,
     CLIPVisionConfig,
+    SamConfig,
+    SamMaskDecoderConfig,
+    SamModel,
+    SamProcessor,
+    SamPromptEncoderConfig,
+    SamVisionConfig,
 )
 
 from pipelines.components import Components, from_pipeline
@@ -226,4 +232,23 @@ def clip(folder: Path) -> Path:
     tok.save_pretrained(folder)
     size = {"shortest_edge": 32}
     CLIPImageProcessor(size=size, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def sam(folder: Path) -> Path:
+    """A Segment Anything model of random weights in a folder, in the transformers layout."""
+    from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
+
+    torch.manual_seed(0)
+    vision = SamVisionConfig(hidden_size=32, output_channels=32, num_hidden_layers=1, num_attention_heads=2,
+                             image_size=64, patch_size=8, window_size=4, num_pos_feats=16, mlp_dim=64,
+                             global_attn_indexes=[0])  # fmt: skip
+    prompts = SamPromptEncoderConfig(hidden_size=32, image_size=64, patch_size=8)
+    decoder = SamMaskDecoderConfig(hidden_size=32, mlp_dim=64, num_hidden_layers=1, num_attention_heads=2,
+                                   iou_head_hidden_dim=32)  # fmt: skip
+    config = SamConfig(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder)
+    SamModel(config).save_pretrained(folder)
+    sizes = {"size": {"longest_edge": 64}, "pad_size": {"height": 64, "width": 64}}
+    small = {"mask_size": {"longest_edge": 16}, "mask_pad_size": {"height": 16, "width": 16}}
+    SamProcessor(SamImageProcessorPil(**sizes, **small)).save_pretrained(folder)
     return folder

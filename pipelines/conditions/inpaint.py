@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ from pipelines.errors import RequestError
 from pipelines.events import Note, OnEvent, ignore
 from pipelines.images import fit, laid_on, open_picture, to_tensor, upright_rgb
 from pipelines.masks import grey, open_mask, require_mask, softened
-from pipelines.request import Inpaint as Settings
+from pipelines.painting import Inpaint as Settings
 from pipelines.request import Request
+from pipelines.selection import selected
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Inpaint:
             require_mask(mask := grey(mask), self.image)
             self.mask = softened(mask, grow, feather)
         self.strength, self.only_masked, self.padding = strength, only_masked, padding
+        self.digests: tuple[str, ...] = ()
         self._components: Components | None = None
         self._run: _Run | None = None
 
@@ -103,6 +106,13 @@ class Inpaint:
         for what, path in (("picture", settings.image), ("mask", settings.mask)):
             if path is not None and not Path(path).is_file():
                 raise RequestError(f"There is no {what} {path} to inpaint.", "Check its path.")
+        files = [Path(path) for path in (settings.image, settings.mask) if path is not None]
+        digests = tuple(sha256(path.read_bytes()).hexdigest() for path in files)
+        if settings.digests not in ((), digests):
+            raise RequestError(
+                f"{settings.image} or its mask has changed since this was painted.",
+                f"It cannot be repeated exactly; give --inpaint-image {settings.image} to use it nonetheless.",
+            )
         image = open_picture(Path(settings.image))
         with Image.open(settings.image) as stored:
             if (opaque := laid_on(stored, "white")) is not stored and opaque.tobytes() != stored.convert(
@@ -110,7 +120,12 @@ class Inpaint:
             ).tobytes():
                 on_event(Note(f"{Path(settings.image).name} is transparent in places; it is laid on white."))
         mask = None if settings.mask is None else open_mask(Path(settings.mask))
-        return cls(image, mask, **settings.model_dump(exclude={"image", "mask"}))
+        if not settings.selection.empty:
+            mask = selected(image, settings.selection)[0].mask
+        shaped = settings.model_dump(include={"strength", "grow", "feather", "only_masked", "padding"})
+        condition = cls(image, mask, **shaped)
+        condition.digests = digests
+        return condition
 
     def sized(self, request: Request, components: Components) -> Request:
         """The request with the size to generate at, where it leaves that open.
@@ -118,6 +133,9 @@ class Inpaint:
         That is the base's own size for the surroundings of a mask; else the picture's size if that suits the base, or
         the picture's proportions in the base's own number of pixels.
         """
+        if request.inpaint is not None:
+            inpaint = request.inpaint.model_copy(update={"digests": self.digests})
+            request = request.model_copy(update={"inpaint": inpaint})
         if (request.width and request.height) or (self.only_masked and self.mask is not None):
             return request
         width, height, usual = *self.image.size, components.defaults.size

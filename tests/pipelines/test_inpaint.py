@@ -8,7 +8,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from pipelines import Concept, ConceptCard
-from pipelines.components import encode
+from pipelines.changes import Difference, LowRank, applied, check_fits
+from pipelines.components import encode, load
 from pipelines.conditions.inpaint import Inpaint
 from pipelines.denoising import generate
 from pipelines.errors import DataError, ModelError, RequestError
@@ -194,6 +195,22 @@ def test_other_words_paint_otherwise(base):
     assert differ(one, other).any()
 
 
+@pytest.mark.parametrize("leaf", [".diff", ".lora"])
+def test_changes_of_the_first_layer_fit_the_latents_of_an_inpainting_unet(leaf):
+    """What was learned on 4 channels changes those of the 9, as much as it changes the 4."""
+    chance = torch.Generator().manual_seed(0)
+    difference = torch.randn(16, 4, 3, 3, generator=chance)
+    low = LowRank(torch.randn(2, 4, 3, 3, generator=chance), torch.randn(16, 2, 1, 1, generator=chance), 0.5)
+    change = Difference(difference) if leaf == ".diff" else low
+    key, plain, wide = "unet.conv_in.weight", BASES[4], BASES[9]
+    check_fits(wide, {key: change}, "it")
+    before = [base.unet.conv_in.weight.clone() for base in (plain, wide)]
+    with applied(plain, {key: change}, 0.5), applied(wide, {key: change}, 0.5):
+        moved = [base.unet.conv_in.weight - was for base, was in zip((plain, wide), before, strict=True)]
+    torch.testing.assert_close(moved[1][:, :4], moved[0], atol=1e-5, rtol=0)
+    assert not moved[1][:, 4:].any() and moved[0].abs().max() > 0.1
+
+
 # -- files and requests ---------------------------------------------------------------------------------------------
 
 
@@ -220,12 +237,15 @@ def test_transparency_is_laid_on_white_and_told(base, tmp_path, files):
     layered.save(tmp_path / "picture.png")
     notes = []
     result = generate(base, small(inpaint=files), on_event=notes.append)
-    said = [note.text for note in notes if isinstance(note, Note)]
-    assert len(said) == 1 and "picture.png is transparent in places" in said[0]
+    assert told(notes, "transparent") == ["picture.png is transparent in places; it is laid on white."]
     assert result.pictures[0].getpixel((0, 0)) == (255, 255, 255)
     picture().convert("RGBA").save(tmp_path / "picture.png")
     generate(base, small(inpaint=files), on_event=notes.append)
-    assert len([note for note in notes if isinstance(note, Note)]) == 1
+    assert len(told(notes, "transparent")) == 1
+
+
+def told(events, word):
+    return [event.text for event in events if isinstance(event, Note) and word in event.text]
 
 
 def test_white_strokes_on_nothing_are_a_mask(base, tmp_path, files):
@@ -272,6 +292,67 @@ def test_less_than_one_step_is_refused(base):
 def test_strength_is_between_nothing_and_all(strength):
     with pytest.raises(RequestError, match=r"inpaint\.strength"):
         Request.read({"prompt": "x", "inpaint": {"image": "a.png", "strength": strength}})
+
+
+def test_a_click_and_a_box_are_masks(base, tmp_path):
+    image = Image.new("RGB", (32, 32), "white")
+    image.paste("red", (8, 8, 20, 20))
+    image.save(tmp_path / "picture.png")
+    asked = small(width=32, height=32)
+    for pointed in ({"click": (0.4, 0.4)}, {"box": (0.2, 0.2, 0.7, 0.7)}):
+        request = asked.model_copy(update={"inpaint": Settings(image=str(tmp_path / "picture.png"), **pointed)})
+        changed = differ(generate(base, request).pictures[0], image)
+        assert changed[8:20, 8:20].mean() > 0.9 and changed.sum() == changed[8:20, 8:20].sum()
+
+
+def test_a_mask_and_a_click_are_one_too_many():
+    with pytest.raises(RequestError, match=r"inpaint: there is a mask and a click.*give one"):
+        Request.read({"prompt": "x", "inpaint": {"image": "a.png", "mask": "m.png", "click": "0.5,0.5"}})
+
+
+def test_files_that_changed_since_are_noticed(base, tmp_path, files):
+    painted_then = generate(base, small(inpaint=files)).request
+    assert len(painted_then.inpaint.digests) == 2
+    generate(base, painted_then)
+    holed(box=(0, 0, 9, 9)).save(tmp_path / "mask.png")
+    with pytest.raises(RequestError, match=r"picture\.png or its mask has changed.*--inpaint-image"):
+        generate(base, painted_then)
+
+
+# -- which UNet ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def beside(tmp_path):
+    """A base with an inpainting UNet in its folder."""
+    plain, wide = tiny.inpaint_pipeline(4), tiny.inpaint_pipeline(9)
+    plain.save_pretrained(tmp_path / "base")
+    wide.unet.save_pretrained(tmp_path / "base" / "unet_inpainting")
+    return load(tmp_path / "base")
+
+
+def test_the_inpainting_unet_beside_a_base_is_used_if_there_is_a_mask(beside, tmp_path, files):
+    expected = {unet: generate(BASES[unet], small(inpaint=files)).latents for unet in (4, 9)}
+    torch.testing.assert_close(generate(beside, small(inpaint=files)).latents, expected[9], atol=1e-4, rtol=0)
+    blended = generate(beside, small(inpaint=files.model_copy(update={"unet": "blend"}))).latents
+    torch.testing.assert_close(blended, expected[4], atol=1e-4, rtol=0)
+    whole = Settings(image=files.image, strength=0.7)
+    by_own = generate(BASES[4], small(inpaint=whole)).latents
+    torch.testing.assert_close(generate(beside, small(inpaint=whole)).latents, by_own, atol=1e-4, rtol=0)
+    named = files.model_copy(update={"unet": str(tmp_path / "base" / "unet_inpainting")})
+    torch.testing.assert_close(generate(BASES[4], small(inpaint=named)).latents, expected[9], atol=1e-4, rtol=0)
+
+
+def test_a_base_without_one_blends_and_says_how_to_get_one(files):
+    notes = []
+    generate(BASES[4], small(inpaint=files), on_event=notes.append)
+    (said,) = [note.text for note in notes if isinstance(note, Note)]
+    assert "latents are blended" in said and "studio train inpainting" in said
+
+
+def test_one_that_is_named_and_not_there_is_an_error(files):
+    with pytest.raises(ModelError, match=r"no inpainting UNet in nowhere.*--inpaint-unet blend"):
+        generate(BASES[4], small(inpaint=files.model_copy(update={"unet": "nowhere"})))
 
 
 def test_a_unet_of_other_channels_is_refused():

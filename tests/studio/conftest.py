@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from studio.jobs import Jobs
@@ -16,6 +17,13 @@ WOLF = sorted((Path(__file__).parents[2] / "examples" / "wolf").glob("*.png"))
 def jobs(tmp_path_factory):
     with Jobs(tmp_path_factory.mktemp("server")) as jobs:
         yield jobs
+        last = jobs.submit_generation({"prompt": "a fox", "steps": 1000})
+        _wait(jobs, last.id, lambda now: now.step > 0, 120)
+        began = time.monotonic()
+        (process,) = [psutil.Process(job.pid) for job in jobs.list(states=("running",))]
+    # What runs when a server is stopped waits for the next one, and nothing is left at work.
+    assert jobs.get(last.id).state == "queued" and not process.is_running()
+    assert time.monotonic() - began < 15, "it had to be killed"
 
 
 @pytest.fixture(scope="session")
@@ -30,14 +38,15 @@ def wolves(jobs):
 def until(jobs):
     """Waits until a job is as wanted."""
 
-    def wait(job, condition, seconds=120):
-        end = time.monotonic() + seconds
-        while not condition(jobs.get(job)):
-            assert time.monotonic() < end, jobs.get(job)
-            time.sleep(0.02)
-        return jobs.get(job)
+    return lambda job, condition, seconds=120: _wait(jobs, job, condition, seconds)
 
-    return wait
+
+def _wait(jobs, job, condition, seconds):
+    end = time.monotonic() + seconds
+    while not condition(jobs.get(job)):
+        assert time.monotonic() < end, jobs.get(job)
+        time.sleep(0.02)
+    return jobs.get(job)
 
 
 @pytest.fixture(scope="session")

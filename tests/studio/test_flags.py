@@ -15,7 +15,7 @@ from pipelines.metadata import own_version, read_made
 from pipelines.request import Box, ConceptUse, Grounding, Guidance, Inpaint, Request, concept_use
 from studio import runner
 from studio.cli import app, main
-from studio.flags import LISTED, PLACED, Asked, given
+from studio.flags import FILLED_IN, LISTED, PLACED, Asked, given
 from studio.settings import Machine
 from studio.training import ALIASES, translate
 from trainers import methods
@@ -164,7 +164,7 @@ def test_every_field_of_a_request_can_be_typed(asked):
     )
     more = "--scheduler euler-a --steps 12 --width 96 --height 128 --seed 5 --count 3 --base b --output o"
     more += " --inpaint-image i.png --inpaint-mask m.png --inpaint-strength 0.5 --inpaint-grow 1 --inpaint-feather 2"
-    more += " --inpaint-only-masked --inpaint-padding 3"
+    more += " --inpaint-only-masked --inpaint-padding 3 --inpaint-unet u"
     concepts = ["--concept", "a.safetensors", "--concept", "b.safetensors:0.25"]
     boxes = ["--box", "fox:0.1,0.2,0.5,0.6", "--box", "a red: fox:0,0,1,1@fox.png", "--grounding-beta", "0.5"]
     boxes += ["--grounding-region", "--grounding-adapter", "gates.safetensors"]
@@ -174,12 +174,14 @@ def test_every_field_of_a_request_can_be_typed(asked):
         prompt="a (fox:1.3)",
         negative_prompt="ugly",
         concepts=(ConceptUse(source="a.safetensors"), ConceptUse(source="b.safetensors", strength=0.25)),
+        inpaint=Inpaint(
+            image="i.png", mask="m.png", strength=0.5, grow=1, feather=2, only_masked=True, padding=3, unet="u"
+        ),
         boxes=(
             Box(phrase="fox", box=(0.1, 0.2, 0.5, 0.6)),
             Box(phrase="a red: fox", box=(0, 0, 1, 1), picture="fox.png"),
         ),
         grounding=Grounding(beta=0.5, region=True, adapter="gates.safetensors"),
-        inpaint=Inpaint(image="i.png", mask="m.png", strength=0.5, grow=1, feather=2, only_masked=True, padding=3),
         guidance=Guidance(scale=3.5, rescale=0.7, start=0.1, stop=0.9),
         scheduler="euler-a",
         steps=12,
@@ -192,6 +194,12 @@ def test_every_field_of_a_request_can_be_typed(asked):
     assert wanted.model_fields_set == set(Request.model_fields) - {"in_context"}, (
         "a new field needs its flag, and its place here"
     )
+
+
+def test_places_are_typed_as_numbers_with_commas(asked):
+    places = ["--inpaint-image", "i.png", "--inpaint-click", "0.5,0.4", "--inpaint-box", "0.1,0.2,.5,1"]
+    assert main(["generate", "a", *places, "--inpaint-sam", "s"]) == 0
+    assert asked[0][0].inpaint == Inpaint(image="i.png", click=(0.5, 0.4), box=(0.1, 0.2, 0.5, 1), sam="s")
 
 
 def test_what_is_not_typed_is_left_to_the_base(asked):
@@ -234,6 +242,9 @@ def test_a_strength_is_what_follows_the_last_colon_if_it_is_a_number(typed, sour
         ("--guidance-stop -0.1", ["guidance.stop", "given: -0.1"]),
         ("--seed -1", ["seed", "given: -1"]),
         ("--inpaint-mask m.png", ["inpaint.image", "required"]),
+        ("--inpaint-image i.png --inpaint-click 0.5", ["inpaint.click", "given: (0.5,)"]),
+        ("--inpaint-image i.png --inpaint-click left", ["inpaint.click", "0.5,0.4", "given: 'left'"]),
+        ("--inpaint-image i.png --inpaint-box 0,0,9,9", ["inpaint.box", "less than or equal to 1"]),
         ("--inpaint-image i.png --inpaint-strength 0", ["inpaint.strength", "greater than 0", "given: 0"]),
         ("--concept x.safetensors:3", ["concepts.0.strength", "2", "given: 3"]),
         ("--steps 0 --count 0 --height 5000", ["steps", "count", "height", "given: 5000"]),
@@ -257,7 +268,7 @@ def flags_of(field, info):
         return [LISTED[field][0]]
     for kind in (info.annotation, *get_args(info.annotation)):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            return [f"{field}_{inner}" for inner in kind.model_fields]
+            return [f"{field}_{inner}" for inner in kind.model_fields if inner not in FILLED_IN]
     return [field]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 
 import psutil
@@ -84,15 +82,6 @@ def test_a_training_that_is_cancelled_leaves_its_name_free(jobs, wolves, until, 
     jobs.cancel(job.id)
     assert ended(job.id).state == "cancelled"
     assert not list(jobs.library.glob("*gone*")) and not list(jobs.library.glob(".gone*"))
-
-
-def test_a_process_that_is_killed_is_replaced_and_its_job_begun_again(jobs, until, ended):
-    job = jobs.submit_generation({"prompt": "a fox", "steps": 30})
-    running = until(job.id, lambda now: now.step >= 2)
-    os.kill(running.pid, signal.SIGKILL)
-    done = ended(job.id)
-    assert done.state == "done" and done.lost == 1 and len(jobs.results(job.id)) == 1
-    assert any("without a word" in event.data.get("text", "") for event in jobs.events(job.id))
 
 
 def test_what_cannot_be_done_is_said_when_it_is_asked(jobs, wolves, tmp_path):
