@@ -232,14 +232,15 @@ def test_two_browsers_never_mix_their_results(web, ended):
 
 def test_what_a_script_asked_for_is_interrupted(web, jobs, until):
     answers = []
-    asked = {"prompt": "a fox", "steps": 900}
+    asked = {"prompt": "a fox", "steps": 300}
     thread = threading.Thread(target=lambda: answers.append(web.post("/sdapi/v1/txt2img", json=asked)))
     thread.start()
     end = time.monotonic() + 60
-    while not (progress := web.get("/sdapi/v1/progress").json())["progress"]:
+    while not (progress := web.get("/sdapi/v1/progress").json())["current_image"]:
         assert time.monotonic() < end
         time.sleep(0.05)
-    assert 0 < progress["progress"] < 1 and progress["state"]["sampling_steps"] == 900
+    assert 0 < progress["progress"] < 1 and progress["state"]["sampling_steps"] == 300
+    assert Image.open(io.BytesIO(base64.b64decode(progress["current_image"]))).size == (64, 64)
     web.post("/sdapi/v1/interrupt")
     thread.join(60)
     assert answers[0].json()["images"] == []
