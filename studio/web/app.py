@@ -26,7 +26,7 @@ def build(jobs: Jobs) -> gr.Blocks:
         with gr.Tabs(elem_id="pages", overflow_behavior="wrap") as tabs:
             with gr.Tab("Generate", id="generate") as generating:
                 generate = GeneratePage(jobs)
-            with gr.Tab("Teach", id="teach"):
+            with gr.Tab("Teach", id="teach") as teaching:
                 teach = TeachPage(jobs)
             with gr.Tab("Edit", id="edit") as editing:
                 edit = EditPage(jobs)
@@ -40,6 +40,8 @@ def build(jobs: Jobs) -> gr.Blocks:
         edit.answer.follow_on(page)
         teach.follow_on(page)
         generating.select(generate.refresh, generate.chips, chips, api_visibility="private")
+        teach.look_on(teaching)
+        edit.answer.look_on(editing)
         editing.select(edit.refresh, edit.chips, edit.chips, api_visibility="private")
         generate.answer.uses[1].click(
             edit.take_result,
