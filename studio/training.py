@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 
 from studio.settings import Machine
 from trainers.commands import commands
 from trainers.config import DataConfig, Destination, TrainConfig
+from trainers.configs import GroundingConfig, GroundingDestination
 from trainers.method import Method
 
 
@@ -79,3 +82,16 @@ def _carry_out(
 
 app = commands("train", _carry_out, {"where": Output, "machine": Machine})
 app.command("studio.incontext:learn", name="task-word")
+
+
+@app.command
+def grounding(
+    *,
+    where: Annotated[GroundingDestination, Parameter(name="*")] = GroundingDestination(),  # noqa: B008
+    config: Annotated[GroundingConfig, Parameter(name="*")] = GroundingConfig(),  # noqa: B008
+    machine: Annotated[Machine, Parameter(name="*")] = Machine(),  # noqa: B008
+) -> None:
+    """Gated layers for boxes (GLIGEN) on any base, from pictures with boxes; the base itself stays what it is."""
+    from studio.gated_layers import train_layers
+
+    print(train_layers(where, config, machine))  # noqa: T201

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -137,6 +138,80 @@ def configs() -> dict[str, type[Frozen]]:
         "custom-diffusion": CustomDiffusionConfig,
         "reversion": ReVersionConfig,
     }
+
+
+class GroundingConfig(Frozen):
+    """Settings of a training of the gated layers for boxes; changing any begins another training."""
+
+    batch: int = Field(default=32, ge=1, le=4096)
+    """Pictures a step."""
+
+    rate: float = Field(default=1e-3, gt=0, le=1)
+    """Learning rate of the layers: 0.001 for small ones as of pocket, 0.00005 for those of Stable Diffusion."""
+
+    gate_rate: float = Field(default=10.0, gt=0, le=1000)
+    """Learning rate of the gates as a multiple of it. At that of the layers they would open over tens of thousands of
+    steps."""
+
+    warmup: int = Field(default=100, ge=1)
+    """Steps over which the rates rise."""
+
+    caption_drop: float = Field(default=0.2, ge=0, le=1)
+    """Share of captions left empty."""
+
+    grounding_drop: float = Field(default=0.1, ge=0, le=1)
+    """Share of pictures of which no box is told."""
+
+    box_drop: float = Field(default=0.3, ge=0, le=1)
+    """In half of the pictures, the share of single boxes not told."""
+
+    unnamed: float = Field(default=0.1, ge=0, le=1)
+    """Share of boxes told with a phrase that names nothing; what the caption says then goes there."""
+
+    blur: float = Field(default=0.5, ge=0, le=10)
+    """Noise on the phrases of a fifth of the pictures, in standard deviations of all phrases: words learned later,
+    which lie between those known, are then read too."""
+
+    ema: float = Field(default=0.998, ge=0, lt=1)
+    """Decay of the average that is written; 0 for none."""
+
+    seed: int = Field(default=0, ge=0)
+    """Source of every draw."""
+
+
+class GroundingDestination(Frozen):
+    """What gated layers learn from, on which base, for how long, and where they go."""
+
+    images: Path | None = None
+    """Folder of pictures with boxes: captions beside them as for other methods, boxes as fox.bbox (lines of JSON with
+    label and bbox in fractions) or in one annotations.json (COCO)."""
+
+    composed: int = Field(default=0, ge=0)
+    """Learn from so many composed pictures instead, on pocket."""
+
+    mirror: bool = False
+    """Also show each picture mirrored, with its boxes; not for captions that say left and right."""
+
+    resolution: int | None = Field(default=None, ge=16, le=4096)
+    """Side of the pictures in pixels, to which they are squeezed; the base's own by default."""
+
+    base: str = "pocket"
+    """pocket, a diffusers folder, a .safetensors checkpoint, or a hub id. One without gated layers is given some."""
+
+    steps: int = Field(default=2000, ge=1)
+    """Optimiser steps."""
+
+    minutes: float | None = Field(default=None, gt=0)
+    """End after so much time if that is sooner."""
+
+    output: Path = Path("outputs/grounding.safetensors")
+    """File for the layers alone; it is written at every checkpoint too."""
+
+    overwrite: bool = False
+    """Replace a file that is there."""
+
+    keep_every: int = Field(default=250, ge=1)
+    """Steps between writes of the training state and of the layers."""
 
 
 class TaskWordConfig(Frozen):

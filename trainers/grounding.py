@@ -23,42 +23,11 @@ from pipelines.events import OnEvent, ignore
 from pipelines.grounding import gated_parameters, grounding_input, has_grounding, save_adapter
 from trainers.averages import Average
 from trainers.checkpoints import Checkpoint
+from trainers.configs import GroundingConfig
 from trainers.loop import Losses, Pace, optimise
 from trainers.terms import noise_levels, noised, target
 
 GATES = ("alpha_attn", "alpha_dense")
-
-
-@dataclass(frozen=True)
-class GroundingConfig:
-    """Settings of a training of gated layers; changing any but the length begins another training.
-
-    Attributes:
-        batch: pictures a step.
-        rate: learning rate of the layers.
-        gate_rate: that of the gates as a multiple of it.
-        warmup: steps over which the rates rise.
-        caption_drop: share of captions left empty.
-        grounding_drop: share of pictures of which no box is told.
-        box_drop: in half of the pictures, the share of single boxes not told.
-        unnamed: share of boxes told with a phrase that names nothing; what the caption says then goes there.
-        blur: standard deviation of the noise on phrases, in those of all phrases, in a fifth of the pictures; words
-            learned later, which lie between those known, are then read too.
-        ema: decay of the average that is written; 0 for none.
-        seed: source of every draw.
-    """
-
-    batch: int = 32
-    rate: float = 1e-3
-    gate_rate: float = 10.0
-    warmup: int = 100
-    caption_drop: float = 0.2
-    grounding_drop: float = 0.1
-    box_drop: float = 0.3
-    unnamed: float = 0.1
-    blur: float = 0.5
-    ema: float = 0.998
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -343,7 +312,7 @@ def _checkpoint(
     clock: Clock,
     config: GroundingConfig,
 ) -> Checkpoint:
-    told = {key: str(value) for key, value in {**vars(config), **run.about}.items()}
+    told = {key: str(value) for key, value in {**config.model_dump(), **run.about}.items()}
 
     def state() -> dict[str, Any]:
         return {

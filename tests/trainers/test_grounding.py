@@ -12,10 +12,10 @@ from pipelines.components import from_pipeline
 from pipelines.errors import Cancelled, ConfigError, ModelError
 from pipelines.grounding import grounding_input, is_gated, load_adapter
 from tests.tiny import sd_pipeline
+from trainers.configs import GroundingConfig
 from trainers.grounding import (
     BoxedPictures,
     Clock,
-    GroundingConfig,
     GroundingRun,
     decay,
     denoising,
@@ -32,6 +32,10 @@ from trainers.stickers import UNIT
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = GroundingConfig(batch=8, rate=3e-3, gate_rate=10, warmup=5)
 SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "epsilon"}
+
+
+def changed(**settings):
+    return CONFIG.model_copy(update=settings)
 
 
 @pytest.fixture
@@ -115,7 +119,7 @@ def test_a_run_that_was_stopped_gives_what_one_without_a_stop_gives(unet, tmp_pa
 def test_a_state_of_other_settings_is_refused_and_kept(unet, tmp_path):
     train_grounding(unet, SCHEDULE, pictures(), CONFIG, run(tmp_path, 2))
     with pytest.raises(ConfigError, match="another rate"):
-        train_grounding(unet, SCHEDULE, pictures(), replace(CONFIG, rate=1e-4), run(tmp_path, 4))
+        train_grounding(unet, SCHEDULE, pictures(), changed(rate=1e-4), run(tmp_path, 4))
     assert train_grounding(unet, SCHEDULE, pictures(), CONFIG, run(tmp_path, 4)) == 4
 
 
@@ -141,7 +145,7 @@ def test_shares_that_are_left_out_are_those_asked_for():
     masks = grounding_of(data, which, CONFIG, chance)["gligen"]["masks"]
     assert masks.shape == (512, 30) and not bool(masks[:, 3:].any())
     assert float((masks.sum(1) == 0).float().mean()) == pytest.approx(0.1, abs=0.05)
-    none = replace(CONFIG, grounding_drop=0, box_drop=0, unnamed=0, blur=0)
+    none = changed(grounding_drop=0, box_drop=0, unnamed=0, blur=0)
     given = grounding_of(data, which, none, chance)["gligen"]
     assert float(given["masks"].sum()) == 3 * 512
     said = given["positive_embeddings"][:, :3].flatten(0, 1)

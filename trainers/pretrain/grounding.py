@@ -16,7 +16,8 @@ from pipelines.errors import ModelError
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
 from pipelines.grounding import is_gated, load_adapter, phrase_embeddings
-from trainers.grounding import BoxedPictures, GroundingConfig, GroundingRun, gains, train_grounding
+from trainers.configs import GroundingConfig
+from trainers.grounding import BoxedPictures, GroundingRun, gains, train_grounding
 from trainers.placements import free_scenes
 from trainers.pretrain.card import TRAINING, device_name, write_card
 from trainers.stickers import NAMES, Scene, Stickers, article, scenes
