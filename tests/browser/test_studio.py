@@ -9,7 +9,7 @@ from playwright.sync_api import expect
 from pipelines.metadata import read_made
 from studio.web.edit import EXAMPLE
 
-TABS = ("Generate", "Teach", "Edit", "Concepts", "Measure")
+TABS = ("Generate", "Teach", "Edit", "By example", "Concepts", "Measure")
 SLOW = 240_000  # milliseconds; two cores, and processes that load torch
 
 
@@ -141,6 +141,18 @@ def test_a_thing_is_clicked_and_repainted_and_the_rest_stays(visit, studio):
         assert changed.getpixel((32, 36)) != (0, 0, 0)
         assert changed.crop((0, 0, 64, 5)).getbbox() is None
         assert changed.crop((0, 0, 8, 64)).getbbox() is None
+
+
+def test_a_change_is_shown_by_example(visit, studio):
+    _, jobs = studio
+    page = visit()
+    go(page, "By example")
+    page.locator("#example-pair").click()
+    expect(page.locator("#example-query img")).to_be_visible()
+    page.locator("#example-go").click()
+    expect(page.locator("#example-progress")).to_contain_text("Done", timeout=SLOW)
+    expect(page.locator("#example-gallery .thumbnail-item img")).to_have_count(1, timeout=SLOW)
+    assert len(read_made(jobs.results(newest(jobs, "generation").id)[0]).request.in_context.examples) == 1
 
 
 def test_cancel(visit, studio):

@@ -22,6 +22,8 @@ from studio.jobs import Jobs
 from studio.ledger import Job
 from studio.web.app import build, mount_options
 from studio.web.edit import EditPage
+from studio.web.example import EXAMPLE as PAIR
+from studio.web.example import PARTS, ExamplePage
 from studio.web.forms import Form
 from studio.web.generate import EXAMPLES, LABELS, PRESETS, GeneratePage, concepts_used
 from studio.web.lessons import RECIPE_STEPS, WHATS
@@ -227,6 +229,23 @@ def test_without_picture_or_paint_nothing_is_queued_and_ids_lead_nowhere(jobs, t
         with pytest.raises(gr.Error, match=said):
             repaint(edit, wrong)
     assert jobs.list() == []
+
+
+# -- by example -------------------------------------------------------------------------------------------------
+
+
+def test_an_example_and_a_query_become_a_question(jobs):
+    ask = page(ExamplePage, jobs)
+    values = [component.value for component in ask.form.components]
+    pictures = [str(PAIR / f"{part}.png") for part in PARTS]
+    asked_for = jobs.get(ask.submit(*pictures, "", 4, *values)).spec["request"]
+    ids = [*asked_for["in_context"]["examples"][0].values(), asked_for["in_context"]["query"]]
+    for identity, path in zip(ids, pictures, strict=True):
+        with Image.open(jobs.pictures.path(identity)) as kept, Image.open(path) as given:
+            assert kept.convert("RGB").tobytes() == given.convert("RGB").tobytes()
+    assert asked_for["seed"] == 4
+    with pytest.raises(gr.Error, match="'query' is missing"):
+        ask.submit(*pictures[:2], None, "", 0, *values)
 
 
 # -- teaching ---------------------------------------------------------------------------------------------------
