@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from gradio_client import Client
 from PIL import Image, ImageChops
 from playwright.sync_api import expect
 
@@ -219,3 +220,11 @@ def test_every_field_has_a_label(visit):
                  e.innerText?.trim() || e.closest('label'))).map(e => e.outerHTML.slice(0, 160))"""
         )
         assert nameless == [], tab
+
+
+def test_programs_call_the_handlers_by_name(studio):
+    address, _ = studio
+    client = Client(address, verbose=False)
+    assert "Nothing is stored" in client.predict([], api_name="/compare")
+    names = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert {"/generation", "/teach", "/edit", "/example", "/export_concept"} <= set(names)

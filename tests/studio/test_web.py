@@ -431,8 +431,11 @@ def test_a_concept_gets_another_word(jobs):
 
 
 def test_figures_stand_side_by_side(jobs):
-    write_concept(jobs.library / "a.safetensors", ConceptCard(token="<a>", scores={"gain": 0.5, "alignment": -0.1}))
-    write_concept(jobs.library / "b.safetensors", ConceptCard(token="<b>", scores={"gain": 0.25}))
+    write_concept(
+        jobs.library / "a.safetensors",
+        ConceptCard(token="<a>", scores={"named": 0.5, "gain": -0.1, "named_chance": 0.125}),
+    )
+    write_concept(jobs.library / "b.safetensors", ConceptCard(token="<b>", scores={"named": 0.25}))
     lines = [json.dumps({"step": step, "denoise": 1 / step}) for step in (10, 20, 30)]
     (jobs.library / "a.losses.jsonl").write_text("\n".join(lines))
     (jobs.library / "b.losses.jsonl").write_text("not json")
@@ -441,7 +444,8 @@ def test_figures_stand_side_by_side(jobs):
     assert measure.refresh(["b", "gone"])["value"] == ["b"]
     said = measure.compare(["a", "b"])
     assert said.count("<tr>") == 3
-    assert re.findall(r"width:(\d+)%", said) == ["100", "100", "50"]
+    assert re.findall(r"width:(\d+)%", said) == ["50", "10", "25"]
+    assert "chance 0.125" in said
     assert said.count("<polyline") == 1
     assert "&lt;a&gt;" in said
     assert "Nothing is stored" in measure.compare([])
