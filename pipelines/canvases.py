@@ -34,7 +34,7 @@ class Canvases:
 
     def __init__(self, images: Tensor, masks: Tensor, strength: float = 1.0, unguided: Tensor | None = None) -> None:
         self.images, self.masks, self.strength = images, masks, strength
-        self.unguided = images if unguided is None else unguided
+        self.unguided = unguided
         self._seen: dict[Branch, Tensor] = {}
         self._clean: Tensor | None = None
 
@@ -57,8 +57,11 @@ class Canvases:
             )
         masks, factor = self.masks.to(self.images), components.factor
         mask = masks[..., ::factor, ::factor].to(components.device, components.dtype)
-        for branch, images in ((Branch.POSITIVE, self.images), (Branch.NEGATIVE, self.unguided)):
-            self._seen[branch] = torch.cat([mask, _encoded(components, images * (1 - masks))], dim=1)
+        seen = torch.cat([mask, _encoded(components, self.images * (1 - masks))], dim=1)
+        self._seen = dict.fromkeys(Branch, seen)
+        if self.unguided is not None:
+            blank = _encoded(components, self.unguided * (1 - masks))
+            self._seen[Branch.NEGATIVE] = torch.cat([mask, blank], dim=1)
         self._clean = _encoded(components, self.images) if self.strength < 1 else None
         try:
             yield
@@ -71,7 +74,8 @@ class Canvases:
         kept = max(1, int(self.strength * len(timesteps) + 1e-9))
         if self._clean is None:
             return noise * scheduler.init_noise_sigma, timesteps
-        scheduler.set_begin_index(len(timesteps) - kept)
+        if hasattr(scheduler, "set_begin_index"):  # those that count steps, which DDIM does not
+            scheduler.set_begin_index(len(timesteps) - kept)
         timesteps = timesteps[-kept:]
         return scheduler.add_noise(self._clean, noise, timesteps[:1].expand(len(noise))), timesteps
 

@@ -140,7 +140,7 @@ def paint(
     masks = torch.cat([grid.mask(height, width).expand(count, -1, -1, -1) for grid in grids])
     noise = _noise(components, request.seed, cells)
     blank = torch.cat((torch.zeros_like(cells[:, :-1]), cells[:, -1:]), 1)
-    unguided = torch.cat([grid.compose(blank) for grid in grids]) if follow else None
+    unguided = torch.cat([grid.compose(blank) for grid in grids]) if follow and request.guidance.scale != 1 else None
     result = generate(
         components,
         request.model_copy(

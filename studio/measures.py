@@ -34,7 +34,7 @@ class Benchmarks(Frozen):
 
     pictures: int | None = Field(default=None, ge=1, le=10_000)
     """With --relations: pictures of each relation and way (40), or in the paper's protocol of each pair (10). With
-    --boxes: layouts (200). With --incontext: questions of each task (24)."""
+    --boxes: layouts (200). With --incontext: questions of each task (12)."""
 
     sheet: Path | None = None
     """With --relations, --boxes or --incontext: also write a contact sheet here."""

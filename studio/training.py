@@ -11,6 +11,7 @@ from trainers.commands import commands
 from trainers.config import DataConfig, Destination, TrainConfig
 from trainers.configs import GroundingConfig, GroundingDestination
 from trainers.method import Method
+from trainers.repainting_config import InContextConfig, InpaintingConfig, ModelDestination
 
 
 class Output(Destination):
@@ -82,6 +83,30 @@ def _carry_out(
 
 app = commands("train", _carry_out, {"where": Output, "machine": Machine})
 app.command("studio.incontext:learn", name="task-word")
+
+
+@app.command
+def inpainting(
+    config: Annotated[InpaintingConfig, Parameter(name="*")],
+    where: Annotated[ModelDestination, Parameter(name="*")] = ModelDestination(),  # noqa: B008
+    machine: Annotated[Machine, Parameter(name="*")] = Machine(),  # noqa: B008
+) -> None:
+    """Inpainting: a UNet that sees the mask and what lies around it, from a base of 4 channels."""
+    from studio import unets
+
+    print(unets.train(config, where, machine))  # noqa: T201
+
+
+@app.command
+def incontext(
+    config: Annotated[InContextConfig, Parameter(name="*")],
+    where: Annotated[ModelDestination, Parameter(name="*")] = ModelDestination(),  # noqa: B008
+    machine: Annotated[Machine, Parameter(name="*")] = Machine(),  # noqa: B008
+) -> None:
+    """Visual prompts: the UNet for inpainting learns changes from pairs of pictures, as answers in a grid."""
+    from studio import unets
+
+    print(unets.train(config, where, machine))  # noqa: T201
 
 
 @app.command

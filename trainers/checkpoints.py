@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -229,6 +229,28 @@ def whole(place: Path) -> bool:
     except Damaged:
         return False
     return True
+
+
+def require_same(before: Mapping[str, Any], now: Mapping[str, Any], path: Path, may_change: Sequence[str] = ()) -> None:
+    """Refuse to go on from a state that was begun with other settings.
+
+    Args:
+        before: what the run that is kept was begun with.
+        now: what this one is.
+        path: where its state is kept, to tell.
+        may_change: names of settings that may differ.
+
+    Raises:
+        ConfigError: naming every setting that differs.
+    """
+    keys = [key for key in {**before, **now} if key not in may_change]
+    changed = [key for key in keys if now.get(key) != before.get(key)]
+    if changed:
+        told = "; ".join(f"{key} {before.get(key)!r}, now {now.get(key)!r}" for key in changed)
+        raise ConfigError(
+            f"The run kept in {path} was begun with {told}.",
+            f"Go on with what it was begun with, or delete {path} to begin anew.",
+        )
 
 
 def read(place: Path) -> tuple[dict[str, Any], Log]:

@@ -11,10 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from scipy import ndimage
-from skimage.color import rgb2lab
 from torch import Tensor
 
 from pipelines.components import Components
@@ -26,116 +23,25 @@ from pipelines.judge import Judge
 from pipelines.request import Request
 from pipelines.sheet import Sheet
 from trainers.grid_tasks import TASKS, TRAINED_TASKS, Drawings, Material, Pool, pairs, scenes_for
+from trainers.incontext_measures import MAIN, Measure, measures
 from trainers.stickers import HELD_OUT
 
-PICTURES = 24
+PICTURES = 12
 """Questions of each task."""
 SEED = 7_000
 WAYS = ("answer", "copy", "no example", "wrong example")
 """What the model answers, then the baselines."""
 BATCH = 16
+STEPS = 10
+"""Denoising steps of an answer: more change little where an example leaves little open."""
+
+SEEN_IN_QUERY = ("style",)
+"""Tasks whose parameter the query shows as well: which of the styles it is in."""
 
 PUBLISHED = (
     "Published for MAE-VQGAN (Bar et al.), on another set of tasks (photographs): foreground masks 0.24 to 0.30 mIoU "
     "on the four folds of Pascal-5i, detection 0.25."
 )
-
-# -- measures ---------------------------------------------------------------------------------------------------
-
-
-def white(pictures: Tensor) -> Tensor:
-    """Where pictures (B, 3, H, W) in [-1, 1] are nearer to white than to black, (B, H, W) bool."""
-    return pictures.mean(1) > 0
-
-
-def mask_iou(answers: Tensor, truths: Tensor) -> Tensor:
-    """Intersection over union (B,) of the white parts; two empty ones agree."""
-    made, true = white(answers), white(truths)
-    both, either = (made & true).sum((1, 2)), (made | true).sum((1, 2))
-    return torch.where(either > 0, both / either.clamp(min=1), 1.0)
-
-
-def largest_box(shown: Tensor) -> tuple[int, int, int, int] | None:
-    """Box x0 y0 x1 y1 in pixels of the largest connected part of a mask (H, W); None of an empty one."""
-    labelled: Any = ndimage.label(shown.numpy())
-    regions, count = labelled
-    if not count:
-        return None
-    sizes = np.bincount(regions.ravel())[1:]
-    rows, columns = ndimage.find_objects(regions)[int(sizes.argmax())]
-    return columns.start, rows.start, columns.stop, rows.stop
-
-
-def box_iou(answers: Tensor, truths: Tensor) -> Tensor:
-    """Intersection over union (B,) of the boxes around the largest white parts; 0 where there is none."""
-    figures: list[float] = []
-    for made, true in zip(white(answers).cpu(), white(truths).cpu(), strict=True):
-        a, b = largest_box(made), largest_box(true)
-        if a is None or b is None:
-            figures.append(0.0)
-            continue
-        both = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
-        areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
-        figures.append(both / (sum(areas) - both))
-    return torch.tensor(figures)
-
-
-def lab_error(answers: Tensor, truths: Tensor) -> Tensor:
-    """Mean squared difference (B,) in CIE L*a*b*, over pixels and channels."""
-    a, b = (rgb2lab(((one.cpu().double() + 1) / 2).permute(0, 2, 3, 1).numpy()) for one in (answers, truths))
-    return torch.from_numpy(np.square(a - b).mean((1, 2, 3))).float()
-
-
-def pixel_error(answers: Tensor, truths: Tensor) -> Tensor:
-    """Mean difference (B,) as a share of the range."""
-    return (answers - truths).abs().mean((1, 2, 3)).cpu() / 2
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A figure of an answer against the truth.
-
-    Attributes:
-        name: with its unit.
-        take: of answers and truths (B, 3, H, W) in [-1, 1], figures (B,).
-        higher: whether more is better.
-    """
-
-    name: str
-    take: Callable[[Tensor, Tensor], Tensor]
-    higher: bool = False
-
-    def better(self, a: float, b: float) -> bool:
-        """Whether the figure `a` is better than `b`."""
-        return a > b if self.higher else a < b
-
-
-def measures(judge: Judge) -> dict[str, Measure]:
-    """All measures by a short name."""
-
-    @torch.no_grad()
-    def likeness(answers: Tensor, truths: Tensor) -> Tensor:
-        return (judge.embed_pictures(answers.cpu()) * judge.embed_pictures(truths.cpu())).sum(1)
-
-    return {
-        "mask": Measure("mIoU", mask_iou, higher=True),
-        "box": Measure("box mIoU", box_iou, higher=True),
-        "lab": Measure("Lab error", lab_error),
-        "judge": Measure("likeness", likeness, higher=True),
-        "pixel": Measure("pixel error", pixel_error),
-    }
-
-
-MAIN: Mapping[str, str] = {
-    "mask": "mask",
-    "outline": "mask",
-    "box": "box",
-    "grey": "lab",
-    "colour": "lab",
-    "recolour": "lab",
-    "style": "judge",
-}
-"""The measure a task is judged by; pixel error for the others."""
 
 # -- questions --------------------------------------------------------------------------------------------------
 
@@ -183,9 +89,8 @@ def questions(name: str, count: int, drawings: Drawings, names: Sequence[str], s
         torch.arange(2 * count).view(count, 2)
     )
     cells = pairs(task, material, torch.Generator().manual_seed(seed))
-    return Questions(
-        cells, _otherwise(name, material, cells, seed) if task.reveals else _elsewise(name, material, seed)
-    )
+    hidden = task.reveals and name not in SEEN_IN_QUERY
+    return Questions(cells, _otherwise(name, material, cells, seed) if hidden else _elsewise(name, material, seed))
 
 
 def _otherwise(name: str, material: Material, cells: Tensor, seed: int) -> Tensor:
@@ -202,8 +107,12 @@ def _otherwise(name: str, material: Material, cells: Tensor, seed: int) -> Tenso
 
 
 def _elsewise(name: str, material: Material, seed: int) -> Tensor:
-    """Examples of other tasks in turn, on the same pictures."""
-    others = [one for one in TRAINED_TASKS if one != name and TASKS[one].scenes in ("any", TASKS[name].scenes)]
+    """Examples of other tasks in turn, on the same pictures.
+
+    An example of masks is none that is wrong for boxes: the box around a mask is the right one.
+    """
+    near = ("mask", "box") if name == "box" else (name,)
+    others = [one for one in TRAINED_TASKS if one not in near and TASKS[one].scenes in ("any", TASKS[name].scenes)]
     made = [pairs(TASKS[one], material, torch.Generator().manual_seed(seed + 1))[:, 0] for one in others]
     return torch.stack([made[row % len(others)][row] for row in range(len(material.pictures))])
 
@@ -269,11 +178,11 @@ def score_task(
         name: of the task.
         asked: the questions.
         judge: who measures likeness.
-        request: sampler and guidance; the base's own by default.
+        request: sampler and guidance; by default the base's own with `STEPS`, without guidance.
         grids: arrangements that are averaged.
         batch: questions at once.
     """
-    request = settled(components, request or Request(prompt="", seed=SEED))
+    request = settled(components, request or Request(prompt="", seed=SEED, steps=STEPS))
     answers = {"copy": asked.cells[:, -1, 0]}
     for way in ("answer", "no example", "wrong example"):
         parts = asked.asked(way).split(batch)
@@ -284,7 +193,10 @@ def score_task(
             ]
         )
     known = measures(judge)
-    figures = {way: {key: one.take(answers[way], asked.truths) for key, one in known.items()} for way in WAYS}
+    figures = {
+        way: {key: one.take(answers[way], asked.truths, asked.cells[:, -1, 0]) for key, one in known.items()}
+        for way in WAYS
+    }
     main = MAIN.get(name, "pixel")
     return TaskScore(name, figures, asked, answers, known[main], main)
 

@@ -8,14 +8,16 @@ trained by the same code: a grid is a picture whose hole is a cell.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,7 +26,7 @@ from pipelines.errors import Cancelled
 from pipelines.events import OnEvent, ignore
 from pipelines.inpainting_unet import gated, widened_shape
 from trainers.averages import Average
-from trainers.checkpoints import Checkpoint
+from trainers.checkpoints import Checkpoint, require_same
 from trainers.loop import Losses, Pace, optimise, warm_stable_decay
 from trainers.pretrain.muon import Muon
 from trainers.recorded import Recorded
@@ -39,12 +41,12 @@ class Holed(NamedTuple):
     Attributes:
         pictures: (B, 3, H, W) in [-1, 1].
         holes: (B, 1, H, W) or (1, 1, H, W), 1 = repaint.
-        context: (B, T, D) states of the captions.
+        told: arguments of the UNet that tell it the captions: `encoder_hidden_states` and, for SDXL, more.
     """
 
     pictures: Tensor
     holes: Tensor
-    context: Tensor
+    told: Mapping[str, Any]
 
 
 Source = Callable[[int, torch.Generator], Holed]
@@ -109,7 +111,8 @@ def losses_of(
     def loss(source: Source, index: int, chance: torch.Generator) -> Tensor:
         with torch.no_grad():
             batch = source(index, chance)
-            with _half(device, torch.float16):
+            # Large autoencoders overflow in float16; a tiny one is quicker and as exact.
+            with _half(device, torch.float16) if isinstance(components.vae, AutoencoderTiny) else nullcontext():
                 clean, mask, around = inputs_beside(components, batch.pictures, batch.holes)
             count = len(clean)
             start = torch.rand((), generator=chance, device=device)
@@ -118,7 +121,12 @@ def losses_of(
             noise = torch.randn(clean.shape, generator=chance, device=device)
             noisy, target = noising(clean, noise, timesteps)
             weight = mask + OUTSIDE * (1 - mask)
-        guess = call(torch.cat((noisy, mask, around), 1), timesteps, batch.context)
+        inputs = torch.cat((noisy, mask, around), 1)
+        if set(batch.told) == {"encoder_hidden_states"}:
+            guess = call(inputs, timesteps, batch.told["encoder_hidden_states"])
+        else:
+            with _half(device, torch.bfloat16):
+                guess = unet(inputs, timesteps, **batch.told).sample
         error = (guess.float() - target).square().mean(1, keepdim=True)
         return (error * weight).sum() / weight.sum()
 
@@ -161,8 +169,10 @@ class Clock:
         return min((step + 1) / min(100, max(1, steps // 5)), warm_stable_decay(round(done * 1e6), 10**6, 1, 0.4))
 
 
-def optimizers_of(unet: UNet2DConditionModel, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for hidden matrices, AdamW for the rest."""
+def optimizers_of(unet: UNet2DConditionModel, rate: float, muon: bool = True) -> list[torch.optim.Optimizer]:
+    """Muon for hidden matrices and AdamW for the rest, or AdamW for all."""
+    if not muon:
+        return [torch.optim.AdamW(unet.parameters(), rate, fused=True)]
     hidden: list[Tensor] = []
     rest: list[Tensor] = []
     for name, parameter in unet.named_parameters():
@@ -171,18 +181,40 @@ def optimizers_of(unet: UNet2DConditionModel, rate: float) -> list[torch.optim.O
     return [Muon(hidden, rate), torch.optim.AdamW(rest, rate, fused=True)]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast a UNet is trained.
+
+    Attributes:
+        steps: optimiser steps in all.
+        minutes: limit by the wall clock; the learning rate falls towards it.
+        rate: learning rate, for Muon and AdamW alike.
+        muon: whether the hidden matrices are Muon's.
+        ema: decay of the moving average; 0 for none.
+        seed: source of chance.
+        keep_every: steps between writes of the state.
+        report: steps between reports.
+        about: settings a training goes on only with.
+    """
+
+    steps: int
+    minutes: float | None = None
+    rate: float = 1e-3
+    muon: bool = True
+    ema: float = 0.999
+    seed: int = 0
+    keep_every: int = 500
+    report: int = 20
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
 def train_unet(
     components: Components,
     unet: UNet2DConditionModel,
     sources: Mapping[str, Source],
     state: Path,
+    plan: Plan,
     *,
-    steps: int,
-    minutes: float | None = None,
-    rate: float = 1e-3,
-    seed: int = 0,
-    keep_every: int = 500,
-    report: int = 20,
     after: Callable[[int, Average], dict[str, float] | None] = lambda done, average: None,
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
@@ -194,12 +226,7 @@ def train_unet(
         unet: from `widened`, or one trained before.
         sources: named batches with holes; the loss of each is a term.
         state: folder of the training state; what is there is gone on from.
-        steps: optimiser steps in all.
-        minutes: limit by the wall clock; the learning rate falls towards it.
-        rate: learning rate, for Muon and AdamW alike.
-        seed: source of chance.
-        keep_every: steps between writes of the state.
-        report: steps between reports.
+        plan: how long and how fast.
         after: called with the steps done, for previews.
         on_event: receives reports.
         should_stop: asked once a step.
@@ -209,8 +236,8 @@ def train_unet(
         ConfigError: if a loss is not finite, or the state is of other settings.
     """
     unet.train().requires_grad_(True)
-    clock, average = Clock(minutes), Average(dict(unet.named_parameters()), 0.999)
-    optimizers = optimizers_of(unet, rate)
+    clock, average = Clock(plan.minutes), Average(dict(unet.named_parameters()), plan.ema)
+    optimizers = optimizers_of(unet, plan.rate, plan.muon)
 
     def after_step(done: int) -> dict[str, float] | None:
         average.update()
@@ -220,10 +247,10 @@ def train_unet(
         optimise(
             losses_of(unet, components, sources, on_event),
             optimizers,
-            Pace(steps, seed=seed, clip=1.0, report=report),
+            Pace(plan.steps, seed=plan.seed, clip=1.0, report=plan.report),
             rate=clock.rate,
             after_step=after_step,
-            checkpoint=_checkpoint(state, keep_every, unet, average, optimizers, clock),
+            checkpoint=_checkpoint(state, plan, unet, average, optimizers, clock),
             on_event=on_event,
             should_stop=lambda: should_stop() or clock.over,
         )
@@ -235,7 +262,7 @@ def train_unet(
 
 def _checkpoint(
     path: Path,
-    every: int,
+    plan: Plan,
     unet: UNet2DConditionModel,
     average: Average,
     optimizers: list[torch.optim.Optimizer],
@@ -243,6 +270,7 @@ def _checkpoint(
 ) -> Checkpoint:
     def state() -> dict[str, Any]:
         return {
+            "about": json.dumps(plan.about),
             "unet": unet.state_dict(),
             "average": average.state(),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
@@ -250,13 +278,14 @@ def _checkpoint(
         }
 
     def restore(kept: dict[str, Any]) -> None:
+        require_same(json.loads(kept["about"]), plan.about, path)
         unet.load_state_dict(kept["unet"])
         average.restore(kept["average"])
         for optimizer, one in zip(optimizers, kept["optimizers"], strict=True):
             optimizer.load_state_dict(one)
         clock.before, clock.began = kept["spent"], time.monotonic()
 
-    return Checkpoint(path, every, state, restore)
+    return Checkpoint(path, plan.keep_every, state, restore)
 
 
 def save_unet(unet: UNet2DConditionModel, average: Average, folder: Path, dtype: torch.dtype = torch.float16) -> Path:
@@ -280,6 +309,6 @@ def painted(
     clean, mask, around = inputs_beside(components, batch.pictures, batch.holes)
     latents = torch.randn(clean.shape, generator=generator, device=clean.device)
     for timestep in schedule.timesteps:
-        guess = unet(torch.cat((latents, mask, around), 1), timestep.to(clean.device), batch.context).sample
+        guess = unet(torch.cat((latents, mask, around), 1), timestep.to(clean.device), **batch.told).sample
         latents = schedule.step(guess.float(), timestep, latents).prev_sample
     return torch.where(batch.holes > 0.5, decode(components, latents), batch.pictures)

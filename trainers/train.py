@@ -20,7 +20,7 @@ from pipelines.events import Note, OnEvent, Preview, ignore
 from pipelines.files import require_room
 from pipelines.request import Request
 from trainers.averages import Average
-from trainers.checkpoints import KEPT, Checkpoint
+from trainers.checkpoints import KEPT, Checkpoint, require_same
 from trainers.config import DataConfig, SubjectConfig, TrainConfig
 from trainers.cut_mix import cut_mixed
 from trainers.data import Batch, Example, LatentSet, digest, usable
@@ -378,15 +378,7 @@ def _checkpoint(
         }
 
     def restore(kept: dict[str, Any]) -> None:
-        before = json.loads(kept["begun_with"])
-        keys = [key for key in {**before, **begun_with} if key not in MAY_CHANGE]
-        changed = [key for key in keys if begun_with.get(key) != before.get(key)]
-        if changed:
-            told = "; ".join(f"{key} {before.get(key)!r}, now {begun_with.get(key)!r}" for key in changed)
-            raise ConfigError(
-                f"The run kept in {path} was begun with {told}.",
-                f"Go on with what it was begun with, or delete {path} to begin anew.",
-            )
+        require_same(json.loads(kept["begun_with"]), begun_with, path, MAY_CHANGE)
         with torch.no_grad():
             for name, parameter in trainable.parameters.items():
                 parameter.copy_(kept["parameters"][name])

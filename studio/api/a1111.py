@@ -241,6 +241,8 @@ def _progress(jobs: Jobs, begun: list[str]) -> dict[str, Any]:
         spent = time.time() - (job.started or time.time())
         share = job.step / job.steps
         answer |= {"progress": share, "eta_relative": spent / share * (1 - share) if share else 0.0}
+        if (shown := jobs.previews(job.id)[-1:]) and shown[0][1].is_file():
+            answer["current_image"] = base64.b64encode(shown[0][1].read_bytes()).decode()
     return answer | {"state": state}
 
 

@@ -57,7 +57,7 @@ def fitted(mask: bytes, size: tuple[int, int]) -> bytes:
         RequestError: if nothing of it is white.
     """
     grey = cleaned(mask, "the mask").convert("L").resize(size, Image.Resampling.BOX)
-    sharp = grey.point(lambda value: 255 if value > 127 else 0)
+    sharp = grey.point([0] * 128 + [255] * 128)
     if sharp.getextrema()[1] == 0:
         raise RequestError("Nothing is to be repainted.", "Click a thing in the picture, or paint over it.")
     stream = io.BytesIO()

@@ -192,6 +192,24 @@ def test_a_picture_is_repainted_for_a_script_where_its_mask_is_white(web):
     assert made["image"].startswith("pictures/")  # a place within the server's folder, which it does not tell
 
 
+def test_boxes_and_questions_in_pictures_are_asked_by_ids(web, ended):
+    ids = []
+    for color in ("red", "white", "blue"):
+        file = {"file": ("x.png", picture((64, 64), color))}
+        ids.append(web.post("/api/v1/pictures", files=file).json()["id"])
+    question = {"examples": [{"before": ids[0], "after": ids[1]}], "query": ids[2]}
+    fox = {"phrase": "a fox", "box": [0.1, 0.2, 0.5, 0.9]}
+    for asked in ({"prompt": "a fox", "boxes": [fox]}, {"prompt": "", "in_context": question}):
+        job = web.post("/api/v1/generations", json={"request": asked | {"steps": 2}}).json()["id"]
+        assert ended(job).state == "done", web.get(f"/api/v1/generations/{job}").json()
+        (href,) = web.get(f"/api/v1/generations/{job}").json()["pictures"]
+        shown = Image.open(io.BytesIO(web.get(href).content))
+        assert shown.size == (64, 64) and "/tmp" not in shown.text["promptstudio"]
+    for name in ("/etc/passwd", "../pictures/" + ids[0], "0" * 16):
+        wrong = {"request": {"prompt": "", "in_context": question | {"query": name}}}
+        assert web.post("/api/v1/generations", json=wrong).status_code == 422
+
+
 def test_two_browsers_never_mix_their_results(web, ended):
     answers = {}
 
@@ -214,14 +232,15 @@ def test_two_browsers_never_mix_their_results(web, ended):
 
 def test_what_a_script_asked_for_is_interrupted(web, jobs, until):
     answers = []
-    asked = {"prompt": "a fox", "steps": 900}
+    asked = {"prompt": "a fox", "steps": 300}
     thread = threading.Thread(target=lambda: answers.append(web.post("/sdapi/v1/txt2img", json=asked)))
     thread.start()
     end = time.monotonic() + 60
-    while not (progress := web.get("/sdapi/v1/progress").json())["progress"]:
+    while not (progress := web.get("/sdapi/v1/progress").json())["current_image"]:
         assert time.monotonic() < end
         time.sleep(0.05)
-    assert 0 < progress["progress"] < 1 and progress["state"]["sampling_steps"] == 900
+    assert 0 < progress["progress"] < 1 and progress["state"]["sampling_steps"] == 300
+    assert Image.open(io.BytesIO(base64.b64decode(progress["current_image"]))).size == (64, 64)
     web.post("/sdapi/v1/interrupt")
     thread.join(60)
     assert answers[0].json()["images"] == []

@@ -10,6 +10,7 @@ import torch
 from pipelines.components import POCKET, load
 from pipelines.judge import Judge
 from pipelines.request import Guidance, Request
+from trainers import incontext_measures as measuring
 from trainers import incontext_scoring as scoring
 from trainers.grid_tasks import TASKS, TRAINED_TASKS, Drawings
 from trainers.inpainting import widened
@@ -27,39 +28,47 @@ def picture(*boxes, size=8, colour=(1.0, 1.0, 1.0)):
 
 def test_masks_are_rounded_to_the_nearer_colour():
     truth = picture((0, 0, 4, 4))
-    assert scoring.mask_iou(truth, truth).tolist() == [1]
-    assert scoring.mask_iou(truth * 0.1, truth).tolist() == [1]  # faint, but on the right side of the middle
-    assert scoring.mask_iou(picture((0, 0, 4, 8)), truth).tolist() == [0.5]
-    assert scoring.mask_iou(picture((4, 4, 8, 8)), truth).tolist() == [0]
-    assert scoring.mask_iou(picture(), picture()).tolist() == [1]
+    assert measuring.mask_iou(truth, truth).tolist() == [1]
+    assert measuring.mask_iou(truth * 0.1, truth).tolist() == [1]  # faint, but on the right side of the middle
+    assert measuring.mask_iou(picture((0, 0, 4, 8)), truth).tolist() == [0.5]
+    assert measuring.mask_iou(picture((4, 4, 8, 8)), truth).tolist() == [0]
+    assert measuring.mask_iou(picture(), picture()).tolist() == [1]
     both = torch.cat((picture((2, 0, 6, 4)), truth))
-    assert scoring.mask_iou(both, truth.expand(2, -1, -1, -1)).tolist() == pytest.approx([1 / 3, 1])
+    assert measuring.mask_iou(both, truth.expand(2, -1, -1, -1)).tolist() == pytest.approx([1 / 3, 1])
 
 
 def test_boxes_are_of_the_largest_part():
     truth = picture((0, 0, 4, 4))
-    assert scoring.largest_box(scoring.white(picture((1, 2, 4, 7), (6, 6, 7, 7)))[0]) == (1, 2, 4, 7)
-    assert scoring.box_iou(picture((0, 0, 4, 4), (6, 6, 8, 8)), truth).tolist() == [1]
-    assert scoring.box_iou(picture((2, 0, 6, 4)), truth).tolist() == pytest.approx([1 / 3])
-    assert scoring.box_iou(picture((4, 4, 8, 8)), truth).tolist() == [0]
-    assert scoring.box_iou(picture(), truth).tolist() == [0]
+    assert measuring.largest_box(measuring.white(picture((1, 2, 4, 7), (6, 6, 7, 7)))[0]) == (1, 2, 4, 7)
+    assert measuring.box_iou(picture((0, 0, 4, 4), (6, 6, 8, 8)), truth).tolist() == [1]
+    assert measuring.box_iou(picture((2, 0, 6, 4)), truth).tolist() == pytest.approx([1 / 3])
+    assert measuring.box_iou(picture((4, 4, 8, 8)), truth).tolist() == [0]
+    assert measuring.box_iou(picture(), truth).tolist() == [0]
     hollow = picture((0, 0, 4, 4))
     hollow[..., 1:3, 1:3] = -1  # the box around it counts, not its pixels
-    assert scoring.box_iou(hollow, truth).tolist() == [1]
+    assert measuring.box_iou(hollow, truth).tolist() == [1]
 
 
 def test_colours_are_compared_in_lab():
     white, black = picture((0, 0, 8, 8)), picture()
-    assert scoring.lab_error(white, white).tolist() == [0]
-    assert scoring.lab_error(white, black).tolist() == pytest.approx([100**2 / 3], rel=1e-3)  # L* alone, 0 to 100
+    assert measuring.lab_error(white, white).tolist() == [0]
+    assert measuring.lab_error(white, black).tolist() == pytest.approx([100**2 / 3], rel=1e-3)  # L* alone, 0 to 100
     red = picture((0, 0, 8, 8), colour=(1, -1, -1))
     L, a, b = 53.24, 80.09, 67.20  # sRGB red in CIE L*a*b* (D65)
-    assert scoring.lab_error(red, black).tolist() == pytest.approx([(L**2 + a**2 + b**2) / 3], rel=1e-2)
+    assert measuring.lab_error(red, black).tolist() == pytest.approx([(L**2 + a**2 + b**2) / 3], rel=1e-2)
 
 
 def test_pixel_errors_are_shares_of_the_range():
-    assert scoring.pixel_error(picture((0, 0, 8, 8)), picture()).tolist() == [1]
-    assert scoring.pixel_error(picture((0, 0, 4, 8)), picture()).tolist() == [0.5]
+    assert measuring.pixel_error(picture((0, 0, 8, 8)), picture()).tolist() == [1]
+    assert measuring.pixel_error(picture((0, 0, 2, 8)), picture()).tolist() == [0.5]  # a quarter of the pixels
+
+
+def test_the_direction_is_that_from_query_to_truth():
+    query, truth = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 2.0]])
+    assert measuring.direction(truth, truth, query).tolist() == pytest.approx([1])
+    assert measuring.direction(query, truth, query).tolist() == [0]
+    assert measuring.direction(query + 1, truth, query).tolist() == pytest.approx([0.5**0.5])
+    assert measuring.direction(2 * query - truth, truth, query).tolist() == pytest.approx([-1])
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +108,12 @@ def test_a_wrong_example_of_a_task_with_a_parameter_has_another(drawings):
     assert bool(((right - wrong).abs().amax(1) > 0.1).all())
 
 
+def test_masks_are_no_wrong_examples_for_boxes(drawings):
+    asked = scoring.questions("box", 8, drawings, NAMES, 1)
+    after = asked.wrong[:, 1]
+    assert not bool((after.abs() == 1).flatten(1).all(1).any())  # none is black and white
+
+
 def score(name, right, wrong, copy=None, blank=None, truth=None):
     """A score of hand-made answers."""
     truth = picture((0, 0, 4, 4)) if truth is None else truth
@@ -106,9 +121,11 @@ def score(name, right, wrong, copy=None, blank=None, truth=None):
     cells[:, 1, 1] = truth
     answers = dict(zip(scoring.WAYS, (right, copy if copy is not None else wrong,
                                       blank if blank is not None else wrong, wrong), strict=True))  # fmt: skip
-    known = scoring.measures(Judge.load(POCKET / "judge"))
-    figures = {way: {key: one.take(made, truth) for key, one in known.items()} for way, made in answers.items()}
-    main = scoring.MAIN.get(name, "pixel")
+    known = measuring.measures(Judge.load(POCKET / "judge"))
+    figures = {
+        way: {key: one.take(made, truth, cells[:, 1, 0]) for key, one in known.items()} for way, made in answers.items()
+    }
+    main = measuring.MAIN.get(name, "pixel")
     return scoring.TaskScore(name, figures, scoring.Questions(cells, cells[:, 0]), answers, known[main], main)
 
 
@@ -119,7 +136,7 @@ def test_a_task_is_won_if_its_own_measure_is_better_than_all_baselines():
     assert not score("mask", half, half).beats_all  # as good is not better
     assert score("mask", truth, half).margin[0] == pytest.approx(0.5)
     pixels = score("denoise", truth, half)  # an error: less is better
-    assert pixels.beats_all and pixels.margin[0] == pytest.approx(0.25) and pixels.main == "pixel"
+    assert pixels.beats_all and pixels.margin[0] == pytest.approx(0.5) and pixels.main == "pixel"
 
 
 def test_what_is_said_of_all(drawings):

@@ -25,7 +25,7 @@ from pipelines.sheet import Sheet
 from trainers.averages import Average
 from trainers.grid_tasks import TASKS, TRAINED_TASKS, Drawings, Pool, pairs, pools, scenes_for
 from trainers.holes import random_holes
-from trainers.inpainting import Holed, Source, painted, save_unet, train_unet, widened
+from trainers.inpainting import Holed, Plan, Source, painted, save_unet, train_unet, widened
 from trainers.pretrain.card import TRAINING, device_name, write_card
 from trainers.pretrain.stages import minutes_in
 from trainers.stickers import HELD_OUT, NAMES, UNIT
@@ -92,6 +92,10 @@ def world(components: Components, count: int, seed: int, drawings: Drawings, nam
     )
 
 
+def _told(states: Tensor) -> dict[str, Tensor]:
+    return {"encoder_hidden_states": states}
+
+
 def plain_source(made: World, batch: int) -> Source:
     """Single pictures with random holes; nine captions in ten are kept."""
 
@@ -101,7 +105,7 @@ def plain_source(made: World, batch: int) -> Source:
         material = pool.take(which)
         holes = random_holes(batch, (material.size, material.size), chance, material.masks)
         kept = torch.rand(batch, 1, 1, generator=chance, device=device) >= EMPTY
-        return Holed(material.pictures, holes, torch.where(kept, made.captions[which], made.empty))
+        return Holed(material.pictures, holes, _told(torch.where(kept, made.captions[which], made.empty)))
 
     return source
 
@@ -118,7 +122,9 @@ def grid_source(made: World, batch: int) -> Source:
         words = torch.stack([made.words[name] for name in TRAINED_TASKS]).repeat_interleave(each, 0)
         hinted = torch.rand(len(cells), 1, 1, generator=chance, device=device) < HINTED
         side = cells.shape[-1]
-        return Holed(grid.compose(cells), grid.mask(side, side).to(device), torch.where(hinted, words, made.empty))
+        return Holed(
+            grid.compose(cells), grid.mask(side, side).to(device), _told(torch.where(hinted, words, made.empty))
+        )
 
     return source
 
@@ -158,8 +164,8 @@ def preview(
     for name in TASKS:
         cells = task_cells(made, name, (count, 2), chance)
         hole = grid.mask(cells.shape[-1], cells.shape[-1]).to(unet.device)
-        context = made.empty.expand(count, -1, -1)
-        answers = grid.crop(painted(unet, components, Holed(grid.compose(cells), hole, context), chance))
+        told = _told(made.empty.expand(count, -1, -1))
+        answers = grid.crop(painted(unet, components, Holed(grid.compose(cells), hole, told), chance))
         figures[name] = float((answers - cells[:, -1, 1]).abs().mean())
         for k in range(min(2, count)):
             example, query = cells[k]
@@ -223,11 +229,7 @@ def inpainting_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
         unet,
         {"plain": plain_source(made, max(1, arguments.batch // 2)), "grid": grid_source(made, arguments.batch)},
         work / "inpainting.state",
-        steps=arguments.inpainting_steps,
-        minutes=arguments.minutes,
-        rate=arguments.rate,
-        seed=11,
-        keep_every=arguments.keep_every,
+        Plan(arguments.inpainting_steps, arguments.minutes, arguments.rate, seed=11, keep_every=arguments.keep_every),
         after=after,
         on_event=on_event,
     )

@@ -1,0 +1,42 @@
+"""Trainings that give a 9-channel UNet: what `studio train inpainting` and `studio train incontext` carry out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipelines.errors import Cancelled
+from studio.progress import Progress
+from studio.runner import open_base
+from studio.settings import Machine
+from trainers.data import digest
+from trainers.launch import pausing
+from trainers.reading import read_examples
+from trainers.repainting import digest_of_pairs, model_folder, pair_source, picture_source, read_tasks, teach_unet
+from trainers.repainting_config import InContextConfig, InpaintingConfig, ModelDestination
+
+
+def train(config: InpaintingConfig | InContextConfig, where: ModelDestination, machine: Machine) -> Path:
+    """Read the pictures or pairs, train, and write the new model; gives its folder.
+
+    Raises:
+        DataError: if there is nothing to learn from, or a pair is of two sizes.
+        Cancelled: on Ctrl-C or a termination; the same command goes on where it stopped.
+    """
+    model_folder(where)  # refused before anything takes time
+    if isinstance(config, InpaintingConfig):
+        examples, tasks = read_examples(config.images), {}
+    else:
+        examples, tasks = [], read_tasks(config.pairs)
+    components = open_base(where.base, machine.model_copy(update={"dtype": "float32"}))
+    if isinstance(config, InpaintingConfig):
+        source, data = picture_source(components, examples, config), digest(examples)
+    else:
+        source, data = pair_source(components, tasks, config), digest_of_pairs(tasks)
+    try:
+        with pausing() as asked:
+            title = "inpainting" if isinstance(config, InpaintingConfig) else "incontext"
+            return teach_unet(components, source, config, where, data, on_event=Progress(title), should_stop=asked)
+    except KeyboardInterrupt:
+        raise Cancelled(
+            "Training was stopped.", "Run the same command again to go on from the last state kept."
+        ) from None

@@ -1,0 +1,21 @@
+"""What pocket answers to questions asked in pictures about stickers it never saw."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipelines.components import POCKET, load
+from pipelines.inpainting_unet import inpainting_components
+from pipelines.judge import Judge
+from trainers import incontext_scoring as scoring
+from trainers.grid_tasks import Drawings
+from trainers.stickers import HELD_OUT
+
+pytestmark = pytest.mark.pocket
+
+
+def test_masks_are_read_from_the_example():
+    asked = scoring.questions("mask", 6, Drawings.of(tuple(HELD_OUT)), tuple(HELD_OUT))
+    score = scoring.score_task(inpainting_components(load("pocket")), "mask", asked, Judge.load(POCKET / "judge"))
+    assert score.mean("answer") >= 0.60 and score.beats_all
+    assert score.margin[0] >= 0.15
