@@ -7,6 +7,7 @@ Nothing here imports torch, so `studio --help` answers at once.
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,7 +20,7 @@ from pipelines.metadata import own_version
 from pipelines.request import Request, problems
 from studio.flags import Asked, given
 from studio.language_model import Planning
-from studio.measures import Benchmarks
+from studio.measures import BENCHMARKS, Benchmarks
 from studio.placing import Placing, drawn, placed
 from studio.placing import layout as boxes_as_lines
 from studio.settings import Machine
@@ -230,23 +231,11 @@ def score(
     """
     from studio import runner
 
-    if asked.relations:
-        from studio.relations import score_relations
-
-        score_relations(asked, only, base, form, machine, print)
-    elif asked.boxes:
-        from studio.box_scores import score_boxes
-
-        score_boxes(asked, only, base, form, machine, print)
-    elif asked.masks:
-        from studio.masking import score_masks
-
-        score_masks(asked, form, print)
-    elif asked.incontext:
-        from studio.answers import score_answers
-
-        score_answers(asked, only, base, form, machine, print)
-    elif all_ways:
+    for name, (module, carried_out_by) in BENCHMARKS.items():
+        if getattr(asked, name):
+            getattr(import_module(module), carried_out_by)(asked, only, base, form, machine, print)
+            return
+    if all_ways:
         runner.score_ways(way, only, form, machine, print)
     elif all_held_out:
         runner.score_held_out(way, only, form, machine, print)

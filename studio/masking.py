@@ -14,6 +14,7 @@ from pipelines.errors import RequestError
 from pipelines.painting import Selection
 from pipelines.request import problems
 from studio.measures import Benchmarks
+from studio.settings import Machine
 
 Listed = Annotated[tuple[str, ...], Parameter(negative="")]
 
@@ -84,8 +85,10 @@ def mask(
         print(f"{path}  {guess.quality:.2f}")
 
 
-def score_masks(asked: Benchmarks, form: str, say: Callable[[str], None]) -> None:
-    """What `studio score --masks` carries out."""
+def score_masks(
+    asked: Benchmarks, only: tuple[str, ...], base: str, form: str, machine: Machine, say: Callable[[str], None]
+) -> None:
+    """What `studio score --masks` carries out; neither stickers nor base nor machine matter to it."""
     from trainers.mask_scoring import figures, mask_table
     from trainers.mask_scoring import score_masks as scored
 
