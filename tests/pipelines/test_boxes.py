@@ -145,7 +145,8 @@ def test_a_learned_concept_stands_in_a_box():
     weaker = request.model_copy(update={"concepts": (ConceptUse(source="x", strength=0.5),)})
     assert not torch.equal(generate(base, weaker, concepts={"x": concept}).latents, named)
     of_a_kind = Concept(card.model_copy(update={"init": "fox"}), (rows,))
-    assert torch.equal(generate(base, request, concepts={"x": of_a_kind}).latents, plain)
+    fox = asked(Box(phrase="fox", box=FOX.box))
+    assert torch.equal(generate(base, request, concepts={"x": of_a_kind}).latents, generate(base, fox).latents)
 
 
 # -- bad input --------------------------------------------------------------------------------------------------
