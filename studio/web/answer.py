@@ -11,7 +11,7 @@ import gradio as gr
 from pipelines.errors import StudioError
 from pipelines.metadata import read_made
 from studio.jobs import Jobs
-from studio.web.watching import Seen, facts, picture_uri, progress, watched
+from studio.web.watching import Seen, facts, picture_uri, progress, seen_now, watched
 
 REMEMBER = """(id) => {
   const here = new URL(window.location);
@@ -121,6 +121,15 @@ class Answer:
             api_visibility="private",
         )
 
+    def look_on(self, tab: gr.Tab) -> None:
+        """Show the job as it is when a tab is opened: what a closed one was told of its buttons is lost."""
+        tab.select(self.glance, self.job, self._said, show_progress="hidden", api_visibility="private")
+
+    def glance(self, job_id: str) -> Any:
+        """What a job shows now."""
+        seen = seen_now(self.jobs, job_id)
+        return self._seen(seen) if seen else tuple(gr.skip() for _ in self._said)
+
     async def follow(self, job_id: str) -> AsyncIterator[tuple[Any, ...]]:
         """What a job shows, until it has ended."""
         if not job_id:
@@ -128,20 +137,19 @@ class Answer:
             return
         try:
             async for seen in watched(self.jobs, job_id):
-                results = self.jobs.results(job_id) if seen.job.ended else []
-                pictures = [(str(path), f"seed {path.stem.split('-')[0]}") for path in results]
-                latest = [] if seen.job.ended else self.jobs.previews(job_id)[-1:]
-                preview = picture_uri(latest[0][1]) if latest else ""
-                yield (
-                    progress(seen, preview),
-                    pictures,
-                    *self._buttons(seen),
-                    told_of(results[0]) if results else "",
-                    0,
-                    *(shown(bool(results)) for _ in self.uses),
-                )
+                yield self._seen(seen)
         except StudioError as error:
             raise told(error) from None
+
+    def _seen(self, seen: Seen) -> tuple[Any, ...]:
+        identity = seen.job.id
+        results = self.jobs.results(identity) if seen.job.ended else []
+        pictures = [(str(path), f"seed {path.stem.split('-')[0]}") for path in results]
+        latest = [] if seen.job.ended else self.jobs.previews(identity)[-1:]
+        preview = picture_uri(latest[0][1]) if latest else ""
+        facts_of_first = told_of(results[0]) if results else ""
+        uses = [shown(bool(results)) for _ in self.uses]
+        return (progress(seen, preview), pictures, *self._buttons(seen), facts_of_first, 0, *uses)
 
     @staticmethod
     def _buttons(seen: Seen | None) -> tuple[Any, Any, Any]:

@@ -8,6 +8,7 @@ import gradio as gr
 
 from studio.jobs import Jobs
 from studio.web.edit import EditPage
+from studio.web.example import ExamplePage
 from studio.web.generate import GeneratePage
 from studio.web.library import LibraryPage
 from studio.web.measure import MeasurePage
@@ -26,10 +27,12 @@ def build(jobs: Jobs) -> gr.Blocks:
         with gr.Tabs(elem_id="pages", overflow_behavior="wrap") as tabs:
             with gr.Tab("Generate", id="generate") as generating:
                 generate = GeneratePage(jobs)
-            with gr.Tab("Teach", id="teach"):
+            with gr.Tab("Teach", id="teach") as teaching:
                 teach = TeachPage(jobs)
             with gr.Tab("Edit", id="edit") as editing:
                 edit = EditPage(jobs)
+            with gr.Tab("By example", id="example") as asking:
+                example = ExamplePage(jobs)
             with gr.Tab("Concepts", id="concepts") as keeping:
                 library = LibraryPage(jobs)
             with gr.Tab("Measure", id="measure") as measuring:
@@ -38,8 +41,12 @@ def build(jobs: Jobs) -> gr.Blocks:
         page.load(generate.refresh, generate.chips, chips, api_visibility="private")
         generate.answer.follow_on(page)
         edit.answer.follow_on(page)
+        example.answer.follow_on(page)
         teach.follow_on(page)
         generating.select(generate.refresh, generate.chips, chips, api_visibility="private")
+        teach.look_on(teaching)
+        edit.answer.look_on(editing)
+        example.answer.look_on(asking)
         editing.select(edit.refresh, edit.chips, edit.chips, api_visibility="private")
         generate.answer.uses[1].click(
             edit.take_result,

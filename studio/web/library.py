@@ -19,9 +19,8 @@ from studio.web.answer import told
 from studio.web.components import concept_cards, told_by
 from studio.web.watching import facts, picture_uri
 
-DIALECTS = {"AUTOMATIC1111, Forge, ComfyUI, InvokeAI, kohya": "a1111", "diffusers": "diffusers"}
+DIALECTS = {"A1111, ComfyUI, kohya": "a1111", "diffusers": "diffusers"}
 EMPTY = "Nothing is here yet. Teach something, or import a file of another program."
-SCALE = 3  # figures shown on a card
 
 
 async def concept_command(*words: str) -> str:
@@ -56,7 +55,7 @@ def cards_of(jobs: Jobs, search: str = "") -> list[dict[str, Any]]:
         if card is None:
             one = {"id": name, "token": name, "kind": "damaged", "base": "", "picture": "", "words": entry.problem}
         else:
-            figures = [f"{key.replace('_', ' ')} {value:.2f}" for key, value in card.scores.items()][:SCALE]
+            figures = [f"{key.replace('_', ' ')} {value:.2f}" for key, value in card.scores.items() if "_" not in key]
             one = {
                 "id": name,
                 "token": card.token,
@@ -92,13 +91,13 @@ class LibraryPage:
                 self.search = gr.Textbox(label="Search", placeholder="a word, a kind, a base", elem_id="search")
                 self.undo = gr.Button("Undo", visible="hidden", size="sm", elem_id="undo")
                 self.cards = concept_cards(EMPTY, elem_id="cards")
-            self.imported = gr.File(
-                label="Import a file of another program (.safetensors, .pt, .bin, .png)",
-                file_types=[".safetensors", ".pt", ".bin", ".png"],
-                height=110,
-                elem_id="import",
-                elem_classes="drop",
-            )
+                self.imported = gr.File(
+                    label="Import a file of another program",
+                    file_types=[".safetensors", ".pt", ".bin", ".png"],
+                    height=100,
+                    elem_id="import",
+                    elem_classes="drop",
+                )
             with gr.Column(scale=4, min_width=300):
                 self._actions()
         self._wire()

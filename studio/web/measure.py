@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from studio import catalogue
 from studio.jobs import Jobs
 from studio.web.watching import curve
 
+BASELINES = ("_word", "_chance")
+"""Ends of figures that stand beside another: of the class word, and of guessing."""
+
 POINTS = 200  # of a curve
 LOG_LIMIT = 4 << 20  # bytes
 NONE = "Nothing is stored yet. <code>studio score</code> measures a concept; trainings keep their losses by themselves."
@@ -22,25 +25,27 @@ NONE = "Nothing is stored yet. <code>studio score</code> measures a concept; tra
 
 def table(cards: Sequence[ConceptCard]) -> str:
     """HTML of the scores: a row for each concept, a column for each figure, a bar in each cell."""
-    names = list(dict.fromkeys(name for card in cards for name in card.scores))
+    names = list(dict.fromkeys(name for card in cards for name in card.scores if not name.endswith(BASELINES)))
     if not names:
         return ""
-    largest = {name: max(abs(card.scores.get(name, 0.0)) for card in cards) or 1.0 for name in names}
+    largest = {name: max(1.0, *(abs(card.scores.get(name, 0.0)) for card in cards)) for name in names}
     head = "".join(f"<th>{escape(name.replace('_', ' '))}</th>" for name in names)
     rows = "".join(
         f"<tr><th>{escape(card.token)} <small>{escape(card.method)}</small></th>"
-        + "".join(_cell(card.scores.get(name), largest[name]) for name in names)
+        + "".join(_cell(card.scores, name, largest[name]) for name in names)
         + "</tr>"
         for card in cards
     )
     return f'<div class="scroll"><table class="scores"><tr><th></th>{head}</tr>{rows}</table></div>'
 
 
-def _cell(value: float | None, largest: float) -> str:
-    if value is None:
+def _cell(scores: Mapping[str, float], name: str, largest: float) -> str:
+    if (value := scores.get(name)) is None:
         return "<td></td>"
-    below = " below" if value < 0 else ""
-    return f'<td><span class="bar{below}" style="width:{abs(value) / largest:.0%}"></span>{value:.3f}</td>'
+    beside = [f"{end.removeprefix('_')} {scores[name + end]:.3f}" for end in BASELINES if name + end in scores]
+    said = f" <small>{escape(', '.join(beside))}</small>" if beside else ""
+    bar = f'<span class="bar{" below" if value < 0 else ""}" style="width:{abs(value) / largest:.0%}"></span>'
+    return f"<td>{bar}{value:.3f}{said}</td>"
 
 
 def losses(path: Path, title: str) -> str:

@@ -17,7 +17,7 @@ from studio.jobs import Job, Jobs
 from studio.web.answer import REMEMBER, named_job, shown, told
 from studio.web.components import picture_rows, records, told_by
 from studio.web.lessons import KINDS, PRESETS, RECIPE_STEPS, WHATS
-from studio.web.watching import Seen, curve, picture_uri, progress, watched
+from studio.web.watching import Seen, curve, picture_uri, progress, seen_now, watched
 
 PREVIEWS = 6
 WAITING = '<p class="hint">What the model learns shows here, step by step.</p>'
@@ -113,7 +113,7 @@ class TeachPage:
             self.token = gr.Textbox(chosen.token, label="Its new word", max_length=60, min_width=140, elem_id="token")
             self.start = gr.Textbox(chosen.start, label=chosen.near, max_length=60, min_width=200, elem_id="start")
         with gr.Row():
-            self.preset = gr.Radio(list(PRESETS), value="recommended", label="How long", min_width=260)
+            self.preset = gr.Radio(list(PRESETS), value="recommended", label="How long", min_width=280, scale=3)
             self.steps = gr.Textbox("", label="Steps", placeholder="recipe", max_length=7, min_width=110)
         with gr.Row():
             self.check = gr.Button("Check the pictures", elem_id="check")
@@ -162,6 +162,15 @@ class TeachPage:
             concurrency_limit=None,
             api_name="follow_training",
         )
+
+    def look_on(self, tab: gr.Tab) -> None:
+        """Show the job as it is when the tab is opened: what a closed one was told of its buttons is lost."""
+        tab.select(self.glance, self.job, self._said, show_progress="hidden", api_visibility="private")
+
+    def glance(self, job_id: str) -> Any:
+        """What a training shows now."""
+        seen = seen_now(self.jobs, job_id)
+        return self._seen(seen) if seen else tuple(gr.skip() for _ in self._said)
 
     def restore(self, request: gr.Request) -> str:
         """On opening: the job that the address names."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from pipelines.errors import StudioError
 from studio.jobs import Job, Jobs
 
 PAUSE = 0.4  # seconds between looks
@@ -55,6 +56,16 @@ class Seen:
             elif event.kind == "step":
                 self.steps.append(dict(event.data))
         return bool(events) or before != self.job
+
+
+def seen_now(jobs: Jobs, job_id: str) -> Seen | None:
+    """A job as it is, with all it said so far; None if there is none."""
+    try:
+        seen = Seen(jobs.get(job_id))
+    except StudioError:
+        return None
+    seen.look(jobs)
+    return seen
 
 
 async def watched(jobs: Jobs, job_id: str) -> AsyncIterator[Seen]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from gradio_client import Client
 from PIL import Image, ImageChops
 from playwright.sync_api import expect
 
 from pipelines.metadata import read_made
 from studio.web.edit import EXAMPLE
 
-TABS = ("Generate", "Teach", "Edit", "Concepts", "Measure")
+TABS = ("Generate", "Teach", "Edit", "By example", "Concepts", "Measure")
 SLOW = 240_000  # milliseconds; two cores, and processes that load torch
 
 
@@ -143,6 +144,18 @@ def test_a_thing_is_clicked_and_repainted_and_the_rest_stays(visit, studio):
         assert changed.crop((0, 0, 8, 64)).getbbox() is None
 
 
+def test_a_change_is_shown_by_example(visit, studio):
+    _, jobs = studio
+    page = visit()
+    go(page, "By example")
+    page.locator("#example-pair").click()
+    expect(page.locator("#example-query img")).to_be_visible()
+    page.locator("#example-go").click()
+    expect(page.locator("#example-progress")).to_contain_text("Done", timeout=SLOW)
+    expect(page.locator("#example-gallery .thumbnail-item img")).to_have_count(1, timeout=SLOW)
+    assert len(read_made(jobs.results(newest(jobs, "generation").id)[0]).request.in_context.examples) == 1
+
+
 def test_cancel(visit, studio):
     _, jobs = studio
     page = visit()
@@ -207,3 +220,11 @@ def test_every_field_has_a_label(visit):
                  e.innerText?.trim() || e.closest('label'))).map(e => e.outerHTML.slice(0, 160))"""
         )
         assert nameless == [], tab
+
+
+def test_programs_call_the_handlers_by_name(studio):
+    address, _ = studio
+    client = Client(address, verbose=False)
+    assert "Nothing is stored" in client.predict([], api_name="/compare")
+    names = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert {"/generation", "/teach", "/edit", "/example", "/export_concept"} <= set(names)

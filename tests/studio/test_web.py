@@ -22,6 +22,8 @@ from studio.jobs import Jobs
 from studio.ledger import Job
 from studio.web.app import build, mount_options
 from studio.web.edit import EditPage
+from studio.web.example import EXAMPLE as PAIR
+from studio.web.example import PARTS, ExamplePage
 from studio.web.forms import Form
 from studio.web.generate import EXAMPLES, LABELS, PRESETS, GeneratePage, concepts_used
 from studio.web.lessons import RECIPE_STEPS, WHATS
@@ -229,6 +231,23 @@ def test_without_picture_or_paint_nothing_is_queued_and_ids_lead_nowhere(jobs, t
     assert jobs.list() == []
 
 
+# -- by example -------------------------------------------------------------------------------------------------
+
+
+def test_an_example_and_a_query_become_a_question(jobs):
+    ask = page(ExamplePage, jobs)
+    values = [component.value for component in ask.form.components]
+    pictures = [str(PAIR / f"{part}.png") for part in PARTS]
+    asked_for = jobs.get(ask.submit(*pictures, "", 4, *values)).spec["request"]
+    ids = [*asked_for["in_context"]["examples"][0].values(), asked_for["in_context"]["query"]]
+    for identity, path in zip(ids, pictures, strict=True):
+        with Image.open(jobs.pictures.path(identity)) as kept, Image.open(path) as given:
+            assert kept.convert("RGB").tobytes() == given.convert("RGB").tobytes()
+    assert asked_for["seed"] == 4
+    with pytest.raises(gr.Error, match="'query' is missing"):
+        ask.submit(*pictures[:2], None, "", 0, *values)
+
+
 # -- teaching ---------------------------------------------------------------------------------------------------
 
 
@@ -412,8 +431,11 @@ def test_a_concept_gets_another_word(jobs):
 
 
 def test_figures_stand_side_by_side(jobs):
-    write_concept(jobs.library / "a.safetensors", ConceptCard(token="<a>", scores={"gain": 0.5, "alignment": -0.1}))
-    write_concept(jobs.library / "b.safetensors", ConceptCard(token="<b>", scores={"gain": 0.25}))
+    write_concept(
+        jobs.library / "a.safetensors",
+        ConceptCard(token="<a>", scores={"named": 0.5, "gain": -0.1, "named_chance": 0.125}),
+    )
+    write_concept(jobs.library / "b.safetensors", ConceptCard(token="<b>", scores={"named": 0.25}))
     lines = [json.dumps({"step": step, "denoise": 1 / step}) for step in (10, 20, 30)]
     (jobs.library / "a.losses.jsonl").write_text("\n".join(lines))
     (jobs.library / "b.losses.jsonl").write_text("not json")
@@ -422,7 +444,8 @@ def test_figures_stand_side_by_side(jobs):
     assert measure.refresh(["b", "gone"])["value"] == ["b"]
     said = measure.compare(["a", "b"])
     assert said.count("<tr>") == 3
-    assert re.findall(r"width:(\d+)%", said) == ["100", "100", "50"]
+    assert re.findall(r"width:(\d+)%", said) == ["50", "10", "25"]
+    assert "chance 0.125" in said
     assert said.count("<polyline") == 1
     assert "&lt;a&gt;" in said
     assert "Nothing is stored" in measure.compare([])
