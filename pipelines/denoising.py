@@ -108,8 +108,7 @@ def generate(
             *_placing(request, size, learned),
         ]
         everything += conditions
-        if canvas is not None and canvas not in conditions:
-            everything.append(canvas)
+        everything += [canvas] if canvas and canvas not in conditions else []
         for condition in everything:
             lasting.enter_context(condition.attach(components, request.count))
         drawn, generators = initial_noise(components, request)
