@@ -103,11 +103,8 @@ def generate(
             components = lasting.enter_context(with_adapter(components, Path(request.grounding.adapter)))
         components = lasting.enter_context(attached(components, list(zip(learned, strengths, strict=True))))
         size = (int(request.width or 0), int(request.height or 0))
-        everything: list[Condition] = [
-            Text(request.prompt, request.negative_prompt, size),
-            *_placing(request, size, learned),
-        ]
-        everything += conditions
+        everything: list[Condition] = [Text(request.prompt, request.negative_prompt, size)]
+        everything += [*_placing(request, size, learned), *conditions]
         everything += [canvas] if canvas and canvas not in conditions else []
         for condition in everything:
             lasting.enter_context(condition.attach(components, request.count))
