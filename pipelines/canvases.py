@@ -74,7 +74,8 @@ class Canvases:
         kept = max(1, int(self.strength * len(timesteps) + 1e-9))
         if self._clean is None:
             return noise * scheduler.init_noise_sigma, timesteps
-        scheduler.set_begin_index(len(timesteps) - kept)
+        if hasattr(scheduler, "set_begin_index"):  # those that count steps, which DDIM does not
+            scheduler.set_begin_index(len(timesteps) - kept)
         timesteps = timesteps[-kept:]
         return scheduler.add_noise(self._clean, noise, timesteps[:1].expand(len(noise))), timesteps
 

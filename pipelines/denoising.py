@@ -103,10 +103,9 @@ def generate(
             components = lasting.enter_context(with_adapter(components, Path(request.grounding.adapter)))
         components = lasting.enter_context(attached(components, list(zip(learned, strengths, strict=True))))
         size = (int(request.width or 0), int(request.height or 0))
-        everything: list[Condition] = [Text(request.prompt, request.negative_prompt, size), *_placing(request, size)]
-        everything += conditions
-        if canvas is not None and canvas not in conditions:
-            everything.append(canvas)
+        everything: list[Condition] = [Text(request.prompt, request.negative_prompt, size)]
+        everything += [*_placing(request, size, learned), *conditions]
+        everything += [canvas] if canvas and canvas not in conditions else []
         for condition in everything:
             lasting.enter_context(condition.attach(components, request.count))
         drawn, generators = initial_noise(components, request)
@@ -133,11 +132,12 @@ def _learned(request: Request, concepts: Mapping[str, Concept], on_event: OnEven
     return learned
 
 
-def _placing(request: Request, size: tuple[int, int]) -> list[Condition]:
+def _placing(request: Request, size: tuple[int, int], learned: Sequence[Concept]) -> list[Condition]:
     """The conditions of a request's boxes."""
     if not request.boxes:
         return []
-    boxes: list[Condition] = [Boxes([request.boxes], float(request.grounding.beta or 0))]
+    kinds = {concept.token: concept.card.init for concept in learned}
+    boxes: list[Condition] = [Boxes([request.boxes], float(request.grounding.beta or 0), kinds)]
     if request.grounding.region:
         boxes.append(Regions(request.boxes, request.prompt, request.negative_prompt, size))
     return boxes

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 SLOTS = 30
 """Places for things in one picture, as in the official models."""
 
+UNNAMED = {"pocket": "a sticker"}
+"""Phrase that names nothing, of families whose gated layers were also trained on boxes told with it: what the prompt
+says then goes there."""
+
 FORM = "studio-grounding"
 """Format named in the header of an adapter file."""
 
@@ -38,6 +42,27 @@ def is_gated(name: str) -> bool:
 def has_grounding(unet: nn.Module) -> bool:
     """Whether a UNet has gated layers, trained or not."""
     return hasattr(unet, "position_net")
+
+
+def read_as(phrases: Sequence[str], family: str, learned: Mapping[str, str]) -> list[str]:
+    """The phrases of a picture's boxes as gated layers can read them, which were trained before words were learned.
+
+    Given the embedding of a learned word they put something else in its box, or nothing. A single one is told as a
+    thing without a name: what goes there comes from the prompt. Several are told by what kind of thing each is, which
+    also says whose box is whose.
+
+    Args:
+        phrases: of the boxes.
+        family: of the base.
+        learned: learned word -> the word it started from, empty if unknown.
+    """
+    unknown = [phrase for phrase in phrases if any(token in phrase for token in learned)]
+    if family in UNNAMED and len(unknown) == 1:
+        return [UNNAMED[family] if phrase in unknown else phrase for phrase in phrases]
+    read = list(phrases)
+    for token, kind in learned.items():
+        read = [phrase.replace(token, kind or token) for phrase in read]
+    return read
 
 
 def phrase_embeddings(components: Components, phrases: Sequence[str]) -> Tensor:

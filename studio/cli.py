@@ -7,6 +7,7 @@ Nothing here imports torch, so `studio --help` answers at once.
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,7 +20,7 @@ from pipelines.metadata import own_version
 from pipelines.request import Request, problems
 from studio.flags import Asked, given
 from studio.language_model import Planning
-from studio.measures import Benchmarks
+from studio.measures import BENCHMARKS, Benchmarks
 from studio.placing import Placing, drawn, placed
 from studio.placing import layout as boxes_as_lines
 from studio.settings import Machine
@@ -35,6 +36,7 @@ app = App(
 app.command("studio.training:app", name="train", help="Learn a concept from a folder of pictures.")
 app.command("studio.incontext:ask", name="incontext")
 app.command("studio.masking:mask", name="mask")
+app.command("studio.replacing:replace", name="replace")
 app.command("studio.concepts:app", name="concepts", help="List, check, import and export concepts.")
 app.command("studio.serve:serve", name="serve", help="Open the studio in the browser, with a REST interface beside it.")
 
@@ -229,19 +231,11 @@ def score(
     """
     from studio import runner
 
-    if asked.relations:
-        from studio.relations import score_relations
-
-        score_relations(asked, only, base, form, machine, print)
-    elif asked.boxes:
-        from studio.box_scores import score_boxes
-
-        score_boxes(asked, only, base, form, machine, print)
-    elif asked.incontext:
-        from studio.answers import score_answers
-
-        score_answers(asked, only, base, form, machine, print)
-    elif all_ways:
+    for name, (module, carried_out_by) in BENCHMARKS.items():
+        if getattr(asked, name):
+            getattr(import_module(module), carried_out_by)(asked, only, base, form, machine, print)
+            return
+    if all_ways:
         runner.score_ways(way, only, form, machine, print)
     elif all_held_out:
         runner.score_held_out(way, only, form, machine, print)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +13,8 @@ from pydantic import ValidationError
 from pipelines.errors import RequestError
 from pipelines.painting import Selection
 from pipelines.request import problems
+from studio.measures import Benchmarks
+from studio.settings import Machine
 
 Listed = Annotated[tuple[str, ...], Parameter(negative="")]
 
@@ -79,3 +83,14 @@ def mask(
         path = output if number == 1 else output.with_stem(f"{output.stem}-{number}")
         softened(guess.mask, grow, feather).save(path, format="PNG")
         print(f"{path}  {guess.quality:.2f}")
+
+
+def score_masks(
+    asked: Benchmarks, only: tuple[str, ...], base: str, form: str, machine: Machine, say: Callable[[str], None]
+) -> None:
+    """What `studio score --masks` carries out; neither stickers nor base nor machine matter to it."""
+    from trainers.mask_scoring import figures, mask_table
+    from trainers.mask_scoring import score_masks as scored
+
+    tallies = scored(asked.pictures or 40)
+    say(json.dumps(figures(tallies), indent=1) if form == "json" else mask_table(tallies))

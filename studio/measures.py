@@ -22,6 +22,9 @@ class Benchmarks(Frozen):
     concepts: bool = False
     """With --boxes: also teach held-out stickers and put them in boxes, alone and two at a time; takes minutes each."""
 
+    masks: bool = False
+    """Compare masks from clicks and boxes with the exact ones of composed pictures."""
+
     extensions: bool = False
     """With --relations: each switch of ReVersion by itself too."""
 
@@ -44,3 +47,12 @@ class Benchmarks(Frozen):
 
     scenarios: Path | None = None
     """With --clip: a JSON file of relations and the things they are tried between, instead of the built-in ones."""
+
+
+BENCHMARKS = {
+    "relations": ("studio.relations", "score_relations"),
+    "boxes": ("studio.box_scores", "score_boxes"),
+    "masks": ("studio.masking", "score_masks"),
+    "incontext": ("studio.answers", "score_answers"),
+}
+"""For each benchmark the module and the function that carry it out."""

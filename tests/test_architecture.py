@@ -50,6 +50,7 @@ def test_studio_loads_torch_in_the_runner_alone():
         "studio.catalogue",
         "studio.flags",
         "studio.masking",
+        "studio.replacing",
         "studio.incontext",
         "studio.placing",
         "studio.progress",

@@ -249,7 +249,11 @@ def drawn(
             boxes=sets[0] if region else (),
             grounding=Grounding(beta=beta, region=region),
         )
-        conditions = [] if beta is None or region else [Boxes(sets, beta)]
+        conditions = (
+            []
+            if beta is None or region
+            else [Boxes(sets, beta, {one.token: one.card.init for one in learned.values()})]
+        )
         pictures += generate(components, request, concepts=learned, conditions=conditions).pictures
     return pictures
 

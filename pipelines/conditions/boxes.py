@@ -10,6 +10,7 @@ import copy
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from pipelines.components import Components
 from pipelines.conditions import Branch, Step
 from pipelines.errors import RequestError
-from pipelines.grounding import SLOTS, grounding_input, has_grounding, phrase_embeddings
+from pipelines.grounding import SLOTS, grounding_input, has_grounding, phrase_embeddings, read_as
 from pipelines.reference_pictures import picture_embeddings
 from pipelines.request import Box
 
@@ -34,11 +35,15 @@ class Boxes:
             as if there were no boxes at all.
         beta: share of the steps, from the first, in which the boxes act (scheduled sampling, section 4.2). Afterwards
             the layers are not run at all.
+        learned: learned words that boxes may name, each with the word it started from.
     """
 
-    def __init__(self, sets: Sequence[Sequence[Box]], beta: float = 0.3) -> None:
+    def __init__(
+        self, sets: Sequence[Sequence[Box]], beta: float = 0.3, learned: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self.sets = sets
         self.beta = beta
+        self.learned = learned
         self._objects: dict[Branch, dict[str, Tensor]] = {}
 
     @contextmanager
@@ -60,7 +65,7 @@ class Boxes:
         with torch.no_grad():
             # In half precision the Fourier features of a box would be off by pixels.
             read = copy.deepcopy(unet.position_net).float()
-            given = _given(components, sets)
+            given = _given(components, sets, self.learned)
             null = {name: torch.zeros_like(one) if "masks" in name else one for name, one in given.items()}
             for branch, tokens in ((Branch.POSITIVE, given), (Branch.NEGATIVE, null)):
                 objects: Tensor = read(**tokens).to(components.dtype)
@@ -127,9 +132,9 @@ def _reads_pictures(components: Components) -> bool:
     return hasattr(components.unet.position_net, "linears_image")
 
 
-def _given(components: Components, sets: Sequence[Sequence[Box]]) -> dict[str, Tensor]:
+def _given(components: Components, sets: Sequence[Sequence[Box]], learned: Mapping[str, str]) -> dict[str, Tensor]:
     """What the position net reads, one row for each picture; boxes with the same phrase or picture share the work."""
-    listed = [[box.phrase for box in boxes] for boxes in sets]
+    listed = [read_as([box.phrase for box in boxes], components.family, learned) for boxes in sets]
     embeddings, masks = _table(components, listed, phrase_embeddings)
     edges = torch.zeros(*masks.shape, 4)
     for row, boxes in enumerate(sets):

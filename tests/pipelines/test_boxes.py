@@ -136,7 +136,7 @@ def test_half_precision_follows_the_same_boxes():
 def test_a_learned_concept_stands_in_a_box():
     base = tiny.gated()
     rows = torch.randn(2, 32, generator=torch.Generator().manual_seed(3))
-    card = ConceptCard(token="<my-fox>", vectors=2, init="fox", family=base.family)
+    card = ConceptCard(token="<my-fox>", vectors=2, family=base.family)
     concept = Concept(card, (rows,))
     request = asked(Box(phrase="<my-fox>", box=FOX.box), concepts=(ConceptUse(source="x"),))
     named = generate(base, request, concepts={"x": concept}).latents
@@ -144,6 +144,9 @@ def test_a_learned_concept_stands_in_a_box():
     assert (named - plain).abs().max() > 1e-2
     weaker = request.model_copy(update={"concepts": (ConceptUse(source="x", strength=0.5),)})
     assert not torch.equal(generate(base, weaker, concepts={"x": concept}).latents, named)
+    of_a_kind = Concept(card.model_copy(update={"init": "fox"}), (rows,))
+    fox = asked(Box(phrase="fox", box=FOX.box))
+    assert torch.equal(generate(base, request, concepts={"x": of_a_kind}).latents, generate(base, fox).latents)
 
 
 # -- bad input --------------------------------------------------------------------------------------------------

@@ -9,11 +9,13 @@ from pipelines.components import from_pipeline
 from pipelines.errors import ModelError, RequestError
 from pipelines.grounding import (
     SLOTS,
+    UNNAMED,
     gated_parameters,
     grounding_input,
     has_grounding,
     load_adapter,
     phrase_embeddings,
+    read_as,
     save_adapter,
 )
 from pipelines.tokens import new_words
@@ -72,3 +74,12 @@ def test_an_adapter_file_gives_back_the_gated_layers_alone(components, tmp_path)
     save_adapter({"conv_in.weight": components.unet.conv_in.weight}, tmp_path / "b.safetensors", {})
     with pytest.raises(ModelError, match="no gated layers"):
         load_adapter(tmp_path / "b.safetensors")
+
+
+def test_a_learned_word_in_a_box_is_read_as_a_thing_without_a_name_or_by_its_kind():
+    learned = {"<my-wolf>": "fox", "<my-cab>": "car", "<new>": ""}
+    assert read_as(["a <my-wolf>", "house"], "pocket", learned) == [UNNAMED["pocket"], "house"]
+    assert read_as(["<my-wolf>", "a <my-cab>"], "pocket", learned) == ["fox", "a car"]
+    assert read_as(["a <my-wolf>"], "sd1", learned) == ["a fox"]
+    assert read_as(["<new>"], "sd1", learned) == ["<new>"]
+    assert read_as(["house"], "pocket", learned) == ["house"]

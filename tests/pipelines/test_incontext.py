@@ -224,6 +224,15 @@ def test_analogist_answers_and_leaves_nothing(base, files):
     assert not torch.equal(result.latents, plain.latents)
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++2m", "unipc", "euler", "euler-a", "lcm"])
+def test_analogist_starts_from_the_query_with_every_sampler(base, files, sampler):
+    request = asked(files, prompt="a fox", engine="analogist", strength=0.5)
+    request = request.model_copy(update={"width": 16, "height": 16, "scheduler": sampler, "steps": 4})
+    steps = []
+    assert generate(base, request, on_event=steps.append).latents.isfinite().all()
+    assert len(steps) == 2  # the last half
+
+
 def test_cells_and_guidance_are_the_engines_own(base, files):
     def settled(**more):
         return incontext.settled(base, asked(files, **more))

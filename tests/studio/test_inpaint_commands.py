@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from pipelines.images import to_pictures
 from pipelines.metadata import read_made
 from studio.cli import main
 from studio.masking import stroke
+from trainers.stickers import Placed, Scene, Stickers
 
 
 @pytest.fixture
@@ -88,3 +92,29 @@ def white_of_disc():
     mask = Image.new("1", (64, 64))
     ImageDraw.Draw(mask).ellipse((16, 16, 47, 47), fill=1)
     return np.asarray(mask)
+
+
+@pytest.fixture
+def fox(tmp_path):
+    """A fox beside a house."""
+    scene = Scene("", (Placed("fox", 6, 22, 26), Placed("house", 36, 20, 26)), "blue")
+    to_pictures(Stickers(names=("fox", "house")).render([scene]).images)[0].save(tmp_path / "fox.png")
+    return tmp_path / "fox.png"
+
+
+def test_a_thing_is_found_by_its_name_and_replaced_and_the_rest_stays(fox, tmp_path, capsys):
+    asked = ["replace", str(fox), "the fox", "a cat on a blue background", "--steps", "2", "--output", str(tmp_path)]
+    assert main(asked) == 0
+    made = read_made(tmp_path / "0.png").request
+    assert made.prompt == "a cat on a blue background" and made.inpaint.only_masked and made.inpaint.box[2] < 0.55
+    before, after = (np.asarray(Image.open(path).convert("RGB")) for path in (fox, tmp_path / "0.png"))
+    changed = (before != after).any(-1)
+    assert changed[22:48, 6:32].mean() > 0.5 and not changed[:, 35:].any()
+
+
+@pytest.mark.parametrize(
+    ("thing", "said"), [("my aunt", "no sticker.*--inpaint-click"), ("a crab", "no crab in fox.png; found: .*house")]
+)
+def test_what_is_not_there_cannot_be_replaced(fox, capsys, thing, said):
+    assert main(["replace", str(fox), thing, "a cat"]) == 2
+    assert re.search(said, capsys.readouterr().err)

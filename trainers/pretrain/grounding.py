@@ -15,7 +15,7 @@ from pipelines.components import Components, encode, load
 from pipelines.errors import ModelError
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
-from pipelines.grounding import is_gated, load_adapter, phrase_embeddings
+from pipelines.grounding import UNNAMED, is_gated, load_adapter, phrase_embeddings
 from trainers.configs import GroundingConfig
 from trainers.grounding import BoxedPictures, GroundingRun, gains, train_grounding
 from trainers.placements import free_scenes
@@ -57,7 +57,7 @@ def composed(components: Components, listed: list[Scene], at_once: int = 512) ->
         phrases=torch.stack(
             [phrase_embeddings(components, NAMES), phrase_embeddings(components, [article(name) for name in NAMES])]
         ),
-        unnamed=phrase_embeddings(components, ["a sticker"])[0],
+        unnamed=phrase_embeddings(components, [UNNAMED["pocket"]])[0],
         things=things.to(device),
         boxes=box.float(),
         present=(box[..., 2] > box[..., 0]) & (box[..., 3] > box[..., 1]),
