@@ -239,7 +239,8 @@ def test_an_example_and_a_query_become_a_question(jobs):
     values = [component.value for component in ask.form.components]
     pictures = [str(PAIR / f"{part}.png") for part in PARTS]
     asked_for = jobs.get(ask.submit(*pictures, "", 4, *values)).spec["request"]
-    ids = [*asked_for["in_context"]["examples"][0].values(), asked_for["in_context"]["query"]]
+    (pair,) = asked_for["in_context"]["examples"]
+    ids = [pair["before"], pair["after"], asked_for["in_context"]["query"]]
     for identity, path in zip(ids, pictures, strict=True):
         with Image.open(jobs.pictures.path(identity)) as kept, Image.open(path) as given:
             assert kept.convert("RGB").tobytes() == given.convert("RGB").tobytes()
