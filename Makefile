@@ -33,8 +33,9 @@ browser:
 	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq chromium; \
 	else echo "No chromium is here; as root: apt-get install chromium"; fi
 
+# Two processes of one thread each: a file of tests is run by one of them.
 test: check browser
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What the suite does in small: trainings killed at random moments, mutated concept files, hostile requests.
 torture: setup
