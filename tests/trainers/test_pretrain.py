@@ -19,6 +19,7 @@ from pipelines.components import load
 from pipelines.denoising import generate
 from pipelines.errors import ModelError
 from pipelines.events import Note, StepDone
+from pipelines.grounding import is_gated
 from pipelines.request import Request
 from trainers.checkpoints import states
 from trainers.pretrain import judge as judge_module
@@ -27,7 +28,7 @@ from trainers.pretrain import vae as vae_module
 from trainers.pretrain.card import write_card
 from trainers.pretrain.layout import begin_text
 from trainers.pretrain.score import score
-from trainers.pretrain.unet import GATED, Generator, training_stream
+from trainers.pretrain.unet import Generator, training_stream
 from trainers.pretrain.vocabulary import build_tokenizer
 
 
@@ -133,9 +134,9 @@ def test_layers_for_boxes_are_not_trained_and_do_nothing_without_boxes():
     trained = {
         id(p) for optimizer in model.optimizers(1e-3) for group in optimizer.param_groups for p in group["params"]
     }
-    gated = [p for name, p in model.unet.named_parameters() if any(part in name for part in GATED)]
+    gated = [p for name, p in model.unet.named_parameters() if is_gated(name)]
     assert gated and not any(id(p) in trained or p.requires_grad for p in gated)
-    others = [p for name, p in model.named_parameters() if not any(part in name for part in GATED)]
+    others = [p for name, p in model.named_parameters() if not is_gated(name)]
     assert all(id(p) in trained for p in others)
 
 
