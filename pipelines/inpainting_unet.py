@@ -20,19 +20,14 @@ from torch import Tensor
 from pipelines.components import POCKET, Components
 from pipelines.errors import ModelError
 from pipelines.events import Note, OnEvent, ignore
+from pipelines.grounding import is_gated
 from pipelines.painting import BLEND, Inpaint
 
 FOLDER = "unet_inpainting"
 CHANNELS = 9
 """4 noisy latents, 1 mask, 4 latents of the masked picture, in this order."""
 
-GATED = ("fuser.", "position_net.")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-def gated(name: str) -> bool:
-    """Whether a weight belongs to the layers boxes are placed with."""
-    return any(part in name for part in GATED)
 
 
 def repaints(components: Components) -> bool:
@@ -108,7 +103,7 @@ def painting(components: Components, asked: Inpaint | None, on_event: OnEvent = 
 def _with_layers_of(base: UNet2DConditionModel, stored: dict[str, Tensor], folder: Path) -> UNet2DConditionModel:
     """A UNet of 9 channels with the stored weights, and the base's own layers for boxes."""
     unet = widened_shape(base, base.config["attention_type"])
-    weights = {name: tensor for name, tensor in base.state_dict().items() if gated(name)}
+    weights = {name: tensor for name, tensor in base.state_dict().items() if is_gated(name)}
     try:
         unet.load_state_dict(weights | {name: tensor.to(base.dtype) for name, tensor in stored.items()})
     except RuntimeError as error:

@@ -62,9 +62,9 @@ class Jobs:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.slots = folder.resolve(), slots
         self.places = Places(self.folder, whole)
-        self.bases, self.library = dict(whole), self.places.library
+        self.bases, self.learned = dict(whole), self.places.learned
         self.datasets, self.pictures = self.places.datasets, self.places.pictures
-        self.library.mkdir(exist_ok=True)
+        self.learned.mkdir(exist_ok=True)
         self.ledger = Ledger(self.folder / "jobs.sqlite")
         self.engine: Engine = engine or LocalEngine(self.places, machine, slots, warm)
         self._tries: dict[tuple[str, int], int] = {}
@@ -157,7 +157,7 @@ class Jobs:
         if key is not None and self.ledger.keyed(key):
             return
         for name in names:
-            if (self.library / name).exists():
+            if (self.learned / name).exists():
                 raise Conflict(
                     f"The concept {name.removesuffix('.safetensors')} is there already.",
                     "Choose another token, or rename or delete it.",

@@ -40,7 +40,7 @@ class Places:
     bases: Mapping[str, str]
 
     @property
-    def library(self) -> Path:
+    def learned(self) -> Path:
         """The concept files."""
         return self.folder / "concepts"
 
@@ -76,7 +76,7 @@ class Places:
             ConceptError: if there is none.
         """
         # Compared with what is there, never put into a path, so that no name leads anywhere else.
-        for path in self.library.glob("*.safetensors"):
+        for path in self.learned.glob("*.safetensors"):
             if path.stem == name and path.is_file() and not path.is_symlink():
                 return path
         raise ConceptError(f"There is no concept {name!r:.60} in the library.", "GET /api/v1/concepts lists them.")
@@ -216,7 +216,7 @@ def lesson(method: str, settings: Mapping[str, Any], dataset: str, base: str, pl
         raise ConfigError(" ".join(said), f"GET /api/v1/methods/{method} lists the settings and their ranges.")
     config, data, train, where = made
     # Seen from the folder of the server, where its processes work, so that a concept does not tell where that is.
-    output = places.library / f"{file_stem(config.trigger)}.safetensors"
+    output = places.learned / f"{file_stem(config.trigger)}.safetensors"
     return Lesson(method, config, data, train, where.model_copy(update={"base": places.base(base), "output": output}))
 
 

@@ -104,7 +104,7 @@ class Worker:
     def _import(self, job: Job) -> list[Path]:
         source = self.places.folder / job.spec["file"]
         try:
-            return [import_concept(source, job.spec["token"], self.places.library)]
+            return [import_concept(source, job.spec["token"], self.places.learned)]
         finally:
             shutil.rmtree(source.parent, ignore_errors=True)
 

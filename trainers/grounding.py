@@ -8,7 +8,6 @@ then, so that each can be used without the others and the null vectors mean "not
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from pipelines.events import OnEvent, ignore
 from pipelines.grounding import gated_parameters, grounding_input, has_grounding, save_adapter
 from trainers.averages import Average
 from trainers.checkpoints import Checkpoint
+from trainers.clock import Clock
 from trainers.configs import GroundingConfig
 from trainers.loop import Losses, Pace, optimise
 from trainers.terms import noise_levels, noised, target
@@ -185,30 +185,6 @@ def gains(
     return figures | {"gates": float(torch.stack(gates).mean())}
 
 
-class Clock:
-    """How much of a training is over: by its steps, or by the minutes it may take.
-
-    Args:
-        minutes: wall-clock time, pauses between runs left out; None counts steps.
-    """
-
-    def __init__(self, minutes: float | None) -> None:
-        self.minutes, self.steps, self.before, self.began = minutes, 0, 0.0, time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of training so far, those of earlier runs among them."""
-        return self.before + time.monotonic() - self.began
-
-    def share(self, step: int, steps: int) -> float:
-        """Between 0 and 1."""
-        return step / steps if self.minutes is None else min(1.0, self.seconds / (60 * self.minutes))
-
-    def over(self) -> bool:
-        """Whether the minutes are over."""
-        return self.minutes is not None and self.seconds >= 60 * self.minutes
-
-
 @dataclass(frozen=True)
 class GroundingRun:
     """How long a training lasts, and where it is kept.
@@ -283,10 +259,10 @@ def train_grounding(
             after_step=after,
             checkpoint=_checkpoint(run, trained, average, optimizer, clock, config),
             on_event=on_event,
-            should_stop=lambda: clock.over() or should_stop(),
+            should_stop=lambda: clock.over or should_stop(),
         )
     except Cancelled:
-        if not clock.over():
+        if not clock.over:
             raise
     for name, value in average.values.items():
         trained[name].data.copy_(value)
@@ -336,6 +312,7 @@ def _checkpoint(
                 trained[name].copy_(value)
         average.restore(kept["average"])
         optimizer.load_state_dict(kept["optimizer"])
-        clock.before, clock.began, clock.steps = float(kept["seconds"]), time.monotonic(), int(kept["done"])
+        clock.resume(float(kept["seconds"]))
+        clock.steps = int(kept["done"])
 
     return Checkpoint(run.keep, run.keep_every, state, restore)

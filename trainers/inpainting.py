@@ -9,7 +9,6 @@ trained by the same code: a grid is a picture whose hole is a cell.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -24,12 +23,15 @@ from torch.nn import functional as F
 from pipelines.components import Components, encode
 from pipelines.errors import Cancelled
 from pipelines.events import OnEvent, ignore
-from pipelines.inpainting_unet import gated, widened_shape
+from pipelines.grounding import is_gated
+from pipelines.inpainting_unet import widened_shape
 from trainers.averages import Average
 from trainers.checkpoints import Checkpoint, require_same
+from trainers.clock import Clock
 from trainers.loop import Losses, Pace, optimise, warm_stable_decay
 from trainers.pretrain.muon import Muon
 from trainers.recorded import Recorded
+from trainers.terms import noise_levels, noised, target
 
 OUTSIDE = 0.1
 """Weight of what lies outside the hole in the loss: it can be copied, so it teaches little."""
@@ -59,7 +61,7 @@ def widened(base: UNet2DConditionModel) -> UNet2DConditionModel:
     Layers for boxes are left out: they stay those of the base.
     """
     unet = widened_shape(base)
-    weights = {name: tensor.clone() for name, tensor in base.state_dict().items() if not gated(name)}
+    weights = {name: tensor.clone() for name, tensor in base.state_dict().items() if not is_gated(name)}
     first = weights["conv_in.weight"]
     weights["conv_in.weight"] = F.pad(first, (0, 0, 0, 0, 0, unet.conv_in.in_channels - first.shape[1]))
     unet.load_state_dict(weights)
@@ -81,22 +83,6 @@ def inputs_beside(components: Components, pictures: Tensor, holes: Tensor) -> tu
     return latents, mask, around
 
 
-class Noising:
-    """Noise and velocity of a base's schedule as tables on the device, so that nothing waits for it."""
-
-    def __init__(self, config: Mapping[str, Any], device: torch.device | str) -> None:
-        schedule: DDIMScheduler = DDIMScheduler.from_config(dict(config))  # pyright: ignore[reportAssignmentType]
-        self.kind: str = schedule.config["prediction_type"]
-        kept: Tensor = schedule.alphas_cumprod.to(device, torch.float32)
-        self.signal, self.noise = kept.sqrt(), (1 - kept).sqrt()
-
-    def __call__(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Noisy latents, and what the UNet is to say of them."""
-        signal, spread = (t[timesteps][:, None, None, None] for t in (self.signal, self.noise))
-        target = signal * noise - spread * clean if self.kind == "v_prediction" else noise
-        return signal * clean + spread * noise, target
-
-
 def losses_of(
     unet: UNet2DConditionModel, components: Components, sources: Mapping[str, Source], on_event: OnEvent = ignore
 ) -> Losses:
@@ -105,8 +91,9 @@ def losses_of(
     Timesteps are spread evenly over each batch, which calms the gradient.
     """
     device = unet.device
-    noising, call = Noising(components.scheduler_config, device), Recorded(unet, on_event=on_event)
-    total = len(noising.signal)
+    levels, call = noise_levels(components.scheduler_config, device), Recorded(unet, on_event=on_event)
+    kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
+    total = len(levels)
 
     def loss(source: Source, index: int, chance: torch.Generator) -> Tensor:
         with torch.no_grad():
@@ -119,7 +106,8 @@ def losses_of(
             even = (start + torch.arange(count, device=device) / count) % 1
             timesteps = (even * total).long().clamp(max=total - 1)
             noise = torch.randn(clean.shape, generator=chance, device=device)
-            noisy, target = noising(clean, noise, timesteps)
+            at = levels[timesteps]
+            noisy, wanted = noised(clean, noise, at), target(kind, clean, noise, at)
             weight = mask + OUTSIDE * (1 - mask)
         inputs = torch.cat((noisy, mask, around), 1)
         if set(batch.told) == {"encoder_hidden_states"}:
@@ -127,7 +115,7 @@ def losses_of(
         else:
             with _half(device, torch.bfloat16):
                 guess = unet(inputs, timesteps, **batch.told).sample
-        error = (guess.float() - target).square().mean(1, keepdim=True)
+        error = (guess.float() - wanted).square().mean(1, keepdim=True)
         return (error * weight).sum() / weight.sum()
 
     def losses(index: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -142,31 +130,10 @@ def _half(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[An
     return torch.autocast("cuda", dtype) if device.type == "cuda" else nullcontext()
 
 
-class Clock:
-    """How much of a training is over, by its steps or by the wall clock, whichever comes first.
-
-    Args:
-        minutes: limit by the clock; None for none. Time spent before a training was resumed counts.
-    """
-
-    def __init__(self, minutes: float | None) -> None:
-        self.limit = None if minutes is None else minutes * 60
-        self.before, self.began = 0.0, time.monotonic()
-
-    @property
-    def spent(self) -> float:
-        """Seconds."""
-        return self.before + time.monotonic() - self.began
-
-    @property
-    def over(self) -> bool:
-        """Whether the time is up."""
-        return self.limit is not None and self.spent >= self.limit
-
-    def rate(self, step: int, steps: int) -> float:
-        """Factor on the learning rate: warm-up by steps, a plateau, a linear fall over the last two fifths."""
-        done = max(step / steps, self.spent / self.limit if self.limit else 0.0)
-        return min((step + 1) / min(100, max(1, steps // 5)), warm_stable_decay(round(done * 1e6), 10**6, 1, 0.4))
+def learning_rate(clock: Clock, step: int, steps: int) -> float:
+    """Factor on the learning rate: warm-up by steps, a plateau, a linear fall over the last two fifths."""
+    done = clock.share(step, steps)
+    return min((step + 1) / min(100, max(1, steps // 5)), warm_stable_decay(round(done * 1e6), 10**6, 1, 0.4))
 
 
 def optimizers_of(unet: UNet2DConditionModel, rate: float, muon: bool = True) -> list[torch.optim.Optimizer]:
@@ -248,7 +215,7 @@ def train_unet(
             losses_of(unet, components, sources, on_event),
             optimizers,
             Pace(plan.steps, seed=plan.seed, clip=1.0, report=plan.report),
-            rate=clock.rate,
+            rate=lambda step, of: learning_rate(clock, step, of),
             after_step=after_step,
             checkpoint=_checkpoint(state, plan, unet, average, optimizers, clock),
             on_event=on_event,
@@ -274,7 +241,7 @@ def _checkpoint(
             "unet": unet.state_dict(),
             "average": average.state(),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            "spent": clock.spent,
+            "spent": clock.seconds,
         }
 
     def restore(kept: dict[str, Any]) -> None:
@@ -283,7 +250,7 @@ def _checkpoint(
         average.restore(kept["average"])
         for optimizer, one in zip(optimizers, kept["optimizers"], strict=True):
             optimizer.load_state_dict(one)
-        clock.before, clock.began = kept["spent"], time.monotonic()
+        clock.resume(float(kept["spent"]))
 
     return Checkpoint(path, plan.keep_every, state, restore)
 

@@ -20,8 +20,9 @@ from pipelines.events import Note, OnEvent, ignore
 from pipelines.export import export_model
 from pipelines.files import require_room
 from pipelines.grids import Grid
+from pipelines.grounding import is_gated
 from pipelines.images import fit, to_tensor
-from pipelines.inpainting_unet import FOLDER, gated, inpainting_components, repaints
+from pipelines.inpainting_unet import FOLDER, inpainting_components, repaints
 from trainers.averages import Average
 from trainers.data import digest
 from trainers.holes import random_holes
@@ -173,7 +174,7 @@ def start_from(components: Components, start: Path | None) -> UNet2DConditionMod
         if start is not None:
             raise
         return unet
-    unet.load_state_dict({name: tensor for name, tensor in found.state_dict().items() if not gated(name)})
+    unet.load_state_dict({name: tensor for name, tensor in found.state_dict().items() if not is_gated(name)})
     return unet
 
 

@@ -105,7 +105,7 @@ def request_of(asked: TextToImage, jobs: Jobs) -> dict[str, Any]:
         except ValueError:
             raise RequestError(f"The strength {strength!r} of {name} is no number.", "Write <lora:name:0.8>.") from None
     prompt = LORA.sub("", asked.prompt).strip()
-    for entry in catalogue.scan(jobs.library):
+    for entry in catalogue.scan(jobs.learned):
         if entry.card is not None and _said(entry.card, prompt + " " + asked.negative_prompt):
             uses.setdefault(entry.path.stem, 1.0)
     fields: dict[str, Any] = {
@@ -256,7 +256,7 @@ def _stop(jobs: Jobs, job: Job) -> None:
 def _embeddings(jobs: Jobs) -> dict[str, Any]:
     loaded: dict[str, Any] = {}
     skipped: dict[str, Any] = {}
-    for entry in catalogue.scan(jobs.library):
+    for entry in catalogue.scan(jobs.learned):
         if entry.card is None or not entry.card.vectors:
             skipped[entry.path.stem] = {}
         else:

@@ -186,7 +186,7 @@ def concepts(jobs: Jobs) -> APIRouter:
                 card=None if entry.card is None else entry.card.model_dump(mode="json"),
                 href=f"{ROOT}/concepts/{entry.path.stem}",
             )
-            for entry in catalogue.scan(jobs.library)
+            for entry in catalogue.scan(jobs.learned)
         ]
 
     @router.get("/concepts/{concept}")

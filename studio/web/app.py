@@ -7,10 +7,10 @@ from typing import Any
 import gradio as gr
 
 from studio.jobs import Jobs
+from studio.web.concept_cards import LibraryPage
 from studio.web.edit import EditPage
 from studio.web.example import ExamplePage
 from studio.web.generate import GeneratePage
-from studio.web.library import LibraryPage
 from studio.web.measure import MeasurePage
 from studio.web.static import text
 from studio.web.teach import TeachPage

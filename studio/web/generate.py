@@ -63,7 +63,7 @@ INSERT = """(chips, prompt) => {
 
 def chips_of(jobs: Jobs, on: Sequence[str] = (), strengths: dict[str, float] | None = None) -> list[dict[str, Any]]:
     """The library as values of `concept_chips`; `on` are ids that are switched on."""
-    if not jobs.library.is_dir():
+    if not jobs.learned.is_dir():
         return []
     return [
         {
@@ -74,7 +74,7 @@ def chips_of(jobs: Jobs, on: Sequence[str] = (), strengths: dict[str, float] | N
             "on": entry.path.stem in on,
             "strength": (strengths or {}).get(entry.path.stem, 1.0),
         }
-        for entry in catalogue.scan(jobs.library)
+        for entry in catalogue.scan(jobs.learned)
         if entry.card is not None
     ]
 

@@ -72,13 +72,13 @@ class MeasurePage:
 
     def refresh(self, chosen: list[str] | None) -> Any:
         """The concepts there are now; all of them are compared at first."""
-        known = [(entry.card.token, entry.path.stem) for entry in catalogue.scan(self.jobs.library) if entry.card]
+        known = [(entry.card.token, entry.path.stem) for entry in catalogue.scan(self.jobs.learned) if entry.card]
         ids = [identity for _, identity in known]
         return gr.update(choices=known, value=[one for one in chosen or () if one in ids] or ids[:8])
 
     def compare(self, chosen: list[str]) -> str:
         """HTML of the figures of some concepts."""
-        entries = [entry for entry in catalogue.scan(self.jobs.library) if entry.card and entry.path.stem in chosen]
+        entries = [entry for entry in catalogue.scan(self.jobs.learned) if entry.card and entry.path.stem in chosen]
         cards = [entry.card for entry in entries if entry.card]
         drawn = "".join(losses(entry.path, f"Loss of {card.token}") for entry, card in zip(entries, cards, strict=True))
         said = table(cards) + (f'<div class="curves">{drawn}</div>' if drawn else "")

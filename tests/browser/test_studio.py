@@ -182,17 +182,17 @@ def test_what_is_wrong_is_said_and_nothing_is_lost(visit):
 
 def test_a_concept_is_deleted_and_brought_back(visit, studio):
     _, jobs = studio
-    assert (jobs.library / "my-wolf.safetensors").is_file()
+    assert (jobs.learned / "my-wolf.safetensors").is_file()
     page = visit()
     go(page, "Concepts")
     page.locator(".card").click()
     expect(page.locator("#concept-facts")).to_contain_text("textual-inversion")
     page.locator("#delete").click()
     expect(page.locator(".card")).to_have_count(0)
-    assert not (jobs.library / "my-wolf.safetensors").exists()
+    assert not (jobs.learned / "my-wolf.safetensors").exists()
     page.locator("#undo").click()
     expect(page.locator(".card")).to_have_count(1)
-    assert (jobs.library / "my-wolf.safetensors").is_file()
+    assert (jobs.learned / "my-wolf.safetensors").is_file()
     page.locator("#search").get_by_role("textbox").fill("tiger")
     expect(page.locator(".card")).to_have_count(0)
 

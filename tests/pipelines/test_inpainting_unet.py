@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pipelines.errors import ModelError
-from pipelines.inpainting_unet import FOLDER, gated, inpainting_components, repaints
+from pipelines.grounding import is_gated
+from pipelines.inpainting_unet import FOLDER, inpainting_components, repaints
 from tests import tiny
 from trainers.averages import Average
 from trainers.inpainting import save_unet, widened
@@ -33,12 +34,12 @@ def test_a_widened_unet_paints_as_the_base_whatever_the_mask_says():
 def test_what_is_saved_comes_back_with_the_layers_for_boxes_of_the_base(tmp_path):
     base = replace(tiny.sd(), unet=tiny._unet(32, gated=True))
     trained, folder = saved(base, tmp_path)
-    assert not any(gated(name) for name in trained.state_dict())
+    assert not any(is_gated(name) for name in trained.state_dict())
     found = inpainting_components(base, tmp_path)
     assert repaints(found) and not repaints(base)
     whole = found.unet.state_dict()
     assert all(torch.equal(whole[name], value) for name, value in trained.state_dict().items())
-    boxes = {name: value for name, value in base.unet.state_dict().items() if gated(name)}
+    boxes = {name: value for name, value in base.unet.state_dict().items() if is_gated(name)}
     assert boxes and all(torch.equal(whole[name], value) for name, value in boxes.items())
     assert inpainting_components(found) is found
     assert inpainting_components(base, folder).unet.config["in_channels"] == 9

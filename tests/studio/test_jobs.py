@@ -38,7 +38,7 @@ def test_a_training_pauses_goes_on_and_is_used(jobs, wolves, until, ended):
     until(job.id, lambda now: now.step >= 10)
     jobs.pause(job.id)
     paused = until(job.id, lambda now: now.state == "paused")
-    assert paused.step < 40 and list(jobs.library.glob(".my-wolf.state/step-*"))
+    assert paused.step < 40 and list(jobs.learned.glob(".my-wolf.state/step-*"))
     jobs.resume(job.id)
     done = ended(job.id)
     assert done.state == "done" and [path.name for path in jobs.results(job.id)] == ["my-wolf.safetensors"]
@@ -81,7 +81,7 @@ def test_a_training_that_is_cancelled_leaves_its_name_free(jobs, wolves, until, 
     until(job.id, lambda now: now.step >= 10)
     jobs.cancel(job.id)
     assert ended(job.id).state == "cancelled"
-    assert not list(jobs.library.glob("*gone*")) and not list(jobs.library.glob(".gone*"))
+    assert not list(jobs.learned.glob("*gone*")) and not list(jobs.learned.glob(".gone*"))
 
 
 def test_what_cannot_be_done_is_said_when_it_is_asked(jobs, wolves, tmp_path):

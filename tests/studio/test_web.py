@@ -21,13 +21,13 @@ from studio import catalogue
 from studio.jobs import Jobs
 from studio.ledger import Job
 from studio.web.app import build, mount_options
+from studio.web.concept_cards import LibraryPage, cards_of
 from studio.web.edit import EditPage
 from studio.web.example import EXAMPLE as PAIR
 from studio.web.example import PARTS, ExamplePage
 from studio.web.forms import Form
 from studio.web.generate import EXAMPLES, LABELS, PRESETS, GeneratePage, concepts_used
 from studio.web.lessons import RECIPE_STEPS, WHATS
-from studio.web.library import LibraryPage, cards_of
 from studio.web.measure import MeasurePage
 from studio.web.teach import WOLF, TeachPage, curves, report
 from studio.web.watching import Seen, curve, facts, picture_uri, progress, spoken, time_left
@@ -128,7 +128,7 @@ def test_boxes_without_words_are_left_out_and_no_file_is_named_by_a_browser(jobs
         {"phrase": " ", "box": [0, 0, 1, 1]},
         "no box",
     ]
-    write_concept(jobs.library / "b.safetensors", ConceptCard(token="<b>"))
+    write_concept(jobs.learned / "b.safetensors", ConceptCard(token="<b>"))
     chips = [{"id": "b", "token": "<b>", "on": False}]
     asked_for = jobs.get(asked(page(GeneratePage, jobs), boxes=boxes, chips=chips)).spec["request"]
     assert asked_for["boxes"] == [{"phrase": "a <b>", "box": [0, 0, 0.5, 0.5]}]
@@ -152,7 +152,7 @@ def test_examples_and_presets_are_valid_requests():
 
 
 def test_settings_come_back_from_a_picture_of_which_only_names_of_files_count(jobs, tmp_path):
-    write_concept(jobs.library / "my-wolf.safetensors", ConceptCard(token="<my-wolf>"))
+    write_concept(jobs.learned / "my-wolf.safetensors", ConceptCard(token="<my-wolf>"))
     uses = (ConceptUse(source="/etc/my-wolf.safetensors", strength=0.7),)
     made = Made(
         Request(prompt="a <my-wolf>", seed=5, count=3, concepts=uses).resolved(DEFAULTS),
@@ -172,7 +172,7 @@ def test_settings_come_back_from_a_picture_of_which_only_names_of_files_count(jo
 
 
 def test_a_learned_concept_begins_a_prompt(jobs):
-    write_concept(jobs.library / "r.safetensors", ConceptCard(token="<r>", kind="relation", example="a cat <r> a box"))
+    write_concept(jobs.learned / "r.safetensors", ConceptCard(token="<r>", kind="relation", example="a cat <r> a box"))
     tabs, prompt, chips, words = page(GeneratePage, jobs).take("r")
     assert tabs["selected"] == "generate"
     assert (prompt, chips[0]["on"], words["choices"]) == ("a cat <r> a box", True, ["<r>"])
@@ -385,9 +385,9 @@ def test_a_job_is_followed_until_it_has_ended(jobs):
 
 
 def test_cards_are_found_by_what_they_say(jobs):
-    write_concept(jobs.library / "a.safetensors", ConceptCard(token="<a>", scores={"gain": 0.5}, family="pocket"))
-    write_concept(jobs.library / "b.safetensors", ConceptCard(token="<b>", kind="style"))
-    (jobs.library / "c.safetensors").write_bytes(b"broken")
+    write_concept(jobs.learned / "a.safetensors", ConceptCard(token="<a>", scores={"gain": 0.5}, family="pocket"))
+    write_concept(jobs.learned / "b.safetensors", ConceptCard(token="<b>", kind="style"))
+    (jobs.learned / "c.safetensors").write_bytes(b"broken")
     assert [card["id"] for card in cards_of(jobs)] == ["a", "b", "c"]
     assert "gain 0.50" in cards_of(jobs)[0]["words"]
     assert [card["id"] for card in cards_of(jobs, "STYLE")] == ["b"]
@@ -395,22 +395,22 @@ def test_cards_are_found_by_what_they_say(jobs):
 
 
 def test_what_is_deleted_can_be_brought_back_with_what_lies_beside_it(jobs):
-    path = write_concept(jobs.library / "a.safetensors", ConceptCard(token="<a>"))
-    Image.new("RGB", (8, 8)).save(jobs.library / "a.preview.png")
+    path = write_concept(jobs.learned / "a.safetensors", ConceptCard(token="<a>"))
+    Image.new("RGB", (8, 8)).save(jobs.learned / "a.preview.png")
     before = path.read_bytes()
     library = page(LibraryPage, jobs)
     cards, _, _, _, thrown = library.ask_delete("a", "")
     assert cards == []
-    assert list(jobs.library.glob("a*")) == []
+    assert list(jobs.learned.glob("a*")) == []
     cards, *_ = library.ask_undo(thrown, "")
     assert [card["id"] for card in cards] == ["a"]
-    assert (path.read_bytes(), (jobs.library / "a.preview.png").is_file()) == (before, True)
+    assert (path.read_bytes(), (jobs.learned / "a.preview.png").is_file()) == (before, True)
     with pytest.raises(gr.Error, match="no longer in the trash"):
         library.ask_undo("../..", "")
 
 
 def test_a_concept_of_the_same_name_is_not_replaced_by_one_from_the_trash(jobs):
-    path = write_concept(jobs.library / "a.safetensors", ConceptCard(token="<a>"))
+    path = write_concept(jobs.learned / "a.safetensors", ConceptCard(token="<a>"))
     thrown = catalogue.discard(path)
     write_concept(path, ConceptCard(token="<other>"))
     with pytest.raises(gr.Error, match="another"):
@@ -419,7 +419,7 @@ def test_a_concept_of_the_same_name_is_not_replaced_by_one_from_the_trash(jobs):
 
 
 def test_a_concept_gets_another_word(jobs):
-    write_concept(jobs.library / "a.safetensors", ConceptCard(token="<a>"))
+    write_concept(jobs.learned / "a.safetensors", ConceptCard(token="<a>"))
     library = page(LibraryPage, jobs)
     cards, chosen, _ = asyncio.run(library.ask_rename("a", "<tom>", ""))
     assert (chosen, [card["token"] for card in cards]) == ("tom", ["<tom>"])
@@ -433,13 +433,13 @@ def test_a_concept_gets_another_word(jobs):
 
 def test_figures_stand_side_by_side(jobs):
     write_concept(
-        jobs.library / "a.safetensors",
+        jobs.learned / "a.safetensors",
         ConceptCard(token="<a>", scores={"named": 0.5, "gain": -0.1, "named_chance": 0.125}),
     )
-    write_concept(jobs.library / "b.safetensors", ConceptCard(token="<b>", scores={"named": 0.25}))
+    write_concept(jobs.learned / "b.safetensors", ConceptCard(token="<b>", scores={"named": 0.25}))
     lines = [json.dumps({"step": step, "denoise": 1 / step}) for step in (10, 20, 30)]
-    (jobs.library / "a.losses.jsonl").write_text("\n".join(lines))
-    (jobs.library / "b.losses.jsonl").write_text("not json")
+    (jobs.learned / "a.losses.jsonl").write_text("\n".join(lines))
+    (jobs.learned / "b.losses.jsonl").write_text("not json")
     measure = page(MeasurePage, jobs)
     assert measure.refresh(None)["value"] == ["a", "b"]
     assert measure.refresh(["b", "gone"])["value"] == ["b"]

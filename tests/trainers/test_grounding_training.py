@@ -12,10 +12,10 @@ from pipelines.components import from_pipeline
 from pipelines.errors import Cancelled, ConfigError, ModelError
 from pipelines.grounding import grounding_input, is_gated, load_adapter
 from tests.tiny import sd_pipeline
+from trainers.clock import Clock
 from trainers.configs import GroundingConfig
 from trainers.grounding import (
     BoxedPictures,
-    Clock,
     GroundingRun,
     decay,
     denoising,
@@ -132,8 +132,12 @@ def test_minutes_end_a_run_and_what_was_learned_is_written(unet, tmp_path):
     done = train_grounding(unet, SCHEDULE, pictures(), CONFIG, run(tmp_path, 10_000, minutes=0.02))
     assert 0 < done < 10_000 and load_adapter(tmp_path / "a.safetensors")[1]["steps"] == str(done)
     clock = Clock(1.0)
-    clock.before = 30.0
-    assert clock.share(7, 10) == pytest.approx(0.5, abs=0.01) and Clock(None).share(7, 10) == 0.7
+    clock.resume(30.0)
+    assert (
+        clock.share(3, 10) == pytest.approx(0.5, abs=0.01)
+        and clock.share(7, 10) == 0.7
+        and Clock(None).share(7, 10) == 0.7
+    )
     assert [decay(share) for share in (0.0, 0.6, 0.8, 1.0)] == pytest.approx([1, 1, 0.5, 0])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -10,14 +11,14 @@ import torch
 from pipelines.components import encode
 from pipelines.errors import Cancelled, ConfigError
 from tests import tiny
+from trainers.clock import Clock
 from trainers.holes import random_holes
 from trainers.inpainting import (
     OUTSIDE,
-    Clock,
     Holed,
-    Noising,
     Plan,
     inputs_beside,
+    learning_rate,
     losses_of,
     painted,
     train_unet,
@@ -56,18 +57,6 @@ def test_a_mask_of_one_serves_all(base):
     own = inputs_beside(base, one.pictures, one.holes)
     shared = inputs_beside(base, one.pictures, one.holes[:1])
     assert all(torch.equal(a, b) for a, b in zip(own, shared, strict=True))
-
-
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_noise_is_that_of_the_schedule(kind):
-    components = tiny.sd(prediction_type=kind)
-    schedule = tiny.sd_pipeline(prediction_type=kind).scheduler
-    clean, noise = (torch.randn(3, 4, 2, 2, generator=chance(seed)) for seed in (0, 1))
-    steps = torch.tensor([1, 400, 990])
-    noisy, target = Noising(components.scheduler_config, "cpu")(clean, noise, steps)
-    torch.testing.assert_close(noisy, schedule.add_noise(clean, noise, steps))
-    wanted = noise if kind == "epsilon" else schedule.get_velocity(clean, noise, steps)
-    torch.testing.assert_close(target, wanted)
 
 
 def test_the_loss_is_weighed_by_the_hole(base):
@@ -130,15 +119,16 @@ def test_both_optimizers_learn(base, tmp_path):
 def test_the_clock_ends_a_training_in_order_and_counts_what_was_spent_before(base, tmp_path):
     train(base, tmp_path, steps=1000, minutes=0.02)
     clock = Clock(1)
-    clock.before = 30
-    assert clock.spent == pytest.approx(30, abs=1) and not clock.over
-    assert clock.rate(500, 10**6) == pytest.approx(1, abs=1e-3)
-    clock.before = 54
-    assert clock.rate(500, 10**6) == pytest.approx(0.25, abs=0.02)  # 6 of the last 24 seconds
-    clock.before = 61
-    assert clock.over and clock.rate(500, 10**6) == 0
-    assert Clock(None).rate(900, 1000) == pytest.approx(0.25, abs=1e-3)
-    assert Clock(None).rate(0, 1000) == pytest.approx(0.01)
+    rate = partial(learning_rate, clock)
+    clock.resume(30)
+    assert clock.seconds == pytest.approx(30, abs=1) and not clock.over
+    assert rate(500, 10**6) == pytest.approx(1, abs=1e-3)
+    clock.resume(54)
+    assert rate(500, 10**6) == pytest.approx(0.25, abs=0.02)  # 6 of the last 24 seconds
+    clock.resume(61)
+    assert clock.over and rate(500, 10**6) == 0
+    assert learning_rate(Clock(None), 900, 1000) == pytest.approx(0.25, abs=1e-3)
+    assert learning_rate(Clock(None), 0, 1000) == pytest.approx(0.01)
 
 
 def test_what_is_outside_the_hole_stays_as_it_is(base):

@@ -50,7 +50,7 @@ async def concept_command(*words: str) -> str:
 def cards_of(jobs: Jobs, search: str = "") -> list[dict[str, Any]]:
     """The library as values of `concept_cards`; those that hold all words of `search`."""
     cards = []
-    for entry in catalogue.scan(jobs.library):
+    for entry in catalogue.scan(jobs.learned):
         name, card = entry.path.stem, entry.card
         if card is None:
             one = {"id": name, "token": name, "kind": "damaged", "base": "", "picture": "", "words": entry.problem}
@@ -151,7 +151,7 @@ class LibraryPage:
             path = self.jobs.places.concept(concept)
             if not (word := word.strip()) or word.startswith("-"):
                 raise ConceptError(f"{word!r:.60} is no word to use in prompts.", "For example <my-cat>.")
-            new = await concept_command("rename", path.stem, word, "--library", str(self.jobs.library))
+            new = await concept_command("rename", path.stem, word, "--library", str(self.jobs.learned))
         except StudioError as error:
             raise told(error) from None
         return self.refresh(search), Path(new).stem, gr.update(visible=False)
@@ -163,7 +163,7 @@ class LibraryPage:
             output = self.jobs.folder / "exports" / f"{path.stem}-{DIALECTS[dialect]}"
             shutil.rmtree(output, ignore_errors=True)
             words = ("export", path.stem, "--for", DIALECTS[dialect], "--output", str(output))
-            files = await concept_command(*words, "--library", str(self.jobs.library))
+            files = await concept_command(*words, "--library", str(self.jobs.learned))
         except StudioError as error:
             raise told(error) from None
         return gr.update(value=files.splitlines(), visible=True)
@@ -185,7 +185,7 @@ class LibraryPage:
     def ask_undo(self, thrown: str, search: str) -> tuple[Any, ...]:
         """Bring back what was thrown away last."""
         try:
-            catalogue.restore(thrown, self.jobs.library)
+            catalogue.restore(thrown, self.jobs.learned)
         except StudioError as error:
             raise told(error) from None
         return self.refresh(search), gr.update(visible="hidden"), ""
@@ -195,7 +195,7 @@ class LibraryPage:
         if path is None:
             return gr.skip(), None
         try:
-            await concept_command("import", path, "--library", str(self.jobs.library))
+            await concept_command("import", path, "--library", str(self.jobs.learned))
         except StudioError as error:
             raise told(error) from None
         return self.refresh(search), None

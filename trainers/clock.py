@@ -1,0 +1,40 @@
+"""How much of a training is over: by its steps, or by the minutes it may take."""
+
+from __future__ import annotations
+
+import time
+
+
+class Clock:
+    """The time of a training, pauses between runs left out.
+
+    Args:
+        minutes: wall-clock time it may take; None counts steps alone.
+
+    Attributes:
+        steps: done so far; whoever steps says so.
+    """
+
+    def __init__(self, minutes: float | None) -> None:
+        self.limit = None if minutes is None else 60 * minutes
+        self.steps = 0
+        self.resume(0.0)
+
+    def resume(self, seconds: float) -> None:
+        """Go on after so many seconds of earlier runs."""
+        self.before, self.began = seconds, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, those of earlier runs among them."""
+        return self.before + time.monotonic() - self.began
+
+    @property
+    def over(self) -> bool:
+        """Whether the minutes are over."""
+        return self.limit is not None and self.seconds >= self.limit
+
+    def share(self, step: int, steps: int) -> float:
+        """Between 0 and 1: what is over of the steps or of the minutes, whichever is further."""
+        by_time = 0.0 if self.limit is None else self.seconds / self.limit if self.limit else 1.0
+        return min(1.0, max(step / steps, by_time))
