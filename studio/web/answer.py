@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +11,8 @@ import gradio as gr
 from pipelines.errors import StudioError
 from pipelines.metadata import read_made
 from studio.jobs import Jobs
-from studio.web.watching import Seen, facts, picture_uri, progress, seen_now, watched
-
-REMEMBER = """(id) => {
-  const here = new URL(window.location);
-  here.searchParams.set('NAME', id);
-  window.history.replaceState(null, '', here);
-}"""
-"""Puts a job into the address of the page, so that loading it again shows the job again."""
-
-
-def told(error: StudioError) -> gr.Error:
-    """An error for people as the page shows it."""
-    return gr.Error(f"{error.message} {error.hint}".strip(), duration=None, print_exception=False)
-
-
-def shown(there: bool) -> Any:
-    """Update of a button; one that is taken away whole comes back without its words."""
-    return gr.update(visible=True if there else "hidden")
-
-
-def named_job(jobs: Jobs, request: gr.Request, name: str, kind: str) -> str:
-    """The id of the job that the address of the page names, if there is such a one."""
-    try:
-        job = jobs.get(str(request.query_params.get(name, "")))
-    except StudioError:
-        return ""
-    return job.id if job.kind == kind else ""
+from studio.web.following import Following, shown, told
+from studio.web.watching import Seen, facts, picture_uri, progress
 
 
 def told_of(path: Path) -> str:
@@ -56,7 +31,7 @@ def told_of(path: Path) -> str:
     return facts([(name.replace("_", " "), value) for name, value in rows.items() if value not in (None, "", (), [])])
 
 
-class Answer:
+class Answer(Following):
     """A panel with the pictures of one job; made inside `gr.Blocks`.
 
     Args:
@@ -67,8 +42,8 @@ class Answer:
     """
 
     def __init__(self, jobs: Jobs, name: str, go: gr.Button, uses: Sequence[str]) -> None:
-        self.jobs, self.name, self.go = jobs, name, go
-        self.job = gr.Textbox(visible="hidden", label="Job", elem_id=f"{name}-id")
+        super().__init__(jobs, name, "generation")
+        self.go = go
         self.progress = gr.HTML(elem_id=f"{name}-progress", js_on_load=None)
         self.stop = gr.Button("Cancel", elem_id=f"{name}-stop", visible="hidden", size="sm")
         self.gallery = gr.Gallery(
@@ -92,56 +67,20 @@ class Answer:
 
     def wire(self, submit: Callable[..., str], asked: Sequence[Any]) -> None:
         """Ask with `submit`, which gives the id of a job, when the button is clicked."""
-        self._said = [self.progress, self.gallery, self.go, self.stop, self.made, self.facts, self.chosen, *self.uses]
-        submitted = self.go.click(submit, list(asked), self.job, api_name=self.name)
-        submitted.success(None, self.job, js=REMEMBER.replace("NAME", self.name))
-        submitted.success(
-            self.follow,
-            self.job,
-            self._said,
-            show_progress="hidden",
-            concurrency_limit=None,
-            api_name=f"follow_{self.name}",
-        )
+        self.submitted(self.go.click(submit, list(asked), self.job, api_name=self.name))
         self.stop.click(self.cancel, self.job, api_name=f"cancel_{self.name}")
         self.gallery.select(self.look, self.job, [self.chosen, self.facts], api_visibility="private")
 
-    def restore(self, request: gr.Request) -> str:
-        """On opening: the job that the address names."""
-        return named_job(self.jobs, request, self.name, "generation")
+    def said(self) -> Sequence[Any]:
+        """Progress, pictures, buttons, and how they were made."""
+        return [self.progress, self.gallery, self.go, self.stop, self.made, self.facts, self.chosen, *self.uses]
 
-    def follow_on(self, page: gr.Blocks) -> None:
-        """Show the job that the address names when the page is opened."""
-        page.load(self.restore, None, self.job, api_visibility="private").success(
-            self.follow,
-            self.job,
-            self._said,
-            show_progress="hidden",
-            concurrency_limit=None,
-            api_visibility="private",
-        )
+    def nothing(self) -> tuple[Any, ...]:
+        """An empty panel."""
+        return ("", [], *self._buttons(None), "", 0, *(shown(False) for _ in self.uses))
 
-    def look_on(self, tab: gr.Tab) -> None:
-        """Show the job as it is when a tab is opened: what a closed one was told of its buttons is lost."""
-        tab.select(self.glance, self.job, self._said, show_progress="hidden", api_visibility="private")
-
-    def glance(self, job_id: str) -> Any:
-        """What a job shows now."""
-        seen = seen_now(self.jobs, job_id)
-        return self._seen(seen) if seen else tuple(gr.skip() for _ in self._said)
-
-    async def follow(self, job_id: str) -> AsyncIterator[tuple[Any, ...]]:
-        """What a job shows, until it has ended."""
-        if not job_id:
-            yield ("", [], *self._buttons(None), "", 0, *(shown(False) for _ in self.uses))
-            return
-        try:
-            async for seen in watched(self.jobs, job_id):
-                yield self._seen(seen)
-        except StudioError as error:
-            raise told(error) from None
-
-    def _seen(self, seen: Seen) -> tuple[Any, ...]:
+    def seen(self, seen: Seen) -> tuple[Any, ...]:
+        """The pictures of a job, or the newest preview while it is at work."""
         identity = seen.job.id
         results = self.jobs.results(identity) if seen.job.ended else []
         pictures = [(str(path), f"seed {path.stem.split('-')[0]}") for path in results]

@@ -15,8 +15,8 @@ from pipelines.errors import ConceptError, StudioError
 from pipelines.layouts import FAMILY_NAMES
 from studio import catalogue
 from studio.jobs import Jobs
-from studio.web.answer import told
 from studio.web.components import concept_cards, told_by
+from studio.web.following import told
 from studio.web.watching import facts, picture_uri
 
 DIALECTS = {"A1111, ComfyUI, kohya": "a1111", "diffusers": "diffusers"}

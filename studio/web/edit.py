@@ -16,8 +16,9 @@ from pipelines.errors import DataError, RequestError, StudioError
 from pipelines.request import Inpaint
 from studio.jobs import Jobs
 from studio.uploads import BYTES, cleaned
-from studio.web.answer import Answer, told
+from studio.web.answer import Answer
 from studio.web.components import concept_chips, mask_painter
+from studio.web.following import told
 from studio.web.forms import Form
 from studio.web.generate import INSERT, chips_of, concepts_used
 from studio.web.watching import picture_uri

@@ -10,7 +10,8 @@ import gradio as gr
 from pipelines.errors import RequestError, StudioError
 from pipelines.request import InContext
 from studio.jobs import Jobs
-from studio.web.answer import Answer, told
+from studio.web.answer import Answer
+from studio.web.following import told
 from studio.web.forms import Form
 
 LABELS = {"direction": "Which of the two is asked for", "ensemble": "Arrangements averaged", "engine": "Engine"}

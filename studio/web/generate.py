@@ -15,8 +15,9 @@ from pipelines.metadata import Made, read_made
 from pipelines.request import Request
 from studio import catalogue
 from studio.jobs import Jobs
-from studio.web.answer import Answer, told
+from studio.web.answer import Answer
 from studio.web.components import box_editor, concept_chips, records
+from studio.web.following import told
 from studio.web.forms import Form
 from studio.web.watching import picture_uri
 

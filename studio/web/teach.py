@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from PIL import Image
 from pipelines.card import read_card
 from pipelines.errors import StudioError
 from studio.jobs import Job, Jobs
-from studio.web.answer import REMEMBER, named_job, shown, told
 from studio.web.components import picture_rows, records, told_by
+from studio.web.following import Following, shown, told
 from studio.web.lessons import KINDS, PRESETS, RECIPE_STEPS, WHATS
-from studio.web.watching import Seen, curve, picture_uri, progress, seen_now, watched
+from studio.web.watching import Seen, curve, picture_uri, progress
 
 PREVIEWS = 6
 WAITING = '<p class="hint">What the model learns shows here, step by step.</p>'
@@ -78,12 +78,11 @@ def curves(seen: Seen) -> str:
     return f'<div class="curves">{"".join(drawn)}</div>'
 
 
-class TeachPage:
+class TeachPage(Following):
     """Components of the page and what happens to them; made inside `gr.Blocks`."""
 
     def __init__(self, jobs: Jobs) -> None:
-        self.jobs = jobs
-        self.job = gr.Textbox(visible="hidden", label="Job", elem_id="training-id")
+        super().__init__(jobs, "training", "training")
         self.dataset = gr.Textbox(visible="hidden", label="Pictures", elem_id="dataset-id")
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
@@ -140,41 +139,19 @@ class TeachPage:
         self.empty.click(lambda: ("", [], shown(False)), None, held, api_visibility="private")
         self.rows.act(self.act, [self.dataset, self.rows], held, api_visibility="private")
         asked = [self.what, self.dataset, self.rows, self.token, self.start, self.preset, self.steps]
-        said = [self.progress, self.pause, self.resume, self.stop, self.strip, self.curves, self.learned, self.use]
         for button, submit, name in ((self.check, self.submit_check, "check"), (self.teach, self.submit, "teach")):
-            submitted = button.click(submit, asked, self.job, api_name=name)
-            submitted.success(None, self.job, js=REMEMBER.replace("NAME", "training"))
-            submitted.success(
-                self.follow, self.job, said, show_progress="hidden", concurrency_limit=None, api_visibility="private"
-            )
+            self.submitted(button.click(submit, asked, self.job, api_name=name))
         self.pause.click(self.ask_pause, self.job, api_name="pause")
         self.stop.click(self.ask_cancel, self.job, api_name="cancel_training")
         self.resume.click(self.ask_resume, self.job, api_name="resume")
-        self._said = said
 
-    def follow_on(self, page: gr.Blocks) -> None:
-        """Show the job that the address names when the page is opened."""
-        page.load(self.restore, None, self.job, api_visibility="private").success(
-            self.follow,
-            self.job,
-            self._said,
-            show_progress="hidden",
-            concurrency_limit=None,
-            api_name="follow_training",
-        )
+    def said(self) -> Sequence[Any]:
+        """Progress, buttons, previews, curves, and what was learned."""
+        return [self.progress, self.pause, self.resume, self.stop, self.strip, self.curves, self.learned, self.use]
 
-    def look_on(self, tab: gr.Tab) -> None:
-        """Show the job as it is when the tab is opened: what a closed one was told of its buttons is lost."""
-        tab.select(self.glance, self.job, self._said, show_progress="hidden", api_visibility="private")
-
-    def glance(self, job_id: str) -> Any:
-        """What a training shows now."""
-        seen = seen_now(self.jobs, job_id)
-        return self._seen(seen) if seen else tuple(gr.skip() for _ in self._said)
-
-    def restore(self, request: gr.Request) -> str:
-        """On opening: the job that the address names."""
-        return named_job(self.jobs, request, "training", "training")
+    def nothing(self) -> tuple[Any, ...]:
+        """A sentence that waits; all else stays as it is."""
+        return (WAITING, *(gr.skip() for _ in self.said()[1:]))
 
     @staticmethod
     def explain(what: str) -> tuple[str, Any, Any, Any]:
@@ -274,18 +251,8 @@ class TeachPage:
         except StudioError as error:
             raise told(error) from None
 
-    async def follow(self, job_id: str) -> AsyncIterator[tuple[Any, ...]]:
-        """What a training shows, until it has ended."""
-        if not job_id:
-            yield (WAITING, *(gr.skip() for _ in self._said[1:]))
-            return
-        try:
-            async for seen in watched(self.jobs, job_id):
-                yield self._seen(seen)
-        except StudioError as error:
-            raise told(error) from None
-
-    def _seen(self, seen: Seen) -> tuple[Any, ...]:
+    def seen(self, seen: Seen) -> tuple[Any, ...]:
+        """A training with its curves and previews."""
         job = seen.job
         dry = bool(job.spec.get("dry_run"))
         previews = self.jobs.previews(job.id)
