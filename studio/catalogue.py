@@ -103,14 +103,15 @@ def verify(path: Path) -> str:
     return f"{path}: whole"
 
 
-BESIDE = (".losses.jsonl", ".preview.png", ".json")
-"""Endings of what belongs to a concept X.safetensors: its log, its picture, and what other programs show of it."""
+BESIDE = (".losses.jsonl", ".preview.png", ".json", ".steps")
+"""Endings of what belongs to a concept X.safetensors: its log, its picture, what other programs show of it, and the
+folder of its candidates."""
 
 
 def beside(path: Path, new: Path) -> list[tuple[Path, Path]]:
     """The files that belong to a concept, each with its name if the concept were `new`."""
     pairs = [(path.with_name(path.stem + end), new.with_name(new.stem + end)) for end in BESIDE]
-    return [(there, place) for there, place in pairs if there.is_file()]
+    return [(there, place) for there, place in pairs if there.exists()]
 
 
 def copy_picture(path: Path, new: Path) -> None:
@@ -138,7 +139,7 @@ def delete(path: Path) -> list[Path]:
     read_card(path)  # nothing else than a concept is deleted
     gone = [path, *(there for there, _ in beside(path, path))]
     for place in gone:
-        place.unlink()
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
     return gone
 
 

@@ -37,6 +37,7 @@ app.command("studio.training:app", name="train", help="Learn a concept from a fo
 app.command("studio.incontext:ask", name="incontext")
 app.command("studio.masking:mask", name="mask")
 app.command("studio.replacing:replace", name="replace")
+app.command("studio.choosing:choose", name="choose")
 app.command("studio.concepts:app", name="concepts", help="List, check, import and export concepts.")
 app.command("studio.serve:serve", name="serve", help="Open the studio in the browser, with a REST interface beside it.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,6 +71,9 @@ def rename_concept(path: Path, token: str) -> Path:
         raise ConceptError(f"{concept.token} has no word of its own: it is words of the base.", "It keeps its name.")
     new = _placed(concept, token, path.parent)
     for there, place in catalogue.beside(path, new):
-        there.replace(place)
+        if there.is_dir():
+            shutil.rmtree(there)  # its candidates still have the old word
+        else:
+            there.replace(place)
     path.unlink()
     return new

@@ -17,13 +17,14 @@ from pipelines.errors import StudioError
 from pipelines.files import require_room
 from studio.engine import LOG, Engine, LocalEngine
 from studio.ledger import ATTEMPTS, LIVE, Conflict, Event, Job, Kind, Ledger
-from studio.orders import Places, checked_request, lesson, outputs
+from studio.orders import Places, checked_request, forget_training, lesson, outputs, scores_key
 from studio.settings import Machine
+from trainers.candidates import take
 
 TICK = 0.1
 """Seconds between two looks at the queue."""
 
-GRACE = {"generation": 10.0, "training": 60.0, "import": 10.0}
+GRACE = {"generation": 10.0, "training": 60.0, "import": 10.0, "score": 10.0}
 """Seconds that a process has to stop by itself; it asks once a step."""
 
 LOST = "Its process ended without a word, as when memory runs out or it is killed."
@@ -139,6 +140,40 @@ class Jobs:
         file.write_bytes(content)
         return self.ledger.add("import", {"file": file.relative_to(self.folder).as_posix(), "token": token})
 
+    def submit_score(self, concept: str, dataset: str, base: str = "pocket", key: str | None = None) -> Job:
+        """Ask that a concept, with the candidates of its training, is measured against the word it started from.
+
+        Args:
+            concept: its id.
+            dataset: id of the pictures it is compared with.
+            base: id of the base model it was trained on.
+            key: asking again with the same key gives the same job.
+
+        Raises:
+            StudioError: if one of them is not there.
+        """
+        self.places.base(base)
+        self.places.concept(concept)
+        self.datasets.folder(dataset)
+        require_room(self.folder, 64 << 20)
+        return self.ledger.add("score", {"concept": concept, "dataset": dataset, "base": base}, key)
+
+    def scores_after(self, training: str) -> Job | None:
+        """The job that measured what a training learned, if there is one."""
+        return self.ledger.keyed(scores_key(training))
+
+    def take_step(self, concept: str, step: int) -> None:
+        """Put the candidate of a step in the place of a concept.
+
+        Raises:
+            ConceptError: if there is none.
+            Conflict: if it is being measured, which would write it anew.
+        """
+        for job in self.ledger.list("score", LIVE, 1000):
+            if job.spec["concept"] == concept:
+                raise Conflict(f"{concept} is being measured.", f"Wait, or cancel the job {job.id}.")
+        take(self.places.concept(concept), step)
+
     def delete_dataset(self, dataset: str) -> None:
         """Remove pictures for good.
 
@@ -146,15 +181,15 @@ class Jobs:
             Conflict: if a training still needs them.
         """
         self.datasets.folder(dataset)
-        for job in self.ledger.list("training", LIVE, 1000):
-            if dataset == job.spec["dataset"] or dataset in json.dumps(job.spec["settings"]):
-                raise Conflict(f"The training {job.id} needs these pictures.", "Cancel it first.")
+        for job in (*self.ledger.list("training", LIVE, 1000), *self.ledger.list("score", LIVE, 1000)):
+            if dataset == job.spec["dataset"] or dataset in json.dumps(job.spec.get("settings")):
+                raise Conflict(f"The {job.kind} {job.id} needs these pictures.", "Cancel it first.")
         self.datasets.delete(dataset)
 
     def _require_free(self, names: Sequence[str], key: str | None) -> None:
         if len(set(names)) < len(names):
             raise Conflict(f"Two subjects would be written to {names[0]}.", "Choose other tokens.")
-        if key is not None and self.ledger.keyed(key):
+        if key is not None and self.ledger.keyed(key) is not None:
             return
         for name in names:
             if (self.learned / name).exists():
@@ -259,10 +294,9 @@ class Jobs:
             return
         spec = job.spec
         try:
-            first = outputs(lesson(spec["method"], spec["settings"], spec["dataset"], spec["base"], self.places))[0]
+            forget_training(lesson(spec["method"], spec["settings"], spec["dataset"], spec["base"], self.places))
         except StudioError:  # its pictures are gone; the next training of this name says so if the state is in its way
             return
-        shutil.rmtree(first.with_name(f".{first.stem}.state"), ignore_errors=True)
 
     # -- the thread ------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from pipelines.errors import StudioError
 
-Kind = Literal["generation", "training", "import"]
+Kind = Literal["generation", "training", "import", "score"]
 State = Literal["queued", "running", "paused", "done", "failed", "cancelled"]
 ENDED = ("done", "failed", "cancelled")
 LIVE = ("queued", "running", "paused")
@@ -93,7 +93,7 @@ class Event:
     Attributes:
         seq: its number within the job, from 1 without gaps.
         at: seconds since 1970.
-        kind: "step", "note", "preview" or "state".
+        kind: "step", "note", "preview", "scores" or "state".
         data: figures and texts.
     """
 
@@ -259,9 +259,10 @@ class Ledger:
                 ).rowcount
             )
 
-    def keyed(self, key: str) -> bool:
-        """Whether a job was entered with this key."""
-        return self._connection.execute("SELECT 1 FROM jobs WHERE key = ?", (key,)).fetchone() is not None
+    def keyed(self, key: str) -> Job | None:
+        """The job that was entered with this key, if there is one."""
+        row = self._connection.execute(f"SELECT {_JOB} FROM jobs WHERE key = ?", (key,)).fetchone()
+        return None if row is None else _job(row)
 
     def wish(self, job: str, wish: str) -> bool:
         """Ask the process of a running job for something; a wish to cancel is not taken back."""

@@ -6,6 +6,7 @@ when they were sent, bases by the names the server was started with. Needs no to
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from pipelines.card import file_stem
 from pipelines.errors import ConceptError, ConfigError, RequestError
 from pipelines.request import FileOf, Frozen, Request, problems
 from studio.datasets import Datasets, Pictures
+from trainers.candidates import candidates_folder
 from trainers.config import DataConfig, Destination, TrainConfig
 from trainers.configs import configs
 
@@ -218,6 +220,18 @@ def lesson(method: str, settings: Mapping[str, Any], dataset: str, base: str, pl
     # Seen from the folder of the server, where its processes work, so that a concept does not tell where that is.
     output = places.learned / f"{file_stem(config.trigger)}.safetensors"
     return Lesson(method, config, data, train, where.model_copy(update={"base": places.base(base), "output": output}))
+
+
+def forget_training(one: Lesson) -> None:
+    """Remove what a training that was cancelled has kept: its state and its candidates."""
+    output = outputs(one)[0]
+    shutil.rmtree(output.with_name(f".{output.stem}.state"), ignore_errors=True)
+    shutil.rmtree(candidates_folder(output), ignore_errors=True)
+
+
+def scores_key(training: str) -> str:
+    """The key of the job that measures what a training learned, so that there is one however often it is asked for."""
+    return f"scores of {training}"
 
 
 def outputs(one: Lesson) -> list[Path]:

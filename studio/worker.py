@@ -22,11 +22,11 @@ from pipelines.errors import Cancelled, StudioError
 from pipelines.events import Event, Note, Preview, StepDone
 from pipelines.files import whole_file
 from pipelines.request import Request
-from studio import runner
+from studio import measuring, runner
 from studio.engine import LOG, birth
 from studio.exchange import import_concept
 from studio.ledger import Job, Kind, Ledger
-from studio.orders import Places, lesson, outputs, with_paths
+from studio.orders import Places, forget_training, lesson, scores_key, with_paths
 from studio.settings import Machine
 from trainers import methods
 from trainers.launch import pausing
@@ -75,6 +75,8 @@ class Worker:
             return self._generate(job, should_stop)
         if job.kind == "import":
             return self._import(job)
+        if job.kind == "score":
+            return self._score(job, should_stop)
         self._bases.clear()  # a training gets all the memory
         spec = job.spec
         one = lesson(spec["method"], spec["settings"], spec["dataset"], spec["base"], self.places)
@@ -86,7 +88,22 @@ class Worker:
         paths = runner.train(*parts, on_event=lambda event: self.tell(job, event), should_stop=should_stop)
         if newest := sorted(self.places.job(job.id).glob("preview-*.png"))[-1:]:
             shutil.copyfile(newest[0], paths[0].with_suffix(".preview.png"))  # what the library shows of it
+        if one.train.candidates:
+            asked = {"concept": paths[0].stem, "dataset": spec["dataset"], "base": spec["base"]}
+            self.ledger.add("score", asked, scores_key(job.id))
         return paths
+
+    def _score(self, job: Job, should_stop: Callable[[], bool]) -> list[Path]:
+        spec, sheet = job.spec, self.places.job(job.id) / "scores.png"
+        choice = measuring.measure(
+            self.base(self.places.base(spec["base"])),
+            self.places.concept(spec["concept"]),
+            self.places.datasets.folder(spec["dataset"]),
+            on_event=lambda event: self.tell(job, event),
+            should_stop=should_stop,
+        )
+        self.ledger.tell(job.id, "scores", measuring.told(choice))
+        return [choice.sheet().save(sheet, colours=256)]
 
     def _generate(self, job: Job, should_stop: Callable[[], bool]) -> list[Path]:
         request = with_paths(Request.read(job.spec["request"]), self.places)
@@ -137,8 +154,7 @@ class Worker:
         if wish == "cancel":
             if job.kind == "training" and not job.spec["dry_run"]:
                 spec = job.spec
-                first = outputs(lesson(spec["method"], spec["settings"], spec["dataset"], spec["base"], self.places))[0]
-                shutil.rmtree(first.with_name(f".{first.stem}.state"), ignore_errors=True)
+                forget_training(lesson(spec["method"], spec["settings"], spec["dataset"], spec["base"], self.places))
             self.ledger.move(job.id, ("running",), "cancelled")
         else:
             self.ledger.move(job.id, ("running",), "paused" if wish == "pause" else "queued")

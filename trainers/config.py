@@ -64,6 +64,9 @@ class TrainConfig(Frozen):
     preview_every: int = Field(default=0, ge=0)
     """Steps between preview pictures; 0 for none."""
 
+    candidates: int = Field(default=0, ge=0, le=20)
+    """Keep the concept this many times, evenly over the run, beside its file; `studio choose` proposes one of them."""
+
     max_grad_norm: float | None = Field(default=None, gt=0)
     """Largest norm of the gradient; larger ones are scaled down to it."""
 

@@ -20,6 +20,7 @@ from pipelines.errors import ConfigError, StudioError
 from pipelines.events import Note, OnEvent
 from pipelines.files import require_room, whole_file
 from pipelines.request import ConceptUse, Request
+from trainers.candidates import candidate, candidates_folder
 from trainers.checkpoints import LOG, states
 from trainers.config import DataConfig, Destination, SubjectConfig, TrainConfig
 from trainers.data import templates
@@ -108,14 +109,23 @@ def teach(
     output = outputs[0]
     state = output.with_name(f".{output.stem}.state")
     over = state.with_name(f"{state.name}.over")
+
+    def offer(step: int, one: Concept) -> None:
+        one.save(candidate(output, step))
+
+    if run.train.candidates and len(outputs) > 1:
+        raise ConfigError("Candidates cannot be kept of several subjects.", "Use --candidates 0 with --also.")
     if processes.main:
         shutil.rmtree(over, ignore_errors=True)
+        if not states(state):  # what is there is of another training
+            shutil.rmtree(candidates_folder(output), ignore_errors=True)
     concept = train(
         components,
         run,
         examples,
         keep=state,
         keep_every=keep_every,
+        offer=offer,
         on_event=on_event,
         should_stop=should_stop,
         processes=processes,

@@ -14,20 +14,19 @@ import torch
 
 from pipelines.components import Components
 from pipelines.concept import Concept
-from pipelines.denoising import generate
 from pipelines.errors import ConfigError, DataError
-from pipelines.events import Note, OnEvent, Preview, ignore
+from pipelines.events import Note, OnEvent, ignore
 from pipelines.files import require_room
-from pipelines.request import Request
 from trainers.averages import Average
 from trainers.checkpoints import KEPT, Checkpoint, require_same
 from trainers.config import DataConfig, SubjectConfig, TrainConfig
 from trainers.cut_mix import cut_mixed
-from trainers.data import Batch, Example, LatentSet, digest, usable
+from trainers.data import Batch, Example, LatentSet, digest
 from trainers.loop import Pace, optimise
 from trainers.method import Method, Trainable
 from trainers.priors import CLASS_FOLDER, class_examples
 from trainers.processes import ALONE, WHOLE, Part, Processes
+from trainers.samples import REPORT, Offer, after_step
 
 
 @dataclass(frozen=True)
@@ -76,6 +75,7 @@ def train(
     keep_every: int = 100,
     class_folder: Path = CLASS_FOLDER,
     processes: Processes = ALONE,
+    offer: Offer | None = None,
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Concept:
@@ -89,6 +89,7 @@ def train(
         keep_every: steps between writes, more for a state that takes long to write.
         class_folder: where class pictures are kept, for methods that want some.
         processes: those that train together, each with a batch of its own; they give the same concept.
+        offer: receives the candidates that the run asks for, each with its steps; the last equals the result.
         on_event: receives steps with losses and figures, previews and notes.
         should_stop: asked once a step.
 
@@ -99,6 +100,12 @@ def train(
     """
     # Parts put together in memory have no fingerprint yet, and with what is trained in them it would be another.
     components = replace(components, identity=components.fingerprint())
+    about = {"recipe": run.recipe(), "base_fingerprint": components.fingerprint()}
+
+    def told(concept: Concept) -> Concept:
+        return replace(concept, card=concept.card.model_copy(update=about))
+
+    offered: Offer | None = (lambda step, one: offer(step, told(one))) if offer and processes.main else None
     generator = torch.Generator().manual_seed(run.train.seed * 7_907 + 13)  # initial values; steps have their own
     with ExitStack() as stack:
         trainable = stack.enter_context(run.method.prepare(components, run.config, generator))
@@ -115,7 +122,7 @@ def train(
             [optimizer],
             Pace(run.train.steps, run.train.seed, run.train.accumulate, run.train.max_grad_norm, REPORT),
             rate=lambda step, steps: min(1.0, (step + 1) / max(1, run.train.warmup)),
-            after_step=_after_step(run, trainable, examples, average, on_event if processes.main else None),
+            after_step=after_step(run, trainable, examples, average, on_event if processes.main else None, offered),
             checkpoint=_checkpoint(keep, keep_every, run, trainable, optimizer, average, begun_with),
             processes=processes,
             scaler=_scaler(run, components),
@@ -124,9 +131,7 @@ def train(
         )
         with average.shown():
             concept = run.method.export(trainable)
-    about = {"recipe": run.recipe(), "base_fingerprint": components.fingerprint()}
-    own, *partners = [replace(one, card=one.card.model_copy(update=about)) for one in (concept, *concept.partners)]
-    return replace(own, partners=tuple(partners))
+    return replace(told(concept), partners=tuple(map(told, concept.partners)))
 
 
 def _losses(
@@ -170,9 +175,6 @@ def _now(components: Components) -> float:
     if components.device.type == "cuda":
         torch.cuda.synchronize(components.device)
     return time.monotonic()
-
-
-REPORT = 10  # steps between reports
 
 
 def _class_pictures(
@@ -313,42 +315,13 @@ def _checkpointed(components: Components) -> Iterator[None]:
         components.unet.disable_gradient_checkpointing()
 
 
-def _after_step(
-    run: Run, trainable: Trainable, examples: Sequence[Example], average: Average, on_event: OnEvent | None
-) -> Callable[[int], dict[str, float]]:
-    """Average, preview, figures."""
-
-    def after(done: int) -> dict[str, float]:
-        if run.train.ema:
-            average.update()
-        if on_event and run.train.preview_every and done % run.train.preview_every == 0:
-            with average.shown():
-                on_event(_preview(trainable, run, examples, done))
-        return trainable.figures() if done % REPORT == 0 or done == run.train.steps else {}
-
-    return after
-
-
-def _preview(trainable: Trainable, run: Run, examples: Sequence[Example], step: int) -> Preview:
-    """A picture of the concept as it is now."""
-    prompt = _sample(trainable, examples, run.config.trigger).replace("{}", run.config.trigger)
-    made = generate(trainable.components, Request(prompt=prompt, steps=15, seed=run.train.seed))
-    return Preview(step, made.pictures[0], prompt)
-
-
-def _sample(trainable: Trainable, examples: Sequence[Example], token: str) -> str:
-    """A caption to show the concept with: the first template, or else the first caption of a picture."""
-    own = (caption for example in examples for caption in example.captions if usable(caption, token))
-    return next(iter(trainable.wordings), None) or next(own)
-
-
 def _begun_with(components: Components, run: Run, pictures: Sequence[Example], processes: Processes) -> dict[str, Any]:
     """What a resumed run must share with the run it goes on from."""
     about = {**run.recipe(), "base": components.fingerprint(), "pictures": digest(pictures)}
     return about if processes.count == 1 else {**about, "processes": processes.count}
 
 
-MAY_CHANGE = ("steps", "preview_every")  # what a resumed run may change
+MAY_CHANGE = ("steps", "preview_every", "candidates")  # what a resumed run may change
 
 
 def _checkpoint(
@@ -365,7 +338,7 @@ def _checkpoint(
         return None
     # Numbers, two moments and perhaps an average, in the states kept and the one being written, and the concepts.
     concepts = len(run.config.subjects) if isinstance(run.config, SubjectConfig) else 1
-    each = (KEPT + 1) * 4 * (4 if average.decay else 3) + 2 * concepts
+    each = (KEPT + 1) * 4 * (4 if average.decay else 3) + 2 * concepts + 4 * run.train.candidates
     require_room(path.parent, each * sum(parameter.numel() for parameter in trainable.parameters.values()))
 
     def state() -> dict[str, Any]:

@@ -17,6 +17,7 @@ from studio.api.forms import (
     DatasetForm,
     PictureAnswer,
     PictureForm,
+    StepForm,
     Uploaded,
     Work,
     work,
@@ -204,6 +205,12 @@ def concepts(jobs: Jobs) -> APIRouter:
         """The file, which other programs load too."""
         path = found(concept)
         return FileResponse(path, media_type="application/octet-stream", filename=path.name)
+
+    @router.put("/concepts/{concept}/step")
+    def take(concept: str, form: StepForm) -> ConceptAnswer:
+        """Make it the candidate of a step of its training; the others stay."""
+        jobs.take_step(found(concept).stem, form.step)
+        return one(concept)
 
     @router.delete("/concepts/{concept}", status_code=GONE)
     def forget(concept: str) -> None:

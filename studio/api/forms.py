@@ -65,12 +65,32 @@ RunOrder: Any = Annotated[reduce(or_, map(_order_of, configs())), Field(discrimi
 """A training that is asked for."""
 
 
+class ScoreOrder(Frozen):
+    """A concept that is to be measured, with the candidates of its training."""
+
+    concept: str
+    """Its id."""
+
+    dataset: str
+    """Id of the pictures it is compared with; better ones that it was not taught with."""
+
+    base: str = "pocket"
+    """Id of the base model it was trained on."""
+
+
+class StepForm(Frozen):
+    """Which candidate of its training a concept is to be."""
+
+    step: int = Field(ge=1, le=1_000_000)
+    """Steps it was trained for; the event `scores` of a score names those there are."""
+
+
 class Answer(BaseModel):
     """Base of what is answered."""
 
 
 class Work(Answer):
-    """A run, a generation or an import."""
+    """A run, a generation, an import or a score."""
 
     id: str
     kind: Kind
@@ -90,7 +110,7 @@ class Work(Answer):
 
 
 ROOT = "/api/v1"
-PLACE: dict[Kind, str] = {"generation": "generations", "training": "runs", "import": "imports"}
+PLACE: dict[Kind, str] = {"generation": "generations", "training": "runs", "import": "imports", "score": "scores"}
 
 
 def work(job: Job) -> Work:

@@ -14,7 +14,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from pipelines.errors import RequestError
-from studio.api.forms import PLACE, GenerationOrder, RunOrder, Work, settings_of, work
+from studio.api.forms import PLACE, GenerationOrder, RunOrder, ScoreOrder, Work, settings_of, work
 from studio.jobs import Jobs
 from studio.ledger import Job, Kind, State, Unknown
 from trainers.configs import configs
@@ -56,6 +56,12 @@ def routes(jobs: Jobs) -> APIRouter:
             settings = order.settings.model_dump(mode="json", exclude_unset=True)
             parts = (order.method, settings, order.dataset, order.base, order.dry_run)
             return accepted(jobs.submit_training(*parts, _of("training", key)), response)
+
+    @router.post("/scores", status_code=status.HTTP_202_ACCEPTED, tags=["scores"])
+    def ask_for_scores(order: ScoreOrder, response: Response, key: Key = None) -> Work:
+        """Measure a concept; its event `scores` tells the figures of each step, which is proposed, and why."""
+        with _asked():
+            return accepted(jobs.submit_score(order.concept, order.dataset, order.base, _of("score", key)), response)
 
     @router.get("/methods", tags=["runs"])
     def methods() -> list[str]:

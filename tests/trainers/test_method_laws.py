@@ -203,3 +203,13 @@ def test_the_recipe_on_the_card_rebuilds_the_configuration(method, base):
     assert method.Config(**{k: v for k, v in recipe.items() if k in method.Config.model_fields}) == the_run.config
     assert TrainConfig(**{k: v for k, v in recipe.items() if k in TrainConfig.model_fields}) == the_run.train
     assert "images" not in recipe
+
+
+def test_candidates_are_those_of_shorter_runs_and_change_nothing(method, base):
+    kept: dict[int, Concept] = {}
+    the_run = run(method, candidates=2, ema=0.5)
+    whole = train(base, the_run, tiny.examples(), offer=lambda step, one: kept.update({step: one}))
+    assert list(kept) == [2, 3] and equal(kept[3], whole) and not equal(kept[2], whole)
+    assert equal(whole, train(base, run(method, ema=0.5), tiny.examples()))
+    assert equal(kept[2], train(base, run(method, ema=0.5, steps=2), tiny.examples()))
+    assert kept[2].card.base_fingerprint == base.fingerprint() and kept[2].card.recipe["steps"] == 3

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+
+from pipelines.concept import Concept
+from pipelines.errors import Cancelled, ConceptError, ConfigError
+from pipelines.events import StepDone
+from tests import tiny
+from trainers import methods
+from trainers.candidates import candidate, candidate_steps, candidates, candidates_folder, take
+from trainers.config import DataConfig, TrainConfig
+from trainers.launch import teach
+from trainers.train import Run
+
+
+@pytest.mark.parametrize(
+    ("steps", "count", "wanted"),
+    [
+        (200, 5, {40, 80, 120, 160, 200}),
+        (3, 5, {1, 2, 3}),
+        (1, 3, {1}),
+        (10, 0, set()),
+        (7, 2, {4, 7}),
+        (100, 1, {100}),
+    ],
+)
+def test_they_are_spread_evenly_and_end_with_the_result(steps, count, wanted):
+    assert candidate_steps(steps, count) == wanted
+
+
+@pytest.fixture(scope="module")
+def run():
+    method = methods()["textual-inversion"]
+    pace = {"steps": 12, "batch": 1, "learning_rate": 1e-2, "candidates": 3}
+    config = method.Config(token="<x>", init="fox")
+    return Run(method, config, TrainConfig(**pace), DataConfig(images="unused"))
+
+
+def lesson(run, output, **more):
+    return teach(tiny.sd(), run, tiny.examples(), [output], **{"keep_every": 5, "on_event": lambda event: None} | more)
+
+
+def test_they_are_kept_beside_the_concept_also_when_it_was_interrupted(run, tmp_path):
+    whole, parted = tmp_path / "whole.safetensors", tmp_path / "parted.safetensors"
+    lesson(run, whole)
+    steps = []
+
+    def count(event):
+        steps.extend([event.step] if isinstance(event, StepDone) else [])
+
+    asked = iter([False] * 9 + [True])
+    with pytest.raises(Cancelled):
+        lesson(run, parted, should_stop=lambda: next(asked))
+    assert list(candidates(parted)) == [4, 8] and not parted.exists()
+    lesson(run, parted, on_event=count)
+    assert list(candidates(parted)) == [4, 8, 12] and steps
+    for step, path in candidates(whole).items():
+        assert Concept.load(path).digest() == Concept.load(candidate(parted, step)).digest()
+    assert Concept.load(whole).digest() == Concept.load(candidates(whole)[12]).digest()
+
+
+def test_those_of_an_earlier_training_go(run, tmp_path):
+    output = tmp_path / "x.safetensors"
+    candidates_folder(output).mkdir()
+    candidate(output, 999).write_bytes(b"old")
+    lesson(run, output)
+    assert list(candidates(output)) == [4, 8, 12]
+
+
+def test_one_is_taken_and_the_others_stay(run, tmp_path):
+    output = tmp_path / "x.safetensors"
+    lesson(run, output)
+    take(output, 4)
+    assert Concept.load(output).digest() == Concept.load(candidate(output, 4)).digest()
+    take(output, 12)
+    assert Concept.load(output).digest() == Concept.load(candidate(output, 12)).digest()
+    with pytest.raises(ConceptError, match=r"step 5.*4, 8, 12"):
+        take(output, 5)
+
+
+def test_several_subjects_keep_none(tmp_path):
+    method = methods()["dreambooth"]
+    config = method.Config(token="<x>", class_word="fox", pivotal=True, also=("d:<y>:cat",))
+    run = Run(method, config, TrainConfig(steps=2, candidates=2), DataConfig(images="unused"))
+    with pytest.raises(ConfigError, match="several subjects"):
+        teach(
+            tiny.sd(),
+            run,
+            tiny.examples(),
+            [tmp_path / "x.safetensors", tmp_path / "y.safetensors"],
+            keep_every=5,
+            on_event=lambda event: None,
+        )
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,125 @@
+"""What is proposed and why, and that what is measured is the concept, with all else the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pipelines.clip import Clip
+from pipelines.components import load
+from pipelines.concept import Concept
+from pipelines.errors import Cancelled
+from pipelines.events import Preview, StepDone
+from pipelines.judge import Judge
+from pipelines.tokens import single_rows
+from tests import tiny
+from trainers.choosing import JudgeEyes, Row, choose, proposed
+from trainers.pretrain.parts import text_config
+from trainers.pretrain.vocabulary import build_tokenizer
+from trainers.relation_scoring import pictures_of
+
+
+def row(step, fit, edit=None, kept=None):
+    fit = torch.tensor(fit)
+    figures = {"likeness": float(fit.mean())} | ({} if kept is None else {"class_kept": kept})
+    return Row(step, figures, fit, None if edit is None else torch.tensor(edit))
+
+
+START = row(0, [0.0, 0.1, 0.0, 0.1], [0.5] * 4)
+
+
+def test_the_clear_best_is_proposed():
+    rows = [row(10, [0.3, 0.4, 0.3, 0.4], [0.5] * 4), row(20, [0.6, 0.7, 0.6, 0.7], [0.1] * 4)]
+    step, reason = proposed(START, rows, "fox")
+    assert step == 20 and "0.650" in reason and "next best is 0.350 at step 10" in reason and "0.050" in reason
+
+
+def test_of_those_within_the_noise_the_one_that_follows_prompts_best():
+    rows = [
+        row(10, [0.3, 0.3, 0.3, 0.3], [0.9] * 4),
+        row(20, [0.7, 0.5, 0.7, 0.5], [0.4] * 4),
+        row(30, [0.5, 0.72, 0.5, 0.72], [0.2] * 4),
+    ]
+    step, reason = proposed(START, rows, "fox")
+    assert step == 20 and "not clearly better" in reason and "0.200 against 0.400" in reason
+    # the same difference of means, in every picture alike, is no noise
+    steady = [rows[0], row(20, [0.6] * 4, [0.4] * 4), row(30, [0.61] * 4, [0.2] * 4)]
+    assert proposed(START, steady, "fox")[0] == 30
+
+
+def test_the_earliest_of_equals():
+    rows = [row(step, [0.5, 0.6], [0.3, 0.3]) for step in (10, 20, 30)]
+    assert proposed(replace(START, fit=START.fit[:2]), rows, "fox")[0] == 10
+
+
+def test_what_spoils_the_class_word_is_left_out():
+    rows = [row(10, [0.4] * 4, [0.3] * 4, kept=0.99), row(20, [0.9] * 4, [0.3] * 4, kept=0.5)]
+    step, reason = proposed(START, rows, "fox")
+    assert step == 10 and "changing what “fox” means: step 20" in reason
+
+
+def test_nothing_better_than_the_word_is_said():
+    rows = [row(10, [0.0, 0.1, 0.1, 0.0]), row(20, [-0.3, 0.1, 0.0, 0.1])]
+    step, reason = proposed(START, rows, "fox")
+    assert step == 20 and "No step" in reason and "“fox”" in reason
+
+
+@pytest.fixture(scope="module")
+def judge():
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    return Judge(tokenizer, text_config(tokenizer), widths=(8, 8, 8, 8)).eval().requires_grad_(False)
+
+
+def word(base, init="fox", kind="object", **more):
+    """A concept that is exactly the word it started from."""
+    from pipelines.card import ConceptCard
+
+    card = ConceptCard(token="<x>", kind=kind, init=init, family=base.family, base=base.name, **more)
+    return Concept(card, single_rows(base, init))
+
+
+def test_the_word_itself_scores_as_the_word(judge):
+    base = tiny.sd()
+    before, events = tiny.snapshot(base), []
+    own = word(base)
+    chance = torch.Generator().manual_seed(0)
+    moved = replace(own, rows=tuple(20 * torch.randn(rows.shape, generator=chance) for rows in own.rows))
+    examples = [replace(one, captions=("a <x> on grass",)) for one in tiny.examples()]
+    choice = choose(base, {5: own, 10: moved}, examples, JudgeEyes(judge, False), on_event=events.append)
+    same, other = choice.rows
+    assert same.figures == pytest.approx(choice.baseline.figures, abs=1e-4)
+    assert abs(other.figures["error"] - same.figures["error"]) > 1e-6
+    assert set(choice.scores(10)) == {
+        f"{name}{end}" for name in ("likeness", "alignment", "error") for end in ("", "_word")
+    }
+    assert tiny.same(before, base)
+    assert [event.step for event in events if isinstance(event, StepDone)] == [1, 2, 3]
+    assert len([event for event in events if isinstance(event, Preview)]) == 3
+    assert choice.sheet().draw().height > 3 * 96
+
+
+def test_without_eyes_the_error_decides(tmp_path):
+    base = tiny.sd()
+    choice = choose(base, {5: word(base)}, tiny.examples(), None)
+    assert set(choice.rows[0].figures) == {"error"} and choice.step == 5 and choice.rows[0].pictures
+    seen = choose(base, {5: word(base)}, tiny.examples(), Clip.load(tiny.clip(tmp_path)))
+    assert -1 <= seen.rows[0].figures["alignment"] <= 1
+
+
+def test_relations_are_tried_between_things_their_pictures_lack(judge):
+    base = load("pocket")
+    examples = pictures_of("on top of")[:2]
+    card = {"left": "fox, cat", "right": "box"}
+    choice = choose(base, {5: word(base, "above", "relation", **card)}, examples, JudgeEyes(judge, False))
+    assert choice.rows[0].figures["both_there"] >= 0.75  # "above" is a word pocket knows well
+    assert choice.rows[0].figures == pytest.approx(choice.baseline.figures, abs=1e-4)
+
+
+def test_it_can_be_stopped():
+    base = tiny.sd()
+    asked = iter([False] * 5 + [True] * 1000)
+    with pytest.raises(Cancelled):
+        choose(base, {5: word(base)}, tiny.examples(), None, should_stop=lambda: next(asked))
