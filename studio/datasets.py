@@ -93,6 +93,12 @@ class Datasets:
         with whole_file(folder / ABOUT) as temporary:
             temporary.write_text(json.dumps(about), encoding="utf-8")
 
+    def rename(self, dataset: str, name: str) -> Dataset:
+        """Call it something else; an empty name changes nothing."""
+        now = self.get(dataset)
+        self._describe(self.folder(dataset), {"name": _one_line(name, 100) or now.name, "created": now.created})
+        return self.get(dataset)
+
     def folder(self, dataset: str) -> Path:
         """Where its pictures are.
 

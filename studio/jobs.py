@@ -19,7 +19,7 @@ from studio.engine import LOG, Engine, LocalEngine
 from studio.ledger import ATTEMPTS, LIVE, Conflict, Event, Job, Kind, Ledger
 from studio.orders import Places, checked_request, forget_training, lesson, outputs, scores_key
 from studio.settings import Machine
-from trainers.candidates import take
+from trainers.candidates import kept_step, take
 
 TICK = 0.1
 """Seconds between two looks at the queue."""
@@ -173,6 +173,10 @@ class Jobs:
             if job.spec["concept"] == concept:
                 raise Conflict(f"{concept} is being measured.", f"Wait, or cancel the job {job.id}.")
         take(self.places.concept(concept), step)
+
+    def kept_step(self, concept: str) -> int | None:
+        """The step of the candidate that a concept is; None if it has no candidates."""
+        return kept_step(self.places.concept(concept))
 
     def delete_dataset(self, dataset: str) -> None:
         """Remove pictures for good.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from pipelines.card import HASH_KEY, read_header
 from pipelines.errors import ConceptError
 from pipelines.files import whole_file
 
@@ -32,6 +33,20 @@ def candidates(concept: Path) -> dict[int, Path]:
     """Steps -> file of the candidates of a concept that are there."""
     found = sorted(candidates_folder(concept).glob("[0-9]*.safetensors"))
     return {int(path.stem): path for path in found if path.stem.isdecimal() and path.is_file()}
+
+
+def kept_step(concept: Path) -> int | None:
+    """The step of the candidate that a concept file is, by the sums in their headers; None if it is none of them.
+
+    Raises:
+        ConceptError: if one of them cannot be read.
+    """
+
+    def digest(path: Path) -> str:
+        return read_header(path).get("__metadata__", {}).get(HASH_KEY, "")
+
+    own = digest(concept)
+    return next((step for step, path in candidates(concept).items() if own and digest(path) == own), None)
 
 
 def take(concept: Path, step: int) -> None:

@@ -43,8 +43,10 @@ def build(jobs: Jobs) -> gr.Blocks:
         edit.answer.follow_on(page)
         example.answer.follow_on(page)
         teach.follow_on(page)
+        measure.scores.follow_on(page)
         generating.select(generate.refresh, generate.chips, chips, api_visibility="private")
         teach.look_on(teaching)
+        teach.scores.look_on(teaching)
         edit.answer.look_on(editing)
         example.answer.look_on(asking)
         editing.select(edit.refresh, edit.chips, edit.chips, api_visibility="private")
@@ -55,7 +57,9 @@ def build(jobs: Jobs) -> gr.Blocks:
             api_visibility="private",
         ).success(lambda: gr.update(selected="edit"), None, tabs, api_visibility="private")
         keeping.select(library.refresh, library.search, library.cards, api_visibility="private")
-        measuring.select(measure.refresh, measure.concepts, measure.concepts, api_visibility="private")
+        compared = [measure.concepts, measure.concept, measure.pictures]
+        measuring.select(measure.refresh, compared[:2], compared, api_visibility="private")
+        measure.scores.look_on(measuring)
         taken = [tabs, generate.prompt, *chips]
         teach.use.click(generate.take_learned, teach.job, taken, api_visibility="private")
         library.use.click(generate.take, library.chosen, taken, api_visibility="private")

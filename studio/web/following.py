@@ -35,7 +35,7 @@ class Following:
     Args:
         jobs: of the server.
         name: of the job in the address of the page and in the names of components and endpoints.
-        kind: of the jobs it shows, "generation" or "training".
+        kind: of the jobs it shows: "generation", "training" or "score".
     """
 
     def __init__(self, jobs: Jobs, name: str, kind: str) -> None:
@@ -57,14 +57,20 @@ class Following:
     def submitted(self, asked: Any) -> None:
         """Remember and follow the job whose id a click has given."""
         asked.success(None, self.job, js=REMEMBER.replace("NAME", self.name))
-        self._followed(asked, api_name=f"follow_{self.name}")
+        self.followed(asked, api_name=f"follow_{self.name}")
 
-    def _followed(self, after: Any, **named: Any) -> None:
-        after.success(self.follow, self.job, list(self.said()), show_progress="hidden", concurrency_limit=None, **named)
+    def followed(self, after: Any, **named: Any) -> None:
+        """Follow the job once its id is known."""
+        said = list(self.said())
+        followed = after.success(self.follow, self.job, said, show_progress="hidden", concurrency_limit=None, **named)
+        self.afterwards(followed)
+
+    def afterwards(self, followed: Any) -> None:
+        """What comes once the job has ended, or is found to have ended; nothing by default."""
 
     def follow_on(self, page: gr.Blocks) -> None:
         """Show the job that the address names when the page is opened."""
-        self._followed(page.load(self.restore, None, self.job, api_visibility="private"), api_visibility="private")
+        self.followed(page.load(self.restore, None, self.job, api_visibility="private"), api_visibility="private")
 
     def look_on(self, tab: gr.Tab) -> None:
         """Show the job as it is when a tab is opened: what a closed one was told of its buttons is lost."""

@@ -11,8 +11,11 @@ from typing import Any
 import gradio as gr
 
 from pipelines.card import ConceptCard
+from pipelines.errors import ConfigError, StudioError
 from studio import catalogue
-from studio.jobs import Jobs
+from studio.jobs import Job, Jobs
+from studio.web.following import told
+from studio.web.scores import ScoresPanel
 from studio.web.watching import curve
 
 BASELINES = ("_word", "_chance")
@@ -20,7 +23,7 @@ BASELINES = ("_word", "_chance")
 
 POINTS = 200  # of a curve
 LOG_LIMIT = 4 << 20  # bytes
-NONE = "Nothing is stored yet. <code>studio score</code> measures a concept; trainings keep their losses by themselves."
+NONE = "Nothing is measured yet. Trainings keep their losses by themselves; what Teach learned is measured at its end."
 
 
 def table(cards: Sequence[ConceptCard]) -> str:
@@ -68,13 +71,49 @@ class MeasurePage:
         self.jobs = jobs
         self.concepts = gr.Dropdown([], multiselect=True, label="Concepts to compare", elem_id="compared")
         self.shown = gr.HTML(f'<p class="hint">{NONE}</p>', js_on_load=None, elem_id="figures")
+        with gr.Accordion("Measure a concept", open=False), gr.Row():
+            self.concept = gr.Dropdown([], label="Concept", min_width=160, elem_id="measured")
+            self.pictures = gr.Dropdown([], label="Compare with these pictures", min_width=200, elem_id="measured-with")
+            self.go = gr.Button("Measure", variant="primary", min_width=120, elem_id="measure", elem_classes="beside")
+        self.scores = ScoresPanel(jobs, "score")
         self.concepts.change(self.compare, self.concepts, self.shown, api_name="compare")
+        self.concept.change(self.taught_with, self.concept, self.pictures, api_visibility="private")
+        self.scores.submitted(
+            self.go.click(self.submit, [self.concept, self.pictures], self.scores.job, api_name="score")
+        )
 
-    def refresh(self, chosen: list[str] | None) -> Any:
-        """The concepts there are now; all of them are compared at first."""
+    def refresh(self, chosen: list[str] | None, measured: str | None) -> tuple[Any, Any, Any]:
+        """The concepts there are now, all compared at first, and the pictures they can be measured with."""
         known = [(entry.card.token, entry.path.stem) for entry in catalogue.scan(self.jobs.learned) if entry.card]
         ids = [identity for _, identity in known]
-        return gr.update(choices=known, value=[one for one in chosen or () if one in ids] or ids[:8])
+        one = measured if measured in ids else next(iter(ids), None)
+        return (
+            gr.update(choices=known, value=[one for one in chosen or () if one in ids] or ids[:8]),
+            gr.update(choices=known, value=one),
+            self.taught_with(one),
+        )
+
+    def taught_with(self, concept: str | None) -> Any:
+        """The pictures there are, those that a concept was taught with first."""
+        there = [(f"{one.name}, {one.pictures} pictures", one.id) for one in self.jobs.datasets.list() if one.pictures]
+        ids = [identity for _, identity in there]
+        own = [job.spec["dataset"] for job in self._trainings(concept) if job.spec["dataset"] in ids]
+        return gr.update(choices=there, value=next(iter([*own, *ids]), None))
+
+    def _trainings(self, concept: str | None) -> list[Job]:
+        """Trainings that gave a concept, the newest first."""
+        done = self.jobs.list("training", ("done",), 1000)
+        return [job for job in done if any(Path(name).stem == concept for name in job.results)]
+
+    def submit(self, concept: str | None, dataset: str | None) -> str:
+        """Queue a measurement; gives the id of the job."""
+        base = next((job.spec["base"] for job in self._trainings(concept)), next(iter(self.jobs.bases)))
+        try:
+            if not concept or not dataset:
+                raise ConfigError("There is nothing to measure yet.", "Teach a concept first; its pictures are kept.")
+            return self.jobs.submit_score(concept, dataset, base).id
+        except StudioError as error:
+            raise told(error) from None
 
     def compare(self, chosen: list[str]) -> str:
         """HTML of the figures of some concepts."""

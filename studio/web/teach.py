@@ -17,9 +17,11 @@ from studio.jobs import Job, Jobs
 from studio.web.components import picture_rows, records, told_by
 from studio.web.following import Following, shown, told
 from studio.web.lessons import KINDS, PRESETS, RECIPE_STEPS, WHATS
+from studio.web.scores import ScoresPanel
 from studio.web.watching import Seen, curve, picture_uri, progress
 
 PREVIEWS = 6
+CANDIDATES = 5  # steps of which the best is proposed
 WAITING = '<p class="hint">What the model learns shows here, step by step.</p>'
 WOLF = Path(__file__).parents[2] / "examples" / "wolf"
 
@@ -128,6 +130,7 @@ class TeachPage(Following):
         self.curves = gr.HTML(elem_id="curves", js_on_load=None)
         self.learned = gr.HTML(elem_id="learned", js_on_load=None)
         self.use = gr.Button("Try it", variant="primary", visible="hidden", elem_id="try-it")
+        self.scores = ScoresPanel(self.jobs, "scores")
 
     def _wire(self) -> None:
         held = [self.dataset, self.rows, self.empty]
@@ -140,10 +143,22 @@ class TeachPage(Following):
         self.rows.act(self.act, [self.dataset, self.rows], held, api_visibility="private")
         asked = [self.what, self.dataset, self.rows, self.token, self.start, self.preset, self.steps]
         for button, submit, name in ((self.check, self.submit_check, "check"), (self.teach, self.submit, "teach")):
-            self.submitted(button.click(submit, asked, self.job, api_name=name))
+            asking = button.click(submit, asked, self.job, api_name=name)
+            self.submitted(asking)
+            asking.success(self.scores.nothing, None, self.scores.said(), api_visibility="private")
         self.pause.click(self.ask_pause, self.job, api_name="pause")
         self.stop.click(self.ask_cancel, self.job, api_name="cancel_training")
         self.resume.click(self.ask_resume, self.job, api_name="resume")
+
+    def afterwards(self, followed: Any) -> None:
+        """What was learned is measured."""
+        found = followed.success(self.measured, self.job, self.scores.job, api_visibility="private")
+        self.scores.followed(found, api_visibility="private")
+
+    def measured(self, job_id: str) -> str:
+        """The job that measures what a training learned, if there is one."""
+        scores = self.jobs.scores_after(job_id)
+        return scores.id if scores else ""
 
     def said(self) -> Sequence[Any]:
         """Progress, buttons, previews, curves, and what was learned."""
@@ -234,8 +249,11 @@ class TeachPage(Following):
             "class_word" if chosen.method == "dreambooth" else "init": (start or "").strip(),
             "steps": planned,
             "preview_every": max(1, int(planned) // PREVIEWS) if str(planned).isdecimal() else 0,
+            "candidates": CANDIDATES,
         }
-        return self.jobs.submit_training(chosen.method, settings, dataset, dry_run=dry).id
+        job = self.jobs.submit_training(chosen.method, settings, dataset, dry_run=dry)
+        self.jobs.datasets.rename(dataset, f"Pictures of {settings['token']}")
+        return job.id
 
     def submit(self, what: str, dataset: str, rows: Any, token: str, start: str, preset: str, steps: str) -> str:
         """Queue a training; gives the id of the job."""

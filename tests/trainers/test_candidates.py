@@ -7,7 +7,7 @@ from pipelines.errors import Cancelled, ConceptError, ConfigError
 from pipelines.events import StepDone
 from tests import tiny
 from trainers import methods
-from trainers.candidates import candidate, candidate_steps, candidates, candidates_folder, take
+from trainers.candidates import candidate, candidate_steps, candidates, candidates_folder, kept_step, take
 from trainers.config import DataConfig, TrainConfig
 from trainers.launch import teach
 from trainers.train import Run
@@ -70,7 +70,9 @@ def test_those_of_an_earlier_training_go(run, tmp_path):
 def test_one_is_taken_and_the_others_stay(run, tmp_path):
     output = tmp_path / "x.safetensors"
     lesson(run, output)
+    assert kept_step(output) == 12
     take(output, 4)
+    assert kept_step(output) == 4
     assert Concept.load(output).digest() == Concept.load(candidate(output, 4)).digest()
     take(output, 12)
     assert Concept.load(output).digest() == Concept.load(candidate(output, 12)).digest()
