@@ -68,11 +68,12 @@ def concept_chips(**more: Any) -> gr.HTML:
 def picture_rows(**more: Any) -> gr.HTML:
     """Pictures to learn from, each with its caption, or the names of two things if the property `pairs` is set.
 
-    Its value is a list of `{"name", "picture", "caption", "left", "right"}`; the event `act` tells which was to be
-    turned, cropped or removed.
+    Its value is a list of `{"name", "picture", "caption", "left", "right", "mask"}`, the last whether it has one; the
+    event `act` tells which was to be marked, turned, cropped or removed.
     """
-    example = {"name": "0001.png", "caption": "a <my-fox> on grass", "left": "", "right": ""}
-    return _own("rows", "Pictures", _texts(*example), example, pairs=False, **more)
+    example = {"name": "0001.png", "caption": "a <my-fox> on grass", "left": "", "right": "", "mask": False}
+    fields = {**_texts("name", "caption", "left", "right"), "mask": {"type": "boolean"}}
+    return _own("rows", "Pictures", fields, example, pairs=False, **more)
 
 
 def concept_cards(empty: str, **more: Any) -> gr.HTML:
@@ -85,10 +86,10 @@ def concept_cards(empty: str, **more: Any) -> gr.HTML:
 
 
 def mask_painter(empty: str, **more: Any) -> gr.HTML:
-    """A picture on which one says what is to be repainted: by a click on a thing, with brush or box.
+    """A picture in which one marks a part: by a click on a thing, with brush or box.
 
     Its value is `{"id", "picture", "mask"}`: what the picture is called, and two `data:` addresses; white of the mask
-    is repainted. `empty` is said while there is no picture.
+    is marked, and what a picture comes with is marked at first. `empty` is said while there is no picture.
     """
     example = {"id": "0123456789abcdef", "picture": "data:image/png;base64,", "mask": "data:image/png;base64,"}
     component = _own("paint", "Picture", _texts(*example), example, empty=empty, **more)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,15 +9,15 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from pipelines.errors import DataError, RequestError, StudioError
+from pipelines.errors import RequestError, StudioError
 from pipelines.request import Inpaint
 from studio.jobs import Jobs
-from studio.uploads import BYTES, cleaned
 from studio.web.answer import Answer
 from studio.web.components import concept_chips, mask_painter
 from studio.web.following import told
 from studio.web.forms import Form
 from studio.web.generate import INSERT, chips_of, concepts_used
+from studio.web.painted import SHOWN, decoded, fitted, png
 from studio.web.watching import picture_uri
 
 LABELS = {
@@ -32,38 +29,6 @@ LABELS = {
 }
 EMPTY = "Drop a picture above, use the example, or choose “Edit this picture” beside one that you generated."
 EXAMPLE = Path(__file__).parents[2] / "examples" / "wolf" / "1.png"
-SHOWN = 1024  # pixels of the longer side as it is painted on
-START = "data:image/png;base64,"
-
-
-def decoded(address: str) -> bytes:
-    """The content of a `data:` address of a PNG.
-
-    Raises:
-        DataError: if it is none.
-    """
-    if not address.startswith(START) or len(address) > 2 * BYTES:
-        raise DataError("The mask is no PNG.", "Paint it again.")
-    try:
-        return base64.b64decode(address.removeprefix(START), validate=True)
-    except binascii.Error:
-        raise DataError("The mask is no PNG.", "Paint it again.") from None
-
-
-def fitted(mask: bytes, size: tuple[int, int]) -> bytes:
-    """A mask in the size of its picture, black and white, as PNG.
-
-    Raises:
-        DataError: if it cannot be read.
-        RequestError: if nothing of it is white.
-    """
-    grey = cleaned(mask, "the mask").convert("L").resize(size, Image.Resampling.BOX)
-    sharp = grey.point([0] * 128 + [255] * 128)
-    if sharp.getextrema()[1] == 0:
-        raise RequestError("Nothing is to be repainted.", "Click a thing in the picture, or paint over it.")
-    stream = io.BytesIO()
-    sharp.save(stream, format="PNG")
-    return stream.getvalue()
 
 
 class EditPage:
@@ -153,7 +118,7 @@ class EditPage:
             picture = str(painted["id"])
             with Image.open(self.jobs.pictures.path(picture)) as stored:
                 size = stored.size
-            mask = self.jobs.pictures.add(fitted(decoded(str(painted.get("mask") or "")), size), "the mask")
+            mask = self.jobs.pictures.add(png(fitted(decoded(str(painted.get("mask") or "")), size)), "the mask")
             fields = {
                 "prompt": prompt or "",
                 "concepts": concepts_used(concepts, prompt or ""),

@@ -222,7 +222,7 @@ def test_without_picture_or_paint_nothing_is_queued_and_ids_lead_nowhere(jobs, t
         (None, "no picture yet"),
         (painted, "no PNG"),
         (painted | {"mask": "data:image/png;base64,no"}, "no PNG"),
-        (painted | {"mask": black}, "Nothing is to be repainted"),
+        (painted | {"mask": black}, "Nothing in the picture is marked"),
         ({"id": "../../etc/passwd", "mask": black}, "no picture of the id"),
         (["x"], "no picture yet"),
     ):
