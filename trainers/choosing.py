@@ -24,8 +24,8 @@ from pipelines.concept import Concept
 from pipelines.denoising import generate
 from pipelines.errors import Cancelled
 from pipelines.events import OnEvent, Preview, StepDone, ignore
-from pipelines.images import to_tensor
-from pipelines.judge import Judge
+from pipelines.images import fit, to_tensor
+from pipelines.judge import INPUT, Judge
 from pipelines.request import ConceptUse, Request
 from pipelines.sheet import Sheet
 from trainers.config import ObjectiveConfig
@@ -73,8 +73,9 @@ class JudgeEyes:
 
     def pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Unit vectors (N, D)."""
-        whole = torch.stack([to_tensor(one) for one in pictures])
-        return self.judge.embed_pictures(crops_of(pictures) if self.things else whole)
+        if self.things:
+            return self.judge.embed_pictures(crops_of(pictures))
+        return self.judge.embed_pictures(torch.stack([to_tensor(fit(one, INPUT, INPUT)) for one in pictures]))
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors (N, D)."""

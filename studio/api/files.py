@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated
 
 from fastapi import APIRouter, File, Form, Response, UploadFile, status
 from fastapi.responses import FileResponse
@@ -167,15 +168,19 @@ def pictures(jobs: Jobs) -> APIRouter:
     return router
 
 
+def _found(jobs: Jobs, concept: str) -> Path:
+    try:
+        return jobs.places.concept(concept)
+    except ConceptError as error:
+        raise Unknown(error.message, error.hint) from None
+
+
 def concepts(jobs: Jobs) -> APIRouter:
     """Routes of what was learned."""
     router = APIRouter(tags=["concepts"])
 
-    def found(concept: str) -> Any:
-        try:
-            return jobs.places.concept(concept)
-        except ConceptError as error:
-            raise Unknown(error.message, error.hint) from None
+    def found(concept: str) -> Path:
+        return _found(jobs, concept)
 
     @router.get("/concepts")
     def everything() -> list[ConceptAnswer]:

@@ -118,6 +118,8 @@ def test_teaching_survives_a_reload_and_what_is_learned_stands_in_its_box(visit,
     expect(page.locator("#training-progress")).to_contain_text("Done", timeout=SLOW)
     assert page.locator("#previews img").count() >= 4
     assert newest(jobs, "training").spec["settings"]["token"] == "<my-wolf>"
+    expect(page.locator("#scores-reason")).to_contain_text("Proposed: step", timeout=SLOW)
+    assert page.locator("#scores-figures tr").count() == 7  # a head, the word before, five steps
     page.locator("#try-it").click()
     expect(page.locator("#prompt textarea")).to_have_value("a <my-wolf>")
     expect(page.locator(".chip button")).to_have_attribute("aria-pressed", "true")
@@ -202,6 +204,22 @@ def test_cancel(visit, studio):
     expect(page.locator("#go")).to_be_enabled()
 
 
+def test_two_browsers_at_once_each_get_their_own(visit, studio):
+    _, jobs = studio
+    asked = {"a cat on a pink background": visit(), "a house on a blue background": visit()}
+    for prompt, page in asked.items():
+        page.locator("#prompt textarea").fill(prompt)
+    for page in asked.values():
+        page.locator("#go").click()
+    for prompt, page in asked.items():
+        wait_for_pictures(page, 4)
+        (job,) = [job for job in jobs.list("generation") if job.spec["request"]["prompt"] == prompt]
+        assert f"generation={job.id}" in page.url
+        sources = page.locator("#generation-gallery .thumbnail-item img").evaluate_all("all => all.map(one => one.src)")
+        shown = [page.request.get(source).body() for source in sources]
+        assert shown == [path.read_bytes() for path in jobs.results(job.id)]
+
+
 def test_what_is_wrong_is_said_and_nothing_is_lost(visit):
     page = visit()
     page.locator("#prompt textarea").fill("a fox")
@@ -258,6 +276,6 @@ def test_every_field_has_a_label(visit):
 def test_programs_call_the_handlers_by_name(studio):
     address, _ = studio
     client = Client(address, verbose=False)
-    assert "Nothing is stored" in client.predict([], api_name="/compare")
+    assert "Nothing is measured" in client.predict([], api_name="/compare")
     names = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     assert {"/generation", "/teach", "/edit", "/example", "/export_concept"} <= set(names)

@@ -441,12 +441,12 @@ def test_figures_stand_side_by_side(jobs):
     (jobs.learned / "a.losses.jsonl").write_text("\n".join(lines))
     (jobs.learned / "b.losses.jsonl").write_text("not json")
     measure = page(MeasurePage, jobs)
-    assert measure.refresh(None)["value"] == ["a", "b"]
-    assert measure.refresh(["b", "gone"])["value"] == ["b"]
+    assert measure.refresh(None, None)[0]["value"] == ["a", "b"]
+    assert measure.refresh(["b", "gone"], None)[0]["value"] == ["b"]
     said = measure.compare(["a", "b"])
     assert said.count("<tr>") == 3
     assert re.findall(r"width:(\d+)%", said) == ["50", "10", "25"]
     assert "chance 0.125" in said
     assert said.count("<polyline") == 1
     assert "&lt;a&gt;" in said
-    assert "Nothing is stored" in measure.compare([])
+    assert "Nothing is measured" in measure.compare([])
