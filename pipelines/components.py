@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from pipelines.base_files import POCKET
+from pipelines.bases import POCKET
 from pipelines.errors import ModelError
 from pipelines.identity import weights_identity
 from pipelines.request import Defaults

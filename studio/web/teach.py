@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines.base_files import base_files
+from pipelines.bases import base_files
 from pipelines.card import read_card
 from pipelines.errors import StudioError
 from studio.jobs import Job, Jobs

@@ -10,7 +10,7 @@ from urllib.parse import urlparse
 
 import pytest
 
-from pipelines.base_files import POCKET
+from pipelines.bases import POCKET
 
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from pipelines.base_files import POCKET, BaseFiles, base_files
+from pipelines.bases import POCKET, BaseFiles, base_files
 from pipelines.card import ConceptCard
 from pipelines.components import load
 from pipelines.concept import Concept
