@@ -5,7 +5,7 @@ They are made by functions, because gradio writes a `.pyi` file beside every sou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -56,10 +56,25 @@ def box_editor(**more: Any) -> gr.HTML:
     return _own("boxes", "Boxes", fields, example, choices=[], width=1, height=1, **more)
 
 
+def base_choice(bases: Collection[str]) -> gr.Dropdown:
+    """The base model that all pages ask; shown if there is a choice."""
+    names = list(bases)
+    return gr.Dropdown(
+        names,
+        value=names[0],
+        label="Base model",
+        visible=True if len(names) > 1 else "hidden",
+        min_width=180,
+        scale=0,
+        elem_id="base",
+    )
+
+
 def concept_chips(**more: Any) -> gr.HTML:
     """Learned concepts to switch on with a click, each with its strength.
 
-    Its value is a list of `{"id", "token", "kind", "picture", "on", "strength"}`.
+    Its value is a list of `{"id", "token", "kind", "picture", "on", "strength", "problem"}`; of one that does not go
+    with the base the last says why, and it cannot be switched on.
     """
     fields = {**_texts("id", "token"), "on": {"type": "boolean"}, "strength": {"type": "number"}}
     return _own("chips", "Concepts", fields, {"id": "my-wolf", "on": True, "strength": 1.0}, **more)

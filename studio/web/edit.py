@@ -34,8 +34,8 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "wolf" / "1.png"
 class EditPage:
     """Components of the page and what happens to them; made inside `gr.Blocks`."""
 
-    def __init__(self, jobs: Jobs) -> None:
-        self.jobs = jobs
+    def __init__(self, jobs: Jobs, base: gr.Dropdown) -> None:
+        self.jobs, self.base = jobs, base
         with gr.Row(equal_height=False, elem_id="editing"):
             with gr.Column(scale=5, min_width=320):
                 self._question()
@@ -64,7 +64,7 @@ class EditPage:
         self.go = gr.Button("Repaint", variant="primary", elem_id="edit-go")
 
     def _wire(self) -> None:
-        asked = [self.painter, self.prompt, self.chips, self.seed, self.count, *self.form.components]
+        asked = [self.base, self.painter, self.prompt, self.chips, self.seed, self.count, *self.form.components]
         self.answer.wire(self.submit, asked)
         self.chips.input(None, [self.chips, self.prompt], self.prompt, js=INSERT)
         self.file.upload(self.take_file, self.file, [self.painter, self.file], api_visibility="private")
@@ -96,13 +96,14 @@ class EditPage:
         except (StudioError, IndexError):
             raise gr.Error("That picture is no longer there.", print_exception=False) from None
 
-    def refresh(self, chips: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def refresh(self, base: str, chips: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The chips as the library is now, those switched on as they were."""
         on = {str(chip.get("id")): float(chip.get("strength", 1.0)) for chip in chips or () if chip.get("on")}
-        return chips_of(self.jobs, list(on), on)
+        return chips_of(self.jobs, base, list(on), on)
 
     def submit(
         self,
+        base: str,
         painted: Mapping[str, Any] | None,
         prompt: str,
         concepts: list[dict[str, Any]],
@@ -126,6 +127,6 @@ class EditPage:
                 "seed": int(seed or 0),
                 "count": int(count or 1),
             }
-            return self.jobs.submit_generation(fields).id
+            return self.jobs.submit_generation(fields, base).id
         except StudioError as error:
             raise told(error) from None

@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from pipelines.bases import base_files
 from pipelines.card import read_card
 from pipelines.errors import StudioError
 from studio.jobs import Job, Jobs
@@ -21,6 +22,7 @@ from studio.web.watching import Seen, curve, picture_uri, progress
 
 PREVIEWS = 6
 CANDIDATES = 5  # steps of which the best is proposed
+OFTEN = 250  # steps between previews where the recipe of a method says how many there are
 WAITING = '<p class="hint">What the model learns shows here, step by step.</p>'
 WOLF = Path(__file__).parents[2] / "examples" / "wolf"
 
@@ -46,8 +48,9 @@ def curves(seen: Seen) -> str:
 class TeachPage(Following):
     """Components of the page and what happens to them; made inside `gr.Blocks`."""
 
-    def __init__(self, jobs: Jobs) -> None:
+    def __init__(self, jobs: Jobs, base: gr.Dropdown) -> None:
         super().__init__(jobs, "training", "training")
+        self.base = base
         self.dataset = gr.Textbox(visible="hidden", label="Pictures", elem_id="dataset-id")
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
@@ -106,7 +109,7 @@ class TeachPage(Following):
         self.empty.click(lambda: ("", [], shown(False)), None, held, api_visibility="private")
         self.rows.act(self.act, [self.dataset, self.rows], held, api_visibility="private")
         self.marking.wire(self.dataset, self.rows)
-        asked = [self.what, self.dataset, self.rows, self.token, self.start, self.preset, self.steps]
+        asked = [self.what, self.dataset, self.rows, self.token, self.start, self.preset, self.steps, self.base]
         for button, submit, name in ((self.check, self.submit_check, "check"), (self.teach, self.submit, "teach")):
             asking = button.click(submit, asked, self.job, api_name=name)
             self.submitted(asking)
@@ -187,36 +190,49 @@ class TeachPage(Following):
     # -- teaching ----------------------------------------------------------------------------------------------
 
     def _submit(
-        self, dry: bool, what: str, dataset: str, rows: Any, token: str, start: str, preset: str, steps: Any
+        self, dry: bool, what: str, dataset: str, rows: Any, token: str, start: str, preset: str, steps: Any, base: str
     ) -> str:
         chosen = WHATS[what]
         if not dataset or not self.jobs.datasets.get(dataset).pictures:
             raise gr.Error("There are no pictures yet. Drag some in, or use the example.", print_exception=False)
         keep_words(self.jobs.datasets, dataset, rows)
-        planned = (steps or "").strip() or round(RECIPE_STEPS[chosen.method] * PRESETS.get(preset, 1.0))
         settings: dict[str, Any] = {
             **chosen.settings,
             "token": (token or "").strip(),
             "class_word" if chosen.method == "dreambooth" else "init": (start or "").strip(),
-            "steps": planned,
-            "preview_every": max(1, int(planned) // PREVIEWS) if str(planned).isdecimal() else 0,
             "candidates": CANDIDATES,
+            **self._pace(chosen.method, preset, (steps or "").strip(), base),
         }
-        job = self.jobs.submit_training(chosen.method, settings, dataset, dry_run=dry)
+        job = self.jobs.submit_training(chosen.method, settings, dataset, base, dry_run=dry)
         self.jobs.datasets.rename(dataset, f"Pictures of {settings['token']}")
         return job.id
 
-    def submit(self, what: str, dataset: str, rows: Any, token: str, start: str, preset: str, steps: str) -> str:
+    def _pace(self, method: str, preset: str, steps: str, base: str) -> dict[str, Any]:
+        """Steps and how often a preview is drawn; of bases other than pocket the method knows the steps by itself."""
+        planned: Any = steps
+        if not steps and base_files(self.jobs.bases.get(base, "")).family == "pocket":
+            planned = round(RECIPE_STEPS[method] * PRESETS.get(preset, 1.0))
+        elif not steps:
+            if PRESETS.get(preset, 1.0) != 1.0:
+                gr.Info("For this base the recipe alone says how long; give steps for another length.")
+            return {"preview_every": OFTEN}
+        return {"steps": planned, "preview_every": max(1, int(planned) // PREVIEWS) if str(planned).isdecimal() else 0}
+
+    def submit(
+        self, what: str, dataset: str, rows: Any, token: str, start: str, preset: str, steps: str, base: str
+    ) -> str:
         """Queue a training; gives the id of the job."""
         try:
-            return self._submit(False, what, dataset, rows, token, start, preset, steps)
+            return self._submit(False, what, dataset, rows, token, start, preset, steps, base)
         except StudioError as error:
             raise told(error) from None
 
-    def submit_check(self, what: str, dataset: str, rows: Any, token: str, start: str, preset: str, steps: str) -> str:
+    def submit_check(
+        self, what: str, dataset: str, rows: Any, token: str, start: str, preset: str, steps: str, base: str
+    ) -> str:
         """Queue a look at the pictures; gives the id of the job."""
         try:
-            return self._submit(True, what, dataset, rows, token, start, preset, steps)
+            return self._submit(True, what, dataset, rows, token, start, preset, steps, base)
         except StudioError as error:
             raise told(error) from None
 

@@ -191,16 +191,19 @@ def test_a_change_is_shown_by_example(visit, studio):
     assert len(read_made(jobs.results(newest(jobs, "generation").id)[0]).request.in_context.examples) == 1
 
 
-def test_cancel(visit, studio):
+def test_another_base_is_chosen_and_its_job_cancelled(visit, studio):
     _, jobs = studio
     page = visit()
+    page.get_by_label("Base model").click()
+    page.get_by_role("option", name="twin").click()
     page.locator("#prompt textarea").fill("a fox")
     page.get_by_text("More settings").click()
     page.get_by_label("Steps").first.fill("1000")
     page.locator("#go").click()
     page.locator("#generation-stop").click()
     expect(page.locator("#generation-progress")).to_contain_text("Cancelled", timeout=SLOW)
-    assert newest(jobs, "generation").state == "cancelled"
+    job = newest(jobs, "generation")
+    assert (job.state, job.spec["base"]) == ("cancelled", "twin")
     expect(page.locator("#go")).to_be_enabled()
 
 

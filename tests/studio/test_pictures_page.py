@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from studio.jobs import Jobs
+from studio.web.components import base_choice
 from studio.web.pictures import reshape, rows_of, squared, turned
 from studio.web.teach import TeachPage
 
@@ -17,7 +18,8 @@ from studio.web.teach import TeachPage
 @pytest.fixture
 def teach(tmp_path):
     with gr.Blocks(analytics_enabled=False):
-        return TeachPage(Jobs(tmp_path / "studio", warm=False))
+        jobs = Jobs(tmp_path / "studio", warm=False)
+        return TeachPage(jobs, base_choice(jobs.bases))
 
 
 @pytest.fixture
