@@ -56,6 +56,7 @@ def test_studio_loads_torch_in_the_runner_alone():
         "studio.progress",
         "studio.settings",
         "pipelines.request",
+        "pipelines.comparison",
         "pipelines.metadata",
         "studio.api.app",
         "studio.jobs",
