@@ -15,8 +15,8 @@ from pipelines.events import Event, Note, OnEvent, Preview, StepDone
 from pipelines.files import require_room
 from pipelines.request import Request
 from pipelines.sheet import Sheet
+from studio import runner
 from studio.progress import Progress
-from studio.runner import free_path, generate, open_base
 from studio.settings import Machine
 
 SIDE = 128
@@ -63,17 +63,17 @@ def draw(
         Cancelled: if `should_stop` said so; cells that are done stay.
     """
     if not axes:
-        return generate(
+        return runner.generate(
             request, base, output, machine, components=components, on_event=on_event, should_stop=should_stop
         )
     each = [cell for row in cells(request, axes) for cell in row]
     require_room(output, (1 + len(each)) << 20)
-    components = components or open_base(base, machine)
+    components = components or runner.open_base(base, machine)
     steps = [int(cell.resolved(components.defaults).steps or 1) for cell in each]
     together = _Together(on_event or Progress("compare"), steps)
     paths: list[Path] = []
     for cell, label in zip(each, labels(axes), strict=True):
-        made = generate(
+        made = runner.generate(
             cell,
             base,
             output,
@@ -85,7 +85,7 @@ def draw(
         )
         paths += made
         together.done(_opened(made[0]), label)
-    return [sheet(request, axes, paths).save(free_path(output, "comparison")), *paths]
+    return [sheet(request, axes, paths).save(runner.free_path(output, "comparison")), *paths]
 
 
 class _Together:

@@ -11,8 +11,8 @@ from pipelines.concept import Concept
 from pipelines.errors import RequestError
 from pipelines.metadata import read_made
 from pipelines.request import Request
+from studio import runner
 from studio.comparing import draw
-from studio.runner import generate, open_base
 from studio.settings import Machine
 
 
@@ -30,7 +30,7 @@ def repeat(
     made = read_made(source)
     own = {"attention": made.attention, "dtype": made.dtype}
     machine = machine.model_copy(update={k: v for k, v in own.items() if k not in machine.model_fields_set})
-    if base is None and (now := open_base(made.base, machine).fingerprint()) != made.fingerprint:
+    if base is None and (now := runner.open_base(made.base, machine).fingerprint()) != made.fingerprint:
         raise RequestError(
             f"{source.name} was made with other weights of {made.base} ({made.fingerprint}, now {now}).",
             f"It cannot be repeated exactly; give --base {made.base} to use them nonetheless.",
@@ -42,7 +42,7 @@ def repeat(
                 f"It cannot be repeated exactly; give --concept {use.source} to use it nonetheless.",
             )
     if not wishes and not axes:
-        return generate(made.request, base or made.base, output, machine, made.index)
+        return runner.generate(made.request, base or made.base, output, machine, made.index)
     if "inpaint" in wishes:
         wishes = wishes | {"inpaint": {"digests": (), **wishes["inpaint"]}}
     stored = made.request.model_dump() | {"seed": made.request.seed + made.index, "count": 1}
