@@ -25,7 +25,7 @@ def jobs(tmp_path):
 
 def asked(generate, *compared, prompt="a fox", chips=()):
     values = [component.value for component in generate.form.components]
-    return generate.submit(prompt, list(chips), [], 3, 4, *values, *compared)
+    return generate.submit("pocket", prompt, list(chips), [], 3, 4, *values, *compared)
 
 
 def test_what_is_offered_can_be_compared_with_what_is_suggested(jobs):
@@ -125,11 +125,11 @@ def test_the_sheet_comes_first_and_cells_say_what_they_are(jobs, compared):
 
 def test_settings_of_a_cell_come_back_and_the_sheet_has_none(jobs, compared):
     generate, job = compared
-    prompt, _, _, seed, count, *more = generate.reuse(job, 2)
+    prompt, _, _, seed, count, *more = generate.reuse("pocket", job, 2)
     fields = generate.form.given(more)
     assert (prompt, seed, count, fields["guidance"]["scale"]) == ("a fox", 3, 1, "2.5")
     edit = page(EditPage, jobs)
-    for use in (generate.reuse, edit.take_result):
+    for use in (lambda *chosen: generate.reuse("pocket", *chosen), edit.take_result):
         with pytest.raises(gr.Error, match="Choose one of its pictures"):
             use(job, 0)
         with pytest.raises(gr.Error, match="no longer there"):
