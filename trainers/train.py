@@ -100,11 +100,7 @@ def train(
     """
     # Parts put together in memory have no fingerprint yet, and with what is trained in them it would be another.
     components = replace(components, identity=components.fingerprint())
-    about = {"recipe": run.recipe(), "base_fingerprint": components.fingerprint()}
-
-    def told(concept: Concept) -> Concept:
-        return replace(concept, card=concept.card.model_copy(update=about))
-
+    told = _telling(components, run)
     offered: Offer | None = (lambda step, one: offer(step, told(one))) if offer and processes.main else None
     generator = torch.Generator().manual_seed(run.train.seed * 7_907 + 13)  # initial values; steps have their own
     with ExitStack() as stack:
@@ -132,6 +128,12 @@ def train(
         with average.shown():
             concept = run.method.export(trainable)
     return replace(told(concept), partners=tuple(map(told, concept.partners)))
+
+
+def _telling(components: Components, run: Run) -> Callable[[Concept], Concept]:
+    """Makes a concept's card say how it was learned."""
+    about = {"recipe": run.recipe(), "base_fingerprint": components.fingerprint()}
+    return lambda concept: replace(concept, card=concept.card.model_copy(update=about))
 
 
 def _losses(
