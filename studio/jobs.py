@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from pipelines.card import file_stem
 from pipelines.errors import StudioError
 from pipelines.files import require_room
 from studio.engine import LOG, Engine, LocalEngine
 from studio.ledger import ATTEMPTS, LIVE, Conflict, Event, Job, Kind, Ledger
 from studio.orders import Places, checked_comparison, checked_request, forget_training, lesson, outputs, scores_key
 from studio.settings import Machine
-from trainers.candidates import kept_step, take
+from studio.uploads import put_aside
+from trainers.candidates import take
 
 TICK = 0.1
 """Seconds between two looks at the queue."""
@@ -28,9 +28,6 @@ GRACE = {"generation": 10.0, "training": 60.0, "import": 10.0, "score": 10.0}
 """Seconds that a process has to stop by itself; it asks once a step."""
 
 LOST = "Its process ended without a word, as when memory runs out or it is killed."
-
-IMPORTED = ("safetensors", "pt", "bin", "png")
-"""Endings of files that may hold a concept."""
 
 _log = logging.getLogger(__name__)
 
@@ -142,12 +139,7 @@ class Jobs:
             token: the word to use it by; its own by default.
         """
         require_room(self.folder, len(content) + (64 << 20))
-        stem, _, suffix = name.replace("\\", "/").rpartition("/")[2].rpartition(".")
-        kind = suffix.lower() if suffix.lower() in IMPORTED else "safetensors"
-        place = self.folder / "imports" / secrets.token_hex(8)
-        place.mkdir(parents=True)
-        file = place / f"{file_stem(stem or suffix)[:80]}.{kind}"
-        file.write_bytes(content)
+        file = put_aside(content, name, self.folder / "imports" / secrets.token_hex(8))
         return self.ledger.add("import", {"file": file.relative_to(self.folder).as_posix(), "token": token})
 
     def submit_score(self, concept: str, dataset: str, base: str = "pocket", key: str | None = None) -> Job:
@@ -183,10 +175,6 @@ class Jobs:
             if job.spec["concept"] == concept:
                 raise Conflict(f"{concept} is being measured.", f"Wait, or cancel the job {job.id}.")
         take(self.places.concept(concept), step)
-
-    def kept_step(self, concept: str) -> int | None:
-        """The step of the candidate that a concept is; None if it has no candidates."""
-        return kept_step(self.places.concept(concept))
 
     def delete_dataset(self, dataset: str) -> None:
         """Remove pictures for good.

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from pipelines.card import file_stem
 from pipelines.errors import DataError
 from pipelines.files import whole_file
 
@@ -156,3 +157,17 @@ def _check(infos: list[zipfile.ZipInfo]) -> None:
         if name.casefold() in names:
             raise DataError(f"{name!r:.80} is in the archive twice.", "Pack it again.")
         names.add(name.casefold())
+
+
+IMPORTED = ("safetensors", "pt", "bin", "png")
+"""Endings of files that may hold a concept."""
+
+
+def put_aside(content: bytes, name: str, folder: Path) -> Path:
+    """Write an uploaded concept into a new folder, under a name made of what it was called; gives the file."""
+    stem, _, suffix = name.replace("\\", "/").rpartition("/")[2].rpartition(".")
+    kind = suffix.lower() if suffix.lower() in IMPORTED else "safetensors"
+    folder.mkdir(parents=True)
+    file = folder / f"{file_stem(stem or suffix)[:80]}.{kind}"
+    file.write_bytes(content)
+    return file

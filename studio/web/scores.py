@@ -12,6 +12,7 @@ from pipelines.errors import StudioError
 from studio.jobs import Jobs
 from studio.web.following import Following, shown, told
 from studio.web.watching import Seen, curve, picture_uri, progress
+from trainers.candidates import kept_step
 
 SHEET = 1100  # pixels of the longer side as it is shown
 
@@ -91,7 +92,7 @@ class ScoresPanel(Following):
             return "", shown(False), ""
         said = events[-1].data
         try:
-            kept = self.jobs.kept_step(self.jobs.get(job_id).spec["concept"])
+            kept = kept_step(self.jobs.places.concept(self.jobs.get(job_id).spec["concept"]))
         except StudioError:  # it has been deleted or renamed since
             kept = None
         now = f" The concept is that of step {kept} now." if kept is not None else ""

@@ -22,7 +22,7 @@ from studio.web.scores import ScoresPanel
 from studio.web.teach import TeachPage
 from studio.web.watching import seen_now
 from tests.studio.conftest import WOLF
-from trainers.candidates import candidates
+from trainers.candidates import candidates, kept_step
 
 LESSON = {"token": "<chosen>", "init": "fox", "steps": 6, "batch": 1, "warmup": 0, "candidates": 2}
 
@@ -68,12 +68,12 @@ def test_a_step_is_taken_by_rest_and_another_again(jobs, learned):
     assert (
         taken.status_code == 200 and taken.json()["card"]["scores"] == read_card(jobs.places.concept("chosen")).scores
     )
-    assert jobs.kept_step("chosen") == 3
+    assert kept_step(jobs.places.concept("chosen")) == 3
     assert web.put("/api/v1/concepts/chosen/step", json={"step": 4}).status_code == 422
     assert web.put("/api/v1/concepts/chosen/step", json={"step": 0}).status_code == 422
     assert web.put("/api/v1/concepts/nothing/step", json={"step": 3}).status_code == 404
     assert web.put("/api/v1/concepts/chosen/step", json={"step": 6}).status_code == 200
-    assert jobs.kept_step("chosen") == 6
+    assert kept_step(jobs.places.concept("chosen")) == 6
 
 
 def test_what_is_not_there_is_not_measured(jobs, wolves):
@@ -112,7 +112,7 @@ def test_the_page_says_which_step_and_keeps_it(jobs, learned):
     assert take["visible"] == (True if said["step"] == 3 else "hidden")
     assert figures.count("<tr") == 4 and "“fox”" in figures and "data:image/png" in figures
     reason, take, _ = panel.keep(scores.id)
-    assert jobs.kept_step("chosen") == said["step"] and take["visible"] == "hidden"
+    assert kept_step(jobs.places.concept("chosen")) == said["step"] and take["visible"] == "hidden"
     jobs.take_step("chosen", 6)
     assert made(TeachPage, jobs).measured(training.id) == scores.id
     assert made(TeachPage, jobs).measured("gone") == ""
@@ -139,7 +139,7 @@ def test_by_command(jobs, learned, capsys, tmp_path, monkeypatch):
     said = json.loads(out[: out.rindex("}") + 1])
     assert said == jobs.events(learned[1].id, kinds=("scores",))[0].data and sheet.is_file()
     assert main(["choose", str(path), "--step", "3"]) == 0
-    assert jobs.kept_step("chosen") == 3
+    assert kept_step(jobs.places.concept("chosen")) == 3
     assert main(["choose", str(path), "--step", "5"]) == main(["choose", str(path)]) == 2
     said = capsys.readouterr().err
     assert "3, 6" in said and "--images" in said
