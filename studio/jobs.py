@@ -18,7 +18,7 @@ from pipelines.files import require_room
 from studio import catalogue
 from studio.engine import LOG, Engine, LocalEngine
 from studio.ledger import ATTEMPTS, LIVE, Conflict, Event, Job, Kind, Ledger
-from studio.orders import Places, checked_request, lesson, outputs
+from studio.orders import Places, checked_comparison, checked_request, lesson, outputs
 from studio.settings import Machine
 
 TICK = 0.1
@@ -77,19 +77,29 @@ class Jobs:
 
     # -- asking ----------------------------------------------------------------------------------------------
 
-    def submit_generation(self, request: Mapping[str, Any], base: str = "pocket", key: str | None = None) -> Job:
+    def submit_generation(
+        self,
+        request: Mapping[str, Any],
+        base: str = "pocket",
+        key: str | None = None,
+        compare: Sequence[Any] = (),
+    ) -> Job:
         """Ask for pictures.
 
         Args:
             request: fields of a `Request`, with ids in the place of files.
             base: id of the base model.
             key: asking again with the same key gives the same job.
+            compare: one or two `Axis`, or their fields, along which the request is compared; the results are then a
+                sheet and the pictures on it, row by row.
 
         Raises:
             StudioError: if it cannot be carried out.
         """
         self.places.base(base)
-        spec = {"request": checked_request(request, self.places), "base": base}
+        spec: dict[str, Any] = {"request": checked_request(request, self.places), "base": base}
+        if compare:
+            spec["compare"] = checked_comparison(request, compare)
         require_room(self.folder, 64 << 20)
         return self.ledger.add("generation", spec, key)
 
