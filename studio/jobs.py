@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import json
-import logging
 import secrets
 import shutil
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from pipelines.errors import StudioError
 from pipelines.files import require_room
-from studio.engine import LOG, Engine, LocalEngine
-from studio.ledger import ATTEMPTS, LIVE, Conflict, Event, Job, Kind, Ledger
-from studio.orders import Places, checked_comparison, checked_request, forget_training, lesson, outputs, scores_key
+from studio import catalogue
+from studio.dispatcher import Dispatcher
+from studio.engine import Engine, LocalEngine
+from studio.ledger import LIVE, Conflict, Event, Job, Kind, Ledger
+from studio.orders import (
+    Places,
+    checked_comparison,
+    checked_request,
+    forget_training,
+    lesson,
+    lesson_of,
+    outputs,
+    scores_key,
+)
 from studio.settings import Machine
 from studio.uploads import put_aside
 from trainers.candidates import take
-
-TICK = 0.1
-"""Seconds between two looks at the queue."""
-
-GRACE = {"generation": 10.0, "training": 60.0, "import": 10.0, "score": 10.0}
-"""Seconds that a process has to stop by itself; it asks once a step."""
-
-LOST = "Its process ended without a word, as when memory runs out or it is killed."
-
-_log = logging.getLogger(__name__)
 
 
 class Jobs:
@@ -65,12 +64,8 @@ class Jobs:
         self.learned.mkdir(exist_ok=True)
         self.ledger = Ledger(self.folder / "jobs.sqlite")
         self.engine: Engine = engine or LocalEngine(self.places, machine, slots, warm)
-        self._tries: dict[tuple[str, int], int] = {}
-        """Job and how often it had been claimed -> how often it was handed to a process since."""
-        self._handed: set[str] = set()
+        self.dispatcher = Dispatcher(self.places, self.ledger, self.engine, slots)
         self._asking = threading.Lock()
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
 
     # -- asking ----------------------------------------------------------------------------------------------
 
@@ -176,6 +171,16 @@ class Jobs:
                 raise Conflict(f"{concept} is being measured.", f"Wait, or cancel the job {job.id}.")
         take(self.places.concept(concept), step)
 
+    def add_example(self) -> Path:
+        """Put the example concept into the library; gives its file.
+
+        Raises:
+            Conflict: if a concept of its name is there or being learned.
+        """
+        with self._asking:
+            self._require_free([catalogue.EXAMPLE.name], None)
+            return catalogue.add_copy(catalogue.EXAMPLE, self.learned)
+
     def delete_dataset(self, dataset: str) -> None:
         """Remove pictures for good.
 
@@ -200,11 +205,10 @@ class Jobs:
                     "Choose another token, or rename or delete it.",
                 )
         for job in self.ledger.list("training", LIVE, 1000):
-            spec = job.spec
-            if spec["dry_run"]:
+            if job.spec["dry_run"]:
                 continue
             try:
-                theirs = outputs(lesson(spec["method"], spec["settings"], spec["dataset"], spec["base"], self.places))
+                theirs = outputs(lesson_of(job, self.places))
             except StudioError:  # what it needs has been deleted; it will say so itself
                 continue
             if taken := [path.name for path in theirs if path.name in names]:
@@ -251,7 +255,7 @@ class Jobs:
         """
         before = self.get(job)
         if self.ledger.move(job, ("queued", "paused"), "cancelled"):
-            self._forget_state(before)
+            forget_training(before, self.places)
         elif not self.ledger.wish(job, "cancel") and self.get(job).state != "running":
             raise Conflict(f"The job has ended: it is {self.get(job).state}.", "There is nothing to cancel.")
         return self.get(job)
@@ -290,105 +294,19 @@ class Jobs:
         self.ledger.delete(job)
         shutil.rmtree(self.places.job(job), ignore_errors=True)
 
-    def _forget_state(self, job: Job) -> None:
-        """Remove the training state of a job that was cancelled."""
-        if job.kind != "training" or job.spec["dry_run"]:
-            return
-        spec = job.spec
-        try:
-            forget_training(lesson(spec["method"], spec["settings"], spec["dataset"], spec["base"], self.places))
-        except StudioError:  # its pictures are gone; the next training of this name says so if the state is in its way
-            return
-
-    # -- the thread ------------------------------------------------------------------------------------------
+    # -- the queue -------------------------------------------------------------------------------------------
 
     def start(self) -> Self:
         """Begin what waits, from now on."""
-        if self._thread is None:
-            self._stopping.clear()
-            self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
-            self._thread.start()
+        self.dispatcher.start()
         return self
 
     def stop(self, seconds: float = 20.0) -> None:
         """Begin nothing more; what runs keeps its state, and goes on when a server starts again."""
-        if self._thread is not None:
-            self._stopping.set()
-            self._thread.join()
-            self._thread = None
-        self.engine.close(self.ledger.list(states=("running",), limit=1000), seconds)
-        for job in self.ledger.list(states=("running",), limit=1000):
-            self._lost(job)
+        self.dispatcher.stop(seconds)
 
     def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                self.tick()
-            except Exception:  # a queue that stands still helps nobody
-                _log.exception("The queue stumbled")
-                time.sleep(1)
-            self._stopping.wait(TICK)
-        self.ledger.close()
-
-    def tick(self) -> None:
-        """Look once: end what does not stop, take back what lost its process, begin what waits."""
-        running = self.ledger.list(states=("running",), limit=1000)
-        for job in running:
-            if not self.engine.alive(job):
-                self._lost(self.ledger.get(job.id))
-            elif job.wish == "cancel" and time.time() - (job.wished or 0) > GRACE[job.kind]:
-                self.engine.kill(job)
-        queue = self.ledger.queue()
-        waiting = {job.id for job in (*running, *queue)}
-        for job in self._handed - waiting:
-            self.engine.ended(job)
-        self._handed &= waiting
-        self._tries = {key: count for key, count in self._tries.items() if key[0] in waiting}
-        busy = {job.id for job in running} | {job.id for job in queue if self.engine.holds(job)}
-        for job in queue:
-            if len(busy) >= self.slots:
-                break
-            if job.id not in busy and self._begin(job):
-                busy.add(job.id)
-        self.engine.settle(running)
-
-    def _begin(self, job: Job) -> bool:
-        times = self._tries.get((job.id, job.begun), 0)
-        if times >= ATTEMPTS:  # its process never came so far as to claim it
-            said = f"No process could begin it: {self._last_words(job)}."
-            self.ledger.move(job.id, ("queued",), "failed", error=said, hint="studio doctor may say more.")
-            return False
-        if not self.engine.begin(job):
-            return False
-        self._tries[job.id, job.begun] = times + 1
-        self._handed.add(job.id)
-        return True
-
-    def _last_words(self, job: Job) -> str:
-        """The last line that the process of a job left in its log."""
-        for path in (self.places.job(job.id) / LOG, self.folder / LOG):
-            if path.is_file() and (lines := path.read_text(encoding="utf-8", errors="replace").strip().splitlines()):
-                return lines[-1][:300]
-        return "it said nothing"
-
-    def _lost(self, job: Job) -> None:
-        """Take a job back whose process is gone."""
-        if job.state != "running" or self.engine.alive(job):
-            return  # it has ended meanwhile
-        if job.wish == "cancel":
-            self.ledger.move(job.id, ("running",), "cancelled")
-            self._forget_state(job)
-        elif job.wish == "pause":
-            self.ledger.move(job.id, ("running",), "paused")
-        elif job.lost + 1 < ATTEMPTS:
-            self.ledger.tell(job.id, "note", {"text": f"{LOST} It is begun again."})
-            self.ledger.move(job.id, ("running",), "queued", lost=job.lost + 1)
-        else:
-            hint = f"Try a smaller picture, batch or base. Its last words: {self._last_words(job)}."
-            self.ledger.move(job.id, ("running",), "failed", error=LOST, hint=hint)

@@ -17,9 +17,10 @@ from pydantic import BaseModel, ValidationError
 
 from pipelines.card import file_stem
 from pipelines.comparison import axes_of, cells
-from pipelines.errors import ConceptError, ConfigError, RequestError
+from pipelines.errors import ConceptError, ConfigError, RequestError, StudioError
 from pipelines.request import FileOf, Frozen, Request, problems
 from studio.datasets import Datasets, Pictures
+from studio.ledger import Job
 from trainers.candidates import candidates_folder
 from trainers.config import DataConfig, Destination, TrainConfig
 from trainers.configs import configs
@@ -236,11 +237,22 @@ def lesson(method: str, settings: Mapping[str, Any], dataset: str, base: str, pl
     return Lesson(method, config, data, train, where.model_copy(update={"base": places.base(base), "output": output}))
 
 
-def forget_training(one: Lesson) -> None:
+def forget_training(job: Job, places: Places) -> None:
     """Remove what a training that was cancelled has kept: its state and its candidates."""
-    output = outputs(one)[0]
+    if job.kind != "training" or job.spec["dry_run"]:
+        return
+    try:
+        output = outputs(lesson_of(job, places))[0]
+    except StudioError:  # its pictures are gone; the next training of this name says so if the state is in its way
+        return
     shutil.rmtree(output.with_name(f".{output.stem}.state"), ignore_errors=True)
     shutil.rmtree(candidates_folder(output), ignore_errors=True)
+
+
+def lesson_of(job: Job, places: Places) -> Lesson:
+    """The training that a job is; raises as `lesson`."""
+    spec = job.spec
+    return lesson(spec["method"], spec["settings"], spec["dataset"], spec["base"], places)
 
 
 def scores_key(training: str) -> str:

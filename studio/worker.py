@@ -28,7 +28,7 @@ from studio.comparing import draw
 from studio.engine import LOG, birth
 from studio.exchange import import_concept
 from studio.ledger import Job, Kind, Ledger
-from studio.orders import Places, forget_training, lesson, scores_key, with_paths
+from studio.orders import Places, forget_training, lesson_of, scores_key, with_paths
 from studio.settings import Machine
 from trainers import methods
 from trainers.launch import pausing
@@ -81,7 +81,7 @@ class Worker:
             return self._score(job, should_stop)
         self._bases.clear()  # a training gets all the memory
         spec = job.spec
-        one = lesson(spec["method"], spec["settings"], spec["dataset"], spec["base"], self.places)
+        one = lesson_of(job, self.places)
         parts = (methods()[one.method], one.config, one.data, one.train, one.where, self.machine)
         if spec["dry_run"]:
             for line in runner.preflight(*parts):
@@ -156,9 +156,7 @@ class Worker:
         wish = self.ledger.wished(job.id)
         self.over = not wish
         if wish == "cancel":
-            if job.kind == "training" and not job.spec["dry_run"]:
-                spec = job.spec
-                forget_training(lesson(spec["method"], spec["settings"], spec["dataset"], spec["base"], self.places))
+            forget_training(job, self.places)
             self.ledger.move(job.id, ("running",), "cancelled")
         else:
             self.ledger.move(job.id, ("running",), "paused" if wish == "pause" else "queued")
