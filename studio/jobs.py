@@ -15,6 +15,7 @@ from typing import Any, Self
 from pipelines.card import file_stem
 from pipelines.errors import StudioError
 from pipelines.files import require_room
+from studio import catalogue
 from studio.engine import LOG, Engine, LocalEngine
 from studio.ledger import ATTEMPTS, LIVE, Conflict, Event, Job, Kind, Ledger
 from studio.orders import Places, checked_comparison, checked_request, lesson, outputs
@@ -148,6 +149,16 @@ class Jobs:
         file = place / f"{file_stem(stem or suffix)[:80]}.{kind}"
         file.write_bytes(content)
         return self.ledger.add("import", {"file": file.relative_to(self.folder).as_posix(), "token": token})
+
+    def add_example(self) -> Path:
+        """Put the example concept into the library; gives its file.
+
+        Raises:
+            Conflict: if a concept of its name is there or being learned.
+        """
+        with self._asking:
+            self._require_free([catalogue.EXAMPLE.name], None)
+            return catalogue.add_copy(catalogue.EXAMPLE, self.learned)
 
     def delete_dataset(self, dataset: str) -> None:
         """Remove pictures for good.

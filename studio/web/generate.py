@@ -19,7 +19,7 @@ from studio.jobs import Jobs
 from studio.web.answer import Answer
 from studio.web.comparing import Comparing, picture_of
 from studio.web.components import box_editor, concept_chips, records
-from studio.web.following import told
+from studio.web.following import shown, told
 from studio.web.forms import Form
 from studio.web.watching import picture_uri
 
@@ -87,6 +87,17 @@ def chips_of(
     ]
 
 
+def offered(jobs: Jobs) -> bool:
+    """Whether the example concept can be added: it is there, and not in the library."""
+    return catalogue.EXAMPLE.is_file() and not (jobs.learned / catalogue.EXAMPLE.name).exists()
+
+
+def offer_button(jobs: Jobs) -> gr.Button:
+    """The button that adds the example concept; made inside `gr.Blocks`."""
+    there = True if offered(jobs) else "hidden"
+    return gr.Button("Add the example concept: a wolf", size="sm", min_width=90, visible=there, elem_classes="offer")
+
+
 def concepts_used(chips: Sequence[dict[str, Any]], *texts: str) -> list[dict[str, Any]]:
     """Concepts of a request: those switched on, and those whose word a text says."""
     said = "\n".join(texts)
@@ -126,6 +137,7 @@ class GeneratePage:
         self.chips = concept_chips(elem_id="chips")
         with gr.Row(elem_classes="examples"):
             self.examples = [gr.Button(name, size="sm", min_width=90) for name, _, _ in EXAMPLES]
+            self.offer = offer_button(self.jobs)
             self.dice = gr.Button("New seed", size="sm", min_width=90, elem_id="dice")
         with gr.Accordion("Where things stand", open=True):
             self.boxes = box_editor(elem_id="boxes")
@@ -167,11 +179,19 @@ class GeneratePage:
         pairs = zip(self.form.paths, self.form.components, strict=True)
         return [component for path, component in pairs if path.startswith(starts)]
 
-    def refresh(self, base: str, chips: list[dict[str, Any]]) -> tuple[Any, Any]:
-        """The chips as the library is now, those switched on as they were; and words for boxes."""
+    def refresh(self, base: str, chips: list[dict[str, Any]]) -> tuple[Any, Any, Any]:
+        """The chips as the library is now, those switched on as they were; words for boxes; the example on offer."""
         on = {str(chip.get("id", "")): float(chip.get("strength", 1.0)) for chip in records(chips) if chip.get("on")}
         now = chips_of(self.jobs, base, list(on), on)
-        return now, gr.update(choices=[chip["token"] for chip in now])
+        return now, gr.update(choices=[chip["token"] for chip in now]), shown(offered(self.jobs))
+
+    def add_example(self, base: str, chips: list[dict[str, Any]]) -> tuple[Any, Any, Any]:
+        """Put the example concept into the library, and switch its chip on."""
+        try:
+            added = self.jobs.add_example().stem
+        except StudioError as error:
+            raise told(error) from None
+        return self.refresh(base, [*records(chips), {"id": added, "on": True}])
 
     def take(self, base: str, concept: str) -> tuple[Any, ...]:
         """Begin a prompt with a concept, on this page."""
