@@ -21,11 +21,10 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from pipelines.bases import POCKET
 from pipelines.errors import ModelError
 from pipelines.identity import weights_identity
 from pipelines.request import Defaults
-
-POCKET = Path(__file__).parent / "pocket"
 
 Family = Literal["pocket", "sd1", "sd2", "sdxl"]
 Attention = Literal["sdpa", "xformers", "eager"]

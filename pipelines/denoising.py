@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from pipelines.images import to_pictures
 from pipelines.inpainting_unet import painting
 from pipelines.prompts import lacks_a_side
 from pipelines.request import Request
-from pipelines.schedulers import build, step_options
+from pipelines.schedulers import build, estimate, step_options
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,9 @@ def _denoise(
         output = components.unet(sample, timestep, **arguments).sample
         predictions = dict(zip(branches, output.chunk(len(branches)), strict=True))
         prediction = guiding.combine(request.guidance, predictions)
-        latents = scheduler.step(prediction, timestep, latents, **options).prev_sample
+        stepped = scheduler.step(prediction, timestep, latents, **options)
+        step = replace(step, estimate=partial(estimate, scheduler, stepped, prediction, latents))
+        latents = stepped.prev_sample
         for condition in conditions:
             latents = condition.constrain(latents, step)
         on_event(StepDone(index + 1, len(timesteps), {}, time.monotonic() - began))

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from pipelines.errors import ModelError, RequestError
 from pipelines.files import whole_file
+from pipelines.identity import is_gated
 
 if TYPE_CHECKING:
     from pipelines.components import Components
@@ -32,11 +33,6 @@ says then goes there."""
 
 FORM = "studio-grounding"
 """Format named in the header of an adapter file."""
-
-
-def is_gated(name: str) -> bool:
-    """Whether a parameter of a UNet belongs to its gated layers or to what reads boxes for them."""
-    return ".fuser." in name or name.startswith("position_net.")
 
 
 def has_grounding(unet: nn.Module) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor
 from pipelines.components import POCKET, Components
 from pipelines.errors import ModelError
 from pipelines.events import Note, OnEvent, ignore
-from pipelines.grounding import is_gated
+from pipelines.identity import is_gated
 from pipelines.painting import BLEND, Inpaint
 
 FOLDER = "unet_inpainting"

@@ -15,6 +15,7 @@ from diffusers import (
     LCMScheduler,
     UniPCMultistepScheduler,
 )
+from torch import Tensor
 
 from pipelines.errors import RequestError
 from pipelines.request import Scheduler
@@ -73,3 +74,31 @@ def step_options(scheduler: Any, generators: list[Any]) -> dict[str, Any]:
     """Arguments of this scheduler's `step` for explicit chance, as far as it takes any."""
     accepted = inspect.signature(scheduler.step).parameters
     return {"generator": generators} if "generator" in accepted else {}
+
+
+def estimate(scheduler: Any, stepped: Any, prediction: Tensor, sample: Tensor) -> Tensor:
+    """The finished latents (B, C, h, w) as one prediction has them: with x = alpha x0 + sigma noise, x0.
+
+    Args:
+        scheduler: after its step.
+        stepped: what the step gave; most say their estimate there.
+        prediction: (B, C, h, w) of the UNet, guidance done.
+        sample: (B, C, h, w) latents before the step.
+
+    Raises:
+        ValueError: if the base predicts something else than noise, velocity or the picture itself.
+    """
+    for name in ("pred_original_sample", "denoised"):
+        if getattr(stepped, name, None) is not None:
+            return getattr(stepped, name)
+    ratio = scheduler.sigmas[scheduler.step_index - 1].to(sample)  # sigma / alpha; the multistep solvers keep it
+    alpha = (ratio**2 + 1) ** -0.5
+    sigma = ratio * alpha
+    kind = scheduler.config.prediction_type
+    if kind == "v_prediction":
+        return alpha * sample - sigma * prediction
+    if kind == "epsilon":
+        return (sample - sigma * prediction) / alpha
+    if kind == "sample":
+        return prediction
+    raise ValueError(f"prediction type {kind!r}")

@@ -210,6 +210,11 @@ class Datasets:
             raise Unknown(f"There is no picture {name!r:.60} here.", "It may have been removed.")
         return path
 
+    def mask(self, dataset: str, name: str) -> Path | None:
+        """The file of a picture's mask; None if it has none. Raises `Unknown`."""
+        path = _mask(self.picture(dataset, name))
+        return path if path.is_file() else None
+
     def replace(self, dataset: str, name: str, data: bytes) -> Entry:
         """Put another picture in its place, for example a cropped one; a mask that fits no more is removed."""
         path, picture = self.picture(dataset, name), cleaned(data)

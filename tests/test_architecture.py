@@ -55,6 +55,7 @@ def test_studio_loads_torch_in_the_runner_alone():
         "studio.placing",
         "studio.progress",
         "studio.settings",
+        "pipelines.bases",
         "pipelines.request",
         "pipelines.metadata",
         "studio.api.app",

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from pipelines.components import Components, encode
 from pipelines.errors import Cancelled
 from pipelines.events import OnEvent, ignore
-from pipelines.grounding import is_gated
+from pipelines.identity import is_gated
 from pipelines.inpainting_unet import widened_shape
 from trainers.averages import Average
 from trainers.checkpoints import Checkpoint, require_same

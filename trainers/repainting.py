@@ -20,7 +20,7 @@ from pipelines.events import Note, OnEvent, ignore
 from pipelines.export import export_model
 from pipelines.files import require_room
 from pipelines.grids import Grid
-from pipelines.grounding import is_gated
+from pipelines.identity import is_gated
 from pipelines.images import fit, to_tensor
 from pipelines.inpainting_unet import FOLDER, inpainting_components, repaints
 from trainers.averages import Average

@@ -7,7 +7,7 @@ and two conditions that claim the same argument are an error rather than a silen
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
@@ -32,6 +32,10 @@ class Branch(Enum):
     POSITIVE = "positive"
 
 
+def _not_yet() -> Tensor:
+    raise RuntimeError("there is no estimate before the scheduler's step")
+
+
 @dataclass(frozen=True)
 class Step:
     """Where the denoising loop is.
@@ -41,12 +45,15 @@ class Step:
         count: steps in all.
         timestep: of the noise schedule, as the scheduler gives it.
         following: the timestep the latents are at after this step; None after the last.
+        estimate: gives the finished latents (B, C, h, w) as the prediction of this step has them; computed when it is
+            called, which only `constrain` can.
     """
 
     index: int
     count: int
     timestep: Tensor
     following: Tensor | None
+    estimate: Callable[[], Tensor] = _not_yet
 
     def within(self, share: float) -> bool:
         """Whether this is among the first `share` of the steps; 0.29 of 100 is 29, whatever floats make of it."""

@@ -14,7 +14,7 @@ from pipelines.images import to_pictures
 
 
 class Watch:
-    """Shows the latents of the first picture, noise and all, some times on their way to it.
+    """Shows what the first picture is going to be, as far as it can be told, some times on the way to it.
 
     Args:
         on_event: receives a `Preview` each time.
@@ -38,5 +38,5 @@ class Watch:
         """The latents as they are."""
         done, every = step.index + 1, -(-step.count // (self.times + 1))
         if self._components is not None and done % every == 0 and done < step.count:
-            self.on_event(Preview(done, to_pictures(decode(self._components, latents[:1]))[0]))
+            self.on_event(Preview(done, to_pictures(decode(self._components, step.estimate()[:1]))[0]))
         return latents

@@ -7,6 +7,7 @@ from typing import Any
 import gradio as gr
 
 from studio.jobs import Jobs
+from studio.web.components import base_choice
 from studio.web.concept_cards import LibraryPage
 from studio.web.edit import EditPage
 from studio.web.example import ExamplePage
@@ -23,31 +24,35 @@ MASTHEAD = f"<h1>{TITLE}</h1><p>Teach a model something new from a few pictures,
 def build(jobs: Jobs) -> gr.Blocks:
     """The page for these jobs."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
-        gr.HTML(MASTHEAD, elem_id="masthead", js_on_load=None)
+        with gr.Row(elem_id="head"):
+            gr.HTML(MASTHEAD, elem_id="masthead", js_on_load=None)
+            base = base_choice(jobs.bases)
         with gr.Tabs(elem_id="pages", overflow_behavior="wrap") as tabs:
             with gr.Tab("Generate", id="generate") as generating:
-                generate = GeneratePage(jobs)
+                generate = GeneratePage(jobs, base)
             with gr.Tab("Teach", id="teach") as teaching:
-                teach = TeachPage(jobs)
+                teach = TeachPage(jobs, base)
             with gr.Tab("Edit", id="edit") as editing:
-                edit = EditPage(jobs)
+                edit = EditPage(jobs, base)
             with gr.Tab("By example", id="example") as asking:
-                example = ExamplePage(jobs)
+                example = ExamplePage(jobs, base)
             with gr.Tab("Concepts", id="concepts") as keeping:
                 library = LibraryPage(jobs)
             with gr.Tab("Measure", id="measure") as measuring:
                 measure = MeasurePage(jobs)
         chips = [generate.chips, generate.boxes]
-        page.load(generate.refresh, generate.chips, chips, api_visibility="private")
+        page.load(generate.refresh, [base, generate.chips], chips, api_visibility="private")
+        base.input(generate.refresh, [base, generate.chips], chips, api_visibility="private")
+        base.input(edit.refresh, [base, edit.chips], edit.chips, api_visibility="private")
         generate.answer.follow_on(page)
         edit.answer.follow_on(page)
         example.answer.follow_on(page)
         teach.follow_on(page)
-        generating.select(generate.refresh, generate.chips, chips, api_visibility="private")
+        generating.select(generate.refresh, [base, generate.chips], chips, api_visibility="private")
         teach.look_on(teaching)
         edit.answer.look_on(editing)
         example.answer.look_on(asking)
-        editing.select(edit.refresh, edit.chips, edit.chips, api_visibility="private")
+        editing.select(edit.refresh, [base, edit.chips], edit.chips, api_visibility="private")
         generate.answer.uses[1].click(
             edit.take_result,
             [generate.answer.job, generate.answer.chosen],
@@ -57,8 +62,8 @@ def build(jobs: Jobs) -> gr.Blocks:
         keeping.select(library.refresh, library.search, library.cards, api_visibility="private")
         measuring.select(measure.refresh, measure.concepts, measure.concepts, api_visibility="private")
         taken = [tabs, generate.prompt, *chips]
-        teach.use.click(generate.take_learned, teach.job, taken, api_visibility="private")
-        library.use.click(generate.take, library.chosen, taken, api_visibility="private")
+        teach.use.click(generate.take_learned, [base, teach.job], taken, api_visibility="private")
+        library.use.click(generate.take, [base, library.chosen], taken, api_visibility="private")
     page.queue(default_concurrency_limit=8)
     return page
 

@@ -5,7 +5,7 @@ They are made by functions, because gradio writes a `.pyi` file beside every sou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -56,10 +56,25 @@ def box_editor(**more: Any) -> gr.HTML:
     return _own("boxes", "Boxes", fields, example, choices=[], width=1, height=1, **more)
 
 
+def base_choice(bases: Collection[str]) -> gr.Dropdown:
+    """The base model that all pages ask; shown if there is a choice."""
+    names = list(bases)
+    return gr.Dropdown(
+        names,
+        value=names[0],
+        label="Base model",
+        visible=True if len(names) > 1 else "hidden",
+        min_width=180,
+        scale=0,
+        elem_id="base",
+    )
+
+
 def concept_chips(**more: Any) -> gr.HTML:
     """Learned concepts to switch on with a click, each with its strength.
 
-    Its value is a list of `{"id", "token", "kind", "picture", "on", "strength"}`.
+    Its value is a list of `{"id", "token", "kind", "picture", "on", "strength", "problem"}`; of one that does not go
+    with the base the last says why, and it cannot be switched on.
     """
     fields = {**_texts("id", "token"), "on": {"type": "boolean"}, "strength": {"type": "number"}}
     return _own("chips", "Concepts", fields, {"id": "my-wolf", "on": True, "strength": 1.0}, **more)
@@ -68,11 +83,12 @@ def concept_chips(**more: Any) -> gr.HTML:
 def picture_rows(**more: Any) -> gr.HTML:
     """Pictures to learn from, each with its caption, or the names of two things if the property `pairs` is set.
 
-    Its value is a list of `{"name", "picture", "caption", "left", "right"}`; the event `act` tells which was to be
-    turned, cropped or removed.
+    Its value is a list of `{"name", "picture", "caption", "left", "right", "mask"}`, the last whether it has one; the
+    event `act` tells which was to be marked, turned, cropped or removed.
     """
-    example = {"name": "0001.png", "caption": "a <my-fox> on grass", "left": "", "right": ""}
-    return _own("rows", "Pictures", _texts(*example), example, pairs=False, **more)
+    example = {"name": "0001.png", "caption": "a <my-fox> on grass", "left": "", "right": "", "mask": False}
+    fields = {**_texts("name", "caption", "left", "right"), "mask": {"type": "boolean"}}
+    return _own("rows", "Pictures", fields, example, pairs=False, **more)
 
 
 def concept_cards(empty: str, **more: Any) -> gr.HTML:
@@ -85,10 +101,10 @@ def concept_cards(empty: str, **more: Any) -> gr.HTML:
 
 
 def mask_painter(empty: str, **more: Any) -> gr.HTML:
-    """A picture on which one says what is to be repainted: by a click on a thing, with brush or box.
+    """A picture in which one marks a part: by a click on a thing, with brush or box.
 
     Its value is `{"id", "picture", "mask"}`: what the picture is called, and two `data:` addresses; white of the mask
-    is repainted. `empty` is said while there is no picture.
+    is marked, and what a picture comes with is marked at first. `empty` is said while there is no picture.
     """
     example = {"id": "0123456789abcdef", "picture": "data:image/png;base64,", "mask": "data:image/png;base64,"}
     component = _own("paint", "Picture", _texts(*example), example, empty=empty, **more)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,15 +9,15 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from pipelines.errors import DataError, RequestError, StudioError
+from pipelines.errors import RequestError, StudioError
 from pipelines.request import Inpaint
 from studio.jobs import Jobs
-from studio.uploads import BYTES, cleaned
 from studio.web.answer import Answer
 from studio.web.components import concept_chips, mask_painter
 from studio.web.following import told
 from studio.web.forms import Form
 from studio.web.generate import INSERT, chips_of, concepts_used
+from studio.web.painted import SHOWN, decoded, fitted, png
 from studio.web.watching import picture_uri
 
 LABELS = {
@@ -32,45 +29,13 @@ LABELS = {
 }
 EMPTY = "Drop a picture above, use the example, or choose “Edit this picture” beside one that you generated."
 EXAMPLE = Path(__file__).parents[2] / "examples" / "wolf" / "1.png"
-SHOWN = 1024  # pixels of the longer side as it is painted on
-START = "data:image/png;base64,"
-
-
-def decoded(address: str) -> bytes:
-    """The content of a `data:` address of a PNG.
-
-    Raises:
-        DataError: if it is none.
-    """
-    if not address.startswith(START) or len(address) > 2 * BYTES:
-        raise DataError("The mask is no PNG.", "Paint it again.")
-    try:
-        return base64.b64decode(address.removeprefix(START), validate=True)
-    except binascii.Error:
-        raise DataError("The mask is no PNG.", "Paint it again.") from None
-
-
-def fitted(mask: bytes, size: tuple[int, int]) -> bytes:
-    """A mask in the size of its picture, black and white, as PNG.
-
-    Raises:
-        DataError: if it cannot be read.
-        RequestError: if nothing of it is white.
-    """
-    grey = cleaned(mask, "the mask").convert("L").resize(size, Image.Resampling.BOX)
-    sharp = grey.point([0] * 128 + [255] * 128)
-    if sharp.getextrema()[1] == 0:
-        raise RequestError("Nothing is to be repainted.", "Click a thing in the picture, or paint over it.")
-    stream = io.BytesIO()
-    sharp.save(stream, format="PNG")
-    return stream.getvalue()
 
 
 class EditPage:
     """Components of the page and what happens to them; made inside `gr.Blocks`."""
 
-    def __init__(self, jobs: Jobs) -> None:
-        self.jobs = jobs
+    def __init__(self, jobs: Jobs, base: gr.Dropdown) -> None:
+        self.jobs, self.base = jobs, base
         with gr.Row(equal_height=False, elem_id="editing"):
             with gr.Column(scale=5, min_width=320):
                 self._question()
@@ -99,7 +64,7 @@ class EditPage:
         self.go = gr.Button("Repaint", variant="primary", elem_id="edit-go")
 
     def _wire(self) -> None:
-        asked = [self.painter, self.prompt, self.chips, self.seed, self.count, *self.form.components]
+        asked = [self.base, self.painter, self.prompt, self.chips, self.seed, self.count, *self.form.components]
         self.answer.wire(self.submit, asked)
         self.chips.input(None, [self.chips, self.prompt], self.prompt, js=INSERT)
         self.file.upload(self.take_file, self.file, [self.painter, self.file], api_visibility="private")
@@ -131,13 +96,14 @@ class EditPage:
         except (StudioError, IndexError):
             raise gr.Error("That picture is no longer there.", print_exception=False) from None
 
-    def refresh(self, chips: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def refresh(self, base: str, chips: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The chips as the library is now, those switched on as they were."""
         on = {str(chip.get("id")): float(chip.get("strength", 1.0)) for chip in chips or () if chip.get("on")}
-        return chips_of(self.jobs, list(on), on)
+        return chips_of(self.jobs, base, list(on), on)
 
     def submit(
         self,
+        base: str,
         painted: Mapping[str, Any] | None,
         prompt: str,
         concepts: list[dict[str, Any]],
@@ -153,7 +119,7 @@ class EditPage:
             picture = str(painted["id"])
             with Image.open(self.jobs.pictures.path(picture)) as stored:
                 size = stored.size
-            mask = self.jobs.pictures.add(fitted(decoded(str(painted.get("mask") or "")), size), "the mask")
+            mask = self.jobs.pictures.add(png(fitted(decoded(str(painted.get("mask") or "")), size)), "the mask")
             fields = {
                 "prompt": prompt or "",
                 "concepts": concepts_used(concepts, prompt or ""),
@@ -161,6 +127,6 @@ class EditPage:
                 "seed": int(seed or 0),
                 "count": int(count or 1),
             }
-            return self.jobs.submit_generation(fields).id
+            return self.jobs.submit_generation(fields, base).id
         except StudioError as error:
             raise told(error) from None

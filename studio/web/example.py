@@ -22,8 +22,8 @@ PARTS = ("before", "after", "query")
 class ExamplePage:
     """Components of the page and what happens to them; made inside `gr.Blocks`."""
 
-    def __init__(self, jobs: Jobs) -> None:
-        self.jobs = jobs
+    def __init__(self, jobs: Jobs, base: gr.Dropdown) -> None:
+        self.jobs, self.base = jobs, base
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
                 self._question()
@@ -61,7 +61,7 @@ class ExamplePage:
 
     def _wire(self) -> None:
         pictures = [self.before, self.after, self.query]
-        self.answer.wire(self.submit, [*pictures, self.hint, self.seed, *self.form.components])
+        self.answer.wire(self.submit, [self.base, *pictures, self.hint, self.seed, *self.form.components])
         self.example.click(
             lambda: [str(EXAMPLE / f"{part}.png") for part in PARTS], None, pictures, api_visibility="private"
         )
@@ -77,7 +77,7 @@ class ExamplePage:
             raise gr.Error("That picture is no longer there.", print_exception=False) from None
 
     def submit(
-        self, before: str | None, after: str | None, query: str | None, hint: str, seed: float, *more: Any
+        self, base: str, before: str | None, after: str | None, query: str | None, hint: str, seed: float, *more: Any
     ) -> str:
         """Queue the answer; gives the id of the job."""
         try:
@@ -90,6 +90,7 @@ class ExamplePage:
                 "query": ids["query"],
                 **self.form.given(more),
             }
-            return self.jobs.submit_generation({"prompt": hint or "", "in_context": asked, "seed": int(seed or 0)}).id
+            fields = {"prompt": hint or "", "in_context": asked, "seed": int(seed or 0)}
+            return self.jobs.submit_generation(fields, base).id
         except StudioError as error:
             raise told(error) from None

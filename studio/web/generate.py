@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from pipelines.bases import base_files
 from pipelines.card import read_card
 from pipelines.errors import StudioError
 from pipelines.metadata import Made, read_made
@@ -62,21 +63,26 @@ INSERT = """(chips, prompt) => {
 }"""
 
 
-def chips_of(jobs: Jobs, on: Sequence[str] = (), strengths: dict[str, float] | None = None) -> list[dict[str, Any]]:
-    """The library as values of `concept_chips`; `on` are ids that are switched on."""
+def chips_of(
+    jobs: Jobs, base: str, on: Sequence[str] = (), strengths: dict[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """The library as values of `concept_chips`; `on` are ids that are switched on, if they go with the base."""
     if not jobs.learned.is_dir():
         return []
+    files = base_files(jobs.bases.get(base, ""))
     return [
         {
             "id": entry.path.stem,
             "token": entry.card.token,
             "kind": entry.card.kind,
             "picture": picture_uri(entry.path.with_suffix(".preview.png"), 64),
-            "on": entry.path.stem in on,
+            "on": entry.path.stem in on and not problem,
             "strength": (strengths or {}).get(entry.path.stem, 1.0),
+            "problem": problem,
         }
         for entry in catalogue.scan(jobs.learned)
         if entry.card is not None
+        for problem in [files.misfit(entry.card)]
     ]
 
 
@@ -93,8 +99,8 @@ def concepts_used(chips: Sequence[dict[str, Any]], *texts: str) -> list[dict[str
 class GeneratePage:
     """Components of the page and what happens to them; made inside `gr.Blocks`."""
 
-    def __init__(self, jobs: Jobs) -> None:
-        self.jobs = jobs
+    def __init__(self, jobs: Jobs, base: gr.Dropdown) -> None:
+        self.jobs, self.base = jobs, base
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
                 self._question()
@@ -131,7 +137,7 @@ class GeneratePage:
         self.go = gr.Button("Generate", variant="primary", elem_id="go")
 
     def _wire(self) -> None:
-        asked = [self.prompt, self.chips, self.boxes, self.seed, self.count, *self.form.components]
+        asked = [self.base, self.prompt, self.chips, self.boxes, self.seed, self.count, *self.form.components]
         self.answer.wire(self.submit, asked)
         self.dice.click(lambda: random.randrange(2**31), None, self.seed, api_visibility="private")
         self.chips.input(None, [self.chips, self.prompt], self.prompt, js=INSERT)
@@ -144,8 +150,9 @@ class GeneratePage:
                 api_visibility="private",
             )
         restored = [self.prompt, self.chips, self.boxes, self.seed, self.count, *self.form.components]
-        self.answer.uses[0].click(self.reuse, [self.answer.job, self.answer.chosen], restored, api_visibility="private")
-        self.dropped.upload(self.reuse_dropped, self.dropped, restored, api_visibility="private")
+        chosen = [self.base, self.answer.job, self.answer.chosen]
+        self.answer.uses[0].click(self.reuse, chosen, restored, api_visibility="private")
+        self.dropped.upload(self.reuse_dropped, [self.base, self.dropped], restored, api_visibility="private")
         size = self._fields("width", "height")
         for component in size:
             component.change(self.shape, size, self.boxes, api_visibility="private")
@@ -155,31 +162,32 @@ class GeneratePage:
         pairs = zip(self.form.paths, self.form.components, strict=True)
         return [component for path, component in pairs if path.startswith(starts)]
 
-    def refresh(self, chips: list[dict[str, Any]]) -> tuple[Any, Any]:
+    def refresh(self, base: str, chips: list[dict[str, Any]]) -> tuple[Any, Any]:
         """The chips as the library is now, those switched on as they were; and words for boxes."""
         on = {str(chip.get("id", "")): float(chip.get("strength", 1.0)) for chip in records(chips) if chip.get("on")}
-        now = chips_of(self.jobs, list(on), on)
+        now = chips_of(self.jobs, base, list(on), on)
         return now, gr.update(choices=[chip["token"] for chip in now])
 
-    def take(self, concept: str) -> tuple[Any, ...]:
+    def take(self, base: str, concept: str) -> tuple[Any, ...]:
         """Begin a prompt with a concept, on this page."""
         try:
             card = read_card(self.jobs.places.concept(concept))
         except StudioError as error:
             raise told(error) from None
-        chips = chips_of(self.jobs, [concept])
+        chips = chips_of(self.jobs, base, [concept])
         words = gr.update(choices=[chip["token"] for chip in chips])
         return gr.update(selected="generate"), card.example or f"a {card.token}", chips, words
 
-    def take_learned(self, job_id: str) -> tuple[Any, ...]:
+    def take_learned(self, base: str, job_id: str) -> tuple[Any, ...]:
         """Begin a prompt with what a training learned."""
         try:
-            return self.take(self.jobs.results(job_id)[0].stem)
+            return self.take(base, self.jobs.results(job_id)[0].stem)
         except (StudioError, IndexError):
             raise gr.Error("That concept is no longer in the library.", print_exception=False) from None
 
     def submit(
         self,
+        base: str,
         prompt: str,
         concepts: list[dict[str, Any]],
         boxes: list[dict[str, Any]],
@@ -200,7 +208,7 @@ class GeneratePage:
         phrases = [str(box["phrase"]) for box in named]
         fields["concepts"] = concepts_used(concepts, prompt or "", str(fields.get("negative_prompt", "")), *phrases)
         try:
-            return self.jobs.submit_generation(fields).id
+            return self.jobs.submit_generation(fields, base).id
         except StudioError as error:
             raise told(error) from None
 
@@ -218,27 +226,29 @@ class GeneratePage:
         longest = max(*sides, 1)
         return gr.update(width=sides[0] or longest, height=sides[1] or longest)
 
-    def reuse(self, job_id: str, index: int) -> list[Any]:
+    def reuse(self, base: str, job_id: str, index: int) -> list[Any]:
         """The form as it was for a picture of a job."""
         try:
-            return self._form_of(read_made(self.jobs.results(job_id)[int(index)]))
+            return self._form_of(base, read_made(self.jobs.results(job_id)[int(index)]))
         except StudioError as error:
             raise told(error) from None
 
-    def reuse_dropped(self, path: str | None) -> list[Any]:
+    def reuse_dropped(self, base: str, path: str | None) -> list[Any]:
         """The form as it was for a picture from anywhere."""
         if path is None:
             return [gr.skip()] * (5 + len(self.form.components))
         try:
-            return self._form_of(read_made(Path(path)))
+            return self._form_of(base, read_made(Path(path)))
         except StudioError as error:
             raise told(error) from None
 
-    def _form_of(self, made: Made) -> list[Any]:
+    def _form_of(self, base: str, made: Made) -> list[Any]:
         request = made.request
+        if made.base not in (base, self.jobs.bases.get(base)):
+            gr.Warning(f"It was made with the base {Path(made.base).name}, not with {base}.")
         # A picture may come from anywhere: of its paths only the names count, and only those that are in the library.
         strengths = {Path(use.source).stem: use.strength for use in request.concepts}
-        chips = chips_of(self.jobs, list(strengths), strengths)
+        chips = chips_of(self.jobs, base, list(strengths), strengths)
         missing = strengths.keys() - {chip["id"] for chip in chips}
         if missing:
             gr.Warning(f"Not in the library: {', '.join(sorted(missing))}. Import it to make the same picture.")

@@ -2,62 +2,27 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
+from pipelines.bases import base_files
 from pipelines.card import read_card
 from pipelines.errors import StudioError
 from studio.jobs import Job, Jobs
-from studio.web.components import picture_rows, records, told_by
+from studio.web.components import picture_rows, told_by
 from studio.web.following import Following, shown, told
 from studio.web.lessons import KINDS, PRESETS, RECIPE_STEPS, WHATS
+from studio.web.pictures import Marking, keep_words, reshape, rows_of, squared, turned
 from studio.web.watching import Seen, curve, picture_uri, progress
 
 PREVIEWS = 6
+OFTEN = 250  # steps between previews where the recipe of a method says how many there are
 WAITING = '<p class="hint">What the model learns shows here, step by step.</p>'
 WOLF = Path(__file__).parents[2] / "examples" / "wolf"
-
-
-def rows_of(jobs: Jobs, dataset: str) -> list[dict[str, Any]]:
-    """Pictures of a dataset as values of `picture_rows`."""
-    if not dataset:
-        return []
-    return [
-        {
-            "name": entry.name,
-            "picture": picture_uri(jobs.datasets.picture(dataset, entry.name), 96),
-            "caption": entry.caption,
-            "left": entry.pair[0] if entry.pair else "",
-            "right": entry.pair[1] if entry.pair else "",
-        }
-        for entry in jobs.datasets.entries(dataset)
-    ]
-
-
-def turned(path: Path) -> bytes:
-    """A picture a quarter turned clockwise, as PNG."""
-    with Image.open(path) as picture:
-        return _png(picture.transpose(Image.Transpose.ROTATE_270))
-
-
-def squared(path: Path) -> bytes:
-    """The middle square of a picture, as PNG."""
-    with Image.open(path) as picture:
-        side = min(picture.size)
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        return _png(picture.crop((left, top, left + side, top + side)))
-
-
-def _png(picture: Image.Image) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, format="PNG")
-    return stream.getvalue()
 
 
 def report(notes: Sequence[str]) -> str:
@@ -81,8 +46,9 @@ def curves(seen: Seen) -> str:
 class TeachPage(Following):
     """Components of the page and what happens to them; made inside `gr.Blocks`."""
 
-    def __init__(self, jobs: Jobs) -> None:
+    def __init__(self, jobs: Jobs, base: gr.Dropdown) -> None:
         super().__init__(jobs, "training", "training")
+        self.base = base
         self.dataset = gr.Textbox(visible="hidden", label="Pictures", elem_id="dataset-id")
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=320):
@@ -107,6 +73,7 @@ class TeachPage(Following):
             self.example = gr.Button("Use the example: a wolf", size="sm", elem_id="example-wolf")
             self.empty = gr.Button("Remove all pictures", size="sm", visible="hidden")
         self.rows = picture_rows(elem_id="rows")
+        self.marking = Marking(self.jobs)
         with gr.Row():
             chosen = WHATS[first]
             self.token = gr.Textbox(chosen.token, label="Its new word", max_length=60, min_width=140, elem_id="token")
@@ -138,7 +105,8 @@ class TeachPage(Following):
         self.example.click(self.take_example, self.dataset, held, api_visibility="private")
         self.empty.click(lambda: ("", [], shown(False)), None, held, api_visibility="private")
         self.rows.act(self.act, [self.dataset, self.rows], held, api_visibility="private")
-        asked = [self.what, self.dataset, self.rows, self.token, self.start, self.preset, self.steps]
+        self.marking.wire(self.dataset, self.rows)
+        asked = [self.what, self.dataset, self.rows, self.token, self.start, self.preset, self.steps, self.base]
         for button, submit, name in ((self.check, self.submit_check, "check"), (self.teach, self.submit, "teach")):
             self.submitted(button.click(submit, asked, self.job, api_name=name))
         self.pause.click(self.ask_pause, self.job, api_name="pause")
@@ -167,7 +135,7 @@ class TeachPage(Following):
     # -- pictures ----------------------------------------------------------------------------------------------
 
     def _held(self, dataset: str) -> tuple[str, Any, Any]:
-        rows = rows_of(self.jobs, dataset)
+        rows = rows_of(self.jobs.datasets, dataset)
         return dataset, gr.update(value=rows), shown(bool(rows))
 
     def take(self, files: list[str] | None, dataset: str) -> tuple[Any, ...]:
@@ -195,59 +163,58 @@ class TeachPage(Following):
         """Turn, crop or remove one picture."""
         name, what = told_by(asked, "name"), told_by(asked, "what")
         try:
-            self._keep(dataset, rows)
+            keep_words(self.jobs.datasets, dataset, rows)
             if what == "remove":
                 self.jobs.datasets.remove(dataset, name)
             elif what in ("turn", "square"):
-                change = turned if what == "turn" else squared
-                self.jobs.datasets.replace(dataset, name, change(self.jobs.datasets.picture(dataset, name)))
+                reshape(self.jobs.datasets, dataset, name, turned if what == "turn" else squared)
             return self._held(dataset)
         except StudioError as error:
             raise told(error) from None
 
-    def _keep(self, dataset: str, rows: list[dict[str, Any]]) -> None:
-        """Write what was said of the pictures."""
-        there = {entry.name: entry for entry in self.jobs.datasets.entries(dataset)}
-        for row in records(rows):
-            entry = there.get(str(row.get("name", "")))
-            if entry is None:
-                continue
-            caption, pair = str(row.get("caption") or ""), (str(row.get("left") or ""), str(row.get("right") or ""))
-            if caption != entry.caption:
-                self.jobs.datasets.set_caption(dataset, entry.name, caption)
-            if all(pair) and pair != entry.pair:
-                self.jobs.datasets.set_pair(dataset, entry.name, *pair)
-
     # -- teaching ----------------------------------------------------------------------------------------------
 
     def _submit(
-        self, dry: bool, what: str, dataset: str, rows: Any, token: str, start: str, preset: str, steps: Any
+        self, dry: bool, what: str, dataset: str, rows: Any, token: str, start: str, preset: str, steps: Any, base: str
     ) -> str:
         chosen = WHATS[what]
         if not dataset or not self.jobs.datasets.get(dataset).pictures:
             raise gr.Error("There are no pictures yet. Drag some in, or use the example.", print_exception=False)
-        self._keep(dataset, rows)
-        planned = (steps or "").strip() or round(RECIPE_STEPS[chosen.method] * PRESETS.get(preset, 1.0))
+        keep_words(self.jobs.datasets, dataset, rows)
         settings: dict[str, Any] = {
             **chosen.settings,
             "token": (token or "").strip(),
             "class_word" if chosen.method == "dreambooth" else "init": (start or "").strip(),
-            "steps": planned,
-            "preview_every": max(1, int(planned) // PREVIEWS) if str(planned).isdecimal() else 0,
+            **self._pace(chosen.method, preset, (steps or "").strip(), base),
         }
-        return self.jobs.submit_training(chosen.method, settings, dataset, dry_run=dry).id
+        return self.jobs.submit_training(chosen.method, settings, dataset, base, dry_run=dry).id
 
-    def submit(self, what: str, dataset: str, rows: Any, token: str, start: str, preset: str, steps: str) -> str:
+    def _pace(self, method: str, preset: str, steps: str, base: str) -> dict[str, Any]:
+        """Steps and how often a preview is drawn; of bases other than pocket the method knows the steps by itself."""
+        planned: Any = steps
+        if not steps and base_files(self.jobs.bases.get(base, "")).family == "pocket":
+            planned = round(RECIPE_STEPS[method] * PRESETS.get(preset, 1.0))
+        elif not steps:
+            if PRESETS.get(preset, 1.0) != 1.0:
+                gr.Info("For this base the recipe alone says how long; give steps for another length.")
+            return {"preview_every": OFTEN}
+        return {"steps": planned, "preview_every": max(1, int(planned) // PREVIEWS) if str(planned).isdecimal() else 0}
+
+    def submit(
+        self, what: str, dataset: str, rows: Any, token: str, start: str, preset: str, steps: str, base: str
+    ) -> str:
         """Queue a training; gives the id of the job."""
         try:
-            return self._submit(False, what, dataset, rows, token, start, preset, steps)
+            return self._submit(False, what, dataset, rows, token, start, preset, steps, base)
         except StudioError as error:
             raise told(error) from None
 
-    def submit_check(self, what: str, dataset: str, rows: Any, token: str, start: str, preset: str, steps: str) -> str:
+    def submit_check(
+        self, what: str, dataset: str, rows: Any, token: str, start: str, preset: str, steps: str, base: str
+    ) -> str:
         """Queue a look at the pictures; gives the id of the job."""
         try:
-            return self._submit(True, what, dataset, rows, token, start, preset, steps)
+            return self._submit(True, what, dataset, rows, token, start, preset, steps, base)
         except StudioError as error:
             raise told(error) from None
 

@@ -10,19 +10,23 @@ from urllib.parse import urlparse
 
 import pytest
 
+from pipelines.bases import POCKET
+
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
 
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory):
-    """Address and jobs of a server as `studio serve` has it."""
+    """Address and jobs of a server as `studio serve --base .../twin` has it; the twin is a copy of pocket."""
     import uvicorn
 
     from studio.api.app import guarded, rest, with_page
     from studio.api.guard import Door
     from studio.jobs import Jobs
 
-    jobs = Jobs(tmp_path_factory.mktemp("studio"))
+    twin = tmp_path_factory.mktemp("bases") / "twin"
+    shutil.copytree(POCKET, twin)
+    jobs = Jobs(tmp_path_factory.mktemp("studio"), bases={"pocket": "pocket", "twin": str(twin)})
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

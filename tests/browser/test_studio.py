@@ -33,6 +33,40 @@ def draw(page, left, top, right, bottom, words):
     page.keyboard.type(words)
 
 
+def click_the_middle(page, painter):
+    page.wait_for_timeout(300)
+    page.locator(f"{painter} .over").scroll_into_view_if_needed()
+    frame = page.locator(f"{painter} .over").bounding_box()
+    page.mouse.click(frame["x"] + frame["width"] / 2, frame["y"] + frame["height"] / 2)
+
+
+def mark_and_crop(page, jobs):
+    """Keep a mask of the thing in one training picture, and crop another to a box."""
+    page.get_by_label("Mask or crop 0001.png").click()
+    expect(page.locator("#marker .easel")).not_to_have_class("easel bare")
+    click_the_middle(page, "#marker")
+    page.locator("#keep-mask").click()
+    expect(page.get_by_label("0001.png has a mask")).to_be_visible()
+    expect(page.locator("#marker")).to_be_hidden()
+    page.get_by_label("Mask or crop 0002.png").click()
+    expect(page.locator("#marker .easel")).not_to_have_class("easel bare")
+    page.locator("#marker").get_by_text("Box").click()
+    page.wait_for_timeout(300)
+    page.locator("#marker .over").scroll_into_view_if_needed()
+    frame = page.locator("#marker .over").bounding_box()
+    page.mouse.move(frame["x"] + 2, frame["y"] + 2)
+    page.mouse.down()
+    page.mouse.move(frame["x"] + 0.75 * frame["width"], frame["y"] + 0.75 * frame["height"])
+    page.mouse.up()
+    page.locator("#crop-to-it").click()
+    expect(page.locator("#marker")).to_be_hidden()
+    dataset = jobs.datasets.list()[0].id
+    first, second, _ = jobs.datasets.entries(dataset)
+    assert (first.mask, second.mask, second.width, second.height) == (True, False, 48, 48)
+    with Image.open(jobs.datasets.mask(dataset, "0001.png")) as mask:
+        assert (mask.size, mask.getpixel((32, 32)), mask.getpixel((1, 1))) == ((64, 64), 255, 0)
+
+
 def wait_for_pictures(page, count):
     expect(page.locator("#generation-progress")).to_contain_text("Done", timeout=SLOW)
     expect(page.locator("#generation-gallery .thumbnail-item img")).to_have_count(count, timeout=SLOW)
@@ -73,6 +107,7 @@ def test_teaching_survives_a_reload_and_what_is_learned_stands_in_its_box(visit,
     expect(page.locator(".rows img")).to_have_count(4)
     page.get_by_label("Remove 0004.png").click()
     expect(page.locator(".rows img")).to_have_count(3)
+    mark_and_crop(page, jobs)
     page.get_by_label("Steps").fill("60")
     page.locator("#teach").click()
     expect(page.locator("#training-progress")).to_contain_text("At work", timeout=SLOW)
@@ -130,9 +165,7 @@ def test_a_thing_is_clicked_and_repainted_and_the_rest_stays(visit, studio):
     go(page, "Edit")
     page.locator("#edit-example").click()
     expect(page.locator("#painter .easel")).not_to_have_class("easel bare")
-    page.wait_for_timeout(300)
-    frame = page.locator(".over").bounding_box()
-    page.mouse.click(frame["x"] + frame["width"] / 2, frame["y"] + frame["height"] / 2)
+    click_the_middle(page, "#painter")
     page.locator("#edit-go").click()
     expect(page.locator("#edit-progress")).to_contain_text("Done", timeout=SLOW)
     expect(page.locator("#edit-gallery .thumbnail-item img")).to_have_count(4, timeout=SLOW)
@@ -156,16 +189,19 @@ def test_a_change_is_shown_by_example(visit, studio):
     assert len(read_made(jobs.results(newest(jobs, "generation").id)[0]).request.in_context.examples) == 1
 
 
-def test_cancel(visit, studio):
+def test_another_base_is_chosen_and_its_job_cancelled(visit, studio):
     _, jobs = studio
     page = visit()
+    page.get_by_label("Base model").click()
+    page.get_by_role("option", name="twin").click()
     page.locator("#prompt textarea").fill("a fox")
     page.get_by_text("More settings").click()
     page.get_by_label("Steps").first.fill("1000")
     page.locator("#go").click()
     page.locator("#generation-stop").click()
     expect(page.locator("#generation-progress")).to_contain_text("Cancelled", timeout=SLOW)
-    assert newest(jobs, "generation").state == "cancelled"
+    job = newest(jobs, "generation")
+    assert (job.state, job.spec["base"]) == ("cancelled", "twin")
     expect(page.locator("#go")).to_be_enabled()
 
 

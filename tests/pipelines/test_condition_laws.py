@@ -30,7 +30,7 @@ ANY = {"sd": tiny.sd, "sdxl": tiny.sdxl, "inpainting": tiny.sd_inpaint}
 BASES = {"text": ANY, "inpaint": ANY, "boxes": {"gated": tiny.gated}, "regions": ANY, "watch": ANY}
 """For each condition, the bases it is for."""
 SAMPLE = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-STEP = Step(0, 4, torch.tensor(900), torch.tensor(600))
+STEP = Step(0, 4, torch.tensor(900), torch.tensor(600), lambda: SAMPLE)
 
 
 @pytest.fixture(params=[(condition, base) for condition, bases in BASES.items() for base in bases], ids="-".join)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipelines.errors import ModelError
-from pipelines.grounding import is_gated
+from pipelines.identity import is_gated
 from pipelines.inpainting_unet import FOLDER, inpainting_components, repaints
 from tests import tiny
 from trainers.averages import Average

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipelines.metadata import SAMPLERS
-from pipelines.schedulers import KINDS, build, step_options
+from pipelines.schedulers import KINDS, build, estimate, step_options
 from tests import tiny
 
 
@@ -43,3 +43,30 @@ def test_chance_comes_from_the_generators_given(name):
 
 def test_every_sampler_has_the_name_other_programs_know():
     assert set(SAMPLERS) == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("name", list(KINDS))
+def test_a_right_prediction_gives_the_finished_latents_at_every_step(name, kind):
+    config = tiny.sd(prediction_type=kind).scheduler_config
+    scheduler = build(name, config, 6, "cpu")
+    target, noise = (torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(i)) for i in range(2))
+    latents = noise * scheduler.init_noise_sigma
+    options = step_options(scheduler, [torch.Generator().manual_seed(2)])
+    for timestep in scheduler.timesteps:
+        seen = scheduler.scale_model_input(latents, timestep)
+        share = scheduler.alphas_cumprod[int(timestep)]
+        alpha, sigma = share**0.5, (1 - share) ** 0.5
+        guess = (seen - alpha * target) / sigma
+        prediction = guess if kind == "epsilon" else alpha * guess - sigma * target
+        stepped = scheduler.step(prediction, timestep, latents, **options)
+        assert torch.allclose(estimate(scheduler, stepped, prediction, latents), target, atol=2e-3)
+        latents = stepped.prev_sample
+
+
+def test_what_is_predicted_otherwise_is_refused():
+    scheduler = build("unipc", dict(tiny.sd().scheduler_config) | {"prediction_type": "flow_prediction"}, 4, "cpu")
+    latents = torch.ones(1, 4, 4, 4)
+    stepped = scheduler.step(latents, scheduler.timesteps[0], latents)
+    with pytest.raises(ValueError, match="flow"):
+        estimate(scheduler, stepped, latents, latents)

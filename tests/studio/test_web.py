@@ -21,6 +21,7 @@ from studio import catalogue
 from studio.jobs import Jobs
 from studio.ledger import Job
 from studio.web.app import build, mount_options
+from studio.web.components import base_choice
 from studio.web.concept_cards import LibraryPage, cards_of
 from studio.web.edit import EditPage
 from studio.web.example import EXAMPLE as PAIR
@@ -46,7 +47,7 @@ def write_concept(path, card):
 
 def page(kind, jobs):
     with gr.Blocks(analytics_enabled=False):
-        return kind(jobs)
+        return kind(jobs) if kind in (LibraryPage, MeasurePage) else kind(jobs, base_choice(jobs.bases))
 
 
 def job(**more):
@@ -111,7 +112,7 @@ def test_concepts_are_used_when_switched_on_or_said():
 def asked(generate, prompt="a fox", chips=(), boxes=(), seed=3, count=2, **more):
     fields = zip(generate.form.paths, generate.form.components, strict=True)
     values = [more.get(path, component.value) for path, component in fields]
-    return generate.submit(prompt, list(chips), list(boxes), seed, count, *values)
+    return generate.submit("pocket", prompt, list(chips), list(boxes), seed, count, *values)
 
 
 def test_a_request_is_queued_as_it_was_asked(jobs):
@@ -163,21 +164,21 @@ def test_settings_come_back_from_a_picture_of_which_only_names_of_files_count(jo
     )
     path = save_png(Image.new("RGB", (8, 8)), tmp_path / "x.png", made)
     generate = page(GeneratePage, jobs)
-    prompt, chips, _, seed, count, *_ = generate.reuse_dropped(str(path))
+    prompt, chips, _, seed, count, *_ = generate.reuse_dropped("pocket", str(path))
     assert (prompt, seed, count) == ("a <my-wolf>", 7, 1)
     assert [(chip["id"], chip["on"], chip["strength"]) for chip in chips] == [("my-wolf", True, 0.7)]
     Image.new("RGB", (8, 8)).save(path)
     with pytest.raises(gr.Error, match="does not say how it was made"):
-        generate.reuse_dropped(str(path))
+        generate.reuse_dropped("pocket", str(path))
 
 
 def test_a_learned_concept_begins_a_prompt(jobs):
     write_concept(jobs.learned / "r.safetensors", ConceptCard(token="<r>", kind="relation", example="a cat <r> a box"))
-    tabs, prompt, chips, words = page(GeneratePage, jobs).take("r")
+    tabs, prompt, chips, words = page(GeneratePage, jobs).take("pocket", "r")
     assert tabs["selected"] == "generate"
     assert (prompt, chips[0]["on"], words["choices"]) == ("a cat <r> a box", True, ["<r>"])
     with pytest.raises(gr.Error, match="no concept"):
-        page(GeneratePage, jobs).take("../r")
+        page(GeneratePage, jobs).take("pocket", "../r")
 
 
 def test_the_canvas_has_the_shape_of_the_picture():
@@ -198,7 +199,7 @@ def address(picture):
 def repaint(edit, painted, **more):
     fields = zip(edit.form.paths, edit.form.components, strict=True)
     values = [more.get(path, component.value) for path, component in fields]
-    return edit.submit(painted, "a cat", [], 0, 1, *values)
+    return edit.submit("pocket", painted, "a cat", [], 0, 1, *values)
 
 
 def test_what_was_painted_becomes_a_mask_of_the_pictures_size(jobs):
@@ -222,7 +223,7 @@ def test_without_picture_or_paint_nothing_is_queued_and_ids_lead_nowhere(jobs, t
         (None, "no picture yet"),
         (painted, "no PNG"),
         (painted | {"mask": "data:image/png;base64,no"}, "no PNG"),
-        (painted | {"mask": black}, "Nothing is to be repainted"),
+        (painted | {"mask": black}, "Nothing in the picture is marked"),
         ({"id": "../../etc/passwd", "mask": black}, "no picture of the id"),
         (["x"], "no picture yet"),
     ):
@@ -238,7 +239,7 @@ def test_an_example_and_a_query_become_a_question(jobs):
     ask = page(ExamplePage, jobs)
     values = [component.value for component in ask.form.components]
     pictures = [str(PAIR / f"{part}.png") for part in PARTS]
-    asked_for = jobs.get(ask.submit(*pictures, "", 4, *values)).spec["request"]
+    asked_for = jobs.get(ask.submit("pocket", *pictures, "", 4, *values)).spec["request"]
     (pair,) = asked_for["in_context"]["examples"]
     ids = [pair["before"], pair["after"], asked_for["in_context"]["query"]]
     for identity, path in zip(ids, pictures, strict=True):
@@ -246,7 +247,7 @@ def test_an_example_and_a_query_become_a_question(jobs):
             assert kept.convert("RGB").tobytes() == given.convert("RGB").tobytes()
     assert asked_for["seed"] == 4
     with pytest.raises(gr.Error, match="'query' is missing"):
-        ask.submit(*pictures[:2], None, "", 0, *values)
+        ask.submit("pocket", *pictures[:2], None, "", 0, *values)
 
 
 # -- teaching ---------------------------------------------------------------------------------------------------
@@ -296,24 +297,24 @@ def test_a_training_is_queued_with_the_settings_of_its_method(jobs, what):
     teach, chosen = page(TeachPage, jobs), WHATS[what]
     dataset, rows, _ = teach.take_example("")
     told = [row | {"left": "cat", "right": "box"} for row in rows["value"]]
-    job = jobs.get(teach.submit(what, dataset, told, chosen.token, chosen.start, "a quick look", ""))
+    job = jobs.get(teach.submit(what, dataset, told, chosen.token, chosen.start, "a quick look", "", "pocket"))
     assert job.spec["method"] == chosen.method
     assert job.spec["settings"]["steps"] == round(0.3 * RECIPE_STEPS[chosen.method])
     assert job.spec["settings"]["preview_every"] > 0
     assert jobs.datasets.entry(dataset, "0001.png").pair == ("cat", "box")
-    check = jobs.get(teach.submit_check(what, dataset, told, chosen.token, chosen.start, "thorough", "12"))
+    check = jobs.get(teach.submit_check(what, dataset, told, chosen.token, chosen.start, "thorough", "12", "pocket"))
     assert (check.spec["dry_run"], int(check.spec["settings"]["steps"])) == (True, 12)
 
 
 def test_a_training_without_pictures_or_with_wrong_settings_says_so(jobs):
     teach = page(TeachPage, jobs)
     with pytest.raises(gr.Error, match="no pictures yet"):
-        teach.submit("object", "", [], "<x>", "fox", "recommended", "")
+        teach.submit("object", "", [], "<x>", "fox", "recommended", "", "pocket")
     dataset, rows, _ = teach.take_example("")
     with pytest.raises(gr.Error, match="steps"):
-        teach.submit("object", dataset, rows["value"], "<x>", "fox", "recommended", "soon")
+        teach.submit("object", dataset, rows["value"], "<x>", "fox", "recommended", "soon", "pocket")
     with pytest.raises(gr.Error, match="token"):
-        teach.submit("object", dataset, rows["value"], "", "fox", "recommended", "")
+        teach.submit("object", dataset, rows["value"], "", "fox", "recommended", "", "pocket")
 
 
 def test_the_example_is_there():

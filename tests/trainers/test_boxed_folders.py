@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from pipelines.errors import Cancelled, ConfigError, DataError, ModelError, RequestError
-from pipelines.grounding import is_gated, load_adapter
+from pipelines.grounding import load_adapter
+from pipelines.identity import is_gated
 from studio.cli import main
 from tests import tiny
 from trainers.boxed_folders import encoded, learn_grounding, read_boxed

@@ -10,7 +10,8 @@ import torch
 
 from pipelines.components import from_pipeline
 from pipelines.errors import Cancelled, ConfigError, ModelError
-from pipelines.grounding import grounding_input, is_gated, load_adapter
+from pipelines.grounding import grounding_input, load_adapter
+from pipelines.identity import is_gated
 from tests.tiny import sd_pipeline
 from trainers.clock import Clock
 from trainers.configs import GroundingConfig

@@ -19,7 +19,7 @@ from pipelines.components import load
 from pipelines.denoising import generate
 from pipelines.errors import ModelError
 from pipelines.events import Note, StepDone
-from pipelines.grounding import is_gated
+from pipelines.identity import is_gated
 from pipelines.request import Request
 from trainers.checkpoints import states
 from trainers.pretrain import judge as judge_module

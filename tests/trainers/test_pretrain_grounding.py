@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from pipelines.components import POCKET, load
 from pipelines.errors import ModelError
-from pipelines.grounding import gated_parameters, is_gated, phrase_embeddings, save_adapter
+from pipelines.grounding import gated_parameters, phrase_embeddings, save_adapter
+from pipelines.identity import is_gated
 from trainers.placements import free_scenes
 from trainers.pretrain.grounding import composed, pack_grounding, pool
 from trainers.stickers import NAMES

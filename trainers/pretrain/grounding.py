@@ -15,7 +15,8 @@ from pipelines.components import Components, encode, load
 from pipelines.errors import ModelError
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
-from pipelines.grounding import UNNAMED, is_gated, load_adapter, phrase_embeddings
+from pipelines.grounding import UNNAMED, load_adapter, phrase_embeddings
+from pipelines.identity import is_gated
 from trainers.configs import GroundingConfig
 from trainers.grounding import BoxedPictures, GroundingRun, gains, train_grounding
 from trainers.placements import free_scenes

@@ -15,7 +15,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
-from pipelines.grounding import is_gated
+from pipelines.identity import is_gated
 from trainers.checkpoints import Checkpoint
 from trainers.loop import Losses, Pace, optimise, warm_stable_decay
 from trainers.pretrain.layout import TEXT

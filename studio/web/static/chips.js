@@ -1,4 +1,4 @@
-// Chips of learned concepts. props.value is a list of {id, token, kind, picture, on, strength}.
+// Chips of learned concepts. props.value is a list of {id, token, kind, picture, on, strength, problem}.
 const frame = element.querySelector('.chips');
 const copy = () => (props.value || []).map((one) => ({...one}));
 
@@ -11,13 +11,14 @@ function change(index, fields) {
 
 function chip(one, index) {
   const node = document.createElement('div'), button = document.createElement('button');
-  node.className = 'chip' + (one.on ? ' on' : '');
+  node.className = 'chip' + (one.on ? ' on' : '') + (one.problem ? ' misfit' : '');
   button.type = 'button';
   button.setAttribute('aria-pressed', String(!!one.on));
-  button.title = one.on ? 'Take it out of the prompt' : 'Put it into the prompt';
+  button.disabled = !!one.problem;
+  button.title = one.problem ? `${one.token} does not go with this base: ${one.problem}` : one.on ? 'Take it out of the prompt' : 'Put it into the prompt';
   if (one.picture) button.append(Object.assign(document.createElement('img'), {src: one.picture, alt: ''}));
   button.append(Object.assign(document.createElement('span'), {textContent: one.token}));
-  button.append(Object.assign(document.createElement('small'), {textContent: one.kind}));
+  button.append(Object.assign(document.createElement('small'), {textContent: one.problem || one.kind}));
   button.addEventListener('click', () => { change(index, {on: !one.on}); draw(); frame.children[index].querySelector('button').focus(); });
   node.append(button);
   if (one.on) {

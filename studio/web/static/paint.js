@@ -1,4 +1,4 @@
-// Says which part of a picture is repainted. props.value is {id, picture, mask}: an id and two addresses of pictures.
+// Marks a part of a picture. props.value is {id, picture, mask}: an id and two addresses of pictures.
 const find = (selector) => element.querySelector(selector);
 const under = find('.under'), over = find('.over'), easel = find('.easel'), size = find('input');
 const SIDE = 384, NEAR = 48, TINT = [214, 64, 159];
@@ -102,11 +102,19 @@ for (const button of element.querySelectorAll('[data-do]')) button.addEventListe
   commit();
 });
 
+// What was marked before is marked again, to go on from.
+function earlier(address) {
+  const image = new Image();
+  image.onload = () => { pen(mask).drawImage(image, 0, 0, mask.width, mask.height); draw(); };
+  image.src = address;
+}
+
 function load() {
   const picture = props.value?.picture || '';
   find('.easel p').textContent = picture ? '' : props.empty;
   easel.classList.toggle('bare', !picture);
   if (picture === shown) return;
+  const given = props.value?.mask;
   shown = picture;
   if (!picture) return;
   const image = new Image();
@@ -116,6 +124,7 @@ function load() {
     pen(under).drawImage(image, 0, 0, under.width, under.height);
     fill('#000', 0, 0, mask.width, mask.height);
     draw();
+    if (given) earlier(given);
   };
   image.src = picture;
 }

@@ -1,4 +1,4 @@
-// Pictures to learn from. props.value is a list of {name, picture, caption, left, right}; props.pairs asks for two names.
+// Pictures to learn from. props.value is a list of {name, picture, caption, left, right, mask}; props.pairs asks for two names.
 const frame = element.querySelector('.rows');
 
 function field(index, key, label, placeholder) {
@@ -21,13 +21,26 @@ function act(one, what, sign, label) {
   return node;
 }
 
+function small(one, index) {
+  const node = document.createElement('span');
+  node.className = 'small';
+  node.append(Object.assign(document.createElement('img'), {src: one.picture, alt: `Picture ${index + 1}`}));
+  if (one.mask) {
+    const badge = Object.assign(document.createElement('b'), {textContent: 'mask', title: 'Has a mask'});
+    badge.setAttribute('role', 'img');
+    badge.setAttribute('aria-label', `${one.name} has a mask`);
+    node.append(badge);
+  }
+  return node;
+}
+
 function row(one, index) {
   const node = document.createElement('li'), words = document.createElement('div');
   words.className = 'words';
   words.append(...(props.pairs
     ? [field(index, 'left', 'First thing', 'first thing, e.g. cat'), field(index, 'right', 'Second thing', 'second thing, e.g. box')]
     : [field(index, 'caption', 'Caption', 'caption (may stay empty)')]));
-  node.append(Object.assign(document.createElement('img'), {src: one.picture, alt: `Picture ${index + 1}`}), words,
+  node.append(small(one, index), words, act(one, 'mark', '◐', 'Mask or crop'),
     act(one, 'turn', '⟳', 'Turn'), act(one, 'square', '⬚', 'Crop to a square'), act(one, 'remove', '×', 'Remove'));
   return node;
 }
