@@ -1,6 +1,6 @@
 """Inference: a request in, pictures out. Public names are loaded when they are first used.
 
-`Request`, `ConceptCard` and the errors import without torch; everything else brings it along.
+`Request`, `Axis`, `ConceptCard` and the errors import without torch; everything else brings it along.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipelines.card import ConceptCard as ConceptCard
     from pipelines.card import read_card as read_card
+    from pipelines.comparison import Axis as Axis
+    from pipelines.comparison import cells as cells
     from pipelines.components import Components as Components
     from pipelines.components import load as load
     from pipelines.concept import Concept as Concept
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from pipelines.request import Request as Request
 
 _WHERE = {
+    "Axis": "comparison",
+    "cells": "comparison",
     "Components": "components",
     "load": "components",
     "Concept": "concept",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -10,7 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 from pipelines.files import whole_file
 
 INK, PAPER, FAINT = (30, 30, 34), (250, 250, 248), (110, 110, 116)
-GAP, TEXT = 6, 15
+GAP, TEXT, LINE = 6, 15, 18
+HEAD_LINES = 3  # of the caption of a column; what is longer is cut short
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 class Sheet:
@@ -32,30 +35,43 @@ class Sheet:
         self.rows.append((caption, list(pictures)))
 
     def head(self, captions: Sequence[str]) -> None:
-        """Say what the columns are; a caption that is repeated spans its columns."""
+        """Say what the columns are; a caption that is repeated spans its columns, a long one wraps."""
         self.heads = list(captions)
 
     def draw(self) -> Image.Image:
         """The sheet as a picture."""
         columns = max((len(pictures) for _, pictures in self.rows), default=0)
-        top = GAP + (TEXT + 3 * GAP if self.title else 0) + (TEXT + GAP if self.heads else 0)
-        size = (self.label + columns * (self.cell + GAP) + GAP, top + len(self.rows) * (self.cell + GAP))
-        sheet = Image.new("RGB", size, PAPER)
-        pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT)
+        width, font = self.label + columns * (self.cell + GAP) + GAP, ImageFont.load_default(TEXT)
+        heads = self._heads(font)
+        deep = max((len(lines) for _, lines in heads), default=0) * LINE
+        top = GAP + (TEXT + 3 * GAP if self.title else 0) + (deep - LINE + TEXT + GAP if heads else 0)
+        sheet = Image.new("RGB", (width, top + len(self.rows) * (self.cell + GAP)), PAPER)
+        pen = ImageDraw.Draw(sheet)
         if self.title:
-            pen.text((GAP, GAP), self.title, INK, font)
-        for column, caption in enumerate(self.heads):
-            if not column or self.heads[column - 1] != caption:
-                pen.text((self.label + column * (self.cell + GAP), top - TEXT - GAP), caption, FAINT, font)
+            pen.text((GAP, GAP), _fitted(self.title, pen, font, width - 2 * GAP, 1)[0], INK, font)
+        for x, lines in heads:
+            for k, line in enumerate(lines):
+                pen.text((x, top - GAP - TEXT - deep + (k + 1) * LINE), line, FAINT, font)
         for index, (caption, pictures) in enumerate(self.rows):
             y = top + index * (self.cell + GAP)
             lines = _wrapped(caption, pen, font, self.label - 2 * GAP)
-            for k, line in enumerate(lines[: max(1, self.cell // (TEXT + 3))]):
-                pen.text((GAP, y + k * (TEXT + 3)), line, INK if k == 0 else FAINT, font)
+            for k, line in enumerate(lines[: max(1, self.cell // LINE)]):
+                pen.text((GAP, y + k * LINE), line, INK if k == 0 else FAINT, font)
             for column, picture in enumerate(pictures):
                 place = (self.label + column * (self.cell + GAP), y)
                 sheet.paste(_sized(picture, self.cell), place)
         return sheet
+
+    def _heads(self, font: Font) -> list[tuple[int, list[str]]]:
+        """Left edge and lines of each caption of columns."""
+        pen, column = ImageDraw.Draw(Image.new("RGB", (1, 1))), 0
+        found: list[tuple[int, list[str]]] = []
+        for caption, same in groupby(self.heads):
+            span = len(list(same))
+            lines = _fitted(caption, pen, font, span * (self.cell + GAP) - GAP, HEAD_LINES)
+            found.append((self.label + column * (self.cell + GAP), lines))
+            column += span
+        return found
 
     def save(self, path: Path, colours: int | None = None) -> Path:
         """Write the sheet as PNG, with no more than so many colours (up to 256) if given."""
@@ -79,9 +95,21 @@ def _sized(picture: Image.Image, cell: int) -> Image.Image:
     return square
 
 
-def _wrapped(
-    text: str, pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
-) -> list[str]:
+def _fitted(text: str, pen: ImageDraw.ImageDraw, font: Font, width: int, most: int) -> list[str]:
+    """At most so many lines that are no wider than the width, in pixels; what is cut ends in dots."""
+    lines = _wrapped(text, pen, font, width)
+    cut = len(lines) > most
+    lines = lines[:most]
+    for k, line in enumerate(lines):
+        shown = line + "..." if cut and k == most - 1 else line
+        while len(shown) > 3 and pen.textlength(shown, font) > width:
+            line = line[:-1]
+            shown = line.rstrip() + "..."
+        lines[k] = shown
+    return lines
+
+
+def _wrapped(text: str, pen: ImageDraw.ImageDraw, font: Font, width: int) -> list[str]:
     lines: list[str] = []
     for paragraph in text.split("\n"):
         line = ""

@@ -13,9 +13,14 @@ from pathlib import Path
 
 from pipelines.card import HASH_KEY, ConceptCard, read_card, read_header
 from pipelines.errors import ConceptError
+from pipelines.files import whole_file
 from pipelines.layouts import FAMILY_NAMES
+from pipelines.lora_keys import parsed
 
 FOLDER = Path("outputs/concepts")
+EXAMPLE = Path(__file__).parents[1] / "examples" / "concepts" / "wolf.safetensors"
+"""A concept to try at once, learned on `pocket`."""
+
 NOTE_LIMIT = 1 << 20  # bytes
 
 
@@ -118,6 +123,38 @@ def copy_picture(path: Path, new: Path) -> None:
     for there, place in beside(path, new):
         if there.name.endswith(".preview.png") and not place.exists():
             shutil.copyfile(there, place)
+
+
+DIALECTS = ("a1111", "diffusers", "peft")
+"""Layouts of other programs."""
+
+
+def dialects(path: Path) -> tuple[str, ...]:
+    """Those of `DIALECTS` a concept can be written in: none for whole weights, PEFT's for low-rank changes alone.
+
+    Raises:
+        ConceptError: if its header cannot be read.
+    """
+    roles = {key.role for key in map(parsed, read_header(path)) if key is not None}
+    if "difference" in roles:
+        return ()
+    return DIALECTS if roles else DIALECTS[:2]
+
+
+def add_copy(source: Path, folder: Path) -> Path:
+    """Put a copy of a concept, with what lies beside it, into a library; gives its file.
+
+    Raises:
+        ConceptError: if one of its name is there.
+    """
+    new = folder / source.name
+    if new.exists():
+        raise ConceptError(f"There is a concept {source.stem} already.", "Rename or delete it first.")
+    folder.mkdir(parents=True, exist_ok=True)
+    for there, place in [*beside(source, new), (source, new)]:
+        with whole_file(place) as temporary:
+            shutil.copyfile(there, temporary)
+    return new
 
 
 def activation(path: Path) -> str:

@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
 
 from pipelines.box_files import Form
+from pipelines.comparison import axis_of
 from pipelines.errors import RequestError, StudioError
 from pipelines.metadata import own_version
 from pipelines.request import Request, problems
@@ -54,6 +55,7 @@ def generate(
     source: Annotated[Path | None, Parameter(name="--from")] = None,
     placing: Annotated[Placing, Parameter(name="*")] = Placing(),  # noqa: B008
     planning: WhoPlans = Planning(),  # noqa: B008
+    compare: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     machine: OnThisMachine = Machine(),  # noqa: B008
 ) -> None:
     """Generate pictures.
@@ -68,19 +70,26 @@ def generate(
         Folder for the pictures.
     source
         A picture made here: repeat it exactly, or with what else is given instead of its own.
+    compare
+        A setting and its values, one picture each with the same seed, and a sheet of all: guidance.scale=1,2,4. Given
+        twice, the second runs down the sheet. Any field of a request, with dots: steps, scheduler, seed,
+        concepts.NAME.strength, grounding.beta, ... words=fox,cat,dog puts the others in the place of the first in the
+        prompts. Values that hold commas have | between them: "prompt=a fox, asleep|a cat".
     """
-    from studio import runner
+    from studio.comparing import draw
+    from studio.repeating import repeat
 
+    axes = [axis_of(text) for text in compare]
     wishes = placed(given(asked) | ({} if prompt is None else {"prompt": prompt}), placing, planning)
     if source is not None:
-        paths = runner.repeat(source, wishes, base, output, machine)
+        paths = repeat(source, wishes, axes, base, output, machine)
     elif prompt is None:
         raise RequestError("There is neither a prompt nor --from PICTURE.", "For example: studio generate 'a fox'")
     else:
-        paths = runner.generate(Request.read(wishes), base or "pocket", output, machine)
-    for path in paths:
+        paths = draw(Request.read(wishes), axes, base or "pocket", output, machine)
+    for path in [*paths[1:], paths[0]] if axes else paths:
         print(path)
-        if placing.draw_boxes:
+        if placing.draw_boxes and not (axes and path == paths[0]):
             print(drawn(path))
 
 

@@ -15,9 +15,10 @@ from typing import Any, Self
 from pipelines.card import file_stem
 from pipelines.errors import StudioError
 from pipelines.files import require_room
+from studio import catalogue
 from studio.engine import LOG, Engine, LocalEngine
 from studio.ledger import ATTEMPTS, LIVE, Conflict, Event, Job, Kind, Ledger
-from studio.orders import Places, checked_request, lesson, outputs
+from studio.orders import Places, checked_comparison, checked_request, lesson, outputs
 from studio.settings import Machine
 
 TICK = 0.1
@@ -76,19 +77,29 @@ class Jobs:
 
     # -- asking ----------------------------------------------------------------------------------------------
 
-    def submit_generation(self, request: Mapping[str, Any], base: str = "pocket", key: str | None = None) -> Job:
+    def submit_generation(
+        self,
+        request: Mapping[str, Any],
+        base: str = "pocket",
+        key: str | None = None,
+        compare: Sequence[Any] = (),
+    ) -> Job:
         """Ask for pictures.
 
         Args:
             request: fields of a `Request`, with ids in the place of files.
             base: id of the base model.
             key: asking again with the same key gives the same job.
+            compare: one or two `Axis`, or their fields, along which the request is compared; the results are then a
+                sheet and the pictures on it, row by row.
 
         Raises:
             StudioError: if it cannot be carried out.
         """
         self.places.base(base)
-        spec = {"request": checked_request(request, self.places), "base": base}
+        spec: dict[str, Any] = {"request": checked_request(request, self.places), "base": base}
+        if compare:
+            spec["compare"] = checked_comparison(request, compare)
         require_room(self.folder, 64 << 20)
         return self.ledger.add("generation", spec, key)
 
@@ -138,6 +149,16 @@ class Jobs:
         file = place / f"{file_stem(stem or suffix)[:80]}.{kind}"
         file.write_bytes(content)
         return self.ledger.add("import", {"file": file.relative_to(self.folder).as_posix(), "token": token})
+
+    def add_example(self) -> Path:
+        """Put the example concept into the library; gives its file.
+
+        Raises:
+            Conflict: if a concept of its name is there or being learned.
+        """
+        with self._asking:
+            self._require_free([catalogue.EXAMPLE.name], None)
+            return catalogue.add_copy(catalogue.EXAMPLE, self.learned)
 
     def delete_dataset(self, dataset: str) -> None:
         """Remove pictures for good.

@@ -6,7 +6,7 @@ when they were sent, bases by the names the server was started with. Needs no to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 
 from pipelines.card import file_stem
+from pipelines.comparison import axes_of, cells
 from pipelines.errors import ConceptError, ConfigError, RequestError
 from pipelines.request import FileOf, Frozen, Request, problems
 from studio.datasets import Datasets, Pictures
@@ -101,6 +102,19 @@ def checked_request(fields: Mapping[str, Any], places: Places) -> dict[str, Any]
     _require_known(request)
     with_paths(request, places)
     return request.model_dump(mode="json", exclude_unset=True)
+
+
+def checked_comparison(fields: Mapping[str, Any], axes: Sequence[Any]) -> list[dict[str, Any]]:
+    """The axes along which a request is compared, as a record keeps them.
+
+    Raises:
+        RequestError: if there are too many pictures, or one of them cannot be.
+    """
+    read = axes_of(axes)
+    for row in cells(Request.read(dict(fields)), read):
+        for cell in row:
+            _require_known(cell)
+    return [axis.model_dump(mode="json") for axis in read]
 
 
 TEXTS = ("prompt", "negative_prompt", "phrase", "digests")

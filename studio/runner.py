@@ -20,12 +20,12 @@ from pipelines.card import file_stem
 from pipelines.components import POCKET, Components, load
 from pipelines.concept import Concept
 from pipelines.conditions.watch import Watch
-from pipelines.errors import Cancelled, ConceptError, ConfigError, DataError, ModelError, RequestError
+from pipelines.errors import Cancelled, ConceptError, ConfigError, DataError, ModelError
 from pipelines.events import Note, OnEvent
 from pipelines.export import export_model
 from pipelines.files import require_room
 from pipelines.judge import Judge
-from pipelines.metadata import Dtype, Made, read_made, save_png
+from pipelines.metadata import Dtype, Made, save_png
 from pipelines.request import ConceptUse, Request, concept_use
 from studio.progress import Progress
 from studio.settings import Machine
@@ -88,11 +88,12 @@ def generate(
     components: Components | None = None,
     on_event: OnEvent | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    watch: bool = True,
 ) -> list[Path]:
     """Generate and write the pictures; gives their paths. `only` writes that one of them alone.
 
     `components` is the base if it is in memory already; events go to a progress line unless `on_event` is given, which
-    then also receives previews.
+    then also receives previews, unless nobody is to `watch`.
     """
     for use in request.concepts:
         if not Path(use.source).exists():
@@ -103,7 +104,7 @@ def generate(
     result = denoising.generate(
         components,
         request,
-        conditions=() if on_event is None else (Watch(on_event),),
+        conditions=(Watch(on_event),) if on_event is not None and watch else (),
         on_event=on_event or Progress("generate"),
         should_stop=should_stop,
     )
@@ -122,55 +123,16 @@ def generate(
                 machine.attention,
                 _DTYPE_NAMES[components.dtype],
             )
-            paths.append(save_png(picture, _free(output, f"{result.request.seed + index}"), made))
+            paths.append(save_png(picture, free_path(output, f"{result.request.seed + index}"), made))
     return paths
 
 
-def _free(folder: Path, stem: str) -> Path:
+def free_path(folder: Path, stem: str) -> Path:
     """A path in `folder` that no file has yet."""
     number = 0
     while (path := folder / f"{stem}{f'-{number}' if number else ''}.png").exists():
         number += 1
     return path
-
-
-def repeat(source: Path, wishes: dict[str, Any], base: str | None, output: Path, machine: Machine) -> list[Path]:
-    """Make a picture again from what it says about itself, with the fields of `wishes` instead of its own.
-
-    With no wishes the picture is the same, bit for bit on the same machine. Settings of the machine that were given
-    win over the picture's.
-
-    Raises:
-        RequestError: if a base or concept of the picture's own has changed since, or a wish is out of range.
-    """
-    made = read_made(source)
-    own = {"attention": made.attention, "dtype": made.dtype}
-    machine = machine.model_copy(update={k: v for k, v in own.items() if k not in machine.model_fields_set})
-    if base is None and (now := open_base(made.base, machine).fingerprint()) != made.fingerprint:
-        raise RequestError(
-            f"{source.name} was made with other weights of {made.base} ({made.fingerprint}, now {now}).",
-            f"It cannot be repeated exactly; give --base {made.base} to use them nonetheless.",
-        )
-    for use, digest in zip(made.request.concepts, made.digests, strict=True):
-        if "concepts" not in wishes and Concept.load(Path(use.source)).digest() != digest:
-            raise RequestError(
-                f"The concept {use.source} has changed since {source.name} was made.",
-                f"It cannot be repeated exactly; give --concept {use.source} to use it nonetheless.",
-            )
-    if not wishes:
-        return generate(made.request, base or made.base, output, machine, made.index)
-    if "inpaint" in wishes:
-        wishes = wishes | {"inpaint": {"digests": (), **wishes["inpaint"]}}
-    stored = made.request.model_dump() | {"seed": made.request.seed + made.index, "count": 1}
-    return generate(Request.read(_replaced(stored, wishes)), base or made.base, output, machine)
-
-
-def _replaced(fields: dict[str, Any], wishes: dict[str, Any]) -> dict[str, Any]:
-    """The fields with those of `wishes` instead; groups of settings are replaced field by field."""
-    return fields | {
-        name: _replaced(fields[name], wish) if isinstance(wish, dict) and isinstance(fields.get(name), dict) else wish
-        for name, wish in wishes.items()
-    }
 
 
 # -- training ---------------------------------------------------------------------------------------------------

@@ -18,11 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipelines.comparison import axes_of
 from pipelines.errors import Cancelled, StudioError
 from pipelines.events import Event, Note, Preview, StepDone
 from pipelines.files import whole_file
 from pipelines.request import Request
 from studio import runner
+from studio.comparing import draw
 from studio.engine import LOG, birth
 from studio.exchange import import_concept
 from studio.ledger import Job, Ledger, Record
@@ -92,8 +94,10 @@ class Worker:
     def _generate(self, job: Job, should_stop: Callable[[], bool]) -> list[Path]:
         request = with_paths(Request.read(job.spec["request"]), self.places)
         base = self.places.base(job.spec["base"])
-        return runner.generate(
+        axes = axes_of(job.spec.get("compare", ()))
+        return draw(
             request,
+            axes,
             base,
             self.places.job(job.id),
             self.machine,

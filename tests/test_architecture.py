@@ -57,6 +57,7 @@ def test_studio_loads_torch_in_the_runner_alone():
         "studio.settings",
         "pipelines.bases",
         "pipelines.request",
+        "pipelines.comparison",
         "pipelines.metadata",
         "studio.api.app",
         "studio.jobs",

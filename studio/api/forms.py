@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, Field, create_model
 from pydantic.fields import FieldInfo
 
+from pipelines.comparison import Axis
 from pipelines.request import Frozen, Request
 from studio.ledger import Job, Kind, State
 from studio.orders import OURS
@@ -25,6 +26,10 @@ class GenerationOrder(Frozen):
 
     base: str = "pocket"
     """Id of the base model."""
+
+    compare: tuple[Axis, ...] = Field(default=(), max_length=2)
+    """Settings to compare: one picture for each value, or for each pair of values, all from the same seed. The first
+    picture is then a sheet of the others. Values are text, or what the field holds."""
 
 
 def _of_client(field: FieldInfo) -> Any:

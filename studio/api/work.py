@@ -43,7 +43,8 @@ def routes(jobs: Jobs) -> APIRouter:
         """Ask for pictures."""
         with _asked():
             fields = order.request.model_dump(mode="json", exclude_unset=True)
-            return accepted(jobs.submit_generation(fields, order.base, _of("generation", key)), response)
+            job = jobs.submit_generation(fields, order.base, _of("generation", key), order.compare)
+            return accepted(job, response)
 
     @router.post("/runs", status_code=status.HTTP_202_ACCEPTED, tags=["runs"])
     def ask_for_a_training(

@@ -10,7 +10,8 @@ import gradio as gr
 
 from pipelines.errors import StudioError
 from pipelines.metadata import read_made
-from studio.jobs import Jobs
+from studio.jobs import Job, Jobs
+from studio.web.comparing import about_sheet, captions, is_sheet
 from studio.web.following import Following, shown, told
 from studio.web.watching import Seen, facts, picture_uri, progress
 
@@ -29,6 +30,11 @@ def told_of(path: Path) -> str:
     rows["concepts"] = ", ".join(f"{use.source} at {use.strength:g}" for use in made.request.concepts)
     rows |= {"seed": made.request.seed + made.index, "base": f"{made.base} ({made.fingerprint})"}
     return facts([(name.replace("_", " "), value) for name, value in rows.items() if value not in (None, "", (), [])])
+
+
+def told_in(job: Job, path: Path) -> str:
+    """HTML of what there is to say of a picture of a job."""
+    return about_sheet(job) if is_sheet(job, path) else told_of(path)
 
 
 class Answer(Following):
@@ -83,10 +89,10 @@ class Answer(Following):
         """The pictures of a job, or the newest preview while it is at work."""
         identity = seen.job.id
         results = self.jobs.results(identity) if seen.job.ended else []
-        pictures = [(str(path), f"seed {path.stem.split('-')[0]}") for path in results]
+        pictures = list(zip(map(str, results), captions(seen.job, results), strict=True))
         latest = [] if seen.job.ended else self.jobs.previews(identity)[-1:]
         preview = picture_uri(latest[0][1]) if latest else ""
-        facts_of_first = told_of(results[0]) if results else ""
+        facts_of_first = told_in(seen.job, results[0]) if results else ""
         uses = [shown(bool(results)) for _ in self.uses]
         return (progress(seen, preview), pictures, *self._buttons(seen), facts_of_first, 0, *uses)
 
@@ -109,6 +115,6 @@ class Answer(Following):
         try:
             results = self.jobs.results(job_id)
             index = min(int(chosen.index), len(results) - 1)
-            return index, told_of(results[index])
+            return index, told_in(self.jobs.get(job_id), results[index])
         except StudioError as error:
             raise told(error) from None

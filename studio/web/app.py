@@ -11,7 +11,7 @@ from studio.web.components import base_choice
 from studio.web.concept_cards import LibraryPage
 from studio.web.edit import EditPage
 from studio.web.example import ExamplePage
-from studio.web.generate import GeneratePage
+from studio.web.generate import INSERT, GeneratePage
 from studio.web.measure import MeasurePage
 from studio.web.static import text
 from studio.web.teach import TeachPage
@@ -40,7 +40,7 @@ def build(jobs: Jobs) -> gr.Blocks:
                 library = LibraryPage(jobs)
             with gr.Tab("Measure", id="measure") as measuring:
                 measure = MeasurePage(jobs)
-        chips = [generate.chips, generate.boxes]
+        chips = [generate.chips, generate.boxes, generate.offer]
         page.load(generate.refresh, [base, generate.chips], chips, api_visibility="private")
         base.input(generate.refresh, [base, generate.chips], chips, api_visibility="private")
         base.input(edit.refresh, [base, edit.chips], edit.chips, api_visibility="private")
@@ -61,7 +61,11 @@ def build(jobs: Jobs) -> gr.Blocks:
         ).success(lambda: gr.update(selected="edit"), None, tabs, api_visibility="private")
         keeping.select(library.refresh, library.search, library.cards, api_visibility="private")
         measuring.select(measure.refresh, measure.concepts, measure.concepts, api_visibility="private")
-        taken = [tabs, generate.prompt, *chips]
+        for offer in (generate.offer, library.offer):
+            added = offer.click(generate.add_example, [base, generate.chips], chips, api_visibility="private")
+            added.success(None, [generate.chips, generate.prompt], generate.prompt, js=INSERT)
+            added.success(library.refresh, library.search, library.cards, api_visibility="private")
+        taken = [tabs, generate.prompt, generate.chips, generate.boxes]
         teach.use.click(generate.take_learned, [base, teach.job], taken, api_visibility="private")
         library.use.click(generate.take, [base, library.chosen], taken, api_visibility="private")
     page.queue(default_concurrency_limit=8)
@@ -74,7 +78,7 @@ def mount_options(jobs: Jobs) -> dict[str, Any]:
         "theme": theme(),
         "css": text("studio.css"),
         # Pictures alone: the record of jobs and the logs beside them are not for browsers.
-        "allowed_paths": [str(jobs.folder / name) for name in ("concepts", "datasets", "jobs", "pictures")],
+        "allowed_paths": [str(jobs.folder / name) for name in ("concepts", "datasets", "exports", "jobs", "pictures")],
         "show_error": True,
         "ssr_mode": False,
         "footer_links": [],

@@ -16,10 +16,11 @@ from pipelines.layouts import FAMILY_NAMES
 from studio import catalogue
 from studio.jobs import Jobs
 from studio.web.components import concept_cards, told_by
-from studio.web.following import told
+from studio.web.following import shown, told
+from studio.web.generate import offer_button, offered
 from studio.web.watching import facts, picture_uri
 
-DIALECTS = {"A1111, ComfyUI, kohya": "a1111", "diffusers": "diffusers"}
+DIALECTS = {"A1111, ComfyUI, kohya": "a1111", "diffusers": "diffusers", "PEFT": "peft"}
 EMPTY = "Nothing is here yet. Teach something, or import a file of another program."
 
 
@@ -79,6 +80,13 @@ def told_of(path: Path) -> str:
     return facts(plain) + more
 
 
+def offers(path: Path) -> Any:
+    """Update of the layouts to choose from; if there is none, all, since the error of each says what else to do."""
+    possible = catalogue.dialects(path)
+    names = [name for name, dialect in DIALECTS.items() if dialect in possible] or list(DIALECTS)
+    return gr.update(choices=names, value=names[0])
+
+
 class LibraryPage:
     """Components of the page and what happens to them; made inside `gr.Blocks`."""
 
@@ -89,6 +97,7 @@ class LibraryPage:
         with gr.Row(equal_height=False):
             with gr.Column(scale=7, min_width=320):
                 self.search = gr.Textbox(label="Search", placeholder="a word, a kind, a base", elem_id="search")
+                self.offer = offer_button(self.jobs)
                 self.undo = gr.Button("Undo", visible="hidden", size="sm", elem_id="undo")
                 self.cards = concept_cards(EMPTY, elem_id="cards")
                 self.imported = gr.File(
@@ -110,15 +119,18 @@ class LibraryPage:
                 self.word = gr.Textbox(label="Another word for it", max_length=100, scale=3, min_width=140)
                 self.rename = gr.Button("Rename", scale=1, min_width=90, elem_classes="beside")
             with gr.Row():
-                self.dialect = gr.Dropdown(list(DIALECTS), label="For other programs", scale=3, min_width=140)
+                self.dialect = gr.Dropdown(
+                    list(DIALECTS), label="For other programs", scale=3, min_width=140, elem_id="dialect"
+                )
                 self.export = gr.Button("Export", scale=1, min_width=90, elem_classes="beside")
             self.exported = gr.File(label="Exported", visible=False, file_count="multiple", interactive=False)
             self.delete = gr.Button("Delete", variant="stop", elem_id="delete")
 
     def _wire(self) -> None:
-        shown = [self.chosen, self.one, self.facts, self.word, self.exported]
+        picked = [self.chosen, self.one, self.facts, self.word, self.exported, self.dialect]
         self.search.change(self.refresh, self.search, self.cards, api_visibility="private")
-        self.cards.pick(self.pick, None, shown, api_visibility="private")
+        self.cards.change(lambda: shown(offered(self.jobs)), None, self.offer, api_visibility="private")
+        self.cards.pick(self.pick, None, picked, api_visibility="private")
         changed = [self.cards, self.chosen, self.one]
         self.rename.click(self.ask_rename, [self.chosen, self.word, self.search], changed, api_name="rename_concept")
         self.export.click(self.ask_export, [self.chosen, self.dialect], self.exported, api_name="export_concept")
@@ -143,7 +155,7 @@ class LibraryPage:
             card = catalogue.read_card(path)
         except StudioError as error:
             raise told(error) from None
-        return path.stem, gr.update(visible=True), told_of(path), card.token, gr.update(visible=False)
+        return path.stem, gr.update(visible=True), told_of(path), card.token, gr.update(visible=False), offers(path)
 
     async def ask_rename(self, concept: str, word: str, search: str) -> tuple[Any, ...]:
         """Give a concept another word."""
@@ -160,13 +172,17 @@ class LibraryPage:
         """Write a concept for other programs."""
         try:
             path = self.jobs.places.concept(concept)
+            if dialect not in DIALECTS:
+                raise ConceptError(f"There is no layout {dialect!r:.60}.", f"There are: {', '.join(DIALECTS)}.")
             output = self.jobs.folder / "exports" / f"{path.stem}-{DIALECTS[dialect]}"
             shutil.rmtree(output, ignore_errors=True)
             words = ("export", path.stem, "--for", DIALECTS[dialect], "--output", str(output))
-            files = await concept_command(*words, "--library", str(self.jobs.learned))
+            said = await concept_command(*words, "--library", str(self.jobs.learned))
         except StudioError as error:
             raise told(error) from None
-        return gr.update(value=files.splitlines(), visible=True)
+        # PEFT's layout is a folder, with a configuration beside the numbers.
+        files = [shutil.make_archive(str(output), "zip", output)] if dialect == "PEFT" else said.splitlines()
+        return gr.update(value=files, visible=True)
 
     def ask_delete(self, concept: str, search: str) -> tuple[Any, ...]:
         """Move a concept to the trash."""

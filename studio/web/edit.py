@@ -13,6 +13,7 @@ from pipelines.errors import RequestError, StudioError
 from pipelines.request import Inpaint
 from studio.jobs import Jobs
 from studio.web.answer import Answer
+from studio.web.comparing import picture_of
 from studio.web.components import concept_chips, mask_painter
 from studio.web.following import told
 from studio.web.forms import Form
@@ -92,9 +93,9 @@ class EditPage:
     def take_result(self, job_id: str, index: int) -> dict[str, str]:
         """A picture of a job."""
         try:
-            return self.take(self.jobs.results(job_id)[int(index)])
-        except (StudioError, IndexError):
-            raise gr.Error("That picture is no longer there.", print_exception=False) from None
+            return self.take(picture_of(self.jobs, job_id, int(index)))
+        except StudioError as error:
+            raise told(error) from None
 
     def refresh(self, base: str, chips: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The chips as the library is now, those switched on as they were."""

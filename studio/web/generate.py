@@ -17,8 +17,9 @@ from pipelines.request import Request
 from studio import catalogue
 from studio.jobs import Jobs
 from studio.web.answer import Answer
+from studio.web.comparing import Comparing, picture_of
 from studio.web.components import box_editor, concept_chips, records
-from studio.web.following import told
+from studio.web.following import shown, told
 from studio.web.forms import Form
 from studio.web.watching import picture_uri
 
@@ -86,6 +87,17 @@ def chips_of(
     ]
 
 
+def offered(jobs: Jobs) -> bool:
+    """Whether the example concept can be added: it is there, and not in the library."""
+    return catalogue.EXAMPLE.is_file() and not (jobs.learned / catalogue.EXAMPLE.name).exists()
+
+
+def offer_button(jobs: Jobs) -> gr.Button:
+    """The button that adds the example concept; made inside `gr.Blocks`."""
+    there = True if offered(jobs) else "hidden"
+    return gr.Button("Add the example concept: a wolf", size="sm", min_width=90, visible=there, elem_classes="offer")
+
+
 def concepts_used(chips: Sequence[dict[str, Any]], *texts: str) -> list[dict[str, Any]]:
     """Concepts of a request: those switched on, and those whose word a text says."""
     said = "\n".join(texts)
@@ -125,6 +137,7 @@ class GeneratePage:
         self.chips = concept_chips(elem_id="chips")
         with gr.Row(elem_classes="examples"):
             self.examples = [gr.Button(name, size="sm", min_width=90) for name, _, _ in EXAMPLES]
+            self.offer = offer_button(self.jobs)
             self.dice = gr.Button("New seed", size="sm", min_width=90, elem_id="dice")
         with gr.Accordion("Where things stand", open=True):
             self.boxes = box_editor(elem_id="boxes")
@@ -134,11 +147,13 @@ class GeneratePage:
             self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=110, elem_id="seed")
         with gr.Accordion("More settings", open=False):
             self.form = Form(Request, LABELS)
+        self.comparing = Comparing()
         self.go = gr.Button("Generate", variant="primary", elem_id="go")
 
     def _wire(self) -> None:
         asked = [self.base, self.prompt, self.chips, self.boxes, self.seed, self.count, *self.form.components]
-        self.answer.wire(self.submit, asked)
+        self.answer.wire(self.submit, [*asked, *self.comparing.components])
+        self.comparing.wire(self.prompt, self.seed, self.chips)
         self.dice.click(lambda: random.randrange(2**31), None, self.seed, api_visibility="private")
         self.chips.input(None, [self.chips, self.prompt], self.prompt, js=INSERT)
         self.preset.input(self.guide, self.preset, self._fields("guidance."), api_visibility="private")
@@ -151,7 +166,9 @@ class GeneratePage:
             )
         restored = [self.prompt, self.chips, self.boxes, self.seed, self.count, *self.form.components]
         chosen = [self.base, self.answer.job, self.answer.chosen]
-        self.answer.uses[0].click(self.reuse, chosen, restored, api_visibility="private")
+        reused = self.answer.uses[0].click(self.reuse, chosen, restored, api_visibility="private")
+        compared = self.comparing.components
+        reused.success(self.comparing.cleared, None, compared, api_visibility="private")  # one of them was chosen
         self.dropped.upload(self.reuse_dropped, [self.base, self.dropped], restored, api_visibility="private")
         size = self._fields("width", "height")
         for component in size:
@@ -162,11 +179,19 @@ class GeneratePage:
         pairs = zip(self.form.paths, self.form.components, strict=True)
         return [component for path, component in pairs if path.startswith(starts)]
 
-    def refresh(self, base: str, chips: list[dict[str, Any]]) -> tuple[Any, Any]:
-        """The chips as the library is now, those switched on as they were; and words for boxes."""
+    def refresh(self, base: str, chips: list[dict[str, Any]]) -> tuple[Any, Any, Any]:
+        """The chips as the library is now, those switched on as they were; words for boxes; the example on offer."""
         on = {str(chip.get("id", "")): float(chip.get("strength", 1.0)) for chip in records(chips) if chip.get("on")}
         now = chips_of(self.jobs, base, list(on), on)
-        return now, gr.update(choices=[chip["token"] for chip in now])
+        return now, gr.update(choices=[chip["token"] for chip in now]), shown(offered(self.jobs))
+
+    def add_example(self, base: str, chips: list[dict[str, Any]]) -> tuple[Any, Any, Any]:
+        """Put the example concept into the library, and switch its chip on."""
+        try:
+            added = self.jobs.add_example().stem
+        except StudioError as error:
+            raise told(error) from None
+        return self.refresh(base, [*records(chips), {"id": added, "on": True}])
 
     def take(self, base: str, concept: str) -> tuple[Any, ...]:
         """Begin a prompt with a concept, on this page."""
@@ -195,7 +220,8 @@ class GeneratePage:
         count: float,
         *more: Any,
     ) -> str:
-        """Queue pictures; gives the id of the job."""
+        """Queue pictures, or a comparison if one is set; gives the id of the job."""
+        more, compared = more[: len(self.form.paths)], more[len(self.form.paths) :]
         fields = self.form.given(more) | {"prompt": prompt or "", "seed": int(seed or 0), "count": int(count or 1)}
         named = [
             {"phrase": box.get("phrase"), "box": box.get("box")}
@@ -208,7 +234,9 @@ class GeneratePage:
         phrases = [str(box["phrase"]) for box in named]
         fields["concepts"] = concepts_used(concepts, prompt or "", str(fields.get("negative_prompt", "")), *phrases)
         try:
-            return self.jobs.submit_generation(fields, base).id
+            if axes := self.comparing.axes(compared):
+                fields["count"] = 1
+            return self.jobs.submit_generation(fields, base, compare=axes).id
         except StudioError as error:
             raise told(error) from None
 
@@ -229,7 +257,7 @@ class GeneratePage:
     def reuse(self, base: str, job_id: str, index: int) -> list[Any]:
         """The form as it was for a picture of a job."""
         try:
-            return self._form_of(base, read_made(self.jobs.results(job_id)[int(index)]))
+            return self._form_of(base, read_made(picture_of(self.jobs, job_id, int(index))))
         except StudioError as error:
             raise told(error) from None
 

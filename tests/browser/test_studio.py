@@ -189,6 +189,36 @@ def test_a_change_is_shown_by_example(visit, studio):
     assert len(read_made(jobs.results(newest(jobs, "generation").id)[0]).request.in_context.examples) == 1
 
 
+def test_two_settings_are_compared_at_phone_width_and_one_picture_is_gone_on_with(visit, studio):
+    _, jobs = studio
+    page = visit(390, 844, has_touch=True)
+    page.locator("#prompt textarea").fill("a fox and a house")
+    page.locator("#compare").get_by_text("Compare").click()
+    page.get_by_label("Across", exact=True).click()
+    page.get_by_role("option", name="Words of the prompt").click()
+    expect(page.get_by_label("Values across")).to_have_value("fox, cat, dog")
+    page.get_by_label("Values across").fill("fox, cat")
+    page.get_by_label("Down", exact=True).click()
+    page.get_by_role("option", name="Steps", exact=True).click()
+    expect(page.get_by_label("Values down")).to_have_value("5, 10, 25")
+    page.get_by_label("Values down").fill("1, 2")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.locator("#go").click()
+    wait_for_pictures(page, 5)
+    expect(page.locator("#generation-gallery")).to_contain_text("cat, steps 2")
+    job = newest(jobs, "generation")
+    assert job.steps == 6
+    with Image.open(jobs.results(job.id)[0]) as sheet:
+        assert sheet.width > 2 * 128
+    page.locator("#generation-use-0").click()
+    expect(page.locator(".toast-body")).to_contain_text("Choose one of its pictures")
+    expect(page.get_by_label("Values down")).to_have_value("1, 2")
+    page.locator("#generation-gallery .thumbnail-item").nth(4).click()
+    page.locator("#generation-use-0").click()
+    expect(page.locator("#prompt textarea")).to_have_value("a cat and a house")
+    expect(page.get_by_label("Values down")).to_have_value("")
+
+
 def test_another_base_is_chosen_and_its_job_cancelled(visit, studio):
     _, jobs = studio
     page = visit()

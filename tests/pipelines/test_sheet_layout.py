@@ -112,3 +112,31 @@ def test_drawing_again_after_another_row_gives_the_rows_before_unchanged(tmp_pat
     sheet.row("two", [])
     assert np.array_equal(pixels(sheet)[: len(before)], before)
     assert np.array_equal(np.asarray(Image.open(sheet.save(tmp_path / "s.png"))), pixels(sheet))
+
+
+def test_a_long_head_wraps_in_its_column_and_is_cut_where_it_does_not_fit():
+    cell = 80
+    for caption, lines in (("one", 1), ("two words that wrap", 2), ("so many words that " * 9, 3), ("x" * 300, 1)):
+        sheet = Sheet(cell, 20)
+        sheet.head([caption, "b"])
+        sheet.row("", [Image.new("RGB", (8, 8), PAPER)] * 2)
+        drawn = pixels(sheet)
+        top = len(drawn) - cell - GAP
+        assert top == GAP + lines * (TEXT + 3) - 3 + GAP
+        assert text_in(drawn[:top, 20 : 20 + cell], FAINT) > 20
+        assert (drawn[:, 20 + cell : 20 + cell + GAP] == PAPER).all(), "nothing runs into the next column"
+
+
+def test_heads_that_are_alike_span_their_columns():
+    sheet = Sheet(40, 0)
+    sheet.head(["exemplars of a relation"] * 4 + ["b"])
+    sheet.row("", [Image.new("RGB", (8, 8), PAPER)] * 5)
+    drawn = pixels(sheet)
+    assert len(drawn) == GAP + TEXT + GAP + 40 + GAP
+    assert text_in(drawn[:, 46 : 3 * 46], FAINT) > 20
+
+
+def test_a_title_is_no_wider_than_its_sheet():
+    sheet = Sheet(32, 10, "a title that is longer than this small sheet is wide")
+    sheet.row("", [Image.new("RGB", (32, 32), PAPER)] * 2)
+    assert (pixels(sheet)[:, -GAP:] == PAPER).all()

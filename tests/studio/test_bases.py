@@ -102,7 +102,7 @@ def test_chips_say_what_does_not_go_with_the_base(jobs):
     assert said["pocket"] == {"own": (True, ""), "other": (False, weights), "real": (False, family)}
     assert said["twin"] == {"own": (False, weights), "other": (False, ""), "real": (False, family)}
     assert said["unknown"] == {"own": (True, ""), "other": (False, ""), "real": (True, "")}
-    chips, _ = page(GeneratePage, jobs).refresh("twin", [{"id": "own", "on": True, "strength": 1.0}])
+    chips, *_ = page(GeneratePage, jobs).refresh("twin", [{"id": "own", "on": True, "strength": 1.0}])
     assert not any(chip["on"] for chip in chips)
 
 

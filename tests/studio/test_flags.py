@@ -154,7 +154,7 @@ def test_what_a_training_cannot_do_without_is_named(left_out, capsys):
 def asked(monkeypatch):
     """What the command line hands on, instead of carrying it out."""
     calls = []
-    monkeypatch.setattr(runner, "generate", lambda *given: calls.append(given) or [])
+    monkeypatch.setattr(runner, "generate", lambda *given, **more: calls.append(given) or [])
     return calls
 
 
@@ -350,7 +350,7 @@ def test_its_version_is_that_of_the_package(capsys):
 
 
 def test_ctrl_c_ends_it_with_the_code_shells_expect_and_without_a_traceback(monkeypatch, capsys):
-    def interrupted(*given):
+    def interrupted(*given, **more):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runner, "generate", interrupted)
@@ -360,7 +360,7 @@ def test_ctrl_c_ends_it_with_the_code_shells_expect_and_without_a_traceback(monk
 
 
 def test_a_mistake_of_ours_is_not_hidden_as_one_of_the_person(monkeypatch):
-    def broken(*given):
+    def broken(*given, **more):
         raise ZeroDivisionError
 
     monkeypatch.setattr(runner, "generate", broken)

@@ -111,7 +111,7 @@ def asked(monkeypatch, tmp_path):
     """The requests that reach the runner, which here draws blanks that say how they were made."""
     requests = []
 
-    def blank(request, base, output, machine):
+    def blank(request, base, output, machine, **more):
         requests.append(request)
         full = request.model_copy(
             update={"steps": 1, "scheduler": "ddim", "width": 64, "height": 64, "guidance": Guidance(scale=1.0)}
