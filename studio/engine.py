@@ -1,4 +1,4 @@
-"""Where the processes of jobs come from. Another engine (a cluster) does the same three things with the same record.
+"""Where the processes of jobs come from: of this machine here, of a cluster in `studio/cluster.py`.
 
 A process takes a job by claiming it in the record, so an engine only has to start one and to know whether it lives.
 """
@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +65,44 @@ def birth(pid: int) -> float:
         if process.status() != psutil.STATUS_ZOMBIE:
             return process.create_time()
     return 0.0
+
+
+def lives_here(job: Job) -> bool:
+    """Whether the process that claimed a job lives on this machine."""
+    return job.pid is not None and job.born is not None and abs(birth(job.pid) - job.born) < TOLERANCE
+
+
+def kill_here(job: Job) -> None:
+    """End the process that claimed a job at once, if it lives on this machine."""
+    if lives_here(job) and job.pid is not None:
+        with suppress(OSError):
+            os.kill(job.pid, signal.SIGKILL)
+
+
+def end_processes(pids: Iterable[int], seconds: float) -> None:
+    """Ask processes of this machine to end; wait so long, then end them."""
+    processes: list[psutil.Process] = []
+    for pid in dict.fromkeys(pids):
+        with suppress(psutil.NoSuchProcess):
+            processes.append(psutil.Process(pid))
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, left = psutil.wait_procs(processes, seconds)
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, 5)
+
+
+def setup_of(places: Places, machine: Machine) -> str:
+    """What a process of jobs is told about the server, as JSON."""
+    about = {
+        "folder": str(places.folder),
+        "bases": dict(places.bases),
+        "machine": machine.model_dump(mode="json", exclude_unset=True),
+    }
+    return json.dumps(about)
 
 
 @dataclass
@@ -123,13 +161,11 @@ class LocalEngine:
 
     def alive(self, job: Job) -> bool:
         """Whether the process that claimed a job lives."""
-        return job.pid is not None and job.born is not None and abs(birth(job.pid) - job.born) < TOLERANCE
+        return lives_here(job)
 
     def kill(self, job: Job) -> None:
         """End the process that claimed a job, at once."""
-        if self.alive(job) and job.pid is not None:
-            with suppress(OSError):
-                os.kill(job.pid, signal.SIGKILL)
+        kill_here(job)
 
     def settle(self, running: Sequence[Job] = ()) -> None:
         """Look after what has ended, and make ready for what may come beside what is running."""
@@ -148,34 +184,17 @@ class LocalEngine:
             if hand.process.stdin is not None:
                 with suppress(OSError):
                     hand.process.stdin.close()
-        adopted = [job.pid for job in running if job.pid is not None and self.alive(job)]
-        own = [hand.process.pid for hand in self._hands if hand.lives]
-        processes: list[psutil.Process] = []
-        for pid in dict.fromkeys((*own, *adopted)):
-            with suppress(psutil.NoSuchProcess):
-                processes.append(psutil.Process(pid))
-        for process in processes:
-            with suppress(psutil.NoSuchProcess):
-                process.terminate()
-        _, left = psutil.wait_procs(processes, seconds)
-        for process in left:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(left, 5)
+        adopted = [job.pid for job in running if job.pid is not None and lives_here(job)]
+        end_processes((*(hand.process.pid for hand in self._hands if hand.lives), *adopted), seconds)
         self.warm = False
         self.settle()
 
     def _start(self) -> _Hand:
-        setup = {
-            "folder": str(self.places.folder),
-            "bases": dict(self.places.bases),
-            "machine": self.machine.model_dump(mode="json", exclude_unset=True),
-        }
         root = Path(__file__).parent.parent  # the process works in another folder than this one
         path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
         with (self.places.folder / LOG).open("w", encoding="utf-8") as said:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "studio.worker", json.dumps(setup)],
+                [sys.executable, "-P", "-m", "studio.worker", setup_of(self.places, self.machine)],
                 stdin=subprocess.PIPE,
                 stdout=said,
                 stderr=said,

@@ -6,7 +6,7 @@ import json
 import secrets
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -40,7 +40,7 @@ class Jobs:
         machine: what to compute on.
         slots: jobs at a time.
         warm: keep a process ready for generations.
-        engine: where processes come from; those of this machine by default.
+        engine: makes where processes come from; those of this machine by default.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Jobs:
         machine: Machine = Machine(),  # noqa: B008 - frozen
         slots: int = 1,
         warm: bool = True,
-        engine: Engine | None = None,
+        engine: Callable[[Places], Engine] | None = None,
     ) -> None:
         given = {"pocket": "pocket"} if bases is None else bases
         # Processes work in the folder, where a path as seen from here would mean another file.
@@ -63,7 +63,7 @@ class Jobs:
         self.datasets, self.pictures = self.places.datasets, self.places.pictures
         self.learned.mkdir(exist_ok=True)
         self.ledger = Ledger(self.folder / "jobs.sqlite")
-        self.engine: Engine = engine or LocalEngine(self.places, machine, slots, warm)
+        self.engine = engine(self.places) if engine else LocalEngine(self.places, machine, slots, warm)
         self.dispatcher = Dispatcher(self.places, self.ledger, self.engine, slots)
         self._asking = threading.Lock()
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pipelines.errors import StudioError
 
@@ -101,6 +101,34 @@ class Event:
     at: float
     kind: str
     data: dict[str, Any]
+
+
+class Record(Protocol):
+    """What a process that does jobs asks of the record: a `Ledger`, or somebody on the server's machine who has it."""
+
+    def claim(self, job: str, pid: int, born: float) -> bool:
+        """Make a queued job that of a process; false if another was first or it waits no more."""
+        ...
+
+    def get(self, job: str) -> Job:
+        """A job by its id; raises `Unknown`."""
+        ...
+
+    def add(self, kind: Kind, spec: dict[str, Any], key: str | None = None) -> Job:
+        """Enter a job that comes after this one."""
+        ...
+
+    def wished(self, job: str) -> str:
+        """What the process of a job is asked to do."""
+        ...
+
+    def move(self, job: str, before: Sequence[str], state: State, **changes: Any) -> bool:
+        """Change a job's state if it is one of `before`; says whether it was."""
+        ...
+
+    def tell(self, job: str, kind: str, data: dict[str, Any]) -> None:
+        """Add an event."""
+        ...
 
 
 _TABLES = """

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from pipelines.errors import ConfigError
 from studio.settings import Machine
+
+if TYPE_CHECKING:
+    from studio.engine import Engine
+    from studio.orders import Places
 
 PASSWORD = "STUDIO_PASSWORD"
 
@@ -25,6 +31,8 @@ def serve(
     base: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     folder: Path = Path("outputs"),
     slots: int = 1,
+    engine: Literal["local", "ray"] = "local",
+    cluster: str | None = None,
     page: bool = True,
     machine: Annotated[Machine, Parameter(name="*")] = Machine(),  # noqa: B008
 ) -> None:
@@ -48,6 +56,10 @@ def serve(
         Where concepts, pictures and the record of jobs are kept.
     slots
         Jobs at a time.
+    engine
+        What runs jobs: processes of this machine, or actors of a Ray cluster, a GPU or a CPU core each.
+    cluster
+        The Ray that this machine is part of, as HOST:PORT or auto, for --engine ray; by default one of its own.
     page
         Offer the web page too.
     """
@@ -64,9 +76,24 @@ def serve(
     from studio.api.app import guarded, rest, with_page
     from studio.jobs import Jobs
 
-    jobs = Jobs(folder, bases=bases, machine=machine, slots=slots)
+    jobs = Jobs(folder, bases=bases, machine=machine, slots=slots, engine=_engine(engine, cluster, machine, slots))
     app = rest(jobs)
     _listen(guarded(with_page(app, jobs) if page else app, door), host, port)
+
+
+def _engine(name: str, cluster: str | None, machine: Machine, slots: int) -> Callable[[Places], Engine] | None:
+    """How to make the engine; none for that of this machine.
+
+    Raises:
+        ConfigError: if a cluster is named that nothing would use.
+    """
+    if name == "ray":
+        from studio.cluster import RayEngine
+
+        return partial(RayEngine, machine=machine, slots=slots, address=cluster)
+    if cluster is not None:
+        raise ConfigError(f"Nothing would use the cluster {cluster}.", "Say --engine ray as well.")
+    return None
 
 
 def _listen(app: Any, host: str, port: int) -> None:

@@ -27,7 +27,7 @@ from studio import measuring, runner
 from studio.comparing import draw
 from studio.engine import LOG, birth
 from studio.exchange import import_concept
-from studio.ledger import Job, Kind, Ledger
+from studio.ledger import Job, Ledger, Record
 from studio.orders import Places, forget_training, lesson_of, scores_key, with_paths
 from studio.settings import Machine
 from trainers import methods
@@ -42,24 +42,24 @@ class Worker:
         places: where the files are.
         machine: what to compute on.
         ledger: the record.
-        over: whether this process was told to end.
+        over: whether this process is to end; set from another thread, it keeps the state of the job first.
     """
 
     places: Places
     machine: Machine
-    ledger: Ledger
+    ledger: Record
     over: bool = False
     _bases: dict[str, Any] = field(default_factory=dict)
     """The base of the last generation, which stays in memory."""
 
-    def run(self, identity: str) -> Kind | None:
-        """Do a job if it still waits, and record how it ended; gives what it was."""
-        if not self.ledger.claim(identity, os.getpid(), birth(os.getpid())):
-            return None
+    def run(self, identity: str) -> None:
+        """Do a job if it still waits, and record how it ended."""
+        if self.over or not self.ledger.claim(identity, os.getpid(), birth(os.getpid())):
+            return
         job = self.ledger.get(identity)
         try:
             with _logged(self.places.job(identity) / LOG), pausing() as asked:
-                made = self._carry_out(job, lambda: asked() or bool(self.ledger.wished(job.id)))
+                made = self._carry_out(job, lambda: asked() or self.over or bool(self.ledger.wished(job.id)))
         except (Cancelled, KeyboardInterrupt):
             self._stopped(job)
         except StudioError as error:
@@ -70,7 +70,8 @@ class Worker:
         else:
             relative = [path.absolute().relative_to(self.places.folder).as_posix() for path in made]
             self.ledger.move(job.id, ("running",), "done", results=relative)
-        return job.kind
+        # The memory of a GPU comes back whole only with the process.
+        self.over = self.over or (job.kind == "training" and runner.on_gpu(self.machine))
 
     def _carry_out(self, job: Job, should_stop: Callable[[], bool]) -> list[Path]:
         if job.kind == "generation":
@@ -136,6 +137,14 @@ class Worker:
             self._bases[name] = runner.open_base(name, self.machine)
         return self._bases[name]
 
+    def warm(self) -> None:
+        """Have the base in memory before the first job asks for it, if there is but one."""
+        if len(self.places.bases) == 1:
+            try:
+                self.base(next(iter(self.places.bases.values())))
+            except StudioError as error:  # it is said again with the first job
+                sys.stderr.write(f"{error}\n")
+
     def tell(self, job: Job, event: Event) -> None:
         """Record an event; a preview picture becomes a file of the job."""
         if isinstance(event, StepDone):
@@ -154,7 +163,7 @@ class Worker:
     def _stopped(self, job: Job) -> None:
         """Stopped as somebody wished; without a wish the process was told to end, and the job goes on later."""
         wish = self.ledger.wished(job.id)
-        self.over = not wish
+        self.over = self.over or not wish
         if wish == "cancel":
             forget_training(job, self.places)
             self.ledger.move(job.id, ("running",), "cancelled")
@@ -182,31 +191,27 @@ def _logged(path: Path) -> Iterator[None]:
             os.close(kept)
 
 
-@contextmanager
-def worker(setup: str) -> Iterator[Worker]:
-    """A worker from what the server said about itself."""
+def worker(setup: str, record: Record | None = None) -> Worker:
+    """A worker from what the server said about itself, which works in the server's folder.
+
+    Args:
+        setup: as `studio.engine.setup_of` gives it.
+        record: of all jobs; by default the file in the folder.
+    """
     about = json.loads(setup)
     places = Places(Path(about["folder"]), about["bases"])
     os.chdir(places.folder)
-    ledger = Ledger(places.folder / "jobs.sqlite")
-    try:
-        yield Worker(places, Machine.model_validate(about["machine"]), ledger)
-    finally:
-        ledger.close()
+    return Worker(places, Machine.model_validate(about["machine"]), record or Ledger(places.folder / "jobs.sqlite"))
 
 
 def main(arguments: list[str]) -> int:
     """Do the jobs whose ids come on standard input, until it ends."""
-    with worker(arguments[0]) as one:
-        if len(one.places.bases) == 1:
-            try:  # ready before the first is asked for
-                one.base(next(iter(one.places.bases.values())))
-            except StudioError as error:  # it is said again with the first job
-                sys.stderr.write(f"{error}\n")
-        for line in sys.stdin:
-            kind = one.run(line.strip())
-            if one.over or (kind == "training" and runner.on_gpu(one.machine)):
-                break  # told to; or for the memory of a GPU, which comes back whole only with the process
+    one = worker(arguments[0])
+    one.warm()
+    for line in sys.stdin:
+        one.run(line.strip())
+        if one.over:
+            break
     return 0
 
 

@@ -61,6 +61,7 @@ def test_studio_loads_torch_in_the_runner_alone():
         "pipelines.metadata",
         "studio.api.app",
         "studio.jobs",
+        "studio.cluster",
         "studio.serve",
         "studio.datasets",
         "trainers.config",
@@ -68,10 +69,14 @@ def test_studio_loads_torch_in_the_runner_alone():
         "trainers",
     ],
 )
-def test_these_import_without_torch(module):
-    code = f"import sys, {module}; print('torch' in sys.modules)"
+def test_these_import_without_torch_or_ray(module):
+    code = f"import sys, {module}; print('torch' in sys.modules or 'ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "False"
+
+
+def test_ray_is_known_to_the_cluster_alone():
+    assert [path.name for path in SOURCES if any(n.split(".")[0] == "ray" for n in imports(path))] == ["cluster.py"]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))

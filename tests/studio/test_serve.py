@@ -23,15 +23,15 @@ ROOT = Path(__file__).parents[2]
 class Server:
     """A server in a process of its own."""
 
-    def __init__(self, folder, *more):
+    def __init__(self, folder, *more, port=0, page=False):
         words = [
             sys.executable,
             "-m",
             "studio.cli",
             "serve",
             "--port",
-            "0",
-            "--no-page",
+            str(port),
+            "--page" if page else "--no-page",
             "--folder",
             str(folder),
             *more,

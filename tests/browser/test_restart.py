@@ -1,0 +1,79 @@
+"""A training that is watched on the page while its server is killed, and then everything: it ends well."""
+
+from __future__ import annotations
+
+import time
+from urllib.parse import parse_qs, urlparse
+
+from playwright.sync_api import expect
+
+from studio.ledger import Ledger
+from tests.browser.test_studio import SLOW, go
+from tests.studio.test_serve import Server, processes
+
+STEPS = 100
+KEPT = 50
+"""Steps after which a state is kept."""
+
+
+def steps_of(record, job):
+    return [event.data["step"] for event in record.events(job, kinds=("step",))]
+
+
+def test_a_training_on_the_page_outlives_its_server_and_its_process(tmp_path, chromium):
+    server = Server(tmp_path, page=True)
+    port = urlparse(server.address).port
+    context = chromium.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    progress, record = page.locator("#training-progress"), Ledger(tmp_path / "jobs.sqlite")
+
+    def again():
+        """The server is there again at the same address, and the page is loaded anew."""
+        server = Server(tmp_path, page=True, port=port)
+        page.reload()
+        go(page, "Teach")
+        return server
+
+    try:
+        page.goto(server.address)
+        go(page, "Teach")
+        page.locator("#example-wolf").click()
+        expect(page.locator(".rows img")).to_have_count(4)
+        page.get_by_label("Steps").fill(str(STEPS))
+        page.locator("#teach").click()
+        expect(progress).to_contain_text(f"of {STEPS}", timeout=SLOW)
+        (job,) = parse_qs(urlparse(page.url).query)["training"]
+        (worker,) = processes(tmp_path)
+        server.kill()
+        server = again()
+        expect(progress).to_contain_text(f"of {STEPS}")
+        assert [one.pid for one in processes(tmp_path)] == [worker.pid], "there is a second one beside it"
+        kept = tmp_path / "concepts" / ".my-wolf.state" / f"step-{KEPT:08d}"
+        end = time.monotonic() + 60
+        while not kept.exists():
+            assert time.monotonic() < end, steps_of(record, job)
+            time.sleep(0.02)
+        server.kill()
+        worker.kill()  # both, as when the power fails
+        worker.wait()
+        assert steps_of(record, job)[:4] == [10, 20, 30, 40], "the training felt the end of its first server"
+        server = again()
+        expect(progress).to_contain_text(f"of {STEPS}", timeout=SLOW)
+        expect(progress).to_contain_text("Done", timeout=SLOW)
+        expect(page.locator("#curves")).to_contain_text("denoise")
+        steps = steps_of(record, job)
+        assert sorted(set(steps)) == list(range(10, STEPS + 1, 10))
+        twice = [step for number, step in enumerate(steps) if step in steps[:number]]
+        assert all(step > KEPT for step in twice) and len(twice) <= 1, "it was begun anew, not gone on with"
+        notes = [event.data["text"] for event in record.events(job, kinds=("note",))]
+        assert len([note for note in notes if "without a word" in note]) == 1
+        assert (tmp_path / "concepts" / "my-wolf.safetensors").is_file()
+        server.process.terminate()
+        assert server.process.wait(60) is not None and not processes(tmp_path)
+    finally:
+        context.close()
+        record.close()
+        server.kill()
+        for process in processes(tmp_path):
+            process.kill()
