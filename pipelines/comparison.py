@@ -197,6 +197,8 @@ def _place(request: Request, path: str) -> _Place:
     Raises:
         RequestError: if nowhere.
     """
+    if path.startswith("grounding.") and not request.boxes:  # all cells would be the same picture
+        raise RequestError(f"The request has no boxes for {path:.80} to act on.", "Give it boxes.")
     holder: BaseModel = request
     keys: list[str | int] = []
     rest = path

@@ -73,9 +73,13 @@ def suggestion(field: str, prompt: str, seed: int) -> str:
 
 
 def choices(chips: Sequence[Any]) -> list[tuple[str, str]]:
-    """What can be compared, with the strength of each concept of the library."""
+    """What can be compared, with the strength of each concept that goes with the base."""
     offered = [(name, field) for field, (name, _) in FIELDS.items()]
-    strengths = [(f"Strength of {chip.get('token')}", f"concepts.{chip.get('id')}.strength") for chip in records(chips)]
+    strengths = [
+        (f"Strength of {chip.get('token')}", f"concepts.{chip.get('id')}.strength")
+        for chip in records(chips)
+        if not chip.get("problem")
+    ]
     return [NOTHING, *offered, *strengths]
 
 

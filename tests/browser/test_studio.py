@@ -246,7 +246,7 @@ def test_what_is_wrong_is_said_and_nothing_is_lost(visit):
     expect(page.locator("#go")).to_be_enabled()
 
 
-def test_a_concept_is_deleted_and_brought_back(visit, studio):
+def test_a_concept_is_deleted_and_brought_back_and_an_example_added(visit, studio):
     _, jobs = studio
     assert (jobs.learned / "my-wolf.safetensors").is_file()
     page = visit()
@@ -261,6 +261,15 @@ def test_a_concept_is_deleted_and_brought_back(visit, studio):
     assert (jobs.learned / "my-wolf.safetensors").is_file()
     page.locator("#search").get_by_role("textbox").fill("tiger")
     expect(page.locator(".card")).to_have_count(0)
+    page.locator("#search").get_by_role("textbox").fill("")
+    expect(page.locator(".card")).to_have_count(1)
+    page.locator(".offer:visible").click()
+    expect(page.locator(".card")).to_have_count(2)
+    expect(page.locator(".offer:visible")).to_have_count(0)
+    go(page, "Generate")
+    expect(page.locator("#prompt textarea")).to_have_value("a <wolf>")
+    expect(page.locator(".chip button", has_text="<wolf>")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator(".offer:visible")).to_have_count(0)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

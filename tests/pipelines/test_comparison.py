@@ -173,8 +173,12 @@ def test_a_concept_of_the_same_name_needs_a_number():
     with pytest.raises(RequestError, match="a number"):
         grid("concepts.fox.strength=1", request=twins)
     assert [use.strength for use in grid("concepts.2.strength=0", request=twins)[0][0].concepts] == [1, 0]
-    with pytest.raises(RequestError, match="no concepts"):
-        grid("concepts.1.strength=1", request=Request(prompt="x"))
+
+
+@pytest.mark.parametrize(("field", "missing"), [("concepts.1.strength", "concepts"), ("grounding.beta", "boxes")])
+def test_what_a_request_lacks_cannot_be_compared(field, missing):
+    with pytest.raises(RequestError, match=f"no {missing}"):
+        grid(f"{field}=0,1", request=Request(prompt="x"))
 
 
 def test_values_have_commas_or_bars_between_them():

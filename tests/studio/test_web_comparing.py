@@ -23,9 +23,9 @@ def jobs(tmp_path):
     return Jobs(tmp_path / "studio", warm=False)
 
 
-def asked(generate, *compared, prompt="a fox", chips=()):
+def asked(generate, *compared, prompt="a fox", chips=(), boxes=()):
     values = [component.value for component in generate.form.components]
-    return generate.submit("pocket", prompt, list(chips), [], 3, 4, *values, *compared)
+    return generate.submit("pocket", prompt, list(chips), list(boxes), 3, 4, *values, *compared)
 
 
 def test_what_is_offered_can_be_compared_with_what_is_suggested(jobs):
@@ -38,7 +38,8 @@ def test_what_is_offered_can_be_compared_with_what_is_suggested(jobs):
         if field == "prompt":
             assert values == "a fox on a red background | "
             values += "a cat"
-        job = jobs.get(asked(generate, field, values, "", "", chips=chips))
+        boxes = [{"phrase": "a fox", "box": [0, 0, 0.5, 0.5]}]
+        job = jobs.get(asked(generate, field, values, "", "", chips=chips, boxes=boxes))
         assert (job.spec["compare"][0]["field"], job.spec["request"]["count"]) == (field, 1)
         assert len(job.spec["compare"][0]["values"]) >= 2
 
@@ -61,7 +62,8 @@ def test_choosing_a_field_fills_in_values_and_says_what_they_are():
     said = Comparing.suggest("words", " a fox ", None)
     assert said["value"].startswith("fox, ") and "takes" not in said["info"] and "first" in said["info"]
     assert Comparing.suggest("", "a fox", 0)["value"] == Comparing.suggest(None, None, None)["value"] == ""
-    offered = Comparing.offer([{"id": "my-wolf", "token": "<my-wolf>"}, "no chip"])
+    other = {"id": "xl", "token": "<xl>", "problem": "for another base"}
+    offered = Comparing.offer([{"id": "my-wolf", "token": "<my-wolf>", "problem": ""}, other, "no chip"])
     assert [update["choices"][-1] for update in offered] == [("Strength of <my-wolf>", "concepts.my-wolf.strength")] * 2
 
 
@@ -84,7 +86,7 @@ def test_two_axes_are_asked_for_and_none_is_a_plain_request(jobs):
         (("steps", " ", "", ""), "No values are given for 'Steps'"),
         (("steps", "1, many", "", ""), "steps cannot be 'many'"),
         (("concepts.1.strength", "1, 2", "", ""), "no concepts"),
-        (("grounding.adapter", "/etc/passwd", "", ""), "cannot be set here"),
+        (("grounding.beta", "0.3, 1", "", ""), "no boxes"),
         (("steps", "1, 2", "steps", "3"), "twice"),
     ],
 )
