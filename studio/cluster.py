@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import platform
 import secrets
 import socket
 import sys
@@ -100,7 +101,7 @@ class FarWorker:
         folder = Path(json.loads(setup)["folder"])
         if not (folder / "jobs.sqlite").is_file():
             raise ConfigError(
-                f"The machine {os.uname().nodename} does not see the server's folder {folder}.",
+                f"The machine {platform.node()} does not see the server's folder {folder}.",
                 "Put --folder on a drive that all machines of the cluster have under the same path.",
             )
         from studio.worker import worker  # torch comes with it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -74,6 +75,13 @@ def folder(tmp_path_factory):
 
     yield tmp_path_factory.mktemp("cluster")
     ray.shutdown()
+
+
+def test_a_machine_that_does_not_see_the_folder_says_so(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "setup_of", lambda *_: json.dumps({"folder": str(tmp_path / "elsewhere")}))
+    with opened(tmp_path) as jobs:
+        job = until(jobs, jobs.submit_generation({"prompt": "a fox"}), lambda now: now.ended)
+    assert job.state == "failed" and "does not see the server's folder" in job.error and "elsewhere" in job.error
 
 
 @pytest.fixture(scope="module")
