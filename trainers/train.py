@@ -100,8 +100,7 @@ def train(
     """
     # Parts put together in memory have no fingerprint yet, and with what is trained in them it would be another.
     components = replace(components, identity=components.fingerprint())
-    told = _telling(components, run)
-    offered: Offer | None = (lambda step, one: offer(step, told(one))) if offer and processes.main else None
+    told, offered = _telling(components, run, offer if processes.main else None)
     generator = torch.Generator().manual_seed(run.train.seed * 7_907 + 13)  # initial values; steps have their own
     with ExitStack() as stack:
         trainable = stack.enter_context(run.method.prepare(components, run.config, generator))
@@ -130,10 +129,16 @@ def train(
     return replace(told(concept), partners=tuple(map(told, concept.partners)))
 
 
-def _telling(components: Components, run: Run) -> Callable[[Concept], Concept]:
-    """Makes a concept's card say how it was learned."""
+def _telling(
+    components: Components, run: Run, offer: Offer | None
+) -> tuple[Callable[[Concept], Concept], Offer | None]:
+    """What makes a concept's card say how it was learned, and an offer of such concepts."""
     about = {"recipe": run.recipe(), "base_fingerprint": components.fingerprint()}
-    return lambda concept: replace(concept, card=concept.card.model_copy(update=about))
+
+    def told(concept: Concept) -> Concept:
+        return replace(concept, card=concept.card.model_copy(update=about))
+
+    return told, None if offer is None else lambda step, concept: offer(step, told(concept))
 
 
 def _losses(

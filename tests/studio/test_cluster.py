@@ -167,7 +167,7 @@ def test_a_training_outlives_servers_that_are_closed_and_killed(jobs, folder, tr
     seen = jobs.get(job.id)
     assert seen.state == "running" and seen.lost == 0  # as the record has it
     later = opened(folder)
-    later.tick()
+    later.dispatcher.tick()
     assert later.get(job.id).state == "queued" and later.get(job.id).lost == 1
     later.cancel(job.id)
     later.stop()
