@@ -64,7 +64,8 @@ def build(jobs: Jobs) -> gr.Blocks:
         for offer in (generate.offer, library.offer):
             added = offer.click(generate.add_example, [base, generate.chips], chips, api_visibility="private")
             added.success(None, [generate.chips, generate.prompt], generate.prompt, js=INSERT)
-            added.success(library.refresh, library.search, library.cards, api_visibility="private")
+            if offer is library.offer:  # the other page shows them when it is opened
+                added.success(library.refresh, library.search, library.cards, api_visibility="private")
         taken = [tabs, generate.prompt, generate.chips, generate.boxes]
         teach.use.click(generate.take_learned, [base, teach.job], taken, api_visibility="private")
         library.use.click(generate.take, [base, library.chosen], taken, api_visibility="private")

@@ -8,6 +8,7 @@ from PIL import Image, ImageChops
 from playwright.sync_api import expect
 
 from pipelines.metadata import read_made
+from studio import catalogue
 from studio.web.edit import EXAMPLE
 
 TABS = ("Generate", "Teach", "Edit", "By example", "Concepts", "Measure")
@@ -270,6 +271,14 @@ def test_a_concept_is_deleted_and_brought_back_and_an_example_added(visit, studi
     expect(page.locator("#prompt textarea")).to_have_value("a <wolf>")
     expect(page.locator(".chip button", has_text="<wolf>")).to_have_attribute("aria-pressed", "true")
     expect(page.locator(".offer:visible")).to_have_count(0)
+    # and on the page that generates, on a first visit
+    catalogue.discard(jobs.learned / "wolf.safetensors")
+    page = visit()
+    page.locator(".offer:visible").click()
+    expect(page.locator(".chip button", has_text="<wolf>")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#prompt textarea")).to_have_value("a <wolf>")
+    page.wait_for_timeout(500)  # what goes wrong afterwards is told in a corner
+    expect(page.locator(".toast-body")).to_have_count(0)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
