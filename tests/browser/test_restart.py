@@ -11,9 +11,9 @@ from studio.ledger import Ledger
 from tests.browser.test_studio import SLOW, go
 from tests.studio.test_serve import Server, processes
 
-STEPS = 100
+STEPS = 150  # a server has to come back meanwhile
 KEPT = 50
-"""Steps after which a state is kept."""
+"""Steps between two states that are kept."""
 
 
 def steps_of(record, job):
@@ -49,15 +49,16 @@ def test_a_training_on_the_page_outlives_its_server_and_its_process(tmp_path, ch
         server = again()
         expect(progress).to_contain_text(f"of {STEPS}")
         assert [one.pid for one in processes(tmp_path)] == [worker.pid], "there is a second one beside it"
-        kept = tmp_path / "concepts" / ".my-wolf.state" / f"step-{KEPT:08d}"
         end = time.monotonic() + 60
-        while not kept.exists():
-            assert time.monotonic() < end, steps_of(record, job)
+        while record.get(job).step < KEPT + 10:
+            assert time.monotonic() < end, record.get(job)
             time.sleep(0.02)
         server.kill()
         worker.kill()  # both, as when the power fails
         worker.wait()
-        assert steps_of(record, job)[:4] == [10, 20, 30, 40], "the training felt the end of its first server"
+        before = steps_of(record, job)
+        assert before == list(range(10, before[-1] + 1, 10)), "the training felt the end of its first server"
+        assert record.get(job).state == "running", "it was over too soon to be killed"
         server = again()
         expect(progress).to_contain_text(f"of {STEPS}", timeout=SLOW)
         expect(progress).to_contain_text("Done", timeout=SLOW)
@@ -65,7 +66,7 @@ def test_a_training_on_the_page_outlives_its_server_and_its_process(tmp_path, ch
         steps = steps_of(record, job)
         assert sorted(set(steps)) == list(range(10, STEPS + 1, 10))
         twice = [step for number, step in enumerate(steps) if step in steps[:number]]
-        assert all(step > KEPT for step in twice) and len(twice) <= 1, "it was begun anew, not gone on with"
+        assert all(step > KEPT for step in twice) and len(twice) <= 5, "it was begun anew, not gone on with"
         notes = [event.data["text"] for event in record.events(job, kinds=("note",))]
         assert len([note for note in notes if "without a word" in note]) == 1
         assert (tmp_path / "concepts" / "my-wolf.safetensors").is_file()
