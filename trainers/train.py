@@ -101,9 +101,8 @@ def train(
     # Parts put together in memory have no fingerprint yet, and with what is trained in them it would be another.
     components = replace(components, identity=components.fingerprint())
     told, offered = _telling(components, run, offer if processes.main else None)
-    generator = torch.Generator().manual_seed(run.train.seed * 7_907 + 13)  # initial values; steps have their own
     with ExitStack() as stack:
-        trainable = stack.enter_context(run.method.prepare(components, run.config, generator))
+        trainable = stack.enter_context(run.method.prepare(components, run.config, _chance(run)))
         stack.enter_context(_checkpointed(components) if run.train.gradient_checkpointing else nullcontext())
         with processes.main_first():
             class_pictures = _class_pictures(components, run, trainable, class_folder, on_event, should_stop)
@@ -127,6 +126,11 @@ def train(
         with average.shown():
             concept = run.method.export(trainable)
     return replace(told(concept), partners=tuple(map(told, concept.partners)))
+
+
+def _chance(run: Run) -> torch.Generator:
+    """Where initial values come from; steps have generators of their own."""
+    return torch.Generator().manual_seed(run.train.seed * 7_907 + 13)
 
 
 def _telling(
