@@ -12,6 +12,7 @@ import shutil
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -316,6 +317,14 @@ class Pictures:
         identity = secrets.token_hex(8)
         write_png(picture, self.folder / f"{identity}.png")
         return identity
+
+    def prune(self, needed: Callable[[str], bool], seconds: float) -> int:
+        """Remove pictures older than so many seconds that nothing needs any more; says how many."""
+        old = time.time() - seconds
+        gone = [path for path in self.folder.glob("*.png") if path.stat().st_mtime < old and not needed(path.stem)]
+        for path in gone:
+            path.unlink(missing_ok=True)
+        return len(gone)
 
     def path(self, picture: str) -> Path:
         """The file of a picture; raises `Unknown`."""

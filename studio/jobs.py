@@ -30,6 +30,9 @@ from studio.settings import Machine
 from studio.uploads import put_aside
 from trainers.candidates import take
 
+UNUSED = 7 * 86_400.0
+"""Seconds that an uploaded picture is kept although no job was asked for with it."""
+
 
 class Jobs:
     """All jobs of a server, and the thread that begins what waits.
@@ -297,7 +300,8 @@ class Jobs:
     # -- the queue -------------------------------------------------------------------------------------------
 
     def start(self) -> Self:
-        """Begin what waits, from now on."""
+        """Begin what waits, from now on; uploads of which nothing was made are cleared away."""
+        self.pictures.prune(self.ledger.names, UNUSED)
         self.dispatcher.start()
         return self
 

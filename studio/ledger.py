@@ -307,6 +307,11 @@ class Ledger:
         row = self._connection.execute("SELECT wish FROM jobs WHERE id = ?", (job,)).fetchone()
         return "cancel" if row is None else row["wish"]
 
+    def names(self, text: str) -> bool:
+        """Whether any job was asked for with something that holds this text, an id say."""
+        row = self._connection.execute("SELECT 1 FROM jobs WHERE instr(spec, ?) LIMIT 1", (text,))
+        return row.fetchone() is not None
+
     def delete(self, job: str) -> None:
         """Forget a job that has ended.
 

@@ -29,6 +29,7 @@ def test_every_command_method_and_error_is_in_the_readme():
         "concepts",
         "serve",
         "incontext",
+        "choose",
     ):
         assert f"studio {command}" in README
         assert app[command] is not None

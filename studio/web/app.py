@@ -18,12 +18,13 @@ from studio.web.teach import TeachPage
 from studio.web.theme import theme
 
 TITLE = "Prompt Studio"
+DAY = 86_400  # seconds between two looks at copies for browsers, and their age when they go
 MASTHEAD = f"<h1>{TITLE}</h1><p>Teach a model something new from a few pictures, then generate with it.</p>"
 
 
 def build(jobs: Jobs) -> gr.Blocks:
     """The page for these jobs."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(DAY, DAY)) as page:
         with gr.Row(elem_id="head"):
             gr.HTML(MASTHEAD, elem_id="masthead", js_on_load=None)
             base = base_choice(jobs.bases)

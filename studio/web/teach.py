@@ -101,7 +101,7 @@ class TeachPage(Following):
 
     def _wire(self) -> None:
         held = [self.dataset, self.rows, self.empty]
-        self.what.change(
+        self.what.input(
             self.explain, self.what, [self.says, self.token, self.start, self.rows], api_visibility="private"
         )
         self.files.upload(self.take, [self.files, self.dataset], [*held, self.files], api_visibility="private")
@@ -146,6 +146,34 @@ class TeachPage(Following):
             gr.update(value=chosen.start, label=chosen.near),
             gr.update(pairs=what == "relation"),
         )
+
+    def follow_on(self, page: gr.Blocks) -> None:
+        """Show the job that the address names when the page is opened, and what it was asked with."""
+        super().follow_on(page)
+        asked = [self.dataset, self.rows, self.empty, self.what, self.says, self.token, self.start]
+        page.load(self.restored, None, asked, api_visibility="private")
+
+    def restored(self, request: gr.Request) -> tuple[Any, ...]:
+        """Pictures and words of the training that the address names, if there is one and they are still there."""
+        nothing = tuple(gr.skip() for _ in range(7))
+        if not (job_id := self.restore(request)):
+            return nothing
+        spec = self.jobs.get(job_id).spec
+        settings = spec["settings"]
+        kinds = [
+            name
+            for name, what in WHATS.items()
+            if what.method == spec["method"] and what.settings.items() <= settings.items()
+        ]
+        try:
+            dataset, rows, empty = self._held(spec["dataset"])
+        except StudioError:
+            return nothing
+        if not kinds:  # asked for by a program, in a way that the page does not offer
+            return nothing
+        says, _, start, pairs = self.explain(kinds[0])
+        word = settings.get("init") or settings.get("class_word") or ""
+        return dataset, rows | pairs, empty, kinds[0], says, settings["token"], start | {"value": word}
 
     # -- pictures ----------------------------------------------------------------------------------------------
 

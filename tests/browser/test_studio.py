@@ -115,6 +115,8 @@ def test_teaching_survives_a_reload_and_what_is_learned_stands_in_its_box(visit,
     page.reload()
     go(page, "Teach")
     expect(page.locator("#training-progress")).to_contain_text("of 60", timeout=SLOW)
+    expect(page.locator(".rows img")).to_have_count(3)
+    expect(page.locator("#token textarea, #token input")).to_have_value("<my-wolf>")
     expect(page.locator("#curves")).to_contain_text("denoise", timeout=SLOW)
     expect(page.locator("#training-progress")).to_contain_text("Done", timeout=SLOW)
     assert page.locator("#previews img").count() >= 4

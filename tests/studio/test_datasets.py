@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import zipfile
 import zlib
@@ -15,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from pipelines.errors import DataError
 from studio import uploads
 from studio.datasets import Datasets, Pictures
+from studio.jobs import Jobs
 from studio.ledger import Unknown
 from trainers.reading import read_folder
 
@@ -173,3 +175,15 @@ def test_ids_are_ids(datasets, one, tmp_path):
     assert Image.open(pictures.path(pictures.add(picture()))).size == (40, 30)
     datasets.delete(one)
     assert datasets.list() == [] and not list(datasets.path.iterdir())
+
+
+def test_uploads_that_nothing_was_made_of_go_after_a_while(tmp_path):
+    jobs = Jobs(tmp_path, warm=False)
+    old, used, new = (jobs.pictures.add(picture(), name) for name in ("old", "used", "new"))
+    jobs.submit_generation({"prompt": "a fox", "inpaint": {"image": used, "strength": 0.5}})
+    for name in (old, used):
+        os.utime(jobs.pictures.path(name), (0, 0))
+    assert jobs.pictures.prune(jobs.ledger.names, 60) == 1
+    assert jobs.pictures.path(used).is_file() and jobs.pictures.path(new).is_file()
+    with pytest.raises(Unknown):
+        jobs.pictures.path(old)
