@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.clip import Clip
-from pipelines.components import POCKET, Components
+from pipelines.components import Components
 from pipelines.concept import Concept
 from pipelines.events import OnEvent
-from pipelines.judge import Judge
+from studio.runner import judge
 from trainers.candidates import candidates
 from trainers.choosing import Choice, Eyes, JudgeEyes, choose
 from trainers.reading import read_folder
@@ -65,7 +65,7 @@ def eyes_for(components: Components, concept: Concept, clip: Path | None) -> Eye
         return Clip.load(clip, str(components.device))
     if components.family != "pocket":
         return None
-    return JudgeEyes(Judge.load(POCKET / "judge"), concept.card.kind in ("object", "subject"))
+    return JudgeEyes(judge(), concept.card.kind in ("object", "subject"))
 
 
 def told(choice: Choice) -> dict[str, Any]:

@@ -37,11 +37,12 @@ def generate(page: Page) -> None:
 def comparison(page: Page) -> None:
     """How strength and guidance change a picture."""
     page.locator("#prompt textarea").fill("a <wolf> on a blue background")
-    page.get_by_text("Compare", exact=True).click()
-    for number, (field, values) in enumerate((("Strength of <wolf>", "0, 0.5, 1"), ("Guidance scale", "1, 2, 4"))):
-        page.locator(f"#compare-field-{number} input").fill(field)
+    page.locator("#compare").get_by_text("Compare").click()
+    page.wait_for_timeout(1000)
+    for way, field, values in (("Across", "Strength of <wolf>", "0, 0.5, 1"), ("Down", "Guidance scale", "1, 2, 4")):
+        page.get_by_label(way, exact=True).click()
         page.get_by_role("option", name=field).click()
-        page.locator(f"#compare-values-{number} input, #compare-values-{number} textarea").fill(values)
+        page.get_by_label(f"Values {way.lower()}").fill(values)
     page.locator("#go").click()
     wait_for_pictures(page, 10)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import parse_qs, urlparse
+
 import pytest
 from gradio_client import Client
 from PIL import Image, ImageChops
@@ -249,8 +251,8 @@ def test_two_browsers_at_once_each_get_their_own(visit, studio):
         page.locator("#go").click()
     for prompt, page in asked.items():
         wait_for_pictures(page, 4)
-        (job,) = [job for job in jobs.list("generation") if job.spec["request"]["prompt"] == prompt]
-        assert f"generation={job.id}" in page.url
+        job = jobs.get(parse_qs(urlparse(page.url).query)["generation"][0])
+        assert job.spec["request"]["prompt"] == prompt
         sources = page.locator("#generation-gallery .thumbnail-item img").evaluate_all("all => all.map(one => one.src)")
         shown = [page.request.get(source).body() for source in sources]
         assert shown == [path.read_bytes() for path in jobs.results(job.id)]

@@ -139,7 +139,8 @@ def test_losses_and_rows_equal_the_official_update(monkeypatch, prediction, vect
 
 
 def test_loss_displacement_and_norm_are_reported(monkeypatch):
-    monkeypatch.setattr("trainers.train.REPORT", 1)
+    for module in ("trainers.train", "trainers.samples"):
+        monkeypatch.setattr(f"{module}.REPORT", 1)
     _, reports = learn(tiny.sd(), run())
     assert len(reports) == STEPS
     assert all({"denoise", "displacement", "norm"} <= set(report) for report in reports)
