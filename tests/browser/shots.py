@@ -41,7 +41,7 @@ def comparison(page: Page) -> None:
     page.wait_for_timeout(1000)
     for way, field, values in (("Across", "Strength of <wolf>", "0, 0.5, 1"), ("Down", "Guidance scale", "1, 2, 4")):
         page.get_by_label(way, exact=True).click()
-        page.get_by_role("option", name=field).click()
+        page.get_by_role("option", name=field, exact=True).last.click()
         page.get_by_label(f"Values {way.lower()}").fill(values)
     page.locator("#go").click()
     wait_for_pictures(page, 10)
