@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -241,8 +242,9 @@ class Concept:
         return tuple(blended)
 
     def with_scores(self, scores: dict[str, float]) -> Concept:
-        """The same concept with figures on its card."""
-        return replace(self, card=self.card.model_copy(update={"scores": {**self.card.scores, **scores}}))
+        """The same concept with figures on its card; what is no number is left out, as JSON has no word for it."""
+        finite = {name: value for name, value in scores.items() if math.isfinite(value)}
+        return replace(self, card=self.card.model_copy(update={"scores": {**self.card.scores, **finite}}))
 
 
 @contextmanager

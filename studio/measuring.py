@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.card import HASH_KEY, read_header
 from pipelines.clip import Clip
 from pipelines.components import Components
 from pipelines.concept import Concept
+from pipelines.errors import ConceptError
 from pipelines.events import OnEvent
 from studio.runner import judge
-from trainers.candidates import candidates
+from trainers.candidates import candidates, kept_step
 from trainers.choosing import Choice, Eyes, JudgeEyes, choose
 from trainers.reading import read_folder
 
@@ -43,20 +47,46 @@ def measure(
     """
     examples = read_folder(images).examples
     concept = Concept.load(path)
-    files = candidates(path)
-    learned = {step: Concept.load(file) for step, file in files.items()}
-    if not any(one.digest() == concept.digest() for one in learned.values()):
+    files = dict(candidates(path))
+    if kept_step(path) is None:  # none of them: it is measured by itself
         steps = concept.card.recipe.get("steps")
-        files, learned = {}, {steps if isinstance(steps, int) and steps > 0 else 1: concept}
+        files = {steps if isinstance(steps, int) and steps > 0 else 1: path}
+    written = {file: _sum(file) for file in (*files.values(), path)}
     eyes = eyes_for(components, concept, clip)
-    choice = choose(components, learned, examples, eyes, on_event=on_event, should_stop=should_stop)
-    for step, one in learned.items():
-        scored = one.with_scores(choice.scores(step))
-        if step in files:
-            scored.save(files[step])
-        if one.digest() == concept.digest():
-            scored.save(path)
+    choice = choose(components, _Learned(files), examples, eyes, on_event=on_event, should_stop=should_stop)
+    for step, file in files.items():
+        for place in dict.fromkeys((file, path)):
+            if written[place] == written[file]:
+                _note(place, written[file], choice.scores(step))
     return choice
+
+
+@dataclass(frozen=True)
+class _Learned(Mapping[int, Concept]):
+    """Concepts by their steps, each read when it is asked for: all of them need not fit into memory."""
+
+    files: Mapping[int, Path]
+
+    def __getitem__(self, step: int) -> Concept:
+        return Concept.load(self.files[step])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+def _sum(path: Path) -> str:
+    """The sum of a concept's numbers, as its header has it."""
+    return read_header(path).get("__metadata__", {}).get(HASH_KEY, "")
+
+
+def _note(path: Path, written: str, scores: dict[str, float]) -> None:
+    """Write figures into a card, unless the file was deleted, renamed or replaced while it was measured."""
+    with suppress(ConceptError):
+        if _sum(path) == written:
+            Concept.load(path).with_scores(scores).save(path)
 
 
 def eyes_for(components: Components, concept: Concept, clip: Path | None) -> Eyes | None:

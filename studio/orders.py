@@ -232,6 +232,8 @@ def lesson(method: str, settings: Mapping[str, Any], dataset: str, base: str, pl
     if said:
         raise ConfigError(" ".join(said), f"GET /api/v1/methods/{method} lists the settings and their ranges.")
     config, data, train, where = made
+    if train.candidates and len(getattr(config, "subjects", ())) > 1:
+        raise ConfigError("Candidates cannot be kept of several subjects.", "Leave candidates out, or also.")
     # Seen from the folder of the server, where its processes work, so that a concept does not tell where that is.
     output = places.learned / f"{file_stem(config.trigger)}.safetensors"
     return Lesson(method, config, data, train, where.model_copy(update={"base": places.base(base), "output": output}))

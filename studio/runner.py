@@ -158,7 +158,7 @@ def train(
         Cancelled: on Ctrl-C, a termination, or if `should_stop` says so, which is asked once a step; the same command
             goes on where it stopped.
     """
-    outputs = destinations(config, where)
+    outputs = destinations(config, where, pace.candidates)
     run, reading, components = _ready(method, config, data, pace, where, machine)
     progress = on_event or Progress(method.name, previews=outputs[0])
     for line in _preflight(run, reading, components):

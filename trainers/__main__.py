@@ -39,7 +39,7 @@ def _carry_out(method: Method, config: Any, data: DataConfig, train: TrainConfig
     from trainers.train import Run, with_recipe
 
     processes = launched()
-    outputs = destinations(config, where)
+    outputs = destinations(config, where, train.candidates)
     if processes.accelerator is None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     else:

@@ -8,6 +8,7 @@ differences between pictures of the same seed), the one that follows prompts bes
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +41,8 @@ SEEDS, STEPS = 3, 12
 """Pictures of each prompt, and denoising steps of each."""
 LEVELS = 12
 """Timesteps, spread evenly, at which the error on the training pictures is measured."""
+CERTAIN = 2.0
+"""Standard errors by which a step must be better than the word it started from, as the best of several is compared."""
 KEPT = 0.9
 """Share of its alignment that the class word must keep; changing it more is the price of no likeness."""
 
@@ -146,7 +149,7 @@ def choose(
 
     Args:
         components: the base they were trained on; bit-identical afterwards.
-        candidates: steps -> concept, at least one.
+        candidates: steps -> concept, at least one; each is asked for in its turn, so they need not be in memory.
         examples: pictures to compare with: better ones that training did not see, usually those it did.
         eyes: who measures; without any, the error on the pictures alone tells.
         on_event: a `StepDone` and a `Preview` for each of them.
@@ -156,15 +159,13 @@ def choose(
         Cancelled: if `should_stop` said so.
         ConceptError: if one does not fit the base.
     """
-    last = candidates[max(candidates)]
-    trial = _Trial(components, last.card, examples, eyes, should_stop)
-    word = last.card.init or "thing"
+    card = candidates[max(candidates)].card
+    trial = _Trial(components, card, examples, eyes, should_stop)
+    word = card.init or "thing"
     rows: list[Row] = []
     began = time.monotonic()
-    for number, (step, concept) in enumerate([(0, None), *sorted(candidates.items())]):
-        if should_stop():
-            raise Cancelled(f"stopped after {number} of {len(candidates) + 1} measurements.")
-        rows.append(trial.row(step, concept, word, rows[0] if rows else None))
+    for number, step in enumerate([0, *sorted(candidates)]):
+        rows.append(trial.row(step, candidates[step] if step else None, word, rows[0] if rows else None))
         on_event(StepDone(number + 1, len(candidates) + 1, rows[-1].figures, time.monotonic() - began))
         on_event(Preview(step, rows[-1].pictures[0], f"step {step}" if step else word))
     step, reason = proposed(rows[0], rows[1:], word)
@@ -210,12 +211,14 @@ class _Trial:
         self.finder = Finder(sorted({name for pair in self.pairs for name in pair})) if relation and pocket else None
         seen = eyes is not None and not relation
         self.real = eyes.pictures([one.picture for one in examples]) if eyes is not None and seen else None
+        size = int(components.unet.config["sample_size"]) * components.factor
+        self.latents = LatentSet(components, self.examples, resolution=size)
 
     def row(self, step: int, concept: Concept | None, word: str, baseline: Row | None) -> Row:
         """Everything about one concept, or about the word without any."""
         said = concept.token if concept else word
         error = self._error(concept, said)
-        figures = {"error": float(error.mean())}
+        figures = _finite({"error": float(error.mean())})
         pictures = self._pictures(concept, said)  # also where nobody measures them: people look
         if self.finder is not None:
             edit = self._both_there(pictures)
@@ -225,10 +228,10 @@ class _Trial:
         seen = self.eyes.pictures(pictures)
         fit, edit = (seen @ self.real.T).mean(1), self._aligned(seen, word)
         figures = {"likeness": float(fit.mean()), "alignment": float(edit.mean())} | figures
-        if concept is not None and concept.changes and baseline is not None:
+        if concept is not None and concept.changes and baseline is not None and baseline.figures.get("alignment"):
             kept = self._aligned(self.eyes.pictures(self._pictures(concept, word)), word)
             figures["class_kept"] = float(kept.mean()) / baseline.figures["alignment"]
-        return Row(step, figures, fit, edit, pictures)
+        return Row(step, _finite(figures), fit, edit, pictures)
 
     def _pictures(self, concept: Concept | None, said: str) -> list[Image.Image]:
         made: list[Image.Image] = []
@@ -263,19 +266,24 @@ class _Trial:
             return self._errors(attached, said)
 
     def _errors(self, components: Components, said: str) -> Tensor:
-        size = int(components.unet.config["sample_size"]) * components.factor
-        latents = LatentSet(components, self.examples, resolution=size)
         levels = noise_levels(components.scheduler_config, components.device)
         wordings = templates("pocket" if components.family == "pocket" else "object")
         errors: list[Tensor] = []
         for index in range(LEVELS):
+            if self.should_stop():
+                raise Cancelled("stopped while errors were measured.")
             chance = torch.Generator().manual_seed(index)
-            batch = latents.draw(index, min(len(self.examples), 8), said, wordings, chance)
+            batch = self.latents.draw(index, min(len(self.examples), 8), said, wordings, chance)
             noise = torch.randn(batch.latents.shape, generator=chance).to(components.device)
             at = torch.full((len(batch.latents),), int((index + 0.5) / LEVELS * len(levels)), device=components.device)
             arguments = conditioning(components, batch.captions, batch.sizes, pixels_of(components, batch.latents))
             errors.append(denoising_errors(components, batch, (noise, at), levels, arguments, ObjectiveConfig()))
         return torch.cat(errors).cpu()
+
+
+def _finite(figures: dict[str, float]) -> dict[str, float]:
+    """Those that are numbers: a network in float16 may overflow."""
+    return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
 def proposed(baseline: Row, rows: Sequence[Row], word: str) -> tuple[int, str]:
@@ -286,31 +294,37 @@ def proposed(baseline: Row, rows: Sequence[Row], word: str) -> tuple[int, str]:
         rows: the concepts, at least one, the same prompts and seeds in all.
         word: that word.
     """
-    fair = [row for row in rows if row.figures.get("class_kept", 1.0) >= KEPT] or list(rows)
-    best = max(fair, key=lambda row: float(row.fit.mean()))
-    if not _above(best.fit, baseline.fit):
-        last = max(rows, key=lambda row: row.step)
+    told = [row for row in rows if bool(torch.isfinite(row.fit).all())]
+    if not told or not bool(torch.isfinite(baseline.fit).all()):
+        return max(row.step for row in rows), "What was measured is no number. Try --dtype float32."
+    fair = [row for row in told if row.figures.get("class_kept", 1.0) >= KEPT]
+    spoilt = [str(row.step) for row in told if row not in fair]
+    left_out = f" Left out for changing what “{word}” means: step {', '.join(spoilt)}." if spoilt and fair else ""
+    if not fair:
+        left_out, fair = f" Each step changed what “{word}” means.", told
+    better = [row for row in fair if _above(row.fit, baseline.fit, CERTAIN)]
+    if not better:
         tried = "More steps, other pictures or a way that changes weights may help."
-        return last.step, f"No step shows the pictures better than “{word}”, where training started. {tried}"
-    equal = [row for row in fair if not _above(best.fit, row.fit)]
+        said = f"No step clearly shows the pictures better than “{word}”, where training started. {tried}{left_out}"
+        return max(row.step for row in fair), said
+    best = max(better, key=lambda row: float(row.fit.mean()))
+    equal = [row for row in better if not _above(best.fit, row.fit)]
     chosen = max(equal, key=lambda row: (0.0 if row.edit is None else float(row.edit.mean()), -row.step))
-    said = [f"{_measured(chosen)}, before training {_value(baseline)}."]
+    said = f"{_measured(chosen)}, before training {_value(baseline)}."
     if chosen is not best:
-        said.append(f"The best, {_value(best)} at step {best.step}, is not clearly better (one standard error)")
-        said.append(_edited(chosen, best))
+        said += f" The best, {_value(best)} at step {best.step}, is not clearly better (one standard error) and "
+        said += _edited(chosen, best)
     elif others := [row for row in fair if row is not best]:
         second = max(others, key=lambda row: float(row.fit.mean()))
-        said.append(f"The next best is {_value(second)} at step {second.step}.")
-    if spoilt := [str(row.step) for row in rows if row not in fair]:
-        said.append(f"Left out for changing what “{word}” means: step {', '.join(spoilt)}.")
-    return chosen.step, " ".join(said)
+        said += f" The next best is {_value(second)} at step {second.step}."
+    return chosen.step, said + left_out
 
 
-def _above(one: Tensor, other: Tensor) -> bool:
-    """Whether one is higher by more than a standard error of the mean difference, picture by picture."""
+def _above(one: Tensor, other: Tensor, errors: float = 1.0) -> bool:
+    """Whether one is higher by more than so many standard errors of the mean difference, picture by picture."""
     difference = (one - other).double()
     spread = float(difference.std()) / len(difference) ** 0.5 if len(difference) > 1 else 0.0
-    return float(difference.mean()) > spread
+    return float(difference.mean()) > errors * spread
 
 
 def _value(row: Row) -> str:
@@ -325,6 +339,7 @@ def _measured(row: Row) -> str:
 def _edited(chosen: Row, best: Row) -> str:
     """What speaks for the one that is not the very best."""
     if chosen.edit is None or best.edit is None:
-        return "and took longer."
+        return "took longer."
     what = "shows both things" if "both_there" in chosen.figures else "follows prompts"
-    return f"and {what} less well: {float(best.edit.mean()):.3f} against {float(chosen.edit.mean()):.3f}."
+    own, other = f"{float(chosen.edit.mean()):.3f}", f"{float(best.edit.mean()):.3f}"
+    return f"{what} less well: {other} against {own}." if own != other else "took longer."

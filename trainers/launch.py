@@ -20,7 +20,7 @@ from pipelines.errors import ConfigError, StudioError
 from pipelines.events import Note, OnEvent
 from pipelines.files import require_room, whole_file
 from pipelines.request import ConceptUse, Request
-from trainers.candidates import candidate, candidates_folder
+from trainers.candidates import candidates_folder
 from trainers.checkpoints import LOG, states
 from trainers.config import DataConfig, Destination, SubjectConfig, TrainConfig
 from trainers.data import templates
@@ -30,6 +30,7 @@ from trainers.reading import Example, Reading, joined, read_folder
 from trainers.train import Run, train, with_recipe
 
 PREVIEW_STEPS = 12
+CANDIDATES = "candidates"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -43,17 +44,19 @@ def run_of(method: Method, family: str, images: Path, chosen: Mapping[str, Any])
     return with_recipe(method, family, run)
 
 
-def destinations(config: Any, where: Destination) -> list[Path]:
+def destinations(config: Any, where: Destination, candidates: int = 0) -> list[Path]:
     """The concept files of a run: its own subject's as told, those of others beside it by their words.
 
     Raises:
-        ConfigError: if one is there already, two are the same, or the disk is full.
+        ConfigError: if one is there already, two are the same, candidates are wanted of several, or the disk is full.
     """
     first = where.output or Path("outputs/concepts") / f"{file_stem(config.trigger)}.safetensors"
     if first.suffix != ".safetensors":
         first = first.with_name(f"{first.name}.safetensors")
     others = config.subjects[1:] if isinstance(config, SubjectConfig) else ()
     outputs = [first, *(first.with_name(f"{file_stem(other.trigger)}.safetensors") for other in others)]
+    if candidates and len(outputs) > 1:
+        raise ConfigError("Candidates cannot be kept of several subjects.", "Use --candidates 0 with --also.")
     for path in outputs:
         if outputs.count(path) > 1:
             raise ConfigError(f"Two subjects would be written to {path}.", "Choose other tokens, or another --output.")
@@ -109,16 +112,13 @@ def teach(
     output = outputs[0]
     state = output.with_name(f".{output.stem}.state")
     over = state.with_name(f"{state.name}.over")
+    kept = state / CANDIDATES  # they belong to the state until the run is over
 
     def offer(step: int, one: Concept) -> None:
-        one.save(candidate(output, step))
+        one.save(kept / f"{step:07d}.safetensors")
 
-    if run.train.candidates and len(outputs) > 1:
-        raise ConfigError("Candidates cannot be kept of several subjects.", "Use --candidates 0 with --also.")
     if processes.main:
         shutil.rmtree(over, ignore_errors=True)
-        if not states(state):  # what is there is of another training
-            shutil.rmtree(candidates_folder(output), ignore_errors=True)
     concept = train(
         components,
         run,
@@ -139,11 +139,25 @@ def teach(
                 _draw(components, one, path, on_event)
         for path, partner in zip(outputs[1:], concept.partners, strict=True):
             partner.save(path)
+        _bring_in(kept, output, run.train)
         concept.save(output)
         state.rename(over)
         shutil.rmtree(over, ignore_errors=True)
     processes.told(None)  # nobody leaves before the file is there
     return list(outputs)
+
+
+def _bring_in(kept: Path, output: Path, pace: TrainConfig) -> None:
+    """Put the candidates of a run that is over beside its concept, instead of those of an earlier one."""
+    place = candidates_folder(output)
+    if kept.is_dir() or not pace.candidates:
+        shutil.rmtree(place, ignore_errors=True)
+    if not kept.is_dir():  # brought in already, before the process was killed; or none
+        return
+    for file in kept.glob("*.safetensors"):
+        if int(file.stem) > pace.steps:  # of a longer run that this one cut short
+            file.unlink()
+    kept.rename(place)
 
 
 def _draw(components: Components, concept: Concept, path: Path, on_event: OnEvent) -> None:

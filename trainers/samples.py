@@ -49,7 +49,8 @@ def after_step(
         with average.shown() if previews or done in wanted else nullcontext():
             if previews:
                 previews(_preview(trainable, run, examples, done))
-            if offer and done in wanted:
+            # One that is no number any more would stop the run at its next report, and be refused when it is read.
+            if offer and done in wanted and all(bool(one.isfinite().all()) for one in trainable.parameters.values()):
                 offer(done, run.method.export(trainable))
         return trainable.figures() if done % REPORT == 0 or done == run.train.steps else {}
 

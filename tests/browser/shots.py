@@ -42,6 +42,7 @@ def comparison(page: Page) -> None:
     for way, field, values in (("Across", "Strength of <wolf>", "0, 0.5, 1"), ("Down", "Guidance scale", "1, 2, 4")):
         page.get_by_label(way, exact=True).click()
         page.get_by_role("option", name=field, exact=True).last.click()
+        expect(page.get_by_label(f"Values {way.lower()}")).not_to_have_value("")  # what is suggested
         page.get_by_label(f"Values {way.lower()}").fill(values)
     page.locator("#go").click()
     wait_for_pictures(page, 10)

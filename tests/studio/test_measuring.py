@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import gradio as gr
 import pytest
@@ -10,12 +11,16 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from pipelines.card import read_card
+from pipelines.components import load
 from pipelines.errors import ConceptError, ConfigError
+from pipelines.events import StepDone
+from studio import catalogue
 from studio.api.app import guarded, rest
 from studio.api.guard import Door
 from studio.choosing import choose
 from studio.cli import main
 from studio.ledger import Conflict, Unknown
+from studio.measuring import measure
 from studio.web.components import base_choice
 from studio.web.following import Following
 from studio.web.measure import MeasurePage
@@ -88,7 +93,9 @@ def test_what_is_not_there_is_not_measured(jobs, wolves):
 
 def test_it_is_cancelled_and_leaves_the_cards(jobs, learned, wolves, until, ended):
     before = jobs.places.concept("chosen").read_bytes()
-    job = jobs.submit_score("chosen", wolves)
+    other = jobs.datasets.create("another")
+    jobs.datasets.add(other.id, WOLF[0].read_bytes(), "a.png")  # whose figures would be others
+    job = jobs.submit_score("chosen", other.id)
     with pytest.raises(Conflict, match="being measured"):
         jobs.take_step("chosen", 3)
     until(job.id, lambda now: now.state == "running")
@@ -146,3 +153,20 @@ def test_by_command(jobs, learned, capsys, tmp_path, monkeypatch):
     said = capsys.readouterr().err
     assert "3, 6" in said and "--images" in said
     assert main(["choose", "chosen", "--library", str(jobs.learned), "--step", "6"]) == 0
+
+
+def test_what_was_removed_or_replaced_meanwhile_is_left_alone(jobs, learned, tmp_path):
+    path = tmp_path / "x.safetensors"
+    shutil.copyfile(jobs.places.concept("chosen"), path)
+    shutil.copytree(jobs.places.concept("chosen").with_suffix(".steps"), tmp_path / "x.steps")
+    gone, other = candidates(path)[3], candidates(path)[6]
+
+    def meanwhile(event):
+        if not (isinstance(event, StepDone) and event.step == event.steps):
+            return  # it is read when its turn comes
+        gone.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        shutil.copyfile(catalogue.EXAMPLE, other)
+
+    measure(load("pocket"), path, WOLF[0].parent, on_event=meanwhile)
+    assert not path.exists() and not gone.exists() and other.read_bytes() == catalogue.EXAMPLE.read_bytes()

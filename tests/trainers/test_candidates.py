@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 from pipelines.concept import Concept
 from pipelines.errors import Cancelled, ConceptError, ConfigError
@@ -8,9 +11,9 @@ from pipelines.events import StepDone
 from tests import tiny
 from trainers import methods
 from trainers.candidates import candidate, candidate_steps, candidates, candidates_folder, kept_step, take
-from trainers.config import DataConfig, TrainConfig
-from trainers.launch import teach
-from trainers.train import Run
+from trainers.config import DataConfig, Destination, TrainConfig
+from trainers.launch import destinations, teach
+from trainers.train import Run, train
 
 
 @pytest.mark.parametrize(
@@ -51,7 +54,7 @@ def test_they_are_kept_beside_the_concept_also_when_it_was_interrupted(run, tmp_
     asked = iter([False] * 9 + [True])
     with pytest.raises(Cancelled):
         lesson(run, parted, should_stop=lambda: next(asked))
-    assert list(candidates(parted)) == [4, 8] and not parted.exists()
+    assert not candidates(parted) and not parted.exists()  # they come with the concept
     lesson(run, parted, on_event=count)
     assert list(candidates(parted)) == [4, 8, 12] and steps
     for step, path in candidates(whole).items():
@@ -59,12 +62,46 @@ def test_they_are_kept_beside_the_concept_also_when_it_was_interrupted(run, tmp_
     assert Concept.load(whole).digest() == Concept.load(candidates(whole)[12]).digest()
 
 
-def test_those_of_an_earlier_training_go(run, tmp_path):
+def test_those_of_an_earlier_training_go_when_the_new_one_is_over(run, tmp_path):
     output = tmp_path / "x.safetensors"
     candidates_folder(output).mkdir()
     candidate(output, 999).write_bytes(b"old")
+    with pytest.raises(Cancelled):
+        lesson(run, output, should_stop=lambda: True)
+    assert list(candidates(output)) == [999]
     lesson(run, output)
     assert list(candidates(output)) == [4, 8, 12]
+    output.unlink()
+    lesson(replace(run, train=run.train.model_copy(update={"candidates": 0})), output)
+    assert not candidates_folder(output).exists()
+
+
+def test_a_run_that_is_cut_short_keeps_those_until_then(run, tmp_path):
+    output, asked = tmp_path / "x.safetensors", iter([False] * 9 + [True])
+    with pytest.raises(Cancelled):
+        lesson(run, output, should_stop=lambda: next(asked))
+    lesson(replace(run, train=run.train.model_copy(update={"steps": 9, "candidates": 1})), output)
+    assert list(candidates(output)) == [4, 8]
+    (beyond := tmp_path / ".y.state" / "candidates" / "0000099.safetensors").parent.mkdir(parents=True)
+    beyond.write_bytes(b"of a run that diverged")
+    lesson(run, tmp_path / "y.safetensors")
+    assert list(candidates(tmp_path / "y.safetensors")) == [4, 8, 12]
+
+
+def test_what_is_no_number_is_not_kept(run):
+    kept = []
+    broken = replace(run, train=run.train.model_copy(update={"steps": 3}))
+
+    class Breaking(type(run.method)):
+        def losses(self, trainable, batch, generator):
+            if batch.index == 1:  # what the second step leaves behind
+                with torch.no_grad():
+                    next(iter(trainable.parameters.values())).fill_(float("nan"))
+            return super().losses(trainable, batch, generator)
+
+    with pytest.raises(ConfigError, match="stopped being a number"):
+        train(tiny.sd(), replace(broken, method=Breaking()), tiny.examples(), offer=lambda step, one: kept.append(step))
+    assert kept == [1]
 
 
 def test_one_is_taken_and_the_others_stay(run, tmp_path):
@@ -80,17 +117,7 @@ def test_one_is_taken_and_the_others_stay(run, tmp_path):
         take(output, 5)
 
 
-def test_several_subjects_keep_none(tmp_path):
-    method = methods()["dreambooth"]
-    config = method.Config(token="<x>", class_word="fox", pivotal=True, also=("d:<y>:cat",))
-    run = Run(method, config, TrainConfig(steps=2, candidates=2), DataConfig(images="unused"))
+def test_several_subjects_keep_none():
+    config = methods()["dreambooth"].Config(token="<x>", class_word="fox", pivotal=True, also=("d:<y>:cat",))
     with pytest.raises(ConfigError, match="several subjects"):
-        teach(
-            tiny.sd(),
-            run,
-            tiny.examples(),
-            [tmp_path / "x.safetensors", tmp_path / "y.safetensors"],
-            keep_every=5,
-            on_event=lambda event: None,
-        )
-    assert not list(tmp_path.iterdir())
+        destinations(config, Destination(), 2)

@@ -15,6 +15,7 @@ from pipelines.events import Preview, StepDone
 from pipelines.judge import Judge
 from pipelines.tokens import single_rows
 from tests import tiny
+from tests.test_architecture import ROOT
 from trainers.choosing import JudgeEyes, Row, choose, proposed
 from trainers.pretrain.parts import text_config
 from trainers.pretrain.vocabulary import build_tokenizer
@@ -27,6 +28,7 @@ def row(step, fit, edit=None, kept=None):
     return Row(step, figures, fit, None if edit is None else torch.tensor(edit))
 
 
+EXAMPLE = ROOT / "examples" / "concepts" / "wolf.safetensors"
 START = row(0, [0.0, 0.1, 0.0, 0.1], [0.5] * 4)
 
 
@@ -54,10 +56,44 @@ def test_the_earliest_of_equals():
     assert proposed(replace(START, fit=START.fit[:2]), rows, "fox")[0] == 10
 
 
+def test_a_tie_is_told_as_one():
+    rows = [row(10, [0.5, 0.71] * 4, [0.5] * 8), row(20, [0.72, 0.5] * 4, [0.5] * 8)]
+    step, reason = proposed(replace(START, fit=START.fit.repeat(2)), rows, "fox")
+    assert step == 10 and reason.endswith("and took longer.") and "less well" not in reason
+
+
+def test_what_is_proposed_is_better_than_the_word_itself():
+    # within the noise of the best, but of the word as well; and it follows prompts best, being nearest to it
+    near = row(10, [0.0, 0.1, 0.0, 0.12], [0.9] * 4)
+    rows = [near, row(20, [-0.2, 0.9, -0.2, 0.9] * 1, [0.1] * 4)]
+    assert proposed(START, rows, "fox")[1].startswith("No step clearly shows")
+    sure = row(30, [0.05, 0.3, 0.05, 0.3], [0.2] * 4)
+    assert proposed(START, [near, sure], "fox")[0] == 30
+
+
+def test_luck_is_not_taken_for_learning():
+    chance, found = torch.Generator().manual_seed(0), 0
+    for _ in range(200):
+        noise = torch.randn(6, 12, generator=chance)
+        rows = [Row(10 * k, {"likeness": float(noise[k].mean())}, noise[k]) for k in range(1, 6)]
+        found += not proposed(Row(0, {"likeness": 0.0}, noise[0]), rows, "fox")[1].startswith("No step")
+    assert found < 40  # of 200; at one standard error it would be twice as many
+
+
+def test_what_is_no_number_is_never_proposed():
+    broken = row(20, [float("nan")] * 4, [0.5] * 4)
+    assert proposed(START, [row(10, [0.5] * 4, [0.5] * 4), broken], "fox")[0] == 10
+    assert "float32" in proposed(START, [broken], "fox")[1]
+    concept = Concept.load(EXAMPLE).with_scores({"likeness": 0.5, "error": float("nan")})
+    assert concept.card.scores == {"likeness": 0.5}
+
+
 def test_what_spoils_the_class_word_is_left_out():
     rows = [row(10, [0.4] * 4, [0.3] * 4, kept=0.99), row(20, [0.9] * 4, [0.3] * 4, kept=0.5)]
     step, reason = proposed(START, rows, "fox")
     assert step == 10 and "changing what “fox” means: step 20" in reason
+    step, reason = proposed(START, rows[1:], "fox")
+    assert step == 20 and "Each step changed what “fox” means" in reason
 
 
 def test_nothing_better_than_the_word_is_said():
