@@ -108,7 +108,8 @@ class Comparing:
     def wire(self, prompt: Any, seed: Any, chips: Any) -> None:
         """Offer values for what is chosen, and the concepts there are when it is opened."""
         for field, values in zip(self.components[::2], self.components[1::2], strict=True):
-            field.input(self.suggest, [field, prompt, seed], values, api_visibility="private")
+            # Not `input`, which comes again when the field is left and would undo what was written meanwhile.
+            field.select(self.suggest, [field, prompt, seed], values, api_visibility="private")
         self.accordion.expand(self.offer, chips, self.components[::2], api_visibility="private")
 
     @staticmethod
