@@ -200,21 +200,32 @@ def discard(path: Path) -> str:
     return name
 
 
-def restore(name: str, folder: Path) -> Path:
-    """Bring a concept back from the trash of a library; gives its file.
+def thrown(name: str, folder: Path) -> Path:
+    """The file in the trash of a library of a concept that was thrown away.
 
     Raises:
-        ConceptError: if it is not in the trash, or another of its name is there now.
+        ConceptError: if it is not in the trash.
     """
-    trash = folder / TRASH
-    place = next((one for one in trash.glob("*") if one.name == name), None)
+    place = next((one for one in (folder / TRASH).glob("*") if one.name == name), None)
     concept = next(place.glob("*.safetensors"), None) if place else None
-    if place is None or concept is None:
+    if concept is None:
         raise ConceptError("That concept is no longer in the trash.", "Train or import it again.")
-    new = folder / concept.name
-    if new.exists():
-        raise ConceptError(f"There is another {new.name} now.", "Rename that one first.")
-    for there in place.iterdir():
+    return concept
+
+
+def restore(name: str, folder: Path) -> Path:
+    """Bring a concept back from the trash of a library, with what lay beside it; gives its file.
+
+    Raises:
+        ConceptError: if it is not in the trash, or something of its names is there now; all is as before then.
+    """
+    concept = thrown(name, folder)
+    place, new = concept.parent, folder / concept.name
+    kept = [*(one for one in sorted(place.iterdir()) if one != concept), concept]
+    for there in reversed(kept):
+        if (folder / there.name).exists():
+            raise ConceptError(f"There is another {there.name} now.", "Rename or move that one first.")
+    for there in kept:
         there.replace(folder / there.name)
     place.rmdir()
     return new

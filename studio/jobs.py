@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from pipelines.card import file_stem
 from pipelines.errors import StudioError
 from pipelines.files import require_room
 from studio import catalogue
@@ -167,22 +168,61 @@ class Jobs:
 
         Raises:
             ConceptError: if there is none.
-            Conflict: if it is being measured, which would write it anew.
+            Conflict: if it is being measured or learned, which would write it anew.
         """
-        for job in self.ledger.list("score", LIVE, 1000):
-            if job.spec["concept"] == concept:
-                raise Conflict(f"{concept} is being measured.", f"Wait, or cancel the job {job.id}.")
+        self._require_idle(concept)
         take(self.places.concept(concept), step)
 
-    def add_example(self) -> Path:
-        """Put the example concept into the library; gives its file.
+    def add_copy(self, source: Path) -> Path:
+        """Put a copy of a concept file, with what lies beside it, into the library; gives its file there.
 
         Raises:
             Conflict: if a concept of its name is there or being learned.
         """
         with self._asking:
-            self._require_free([catalogue.EXAMPLE.name], None)
-            return catalogue.add_copy(catalogue.EXAMPLE, self.learned)
+            self._require_free([source.name], None)
+            return catalogue.add_copy(source, self.learned)
+
+    def add_example(self) -> Path:
+        """Put the example concept into the library; gives its file, and raises as `add_copy`."""
+        return self.add_copy(catalogue.EXAMPLE)
+
+    def require_renamable(self, concept: str, word: str) -> None:
+        """Refuse another word for a concept that is at work, or one that is being learned.
+
+        Raises:
+            Conflict: if it is so.
+        """
+        self._require_idle(concept)
+        self._require_unlearned([f"{file_stem(word)}.safetensors"])
+
+    def discard_concept(self, concept: str) -> str:
+        """Move a concept into the trash; gives the name it has there.
+
+        Raises:
+            ConceptError: if there is none.
+            Conflict: if it is being measured or learned, which would write it anew.
+        """
+        path = self.places.concept(concept)
+        self._require_idle(concept)
+        return catalogue.discard(path)
+
+    def delete_concept(self, concept: str) -> None:
+        """Remove a concept for good; raises as `discard_concept`."""
+        path = self.places.concept(concept)
+        self._require_idle(concept)
+        catalogue.delete(path)
+
+    def restore(self, thrown: str) -> Path:
+        """Bring a concept back from the trash by the name it has there; gives its file.
+
+        Raises:
+            ConceptError: if it is not in the trash, or something of its names is there now.
+            Conflict: if a concept of its name is being learned.
+        """
+        with self._asking:
+            self._require_unlearned([catalogue.thrown(thrown, self.learned).name])
+            return catalogue.restore(thrown, self.learned)
 
     def delete_dataset(self, dataset: str) -> None:
         """Remove pictures for good.
@@ -207,6 +247,17 @@ class Jobs:
                     f"The concept {name.removesuffix('.safetensors')} is there already.",
                     "Choose another token, or rename or delete it.",
                 )
+        self._require_unlearned(names)
+
+    def _require_idle(self, concept: str) -> None:
+        """Refuse to change a concept that a job is going to write."""
+        for job in self.ledger.list("score", LIVE, 1000):
+            if job.spec["concept"] == concept:
+                raise Conflict(f"{concept} is being measured.", f"Wait, or cancel the job {job.id}.")
+        self._require_unlearned([f"{concept}.safetensors"])
+
+    def _require_unlearned(self, names: Sequence[str]) -> None:
+        """Refuse names of files that a training is going to write."""
         for job in self.ledger.list("training", LIVE, 1000):
             if job.spec["dry_run"]:
                 continue
@@ -217,7 +268,7 @@ class Jobs:
             if taken := [path.name for path in theirs if path.name in names]:
                 raise Conflict(
                     f"The concept {taken[0].removesuffix('.safetensors')} is being learned already.",
-                    f"Choose another token, or cancel the job {job.id}.",
+                    f"Wait for the job {job.id}, cancel it, or choose another token.",
                 )
 
     # -- looking ---------------------------------------------------------------------------------------------

@@ -240,15 +240,25 @@ def lesson(method: str, settings: Mapping[str, Any], dataset: str, base: str, pl
 
 
 def forget_training(job: Job, places: Places) -> None:
-    """Remove what a training that was cancelled has kept: its state and its candidates."""
+    """Remove what a training that was cancelled has kept: its state and its candidates.
+
+    Candidates beside a concept that is there belong to that one, and stay.
+    """
     if job.kind != "training" or job.spec["dry_run"]:
         return
     try:
         output = outputs(lesson_of(job, places))[0]
     except StudioError:  # its pictures are gone; the next training of this name says so if the state is in its way
         return
-    shutil.rmtree(output.with_name(f".{output.stem}.state"), ignore_errors=True)
-    shutil.rmtree(candidates_folder(output), ignore_errors=True)
+    forget_state(output)
+    if not output.exists():
+        shutil.rmtree(candidates_folder(output), ignore_errors=True)
+
+
+def forget_state(output: Path) -> None:
+    """Remove the state of the training of a concept file, also one that was about to be removed."""
+    for end in ("state", "state.over"):
+        shutil.rmtree(output.with_name(f".{output.stem}.{end}"), ignore_errors=True)
 
 
 def lesson_of(job: Job, places: Places) -> Lesson:
@@ -267,6 +277,12 @@ def outputs(one: Lesson) -> list[Path]:
     subjects = getattr(one.config, "subjects", ())[1:]
     first = one.where.output or Path()
     return [first, *(first.with_name(f"{file_stem(subject.trigger)}.safetensors") for subject in subjects)]
+
+
+def learned(one: Lesson) -> bool:
+    """Whether all that a training writes is there; its log, which an imported concept lacks, tells whose it is."""
+    first, *others = outputs(one)
+    return all(path.is_file() for path in (first.with_name(f"{first.stem}.losses.jsonl"), *others, first))
 
 
 def _with_folders(settings: dict[str, Any], places: Places) -> dict[str, Any]:

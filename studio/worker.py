@@ -28,7 +28,16 @@ from studio.comparing import draw
 from studio.engine import LOG, birth
 from studio.exchange import import_concept
 from studio.ledger import Job, Ledger, Record
-from studio.orders import Places, forget_training, lesson_of, scores_key, with_paths
+from studio.orders import (
+    Places,
+    forget_state,
+    forget_training,
+    learned,
+    lesson_of,
+    outputs,
+    scores_key,
+    with_paths,
+)
 from studio.settings import Machine
 from trainers import methods
 from trainers.launch import pausing
@@ -88,7 +97,11 @@ class Worker:
             for line in runner.preflight(*parts):
                 self.tell(job, Note(line))
             return []
-        paths = runner.train(*parts, on_event=lambda event: self.tell(job, event), should_stop=should_stop)
+        if job.begun > 1 and learned(one):  # killed when its concept was whole, before that was recorded
+            paths = outputs(one)
+            forget_state(paths[0])
+        else:
+            paths = runner.train(*parts, on_event=lambda event: self.tell(job, event), should_stop=should_stop)
         if newest := sorted(self.places.job(job.id).glob("preview-*.png"))[-1:]:
             shutil.copyfile(newest[0], paths[0].with_suffix(".preview.png"))  # what the library shows of it
         if one.train.candidates:

@@ -219,8 +219,8 @@ def concepts(jobs: Jobs) -> APIRouter:
 
     @router.delete("/concepts/{concept}", status_code=GONE)
     def forget(concept: str) -> None:
-        """Delete it for good."""
-        catalogue.delete(found(concept))
+        """Delete it for good, unless it is being measured or learned."""
+        jobs.delete_concept(found(concept).stem)
 
     @router.post("/concepts", status_code=status.HTTP_202_ACCEPTED)
     def take_in(

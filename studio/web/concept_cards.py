@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
@@ -163,6 +164,7 @@ class LibraryPage:
             path = self.jobs.places.concept(concept)
             if not (word := word.strip()) or word.startswith("-"):
                 raise ConceptError(f"{word!r:.60} is no word to use in prompts.", "For example <my-cat>.")
+            self.jobs.require_renamable(path.stem, word)
             new = await concept_command("rename", path.stem, word, "--library", str(self.jobs.learned))
         except StudioError as error:
             raise told(error) from None
@@ -187,7 +189,7 @@ class LibraryPage:
     def ask_delete(self, concept: str, search: str) -> tuple[Any, ...]:
         """Move a concept to the trash."""
         try:
-            thrown = catalogue.discard(self.jobs.places.concept(concept))
+            thrown = self.jobs.discard_concept(concept)
         except StudioError as error:
             raise told(error) from None
         return (
@@ -201,7 +203,7 @@ class LibraryPage:
     def ask_undo(self, thrown: str, search: str) -> tuple[Any, ...]:
         """Bring back what was thrown away last."""
         try:
-            catalogue.restore(thrown, self.jobs.learned)
+            self.jobs.restore(thrown)
         except StudioError as error:
             raise told(error) from None
         return self.refresh(search), gr.update(visible="hidden"), ""
@@ -211,7 +213,10 @@ class LibraryPage:
         if path is None:
             return gr.skip(), None
         try:
-            await concept_command("import", path, "--library", str(self.jobs.learned))
+            # Only the process that reads it knows its name, which may be that of a training.
+            with TemporaryDirectory() as folder:
+                read = await concept_command("import", path, "--library", folder)
+                await asyncio.to_thread(self.jobs.add_copy, Path(read))
         except StudioError as error:
             raise told(error) from None
         return self.refresh(search), None
