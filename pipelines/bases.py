@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from pipelines.card import ConceptCard, read_header
 from pipelines.errors import ConceptError
 from pipelines.identity import SAMPLE, WORDS, Weight, identity
@@ -48,7 +50,7 @@ def base_files(base: str) -> BaseFiles:
             # Concepts of other families go with every fine-tune of theirs.
             return BaseFiles(family, _fingerprint(path) if family == "pocket" else "")
         return BaseFiles(_family_of_names(read_header(path))) if path.is_file() else BaseFiles()
-    except (OSError, ValueError, KeyError, TypeError, ConceptError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError, ConceptError):
         return BaseFiles()
 
 

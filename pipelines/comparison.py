@@ -24,7 +24,10 @@ CELLS = 100
 WORDS = "words"
 """The axis that is no field: its first value is replaced by each of its values, wherever the prompts say it."""
 
-Value = str | bool | int | Annotated[float, Field(allow_inf_nan=False)]
+LETTERS = 20_000
+"""Most letters of a text in which words were replaced: replacing multiplies, and all cells are made at once."""
+
+Value = Annotated[str, Field(max_length=4000)] | bool | int | Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Axis(Frozen):
@@ -288,20 +291,37 @@ def _reworded(fields: dict[str, Any], found: str, instead: str) -> dict[str, Any
     """Prompts and phrases of boxes with other words.
 
     Raises:
-        RequestError: if no prompt has them.
+        RequestError: if no prompt has them, or one would become too long.
     """
-    changed = dict(fields)
-    for name in ("prompt", "negative_prompt"):
-        if isinstance(fields.get(name), str):
-            changed[name] = fields[name].replace(found, instead)
     if not found or not any(found in str(fields.get(name, "")) for name in ("prompt", "negative_prompt")):
         raise RequestError(
             f"The prompt {fields.get('prompt', '')!r:.80} does not say {found!r:.60}.",
             "The first of the words is what the others replace: words=fox,cat,dog compares fox, cat and dog.",
         )
+    changed = dict(fields)
+    for name in ("prompt", "negative_prompt"):
+        if isinstance(fields.get(name), str):
+            changed[name] = _replaced(fields[name], found, instead)
     if fields.get("boxes"):
-        changed["boxes"] = [box | {"phrase": box["phrase"].replace(found, instead)} for box in fields["boxes"]]
+        changed["boxes"] = [box | {"phrase": _replaced(box["phrase"], found, instead)} for box in fields["boxes"]]
     return changed
+
+
+def _replaced(text: str, found: str, instead: str) -> str:
+    """A text with other words, measured before it is made.
+
+    Raises:
+        RequestError: if it would have more than `LETTERS`.
+    """
+    times = text.count(found)
+    length = len(text) + times * (len(instead) - len(found))
+    if times and length > LETTERS:
+        raise RequestError(
+            f"With {instead!r:.60} for {found!r:.60}, {times} times, a text would have {length} letters; "
+            f"it may have at most {LETTERS}.",
+            "Give shorter words, or a first of the words that the prompt says less often.",
+        )
+    return text.replace(found, instead)
 
 
 def _refused(error: ValidationError, settings: Sequence[_Setting]) -> RequestError:

@@ -125,9 +125,8 @@ class _Together:
 def sheet(request: Request, axes: Sequence[Axis], paths: Sequence[Path]) -> Sheet:
     """The cells of a comparison, row by row, with what they differ in."""
     columns = len(axes[0].values)
-    pictures = [_opened(path) for path in paths]
-    longest = max(max(picture.size) for picture in pictures)
-    most = max(columns, len(pictures) // columns)
+    longest = max(_longest(path) for path in paths)
+    most = max(columns, len(paths) // columns)
     # Small pictures are enlarged in whole pixels, large ones made smaller where there are many.
     cell = -(-SIDE // longest) * longest if longest < SIDE else min(longest, max(SIDE, WIDEST // most))
     title = "" if any(axis.field == "prompt" for axis in axes) else request.prompt[:LONGEST]
@@ -135,8 +134,24 @@ def sheet(request: Request, axes: Sequence[Axis], paths: Sequence[Path]) -> Shee
     drawn.head([axes[0].label(value)[:LONGEST] for value in axes[0].values])
     captions = [axes[1].label(value)[:LONGEST] for value in axes[1].values] if len(axes) > 1 else [""]
     for number, caption in enumerate(captions):
-        drawn.row(caption, pictures[number * columns : (number + 1) * columns])
+        drawn.row(caption, [_within(path, cell) for path in paths[number * columns : (number + 1) * columns]])
     return drawn
+
+
+def _longest(path: Path) -> int:
+    """The longer side in pixels, by the header of the file alone."""
+    with Image.open(path) as picture:
+        return max(picture.size)
+
+
+def _within(path: Path, cell: int) -> Image.Image:
+    """A picture no larger than its cell, so that a hundred large ones are never in memory together."""
+    picture = _opened(path)
+    scale = cell / max(picture.size)
+    if scale >= 1:  # the sheet enlarges
+        return picture
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def _opened(path: Path) -> Image.Image:

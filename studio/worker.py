@@ -125,6 +125,7 @@ class Worker:
         request = with_paths(Request.read(job.spec["request"]), self.places)
         base = self.places.base(job.spec["base"])
         axes = axes_of(job.spec.get("compare", ()))
+        _forget_pictures(self.places.job(job.id))
         return draw(
             request,
             axes,
@@ -185,6 +186,13 @@ class Worker:
 
     def _failed(self, job: Job, error: str, hint: str) -> None:
         self.ledger.move(job.id, ("running",), "failed", error=error, hint=hint)
+
+
+def _forget_pictures(folder: Path) -> None:
+    """Remove what a lost attempt at a generation left, also half-written; previews stay, as the events name them."""
+    for path in (*folder.glob("*.png"), *folder.glob(".*.png.*")):
+        if not path.name.startswith("preview-"):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -156,6 +156,20 @@ def test_what_cannot_be_compared_is_said_with_axis_value_and_range(texts, said):
         grid(*texts)
 
 
+def test_words_that_multiply_are_refused_before_they_do():
+    axis = Axis(field=WORDS, values=("a", *["b" * 2000] * 20))
+    box = Box(phrase="a" * 11, box=(0, 0, 0.5, 0.5))
+    for request in (
+        Request(prompt="a" * 2000),
+        Request(prompt="a", negative_prompt="a" * 1000),
+        Request(prompt="a", boxes=(box,)),
+        Request(prompt="a" * 100_000_000),  # 200 GB if it were made
+    ):
+        with pytest.raises(RequestError, match=r"would have \d+ letters; it may have at most 20000.*shorter words"):
+            cells(request, [axis])
+    assert len(cells(Request(prompt="a" * 10), [axis])[0][1].prompt) == 20_000
+
+
 def test_a_hundred_pictures_are_not_too_many():
     rows = grid("seed=" + ",".join(map(str, range(10))), "steps=" + ",".join(map(str, range(1, 11))))
     assert sum(map(len, rows)) == CELLS

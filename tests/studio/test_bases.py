@@ -69,6 +69,17 @@ def test_the_fingerprint_of_files_is_that_of_the_loaded_base(twin):
     assert base_files(str(twin)) != base_files("pocket")
 
 
+def test_of_damaged_files_nothing_is_known(twin, tmp_path):
+    shutil.copytree(twin, tmp_path / "cut")
+    weights = tmp_path / "cut" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    assert base_files(str(tmp_path / "cut")) == BaseFiles()
+    for number, parts in enumerate(("[]", '{"text_encoder_2": []}', "{", "7")):
+        broken = folder(tmp_path, str(number))
+        (tmp_path / str(number) / "model_index.json").write_text(parts)
+        assert base_files(broken) == BaseFiles()
+
+
 def test_families_are_told_by_configurations_or_the_names_of_tensors(tmp_path):
     assert base_files(folder(tmp_path, "a")).family == "sd1"
     assert base_files(folder(tmp_path, "b", context=1024, hidden=1024)).family == "sd2"

@@ -19,7 +19,7 @@ from pipelines.errors import Cancelled, RequestError
 from pipelines.events import Note, Preview, StepDone
 from pipelines.metadata import Made, read_made, save_png
 from pipelines.request import Defaults, Inpaint, Request
-from pipelines.sheet import GAP
+from pipelines.sheet import GAP, Sheet
 from pipelines.tokens import single_rows
 from studio.api.app import guarded, rest
 from studio.api.guard import Door
@@ -141,9 +141,23 @@ def test_the_sheet_shows_every_cell_in_its_place(tmp_path, size, cell):
 
 def test_a_sheet_of_many_large_pictures_stays_small_and_long_words_do_no_harm(tmp_path):
     paths, _ = written(tmp_path, 40, (512, 512))
-    axes = (Axis(field="prompt", values=tuple(f"{'fox' * 30_000} {number}" for number in range(40))),)
+    axes = (Axis(field="prompt", values=tuple(f"{'fox' * 1300} {number}" for number in range(40))),)
     drawn = sheet(Request(prompt="a fox"), axes, paths).draw()
     assert drawn.width == 6 + 40 * (SIDE + GAP) + GAP
+
+
+@pytest.mark.parametrize("size", [(16, 16), (64, 48), (700, 301), (301, 700)])
+def test_pictures_that_are_shrunk_as_they_are_opened_look_as_if_they_were_not(tmp_path, size):
+    made = Made(Request(prompt="x").resolved(Defaults(size=64)), 0, "pocket", "f")
+    noise = np.random.default_rng(0).integers(0, 256, (20, size[1], size[0], 3), dtype=np.uint8)
+    whole = [Image.fromarray(one) for one in noise]
+    paths = [save_png(one, tmp_path / f"{number}.png", made) for number, one in enumerate(whole)]
+    drawn = sheet(Request(prompt="a fox"), [Axis(field="seed", values=tuple(range(20)))], paths)
+    assert all(max(one.size) <= drawn.cell for one in drawn.rows[0][1])
+    kept = Sheet(drawn.cell, drawn.label, drawn.title)
+    kept.head(drawn.heads)
+    kept.row("", whole)
+    assert drawn.draw().tobytes() == kept.draw().tobytes()
 
 
 # -- the command ------------------------------------------------------------------------------------------------
@@ -228,9 +242,28 @@ def test_a_comparison_that_is_cancelled_stops_within_a_step(jobs, until):
     assert until(job.id, lambda now: now.state == "cancelled", 20).step < 500
 
 
+def test_an_attempt_that_was_lost_leaves_no_pictures_behind(jobs, until, ended):
+    busy = jobs.submit_generation({"prompt": "a fox", "steps": 1000})
+    waits = [jobs.submit_generation({"prompt": "a fox", "seed": seed, "steps": 1}).id for seed in (7, 8)]
+    for job in waits:  # as if it had been killed and begun again
+        folder = jobs.places.job(job)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("7.png", "comparison.png", ".7.png.abc", "preview-0000001.png"):
+            (folder / name).write_bytes(b"lost")
+    jobs.cancel(waits[1])
+    jobs.cancel(busy.id)
+    assert ended(waits[0]).state == "done"
+    folder, other = map(jobs.places.job, waits)
+    pictures = {path.name for path in (*folder.glob("*.png*"), *folder.glob(".*.png*"))}
+    assert {name for name in pictures if "preview" not in name} == {"7.png"}
+    assert "preview-0000001.png" in pictures and jobs.results(waits[0]) == [folder / "7.png"]
+    assert len(list(other.iterdir())) == 4, "the files of another job stay"
+
+
 @pytest.mark.parametrize(
     ("compare", "said"),
     [
+        ([{"field": "words", "values": ["a", "b" * 4001]}], "at most 4000"),
         ([{"field": "steps", "values": [0]}], "steps cannot be 0"),
         ([{"field": "grounding.adapter", "values": ["/etc/passwd"]}], "adapter cannot be set here"),
         ([{"field": "inpaint.unet", "values": ["/etc"]}], "no inpaint"),
