@@ -21,7 +21,6 @@ from pipelines.errors import ConceptError, ConfigError, RequestError, StudioErro
 from pipelines.request import FileOf, Frozen, Request, problems
 from studio.datasets import Datasets, Pictures
 from studio.ledger import Job
-from trainers.candidates import candidates_folder
 from trainers.config import DataConfig, Destination, TrainConfig
 from trainers.configs import configs
 
@@ -240,10 +239,7 @@ def lesson(method: str, settings: Mapping[str, Any], dataset: str, base: str, pl
 
 
 def forget_training(job: Job, places: Places) -> None:
-    """Remove what a training that was cancelled has kept: its state and its candidates.
-
-    Candidates beside a concept that is there belong to that one, and stay.
-    """
+    """Remove what a training that was cancelled has kept: its state, and with it its candidates."""
     if job.kind != "training" or job.spec["dry_run"]:
         return
     try:
@@ -251,8 +247,6 @@ def forget_training(job: Job, places: Places) -> None:
     except StudioError:  # its pictures are gone; the next training of this name says so if the state is in its way
         return
     forget_state(output)
-    if not output.exists():
-        shutil.rmtree(candidates_folder(output), ignore_errors=True)
 
 
 def forget_state(output: Path) -> None:

@@ -36,11 +36,13 @@ class Trained:
         parameters: name -> what is trained.
         off: the network as the base has it, while the `with` lasts; call backward outside.
         changes: what was learned so far.
+        scale: of low-rank changes, alpha / rank.
     """
 
     parameters: dict[str, nn.Parameter]
     off: Callable[[], AbstractContextManager[None]]
     changes: Callable[[], dict[str, Change]]
+    scale: float = 1.0
 
 
 def layers(module: nn.Module, ends: tuple[str, ...]) -> list[str]:
@@ -100,7 +102,7 @@ def low_rank(
         return {f"{part}.{name}.weight": _low_rank_of(layer, alpha / config.rank) for name, layer in adapted.items()}
 
     try:
-        yield Trained(parameters, off, changes)
+        yield Trained(parameters, off, changes, alpha / config.rank)
     finally:
         _place(module, before)
         for extra in [name for name in vars(module) if "peft" in name]:  # peft leaves its configuration behind

@@ -26,7 +26,7 @@ from trainers.adapters import whole
 from trainers.configs import CustomDiffusionConfig
 from trainers.data import Batch, subject_templates
 from trainers.method import Trainable
-from trainers.subjects import bound, concepts_of, subject_losses, with_words
+from trainers.subjects import bound, concepts_of, displacement, subject_losses, with_words
 from trainers.terms import conditioning
 
 POCKET: dict[str, Any] = {
@@ -75,7 +75,7 @@ class CustomDiffusion:
         ):
             binding = bound(taught, config, [trained], words, frozen=False)
             rates = dict.fromkeys(binding.rows, config.word_rate)
-            yield Trainable(taught, binding.parameters, wordings, binding, rates=rates)
+            yield Trainable(taught, binding.parameters, wordings, binding, displacement(binding), rates)
 
     def losses(self, trainable: Trainable, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """The denoising loss of the subjects, and the prior term of their classes."""

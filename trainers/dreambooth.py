@@ -25,7 +25,7 @@ from trainers.configs import DreamBoothConfig
 from trainers.data import Batch, subject_templates
 from trainers.identifiers import check_identifier
 from trainers.method import Trainable
-from trainers.subjects import bound, concepts_of, subject_losses, with_words
+from trainers.subjects import bound, concepts_of, displacement, subject_losses, with_words
 
 SD = {"batch": 1, "scale_lr": False, "max_grad_norm": 1.0, "flip": 0.0, "center_crop": True}
 POCKET_STEPS = 150
@@ -75,7 +75,7 @@ class DreamBooth:
             binding = bound(components, config, trained, words, frozen=not words and not config.text_encoder)
             rates = {name: config.text_rate for name in binding.parameters if name.startswith("text_encoder")}
             rates |= dict.fromkeys(binding.rows, config.word_rate)
-            yield Trainable(components, binding.parameters, wordings, binding, rates=rates)
+            yield Trainable(components, binding.parameters, wordings, binding, displacement(binding), rates)
 
     def losses(self, trainable: Trainable, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """The denoising loss of the subjects, and the prior term of their classes."""

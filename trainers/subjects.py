@@ -7,7 +7,7 @@ and the same weights, which are laid into a base once however many of them are u
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
@@ -82,6 +82,35 @@ def bound(
     """What the losses and the export of subjects need; `frozen` if nothing of the text side is trained."""
     levels = noise_levels(components.scheduler_config, components.device)
     return Binding(config, levels, Conditioning(components, frozen), tuple(trained), words)
+
+
+def displacement(binding: Binding) -> Callable[[], dict[str, float]]:
+    """Figures of how far a run has come: what new words moved by in the mean, and the size of low-rank changes.
+
+    The size is the root of the summed squares of all changed weights: of B A of rank r it is tr((B' B)(A A')), which
+    takes r x r products alone. Weights that are trained whole have no copy of what they were, and no figure.
+    """
+    starts = {name: row.detach().clone() for name, row in binding.rows.items()}
+    pairs = [
+        (value, one.parameters[f"{name.removesuffix('.down')}.up"], one.scale)
+        for one in binding.trained
+        for name, value in one.parameters.items()
+        if name.endswith(".down")
+    ]
+
+    @torch.no_grad()
+    def figures() -> dict[str, float]:
+        told: dict[str, float] = {}
+        if starts:
+            moved = [(row - starts[name]).norm(dim=-1).mean() for name, row in binding.rows.items()]
+            told["displacement"] = float(torch.stack(moved).mean())
+        if pairs:
+            flat = [(down.flatten(1), up.flatten(1), scale) for down, up, scale in pairs]
+            squares = [scale**2 * ((up.T @ up) * (down @ down.T)).sum() for down, up, scale in flat]
+            told["change"] = float(torch.stack(squares).sum().clamp(min=0).sqrt())
+        return told
+
+    return figures
 
 
 def concepts_of(components: Components, binding: Binding, method: str) -> Concept:

@@ -41,7 +41,10 @@ def figures(said: Mapping[str, Any]) -> str:
         for name, values in rows
     )
     drawn = "".join(
-        curve([(row["step"], row["figures"][name]) for row in said["rows"] if name in row["figures"]], name)
+        curve(
+            [(row["step"], row["figures"][name]) for row in said["rows"] if name in row["figures"]],
+            name.replace("_", " "),
+        )
         for name in names
     )
     told_ = "; ".join(f"{name.replace('_', ' ')}: {MEANINGS[name]}" for name in names if name in MEANINGS)

@@ -12,6 +12,7 @@ from pipelines.changes import same
 from pipelines.concept import Concept
 from pipelines.errors import Cancelled, ConceptError, ConfigError, DataError
 from pipelines.events import StepDone
+from pipelines.tokens import single_rows
 from tests import tiny
 from trainers.averages import Average
 from trainers.config import DataConfig, TrainConfig
@@ -322,3 +323,17 @@ def test_a_class_of_two_words_starts_from_its_last(method):
     with method.prepare(base, own, torch.Generator().manual_seed(0)) as trainable:
         fox = base.text_encoders[0].get_input_embeddings().weight[base.tokenizers[0]("fox").input_ids[1]]
         assert torch.equal(trainable.parameters["rows_0"][0].detach(), fox)
+
+
+@pytest.mark.parametrize(("alpha", "text"), [(None, False), (2.0, True)])
+def test_how_far_a_run_has_come_is_told(alpha, text):
+    base, steps = tiny.sd(), []
+    config = DreamBooth.Config(token="<x>", class_word="fox", pivotal=True, rank=3, alpha=alpha, text_encoder=text)
+    pace = TrainConfig(steps=20, batch=1, learning_rate=1e-2, scale_lr=False)
+    told = lambda event: steps.append(event.terms) if isinstance(event, StepDone) else None  # noqa: E731
+    concept = train(base, Run(DreamBooth(), config, pace, DataConfig(images="unused")), tiny.examples(), on_event=told)
+    changes = [change.up.flatten(1) @ change.down.flatten(1) * change.scale for change in concept.changes.values()]
+    assert steps[-1]["change"] == pytest.approx(float(torch.cat([one.flatten() for one in changes]).norm()), rel=1e-4)
+    (start,), (row,) = single_rows(base, "fox"), concept.rows
+    assert steps[-1]["displacement"] == pytest.approx(float((row - start).norm()), rel=1e-4)
+    assert 0 < steps[0]["change"] < steps[-1]["change"]
