@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pipelines.card import file_stem
+from pipelines.card import file_stem
 from pipelines.errors import StudioError
 from pipelines.files import require_room
 from studio import catalogue
@@ -136,7 +137,12 @@ class Jobs:
             content: of an embedding or a LoRA.
             name: what the file was called, which says its word if nothing else does.
             token: the word to use it by; its own by default.
+
+        Raises:
+            Conflict: if a concept of that word is being learned.
         """
+        if token:
+            self._require_unlearned([f"{file_stem(token)}.safetensors"])
         require_room(self.folder, len(content) + (64 << 20))
         file = put_aside(content, name, self.folder / "imports" / secrets.token_hex(8))
         return self.ledger.add("import", {"file": file.relative_to(self.folder).as_posix(), "token": token})

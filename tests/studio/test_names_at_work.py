@@ -178,3 +178,11 @@ def test_a_concept_of_its_name_that_it_did_not_write_is_not_its_result(jobs, dat
     worker.run(training.id)
     assert jobs.get(training.id).state == "failed" and "there already" in jobs.get(training.id).error
     assert jobs.scores_after(training.id) is None
+
+
+def test_a_file_is_not_taken_in_under_a_word_that_is_being_learned(jobs, dataset):
+    train(jobs, dataset, "x")
+    with pytest.raises(Conflict, match="being learned"):
+        jobs.submit_import(b"a file", "y.safetensors", "<x>")
+    assert not (jobs.folder / "imports").exists()
+    assert jobs.submit_import(b"a file", "y.safetensors", "<y>").state == "queued"
