@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from pipelines.card import file_stem
-from pipelines.card import file_stem
 from pipelines.errors import StudioError
 from pipelines.files import require_room
 from studio import catalogue
