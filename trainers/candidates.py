@@ -24,9 +24,9 @@ def candidates_folder(concept: Path) -> Path:
     return concept.with_name(f"{concept.stem}.steps")
 
 
-def candidate(concept: Path, step: int) -> Path:
-    """The file of the candidate of a step."""
-    return candidates_folder(concept) / f"{step:07d}.safetensors"
+def candidate(folder: Path, step: int) -> Path:
+    """The file of the candidate of a step, in the folder that keeps them."""
+    return folder / f"{step:07d}.safetensors"
 
 
 def candidates(concept: Path) -> dict[int, Path]:

@@ -20,7 +20,7 @@ from pipelines.errors import ConfigError, StudioError
 from pipelines.events import Note, OnEvent
 from pipelines.files import require_room, whole_file
 from pipelines.request import ConceptUse, Request
-from trainers.candidates import candidates_folder
+from trainers.candidates import candidate, candidates_folder
 from trainers.checkpoints import LOG, states
 from trainers.config import DataConfig, Destination, SubjectConfig, TrainConfig
 from trainers.data import templates
@@ -115,7 +115,7 @@ def teach(
     kept = state / CANDIDATES  # they belong to the state until the run is over
 
     def offer(step: int, one: Concept) -> None:
-        one.save(kept / f"{step:07d}.safetensors")
+        one.save(candidate(kept, step))
 
     if processes.main:
         shutil.rmtree(over, ignore_errors=True)

@@ -58,14 +58,14 @@ def test_they_are_kept_beside_the_concept_also_when_it_was_interrupted(run, tmp_
     lesson(run, parted, on_event=count)
     assert list(candidates(parted)) == [4, 8, 12] and steps
     for step, path in candidates(whole).items():
-        assert Concept.load(path).digest() == Concept.load(candidate(parted, step)).digest()
+        assert Concept.load(path).digest() == Concept.load(candidate(candidates_folder(parted), step)).digest()
     assert Concept.load(whole).digest() == Concept.load(candidates(whole)[12]).digest()
 
 
 def test_those_of_an_earlier_training_go_when_the_new_one_is_over(run, tmp_path):
     output = tmp_path / "x.safetensors"
     candidates_folder(output).mkdir()
-    candidate(output, 999).write_bytes(b"old")
+    candidate(candidates_folder(output), 999).write_bytes(b"old")
     with pytest.raises(Cancelled):
         lesson(run, output, should_stop=lambda: True)
     assert list(candidates(output)) == [999]
@@ -110,9 +110,9 @@ def test_one_is_taken_and_the_others_stay(run, tmp_path):
     assert kept_step(output) == 12
     take(output, 4)
     assert kept_step(output) == 4
-    assert Concept.load(output).digest() == Concept.load(candidate(output, 4)).digest()
+    assert Concept.load(output).digest() == Concept.load(candidate(candidates_folder(output), 4)).digest()
     take(output, 12)
-    assert Concept.load(output).digest() == Concept.load(candidate(output, 12)).digest()
+    assert Concept.load(output).digest() == Concept.load(candidate(candidates_folder(output), 12)).digest()
     with pytest.raises(ConceptError, match=r"step 5.*4, 8, 12"):
         take(output, 5)
 
