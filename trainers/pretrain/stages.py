@@ -128,6 +128,10 @@ def unet_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
         show_every=500,
         keep_every=arguments.keep_every,
         go_on_from=arguments.go_on_from,
+        rate=arguments.unet_rate,
+        decay=arguments.decay,
+        text=not arguments.frozen_text,
+        seed=arguments.seed,
     )
     facts: dict[str, Any] = {
         "device": device_name(arguments.device),
@@ -135,6 +139,7 @@ def unet_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
         "steps": arguments.unet_steps,
         "batch": arguments.batch,
         "minutes": minutes_in(arguments.work / "log.jsonl", "unet"),
+        "text_encoder": "frozen" if arguments.frozen_text else "trained",
     }
     record = arguments.go_on_from / TRAINING if arguments.go_on_from else None
     if record is not None and record.exists():

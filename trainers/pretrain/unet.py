@@ -40,8 +40,13 @@ class Generator(nn.Module):
         self.text.load_state_dict(CLIPTextModel.from_pretrained(folder / "text_encoder").float().state_dict())
         self.unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder / "unet").float().state_dict())
 
-    def optimizers(self, rate: float) -> list[torch.optim.Optimizer]:
-        """Muon for the UNet's hidden matrices, AdamW for the rest (the text encoder four times slower)."""
+    def optimizers(self, rate: float, text: bool = True) -> list[torch.optim.Optimizer]:
+        """Return Muon for the UNet's hidden matrices and AdamW for the rest.
+
+        Args:
+            rate: learning rate of both; the text encoder learns at a quarter of it.
+            text: train the text encoder. If not it is frozen, and other UNets that read it stay valid.
+        """
         hidden: list[Tensor] = []
         rest: list[Tensor] = []
         for name, parameter in self.unet.named_parameters():
@@ -51,10 +56,12 @@ class Generator(nn.Module):
                 hidden.append(parameter)
             else:
                 rest.append(parameter)
-        adam = torch.optim.AdamW(
-            [{"params": rest}, {"params": list(self.text.parameters()), "lr": rate / 4}], rate, fused=True
-        )
-        return [Muon(hidden, rate), adam]
+        groups: list[dict[str, Any]] = [{"params": rest}]
+        if text:
+            groups.append({"params": list(self.text.parameters()), "lr": rate / 4})
+        else:
+            self.text.requires_grad_(False)
+        return [Muon(hidden, rate), torch.optim.AdamW(groups, rate, fused=True)]
 
 
 def training_stream(count: int, seed: int) -> list[Scene]:
@@ -95,6 +102,9 @@ def train_unet(
     batch: int = 64,
     pictures: int = 65536,
     rate: float = 1.2e-3,
+    decay: float = 0.3,
+    text: bool = True,
+    seed: int = 31,
     show: Callable[[Generator, int], None] = lambda model, step: None,
     show_every: int = 500,
     keep_every: int = 250,
@@ -103,15 +113,33 @@ def train_unet(
     """Train and return the moving average of the generator.
 
     v-prediction on zero-terminal-SNR noise, all timesteps alike, spread evenly over each batch to calm the gradient.
+
+    Args:
+        work: where states and encoded pictures are kept.
+        vae: the autoencoder.
+        steps: optimiser steps.
+        size: side of the pictures in pixels.
+        device: where to train.
+        on_event: receives progress.
+        batch: pictures a step.
+        pictures: how many composed pictures to learn from.
+        rate: learning rate.
+        decay: share of the run over which the rate falls to 0.
+        text: train the text encoder as well.
+        seed: of the composed pictures.
+        show: draws a preview of the averaged model after so many steps.
+        show_every: steps between previews.
+        keep_every: steps between states.
+        go_on_from: a finished model to start from.
     """
-    latents, captions = encoded(work, vae, pictures, 31, size, device, on_event)
+    latents, captions = encoded(work, vae, pictures, seed, size, device, on_event)
     torch.manual_seed(4)  # initial weights
     model = Generator(size, build_tokenizer()).to(device)
     if go_on_from is not None:
         model.go_on_from(go_on_from)
     else:
         model.text.load_state_dict(torch.load(work / TEXT, map_location=device, weights_only=True))
-    optimizers = model.optimizers(rate)
+    optimizers = model.optimizers(rate, text)
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
     averaged = cast(Generator, average.module)
 
@@ -124,7 +152,7 @@ def train_unet(
         _denoising(model, latents.to(device), captions, batch),
         optimizers,
         Pace(steps, seed=5, clip=1.0, report=50),
-        rate=lambda step, total: warm_stable_decay(step, total, warm=200),
+        rate=lambda step, total: warm_stable_decay(step, total, warm=200, decay=decay),
         after_step=after,
         checkpoint=_checkpoint(work / "unet.state", keep_every, model, average, optimizers),
         on_event=on_event,
