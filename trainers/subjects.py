@@ -160,9 +160,12 @@ def subject_losses(
         plain = [config.plain(caption) for caption in captions]
         if config.prior_scope == "world":
             plain = _every_second(plain, ordinary(components.family), generator, batch.part)
-        taught = _base_prediction(components, binding, batch, (noise, timesteps), plain)
-        noise, timesteps = torch.cat((noise, noise)), torch.cat((timesteps, timesteps))
-        latents, sizes, captions = torch.cat((latents, latents)), torch.cat((sizes, sizes)), captions + plain
+        held = slice(None, None, config.prior_every)
+        inputs = _Held(latents[held], sizes[held], plain[held], noise[held], timesteps[held])
+        taught = _base_prediction(components, binding, inputs)
+        noise, timesteps = torch.cat((noise, inputs.noise)), torch.cat((timesteps, inputs.timesteps))
+        latents, sizes = torch.cat((latents, inputs.latents)), torch.cat((sizes, inputs.sizes))
+        captions = captions + inputs.captions
     arguments = binding.conditioning(captions, sizes, pixels_of(components, latents))
     guess = predicted(components, latents, timesteps, noise, levels, arguments)
     kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
@@ -185,14 +188,30 @@ def _every_second(captions: list[str], others: tuple[str, ...], generator: torch
     return [others[k] if swap else own for own, swap, k in zip(captions, swapped, chosen, strict=True)]
 
 
+@dataclass(frozen=True)
+class _Held:
+    """Inputs on which the base's own prediction is held fast, a row for each picture.
+
+    Attributes:
+        latents: (N, C, h, w) clean.
+        sizes: as in `Batch`.
+        captions: what the base is told.
+        noise: (N, C, h, w).
+        timesteps: (N,).
+    """
+
+    latents: Tensor
+    sizes: Tensor
+    captions: list[str]
+    noise: Tensor
+    timesteps: Tensor
+
+
 @torch.no_grad()
-def _base_prediction(
-    components: Components, binding: Binding, batch: Batch, draw: tuple[Tensor, Tensor], captions: list[str]
-) -> Tensor:
-    """What the base itself predicts, all that was learned switched off."""
-    noise, timesteps = draw
+def _base_prediction(components: Components, binding: Binding, held: _Held) -> Tensor:
+    """Return what the base itself predicts, all that was learned switched off."""
     with ExitStack() as stack:
         for one in binding.trained:
             stack.enter_context(one.off())
-        arguments = binding.conditioning.anew(captions, batch.sizes, pixels_of(components, batch.latents))
-        return predicted(components, batch.latents, timesteps, noise, binding.levels, arguments)
+        arguments = binding.conditioning.anew(held.captions, held.sizes, pixels_of(components, held.latents))
+        return predicted(components, held.latents, held.timesteps, held.noise, binding.levels, arguments)

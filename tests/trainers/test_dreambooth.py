@@ -158,6 +158,21 @@ def test_with_a_scope_of_the_world_every_second_caption_held_fast_is_an_ordinary
     assert len(others) > 20 and others <= set(ordinary("sd1"))
 
 
+@pytest.mark.parametrize(("every", "held"), [(1, 4), (2, 2), (3, 2), (9, 1)])
+def test_the_base_is_held_fast_on_every_so_many_th_picture(every, held, monkeypatch):
+    base = tiny.sd()
+    config = DreamBoothConfig(token="z", class_word="fox", prior_every=every)
+    data = LatentSet(base, tiny.examples(), resolution=16)
+    sizes = []
+    forward = base.unet.forward
+    monkeypatch.setattr(base.unet, "forward", lambda x, *a, **k: (sizes.append(len(x)), forward(x, *a, **k))[1])
+    with METHOD.prepare(base, config, chance()) as trainable:
+        batch = data.draw(0, 4, config.trigger, trainable.wordings, chance(1))
+        terms = METHOD.losses(trainable, batch, chance(3))
+    assert sizes == [held, 4 + held], "the base's own prediction, then both in one call"
+    assert abs(float(terms["prior"])) < 1e-6, "untrained changes are the base"
+
+
 @pytest.mark.parametrize("family", ["pocket", "sd1"])
 def test_ordinary_captions_are_plain_and_hold_no_held_out_thing(family):
     captions = ordinary(family)

@@ -223,8 +223,13 @@ def test_minutes_of_a_stage_leave_out_its_pauses_and_other_stages(tmp_path):
 
 
 def test_a_model_is_worth_the_mean_of_what_a_user_notices():
-    scores = {"one_object_named": 0.9, "background_right": 0.6, "two_objects_and_relation": 0.3, "judge_top1_real": 0.0}
-    assert stages._worth(scores) == pytest.approx(0.6)
+    scores = {
+        "one_object_drawn": 0.9,
+        "two_objects_drawn": 0.6,
+        "background_right": 0.6,
+        "two_objects_and_relation": 0.3,
+    }
+    assert stages._worth(scores | {"judge_top1_real": 0.0}) == pytest.approx(0.6)
 
 
 def test_a_model_is_put_in_place_whole_and_what_an_earlier_kill_left_is_cleared(tmp_path):

@@ -60,7 +60,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--show", type=int, default=32, help="inpainting: visual prompts of each task in a preview")
     parser.add_argument("--inpainting-from", type=Path, default=None, help="inpainting: a 9-channel UNet to go on from")
     parser.add_argument("--unet-rate", type=float, default=1.2e-3, help="unet: learning rate")
-    parser.add_argument("--decay", type=float, default=0.3, help="unet: share of the run over which the rate falls to 0")
+    parser.add_argument(
+        "--decay", type=float, default=0.3, help="unet: share of the run over which the rate falls to 0"
+    )
     parser.add_argument("--frozen-text", action="store_true", help="unet: leave the text encoder as it is")
     parser.add_argument("--seed", type=int, default=31, help="unet: seed of the composed pictures")
     parser.add_argument("--batch", type=int, default=64)

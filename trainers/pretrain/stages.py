@@ -30,6 +30,9 @@ from trainers.pretrain.unet import Generator, train_unet
 from trainers.pretrain.vae import pictures, psnr, train_vae
 from trainers.pretrain.vocabulary import build_tokenizer, write_tokenizer
 
+WORTH = ("one_object_drawn", "two_objects_drawn", "background_right", "two_objects_and_relation")
+"""Figures by whose mean models are compared."""
+
 PREVIEW = (
     "a dog",
     "an apple on a blue background",
@@ -170,6 +173,8 @@ def pack(arguments: argparse.Namespace, on_event: OnEvent) -> None:
     before = arguments.out / "scores.json"
     if before.exists() and not arguments.force:
         old = json.loads(before.read_text(encoding="utf-8"))
+        if not set(WORTH) <= set(old):  # scored before these figures were measured
+            old = score(arguments.out, arguments.prompts, arguments.device)
         if _worth(old) >= _worth(scores):
             on_event(
                 Note(f"{arguments.out} is better ({_worth(old):.3f} to {_worth(scores):.3f}); --force replaces it")
@@ -184,8 +189,8 @@ def pack(arguments: argparse.Namespace, on_event: OnEvent) -> None:
 
 
 def _worth(scores: dict[str, Any]) -> float:
-    """One number to compare models by: the mean of what a user notices."""
-    return (scores["one_object_named"] + scores["background_right"] + scores["two_objects_and_relation"]) / 3
+    """Return one number to compare models by: the mean of what a user notices."""
+    return sum(scores[figure] for figure in WORTH) / len(WORTH)
 
 
 def _put_in_place(folder: Path, out: Path) -> None:
