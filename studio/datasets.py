@@ -22,8 +22,9 @@ from PIL import Image
 
 from pipelines.errors import DataError
 from pipelines.files import require_room, whole_file
+from pipelines.picture_files import PICTURE_SUFFIXES, grey
 from studio.ledger import Unknown
-from studio.uploads import CAPTION, CAPTIONS, PICTURES, SUFFIXES, cleaned, members, write_png
+from studio.uploads import CAPTION, CAPTIONS, PICTURES, cleaned, members, write_png
 
 ABOUT, PAIRS = ".about.json", "pairs.json"
 IDENTITY = re.compile(r"[0-9a-f]{16}")
@@ -189,7 +190,9 @@ class Datasets:
                 self.remove(dataset, name)
             raise
         if not pictures:
-            raise DataError("There is no picture in the archive.", f"Put in some of these: {', '.join(SUFFIXES)}.")
+            raise DataError(
+                "There is no picture in the archive.", f"Put in some of these: {', '.join(PICTURE_SUFFIXES)}."
+            )
         return len(pictures)
 
     def entries(self, dataset: str) -> list[Entry]:
@@ -272,7 +275,7 @@ class Datasets:
             if not data:
                 _mask(path).unlink(missing_ok=True)
                 return self.entry(dataset, name)
-            mask = cleaned(data, "the mask").convert("RGB").convert("L")
+            mask = grey(cleaned(data, "the mask"))
             with Image.open(path) as picture:
                 if mask.size != picture.size:
                     given, own = (f"{one[0]} x {one[1]}" for one in (mask.size, picture.size))
@@ -340,7 +343,9 @@ def _mask(path: Path) -> Path:
 
 def _is_picture(name: str) -> bool:
     low = name.lower()
-    return low.endswith(SUFFIXES) and not low.endswith((".mask.png", "-masklabel.png")) and not low.startswith(".")
+    return (
+        low.endswith(PICTURE_SUFFIXES) and not low.endswith((".mask.png", "-masklabel.png")) and not low.startswith(".")
+    )
 
 
 def _one_line(text: str, limit: int) -> str:

@@ -9,21 +9,20 @@ from __future__ import annotations
 import io
 import re
 import stat
-import struct
 import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from pipelines.card import file_stem
 from pipelines.errors import DataError
 from pipelines.files import whole_file
+from pipelines.picture_files import decoded
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 CAPTIONS = (".txt", ".caption")
 BYTES = 32 << 20
 """Largest upload of one picture."""
@@ -62,38 +61,8 @@ def cleaned(data: bytes, name: str = "the picture") -> Image.Image:
     """
     if len(data) > BYTES:
         raise DataError(f"{name} has {len(data) >> 20} MiB; at most {BYTES >> 20} are taken.", "Make it smaller.")
-    try:
-        with _DECODING, Image.open(io.BytesIO(data), formats=FORMATS) as stored:
-            if stored.width * stored.height > PIXELS:
-                raise DataError(
-                    f"{name} has {stored.width} x {stored.height} pixels; at most {PIXELS:,} are taken.",
-                    "Make it smaller.",
-                )
-            stored.load()
-            upright = ImageOps.exif_transpose(stored)
-            clear = upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info
-            if upright.mode.startswith("I"):  # 16 bits would be clipped
-                upright = upright.convert("I").point(lambda value: value / 257).convert("L")
-            pixels = upright.convert("RGBA" if clear else "RGB")
-    except DataError:
-        raise
-    except Image.DecompressionBombError:
-        raise DataError(f"{name} has more than {PIXELS:,} pixels.", "Make it smaller.") from None
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        RuntimeError,
-        EOFError,
-        LookupError,
-        TypeError,
-        MemoryError,
-        OverflowError,
-        struct.error,
-        zlib.error,
-    ):
-        raise DataError(f"{name} is no picture that can be read.", f"Send one of {', '.join(FORMATS)}.") from None
-    return Image.frombytes(pixels.mode, pixels.size, pixels.tobytes())  # without what the file said beside
+    with _DECODING:
+        return decoded(data, name, PIXELS, FORMATS)
 
 
 def write_png(picture: Image.Image, path: Path) -> Path:

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from pipelines.errors import DataError
-from pipelines.images import PICTURE_SUFFIXES, open_picture
+from pipelines.picture_files import PICTURE_SUFFIXES, open_mask, open_picture
 from trainers.pairs import Pair, pair_captions
 
 METADATA, TEXT, PAIRS, MASKS, PLAIN = "metadata.jsonl", "text.json", "pairs.json", "masks", "plain folder"
@@ -329,13 +329,7 @@ def _mask_of(picture: Path) -> Path | None:
 
 
 def _mask(path: Path) -> Image.Image:
-    """A mask as upright grey; what is transparent in it counts as black."""
-    mask = open_picture(path).convert("L")
-    with Image.open(path) as stored:
-        if stored.has_transparency_data:
-            layered = ImageOps.exif_transpose(stored).convert("RGBA")
-            black = Image.new("RGBA", layered.size, (0, 0, 0, 255))
-            mask = Image.alpha_composite(black, layered).convert("L")
+    mask = open_mask(path)
     brightest = int(mask.getextrema()[1])  # pyright: ignore[reportArgumentType]
     if brightest < WHITE:
         raise DataError(
