@@ -20,7 +20,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from pipelines.errors import DataError
 from pipelines.png import PNG, PROFILE_LIMIT, pixels_alone
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 PIXEL_LIMIT = 100_000_000
 """Largest picture that is decoded: a 100-megapixel camera; more is taken for a decompression bomb."""
 

@@ -23,7 +23,6 @@ from pipelines.files import whole_file
 from pipelines.picture_files import decoded
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
-CAPTIONS = (".txt", ".caption")
 BYTES = 32 << 20
 """Largest upload of one picture."""
 
@@ -73,7 +72,7 @@ def write_png(picture: Image.Image, path: Path) -> Path:
 
 
 def members(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """The files of a zip archive with their names without folders, after all of them were checked.
+    """The files of a zip archive with their names, folders before them, after all of them were checked.
 
     Raises:
         DataError: if it is no archive, or too large, or a member is a link, encrypted, packed beyond reason, or has a
@@ -92,7 +91,7 @@ def members(data: bytes) -> Iterator[tuple[str, bytes]]:
                     content = stream.read(info.file_size + 1)
                 if len(content) != info.file_size:
                     raise DataError(f"{info.filename!r:.80} is not as long as the archive says.", "Pack it again.")
-                yield Path(info.filename).name, content
+                yield _name(info), content
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -106,6 +105,11 @@ def members(data: bytes) -> Iterator[tuple[str, bytes]]:
         raise DataError("This is no zip archive that can be read.", "Pack the pictures again.") from None
 
 
+def _name(info: zipfile.ZipInfo) -> str:
+    """The name of a member; Windows' PowerShell writes backslashes between folders."""
+    return info.filename.replace("\\", "/")
+
+
 def _check(infos: list[zipfile.ZipInfo]) -> None:
     if len(infos) > 4 * PICTURES:
         raise DataError(f"The archive has {len(infos)} files; at most {4 * PICTURES} are taken.", "Send it in parts.")
@@ -113,7 +117,7 @@ def _check(infos: list[zipfile.ZipInfo]) -> None:
         raise DataError(f"The archive unpacks to more than {ARCHIVE >> 20} MiB.", "Send it in parts.")
     names: set[str] = set()
     for info in infos:
-        name, parts = info.filename, info.filename.split("/")
+        name, parts = _name(info), _name(info).split("/")
         kind = stat.S_IFMT(info.external_attr >> 16)
         if kind not in (0, stat.S_IFREG):
             raise DataError(f"{name!r:.80} in the archive is a link or device.", "Pack the files themselves.")
