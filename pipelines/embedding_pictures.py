@@ -8,6 +8,7 @@ of numbers; so it outlives programs that drop a picture's text.
 from __future__ import annotations
 
 import base64
+import io
 import json
 import zlib
 from pathlib import Path
@@ -20,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines.errors import ConceptError
+from pipelines.png import PNG, pixels_alone, texts
 
 KEY = "sd-ti-embedding"
 LIMIT = 8 << 20  # letters; 256 vectors of 1280 numbers have some six million
@@ -34,9 +36,9 @@ def read_picture(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ConceptError: if it is no picture, holds none, or what it holds is damaged.
     """
     try:
-        with Image.open(path) as picture:
-            text = picture.info.get(KEY)
-            pixels = None if isinstance(text, str) else _pixels(picture)
+        content = path.read_bytes()
+        text = texts(content).get(KEY)
+        pixels = _pixels(content) if text is None else None
     except Exception as error:  # a damaged picture raises anything at all
         raise ConceptError(f"{path.name} is no picture ({type(error).__name__}).", "Check the file.") from None
     blocks = _blocks(pixels) if pixels is not None else None
@@ -67,11 +69,13 @@ def read_picture(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return {"emb_params": rows}, {} if word == "*" else {"modelspec.trigger_phrase": word}
 
 
-def _pixels(picture: Image.Image) -> Bytes | None:
-    """The bytes (H, W, 3) of a picture; None if it has too many to look at."""
-    if picture.width * picture.height > PIXELS:
-        return None
-    return np.asarray(picture.convert("RGB"))
+def _pixels(content: bytes) -> Bytes | None:
+    """The bytes (H, W, 3) of a picture as they are stored; None if it has too many to look at."""
+    stored = pixels_alone(content)[0] if content.startswith(PNG) else content
+    with Image.open(io.BytesIO(stored)) as picture:
+        if picture.width * picture.height > PIXELS:
+            return None
+        return np.asarray(picture.convert("RGB"))
 
 
 def _blocks(pixels: Bytes) -> tuple[Bytes, Bytes] | None:

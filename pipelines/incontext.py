@@ -27,9 +27,10 @@ from pipelines.denoising import Result, generate
 from pipelines.errors import DataError, RequestError
 from pipelines.events import OnEvent, ignore
 from pipelines.grids import Grid
-from pipelines.images import PICTURE_SUFFIXES, open_picture, to_pictures, to_tensor
+from pipelines.images import to_pictures, to_tensor
 from pipelines.inpainting_unet import inpainting_components
 from pipelines.judge import Judge
+from pipelines.picture_files import PICTURE_SUFFIXES, decoded, open_picture
 from pipelines.request import ExamplePair, Guidance, InContext, Request
 
 ANALOGIST_GUIDANCE = Guidance(scale=15.0, rescale=0.7)
@@ -277,15 +278,12 @@ def open_opaque(path: Path) -> Image.Image:
     Raises:
         DataError: if it cannot be read, or is transparent somewhere.
     """
-    picture = open_picture(path)
-    with Image.open(path) as stored:
-        if "A" in stored.getbands() or "transparency" in stored.info:
-            least, _ = stored.convert("RGBA").getchannel("A").getextrema()
-            if int(least) < 255:  # pyright: ignore[reportArgumentType] - one band gives numbers
-                raise DataError(
-                    f"{path.name} is transparent in places.",
-                    "Lay it on the background that it is to have: the model sees that too.",
-                )
+    picture = decoded(path, path.name)
+    if picture.mode == "RGBA":
+        raise DataError(
+            f"{path.name} is transparent in places.",
+            "Lay it on the background that it is to have: the model sees that too.",
+        )
     return picture
 
 

@@ -2,30 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
 from pipelines.errors import RequestError
-from pipelines.images import laid_on, open_picture, upright_rgb
-
-
-def open_mask(path: Path) -> Image.Image:
-    """Read a mask file as grey: transparent counts as black, since people paint white on nothing.
-
-    Raises:
-        DataError: if it is missing, no picture, damaged or gigantic.
-    """
-    open_picture(path)  # every way a file can be bad is told there
-    with Image.open(path) as stored:
-        return grey(stored)
-
-
-def grey(mask: Image.Image) -> Image.Image:
-    """A mask as a person sees it, in grey, on black where it is transparent."""
-    return upright_rgb(laid_on(mask, "black")).convert("L")
 
 
 def softened(mask: Image.Image, grow: int = 0, feather: int = 0) -> Image.Image:

@@ -15,13 +15,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from pipelines.card import ConceptCard
-from pipelines.errors import RequestError
+from pipelines.errors import DataError, RequestError
 from pipelines.files import whole_file
+from pipelines.picture_files import decoded
+from pipelines.png import texts
 from pipelines.request import SCHEMA, Request
 
 KEY = "promptstudio"
 LIMIT = 1 << 20  # bytes of JSON that are read
-PIXEL_LIMIT = 100_000_000  # as for training pictures
 Attention = Literal["sdpa", "xformers", "eager"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 ATTENTIONS, DTYPES = get_args(Attention), get_args(Dtype)
@@ -132,12 +133,13 @@ def read_made(path: Path) -> Made:
     """
     hint = "Give a PNG that studio generate wrote, unedited: other programs drop the data when they save."
     try:
-        with Image.open(path) as picture:
-            if picture.width * picture.height > PIXEL_LIMIT:
-                raise RequestError(f"{path.name} has more than {PIXEL_LIMIT:,} pixels.", hint)
-            text = getattr(picture, "text", {}).get(KEY)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise RequestError(f"{path} cannot be read as a picture: {error}.", hint) from None
+        text = texts(path).get(KEY)
+        if text is None:
+            decoded(path, path.name)
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}.", hint) from None
+    except DataError as error:
+        raise RequestError(error.message, hint) from None
     if text is None or len(text) > LIMIT:
         raise RequestError(f"{path.name} does not say how it was made.", hint)
     try:

@@ -20,7 +20,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from pipelines.components import Components
 from pipelines.errors import DataError, RequestError
-from pipelines.images import open_picture
+from pipelines.picture_files import open_picture
 
 LENGTH = 28.7
 """Norm of every picture's embedding: about that of a phrase's (`gligen_normalize_constant`)."""

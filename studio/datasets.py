@@ -1,6 +1,7 @@
 """Training pictures that people send: folders with an id, in the layout that `trainers.reading` knows. Needs no torch.
 
-A picture is `0001.png`, its caption `0001.txt`, its mask `0001.mask.png`; the names of two things are in `pairs.json`.
+A picture is `0001.png`, its caption `0001.txt` (several are lines of `0001.captions`), its mask `0001.mask.png`; names
+of two things are in `pairs.json`, and how often it comes in `repeats.json`.
 """
 
 from __future__ import annotations
@@ -22,10 +23,14 @@ from PIL import Image
 
 from pipelines.errors import DataError
 from pipelines.files import require_room, whole_file
+from pipelines.picture_files import grey
 from studio.ledger import Unknown
-from studio.uploads import CAPTION, CAPTIONS, PICTURES, SUFFIXES, cleaned, members, write_png
+from studio.uploads import CAPTION, PICTURES, cleaned, write_png
+from trainers.caption_files import SEVERAL, tidied
+from trainers.index_files import MOST, PAIRS, REPEATS
+from trainers.mask_files import shown
 
-ABOUT, PAIRS = ".about.json", "pairs.json"
+ABOUT = ".about.json"
 IDENTITY = re.compile(r"[0-9a-f]{16}")
 PICTURE = re.compile(r"[0-9]{4}\.png")
 WORD = 60
@@ -59,6 +64,7 @@ class Entry:
         caption: what it shows; empty for the method's own wordings.
         pair: names of the two things it relates, for relations.
         mask: whether it has one.
+        repeats: how often it comes in an epoch.
     """
 
     name: str
@@ -67,6 +73,7 @@ class Entry:
     caption: str
     pair: tuple[str, str] | None
     mask: bool
+    repeats: int = 1
 
 
 class Datasets:
@@ -146,8 +153,12 @@ class Datasets:
         Raises:
             DataError: if it is no picture, too large, or one too many.
         """
+        self.folder(dataset)
+        return self.keep(dataset, cleaned(data, _one_line(name, 80) or "the picture"), caption)
+
+    def keep(self, dataset: str, picture: Image.Image, caption: str = "") -> Entry:
+        """Take a picture in that was decoded already; raises `DataError` if it is one too many."""
         folder, caption = self.folder(dataset), _caption(caption)
-        picture = cleaned(data, _one_line(name, 80) or "the picture")
         with self._locks[dataset]:
             there = self._names(folder)
             if len(there) >= PICTURES:
@@ -156,41 +167,8 @@ class Datasets:
             if number > 9999:
                 raise DataError("All numbers of pictures are used up.", "Begin a new dataset.")
             path = write_png(picture, folder / f"{number:04d}.png")
-            if caption:
-                self._write(path.with_suffix(".txt"), caption)
+            self._say(path, caption)
         return self.entry(dataset, path.name)
-
-    def add_zip(self, dataset: str, data: bytes) -> int:
-        """Take the pictures of an archive in, with captions and masks beside them; says how many.
-
-        Raises:
-            DataError: if the archive or a picture in it is not as it should be; nothing of it is kept then.
-        """
-        self.folder(dataset)
-        files: dict[str, bytes] = {}
-        for name, content in members(data):
-            if name in files:
-                raise DataError(f"Two files of the archive are called {name!r:.80}.", "Give each its own name.")
-            files[name] = content
-        pictures = [name for name in sorted(files) if _is_picture(name)]
-        added: list[str] = []
-        try:
-            for name in pictures:
-                stem = name.rpartition(".")[0]
-                texts = [files[stem + end] for end in CAPTIONS if stem + end in files]
-                caption = texts[0].decode("utf-8-sig", "replace") if texts else ""
-                entry = self.add(dataset, files[name], name, caption)
-                added.append(entry.name)
-                for mask in (f"{stem}.mask.png", f"{stem}-masklabel.png"):
-                    if mask in files:
-                        self.set_mask(dataset, entry.name, files[mask])
-        except BaseException:
-            for name in added:
-                self.remove(dataset, name)
-            raise
-        if not pictures:
-            raise DataError("There is no picture in the archive.", f"Put in some of these: {', '.join(SUFFIXES)}.")
-        return len(pictures)
 
     def entries(self, dataset: str) -> list[Entry]:
         """Its pictures, in the order they came."""
@@ -205,10 +183,11 @@ class Datasets:
         path = self.picture(dataset, name)
         with Image.open(path) as picture:
             width, height = picture.size
-        text = path.with_suffix(".txt")
-        caption = text.read_text(encoding="utf-8") if text.is_file() else ""
-        pair = self._pairs(path.parent).get(name)
-        return Entry(name, width, height, caption, (pair[0], pair[1]) if pair else None, _mask(path).is_file())
+        text = next((one for one in _captions(path) if one.is_file()), None)
+        caption = text.read_text(encoding="utf-8") if text else ""
+        pair, repeats = (self._said(path.parent, index).get(name) for index in (PAIRS, REPEATS))
+        pair = (pair[0], pair[1]) if pair else None
+        return Entry(name, width, height, caption, pair, _mask(path).is_file(), repeats or 1)
 
     def picture(self, dataset: str, name: str) -> Path:
         """The file of a picture; raises `Unknown`."""
@@ -237,18 +216,33 @@ class Datasets:
         """Remove a picture with its caption, names and mask."""
         path = self.picture(dataset, name)
         with self._locks[dataset]:
-            for one in (path, path.with_suffix(".txt"), _mask(path)):
+            for index in (PAIRS, REPEATS):  # first: what names a picture must find it
+                self._index(path.parent, index, name, None)
+            for one in (path, *_captions(path), _mask(path)):
                 one.unlink(missing_ok=True)
-            self._keep_pairs(path.parent, name, None)
 
     def set_caption(self, dataset: str, name: str, text: str) -> Entry:
-        """Say what a picture shows; an empty text takes the caption away."""
-        path, text = self.picture(dataset, name).with_suffix(".txt"), _caption(text)
+        """Say what a picture shows, in a caption each line; an empty text takes the caption away."""
+        path, text = self.picture(dataset, name), _caption(text)
         with self._locks[dataset]:
-            if text:
-                self._write(path, text)
-            else:
-                path.unlink(missing_ok=True)
+            self._say(path, text)
+        return self.entry(dataset, name)
+
+    def _say(self, path: Path, text: str) -> None:
+        one, several = _captions(path)
+        kept = several if "\n" in text else one
+        if text:
+            self._write(kept, text)
+        for file in {one, several} - ({kept} if text else set()):
+            file.unlink(missing_ok=True)
+
+    def set_repeats(self, dataset: str, name: str, times: int) -> Entry:
+        """Say how often a picture comes in an epoch."""
+        path = self.picture(dataset, name)
+        if not 1 <= times <= MOST:
+            raise DataError(f"{name} is to be repeated {times} times.", f"Give 1 to {MOST}.")
+        with self._locks[dataset]:
+            self._index(path.parent, REPEATS, name, None if times == 1 else times)
         return self.entry(dataset, name)
 
     def set_pair(self, dataset: str, name: str, left: str, right: str) -> Entry:
@@ -258,7 +252,7 @@ class Datasets:
         if bool(left) != bool(right):
             raise DataError(f"{name} has a name for one thing alone.", "Name both, or none.")
         with self._locks[dataset]:
-            self._keep_pairs(path.parent, name, [left, right] if left else None)
+            self._index(path.parent, PAIRS, name, [left, right] if left else None)
         return self.entry(dataset, name)
 
     def set_mask(self, dataset: str, name: str, data: bytes) -> Entry:
@@ -272,12 +266,12 @@ class Datasets:
             if not data:
                 _mask(path).unlink(missing_ok=True)
                 return self.entry(dataset, name)
-            mask = cleaned(data, "the mask").convert("RGB").convert("L")
+            mask = grey(cleaned(data, "the mask"))
             with Image.open(path) as picture:
                 if mask.size != picture.size:
                     given, own = (f"{one[0]} x {one[1]}" for one in (mask.size, picture.size))
                     raise DataError(f"The mask has {given} pixels, {name} {own}.", "Make it as large as the picture.")
-            write_png(mask, _mask(path))
+            write_png(shown(mask, "The mask"), _mask(path))
         return self.entry(dataset, name)
 
     def _names(self, folder: Path) -> list[str]:
@@ -287,17 +281,19 @@ class Datasets:
         with whole_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
-    def _pairs(self, folder: Path) -> dict[str, list[str]]:
-        path = folder / PAIRS
+    def _said(self, folder: Path, index: str) -> dict[str, Any]:
+        path = folder / index
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
-    def _keep_pairs(self, folder: Path, name: str, pair: list[str] | None) -> None:
-        pairs = {key: value for key, value in self._pairs(folder).items() if key != name}
-        pairs |= {name: pair} if pair else {}
-        if pairs:
-            self._write(folder / PAIRS, json.dumps(pairs, indent=1))
+    def _index(self, folder: Path, index: str, name: str, value: Any) -> None:
+        """Write what an index file says of a picture; None for nothing."""
+        before = self._said(folder, index)
+        said = {key: one for key, one in before.items() if key != name} | ({} if value is None else {name: value})
+        if said:
+            if said != before:
+                self._write(folder / index, json.dumps(said, indent=1))
         else:
-            (folder / PAIRS).unlink(missing_ok=True)
+            (folder / index).unlink(missing_ok=True)
 
 
 class Pictures:
@@ -338,9 +334,9 @@ def _mask(path: Path) -> Path:
     return path.with_name(f"{path.stem}.mask.png")
 
 
-def _is_picture(name: str) -> bool:
-    low = name.lower()
-    return low.endswith(SUFFIXES) and not low.endswith((".mask.png", "-masklabel.png")) and not low.startswith(".")
+def _captions(path: Path) -> tuple[Path, Path]:
+    """The files of a picture's caption: of one, and of several."""
+    return path.with_suffix(".txt"), path.with_suffix(SEVERAL)
 
 
 def _one_line(text: str, limit: int) -> str:
@@ -348,7 +344,7 @@ def _one_line(text: str, limit: int) -> str:
 
 
 def _caption(text: str) -> str:
-    text = text.replace("\x00", "").strip()
+    text = "\n".join(filter(None, map(tidied, text.splitlines())))
     if len(text) > CAPTION:
         raise DataError(f"A caption has at most {CAPTION} letters, not {len(text)}.", "Make it shorter.")
     return text

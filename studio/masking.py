@@ -73,8 +73,8 @@ def mask(
         raise RequestError(
             "Nothing was pointed at.", "Give --click, --box or --brush: studio mask picture.png --click 0.5,0.4"
         )
-    from pipelines.images import open_picture
     from pipelines.masks import softened
+    from pipelines.picture_files import open_picture
     from pipelines.selection import selected
 
     guesses = selected(open_picture(picture), selection)

@@ -17,7 +17,7 @@ from pipelines.events import OnEvent
 from studio.runner import judge
 from trainers.candidates import candidates, kept_step
 from trainers.choosing import Choice, Eyes, JudgeEyes, choose
-from trainers.reading import read_folder
+from trainers.reading import read_examples
 
 
 def measure(
@@ -45,7 +45,7 @@ def measure(
         ModelError: if there is no such CLIP.
         Cancelled: if `should_stop` said so; no card has changed then.
     """
-    examples = read_folder(images).examples
+    examples = read_examples(images)
     concept = Concept.load(path)
     files = dict(candidates(path))
     if kept_step(path) is None:  # none of them: it is measured by itself

@@ -58,7 +58,8 @@ def box_of(picture: Path, thing: str) -> tuple[float, ...]:
     Raises:
         RequestError: if it is no sticker, or not in the picture; says what was found.
     """
-    from pipelines.images import open_picture, to_tensor
+    from pipelines.images import to_tensor
+    from pipelines.picture_files import open_picture
     from trainers.stickers import ALL_NAMES
 
     name = thing.strip().lower().removeprefix("the ").removeprefix("a ").removeprefix("an ")

@@ -161,7 +161,7 @@ def train(
             goes on where it stopped.
     """
     outputs = destinations(config, where, pace.candidates)
-    run, reading, components = _ready(method, config, data, pace, where, machine)
+    run, reading, components = _ready(method, config, data, pace, where, machine, strict=True)
     progress = on_event or Progress(method.name, previews=outputs[0])
     for line in _preflight(run, reading, components):
         progress(Note(line))
@@ -191,10 +191,17 @@ def preflight(
 
 
 def _ready(
-    method: Method, config: Any, data: DataConfig, pace: TrainConfig, where: Any, machine: Machine
+    method: Method,
+    config: Any,
+    data: DataConfig,
+    pace: TrainConfig,
+    where: Any,
+    machine: Machine,
+    strict: bool = False,
 ) -> tuple[Run, Reading, Components]:
-    """The run with the base's recipe, the pictures, and the base."""
+    """The run with the base's recipe, the pictures, and the base; `strict` stops at pictures that are doubtful."""
     reading = readings(config, data)
+    reading = reading.sound(data.skip_doubtful) if strict or not reading.examples else reading
     # The text encoder is trained through and stays float32; the frozen rest may be narrower.
     components = open_base(where.base, machine.model_copy(update={"dtype": "float32"}))
     run = with_recipe(method, components.family, Run(method, config, pace, data))

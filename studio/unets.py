@@ -24,7 +24,7 @@ def train(config: InpaintingConfig | InContextConfig, where: ModelDestination, m
     """
     model_folder(where)  # refused before anything takes time
     if isinstance(config, InpaintingConfig):
-        examples, tasks = read_examples(config.images), {}
+        examples, tasks = read_examples(config.images, config.skip_doubtful), {}
     else:
         examples, tasks = [], read_tasks(config.pairs)
     components = open_base(where.base, machine.model_copy(update={"dtype": "float32"}))

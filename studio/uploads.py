@@ -9,22 +9,20 @@ from __future__ import annotations
 import io
 import re
 import stat
-import struct
 import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from pipelines.card import file_stem
 from pipelines.errors import DataError
 from pipelines.files import whole_file
+from pipelines.picture_files import decoded
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
-CAPTIONS = (".txt", ".caption")
 BYTES = 32 << 20
 """Largest upload of one picture."""
 
@@ -62,38 +60,8 @@ def cleaned(data: bytes, name: str = "the picture") -> Image.Image:
     """
     if len(data) > BYTES:
         raise DataError(f"{name} has {len(data) >> 20} MiB; at most {BYTES >> 20} are taken.", "Make it smaller.")
-    try:
-        with _DECODING, Image.open(io.BytesIO(data), formats=FORMATS) as stored:
-            if stored.width * stored.height > PIXELS:
-                raise DataError(
-                    f"{name} has {stored.width} x {stored.height} pixels; at most {PIXELS:,} are taken.",
-                    "Make it smaller.",
-                )
-            stored.load()
-            upright = ImageOps.exif_transpose(stored)
-            clear = upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info
-            if upright.mode.startswith("I"):  # 16 bits would be clipped
-                upright = upright.convert("I").point(lambda value: value / 257).convert("L")
-            pixels = upright.convert("RGBA" if clear else "RGB")
-    except DataError:
-        raise
-    except Image.DecompressionBombError:
-        raise DataError(f"{name} has more than {PIXELS:,} pixels.", "Make it smaller.") from None
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        RuntimeError,
-        EOFError,
-        LookupError,
-        TypeError,
-        MemoryError,
-        OverflowError,
-        struct.error,
-        zlib.error,
-    ):
-        raise DataError(f"{name} is no picture that can be read.", f"Send one of {', '.join(FORMATS)}.") from None
-    return Image.frombytes(pixels.mode, pixels.size, pixels.tobytes())  # without what the file said beside
+    with _DECODING:
+        return decoded(data, name, PIXELS, FORMATS)
 
 
 def write_png(picture: Image.Image, path: Path) -> Path:
@@ -104,7 +72,7 @@ def write_png(picture: Image.Image, path: Path) -> Path:
 
 
 def members(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """The files of a zip archive with their names without folders, after all of them were checked.
+    """The files of a zip archive with their names, folders before them, after all of them were checked.
 
     Raises:
         DataError: if it is no archive, or too large, or a member is a link, encrypted, packed beyond reason, or has a
@@ -123,7 +91,7 @@ def members(data: bytes) -> Iterator[tuple[str, bytes]]:
                     content = stream.read(info.file_size + 1)
                 if len(content) != info.file_size:
                     raise DataError(f"{info.filename!r:.80} is not as long as the archive says.", "Pack it again.")
-                yield Path(info.filename).name, content
+                yield _name(info), content
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -137,6 +105,11 @@ def members(data: bytes) -> Iterator[tuple[str, bytes]]:
         raise DataError("This is no zip archive that can be read.", "Pack the pictures again.") from None
 
 
+def _name(info: zipfile.ZipInfo) -> str:
+    """The name of a member; Windows' PowerShell writes backslashes between folders."""
+    return info.filename.replace("\\", "/")
+
+
 def _check(infos: list[zipfile.ZipInfo]) -> None:
     if len(infos) > 4 * PICTURES:
         raise DataError(f"The archive has {len(infos)} files; at most {4 * PICTURES} are taken.", "Send it in parts.")
@@ -144,7 +117,7 @@ def _check(infos: list[zipfile.ZipInfo]) -> None:
         raise DataError(f"The archive unpacks to more than {ARCHIVE >> 20} MiB.", "Send it in parts.")
     names: set[str] = set()
     for info in infos:
-        name, parts = info.filename, info.filename.split("/")
+        name, parts = _name(info), _name(info).split("/")
         kind = stat.S_IFMT(info.external_attr >> 16)
         if kind not in (0, stat.S_IFREG):
             raise DataError(f"{name!r:.80} in the archive is a link or device.", "Pack the files themselves.")

@@ -44,7 +44,7 @@ def _carry_out(method: Method, config: Any, data: DataConfig, train: TrainConfig
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     else:
         device = processes.accelerator.device
-    reading = readings(config, data)
+    reading = readings(config, data).sound(data.skip_doubtful)
     components = load(where.base, device=device)
     run = with_recipe(method, components.family, Run(method, config, train, data))
     if processes.count > 1 and processes.main:

@@ -37,6 +37,9 @@ class DataConfig(Frozen):
     cache: Path | None = None
     """Folder that keeps encoded pictures between runs."""
 
+    skip_doubtful: bool = False
+    """Learn without pictures that cannot be read or look like the mask of another, instead of stopping to name them."""
+
 
 class TrainConfig(Frozen):
     """How long and how fast to train."""

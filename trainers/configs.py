@@ -186,6 +186,9 @@ class GroundingDestination(Frozen):
     """Folder of pictures with boxes: captions beside them as for other methods, boxes as fox.bbox (lines of JSON with
     label and bbox in fractions) or in one annotations.json (COCO)."""
 
+    skip_doubtful: bool = False
+    """Learn without pictures that cannot be read or look like the mask of another, instead of stopping to name them."""
+
     composed: int = Field(default=0, ge=0)
     """Learn from so many composed pictures instead, on pocket."""
 

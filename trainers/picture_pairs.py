@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from pipelines.errors import DataError
-from pipelines.images import PICTURE_SUFFIXES, open_picture
+from pipelines.picture_files import PICTURE_SUFFIXES, open_picture
 
 SIDES = ("before", "after")
 

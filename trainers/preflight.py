@@ -58,6 +58,9 @@ class Report:
         sided: names of pictures that are mirrored although a caption says left or right.
         collisions: sentences on where the token is taken for something else.
         ignored: path -> why it was left out.
+        doubtful: path of a picture -> why it cannot be learned from as it is.
+        transparent: names of pictures that are laid on white.
+        words: what captions are to call what the pictures show.
         memory: bytes for weights, what is trained and latents; None if not known.
         seconds: of training; None if not known.
     """
@@ -79,6 +82,9 @@ class Report:
     sided: tuple[str, ...] = ()
     collisions: tuple[str, ...] = ()
     ignored: Mapping[str, str] = field(default_factory=dict)
+    doubtful: Mapping[str, str] = field(default_factory=dict)
+    transparent: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
     memory: int | None = None
     seconds: float | None = None
 
@@ -88,14 +94,19 @@ class Report:
         found = [
             f"{_listed(group)} look the same; a picture that comes twice counts twice." for group in self.duplicates
         ]
+        found += [f"{name} is left out: {why}" for name, why in self.doubtful.items()]
+        if self.transparent:
+            found.append(
+                f"{_number(self.transparent, 'picture')} transparent in places, laid on white: "
+                f"{_listed(self.transparent)}."
+            )
         if self.small:
             found.append(
                 f"{_number(self.small, 'picture')} to be scaled up to {self.resolution} pixels: {_listed(self.small)}."
             )
         if self.unused:
-            found.append(
-                f"{_number(self.unused, 'caption')} without the token or {{}}, not used: {_listed(self.unused)}."
-            )
+            said = " or ".join(repr(word) for word in self.words)
+            found.append(f"{_number(self.unused, 'caption')} without {said} or {{}}, not used: {_listed(self.unused)}.")
         if self.long:
             found.append(f"{_number(self.long, 'caption')} too long, the end is cut off: {_listed(self.long)}.")
         if self.sided:
@@ -192,6 +203,9 @@ def examine(
         sided=tuple(sided) if data.flip > 0 else (),
         collisions=tuple(_all_collisions(captions, words, components if new_word else None)),
         ignored=reading.ignored,
+        doubtful=reading.doubtful,
+        transparent=reading.transparent,
+        words=tuple(words),
         memory=components and _memory(components, trained, len(examples), resolution or 0, data),
         seconds=None if seconds_per_step is None else seconds_per_step * config.steps,
     )

@@ -17,7 +17,7 @@ from pipelines.denoising import generate
 from pipelines.errors import Cancelled, DataError
 from pipelines.events import OnEvent, StepDone, ignore
 from pipelines.files import whole_file
-from pipelines.images import open_picture
+from pipelines.picture_files import open_picture
 from pipelines.request import Request
 from trainers.config import PriorConfig
 from trainers.data import Example, read_examples

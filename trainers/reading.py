@@ -1,33 +1,43 @@
-"""Training pictures on disk: the folder conventions people have, read into examples.
+"""Training pictures on disk: the folder conventions people have, read into examples. Needs no torch.
 
-Read are a plain folder, captions beside pictures (`fox.txt` or `fox.caption` for `fox.png`), `metadata.jsonl` as in
+Read are a plain folder, captions beside pictures (`trainers.caption_files`), `metadata.jsonl` and `metadata.csv` as in
 Hugging Face's image folders, folders named `10_cat` as for the kohya scripts, ReVersion's `text.json`, and for
-relations `pairs.json`, which names the two things of each picture; with any of them
-masks, as `fox.mask.png`, `fox-masklabel.png` or `masks/fox.png`.
+relations `pairs.json`, which names the two things of each picture; with any of them masks (`trainers.mask_files`), and
+`repeats.json`, which says how often a picture comes. What people send in archives is read by the same rules.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PureWindowsPath
-from typing import Any
+from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from pipelines.errors import DataError
-from pipelines.images import PICTURE_SUFFIXES, open_picture
+from pipelines.picture_files import PICTURE_SUFFIXES, decoded, laid_on, open_picture
+from trainers.caption_files import CAPTION_SUFFIXES, caption_file, captions_in, composed, key
+from trainers.index_files import (
+    INDICES,
+    METADATA,
+    PAIRS,
+    REPEATS,
+    TABLE,
+    TEXT,
+    listed_in,
+    pairs_in,
+    repeats_in,
+    texts_in,
+)
+from trainers.mask_files import FOLDERS, has_picture_suffix, kin, looks_like_mask, masks_among, masks_within, read_mask
 from trainers.pairs import Pair, pair_captions
 
-METADATA, TEXT, PAIRS, MASKS, PLAIN = "metadata.jsonl", "text.json", "pairs.json", "masks", "plain folder"
-MASK_ENDINGS = (".mask.png", "-masklabel.png")
-CAPTION_SUFFIXES = (".txt", ".caption")
-CAPTION_KEYS = ("text", "caption", "prompt")
+PLAIN = "plain folder"
 REPEATED = re.compile(r"([0-9]{1,5})_(.+)")
-WHITE = 128
-"""A mask that is nowhere as bright as this is taken for a mistake."""
+OTHERS = (".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".tga", ".ico", ".dng", ".cr2", ".nef", ".arw")
+LITTER = ("__macosx", "thumbs.db", "desktop.ini")
+"""What systems leave in folders and archives; not worth a word."""
 
 
 @dataclass(frozen=True)
@@ -72,47 +82,123 @@ class Reading:
         examples: the pictures, in the order of their names.
         ignored: path inside the folder -> why it was left out; hidden files are not mentioned.
         convention: how the folder was understood, in words.
+        doubtful: path of a picture -> why it cannot be learned from as it is; none of `examples`.
+        transparent: names of examples that are transparent in places, and are laid on white.
     """
 
     examples: tuple[Example, ...]
     ignored: Mapping[str, str] = field(default_factory=dict)
     convention: str = PLAIN
+    doubtful: Mapping[str, str] = field(default_factory=dict)
+    transparent: tuple[str, ...] = ()
+
+    def sound(self, skip: bool | None = None) -> Reading:
+        """This reading, if there is nothing doubtful in it or that is to be skipped; None where nobody can say so.
+
+        Raises:
+            DataError: else, naming all of it; or if nothing is left.
+        """
+        if self.doubtful and not (skip and self.examples):
+            said = " ".join(f"{name}: {why}" for name, why in self.doubtful.items())
+            count = len(self.doubtful)
+            what = "1 picture" if count == 1 else f"{count} pictures"
+            way = "" if skip is None else ", or learn without: --skip-doubtful"
+            raise DataError(f"{what} cannot be learned from. {said}", f"Put that right{way}.")
+        return self
 
 
-def read_examples(folder: Path) -> list[Example]:
-    """The examples of `read_folder`.
+@dataclass(frozen=True)
+class Found:
+    """A picture of a folder, not read yet.
+
+    Attributes:
+        path: its file.
+        name: path inside the folder that was given.
+        captions: its own captions.
+        mask: file of its mask.
+        repeats: how often it comes in an epoch.
+        pair: the two things it relates, if `pairs.json` names them.
+    """
+
+    path: Path
+    name: str
+    captions: tuple[str, ...] = ()
+    mask: Path | None = None
+    repeats: int = 1
+    pair: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a folder by what they are.
+
+    Attributes:
+        found: the pictures, in the order of their names.
+        ignored: path inside the folder -> why it was left out.
+        convention: how the folder was understood, in words.
+    """
+
+    found: tuple[Found, ...]
+    ignored: Mapping[str, str]
+    convention: str
+
+    def doubt(self, one: Found, picture: Image.Image, read: Callable[[Path], Image.Image]) -> str:
+        """Why a picture is rather the mask of another; empty if it is not.
+
+        Args:
+            one: the picture.
+            picture: its pixels.
+            read: reads others, if that is needed to tell.
+        """
+        if self.convention in (METADATA, TABLE) or not looks_like_mask(picture):
+            return ""  # what a list names is meant
+        for other in kin(one.path, [each.path for each in self.found]):
+            try:
+                if looks_like_mask(read(other)):
+                    continue  # drawings in ink
+            except DataError:
+                continue
+            mask = f"{other.stem}.mask{one.path.suffix}"
+            return f"it is black and white, as a mask of {other.name}; call it {mask}, or by a name of its own."
+        return ""
+
+
+def read_examples(folder: Path, skip: bool | None = None) -> list[Example]:
+    """The examples of `read_folder`, if all pictures can be learned from, or those that cannot are to be skipped.
 
     Raises:
-        DataError: as `read_folder`.
+        DataError: as `read_folder` and `Reading.sound`.
     """
-    return list(read_folder(folder).examples)
+    return list(read_folder(folder).sound(skip).examples)
 
 
 def read_folder(folder: Path) -> Reading:
     """Read the pictures of a folder with their captions, masks and repeats, whichever convention it follows.
 
+    A picture that cannot be read, or is rather the mask of another, is among the doubtful.
+
     Raises:
-        DataError: if there is no such folder or no picture in it; if a picture, mask or caption cannot be read, or a
-            mask is of another size than its picture; if `metadata.jsonl` or `text.json` is malformed or names what is
-            not there.
+        DataError: if there is no such folder or no picture in it; if a mask or caption cannot be read, or a
+            mask is of another size than its picture; if an index file is malformed or names what is not there.
     """
-    if not folder.is_dir():
-        raise DataError(f"There is no folder {folder}.", "Give the folder that holds your pictures.")
-    convention, found = _found(folder)
-    if not found:
-        raise _nothing(folder)
+    listed = listing(folder)
     examples: list[Example] = []
-    used = {folder / convention}  # where it is a file's name
-    for path, (captions, repeats, fallback) in found.items():
-        beside, mask = _beside(path), _mask_of(path)
-        captions = captions or (_caption(beside) if beside else ()) or fallback
-        name = path.relative_to(folder).as_posix()
-        examples.append(Example(name, open_picture(path), captions, _mask(mask) if mask else None, repeats))
-        used |= {one for one in (path, beside, mask) if one}
-    if convention == PLAIN and any(example.captions for example in examples):
-        convention = "captions beside pictures"
-    places = dict.fromkeys((folder, *(path.parent for path in found)))
-    return Reading(tuple(examples), dict(_ignored(folder, list(places), used)), convention)
+    doubtful: dict[str, str] = {}
+    transparent: list[str] = []
+    for one in listed.found:
+        try:
+            stored = decoded(one.path, one.path.name)
+        except DataError as error:
+            doubtful[one.name] = str(error)
+            continue
+        picture = laid_on(stored, "white")
+        if doubt := listed.doubt(one, picture, open_picture):
+            doubtful[one.name] = doubt
+            continue
+        transparent += [one.name] if stored.mode == "RGBA" else []
+        mask = read_mask(one.mask) if one.mask else None
+        examples.append(Example(one.name, picture, one.captions, mask, one.repeats))
+    return Reading(tuple(examples), listed.ignored, listed.convention, doubtful, tuple(transparent))
 
 
 def joined(readings: Sequence[tuple[Reading, str]]) -> Reading:
@@ -125,221 +211,178 @@ def joined(readings: Sequence[tuple[Reading, str]]) -> Reading:
         replace(one, name=f"{word} {one.name}", word=word) for reading, word in readings for one in reading.examples
     )
     ignored = {f"{word} {path}": why for reading, word in readings for path, why in reading.ignored.items()}
+    doubtful = {f"{word} {path}": why for reading, word in readings for path, why in reading.doubtful.items()}
+    transparent = tuple(f"{word} {name}" for reading, word in readings for name in reading.transparent)
     conventions = dict.fromkeys(reading.convention for reading, _ in readings)
-    return Reading(examples, ignored, f"{len(readings)} folders: {', '.join(conventions)}")
+    return Reading(examples, ignored, f"{len(readings)} folders: {', '.join(conventions)}", doubtful, transparent)
 
 
-_Found = dict[Path, tuple[tuple[str, ...], int, tuple[str, ...]]]
-"""Picture -> captions from an index file, repeats, captions where there is no other."""
+# -- folders ----------------------------------------------------------------------------------------------------
 
 
-def _found(folder: Path) -> tuple[str, _Found]:
-    """The convention that a folder follows, and its pictures."""
-    if (folder / METADATA).is_file():
-        listed = _metadata(folder)
-        return METADATA, {path: (listed[path], 1, ()) for path in sorted(listed)}
-    places: dict[Path, tuple[int, tuple[str, ...]]] = {folder: (1, ())}
-    for path in _entries(folder):
-        numbered = REPEATED.fullmatch(path.name)
-        if numbered and int(numbered[1]) > 0 and path.is_dir():
-            places[path] = (int(numbered[1]), (numbered[2],))
-    pictures = {path: place for place in places for path in _entries(place) if _is_picture(path)}
-    convention = PLAIN if len(places) == 1 else "folders with repeats"
-    listed: dict[Path, tuple[str, ...]] = {}
-    if (folder / TEXT).is_file():
-        convention, listed = TEXT, _text(folder, list(pictures))
-    elif (folder / PAIRS).is_file():
-        convention, listed = PAIRS, _pairs(folder, list(pictures))
-    return convention, {path: (listed.get(path, ()), *places[place]) for path, place in pictures.items()}
+def listing(folder: Path, deep: bool = False) -> Listing:
+    """The pictures of a folder with what belongs to them, none of them read yet.
+
+    Args:
+        folder: where they are.
+        deep: also those of plain folders within, each by its own convention, as in archives.
+
+    Raises:
+        DataError: as `read_folder`, but for pictures and masks.
+    """
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder}.", "Give the folder that holds your pictures.")
+    listed = _listed(folder, folder, deep)
+    if not listed.found:
+        raise _nothing(folder)
+    return listed
 
 
-def _entries(folder: Path) -> list[Path]:
-    """What is in a folder, in the order of names, without hidden files."""
+class _Place:
+    """A folder whose files go with each other.
+
+    Attributes:
+        path: the folder.
+        entries: what is in it, in the order of names, without hidden files.
+        pictures: the pictures in it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries = entries(path)
+        files = [one for one in self.entries if one.is_file()]
+        self._files = {key(one): one for one in reversed(files)}
+        self._masks = masks_among(files)
+        named = {mask for _, mask in self._masks}
+        self.pictures = [one for one in files if has_picture_suffix(one) and one not in named]
+        self.mask_folders = [one for one in self.entries if one.name.lower() in FOLDERS and one.is_dir()]
+        for one in self.mask_folders:
+            self._masks += masks_within(one, [each for each in entries(one) if each.is_file()])
+
+    def mask(self, picture: Path) -> Path | None:
+        """The mask file of a picture."""
+        names = (composed(picture.stem), composed(picture.name))
+        return next((mask for owner, mask in self._masks if owner in names), None)
+
+    def caption(self, picture: Path) -> Path | None:
+        """The caption file of a picture."""
+        return caption_file(picture, self._files)
+
+    def is_mask(self, path: Path) -> bool:
+        """Whether a file is a mask."""
+        return any(path == mask for _, mask in self._masks)
+
+
+def entries(folder: Path) -> list[Path]:
+    """What is in a folder, in the order of names, without hidden files.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
     try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        seen = [path for path in folder.iterdir() if not path.name.startswith(".") and path.name.lower() not in LITTER]
+        return sorted(seen)
     except OSError as error:
         raise DataError(f"The folder {folder} cannot be read: {error.strerror}.", "Allow reading it.") from None
 
 
-def _is_mask(path: Path) -> bool:
-    return path.name.lower().endswith(MASK_ENDINGS)
+def _listed(folder: Path, root: Path, deep: bool) -> Listing:
+    """What `listing` gives of a folder, named as seen from `root`."""
+    places = {folder: (_Place(folder), 1, "")}
+    for path in places[folder][0].entries:
+        numbered = REPEATED.fullmatch(path.name)
+        if numbered and int(numbered[1]) > 0 and path.is_dir():
+            places[path] = (_Place(path), int(numbered[1]), numbered[2])
+    pictures = {picture: place for place, (held, _, _) in places.items() for picture in held.pictures}
+    index = next((name for name in INDICES if (folder / name).is_file()), "")
+    captions, pairs = _said(folder, index, list(pictures))
+    counts = repeats_in(folder, list(pictures))
+    found: list[Found] = []
+    used = {folder / index, folder / REPEATS}
+    for path in sorted(captions) if index in (METADATA, TABLE) else pictures:
+        held, repeats, fallback = places.get(path.parent) or (_Place(path.parent), 1, "")
+        beside, mask = held.caption(path), held.mask(path)
+        own = captions.get(path) or (captions_in(beside) if beside else ()) or ((fallback,) if fallback else ())
+        name = path.relative_to(root).as_posix()
+        found.append(Found(path, name, own, mask, counts.get(path, repeats), pairs.get(path)))
+        used |= {one for one in (path, beside, mask) if one}
+    within = _within(places[folder][0], root, [*places], deep and index not in (METADATA, TABLE))
+    seen = dict.fromkeys((folder, *(one.path.parent for one in found)))
+    ignored = dict(_ignored(folder, root, [*seen], used | {*within}))
+    convention = index or (PLAIN if len(places) == 1 else "folders with repeats")
+    if convention == PLAIN and any(one.captions for one in found):
+        convention = "captions beside pictures"
+    conventions = [convention] if found else []
+    conventions += [one.convention for one in within.values() if one.convention not in conventions]
+    for one in within.values():
+        found += one.found
+        ignored |= one.ignored
+    return Listing(tuple(found), ignored, ", ".join(dict.fromkeys(conventions)))
 
 
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in PICTURE_SUFFIXES and not _is_mask(path) and path.is_file()
+def _said(
+    folder: Path, index: str, pictures: list[Path]
+) -> tuple[dict[Path, tuple[str, ...]], dict[Path, tuple[str, str]]]:
+    """Captions and pairs of the index file of a folder."""
+    if index in (METADATA, TABLE):
+        return listed_in(folder, index, pictures), {}
+    if index == TEXT:
+        return texts_in(folder, pictures), {}
+    pairs = pairs_in(folder, pictures) if index == PAIRS else {}
+    return {path: pair_captions(Pair(*pair)) for path, pair in pairs.items()}, pairs
+
+
+def _within(place: _Place, root: Path, known: list[Path], deep: bool) -> dict[Path, Listing]:
+    """The plain folders in a folder that hold pictures."""
+    plain = [path for path in place.entries if path.is_dir() and path not in (*known, *place.mask_folders)]
+    listed = {path: _listed(path, root, True) for path in plain} if deep else {}
+    return {path: one for path, one in listed.items() if one.found}
+
+
+# -- what is left out -------------------------------------------------------------------------------------------
 
 
 def _nothing(folder: Path) -> DataError:
-    """What to say of a folder without pictures: subfolders that hold some are named."""
+    """What to say of a folder without pictures: folders within that hold some are named."""
     hint = f"Put in some of these kinds: {', '.join(PICTURE_SUFFIXES)}."
-    for path in _entries(folder):
-        if path.is_dir() and path.name != MASKS and any(map(_is_picture, _entries(path))):
+    for path in entries(folder):
+        if not path.is_dir() or path.name.lower() in FOLDERS:
+            continue
+        inner = [one for one in entries(path) if one.is_dir() and REPEATED.fullmatch(one.name)]
+        if _Place(path).pictures:
             hint = f"There are some in {path}: give that folder, or name it 1_{path.name} to read it from here."
+            break
+        if any(_Place(one).pictures for one in inner):
+            hint = f"There are some in {inner[0]}: give {path}."
             break
     return DataError(f"There is no picture in {folder}.", hint)
 
 
-def _ignored(folder: Path, places: list[Path], used: set[Path]) -> Iterator[tuple[str, str]]:
-    """What was left out, and why."""
-    for place in places:
-        inside = [*_entries(place), *(_entries(place / MASKS) if (place / MASKS).is_dir() else ())]
-        for path in inside:
-            if path not in (*used, *places, place / MASKS):
-                yield path.relative_to(folder).as_posix(), _why(path, folder)
+def _ignored(folder: Path, root: Path, places: list[Path], used: set[Path]) -> Iterator[tuple[str, str]]:
+    """What was left out of a folder and of the places read in it, and why."""
+    for path in places:
+        place = _Place(path)
+        inside = [*place.entries, *(one for masks in place.mask_folders for one in entries(masks))]
+        for one in inside:
+            if one not in (*used, *places, *place.mask_folders):
+                yield one.relative_to(root).as_posix(), _why(one, place, folder)
 
 
-def _why(path: Path, folder: Path) -> str:
+def _why(path: Path, place: _Place, folder: Path) -> str:
+    if path.is_symlink() and not path.exists():
+        return "a link that leads nowhere"
     if path.is_dir():
         return "a folder; only those named like 10_cat are read" if path.parent == folder else "a folder in a folder"
-    if _is_mask(path) or path.parent.name == MASKS:
+    if place.is_mask(path):
         return "a mask, but no picture goes with it or another mask of it is used"
-    if _is_picture(path):
-        return f"not named in {METADATA}"
+    if has_picture_suffix(path):
+        return f"not named in {METADATA if (folder / METADATA).is_file() else TABLE}"
     if path.suffix.lower() in CAPTION_SUFFIXES:
         return "a caption, but no picture goes with it or another caption of it is used"
-    if path.name in (METADATA, TEXT, PAIRS):
-        read = next((index for index in (METADATA, TEXT) if (folder / index).is_file()), path.name)
+    if path.name in (*INDICES, REPEATS):
+        read = next((index for index in INDICES if (folder / index).is_file()), path.name)
         return f"{read} is read instead" if path.parent == folder else "only read in the folder that was given"
-    return "not a kind of picture that is read"
-
-
-# -- captions ---------------------------------------------------------------------------------------------------
-
-
-def _beside(picture: Path) -> Path | None:
-    """The caption file of a picture."""
-    return next((p for p in map(picture.with_suffix, CAPTION_SUFFIXES) if p.is_file()), None)
-
-
-def _caption(path: Path) -> tuple[str, ...]:
-    text = " ".join(_contents(path, f"The caption {path.name}").split())
-    return (text,) if text else ()
-
-
-def _contents(path: Path, what: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise DataError(f"{what} is not UTF-8 text.", "Save it as UTF-8.") from None
-    except OSError as error:
-        raise DataError(f"{what} cannot be read: {error.strerror}.", "Allow reading it.") from None
-
-
-def _parsed(text: str, where: str) -> dict[str, Any]:
-    """A JSON object."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        why = f": {error.msg.lower()} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise DataError(f"{where} is not JSON{why}.", "Put it right or remove it.") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{where} is a {type(value).__name__}, not an object.", "Write {...} there.")
-    return value
-
-
-def _captions(value: object, where: str) -> tuple[str, ...]:
-    """One caption or a list of them, white space tidied and empty ones left out."""
-    tidied: list[str] = []
-    for caption in value if isinstance(value, list) else [value]:
-        if not isinstance(caption, str) or any("\ud800" <= letter <= "\udfff" for letter in caption):
-            raise DataError(f"{where} has a caption that is no text: {caption!r:.40}.", "Write it as a string.")
-        tidied.append(" ".join(caption.split()))
-    return tuple(caption for caption in tidied if caption)
-
-
-def _metadata(folder: Path) -> dict[Path, tuple[str, ...]]:
-    """Captions of `metadata.jsonl`, by picture; several lines about one picture are several captions of it."""
-    listed: dict[Path, tuple[str, ...]] = {}
-    for number, line in enumerate(_contents(folder / METADATA, METADATA).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"Line {number} of {METADATA}"
-        row = _parsed(line, where)
-        name = row.get("file_name")
-        if not isinstance(name, str) or not name:
-            raise DataError(f"{where} has no file_name.", 'Write {"file_name": "fox.png", "text": "a {}"}.')
-        path = _inside(folder, name, where)
-        said = next((row[key] for key in CAPTION_KEYS if row.get(key) is not None), [])
-        listed[path] = listed.get(path, ()) + _captions(said, where)
-    return listed
-
-
-def _inside(folder: Path, name: str, where: str) -> Path:
-    """The picture that a name means; it must be there, and inside the folder."""
-    # Windows' rules take both kinds of slash and drive letters for what they are, on every system.
-    parts = PureWindowsPath(name)
-    if parts.anchor or ".." in parts.parts:
-        raise DataError(f"{where} names {name}, which is outside the folder.", "Name files inside it only.")
-    path = folder / name
-    try:
-        there = path.is_file()
-    except OSError:  # a name that no file can have
-        there = False
-    if not there:
-        raise DataError(f"{where} names {name:.200}, which is not there.", "Add the file, or remove what names it.")
-    if not _is_picture(path):
-        kinds = ", ".join(PICTURE_SUFFIXES)
-        raise DataError(f"{where} names {name}, which is no picture.", f"Name one of these kinds: {kinds}.")
-    return path
-
-
-def _text(folder: Path, pictures: list[Path]) -> dict[Path, tuple[str, ...]]:
-    """Captions of ReVersion's `text.json`: file name, or file name without its ending -> captions with a `{}`."""
-    listed: dict[Path, tuple[str, ...]] = {}
-    for path, said, where in _entries_of(folder, TEXT, pictures):
-        captions = _captions(said, where)
-        if captions and not any("{}" in caption for caption in captions):
-            raise DataError(
-                f"{where} has no {{}} in any of its captions.", "Write {} where the relation goes: a cat {} a box."
-            )
-        listed[path] = listed.get(path, ()) + captions
-    return listed
-
-
-def _pairs(folder: Path, pictures: list[Path]) -> dict[Path, tuple[str, ...]]:
-    """Captions from the two things that `pairs.json` names for each picture."""
-    listed: dict[Path, tuple[str, ...]] = {}
-    for path, said, where in _entries_of(folder, PAIRS, pictures):
-        names = _captions(said, where)
-        if not isinstance(said, list) or len(said) != 2 or len(names) != 2:
-            raise DataError(f"{where} names {len(names)} things.", 'Name two, the first one first: ["cat", "box"].')
-        listed[path] = pair_captions(Pair(*names))
-    return listed
-
-
-def _entries_of(folder: Path, index: str, pictures: list[Path]) -> Iterator[tuple[Path, object, str]]:
-    """Picture, what an index file says of it, and where; pictures may be named without their ending."""
-    for name, said in _parsed(_contents(folder / index, index), index).items():
-        where = f"The entry {name!r:.100} of {index}"
-        named = [path for path in pictures if path.relative_to(folder).as_posix() == name]
-        named = named or [path for path in pictures if path.relative_to(folder).with_suffix("").as_posix() == name]
-        if len(named) > 1:
-            both = " and ".join(path.name for path in named[:2])
-            raise DataError(f"{where} may mean {both}.", "Write the whole file name.")
-        yield named[0] if named else _inside(folder, name, where), said, where
-
-
-# -- masks ------------------------------------------------------------------------------------------------------
-
-
-def _mask_of(picture: Path) -> Path | None:
-    """The mask file of a picture."""
-    beside = [picture.with_name(picture.stem + ending) for ending in MASK_ENDINGS]
-    return next((p for p in (*beside, picture.parent / MASKS / f"{picture.stem}.png") if p.is_file()), None)
-
-
-def _mask(path: Path) -> Image.Image:
-    """A mask as upright grey; what is transparent in it counts as black."""
-    mask = open_picture(path).convert("L")
-    with Image.open(path) as stored:
-        if stored.has_transparency_data:
-            layered = ImageOps.exif_transpose(stored).convert("RGBA")
-            black = Image.new("RGBA", layered.size, (0, 0, 0, 255))
-            mask = Image.alpha_composite(black, layered).convert("L")
-    brightest = int(mask.getextrema()[1])  # pyright: ignore[reportArgumentType]
-    if brightest < WHITE:
-        raise DataError(
-            f"The mask {path.name} is dark everywhere: {brightest} of 255 at its brightest.",
-            "Paint what is to be learned white, or remove the mask.",
-        )
-    return mask
+    if path.name in ("captions.json", "meta_cap.json", "meta_lat.json"):
+        return f"captions in a form that is not read; write them as {METADATA}, or beside the pictures"
+    convert = "; save it as PNG or JPEG" if path.suffix.lower() in OTHERS else ""
+    return f"not a kind of picture that is read{convert}"

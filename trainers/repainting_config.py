@@ -41,6 +41,9 @@ class InpaintingConfig(RepaintingConfig):
     images: Path
     """Folder of pictures, read as for the other methods; captions beside them, masks of what they show if there are."""
 
+    skip_doubtful: bool = False
+    """Learn without pictures that cannot be read or look like the mask of another, instead of stopping to name them."""
+
     resolution: int | None = Field(default=None, ge=16, le=4096)
     """Side in pixels that pictures are scaled and cropped to; the base model's own by default."""
 

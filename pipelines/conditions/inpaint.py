@@ -27,9 +27,10 @@ from pipelines.components import Components, encode
 from pipelines.conditions import CONCAT, Branch, Step
 from pipelines.errors import RequestError
 from pipelines.events import Note, OnEvent, ignore
-from pipelines.images import fit, laid_on, open_picture, to_tensor, upright_rgb
-from pipelines.masks import grey, open_mask, require_mask, softened
+from pipelines.images import fit, to_tensor
+from pipelines.masks import require_mask, softened
 from pipelines.painting import Inpaint as Settings
+from pipelines.picture_files import decoded, grey, laid_on, open_mask, upright_rgb
 from pipelines.request import Request
 from pipelines.selection import selected
 
@@ -113,12 +114,10 @@ class Inpaint:
                 f"{settings.image} or its mask has changed since this was painted.",
                 f"It cannot be repeated exactly; give --inpaint-image {settings.image} to use it nonetheless.",
             )
-        image = open_picture(Path(settings.image))
-        with Image.open(settings.image) as stored:
-            if (opaque := laid_on(stored, "white")) is not stored and opaque.tobytes() != stored.convert(
-                "RGBA"
-            ).tobytes():
-                on_event(Note(f"{Path(settings.image).name} is transparent in places; it is laid on white."))
+        stored = decoded(Path(settings.image), Path(settings.image).name)
+        if stored.mode == "RGBA":
+            on_event(Note(f"{Path(settings.image).name} is transparent in places; it is laid on white."))
+        image = laid_on(stored, "white")
         mask = None if settings.mask is None else open_mask(Path(settings.mask))
         if not settings.selection.empty:
             mask = selected(image, settings.selection)[0].mask

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import io
 import json
 import re
 import secrets
@@ -16,18 +15,18 @@ import time
 from typing import Any
 
 from fastapi import APIRouter
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from pipelines.card import ConceptCard
 from pipelines.errors import DataError, RequestError, StudioError
 from pipelines.metadata import SAMPLERS
+from pipelines.png import texts
 from studio import catalogue
 from studio.api.forms import Answer
 from studio.jobs import Jobs
 from studio.ledger import Job
-from studio.uploads import BYTES, FORMATS, cleaned
+from studio.uploads import cleaned
 
 LORA = re.compile(r"<lora:([^:<>]{1,100}):(-?[0-9.]{1,8})(?::[^<>]{0,50})?>")
 LOOK = 0.1
@@ -274,8 +273,5 @@ def _embeddings(jobs: Jobs) -> dict[str, Any]:
 def _texts(data: bytes) -> dict[str, Any]:
     """The texts of a picture; nothing of them is evaluated."""
     cleaned(data)  # it is a picture, and no larger than allowed
-    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-        picture.load()
-        texts = {key: value for key, value in picture.info.items() if isinstance(value, str) and len(value) < BYTES}
-    items = {key: str(value) for key, value in texts.items()}
+    items = texts(data)
     return {"info": items.get("parameters", ""), "items": items, "parameters": {}}

@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse
 
 from pipelines.card import read_card
 from pipelines.errors import ConceptError, DataError
-from studio import catalogue
+from studio import archives, catalogue
 from studio.api.forms import (
     ROOT,
     ConceptAnswer,
@@ -19,6 +19,7 @@ from studio.api.forms import (
     PictureAnswer,
     PictureForm,
     StepForm,
+    TakenAnswer,
     Uploaded,
     Work,
     work,
@@ -87,16 +88,17 @@ def _add_pictures(router: APIRouter, jobs: Jobs) -> None:
         return [_entry(dataset, entry) for entry in all_of_them.entries(dataset)]
 
     @router.post("/datasets/{dataset}/pictures", status_code=CREATED)
-    def add(dataset: str, files: Annotated[list[UploadFile], File()]) -> list[PictureAnswer]:
-        """Take pictures in, or archives (zip) of them; all, or none if one of them is refused."""
+    def add(dataset: str, files: Annotated[list[UploadFile], File()]) -> TakenAnswer:
+        """Take pictures in, or archives (zip) of them with captions, masks and lists; none if a file is refused."""
         all_of_them.folder(dataset)
+        ignored: dict[str, str] = {}
         before = {entry.name for entry in all_of_them.entries(dataset)}
         try:
             for file in files:
                 archive = file.file.read(4) == b"PK\x03\x04"
                 file.file.seek(0)
                 if archive:
-                    all_of_them.add_zip(dataset, _content(file, ARCHIVE))
+                    ignored |= archives.take(all_of_them, dataset, _content(file, ARCHIVE)).ignored
                 else:
                     all_of_them.add(dataset, _content(file, BYTES), file.filename or "")
         except DataError:
@@ -104,7 +106,8 @@ def _add_pictures(router: APIRouter, jobs: Jobs) -> None:
                 if entry.name not in before:
                     all_of_them.remove(dataset, entry.name)
             raise
-        return [_entry(dataset, entry) for entry in all_of_them.entries(dataset) if entry.name not in before]
+        new = [_entry(dataset, entry) for entry in all_of_them.entries(dataset) if entry.name not in before]
+        return TakenAnswer(pictures=new, ignored=ignored)
 
 
 def _add_picture(router: APIRouter, jobs: Jobs) -> None:
@@ -127,6 +130,8 @@ def _add_picture(router: APIRouter, jobs: Jobs) -> None:
         entry = all_of_them.entry(dataset, name)
         if form.pair is not None:
             entry = all_of_them.set_pair(dataset, name, *form.pair)
+        if form.repeats is not None:
+            entry = all_of_them.set_repeats(dataset, name, form.repeats)
         if form.caption is not None:
             entry = all_of_them.set_caption(dataset, name, form.caption)
         return _entry(dataset, entry)

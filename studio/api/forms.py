@@ -138,7 +138,10 @@ class PictureForm(Frozen):
     """What a picture of a dataset shows; what is not given stays."""
 
     caption: str | None = Field(default=None, max_length=4000)
-    """In words; empty for none."""
+    """In words; each line is a caption of its own; empty for none."""
+
+    repeats: int | None = Field(default=None, ge=1, le=10_000)
+    """How often it comes in an epoch."""
 
     pair: tuple[str, str] | None = None
     """Names of the two things it relates; two empty ones for none."""
@@ -153,7 +156,15 @@ class PictureAnswer(Answer):
     caption: str
     pair: tuple[str, str] | None
     mask: bool
+    repeats: int
     href: str
+
+
+class TakenAnswer(Answer):
+    """What was taken in: the pictures, and by its path in an archive why something was left out."""
+
+    pictures: list[PictureAnswer]
+    ignored: dict[str, str]
 
 
 class DatasetAnswer(Answer):

@@ -12,6 +12,7 @@ import gradio as gr
 from pipelines.bases import base_files
 from pipelines.card import read_card
 from pipelines.errors import StudioError
+from studio import archives
 from studio.jobs import Job, Jobs
 from studio.web.components import picture_rows, told_by
 from studio.web.following import Following, shown, told
@@ -191,7 +192,9 @@ class TeachPage(Following):
             path = Path(name)
             try:
                 if path.suffix.lower() == ".zip":
-                    self.jobs.datasets.add_zip(dataset, path.read_bytes())
+                    ignored = archives.take(self.jobs.datasets, dataset, path.read_bytes()).ignored
+                    if ignored:
+                        gr.Warning(" ".join(f"{escape(one)} is left out: {escape(ignored[one])}." for one in ignored))
                 else:
                     self.jobs.datasets.add(dataset, path.read_bytes(), path.name)
             except StudioError as error:

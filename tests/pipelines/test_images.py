@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from pipelines.errors import DataError
-from pipelines.images import fit, open_picture, to_pictures, to_tensor
+from pipelines.images import fit, to_pictures, to_tensor
+from pipelines.picture_files import open_picture
 
 
 def test_tensors_and_pictures_round_trip():
@@ -46,7 +47,7 @@ def test_transparency_is_laid_on_white(tmp_path):
 
 def test_a_text_file_named_jpg_is_said_to_be_one(tmp_path):
     (tmp_path / "notes.jpg").write_text("hello")
-    with pytest.raises(DataError, match=r"notes\.jpg is not a picture"):
+    with pytest.raises(DataError, match=r"notes\.jpg is no picture.*whatever its name"):
         open_picture(tmp_path / "notes.jpg")
 
 

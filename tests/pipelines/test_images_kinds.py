@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipelines.errors import DataError
-from pipelines.images import PIXEL_LIMIT, fit, open_picture, to_pictures, to_tensor
+from pipelines.images import fit, to_pictures, to_tensor
+from pipelines.picture_files import PIXEL_LIMIT, open_picture
 
 NOISE = np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8)
 

@@ -20,9 +20,9 @@ from pipelines.card import read_card
 from pipelines.conditions import Step
 from pipelines.errors import ConceptError, ConfigError, DataError, ModelError, RequestError
 from pipelines.files import whole_file
-from pipelines.images import open_picture
 from pipelines.judge import Judge
 from pipelines.metadata import Made, parameters
+from pipelines.picture_files import open_picture
 from pipelines.prompts import encode_prompts, parse_weights
 from pipelines.request import Defaults
 from pipelines.schedulers import KINDS, build

@@ -81,7 +81,7 @@ def test_pictures_are_asked_for_watched_and_fetched(web, ended):
 def test_a_concept_is_learned_used_and_deleted(web, dataset, ended, jobs):
     files = [("files", ("a.jpg", picture(form="JPEG"), "x/y")), ("files", ("b.zip", archive({"c.png": picture()})))]
     added = web.post(f"/api/v1/datasets/{dataset}/pictures", files=files)
-    assert added.status_code == 201 and [one["name"] for one in added.json()] == ["0001.png", "0002.png"]
+    assert added.status_code == 201 and [one["name"] for one in added.json()["pictures"]] == ["0001.png", "0002.png"]
     asked = {
         "method": "textual-inversion",
         "dataset": dataset,

@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from pipelines.errors import DataError
-from studio import uploads
+from studio import archives, uploads
 from studio.datasets import Datasets, Pictures
 from studio.jobs import Jobs
 from studio.ledger import Unknown
@@ -132,7 +132,7 @@ def test_captions_pairs_and_masks_are_read_by_training(datasets, one):
 def test_an_archive_is_taken_with_captions_and_masks(datasets, one):
     white = picture(color=(255, 255, 255))
     files = {"f/b.jpg": picture(form="JPEG"), "f/a.png": picture(), "f/a.txt": b"a fox", "f/a.mask.png": white}
-    assert datasets.add_zip(one, archive(files)) == 2
+    assert len(archives.take(datasets, one, archive(files)).entries) == 2
     assert [(entry.caption, entry.mask) for entry in datasets.entries(one)] == [("a fox", True), ("", False)]
 
 
@@ -141,7 +141,7 @@ def test_an_archive_is_taken_with_captions_and_masks(datasets, one):
 )
 def test_names_that_lead_out_of_an_archive_are_refused(datasets, one, name):
     with pytest.raises(DataError, match="no plain name"):
-        datasets.add_zip(one, archive({"ok.png": picture(), name: picture()}))
+        archives.take(datasets, one, archive({"ok.png": picture(), name: picture()}))
     assert datasets.entries(one) == []
 
 
@@ -151,14 +151,17 @@ def test_archives_that_are_not_as_they_should_be_are_refused(datasets, one):
         (archive({"a.png": b"/etc/passwd"}, mode=0o120777), "link"),
         (archive({"a.txt": b"0" * 20_000_000}), "unpacks to too much"),
         (archive({"a.png": picture(), "A.PNG": picture()}), "twice"),
-        (archive({"f/a.png": picture(), "g/a.png": picture()}), "own name"),
-        (archive({"a.txt": b"x"}), "no picture"),
-        (archive({"a.png": picture(), "b.png": b"junk"}), "b.png is no picture"),
+        (archive({"a.txt": b"x"}), "no picture in the archive"),
+        (archive({"a.png": b"/etc/passwd", "b.png": b"junk"}), "No picture.*a.png is no picture.*b.png is no picture"),
+        (archive({"a.png": picture(), "a.txt": b"caf\xe9"}), "a.txt is not UTF-8"),
+        (archive({"a.png": picture(), "a.mask.png": picture(size=(5, 5), color="white")}), "mask has 5 x 5 pixels"),
+        (archive({"a.png": picture(), "a_mask.jpg": picture(color="black")}), "a_mask.jpg.*dark everywhere"),
+        (archive({"a.png": picture(), "metadata.jsonl": b"["}), "Line 1 of metadata.jsonl"),
         (b"junk", "no zip"),
         (good[:-30], "no zip"),
     ):
         with pytest.raises(DataError, match=said):
-            datasets.add_zip(one, data)
+            archives.take(datasets, one, data)
     assert datasets.entries(one) == []
 
 

@@ -202,7 +202,7 @@ def test_a_dry_run_looks_at_all_folders(base, pictures, more, tmp_path, capsys):
     assert dreambooth(base, "--pivotal", "--token", "<a>", "--also", f"{more}:<b>:car", "--dry-run") == 0
     said = capsys.readouterr().out
     assert "5 pictures (2 folders: plain folder, captions beside pictures)." in said
-    assert "2 captions without the token" in said and "<b> 0.png and <b> 1.png" in said
+    assert "2 captions without '<a>' or '<b>' or {}" in said and "<b> 0.png and <b> 1.png" in said
 
 
 def test_ways_are_named_and_one_sticker_cannot_be_taught_together(capsys):

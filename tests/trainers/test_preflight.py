@@ -230,7 +230,19 @@ def test_buckets_are_listed_as_training_makes_them(base):
 def test_captions_without_the_token_are_named():
     report = look(pictures("a {}", "a <x> there", "a fox", None, "nothing"))
     assert report.unused == ("2.png", "4.png")
-    assert "There are 2 captions without the token or {}, not used: 2.png and 4.png." in report.problems
+    assert "There are 2 captions without '<x>' or {}, not used: 2.png and 4.png." in report.problems
+
+
+def test_a_caption_with_the_identifier_alone_is_told_what_it_needs():
+    report = look(pictures("a f at the sea", "a f dog"), token="f fox")
+    assert "There are 2 captions without 'f fox' or {}, not used: 0.png and 1.png." in report.problems
+
+
+def test_transparent_and_doubtful_pictures_are_told():
+    reading = Reading(tuple(pictures("a {}")), {}, "plain folder", {"x.jpg": "x.jpg cannot be read."}, ("0.png",))
+    problems = look(reading).problems
+    assert "There is 1 picture transparent in places, laid on white: 0.png." in problems
+    assert "x.jpg is left out: x.jpg cannot be read." in problems
 
 
 def test_captions_longer_than_the_window_are_named(base):

@@ -79,7 +79,7 @@ def test_captions_that_go_with_no_picture_are_reported(folder):
 
 
 def test_a_caption_that_is_no_utf8_is_said(folder):
-    (folder / "0.txt").write_bytes(b"\xff\xfe\x00x")
+    (folder / "0.txt").write_bytes(b"caf\xe9")
     with pytest.raises(DataError, match=r"0\.txt is not UTF-8"):
         read_examples(folder)
 

@@ -2,10 +2,12 @@
 const frame = element.querySelector('.rows');
 
 function field(index, key, label, placeholder) {
-  const node = document.createElement('input');
-  node.value = props.value[index][key] || '';
+  const text = props.value[index][key] || '', lines = text.split('\n').length;
+  const node = document.createElement(lines > 1 ? 'textarea' : 'input');
+  if (lines > 1) node.rows = Math.min(lines, 6);
+  node.value = text;
   node.placeholder = placeholder;
-  node.maxLength = key === 'caption' ? 400 : 60;
+  node.maxLength = key === 'caption' ? 4000 : 60;
   node.setAttribute('aria-label', `${label} of picture ${index + 1}`);
   node.addEventListener('change', () => {
     props.value = props.value.map((one, at) => at === index ? {...one, [key]: node.value} : {...one});
