@@ -330,7 +330,16 @@ def from_pipeline(pipeline: Any, name: str) -> Components:
     names = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     parts = {part: getattr(pipeline, part) for part in names if getattr(pipeline, part, None) is not None}
     zero = bool(pipeline.config.get("force_zeros_for_empty_prompt", False))
-    return _bundle(parts, dict(pipeline.scheduler.config), name, zero)
+    return _bundle(parts, _given(pipeline.scheduler.config), name, zero)
+
+
+def _given(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a scheduler that its file gives; what its class added are no settings of the base.
+
+    A sampler of another class has defaults of its own (`timestep_spacing`, say), as `from_config` of diffusers has it.
+    """
+    added = config.get("_use_default_values", ())
+    return {key: value for key, value in config.items() if key not in added and key != "_use_default_values"}
 
 
 def _from_single_file(path: Path, download: bool) -> Components:
