@@ -80,11 +80,18 @@ class Components:
         return self.factor * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
 
     @property
+    def distilled(self) -> bool:
+        """Whether the UNet was distilled with guidance and reads its scale (LCM)."""
+        return self.unet.config["time_cond_proj_dim"] is not None
+
+    @property
     def defaults(self) -> Defaults:
         """What a request that says nothing gets."""
         size = int(self.unet.config["sample_size"]) * self.factor
         if self.family == "pocket":
             return Defaults(size=size, scale=2.0, rescale=0.0, scheduler="ddim", steps=25, beta=1.0)
+        if self.distilled:
+            return Defaults(size=size, scale=8.5, rescale=0.0, scheduler="lcm", steps=4)
         zero_snr = bool(self.scheduler_config.get("rescale_betas_zero_snr"))
         return Defaults(size=size, scale=5.0 if self.family == "sdxl" else 7.5, rescale=0.7 if zero_snr else 0.0)
 

@@ -126,6 +126,15 @@ def sd_pipeline(seed: int = 0, dim: int = 32, **settings: object) -> StableDiffu
     return pipeline
 
 
+def lcm_pipeline(xl: bool = False, seed: int = 0) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+    """A pipeline whose UNet reads the guidance scale, as after a latent consistency distillation."""
+    pipeline = sdxl_pipeline(seed) if xl else sd_pipeline(seed)
+    config = {key: value for key, value in dict(pipeline.unet.config).items() if not key.startswith("_")}
+    torch.manual_seed(seed)
+    pipeline.register_modules(unet=UNet2DConditionModel(**(config | {"time_cond_proj_dim": 6})).eval())
+    return pipeline
+
+
 def inpaint_pipeline(channels: int = 9, seed: int = 0, **settings: object) -> StableDiffusionInpaintPipeline:
     """diffusers' inpainting over the same parts, with a UNet that reads 4 or 9 channels.
 

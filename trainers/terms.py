@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipelines.components import Components
 from pipelines.errors import ModelError
+from pipelines.guidance import told
 from pipelines.prompts import encode_ids
 from trainers.config import ObjectiveConfig
 from trainers.data import Batch
@@ -84,12 +85,14 @@ def conditioning(components: Components, captions: list[str], sizes: Tensor, siz
 def _arguments(components: Components, encoded: Sequence[Any], sizes: Tensor, size: tuple[int, int]) -> dict[str, Any]:
     """UNet arguments from the states and the pooled text of each text encoder."""
     context = torch.cat([part for part, _ in encoded], dim=-1).to(components.dtype)
+    unguided = told(components, 1.0, len(context))  # what is learned is the prediction without guidance
     if components.family != "sdxl":
-        return {"encoder_hidden_states": context}
+        return {"encoder_hidden_states": context, **unguided}
     rest = torch.tensor([[0, 0, *size]]).expand(len(sizes), 4)
     ids = torch.cat((sizes, rest), dim=1).to(components.device, components.dtype)
     pooled = encoded[-1][1].to(components.dtype)
-    return {"encoder_hidden_states": context, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids}}
+    added = {"text_embeds": pooled, "time_ids": ids}
+    return {"encoder_hidden_states": context, "added_cond_kwargs": added, **unguided}
 
 
 class Conditioning:
