@@ -149,12 +149,12 @@ def subject_losses(
     """
     config, levels = binding.config, binding.levels
     noise, timesteps = drawn(batch, config, len(levels), generator)
-    latents, captions, sizes, count = batch.latents, batch.captions, batch.sizes, len(batch.latents)
+    latents, captions, frames, count = batch.latents, batch.captions, batch.frames, len(batch.latents)
     taught: Tensor | None = None
     if batch.prior is not None:
         prior_noise, prior_timesteps = drawn(batch.prior, config, len(levels), generator)
         noise, timesteps = torch.cat((noise, prior_noise)), torch.cat((timesteps, prior_timesteps))
-        latents, sizes = torch.cat((latents, batch.prior.latents)), torch.cat((sizes, batch.prior.sizes))
+        latents, frames = torch.cat((latents, batch.prior.latents)), torch.cat((frames, batch.prior.frames))
         captions = captions + batch.prior.captions
     elif config.prior == "model":
         plain = [config.plain(caption) for caption in captions]
@@ -162,8 +162,8 @@ def subject_losses(
             plain = _every_second(plain, ordinary(components.family), generator, batch.part)
         taught = _base_prediction(components, binding, batch, (noise, timesteps), plain)
         noise, timesteps = torch.cat((noise, noise)), torch.cat((timesteps, timesteps))
-        latents, sizes, captions = torch.cat((latents, latents)), torch.cat((sizes, sizes)), captions + plain
-    arguments = binding.conditioning(captions, sizes, pixels_of(components, latents))
+        latents, frames, captions = torch.cat((latents, latents)), torch.cat((frames, frames)), captions + plain
+    arguments = binding.conditioning(captions, frames, pixels_of(components, latents))
     guess = predicted(components, latents, timesteps, noise, levels, arguments)
     kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
     wanted = target(kind, latents, noise, levels[timesteps])
@@ -194,5 +194,5 @@ def _base_prediction(
     with ExitStack() as stack:
         for one in binding.trained:
             stack.enter_context(one.off())
-        arguments = binding.conditioning.anew(captions, batch.sizes, pixels_of(components, batch.latents))
+        arguments = binding.conditioning.anew(captions, batch.frames, pixels_of(components, batch.latents))
         return predicted(components, batch.latents, timesteps, noise, binding.levels, arguments)

@@ -16,7 +16,7 @@ from pipelines.events import Note
 from pipelines.guidance import embedded
 from pipelines.request import Guidance, Request
 from tests import tiny
-from trainers.terms import conditioning
+from trainers.terms import conditioning, uncropped
 
 
 def request(scale=8.0, **fields):
@@ -74,6 +74,6 @@ def test_outside_its_interval_guidance_is_one():
 def test_such_a_base_has_defaults_of_its_kind_and_is_trained_without_guidance():
     base = tiny.frozen(from_pipeline(tiny.lcm_pipeline(), "tiny-lcm"))
     assert (base.defaults.scheduler, base.defaults.steps) == ("lcm", 4)
-    told = conditioning(base, ["a fox", "a cat"], torch.tensor([[16, 16]] * 2), (16, 16))["timestep_cond"]
+    told = conditioning(base, ["a fox", "a cat"], uncropped(2, (16, 16)), (16, 16))["timestep_cond"]
     assert torch.equal(told, embedded(1.0, 6).expand(2, -1))
-    assert "timestep_cond" not in conditioning(tiny.sd(), ["a fox"], torch.tensor([[16, 16]]), (16, 16))
+    assert "timestep_cond" not in conditioning(tiny.sd(), ["a fox"], uncropped(1, (16, 16)), (16, 16))

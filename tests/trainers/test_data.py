@@ -69,7 +69,7 @@ def test_captions_give_way_to_templates_unless_they_hold_the_token(base):
 
 def test_original_sizes_are_kept_for_xl(base):
     data = LatentSet(base, [Example("x", Image.new("RGB", (30, 20)))], resolution=16)
-    assert drawn(data, batch=1).sizes.tolist() == [[20, 30]]
+    assert drawn(data, batch=1).frames.tolist() == [[20, 30, 0, 0]]
 
 
 def test_noise_of_the_posterior_is_drawn_anew_each_step(base):
@@ -240,7 +240,7 @@ def test_a_batch_has_one_shape_and_original_sizes(base):
     for k in range(8):
         batch = drawn(data, k, 2)
         assert batch.latents.shape[0] == 2 and len(batch.indices) == 2
-        assert batch.sizes.tolist() == [[MIXED[i][1], MIXED[i][0]] for i in batch.indices]
+        assert batch.frames[:, :2].tolist() == [[MIXED[i][1], MIXED[i][0]] for i in batch.indices]
         aspects = {MIXED[i][0] > 1.2 * MIXED[i][1] for i in batch.indices}
         assert len(aspects) == 1
         shapes.add(tuple(batch.latents.shape[2:]))

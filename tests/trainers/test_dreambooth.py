@@ -199,7 +199,7 @@ def sd2():
 def test_a_low_rank_concept_gives_the_same_latents_as_the_training_it_comes_from(dora, make):
     base = make()
     the_run = run(dora=dora, alpha=2.0, rank=3, text_encoder=True, targets="all", prior="model")
-    request = Request(prompt="a z fox", steps=2, seed=4)
+    request = Request(prompt="a z fox", steps=2, seed=4, scheduler="ddim")
     with METHOD.prepare(base, the_run.config, chance()) as trainable:
         with torch.no_grad():
             for index, parameter in enumerate(trainable.parameters.values()):

@@ -18,7 +18,7 @@ from trainers.config import DataConfig, TrainConfig
 from trainers.data import Batch, Example
 from trainers.reversion import PAPER, ReVersion, ReVersionConfig
 from trainers.steering import bases, focal_timesteps
-from trainers.terms import drawn, noise_levels, pixels_of, prompt_ids
+from trainers.terms import drawn, noise_levels, pixels_of, prompt_ids, uncropped
 from trainers.train import Run, train
 
 CAPTIONS = ("a fox {} a cat", "a photo of a cat {} a fox", "a fox {} a toy")
@@ -48,7 +48,7 @@ def batch_of(base, captions, generator, token="<r>"):
     channels, count = base.unet.config["in_channels"], len(captions)
     latents = torch.randn(count, channels, 8, 8, generator=generator)
     spoken = [caption.replace("{}", token) for caption in captions]
-    return Batch(latents, spoken, list(range(count)), torch.full((count, 2), 8 * base.factor), 0, None)
+    return Batch(latents, spoken, list(range(count)), uncropped(count, (8 * base.factor,) * 2), 0, None)
 
 
 # -- the losses -------------------------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ def test_a_step_is_the_authors_arithmetic_with_every_caption_steered(make):
         level = levels[timesteps].view(-1, 1, 1, 1)
         noisy = level.sqrt() * batch.latents + (1 - level).sqrt() * noise
         with torch.no_grad():
-            arguments = trainable.state.conditioning(batch.captions, batch.sizes, pixels_of(base, batch.latents))
+            arguments = trainable.state.conditioning(batch.captions, batch.frames, pixels_of(base, batch.latents))
             guess = base.unet(noisy, timesteps, **arguments).sample
         assert float(got["denoise"]) == pytest.approx(float(F.mse_loss(guess, noise)), rel=1e-4)
         expected = 0.0
