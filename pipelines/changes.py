@@ -40,15 +40,21 @@ class LowRank:
     magnitude: Tensor | None = None
 
     def changed(self, weight: Tensor, strength: float) -> Tensor:
-        """The weight with this change, float32."""
+        """The weight with this change, float32.
+
+        With a magnitude the strength scales the low-rank change inside the direction, whose length stays the learned
+        one (peft's `set_adapters`); 0 leaves the weight alone nonetheless.
+        """
         before = weight.detach().float()
+        if strength == 0:
+            return before
         change = self.up.flatten(1).to(before) @ self.down.flatten(1).to(before) * self.scale
-        after = before + change.reshape(before.shape)
-        if self.magnitude is not None:
-            along = (-1, *[1] * (before.ndim - 1))
-            length = after.flatten(1).norm(dim=1).reshape(along)
-            after = after * self.magnitude.to(before).reshape(along) / length
-        return before + strength * (after - before)
+        after = before + strength * change.reshape(before.shape)
+        if self.magnitude is None:
+            return after
+        along = (-1, *[1] * (before.ndim - 1))
+        length = after.flatten(1).norm(dim=1).reshape(along)
+        return after * self.magnitude.to(before).reshape(along) / length
 
     def shape(self) -> tuple[int, ...]:
         """Shape of the weight it fits."""
@@ -149,9 +155,17 @@ def _fitting(key: str, change: Change, weight: Tensor) -> Change:
     return change.widened(weight.shape[1]) if first else change
 
 
+class _ChangedWeight(nn.Parameter):
+    """A changed weight that remembers what it was in the base."""
+
+    base: Tensor | None = None
+
+
 @contextmanager
 def applied(components: Components, changes: Mapping[str, Change], strength: float = 1.0) -> Iterator[None]:
-    """Change the weights for as long as the `with` lasts. Nests: a second change starts from the first's result.
+    """Change the weights for as long as the `with` lasts.
+
+    Nests: each change is that of the base's own weight, and they are added, so that their order does not matter.
 
     Args:
         components: the base.
@@ -166,13 +180,29 @@ def applied(components: Components, changes: Mapping[str, Change], strength: flo
                 continue
             owner, leaf = found
             weight: nn.Parameter = getattr(owner, leaf)
-            new = _narrowed(_fitting(key, change, weight).changed(weight, strength), weight.dtype)
+            new = _ChangedWeight(_added(_fitting(key, change, weight), weight, strength), requires_grad=False)
+            new.base = _base_of(weight)
             undo.append((owner, leaf, weight))
-            setattr(owner, leaf, nn.Parameter(new, requires_grad=False))
+            setattr(owner, leaf, new)
         yield
     finally:
         for owner, leaf, weight in reversed(undo):
             setattr(owner, leaf, weight)
+
+
+def _base_of(weight: Tensor) -> Tensor:
+    """What a weight is in the base."""
+    base: Tensor | None = getattr(weight, "base", None)
+    return weight if base is None else base
+
+
+def _added(change: Change, weight: Tensor, strength: float) -> Tensor:
+    """A weight, which others may have changed already, with what a change makes of the base's own."""
+    base = _base_of(weight)
+    if base is weight:
+        return _narrowed(change.changed(weight, strength), weight.dtype)
+    difference = change.changed(base, strength) - base.detach().float()
+    return _narrowed(weight.detach().float() + difference, weight.dtype)
 
 
 def _narrowed(weight: Tensor, dtype: torch.dtype) -> Tensor:
