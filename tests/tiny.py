@@ -176,6 +176,21 @@ def sdxl_pipeline(seed: int = 0) -> StableDiffusionXLPipeline:
     return pipeline
 
 
+def sdxl_with_real_blocks() -> StableDiffusionXLPipeline:
+    """SDXL whose UNet has the blocks of the real one, which kohya's names count."""
+    pipeline = sdxl_pipeline()
+    config = dict(pipeline.unet.config) | {
+        "block_out_channels": (16, 32, 32),
+        "layers_per_block": 2,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    }
+    torch.manual_seed(1)
+    unet = UNet2DConditionModel(**{key: value for key, value in config.items() if not key.startswith("_")}).eval()
+    pipeline.register_modules(unet=unet)
+    return pipeline
+
+
 def frozen(components: Components) -> Components:
     for module in components.modules():
         module.eval().requires_grad_(False)
