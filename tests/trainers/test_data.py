@@ -293,3 +293,14 @@ def test_masks_keep_the_shape_of_their_bucket(base):
         batch = drawn(data, k, 1)
         assert batch.masks.shape[2:] == batch.latents.shape[2:]
         assert batch.masks.mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_pictures_within_a_bucket_come_in_another_order_each_epoch(base):
+    """Of four pictures in batches of two each pair comes together about as often: three partners, a third each."""
+    data = LatentSet(base, shaped(*[(30, 30)] * 4), resolution=32, buckets=True, seed=1)
+    epochs = 120
+    batches = [drawn(data, k, 2).indices for k in range(2 * epochs)]
+    pairs = Counter(frozenset(batch) for batch in batches)
+    assert len(pairs) == 6 and all(25 <= often <= 55 for often in pairs.values())  # 40 each; the deviation is 5
+    first = Counter(batch[0] for batch in batches)
+    assert all(45 <= first[i] <= 75 for i in range(4))
