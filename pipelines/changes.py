@@ -31,24 +31,37 @@ class LowRank:
         down: (rank, in) or (rank, in, k, k).
         up: (out, rank) or (out, rank, 1, 1).
         scale: alpha / rank.
-        magnitude: (out,) lengths of the rows of the result (DoRA, arXiv:2402.09353, eq. 5), or None.
+        magnitude: lengths of the rows of the result, (out,), as PEFT trains them (DoRA, arXiv:2402.09353, eq. 5), or of
+            its columns, (in,), as LyCORIS does; or None.
+        columns: whether they are those of the columns.
     """
 
     down: Tensor
     up: Tensor
     scale: float
     magnitude: Tensor | None = None
+    columns: bool = False
 
     def changed(self, weight: Tensor, strength: float) -> Tensor:
-        """The weight with this change, float32."""
+        """The weight with this change, float32.
+
+        With magnitudes of rows the strength scales the low-rank change inside the direction, whose length stays the
+        learned one (peft's `set_adapters`); 0 leaves the weight alone nonetheless. With those of columns it scales the
+        whole change, as ComfyUI and AUTOMATIC1111 do.
+        """
         before = weight.detach().float()
+        if strength == 0:
+            return before
         change = self.up.flatten(1).to(before) @ self.down.flatten(1).to(before) * self.scale
-        after = before + change.reshape(before.shape)
-        if self.magnitude is not None:
-            along = (-1, *[1] * (before.ndim - 1))
-            length = after.flatten(1).norm(dim=1).reshape(along)
-            after = after * self.magnitude.to(before).reshape(along) / length
-        return before + strength * (after - before)
+        inside = 1.0 if self.columns else strength
+        after = before + inside * change.reshape(before.shape)
+        if self.magnitude is None:
+            return after
+        along = (1, -1) if self.columns else (-1, 1)
+        shape = along + (1,) * (before.ndim - 2)
+        length = after.transpose(0, 1 if self.columns else 0).flatten(1).norm(dim=1).reshape(shape)
+        after = after * self.magnitude.to(before).reshape(shape) / length
+        return before + strength * (after - before) if self.columns else after
 
     def shape(self) -> tuple[int, ...]:
         """Shape of the weight it fits."""
@@ -56,6 +69,11 @@ class LowRank:
 
     def widened(self, channels: int) -> LowRank:
         """The same change of a weight that reads more channels, whose further ones it leaves alone."""
+        if self.columns:
+            raise ConceptError(
+                "A DoRA of columns cannot be used with a UNet that reads more channels than its own.",
+                "Use the base it was trained on.",
+            )
         return replace(self, down=_widened(self.down, channels))
 
 
@@ -85,6 +103,14 @@ def _widened(weight: Tensor, channels: int) -> Tensor:
 
 
 Change = LowRank | Difference
+
+
+def by_rows(changes: Mapping[str, Change]) -> bool:
+    """Whether there are magnitudes of rows among changes (DoRA as PEFT trains it)."""
+    return any(
+        isinstance(change, LowRank) and change.magnitude is not None and not change.columns
+        for change in changes.values()
+    )
 
 
 def same(one: Mapping[str, Change], other: Mapping[str, Change]) -> bool:
@@ -149,9 +175,26 @@ def _fitting(key: str, change: Change, weight: Tensor) -> Change:
     return change.widened(weight.shape[1]) if first else change
 
 
+def difference(components: Components, key: str, change: Change) -> Difference:
+    """What a change does to a weight of this base, as a whole difference; it must fit (`check_fits`)."""
+    found = _owner(components, key)
+    if found is None:
+        raise KeyError(key)
+    weight: Tensor = getattr(*found)
+    return Difference((change.changed(weight, 1.0) - weight.detach().float()).cpu())
+
+
+class _ChangedWeight(nn.Parameter):
+    """A changed weight that remembers what it was in the base."""
+
+    base: Tensor | None = None
+
+
 @contextmanager
 def applied(components: Components, changes: Mapping[str, Change], strength: float = 1.0) -> Iterator[None]:
-    """Change the weights for as long as the `with` lasts. Nests: a second change starts from the first's result.
+    """Change the weights for as long as the `with` lasts.
+
+    Nests: each change is that of the base's own weight, and they are added, so that their order does not matter.
 
     Args:
         components: the base.
@@ -166,13 +209,29 @@ def applied(components: Components, changes: Mapping[str, Change], strength: flo
                 continue
             owner, leaf = found
             weight: nn.Parameter = getattr(owner, leaf)
-            new = _narrowed(_fitting(key, change, weight).changed(weight, strength), weight.dtype)
+            new = _ChangedWeight(_added(_fitting(key, change, weight), weight, strength), requires_grad=False)
+            new.base = _base_of(weight)
             undo.append((owner, leaf, weight))
-            setattr(owner, leaf, nn.Parameter(new, requires_grad=False))
+            setattr(owner, leaf, new)
         yield
     finally:
         for owner, leaf, weight in reversed(undo):
             setattr(owner, leaf, weight)
+
+
+def _base_of(weight: Tensor) -> Tensor:
+    """What a weight is in the base."""
+    base: Tensor | None = getattr(weight, "base", None)
+    return weight if base is None else base
+
+
+def _added(change: Change, weight: Tensor, strength: float) -> Tensor:
+    """A weight, which others may have changed already, with what a change makes of the base's own."""
+    base = _base_of(weight)
+    if base is weight:
+        return _narrowed(change.changed(weight, strength), weight.dtype)
+    difference = change.changed(base, strength) - base.detach().float()
+    return _narrowed(weight.detach().float() + difference, weight.dtype)
 
 
 def _narrowed(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -191,7 +250,9 @@ def _narrowed(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 # -- as stored --------------------------------------------------------------------------------------------------
 
-_DOWN, _UP, _MAGNITUDE, _WHOLE = ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector", ".diff"
+_DOWN, _UP, _MAGNITUDE, _COLUMNS, _WHOLE = (
+    ".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector", ".dora_scale", ".diff",
+)  # fmt: skip
 
 
 def stored(changes: Mapping[str, Change]) -> dict[str, Tensor]:
@@ -204,8 +265,14 @@ def stored(changes: Mapping[str, Change]) -> dict[str, Tensor]:
         module = key.removesuffix(".weight")
         tensors |= {module + _DOWN: change.down, module + _UP: change.up}
         if change.magnitude is not None:
-            tensors[module + _MAGNITUDE] = change.magnitude
+            tensors[module + (_COLUMNS if change.columns else _MAGNITUDE)] = _shaped(change.magnitude, change)
     return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+
+
+def _shaped(magnitude: Tensor, change: LowRank) -> Tensor:
+    """Magnitudes as PEFT has them, (out,) or of a convolution (1, out, 1, 1), and as LyCORIS, (1, in, ...)."""
+    kernel = change.down.ndim - 2
+    return magnitude.reshape(1, -1, *[1] * kernel) if kernel or change.columns else magnitude
 
 
 def lora_metadata(changes: Mapping[str, Change]) -> dict[str, Any]:
@@ -285,13 +352,28 @@ def read_stored(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> d
 
 
 def _low_rank(layer: str, own: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> LowRank:
-    down, up, magnitude = own.get("down"), own.get("up"), own.get("magnitude")
+    down, up = own.get("down"), own.get("up")
     if down is None or up is None or up.ndim < 2 or down.ndim < 2 or up.shape[1] != len(down) or not len(down):
         raise ConceptError(f"The LoRA pair of {layer:.80} is broken.", "Get the file again.")
-    if magnitude is not None and magnitude.numel() != len(up):
-        raise ConceptError(f"The DoRA magnitudes of {layer:.80} are not as many as its rows.", "Get the file again.")
-    if magnitude is not None:
-        magnitude = magnitude.flatten()
     if up.ndim == 4 and up.shape[2:] != (1, 1):
         raise ConceptError(f"The LoRA pair of {layer:.80} is broken.", "Get the file again.")
-    return LowRank(down, up, _scale(layer, len(down), own.get("alpha"), metadata), magnitude)
+    magnitude, columns = _magnitude(layer, own, (len(up), down.shape[1]))
+    return LowRank(down, up, _scale(layer, len(down), own.get("alpha"), metadata), magnitude, columns)
+
+
+def _magnitude(layer: str, own: Mapping[str, Tensor], shape: tuple[int, int]) -> tuple[Tensor | None, bool]:
+    """The magnitudes of a layer of a shape (out, in), and whether they are those of columns.
+
+    A `dora_scale` tells by its shape: (1, in, ...) of columns, which is LyCORIS's own, (out, 1, ...) of rows.
+    """
+    magnitude, scale = own.get("magnitude"), own.get("dora")
+    if scale is not None and scale.ndim > 1 and len(scale) == 1 and scale.numel() == shape[1]:
+        return scale.flatten(), True
+    rows = magnitude if scale is None else scale
+    if rows is not None and rows.numel() != shape[0]:
+        raise ConceptError(
+            f"The DoRA magnitudes of {layer:.80} have the shape {tuple(rows.shape)}; its weight has {shape[0]} rows "
+            f"and {shape[1]} columns.",
+            "They fit neither; get the file again.",
+        )
+    return (None if rows is None else rows.flatten()), False

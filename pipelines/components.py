@@ -80,11 +80,18 @@ class Components:
         return self.factor * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
 
     @property
+    def distilled(self) -> bool:
+        """Whether the UNet was distilled with guidance and reads its scale (LCM)."""
+        return self.unet.config["time_cond_proj_dim"] is not None
+
+    @property
     def defaults(self) -> Defaults:
         """What a request that says nothing gets."""
         size = int(self.unet.config["sample_size"]) * self.factor
         if self.family == "pocket":
             return Defaults(size=size, scale=2.0, rescale=0.0, scheduler="ddim", steps=25, beta=1.0)
+        if self.distilled:
+            return Defaults(size=size, scale=8.5, rescale=0.0, scheduler="lcm", steps=4)
         zero_snr = bool(self.scheduler_config.get("rescale_betas_zero_snr"))
         return Defaults(size=size, scale=5.0 if self.family == "sdxl" else 7.5, rescale=0.7 if zero_snr else 0.0)
 
@@ -330,7 +337,16 @@ def from_pipeline(pipeline: Any, name: str) -> Components:
     names = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     parts = {part: getattr(pipeline, part) for part in names if getattr(pipeline, part, None) is not None}
     zero = bool(pipeline.config.get("force_zeros_for_empty_prompt", False))
-    return _bundle(parts, dict(pipeline.scheduler.config), name, zero)
+    return _bundle(parts, _given(pipeline.scheduler.config), name, zero)
+
+
+def _given(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a scheduler that its file gives; what its class added are no settings of the base.
+
+    A sampler of another class has defaults of its own (`timestep_spacing`, say), as `from_config` of diffusers has it.
+    """
+    added = config.get("_use_default_values", ())
+    return {key: value for key, value in config.items() if key not in added and key != "_use_default_values"}
 
 
 def _from_single_file(path: Path, download: bool) -> Components:

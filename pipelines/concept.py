@@ -2,7 +2,8 @@
 
 A concept is a word, changes of the base's weights, or both. A word alone is written in the layout of its family that
 most programs read: the diffusers layout (one tensor, named by its token) for one text encoder, `clip_l` and `clip_g`
-for SDXL. Low-rank changes are written as diffusers and PEFT read them, a word that belongs to them beside them.
+for SDXL. Changed weights are written in kohya's names, which ComfyUI, AUTOMATIC1111, InvokeAI and (low-rank ones)
+diffusers read; a DoRA, and low-rank changes with a word of their own beside them, as diffusers and PEFT read them.
 Everything else about it is in the header: our card and the `modelspec.*` fields.
 """
 
@@ -25,12 +26,13 @@ from torch import Tensor
 
 from pipelines import changes as changing
 from pipelines.adapter_folders import read_adapter
-from pipelines.card import CARD_KEY, HASH_KEY, ConceptCard, card_of, read_card, read_header
-from pipelines.changes import Change, Difference
+from pipelines.card import CARD_KEY, HASH_KEY, ConceptCard, card_of, file_stem, read_card, read_header
+from pipelines.changes import Change, Difference, LowRank
 from pipelines.components import Components, word_table
 from pipelines.embedding_pictures import read_picture
 from pipelines.errors import ConceptError
 from pipelines.files import whole_file
+from pipelines.kohya import named, to_kohya
 from pipelines.layouts import WORD, misfit, words
 from pipelines.lora_keys import parsed
 from pipelines.pickles import read_tensors
@@ -73,7 +75,7 @@ class Concept:
         created = self.card.created or datetime.now(UTC).isoformat(timespec="seconds")
         card = self.card.model_copy(update={"created": created})
         metadata = {CARD_KEY: card.model_dump_json(), **replace(self, card=card).modelspec()}
-        if lora := changing.lora_metadata(self.changes):
+        if not self._in_kohyas_names and (lora := changing.lora_metadata(self.changes)):
             metadata[changing.LORA_METADATA] = json.dumps(lora)
         return write_tensors(path, self.tensors(), metadata)
 
@@ -100,9 +102,29 @@ class Concept:
     def tensors(self) -> dict[str, Tensor]:
         """The tensors as they are stored."""
         rows = [part.detach().cpu().float().contiguous() for part in self.rows]
+        if self._in_kohyas_names:
+            return to_kohya(self.changes, self.card.family == "sdxl") | self._bundled(rows)
         if self.changes:
             return changing.stored(self.changes) | {f"{WORD}{i}": part for i, part in enumerate(rows)}
         return {self.card.token: rows[0]} if len(rows) == 1 else {"clip_l": rows[0], "clip_g": rows[1]}
+
+    @property
+    def _in_kohyas_names(self) -> bool:
+        """Whether the changes are stored in kohya's names, which all programs read.
+
+        Not where only diffusers and PEFT have a layout (magnitudes of rows), and not where diffusers would refuse the
+        whole file for the word beside them, unless it cannot read the changes anyhow.
+        """
+        if not self.changes or not named(self.changes, self.card.family == "sdxl"):
+            return False
+        theirs = all(isinstance(change, LowRank) and not change.columns for change in self.changes.values())
+        return not (theirs and self.rows)
+
+    def _bundled(self, rows: Sequence[Tensor]) -> dict[str, Tensor]:
+        """A word beside changes in kohya's names, as AUTOMATIC1111 and ComfyUI read it."""
+        names = ("emb_params",) if len(rows) == 1 else ("clip_l", "clip_g")
+        stem = file_stem(self.token).replace(".", "-")
+        return {f"bundle_emb.{stem}.{name}": part for name, part in zip(names, rows, strict=False)}
 
     @classmethod
     def load(cls, path: Path) -> Concept:

@@ -19,6 +19,7 @@ from pipelines.components import Components, decode
 from pipelines.concept import Concept, attached
 from pipelines.conditions import CONCAT, Canvas, Condition, Step, merge, stack
 from pipelines.conditions.boxes import Boxes
+from pipelines.conditions.distilled import DistilledGuidance
 from pipelines.conditions.inpaint import Inpaint
 from pipelines.conditions.regions import Regions
 from pipelines.conditions.text import Text
@@ -97,6 +98,8 @@ def generate(
     canvas = _canvas(components, request, conditions, on_event)
     request = (canvas.sized(request, components) if canvas else request).resolved(components.defaults)
     _check_size(components, request)
+    if components.distilled and (request.negative_prompt or request.guidance.rescale):
+        on_event(Note(f"{components.name} was distilled with guidance: negative prompt and rescale do nothing here."))
     learned = _learned(request, concepts or {}, on_event)
     strengths = [use.strength for use in request.concepts]
     with ExitStack() as lasting, torch.no_grad():
@@ -105,7 +108,7 @@ def generate(
         components = lasting.enter_context(attached(components, list(zip(learned, strengths, strict=True))))
         size = (int(request.width or 0), int(request.height or 0))
         everything: list[Condition] = [Text(request.prompt, request.negative_prompt, size)]
-        everything += [*_placing(request, size, learned), *conditions]
+        everything += [DistilledGuidance(request.guidance), *_placing(request, size, learned), *conditions]
         everything += [canvas] if canvas and canvas not in conditions else []
         for condition in everything:
             lasting.enter_context(condition.attach(components, request.count))
@@ -189,7 +192,7 @@ def _denoise(
             raise Cancelled(f"stopped after step {index} of {len(timesteps)}.")
         following = timesteps[index + 1] if index + 1 < len(timesteps) else None
         step = Step(index, len(timesteps), timestep, following)
-        branches = guiding.branches(request.guidance, step)
+        branches = guiding.branches(request.guidance, step, components.distilled)
         arguments: dict[str, Any] = stack(
             [merge([condition.unet_kwargs(branch, step) for condition in conditions]) for branch in branches]
         )

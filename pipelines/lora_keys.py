@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
-Role = Literal["down", "up", "alpha", "magnitude", "difference"]
+Role = Literal["down", "up", "alpha", "magnitude", "dora", "difference"]
 
 _ENDS: tuple[tuple[str, Role], ...] = (
     (".lora_A.weight", "down"),
@@ -25,7 +25,7 @@ _ENDS: tuple[tuple[str, Role], ...] = (
     ("_lora.up.weight", "up"),
     (".lora_magnitude_vector.weight", "magnitude"),
     (".lora_magnitude_vector", "magnitude"),
-    (".dora_scale", "magnitude"),
+    (".dora_scale", "dora"),
     (".alpha", "alpha"),
     (".diff", "difference"),
 )
@@ -41,7 +41,7 @@ _WORDS = sorted(
     norm1 norm2 norm3 time_emb_proj time_embedding add_embedding linear_1 linear_2 fuser linear attn position_net
     linears input_blocks middle_block output_blocks in_layers out_layers emb_layers skip_connection op time_embed
     label_emb out text_model encoder layers self_attn q_proj k_proj v_proj out_proj mlp fc1 fc2 layer_norm1 layer_norm2
-    final_layer_norm embeddings token_embedding position_embedding text_projection""".split(),
+    cond_proj class_embedding final_layer_norm embeddings token_embedding position_embedding text_projection""".split(),
     key=len,
     reverse=True,
 )

@@ -87,6 +87,7 @@ def shown(path: Path) -> Iterator[str]:
     for name, value in read_card(path).model_dump().items():
         if value not in ("", {}):
             yield f"{name:16}  {value}"
+    yield f"{'elsewhere':16}  {elsewhere(path)}"
 
 
 def verify(path: Path) -> str:
@@ -131,15 +132,39 @@ DIALECTS = ("a1111", "diffusers", "peft")
 
 
 def dialects(path: Path) -> tuple[str, ...]:
-    """Those of `DIALECTS` a concept can be written in: none for whole weights, PEFT's for low-rank changes alone.
+    """Those of `DIALECTS` a concept can be written in without its base.
 
     Raises:
         ConceptError: if its header cannot be read.
     """
-    roles = {key.role for key in map(parsed, read_header(path)) if key is not None}
-    if "difference" in roles:
-        return ()
+    roles = _roles(path)
+    if roles & {"difference", "dora"}:
+        return DIALECTS[:1]
+    if "magnitude" in roles:
+        return DIALECTS[1:]
     return DIALECTS if roles else DIALECTS[:2]
+
+
+def _roles(path: Path) -> set[str]:
+    """What tensors of changed weights a file holds."""
+    return {key.role for key in map(parsed, read_header(path)) if key is not None}
+
+
+def elsewhere(path: Path) -> str:
+    """Which other programs read a file as it is, and what to do for the others.
+
+    Raises:
+        ConceptError: if its header cannot be read.
+    """
+    roles = _roles(path)
+    names = [name for name in read_header(path) if parsed(name) is not None]
+    if not roles:
+        return "diffusers, AUTOMATIC1111 and ComfyUI read the file as it is; for InvokeAI export it for a1111"
+    if not any(name.startswith("lora_") for name in names):
+        return "diffusers reads the weights as they are; for ComfyUI, AUTOMATIC1111 and InvokeAI export it for a1111"
+    if roles & {"difference", "dora"}:
+        return "ComfyUI, AUTOMATIC1111 and Forge read the file as it is; for diffusers write a model with studio export"
+    return "ComfyUI, AUTOMATIC1111, InvokeAI and diffusers read the file as it is"
 
 
 def add_copy(source: Path, folder: Path) -> Path:

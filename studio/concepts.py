@@ -96,6 +96,7 @@ def export(
     output: Path,
     dialect: Annotated[Literal["a1111", "diffusers", "peft"], Parameter(name="--for")] = "a1111",
     half: Annotated[bool, Parameter(negative="")] = False,
+    base: str | None = None,
     folder: Library = catalogue.FOLDER,
 ) -> None:
     """Write a concept for other programs.
@@ -110,12 +111,15 @@ def export(
         a1111, also for Forge, ComfyUI, InvokeAI and kohya's scripts; diffusers; or peft, a folder for each LoRA.
     half
         Store numbers in float16.
+    base
+        The base it was learned on: pocket, a folder, a .safetensors file or a hub id. Needed for a DoRA in a1111, whose
+        changes are written whole there.
     folder
         Where the concepts are.
     """
     from studio import exchange
 
-    for path in exchange.export_concept(catalogue.found(name, folder), output, dialect, half):
+    for path in exchange.export_concept(catalogue.found(name, folder), output, dialect, half, base):
         print(path)
 
 

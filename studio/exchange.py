@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipelines import adapter_folders
 from pipelines.card import Kind, file_stem
+from pipelines.components import load
 from pipelines.concept import Concept
 from pipelines.dialects import Dialect, export_as
 from pipelines.errors import ConceptError
@@ -56,9 +57,10 @@ def _placed(concept: Concept, token: str | None, folder: Path) -> Path:
     return concept.save(path)
 
 
-def export_concept(path: Path, output: Path, dialect: Dialect, half: bool) -> list[Path]:
-    """Write a concept for other programs; gives the files."""
-    files = export_as(Concept.load(path), output, dialect, half=half)
+def export_concept(path: Path, output: Path, dialect: Dialect, half: bool, base: str | None = None) -> list[Path]:
+    """Write a concept for other programs; gives the files. `base` is what it was learned on, where that is needed."""
+    learned_on = None if base is None else load(base)
+    files = export_as(Concept.load(path), output, dialect, half=half, base=learned_on)
     for file in files:
         catalogue.copy_picture(path, file)
     return files

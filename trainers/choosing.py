@@ -308,7 +308,7 @@ class _Trial:
             batch = self.latents.draw(index, min(len(self.examples), 8), said, wordings, chance)
             noise = torch.randn(batch.latents.shape, generator=chance).to(components.device)
             at = torch.full((len(batch.latents),), int((index + 0.5) / LEVELS * len(levels)), device=components.device)
-            arguments = conditioning(components, batch.captions, batch.sizes, pixels_of(components, batch.latents))
+            arguments = conditioning(components, batch.captions, batch.frames, pixels_of(components, batch.latents))
             errors.append(denoising_errors(components, batch, (noise, at), levels, arguments, ObjectiveConfig()))
         return torch.cat(errors).cpu()
 
