@@ -171,7 +171,7 @@ def test_the_base_is_held_fast_on_every_so_many_th_picture(every, held, monkeypa
         batch = data.draw(0, 4, config.trigger, trainable.wordings, chance(1))
         terms = METHOD.losses(trainable, batch, chance(3))
     assert sizes == [held, 4 + held], "the base's own prediction, then both in one call"
-    assert abs(float(terms["prior"])) < 1e-6, "untrained changes are the base"
+    assert abs(terms["prior"].item()) < 1e-6, "untrained changes are the base"
 
 
 @pytest.mark.parametrize("family", ["pocket", "sd1"])

@@ -76,7 +76,7 @@ class Seen:
 
 def denoising(generator, latents, captions, batch, seeds=(0,)):
     """Losses of `batch` pictures at some steps, and what the UNet saw."""
-    losses, seen = stage._denoising(generator, latents, captions, batch), Seen(generator)
+    losses, seen = stage._denoising(generator, latents, captions, batch, True, lambda event: None), Seen(generator)
     try:
         with torch.no_grad():
             terms = [losses(step, step_generator(5, step))["denoise"] for step in seeds]

@@ -37,7 +37,7 @@ def _show(stage: str, log: Path) -> OnEvent:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m trainers.pretrain", description=__doc__)
-    stages = ("all", *STAGES, "pack", "grounding", "inpainting", "score")
+    stages = ("all", *STAGES, "pack", "grounding", "inpainting", "join", "score")
     parser.add_argument("stage", nargs="?", default="all", choices=stages)
     parser.add_argument(
         "--work", type=Path, default=Path("outputs/pretrain"), help="where states and previews are kept"
@@ -50,7 +50,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--text-steps", type=int, default=2000)
     parser.add_argument("--unet-steps", type=int, default=6000)
     parser.add_argument("--grounding-steps", type=int, default=6000)
-    parser.add_argument("--minutes", type=float, default=None, help="grounding, inpainting: end after so much time")
+    parser.add_argument(
+        "--minutes", type=float, default=None, help="all, unet, grounding, inpainting: end after so much time"
+    )
+    parser.add_argument("--packed", type=Path, default=None, help="pack: a model folder that is there already")
     parser.add_argument(
         "--pack", action="store_true", help="grounding, inpainting: put what was trained before into --out"
     )
@@ -84,6 +87,17 @@ def _train(arguments: argparse.Namespace) -> None:
     from trainers.pretrain.grounding import grounding_stage
     from trainers.pretrain.stages import judge_stage, pack, text_stage, unet_stage, vae_stage
 
+    if arguments.stage == "join":
+        from trainers.pretrain.prepared import FOLDER_OUT, SHARDS, join
+
+        print(join(arguments.work / SHARDS, arguments.work / FOLDER_OUT))
+        return
+    if arguments.stage == "all" and arguments.minutes is not None:
+        from trainers.pretrain.prepared import prepared_run
+
+        arguments.work.mkdir(parents=True, exist_ok=True)
+        prepared_run(arguments, _show)
+        return
     chosen = STAGES if arguments.stage == "all" else (arguments.stage,)
     arguments.work.mkdir(parents=True, exist_ok=True)
     actions = {"vae": vae_stage, "judge": judge_stage, "text": text_stage, "unet": unet_stage, "pack": pack}

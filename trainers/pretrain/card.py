@@ -127,3 +127,13 @@ def write_card(out: Path, facts: dict[str, Any], scores: dict[str, Any]) -> Path
     with whole_file(out / "README.md") as path:
         path.write_text("\n".join(lines), encoding="utf-8")
     return out / "README.md"
+
+
+def note_training(out: Path, facts: dict[str, Any]) -> None:
+    """Write how a model was trained, into its card as well if it was scored already."""
+    scores = out / "scores.json"
+    if scores.exists():
+        write_card(out, facts, json.loads(scores.read_text(encoding="utf-8")))
+        return
+    with whole_file(out / TRAINING) as path:
+        path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

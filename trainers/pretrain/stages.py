@@ -132,6 +132,7 @@ def unet_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
         keep_every=arguments.keep_every,
         go_on_from=arguments.go_on_from,
         rate=arguments.unet_rate,
+        minutes=arguments.minutes,
         decay=arguments.decay,
         text=not arguments.frozen_text,
         seed=arguments.seed,
@@ -139,7 +140,7 @@ def unet_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
     facts: dict[str, Any] = {
         "device": device_name(arguments.device),
         "size": arguments.size,
-        "steps": arguments.unet_steps,
+        "steps": steps_in(arguments.work / "log.jsonl", "unet") or arguments.unet_steps,
         "batch": arguments.batch,
         "minutes": minutes_in(arguments.work / "log.jsonl", "unet"),
         "text_encoder": "frozen" if arguments.frozen_text else "trained",
@@ -155,18 +156,27 @@ def unet_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
 
 def minutes_in(log: Path, stage: str) -> float:
     """Minutes a stage took by its log, pauses of over five minutes left out."""
+    if not log.exists():
+        return 0.0
     times = [json.loads(line)["time"] for line in log.read_text(encoding="utf-8").splitlines() if f'"{stage}"' in line]
     return sum(gap for before, after in pairwise(times) if (gap := after - before) < 300) / 60
 
 
+def steps_in(log: Path, stage: str) -> int:
+    """Return the steps that a stage had done by its last report."""
+    listed = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+    return max((line.get("step", 0) for line in listed if line["stage"] == stage), default=0)
+
+
 def pack(arguments: argparse.Namespace, on_event: OnEvent) -> None:
     """Build the model in `work/packed`, score it, write its card, and put it in place if that is better than before."""
-    if not (arguments.work / "generator.pt").exists():
-        raise ModelError(f"There is no generator.pt in {arguments.work}.", "Run python -m trainers.pretrain unet.")
-    packed: Path = arguments.work / "packed"
-    shutil.rmtree(packed, ignore_errors=True)
-    _write_model(arguments, packed)
-    facts = json.loads((arguments.work / "facts.json").read_text(encoding="utf-8"))
+    packed: Path = arguments.packed or arguments.work / "packed"
+    if arguments.packed is None:
+        if not (arguments.work / "generator.pt").exists():
+            raise ModelError(f"There is no generator.pt in {arguments.work}.", "Run python -m trainers.pretrain unet.")
+        shutil.rmtree(packed, ignore_errors=True)
+        write_model(arguments, packed)
+    facts = json.loads((packed / TRAINING).read_text(encoding="utf-8"))
     scores = score(packed, arguments.prompts, arguments.device)
     on_event(Note(json.dumps(scores)))
     write_card(packed, facts, scores)
@@ -180,7 +190,7 @@ def pack(arguments: argparse.Namespace, on_event: OnEvent) -> None:
                 Note(f"{arguments.out} is better ({_worth(old):.3f} to {_worth(scores):.3f}); --force replaces it")
             )
             return
-    if (arguments.out / FOLDER).exists():
+    if (arguments.out / FOLDER).exists() and not (packed / FOLDER).exists():
         on_event(
             Note(f"{FOLDER} belonged to the model before and goes with it: run python -m trainers.pretrain inpainting")
         )
@@ -205,8 +215,8 @@ def _put_in_place(folder: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_model(arguments: argparse.Namespace, out: Path) -> None:
-    """The diffusers layout: fp16 safetensors, tokenizer, scheduler, and the judge beside them."""
+def write_model(arguments: argparse.Namespace, out: Path) -> None:
+    """Write what was trained in `arguments.work` as a diffusers folder of fp16 safetensors, the judge beside them."""
     out.mkdir(parents=True)
     model = Generator(arguments.size, build_tokenizer())
     model.load_state_dict(torch.load(arguments.work / "generator.pt", weights_only=True))
@@ -231,6 +241,7 @@ def _write_model(arguments: argparse.Namespace, out: Path) -> None:
         "vae": ["diffusers", "AutoencoderTiny"],
     }
     (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    shutil.copy(arguments.work / "facts.json", out / TRAINING)
 
 
 def _save_vae(vae: AutoencoderTiny, folder: Path) -> None:
