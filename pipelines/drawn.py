@@ -162,6 +162,16 @@ def likenesses(picture: Tensor, sprites: Sequence[Sprite], refine: bool = True) 
     return result
 
 
+@torch.no_grad()
+def likeness_at(picture: Tensor, sprites: Sequence[Sprite], side: int, left: int, top: int) -> list[float]:
+    """Return the likeness of a picture to each of several drawings laid at a known place, in pixels."""
+    image = picture.detach().float().cpu()
+    plain = background(image)[:, None, None].expand_as(image)
+    laid = [_laid(plain, sprite, _Place(0, side, left, top, 0.0)) for sprite in sprites]
+    similar = ssim(luminance(image)[None], luminance(torch.stack([whole for whole, _ in laid])))
+    return [float(one[shape].mean()) for one, (_, shape) in zip(similar, laid, strict=True)]
+
+
 def luminance(images: Tensor) -> Tensor:
     """Return the luminance (..., H, W) of pictures (..., 3, H, W)."""
     return (images * torch.tensor(LUMINANCE, device=images.device)[:, None, None]).sum(-3)

@@ -15,12 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines.components import Components, decode, encode
-from pipelines.drawn import Likeness, Sprite, cut_out, likeness, likenesses
+from pipelines.drawn import Likeness, Sprite, cut_out, likeness, likeness_at, likenesses
 from pipelines.images import to_tensor
 from trainers.stickers import ALL_NAMES, Stickers, scenes, sprite
 
 FLOOR_SEED, CEILING_SEED = 811, 812
-FLOOR_PICTURES, CEILING_PICTURES = 1, 4
+CEILING_PICTURES = 4
 
 
 @cache
@@ -90,13 +90,13 @@ def real_pictures(name: str, count: int, seed: int) -> Tensor:
 
 @cache
 def floor(name: str) -> float:
-    """Return the likeness that the nearest other sticker scores on real pictures of a sticker."""
-    pictures = real_pictures(name, FLOOR_PICTURES, FLOOR_SEED)
-    others = [other for other in ALL_NAMES if other != name]
-    return max(
-        sum(likeness(picture, drawing(other), refine=False).likeness for picture in pictures) / len(pictures)
-        for other in others
-    )
+    """Return the likeness of the nearest other sticker, laid exactly over a real picture of a sticker."""
+    (item,) = scenes(1, FLOOR_SEED, names=(name,), kind="one")
+    (thing,) = item.stickers
+    picture = Stickers(names=(name,)).render([item]).images[0]
+    square = (thing.side, thing.left, thing.top)
+    others = [drawing(other) for other in ALL_NAMES if other != name]
+    return max(likeness_at(picture, others, *square))
 
 
 @torch.no_grad()

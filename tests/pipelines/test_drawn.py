@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from skimage.metrics import structural_similarity
 
-from pipelines.drawn import Sprite, cut_out, likeness, likenesses, luminance, ssim
+from pipelines.drawn import Sprite, cut_out, likeness, likeness_at, likenesses, luminance, ssim
 from trainers.stickers import Placed, Scene, Stickers, sprite
 
 NAMES = ("fox", "house", "taxi", "lemon")
@@ -102,6 +102,13 @@ def test_a_drawing_is_cut_out_of_a_picture():
     assert cut_out(image, mask).picture.size == (50, 50)
     with pytest.raises(ValueError, match="no thing"):
         cut_out(picture())
+
+
+def test_at_a_known_place_nothing_is_searched():
+    image = picture(("fox", 10, 12, 40))
+    here, other = likeness_at(image, [drawing("fox"), drawing("taxi")], 40, 10, 12)
+    assert here > 0.999 and other < 0.4
+    assert likeness_at(image, [drawing("fox")], 40, 14, 12)[0] < 0.6
 
 
 def test_coarse_search_finds_the_same_place():
