@@ -22,8 +22,9 @@ from PIL import Image
 
 from pipelines.errors import DataError
 from pipelines.files import require_room, whole_file
+from pipelines.text import readable
 from studio.ledger import Unknown
-from studio.uploads import CAPTION, CAPTIONS, PICTURES, SUFFIXES, cleaned, members, write_png
+from studio.uploads import CAPTION, CAPTIONS, PICTURES, SUFFIXES, at_a_time, cleaned, members, write_png
 
 ABOUT, PAIRS = ".about.json", "pairs.json"
 IDENTITY = re.compile(r"[0-9a-f]{16}")
@@ -121,7 +122,7 @@ class Datasets:
         """All, the newest first."""
         found: list[Dataset] = []
         for place in self.path.glob(f"*/{ABOUT}"):
-            with suppress(Unknown, OSError):  # deleted meanwhile
+            with suppress(Unknown, OSError, ValueError, KeyError):  # deleted meanwhile, or damaged
                 found.append(self.get(place.parent.name))
         return sorted(found, key=lambda one: -one.created)
 
@@ -134,6 +135,7 @@ class Datasets:
 
     # -- pictures --------------------------------------------------------------------------------------------
 
+    @at_a_time
     def add(self, dataset: str, data: bytes, name: str = "", caption: str = "") -> Entry:
         """Take a picture in.
 
@@ -206,9 +208,16 @@ class Datasets:
         with Image.open(path) as picture:
             width, height = picture.size
         text = path.with_suffix(".txt")
-        caption = text.read_text(encoding="utf-8") if text.is_file() else ""
-        pair = self._pairs(path.parent).get(name)
-        return Entry(name, width, height, caption, (pair[0], pair[1]) if pair else None, _mask(path).is_file())
+        caption = text.read_text(encoding="utf-8", errors="replace") if text.is_file() else ""
+        pair = [readable(one) for one in self._pairs(path.parent).get(name, ())]
+        return Entry(
+            name,
+            width,
+            height,
+            caption,
+            (pair[0], pair[1]) if pair else None,
+            _mask(path).is_file(),
+        )
 
     def picture(self, dataset: str, name: str) -> Path:
         """The file of a picture; raises `Unknown`."""
@@ -222,6 +231,7 @@ class Datasets:
         path = _mask(self.picture(dataset, name))
         return path if path.is_file() else None
 
+    @at_a_time
     def replace(self, dataset: str, name: str, data: bytes) -> Entry:
         """Put another picture in its place, for example a cropped one; a mask that fits no more is removed."""
         path, picture = self.picture(dataset, name), cleaned(data)
@@ -261,6 +271,7 @@ class Datasets:
             self._keep_pairs(path.parent, name, [left, right] if left else None)
         return self.entry(dataset, name)
 
+    @at_a_time
     def set_mask(self, dataset: str, name: str, data: bytes) -> Entry:
         """Say where in a picture the thing is: white there; an empty content takes the mask away.
 
@@ -310,6 +321,7 @@ class Pictures:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    @at_a_time
     def add(self, data: bytes, name: str = "") -> str:
         """Take a picture in; gives its id. Raises `DataError`."""
         picture = cleaned(data, _one_line(name, 80) or "the picture")
