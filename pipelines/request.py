@@ -228,7 +228,7 @@ class Request(Frozen):
     negative_prompt: str = ""
     """What to keep away from; works only while guidance is on."""
 
-    concepts: tuple[ConceptUse, ...] = ()
+    concepts: tuple[ConceptUse, ...] = Field(default=(), max_length=100)
     """Learned concepts whose tokens the prompts use."""
 
     boxes: tuple[Box, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import secrets
 import shutil
 import struct
@@ -16,11 +17,13 @@ from pipelines.errors import ConceptError
 from pipelines.files import whole_file
 from pipelines.layouts import FAMILY_NAMES
 from pipelines.lora_keys import parsed
+from pipelines.text import encodable, readable
 
 FOLDER = Path("outputs/concepts")
 EXAMPLE = Path(__file__).parents[1] / "examples" / "concepts" / "wolf.safetensors"
 """A concept to try at once, learned on `pocket`."""
 
+_log = logging.getLogger(__name__)
 NOTE_LIMIT = 1 << 20  # bytes
 
 
@@ -38,6 +41,11 @@ class Entry:
     card: ConceptCard | None
     problem: str = ""
 
+    @property
+    def name(self) -> str:
+        """What the library calls it."""
+        return readable(self.path.stem)
+
 
 def scan(folder: Path) -> Iterator[Entry]:
     """The concepts of a folder by name, damaged ones with what is wrong; only headers are read.
@@ -48,10 +56,19 @@ def scan(folder: Path) -> Iterator[Entry]:
     if not folder.is_dir():
         raise ConceptError(f"There is no folder {folder}.", "Train a concept first, or give another --library.")
     for path in sorted(folder.glob("*.safetensors")):
-        try:
-            yield Entry(path, read_card(path))
-        except ConceptError as error:
-            yield Entry(path, None, str(error))
+        yield _entry(path)
+
+
+def _entry(path: Path) -> Entry:
+    if not encodable(path.name):
+        return Entry(path, None, f"{readable(path.name)} has a name that is no valid Unicode. Rename the file.")
+    try:
+        return Entry(path, read_card(path))
+    except ConceptError as error:
+        return Entry(path, None, readable(str(error)))
+    except Exception as error:  # whatever one file does, the others are listed
+        _log.warning("%s", path.name, exc_info=error)
+        return Entry(path, None, f"{path.name} cannot be read ({type(error).__name__}). Get it again, or remove it.")
 
 
 def found(name: str, folder: Path) -> Path:
@@ -67,7 +84,7 @@ def found(name: str, folder: Path) -> Path:
     for entry in entries:
         if entry.card is not None and entry.card.token == name:
             return entry.path
-    known = ", ".join(entry.path.stem for entry in entries[:5]) or "none"
+    known = ", ".join(entry.name for entry in entries[:5]) or "none"
     raise ConceptError(f"There is no concept {name!r:.80} in {folder}.", f"There are: {known}.")
 
 
@@ -75,11 +92,11 @@ def listed(folder: Path) -> Iterator[str]:
     """A line for each concept."""
     for entry in scan(folder):
         if entry.card is None:
-            yield f"{entry.path.stem:24}  damaged: {entry.problem}"
+            yield f"{entry.name:24}  damaged: {entry.problem}"
         else:
             card = entry.card
             made = FAMILY_NAMES.get(card.family, "an unknown base")
-            yield f"{entry.path.stem:24}  {card.token:20}  {card.kind:8}  {card.method:18}  for {made}"
+            yield f"{entry.name:24}  {card.token:20}  {card.kind:8}  {card.method:18}  for {made}"
 
 
 def shown(path: Path) -> Iterator[str]:

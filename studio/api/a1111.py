@@ -12,27 +12,28 @@ import json
 import re
 import secrets
 import time
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from pipelines.card import ConceptCard
 from pipelines.errors import DataError, RequestError, StudioError
+from pipelines.frozen import Encoded, Sound
 from pipelines.metadata import SAMPLERS
 from pipelines.png import texts
 from studio import catalogue
 from studio.api.forms import Answer
 from studio.jobs import Jobs
 from studio.ledger import Job
-from studio.uploads import cleaned
+from studio.uploads import at_a_time, cleaned
 
 LORA = re.compile(r"<lora:([^:<>]{1,100}):(-?[0-9.]{1,8})(?::[^<>]{0,50})?>")
 LOOK = 0.1
 
 
-class _Lenient(BaseModel):
+class _Lenient(Sound):
     """Base of what other programs send, who send more than is understood."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -56,8 +57,8 @@ class TextToImage(_Lenient):
 class ImageToImage(TextToImage):
     """A picture that is to be changed."""
 
-    init_images: list[str] = Field(min_length=1, max_length=1)
-    mask: str | None = None
+    init_images: Annotated[list[str], Encoded()] = Field(min_length=1, max_length=1)
+    mask: Annotated[str | None, Encoded()] = None
     denoising_strength: float = Field(default=0.75, gt=0, le=1)
 
 
@@ -72,7 +73,7 @@ class Pictures(Answer):
 class PngInfo(_Lenient):
     """A picture that may tell how it was made, in base64."""
 
-    image: str
+    image: Annotated[str, Encoded()]
 
 
 def _bytes(text: str) -> bytes:
@@ -106,7 +107,7 @@ def request_of(asked: TextToImage, jobs: Jobs) -> dict[str, Any]:
     prompt = LORA.sub("", asked.prompt).strip()
     for entry in catalogue.scan(jobs.learned):
         if entry.card is not None and _said(entry.card, prompt + " " + asked.negative_prompt):
-            uses.setdefault(entry.path.stem, 1.0)
+            uses.setdefault(entry.name, 1.0)
     fields: dict[str, Any] = {
         "prompt": prompt,
         "negative_prompt": asked.negative_prompt,
@@ -257,7 +258,7 @@ def _embeddings(jobs: Jobs) -> dict[str, Any]:
     skipped: dict[str, Any] = {}
     for entry in catalogue.scan(jobs.learned):
         if entry.card is None or not entry.card.vectors:
-            skipped[entry.path.stem] = {}
+            skipped[entry.name] = {}
         else:
             card = entry.card
             loaded[card.token] = {
@@ -270,6 +271,7 @@ def _embeddings(jobs: Jobs) -> dict[str, Any]:
     return {"loaded": loaded, "skipped": skipped}
 
 
+@at_a_time
 def _texts(data: bytes) -> dict[str, Any]:
     """The texts of a picture; nothing of them is evaluated."""
     cleaned(data)  # it is a picture, and no larger than allowed

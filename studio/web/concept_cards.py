@@ -53,7 +53,7 @@ def cards_of(jobs: Jobs, search: str = "") -> list[dict[str, Any]]:
     """The library as values of `concept_cards`; those that hold all words of `search`."""
     cards = []
     for entry in catalogue.scan(jobs.learned):
-        name, card = entry.path.stem, entry.card
+        name, card = entry.name, entry.card
         if card is None:
             one = {"id": name, "token": name, "kind": "damaged", "base": "", "picture": "", "words": entry.problem}
         else:
