@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from pipelines.adapter_folders import CONFIG, MODEL, adapters
-from pipelines.card import CARD_KEY, file_stem
+from pipelines.card import CARD_KEY
 from pipelines.changes import LORA_METADATA, Change, LowRank, lora_metadata, stored
 from pipelines.concept import Concept, write_tensors
 from pipelines.errors import ConceptError
 from pipelines.files import whole_file
 from pipelines.lora_keys import kohya
+from pipelines.words import file_stem
 
 Dialect = Literal["a1111", "diffusers", "peft"]
 

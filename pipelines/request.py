@@ -17,6 +17,7 @@ from pipelines.errors import RequestError
 from pipelines.frozen import FileOf as FileOf
 from pipelines.frozen import Frozen
 from pipelines.painting import Inpaint as Inpaint
+from pipelines.words import Composed
 
 SCHEMA = 1
 """Version of the stored form; raised when an old request would be read wrongly."""
@@ -142,7 +143,7 @@ Edges = tuple[float, float, float, float]
 class Box(Frozen):
     """A thing and where it is to stand."""
 
-    phrase: str = Field(min_length=1)
+    phrase: Composed = Field(min_length=1)
     """What stands there, in words of the prompt; the word of a learned concept too."""
 
     box: Edges
@@ -222,10 +223,10 @@ class Grounding(Frozen):
 class Request(Frozen):
     """What to generate."""
 
-    prompt: str
+    prompt: Composed
     """What the picture shows. `(word:1.3)` weighs a word, any length is used whole."""
 
-    negative_prompt: str = ""
+    negative_prompt: Composed = ""
     """What to keep away from; works only while guidance is on."""
 
     concepts: tuple[ConceptUse, ...] = ()

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipelines.card import file_stem
 from pipelines.errors import DataError
 from pipelines.files import whole_file
 from pipelines.picture_files import decoded
+from pipelines.words import file_stem
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 BYTES = 32 << 20
