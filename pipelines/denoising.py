@@ -27,6 +27,7 @@ from pipelines.events import Note, OnEvent, StepDone, ignore
 from pipelines.gated_layers import with_adapter
 from pipelines.images import to_pictures
 from pipelines.inpainting_unet import painting
+from pipelines.overflow import require_numbers
 from pipelines.prompts import lacks_a_side, parse_weights
 from pipelines.request import Request
 from pipelines.schedulers import build, estimate, step_options
@@ -86,7 +87,8 @@ def generate(
         should_stop: asked before each step; true leaves with `Cancelled`.
 
     Raises:
-        RequestError: if the size does not suit the base, or conditions contradict each other.
+        RequestError: if the size does not suit the base, conditions contradict each other, or what comes out is no
+            picture of numbers.
         ConceptError: if a concept cannot be read or does not fit the base.
         Cancelled: if `should_stop` said so.
     """
@@ -120,7 +122,9 @@ def generate(
             on_event,
             should_stop,
         )
-        pictures = to_pictures(torch.cat([decode(components, part) for part in latents.split(8)]))
+        require_numbers(latents, "The picture", components, request, learned)
+        shown = torch.cat([decode(components, part) for part in latents.split(8)])
+        pictures = to_pictures(require_numbers(shown, "The decoded picture", components, request, learned))
         pictures = canvas.finish(pictures) if canvas else pictures
     return Result(pictures, latents.float().cpu(), request, tuple(learned))
 
