@@ -11,7 +11,7 @@ import math
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipelines.errors import RequestError
 from pipelines.frozen import FileOf as FileOf
@@ -152,12 +152,23 @@ class Box(Frozen):
     picture: Annotated[str | None, FileOf("picture")] = None
     """A picture of the thing to follow, for bases whose grounding reads pictures."""
 
+    @field_validator("box")
+    @classmethod
+    def _rounded(cls, box: Edges) -> Edges:
+        left, top, right, bottom = (snapped(edge) for edge in box)
+        return left, top, right, bottom
+
     @model_validator(mode="after")
     def _inside_the_picture(self) -> Self:
         if why := misplaced(self.box):
             shown = ", ".join(f"{edge:g}" for edge in self.box)
             raise ValueError(f"the box of {self.phrase!r:.60} ({shown}) {why}")
         return self
+
+
+def snapped(edge: float, reach: float = 1e-6) -> float:
+    """An edge that lies outside the picture by no more than an error of rounding, put on its border."""
+    return min(max(edge, 0.0), 1.0) if -reach <= edge <= 1 + reach else edge
 
 
 def misplaced(box: Edges) -> str:
