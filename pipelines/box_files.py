@@ -6,8 +6,9 @@ Only `.bbox` says all that a `Box` says, for a picture of any size.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePath
 from typing import Any, Literal, get_args
 
 from PIL import Image, ImageDraw, ImageFont
@@ -15,11 +16,16 @@ from pydantic import ValidationError
 
 from pipelines.errors import RequestError
 from pipelines.files import whole_file
-from pipelines.request import Box, Edges, Request, problems
+from pipelines.request import Box, Edges, Request, problems, snapped
+from pipelines.words import composed
 
 Form = Literal["bbox", "coco", "yolo", "pixels"]
 FORMS: tuple[Form, ...] = get_args(Form)
 LIMIT = 1 << 24  # bytes of a file that are read
+Row = tuple[str, Sequence[float]]
+"""A phrase, and left, top, right and bottom in fractions as a file has them: they may lie anywhere."""
+
+Coco = dict[str, list[Row]]
 _INKS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
 
 
@@ -35,7 +41,7 @@ def from_pixels(box: Edges, size: tuple[int, int]) -> Edges:
     return left / width, top / height, right / width, bottom / height
 
 
-def checked(found: Iterable[tuple[str, Sequence[float]]], source: str) -> tuple[Box, ...]:
+def checked(found: Iterable[Row], source: str) -> tuple[Box, ...]:
     """Phrases and fractions from anywhere as boxes.
 
     Raises:
@@ -46,6 +52,18 @@ def checked(found: Iterable[tuple[str, Sequence[float]]], source: str) -> tuple[
         return Request.model_validate({"prompt": "", "boxes": boxes}).boxes
     except ValidationError as error:
         raise RequestError(f"In {source}: {problems(error)}", "Correct it there.") from None
+
+
+def one_box(phrase: str, edges: Sequence[float], where: str) -> Box:
+    """A box from a phrase and fractions.
+
+    Raises:
+        RequestError: if it cannot be one, naming where it is from.
+    """
+    try:
+        return Box.model_validate({"phrase": phrase, "box": list(edges)})
+    except ValidationError as error:
+        raise RequestError(f"In {where}: {problems(error).removeprefix('request: ')}", "Correct it there.") from None
 
 
 def write_boxes(boxes: Sequence[Box], path: Path, form: Form, size: tuple[int, int]) -> Path:
@@ -68,7 +86,7 @@ def write_boxes(boxes: Sequence[Box], path: Path, form: Form, size: tuple[int, i
         text = json.dumps(_coco(boxes, names, path, size), ensure_ascii=False, indent=1)
     else:
         beside = path.parent / "classes.txt"
-        known = beside.read_text(encoding="utf-8").split("\n") if beside.exists() else []
+        known = beside.read_text(encoding="utf-8-sig").split("\n") if beside.exists() else []
         names = [*(name for name in known if name), *(name for name in names if name not in known)]
         text = "".join(f"{names.index(box.phrase)} {_centred(box.box)}\n" for box in boxes)
         _write(beside, "\n".join(names) + "\n")
@@ -110,17 +128,68 @@ def read_boxes(path: Path, picture: str | None = None) -> tuple[Box, ...]:
     Raises:
         RequestError: if it cannot be read, or a box of it cannot be.
     """
+    with _told(path):
+        if path.suffix.lower() != ".json":
+            return checked(rounded(rows_of(path)), path.name)
+        content = json.loads(_text(path))
+        if "annotations" not in content:
+            return checked(rounded(_from_listed(content)), path.name)
+        listed = _from_coco(content)
+    names = list(listed) if picture is None else _meant(picture, listed)
+    if len(names) != 1:
+        some = ", ".join([*listed][:5])
+        raise RequestError(
+            f"{path.name} tells of {len(listed)} pictures ({some:.80}).", "Name one: FILE.json:PICTURE.png."
+        )
+    return checked(rounded(listed[names[0]]), path.name)
+
+
+def rows_of(path: Path) -> list[Row]:
+    """The boxes of a `.bbox` or YOLO file as they stand there.
+
+    Raises:
+        RequestError: if it cannot be read.
+    """
+    with _told(path):
+        text = _text(path)
+        if path.suffix.lower() == ".txt":
+            return _from_yolo(text, path.parent / "classes.txt")
+        found: list[Row] = []
+        for line in filter(str.strip, text.split("\n")):
+            value = json.loads(line)
+            for one in value if isinstance(value, list) else [value]:
+                found.append((one["label"], [float(edge) for edge in one["bbox"]]))
+        return found
+
+
+def coco_rows(path: Path, limit: int) -> Coco:
+    """The boxes of all pictures of a COCO file as they stand there, in fractions of the sizes it tells.
+
+    Raises:
+        RequestError: if it cannot be read, or has more than `limit` bytes.
+    """
+    with _told(path):
+        return _from_coco(json.loads(_text(path, limit)))
+
+
+def of_picture(name: str, listed: Coco) -> list[Row] | None:
+    """The boxes of a picture by its path in the folder, or by its name alone; None if it is not listed."""
+    names = _meant(name, listed)
+    return listed[names[0]] if len(names) == 1 else None
+
+
+def _meant(name: str, listed: Coco) -> list[str]:
+    """The names of a COCO file that a name means: the same, or the only ones of that name in other folders."""
+    own = composed(name)
+    whole = [one for one in listed if composed(one) == own]
+    return whole or [one for one in listed if PurePath(composed(one)).name == PurePath(own).name]
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Say in a sentence what is wrong with a file."""
     try:
-        if path.stat().st_size > LIMIT:
-            raise RequestError(f"{path.name} has more than {LIMIT >> 20} MiB.", "Give the boxes of one picture.")
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".bbox":
-            found = [(line["label"], line["bbox"]) for line in map(json.loads, filter(None, text.splitlines()))]
-        elif path.suffix == ".txt":
-            found = _from_yolo(text, path.parent / "classes.txt")
-        else:
-            content = json.loads(text)
-            found = _from_coco(content, path, picture) if "annotations" in content else _from_listed(content)
+        yield
     except (
         OSError,
         ValueError,
@@ -131,57 +200,69 @@ def read_boxes(path: Path, picture: str | None = None) -> tuple[Box, ...]:
         ArithmeticError,
         RecursionError,
     ) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        said = f"it has no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         raise RequestError(
-            f"{path} cannot be read as boxes: {said:.120}.",
+            f"{path} cannot be read as boxes: {said.splitlines()[0]:.120}.",
             "Give a .bbox, a COCO or pixels .json, or a YOLO .txt with its classes.txt.",
         ) from None
-    return checked(found, path.name)
 
 
-def _from_yolo(text: str, classes: Path) -> list[tuple[str, list[float]]]:
+def _text(path: Path, limit: int = LIMIT) -> str:
+    if path.stat().st_size > limit:
+        raise RequestError(f"{path.name} has more than {limit >> 20} MiB.", "Give the boxes of one picture.")
+    return path.read_text(encoding="utf-8-sig")
+
+
+def _from_yolo(text: str, classes: Path) -> list[Row]:
+    """Lines of class, centre and size; a confidence behind them is left out, of a polygon its box is taken."""
     if not classes.exists():
         raise RequestError(f"There is no {classes}, which says what the numbers mean.", "Put it there, a name a line.")
-    names = classes.read_text(encoding="utf-8").splitlines()
-    found: list[tuple[str, list[float]]] = []
-    for line in filter(str.strip, text.splitlines()):
-        number, x, y, width, height = line.split()
-        if not 0 <= int(number) < len(names):
-            raise RequestError(f"Class {number} is none of the {len(names)} of {classes}.", "Complete that file.")
-        x, y, width, height = (float(value) for value in (x, y, width, height))
-        edges = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
-        # Written with six digits, a box at the edge may reach a millionth beyond.
-        found.append((names[int(number)], [_snapped(edge) for edge in edges]))
+    names = classes.read_text(encoding="utf-8-sig").splitlines()
+    found: list[Row] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        values = [float(value) for value in line.split()]
+        if not values:
+            continue
+        which = int(values[0]) if values[0].is_integer() else -1
+        if not 0 <= which < len(names):
+            raise RequestError(f"Class {values[0]:g} is none of the {len(names)} of {classes}.", "Complete that file.")
+        if len(values) in (5, 6):
+            x, y, width, height = values[1:5]
+            edges = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
+        elif len(values) >= 7 and len(values) % 2:
+            across, down = values[1::2], values[2::2]
+            edges = [min(across), min(down), max(across), max(down)]
+        else:
+            raise ValueError(f"line {number} has {len(values)} numbers, not a class with a box or a polygon")
+        found.append((names[which].strip(), edges))
     return found
 
 
-def _from_coco(content: dict[str, Any], path: Path, picture: str | None) -> list[tuple[str, list[float]]]:
-    images = [image for image in content["images"] if picture in (None, image["file_name"])]
-    if len(images) != 1:
-        listed = ", ".join(str(image["file_name"]) for image in content["images"][:5])
-        raise RequestError(
-            f"{path.name} tells of {len(content['images'])} pictures ({listed:.80}).",
-            "Name one: FILE.json:PICTURE.png.",
-        )
-    (image,) = images
+def _from_coco(content: dict[str, Any]) -> Coco:
+    """`file_name` -> boxes of each picture, crowds left out."""
+    images = {image["id"]: image for image in content["images"]}
+    listed: Coco = {str(image["file_name"]): [] for image in images.values()}
     names = {category["id"]: category["name"] for category in content["categories"]}
-    found: list[tuple[str, list[float]]] = []
-    for annotation in content["annotations"]:
-        if annotation["image_id"] == image["id"] and not annotation.get("iscrowd"):
-            left, top, width, height = annotation["bbox"]
-            edges = from_pixels((left, top, left + width, top + height), (image["width"], image["height"]))
-            found.append((names[annotation["category_id"]], [_snapped(edge) for edge in edges]))
-    return found
+    for number, annotation in enumerate(content["annotations"], 1):
+        image = images.get(annotation["image_id"])
+        if image is None or annotation.get("iscrowd"):
+            continue
+        if annotation["category_id"] not in names:
+            raise ValueError(f"annotation {number} is of category {annotation['category_id']}, which is not listed")
+        left, top, width, height = (float(edge) for edge in annotation["bbox"])
+        edges = from_pixels((left, top, left + width, top + height), (image["width"], image["height"]))
+        listed[str(image["file_name"])].append((names[annotation["category_id"]], list(edges)))
+    return listed
 
 
-def _from_listed(content: dict[str, Any]) -> list[tuple[str, list[float]]]:
+def _from_listed(content: dict[str, Any]) -> list[Row]:
     size = (content["width"], content["height"])
     return [(one["label"], list(from_pixels(tuple(one["box"]), size))) for one in content["boxes"]]
 
 
-def _snapped(edge: float) -> float:
-    """An edge a rounding error outside the picture, put on its border."""
-    return min(max(edge, 0.0), 1.0) if -1e-4 < edge < 1 + 1e-4 else edge
+def rounded(rows: Iterable[Row]) -> list[Row]:
+    """The same rows, edges that lie outside by what six digits or a pixel's rounding do put on the border."""
+    return [(phrase, [snapped(edge, 1e-4) for edge in edges]) for phrase, edges in rows]
 
 
 def draw_boxes(picture: Image.Image, boxes: Sequence[Box]) -> Image.Image:

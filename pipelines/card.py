@@ -7,7 +7,6 @@ without duplicate keys, and offsets that must tile the data exactly.
 from __future__ import annotations
 
 import json
-import re
 import struct
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from pydantic import Field, ValidationError
 from pipelines.errors import ConceptError
 from pipelines.layouts import VECTOR_LIMIT, described
 from pipelines.request import Frozen, problems
+from pipelines.words import Composed
 
 CARD_KEY = "promptstudio.card"
 HASH_KEY = "modelspec.hash_sha256"
@@ -30,7 +30,7 @@ Kind = Literal["object", "style", "subject", "relation"]
 class ConceptCard(Frozen):
     """What a concept file says about itself."""
 
-    token: str = Field(min_length=1, max_length=100)
+    token: Composed = Field(min_length=1, max_length=100)
     """The word prompts use, for example `<my-fox>`."""
     kind: Kind = "object"
     """What was learned."""
@@ -161,8 +161,3 @@ def card_of(file: str, header: dict[str, Any]) -> ConceptCard:
     if card.vectors != own.vectors:
         raise ConceptError(f"{file} does not hold the {card.vectors} vectors its card tells of.", "Get it again.")
     return card
-
-
-def file_stem(token: str) -> str:
-    """A file name for a token that every program and file system accepts: `<my cat>` -> `my-cat`."""
-    return re.sub(r"[^\w.-]+", "-", token, flags=re.ASCII).strip("-.") or "concept"

@@ -28,9 +28,11 @@ from pipelines.events import Note, OnEvent, StepDone, ignore
 from pipelines.gated_layers import with_adapter
 from pipelines.images import to_pictures
 from pipelines.inpainting_unet import painting
-from pipelines.prompts import lacks_a_side
+from pipelines.overflow import require_numbers
+from pipelines.prompts import lacks_a_side, parse_weights
 from pipelines.request import Request
 from pipelines.schedulers import build, estimate, step_options
+from pipelines.words import notes
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,12 @@ def generate(
         concepts: concepts already in memory, by the `source` the request names them with; others are read from disk.
         conditions: further conditions beside those of the request; an `Inpaint` with a picture in memory, say.
         noise: (count, C, h, w) to start from instead of that of the seed.
-        on_event: receives a `StepDone` for each step, and a `Note` on a relation with nothing to relate.
+        on_event: receives a `StepDone` for each step, and a `Note` on words without their concept and the reverse.
         should_stop: asked before each step; true leaves with `Cancelled`.
 
     Raises:
-        RequestError: if the size does not suit the base, or conditions contradict each other.
+        RequestError: if the size does not suit the base, conditions contradict each other, or what comes out is no
+            picture of numbers.
         ConceptError: if a concept cannot be read or does not fit the base.
         Cancelled: if `should_stop` said so.
     """
@@ -106,6 +109,7 @@ def generate(
         if request.boxes and request.grounding.adapter:
             components = lasting.enter_context(with_adapter(components, Path(request.grounding.adapter)))
         components = lasting.enter_context(attached(components, list(zip(learned, strengths, strict=True))))
+        _note_words(components, request, learned, on_event)
         size = (int(request.width or 0), int(request.height or 0))
         everything: list[Condition] = [Text(request.prompt, request.negative_prompt, size)]
         everything += [DistilledGuidance(request.guidance), *_placing(request, size, learned), *conditions]
@@ -121,7 +125,9 @@ def generate(
             on_event,
             should_stop,
         )
-        pictures = to_pictures(torch.cat([decode(components, part) for part in latents.split(8)]))
+        require_numbers(latents, "The picture", components, request, learned)
+        shown = torch.cat([decode(components, part) for part in latents.split(8)])
+        pictures = to_pictures(require_numbers(shown, "The decoded picture", components, request, learned))
         pictures = canvas.finish(pictures) if canvas else pictures
     return Result(pictures, latents.float().cpu(), request, tuple(learned))
 
@@ -134,6 +140,21 @@ def _learned(request: Request, concepts: Mapping[str, Concept], on_event: OnEven
             said = f"name one thing before it and one after it, as in: a cat {concept.token} a box."
             on_event(Note(f"{concept.token} is a relation: {said}"))
     return learned
+
+
+def _note_words(components: Components, request: Request, learned: Sequence[Concept], on_event: OnEvent) -> None:
+    """Note concepts whose word nothing of the request says, and words in angle brackets that nobody taught the base."""
+    tokenizer = components.tokenizers[0]
+
+    def known(word: str) -> bool:
+        return word in tokenizer.get_vocab()
+
+    prompts = (request.prompt, request.negative_prompt)
+    texts = ["".join(text for text, _ in parse_weights(prompt)) for prompt in prompts]
+    # A LoRA of another program may have no word at all; it is called by its file then.
+    called = [one.token for one in learned if one.rows or one.card.recipe]
+    if said := notes([*texts, *(box.phrase for box in request.boxes)], called, known, components.name):
+        on_event(Note(said))
 
 
 def _placing(request: Request, size: tuple[int, int], learned: Sequence[Concept]) -> list[Condition]:

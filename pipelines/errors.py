@@ -32,6 +32,10 @@ class RequestError(StudioError):
     """A generation request that cannot be carried out."""
 
 
+class NotNumbers(RequestError):  # noqa: N818 - named for what the picture is
+    """What came out is no picture: it is infinite, or no numbers at all."""
+
+
 class ModelError(StudioError):
     """A base model that cannot be loaded or does not fit."""
 

@@ -11,12 +11,13 @@ import math
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipelines.errors import RequestError
 from pipelines.frozen import FileOf as FileOf
 from pipelines.frozen import Frozen
 from pipelines.painting import Inpaint as Inpaint
+from pipelines.words import Composed
 
 SCHEMA = 1
 """Version of the stored form; raised when an old request would be read wrongly."""
@@ -142,7 +143,7 @@ Edges = tuple[float, float, float, float]
 class Box(Frozen):
     """A thing and where it is to stand."""
 
-    phrase: str = Field(min_length=1)
+    phrase: Composed = Field(min_length=1)
     """What stands there, in words of the prompt; the word of a learned concept too."""
 
     box: Edges
@@ -151,12 +152,23 @@ class Box(Frozen):
     picture: Annotated[str | None, FileOf("picture")] = None
     """A picture of the thing to follow, for bases whose grounding reads pictures."""
 
+    @field_validator("box")
+    @classmethod
+    def _rounded(cls, box: Edges) -> Edges:
+        left, top, right, bottom = (snapped(edge) for edge in box)
+        return left, top, right, bottom
+
     @model_validator(mode="after")
     def _inside_the_picture(self) -> Self:
         if why := misplaced(self.box):
             shown = ", ".join(f"{edge:g}" for edge in self.box)
             raise ValueError(f"the box of {self.phrase!r:.60} ({shown}) {why}")
         return self
+
+
+def snapped(edge: float, reach: float = 1e-6) -> float:
+    """An edge that lies outside the picture by no more than an error of rounding, put on its border."""
+    return min(max(edge, 0.0), 1.0) if -reach <= edge <= 1 + reach else edge
 
 
 def misplaced(box: Edges) -> str:
@@ -222,10 +234,10 @@ class Grounding(Frozen):
 class Request(Frozen):
     """What to generate."""
 
-    prompt: str
+    prompt: Composed
     """What the picture shows. `(word:1.3)` weighs a word, any length is used whole."""
 
-    negative_prompt: str = ""
+    negative_prompt: Composed = ""
     """What to keep away from; works only while guidance is on."""
 
     concepts: tuple[ConceptUse, ...] = Field(default=(), max_length=100)

@@ -17,9 +17,11 @@ import torch
 from tokenizers import AddedToken
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import CLIPTokenizer
 
 from pipelines.components import Components, word_table
 from pipelines.errors import ConceptError
+from pipelines.words import check_word, composed
 
 _BARE = re.compile(r"\w+", re.UNICODE)
 
@@ -80,19 +82,27 @@ def check_token(components: Components, token: str, vectors: int = 1) -> None:
     Raises:
         ConceptError: if it is empty, has spaces or prompt syntax, or is already a word of the base.
     """
-    if not token or token == "__metadata__" or re.search(r"[\s(){}\[\]\\:,]", token):
-        raise ConceptError(
-            f"The token {token!r} is empty or has a space, bracket, colon or comma in it.",
-            "Use one plain word, for example <my-fox>.",
-        )
+    check_word(token)
     for tokenizer in components.tokenizers:
-        vocabulary = tokenizer.get_vocab()
-        for name in vector_names(token, vectors):
-            if name in vocabulary or f"{name.lower()}</w>" in vocabulary:
-                raise ConceptError(
-                    f"The token {token!r} is already a word of {components.name} ({name!r}).",
-                    "Choose another, for example in angle brackets: <my-fox>.",
-                )
+        require_new(tokenizer, token, vectors, components.name)
+
+
+def require_new(
+    tokenizer: CLIPTokenizer,
+    token: str,
+    vectors: int,
+    base: str,
+    hint: str = "Choose another, for example in angle brackets: <my-fox>.",
+) -> None:
+    """Refuse a token that is a word of a tokenizer, as `base` is called.
+
+    Raises:
+        ConceptError: if it is.
+    """
+    vocabulary = tokenizer.get_vocab()
+    for name in vector_names(token, vectors):
+        if name in vocabulary or f"{name.lower()}</w>" in vocabulary:
+            raise ConceptError(f"The token {token!r} is already a word of {base} ({name!r}).", hint)
 
 
 def single_rows(components: Components, word: str) -> tuple[Tensor, ...]:
@@ -134,7 +144,7 @@ def new_words(components: Components, token: str, initial: Sequence[Tensor]) -> 
     Raises:
         ConceptError: as `check_token`, or if the rows do not fit the text encoders.
     """
-    vectors = len(initial[0])
+    vectors, token = len(initial[0]), composed(token)
     check_token(components, token, vectors)
     dims = [encoder.config.hidden_size for encoder in components.text_encoders]
     if [rows.shape[1] for rows in initial] != dims:

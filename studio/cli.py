@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from pipelines.box_files import Form
 from pipelines.comparison import axis_of
+from pipelines.console import print_anything
 from pipelines.errors import RequestError, StudioError
 from pipelines.metadata import own_version
 from pipelines.request import Request, problems
@@ -265,6 +266,7 @@ def doctor(machine: OnThisMachine = Machine()) -> None:  # noqa: B008
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; errors meant for people are one sentence and exit code 2."""
+    print_anything()
     words = sys.argv[1:] if arguments is None else arguments
     try:
         if words[:1] == ["train"]:

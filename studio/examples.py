@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.card import file_stem
 from pipelines.clip import Clip
 from pipelines.components import POCKET
 from pipelines.errors import ConfigError
@@ -12,6 +11,7 @@ from pipelines.incontext import cells_of, judges_eye, nearest, open_opaque, pair
 from pipelines.inpainting_unet import inpainting_components
 from pipelines.judge import Judge
 from pipelines.request import LARGEST_GRID
+from pipelines.words import file_stem
 from studio.progress import Progress
 from studio.runner import open_base
 from studio.settings import Machine

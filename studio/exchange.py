@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from transformers import CLIPTokenizer
+
 from pipelines import adapter_folders
-from pipelines.card import Kind, file_stem
+from pipelines.bases import POCKET
+from pipelines.card import Kind
 from pipelines.components import load
 from pipelines.concept import Concept
 from pipelines.dialects import Dialect, export_as
 from pipelines.errors import ConceptError
+from pipelines.tokens import require_new
+from pipelines.words import check_word, composed, file_stem
 from studio import catalogue
+from trainers.candidates import candidate, candidates, candidates_folder
 
 
 def import_concept(source: Path, token: str | None, folder: Path, kind: Kind | None = None) -> Path:
@@ -46,15 +52,33 @@ def _read(source: Path) -> Concept:
 
 
 def _placed(concept: Concept, token: str | None, folder: Path) -> Path:
-    """Save a concept, under another word if one is given, where no file is yet."""
-    if token is not None:
-        if not 0 < len(token) <= 100:
-            raise ConceptError(f"A word has 1 to 100 letters, not {len(token)}.", "For example <my-cat>.")
-        concept = replace(concept, card=concept.card.model_copy(update={"token": token}))
+    """Save a concept, under another word if one is given, where no file is yet.
+
+    Raises:
+        ConceptError: if no prompt can say the word, or a file of its name is there.
+    """
+    concept = _called(concept, token or concept.token)
     path = folder / f"{file_stem(concept.token)}.safetensors"
     if path.exists():
         raise ConceptError(f"{path} is there already.", "Choose another word, or delete it first.")
     return concept.save(path)
+
+
+def _called(concept: Concept, token: str) -> Concept:
+    """The concept under a word, which is checked as a training checks it; words of the base that call weights are not.
+
+    Raises:
+        ConceptError: if no prompt can say it, or it is known to be a word of the base.
+    """
+    token = composed(token)
+    if concept.rows:
+        way = f"Give it another word, for example <{file_stem(token)}>; on the command line that is --token."
+        check_word(token, way)
+        if concept.card.family == "pocket":  # whose words are here; those of others are where they are loaded
+            require_new(
+                CLIPTokenizer.from_pretrained(str(POCKET / "tokenizer")), token, concept.card.vectors, "pocket", way
+            )
+    return replace(concept, card=concept.card.model_copy(update={"token": token}))
 
 
 def export_concept(path: Path, output: Path, dialect: Dialect, half: bool, base: str | None = None) -> list[Path]:
@@ -71,11 +95,14 @@ def rename_concept(path: Path, token: str) -> Path:
     concept = Concept.load(path)
     if not concept.rows:
         raise ConceptError(f"{concept.token} has no word of its own: it is words of the base.", "It keeps its name.")
+    kept: dict[int, Concept] = {}
+    for step, file in candidates(path).items():
+        with suppress(ConceptError):  # a damaged one stays what it is
+            kept[step] = _called(Concept.load(file), token)
     new = _placed(concept, token, path.parent)
     for there, place in catalogue.beside(path, new):
-        if there.is_dir():
-            shutil.rmtree(there)  # its candidates still have the old word
-        else:
-            there.replace(place)
+        there.replace(place)
+    for step, one in kept.items():
+        one.save(candidate(candidates_folder(new), step))
     path.unlink()
     return new

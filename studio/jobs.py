@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from pipelines.card import file_stem
 from pipelines.errors import StudioError
 from pipelines.files import require_room
+from pipelines.words import file_stem
 from studio import catalogue
 from studio.dispatcher import Dispatcher
 from studio.engine import Engine, LocalEngine

@@ -15,10 +15,10 @@ from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from pipelines.card import file_stem
 from pipelines.comparison import axes_of, cells
 from pipelines.errors import ConceptError, ConfigError, RequestError, StudioError
 from pipelines.request import FileOf, Frozen, Request, problems
+from pipelines.words import file_stem
 from studio.datasets import Datasets, Pictures
 from studio.ledger import Job
 from trainers.config import DataConfig, Destination, TrainConfig

@@ -17,7 +17,6 @@ import psutil
 import torch
 
 from pipelines import denoising
-from pipelines.card import file_stem
 from pipelines.components import POCKET, Components, load
 from pipelines.concept import Concept
 from pipelines.conditions.watch import Watch
@@ -28,6 +27,7 @@ from pipelines.files import require_room
 from pipelines.judge import Judge
 from pipelines.metadata import Dtype, Made, save_png
 from pipelines.request import ConceptUse, Request, concept_use
+from pipelines.words import file_stem
 from studio.progress import Progress
 from studio.settings import Machine
 from trainers import scoring
@@ -243,6 +243,8 @@ def merge(concepts: tuple[Path, ...], output: Path, base: str, machine: Machine)
     components = open_base(base, machine.model_copy(update={"dtype": "float32"}))
     learned = [Concept.load(path) for path in concepts]
     paths = [output / f"{file_stem(one.token)}.safetensors" for one in learned]
+    if len(set(paths)) < len(paths):
+        raise ConfigError("Two of the concepts have one word.", "Give one another: studio concepts rename NAME WORD.")
     if there := [path for path in paths if path.exists()]:
         raise ConfigError(f"{there[0]} is there already.", "Choose another --output.")
     joined = merged(

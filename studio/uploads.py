@@ -20,10 +20,10 @@ from typing import Any, TypeVar, cast
 
 from PIL import Image
 
-from pipelines.card import file_stem
 from pipelines.errors import DataError
 from pipelines.files import whole_file
 from pipelines.picture_files import decoded
+from pipelines.words import file_stem
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")

@@ -14,6 +14,7 @@ from typing import Any
 from cyclopts import CycloptsError
 from pydantic import ValidationError
 
+from pipelines.console import print_anything
 from pipelines.errors import ConfigError, StudioError
 from pipelines.events import Event, Note, StepDone
 from pipelines.request import problems
@@ -96,6 +97,7 @@ def relaunched(arguments: list[str]) -> None:
 
 def main(arguments: list[str]) -> int:
     """Run the command line; errors meant for people are one sentence and exit code 2."""
+    print_anything()
     app = commands("trainers", _carry_out, {"where": Destination})
     try:
         relaunched(arguments)

@@ -12,12 +12,11 @@ import torch
 from PIL import ImageOps
 from torch import Tensor
 
-from pipelines.box_files import read_boxes
 from pipelines.components import Components
 from pipelines.errors import ConfigError, DataError, ModelError
 from pipelines.events import Note, OnEvent, ignore
 from pipelines.files import require_room
-from pipelines.grounding import SLOTS, gated_parameters, phrase_embeddings
+from pipelines.grounding import gated_parameters, phrase_embeddings
 from pipelines.request import Box
 from trainers.configs import GroundingConfig, GroundingDestination
 from trainers.data import digest
@@ -26,8 +25,8 @@ from trainers.latents import Encoder, fitted
 from trainers.pretrain.grounding import composed, pool
 from trainers.reading import Example, read_folder
 from trainers.terms import Conditioning
+from trainers.training_boxes import COCO, TrainingBoxes
 
-COCO = "annotations.json"
 POOL = 61  # seed of composed pictures
 
 
@@ -46,35 +45,30 @@ class Boxed:
         return Boxed(replace(self.example, picture=picture, mask=None), tuple(boxes))
 
 
-def read_boxed(folder: Path) -> list[Boxed]:
+def read_boxed(folder: Path, skip: bool | None = None, on_event: OnEvent = ignore) -> list[Boxed]:
     """The pictures of a folder with the boxes beside them (`fox.bbox` for `fox.png`), or those of `annotations.json`.
 
-    Pictures without boxes are shown without. Of more than `SLOTS` boxes the largest are told.
+    Pictures without boxes are shown without. What `TrainingBoxes` changed is noted.
+
+    Args:
+        folder: where they are.
+        skip: whether pictures that are doubtful are to be left out; see `Reading.sound`.
+        on_event: receives notes.
 
     Raises:
         DataError: as `read_folder`, or if no picture has a box.
         RequestError: for a box that cannot be read, naming the file and the box.
     """
-    listed: list[Boxed] = []
-    for example in read_folder(folder).examples:
-        path = folder / example.name
-        beside = path.with_suffix(".bbox")
-        boxes: tuple[Box, ...] = ()
-        if beside.exists():
-            boxes = read_boxes(beside)
-        elif (folder / COCO).exists():
-            boxes = read_boxes(folder / COCO, example.name)
-        listed.append(Boxed(example, tuple(sorted(boxes, key=_area, reverse=True)[:SLOTS])))
+    boxes = TrainingBoxes(folder)
+    listed = [Boxed(one, boxes.of(one.name)) for one in read_folder(folder).sound(skip).examples]
     if not any(one.boxes for one in listed):
         raise DataError(
             f"No picture in {folder} has a box.",
             f'Put one.bbox beside one.png, with lines as {{"label": "fox", "bbox": [0.1, 0.2, 0.5, 0.6]}}, or {COCO}.',
         )
+    for said in boxes.notes():
+        on_event(Note(said))
     return listed
-
-
-def _area(one: Box) -> float:
-    return (one.box[2] - one.box[0]) * (one.box[3] - one.box[1])
 
 
 @torch.no_grad()
@@ -142,7 +136,7 @@ def learn_grounding(
     weights = sum(value.numel() for _, value in gated_parameters(components.unet))
     require_room(where.output.parent, 2 * weights + 3 * 16 * weights)  # the file; two states and the one being written
     side = where.resolution or int(components.unet.config["sample_size"]) * components.factor
-    pictures, mark = _pictures(components, where, side)
+    pictures, mark = _pictures(components, where, side, on_event)
     boxes = int(pictures.present.sum())
     on_event(Note(f"{len(pictures.latents)} pictures, {boxes} boxes, {weights:,} numbers to learn"))
     train_grounding(
@@ -183,11 +177,13 @@ def _check(components: Components, where: GroundingDestination, state: Path) -> 
         )
 
 
-def _pictures(components: Components, where: GroundingDestination, side: int) -> tuple[BoxedPictures, str]:
+def _pictures(
+    components: Components, where: GroundingDestination, side: int, on_event: OnEvent
+) -> tuple[BoxedPictures, str]:
     """What is learned from, and what tells it from other pictures."""
     if where.images is None:
         return composed(components, pool(where.composed, POOL)), f"composed {where.composed}"
-    listed = read_boxed(where.images)
+    listed = read_boxed(where.images, where.skip_doubtful, on_event)
     listed += [one.mirrored() for one in listed] if where.mirror else []
     return encoded(components, listed, side), _mark(listed)
 

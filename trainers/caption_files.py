@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import codecs
 import re
-import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 
 from pipelines.errors import DataError
+from pipelines.words import composed
 
 SEVERAL = ".captions"
 CAPTION_SUFFIXES = (".txt", ".caption", SEVERAL)
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
-
-
-def composed(text: str) -> str:
-    """Text with its letters composed (NFC): macOS keeps names as letters and accents apart."""
-    return unicodedata.normalize("NFC", text)
 
 
 def key(path: Path) -> str:

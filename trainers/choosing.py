@@ -27,7 +27,7 @@ from pipelines.card import ConceptCard, Kind
 from pipelines.components import Components
 from pipelines.concept import Concept
 from pipelines.denoising import generate
-from pipelines.errors import Cancelled
+from pipelines.errors import Cancelled, NotNumbers
 from pipelines.events import OnEvent, Preview, StepDone, ignore
 from pipelines.images import fit, to_tensor
 from pipelines.judge import INPUT, Judge
@@ -276,7 +276,11 @@ class _Trial:
                 steps=STEPS,
             )
             concepts = {"measured": concept} if concept else {}
-            made += generate(self.components, request, concepts=concepts, should_stop=self.should_stop).pictures
+            try:
+                made += generate(self.components, request, concepts=concepts, should_stop=self.should_stop).pictures
+            except NotNumbers:  # nothing is like it, so it is never proposed
+                side = self.components.defaults.size
+                made += [Image.new("RGB", (side, side))] * self.seeds
         return made
 
     def _aligned(self, seen: Tensor, word: str) -> Tensor:

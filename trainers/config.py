@@ -10,6 +10,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from pipelines.request import Frozen
+from pipelines.words import Composed, composed
 
 
 class DataConfig(Frozen):
@@ -181,7 +182,7 @@ class Subject:
 class SubjectConfig(PriorConfig, ObjectiveConfig):
     """Binding one subject, or several in one run, each with its pictures, its word and its class."""
 
-    token: str = Field(min_length=1, max_length=60)
+    token: Composed = Field(min_length=1, max_length=60)
     """The subject's identifier or new word."""
 
     also: tuple[str, ...] = ()
@@ -207,7 +208,8 @@ class SubjectConfig(PriorConfig, ObjectiveConfig):
     def subjects(self) -> tuple[Subject, ...]:
         """All that is learned, the run's own first."""
         split = (text.rsplit(":", 2) for text in self.also)
-        listed = [(self.token, self.class_word, None), *((token, kind, Path(place)) for place, token, kind in split)]
+        others = ((composed(token), kind, Path(place)) for place, token, kind in split)
+        listed = [(self.token, self.class_word, None), *others]
         return tuple(
             Subject(token, kind, token if self.learns_words else f"{token} {kind}", images)
             for token, kind, images in listed
@@ -266,7 +268,7 @@ class LowRankConfig(Frozen):
 class TokenConfig(Frozen):
     """A method that learns a word."""
 
-    token: str = Field(min_length=1, max_length=100)
+    token: Composed = Field(min_length=1, max_length=100)
     """The new word, for example `<my-fox>`."""
 
     init: str = Field(min_length=1)

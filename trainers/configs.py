@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from pipelines.request import Frozen
+from pipelines.words import Composed
 from trainers.config import LowRankConfig, ObjectiveConfig, SubjectConfig, TokenConfig
 
 
@@ -24,7 +25,7 @@ class TextualInversionConfig(TokenConfig, ObjectiveConfig):
 class DreamBoothConfig(SubjectConfig, LowRankConfig):
     """Settings of DreamBooth."""
 
-    token: str = Field(min_length=1, max_length=60)
+    token: Composed = Field(min_length=1, max_length=60)
     """The identifier: a rare word of one token (`studio identifiers` lists some), or with `pivotal` a new word."""
 
     form: Literal["lora", "full"] = "lora"
@@ -70,7 +71,7 @@ class DreamBoothConfig(SubjectConfig, LowRankConfig):
 class CustomDiffusionConfig(SubjectConfig):
     """Settings of Custom Diffusion."""
 
-    token: str = Field(min_length=1, max_length=60)
+    token: Composed = Field(min_length=1, max_length=60)
     """The new word, for example `<my-fox>`."""
 
     word_rate: float = Field(default=1.0, gt=0, le=1000)
@@ -220,7 +221,7 @@ class GroundingDestination(Frozen):
 class TaskWordConfig(Frozen):
     """Settings of a word for what pairs of pictures show."""
 
-    token: str = Field(min_length=1, max_length=60)
+    token: Composed = Field(min_length=1, max_length=60)
     """The new word, for example <my-task>."""
 
     init: str = "picture"

@@ -11,7 +11,8 @@ from typing import Any
 
 from pipelines.errors import DataError
 from pipelines.picture_files import PICTURE_SUFFIXES
-from trainers.caption_files import composed, read_text, tidied
+from pipelines.words import composed
+from trainers.caption_files import read_text, tidied
 
 METADATA, TABLE, TEXT, PAIRS, REPEATS = "metadata.jsonl", "metadata.csv", "text.json", "pairs.json", "repeats.json"
 INDICES = (METADATA, TABLE, TEXT, PAIRS)

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from pipelines.card import file_stem
 from pipelines.components import Components
 from pipelines.concept import Concept
 from pipelines.denoising import generate
@@ -20,6 +19,7 @@ from pipelines.errors import ConfigError, StudioError
 from pipelines.events import Note, OnEvent
 from pipelines.files import require_room, whole_file
 from pipelines.request import ConceptUse, Request
+from pipelines.words import file_stem
 from trainers.candidates import candidate, candidates_folder
 from trainers.checkpoints import LOG, states
 from trainers.config import DataConfig, Destination, SubjectConfig, TrainConfig

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipelines.errors import DataError
 from pipelines.picture_files import PICTURE_SUFFIXES, open_mask
-from trainers.caption_files import composed
+from pipelines.words import composed
 
 FOLDERS = ("masks", "mask")
 MARKS = (".mask", "-masklabel", "_mask")

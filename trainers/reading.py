@@ -17,7 +17,8 @@ from PIL import Image
 
 from pipelines.errors import DataError
 from pipelines.picture_files import PICTURE_SUFFIXES, decoded, laid_on, open_picture
-from trainers.caption_files import CAPTION_SUFFIXES, caption_file, captions_in, composed, key
+from pipelines.words import composed
+from trainers.caption_files import CAPTION_SUFFIXES, caption_file, captions_in, key
 from trainers.index_files import (
     INDICES,
     METADATA,

@@ -13,7 +13,6 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from pipelines.card import file_stem
 from pipelines.components import Components
 from pipelines.errors import ConfigError, DataError, ModelError
 from pipelines.events import Note, OnEvent, ignore
@@ -23,6 +22,7 @@ from pipelines.grids import Grid
 from pipelines.identity import is_gated
 from pipelines.images import fit, to_tensor
 from pipelines.inpainting_unet import FOLDER, inpainting_components, repaints
+from pipelines.words import file_stem
 from trainers.averages import Average
 from trainers.data import digest
 from trainers.holes import random_holes

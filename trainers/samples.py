@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.concept import Concept
 from pipelines.denoising import generate
-from pipelines.events import OnEvent, Preview
+from pipelines.errors import NotNumbers
+from pipelines.events import Note, OnEvent, Preview
 from pipelines.request import Request
 from trainers.averages import Average
 from trainers.candidates import candidate_steps
@@ -48,7 +49,10 @@ def after_step(
         previews = on_event if run.train.preview_every and done % run.train.preview_every == 0 else None
         with average.shown() if previews or done in wanted else nullcontext():
             if previews:
-                previews(_preview(trainable, run, examples, done))
+                try:
+                    previews(_preview(trainable, run, examples, done))
+                except NotNumbers as error:
+                    previews(Note(f"no preview after step {done}: {error.message}"))
             # One that is no number any more would stop the run at its next report, and be refused when it is read.
             if offer and done in wanted and all(bool(one.isfinite().all()) for one in trainable.parameters.values()):
                 offer(done, run.method.export(trainable))

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from pipelines.card import HEADER_LIMIT, ConceptCard, file_stem, read_card
+from pipelines.card import HEADER_LIMIT, ConceptCard, read_card
 from pipelines.concept import Concept
 from pipelines.errors import ConceptError
+from pipelines.words import STEM_BYTES, file_stem
 from tests import tiny
 
 
@@ -218,7 +219,37 @@ def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("token", "stem"),
-    [("<my-fox>", "my-fox"), ("<my cat>", "my-cat"), ("../../x", "x"), ("<>", "concept"), ("<狐>", "concept")],
+    [("<my-fox>", "my-fox"), ("<my cat>", "my-cat"), ("zwx dog", "zwx-dog"), ("<狐>", "狐"), ("<हिन्दी>", "हिन्दी")],
 )
-def test_file_stems_are_safe(token, stem):
+def test_file_stems_are_what_is_said(token, stem):
     assert file_stem(token) == stem
+
+
+def test_what_a_file_cannot_be_called_by_is_told_apart_by_a_sum():
+    lossy = [
+        "<🦊>",
+        "<🐺>",
+        "<>",
+        "<a/b>",
+        "<a\\b>",
+        "../../x",
+        "<a:b>",
+        "<a?>",
+        "<a*>",
+        "猫" * 60,
+        "猫" * 61,
+        "<a\u200bb>",
+    ]
+    stems = [file_stem(word) for word in lossy]
+    assert len(set(stems)) == len(lossy), "different words, different files"
+    for stem in stems:
+        assert stem[-9] == "-" and int(stem[-8:], 16) >= 0
+        assert not set(stem) & set('/\\:*?"<>|') and not stem.startswith(".") and len(stem.encode()) <= STEM_BYTES + 9
+    assert file_stem("<cafe\u0301>") == file_stem("<caf\u00e9>") == "caf\u00e9"
+
+
+@pytest.mark.parametrize("word", ["<con>", "CON", "<nul>", "<com1>", "lpt9", "<aux.x>"])
+def test_names_that_windows_keeps_are_refused(word):
+    with pytest.raises(ConceptError, match="Windows keeps"):
+        file_stem(word)
+    assert file_stem("<my-con>") == "my-con" and file_stem("<console>") == "console"

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from pipelines.components import POCKET
+from pipelines.console import print_anything
 from pipelines.errors import StudioError
 from pipelines.events import Event, OnEvent, StepDone
 
@@ -112,6 +113,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def main() -> int:
     """Run the chosen stage; errors meant for people end with exit code 2."""
+    print_anything()
     arguments = _arguments()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

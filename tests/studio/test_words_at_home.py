@@ -1,0 +1,99 @@
+"""Words in the library: files of all scripts, imports and renames checked, candidates kept."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from starlette.testclient import TestClient
+
+from pipelines.card import ConceptCard
+from pipelines.concept import Concept
+from pipelines.errors import ConceptError
+from studio import exchange
+from studio.api.app import guarded, rest
+from studio.api.guard import Door
+from studio.cli import main
+from studio.jobs import Jobs
+from trainers.candidates import candidate, candidates, candidates_folder, kept_step, take
+from trainers.config import Destination
+from trainers.configs import DreamBoothConfig, TextualInversionConfig
+from trainers.launch import destinations
+
+DIM = 96
+
+
+def concept(token, family="pocket", vectors=1):
+    return Concept(ConceptCard(token=token, family=family, vectors=vectors), (torch.randn(vectors, DIM),))
+
+
+@pytest.fixture
+def library(tmp_path):
+    (tmp_path / "library").mkdir()
+    return tmp_path / "library"
+
+
+def test_words_of_all_scripts_live_side_by_side(library, tmp_path):
+    words = ("<猫>", "<犬>", "<🦊>", "<🐺>", "<café>", "<caf>")
+    for number, word in enumerate(words):
+        save_file({word: torch.randn(1, DIM)}, tmp_path / f"{number}.safetensors")
+        exchange.import_concept(tmp_path / f"{number}.safetensors", None, library)
+    assert len(list(library.glob("*.safetensors"))) == len(words)
+    assert {"猫.safetensors", "犬.safetensors", "café.safetensors", "caf.safetensors"} <= {
+        path.name for path in library.iterdir()
+    }
+    outputs = [
+        destinations(TextualInversionConfig(token=word, init="fox"), Destination(output=None))[0] for word in words
+    ]
+    assert len(set(outputs)) == len(words)
+    both = DreamBoothConfig(token="<猫>", class_word="cat", pivotal=True, also=("x:<犬>:dog",))
+    assert len(destinations(both, Destination(output=tmp_path / "猫.safetensors"))) == 2
+
+
+def test_clients_reach_a_concept_of_any_script(tmp_path):
+    jobs = Jobs(tmp_path / "studio", warm=False)
+    concept("<猫>").save(jobs.learned / "猫.safetensors")
+    web = TestClient(guarded(rest(jobs), Door()), base_url="http://localhost")
+    (listed,) = web.get("/api/v1/concepts").json()
+    assert listed["id"] == "猫" and web.get(listed["href"]).json()["card"]["token"] == "<猫>"
+    assert web.get(f"{listed['href']}/file").content == (jobs.learned / "猫.safetensors").read_bytes()
+    asked = {"request": {"prompt": "a <猫>", "concepts": [{"source": "猫"}]}}
+    assert web.post("/api/v1/generations", json=asked).status_code == 202
+    assert web.delete(listed["href"]).status_code == 409 or not web.get("/api/v1/concepts").json()
+
+
+@pytest.mark.parametrize("name", ["bad prompt v2", "a(b", "fox"])
+def test_a_file_whose_word_can_never_be_used_is_refused_with_the_way_out(library, tmp_path, name, capsys):
+    path = tmp_path / f"{name}.safetensors"
+    save_file({"emb_params": torch.randn(1, DIM)}, path, {"modelspec.architecture": "promptstudio-pocket/x"})
+    assert main(["concepts", "import", str(path), "--library", str(library)]) == 2
+    said = capsys.readouterr().err
+    assert "token" in said and "--token" in said and list(library.iterdir()) == []
+    assert main(["concepts", "import", str(path), "--token", "<good>", "--library", str(library)]) == 0
+    assert (library / "good.safetensors").is_file()
+
+
+@pytest.mark.parametrize("word", ["my cute wolf", "a:b", "", "fox", "x" * 101, "<con>"])
+def test_a_rename_checks_words_as_a_training_does(library, word):
+    path = concept("<wolf>").save(library / "wolf.safetensors")
+    before = path.read_bytes()
+    with pytest.raises(ConceptError):
+        exchange.rename_concept(path, word)
+    assert [one.name for one in library.iterdir()] == ["wolf.safetensors"] and path.read_bytes() == before
+
+
+def test_a_rename_keeps_the_candidates_under_the_new_word(library):
+    path, folder = library / "wolf.safetensors", candidates_folder(library / "wolf.safetensors")
+    for step in (10, 20):
+        concept("<wolf>", vectors=2).save(candidate(folder, step))
+    shutil.copyfile(candidate(folder, 10), path)
+    (folder / "0000030.safetensors").write_bytes(b"damaged")
+    rows = load_file(candidate(folder, 20))["<wolf>"]
+    new = exchange.rename_concept(path, "<cafe\u0301>")
+    assert new.name == "caf\u00e9.safetensors" and Concept.load(new).token == "<caf\u00e9>"
+    assert list(candidates(new)) == [10, 20, 30] and kept_step(new) == 10
+    take(new, 20)
+    assert torch.equal(Concept.load(new).rows[0], rows) and Concept.load(new).token == "<caf\u00e9>"
+    assert sorted(one.name for one in library.iterdir()) == ["caf\u00e9.safetensors", "caf\u00e9.steps"]
