@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines import guidance as guiding
-from pipelines.components import Components, decode
+from pipelines.components import Components, decode, saving_memory
 from pipelines.concept import Concept, attached
 from pipelines.conditions import CONCAT, Canvas, Condition, Step, merge, stack
 from pipelines.conditions.boxes import Boxes
@@ -107,7 +107,15 @@ def generate(
             components = lasting.enter_context(with_adapter(components, Path(request.grounding.adapter)))
         components = lasting.enter_context(attached(components, list(zip(learned, strengths, strict=True))))
         size = (int(request.width or 0), int(request.height or 0))
-        everything: list[Condition] = [Text(request.prompt, request.negative_prompt, size)]
+        everything: list[Condition] = [
+            Text(
+                request.prompt,
+                request.negative_prompt,
+                size,
+                skip=request.clip_skip - 1,
+                encode_empty=request.guidance.encode_empty,
+            )
+        ]
         everything += [DistilledGuidance(request.guidance), *_placing(request, size, learned), *conditions]
         everything += [canvas] if canvas and canvas not in conditions else []
         for condition in everything:
@@ -121,7 +129,8 @@ def generate(
             on_event,
             should_stop,
         )
-        pictures = to_pictures(torch.cat([decode(components, part) for part in latents.split(8)]))
+        with saving_memory(components, request.vae_tiling, request.vae_slicing):
+            pictures = to_pictures(torch.cat([decode(components, part) for part in latents.split(8)]))
         pictures = canvas.finish(pictures) if canvas else pictures
     return Result(pictures, latents.float().cpu(), request, tuple(learned))
 
@@ -179,9 +188,13 @@ def _denoise(
     """The loop itself: predict each branch in one UNet call, combine, step, constrain."""
     noise, generators = start
     scheduler = build(
-        request.scheduler or "ddim", components.scheduler_config, int(request.steps or 1), components.device
+        request.scheduler or "ddim",
+        components.scheduler_config,
+        int(request.steps or 1),
+        components.device,
+        request.spacing,
     )
-    options = step_options(scheduler, generators)
+    options = step_options(scheduler, generators, request.eta)
     latents, timesteps = noise * scheduler.init_noise_sigma, scheduler.timesteps
     for canvas in conditions:
         if isinstance(canvas, Canvas):
