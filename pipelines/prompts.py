@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -216,7 +217,7 @@ def encode_ids(components: Components, which: int, ids: Tensor, skip: int = 0) -
     Raises:
         RequestError: if the encoder does not have so many layers.
     """
-    encoder = components.text_encoders[which]
+    encoder: Any = components.text_encoders[which]
     xl = components.family == "sdxl"
     out = encoder(ids, output_hidden_states=xl or skip > 0)
     pool = out.text_embeds if hasattr(out, "text_embeds") else out.pooler_output

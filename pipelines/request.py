@@ -263,7 +263,8 @@ class Request(Frozen):
     """Noise that ddim adds in each step: 0 none, 1 as much as DDPM (arXiv:2010.02502, eq. 16)."""
 
     clip_skip: int = Field(default=1, ge=1, le=12)
-    """Which layer of the text encoders is read, from the end: 2 leaves the last out (SDXL always leaves one out)."""
+    """Which layer of the text encoders is read, from the end, for both prompts: 2 leaves the last one out. SDXL always
+    leaves out one more."""
 
     vae_tiling: bool = False
     """Decode large pictures in overlapping tiles: less memory, and seams that can be seen now and then."""

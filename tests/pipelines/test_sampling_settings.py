@@ -39,10 +39,16 @@ def request(name="ddim", **fields):
 def compare(pipeline, asked, scheduler=None, **call):
     base = tiny.frozen(from_pipeline(pipeline, "tiny"))
     pipeline.scheduler = UPSTREAM[asked.scheduler].from_config(pipeline.scheduler.config, **(scheduler or {}))
-    theirs = pipeline(asked.prompt, num_inference_steps=asked.steps, guidance_scale=4.0, width=16, height=16,
-                      num_images_per_prompt=asked.count, output_type="latent",
-                      generator=[torch.Generator().manual_seed(asked.seed + i) for i in range(asked.count)],
-                      **call).images  # fmt: skip
+    theirs = pipeline(
+        **({"prompt": asked.prompt} | call),
+        num_inference_steps=asked.steps,
+        guidance_scale=4.0,
+        width=16,
+        height=16,
+        num_images_per_prompt=asked.count,
+        output_type="latent",
+        generator=[torch.Generator().manual_seed(asked.seed + i) for i in range(asked.count)],
+    ).images
     ours = generate(base, asked).latents
     torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-4)
     plain = asked.model_copy(update={k: Request.model_fields[k].default for k in ("spacing", "eta", "clip_skip")})
@@ -50,15 +56,22 @@ def compare(pipeline, asked, scheduler=None, **call):
     assert not torch.allclose(ours, generate(base, plain).latents, atol=1e-3)
 
 
-@pytest.mark.parametrize("make", [tiny.sd_pipeline, tiny.sdxl_pipeline])
-def test_clip_skip_leaves_out_the_layers_that_diffusers_leaves_out(make):
-    if make is tiny.sdxl_pipeline:
-        with pytest.raises(RequestError, match="Clip skip 3 is more than the 2 layers"):
-            generate(tiny.sdxl(), request(clip_skip=3))
-    pipeline = make()
-    if make is tiny.sd_pipeline:  # diffusers still looks where transformers had the last norm
-        object.__setattr__(pipeline.text_encoder, "text_model", pipeline.text_encoder)
-    compare(pipeline, request(clip_skip=2), clip_skip=1)
+def test_clip_skip_leaves_out_a_layer_of_both_prompts():
+    """As AUTOMATIC1111 does: diffusers leaves the negative prompt as it is."""
+    pipeline = tiny.sd_pipeline()
+    embeds = {}
+    for name, text in (("prompt_embeds", "a fox"), ("negative_prompt_embeds", "")):
+        ids = pipeline.tokenizer(text, padding="max_length", max_length=77, return_tensors="pt").input_ids
+        with torch.no_grad():
+            last_but_one = pipeline.text_encoder(ids, output_hidden_states=True).hidden_states[-2]
+            embeds[name] = pipeline.text_encoder.final_layer_norm(last_but_one)
+    compare(pipeline, request(clip_skip=2), prompt=None, **embeds)
+
+
+def test_clip_skip_of_xl_is_that_of_diffusers():
+    compare(tiny.sdxl_pipeline(), request(clip_skip=2), clip_skip=1)
+    with pytest.raises(RequestError, match="Clip skip 3 is more than the 2 layers"):
+        generate(tiny.sdxl(), request(clip_skip=3))
 
 
 def test_more_than_the_encoder_has_is_refused():
