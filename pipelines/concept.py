@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipelines import changes as changing
+from pipelines import stored_changes as storing
 from pipelines.adapter_folders import read_adapter
 from pipelines.card import CARD_KEY, HASH_KEY, ConceptCard, card_of, file_stem, read_card, read_header
 from pipelines.changes import Change, Difference, LowRank
@@ -45,6 +46,7 @@ _ARCHITECTURE = {
     "pocket": "promptstudio-pocket",
 }
 _SPELLED = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+_EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,8 @@ class Concept:
         created = self.card.created or datetime.now(UTC).isoformat(timespec="seconds")
         card = self.card.model_copy(update={"created": created})
         metadata = {CARD_KEY: card.model_dump_json(), **replace(self, card=card).modelspec()}
-        if not self._in_kohyas_names and (lora := changing.lora_metadata(self.changes)):
-            metadata[changing.LORA_METADATA] = json.dumps(lora)
+        if not self._in_kohyas_names and (lora := storing.lora_metadata(self.changes)):
+            metadata[storing.LORA_METADATA] = json.dumps(lora)
         return write_tensors(path, self.tensors(), metadata)
 
     def modelspec(self) -> dict[str, str]:
@@ -105,7 +107,7 @@ class Concept:
         if self._in_kohyas_names:
             return to_kohya(self.changes, self.card.family == "sdxl") | self._bundled(rows)
         if self.changes:
-            return changing.stored(self.changes) | {f"{WORD}{i}": part for i, part in enumerate(rows)}
+            return storing.stored(self.changes) | {f"{WORD}{i}": part for i, part in enumerate(rows)}
         return {self.card.token: rows[0]} if len(rows) == 1 else {"clip_l": rows[0], "clip_g": rows[1]}
 
     @property
@@ -178,20 +180,30 @@ class Concept:
     @classmethod
     def _gathered(cls, file: str, card: ConceptCard, tensors: dict[str, Tensor], said: Mapping[str, str]) -> Concept:
         """A concept of the tensors of a file."""
-        lora = json.loads(said.get(changing.LORA_METADATA, "{}"))
-        changes = changing.read_stored(tensors, lora if isinstance(lora, dict) else {})
-        names = words([name for name in tensors if parsed(name) is None]).names
-        rows = tuple(tensors[name].float().reshape(-1, tensors[name].shape[-1]) for name in names)
+        tensors = {name: tensor.float() if tensor.dtype in _EIGHT_BITS else tensor for name, tensor in tensors.items()}
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
             raise ConceptError(f"{file} holds numbers that are not finite.", "Train it again with a lower rate.")
+        lora = json.loads(said.get(storing.LORA_METADATA, "{}"))
+        changes = storing.read_stored(tensors, lora if isinstance(lora, dict) else {})
+        found = words([name for name in tensors if parsed(name) is None])
+
+        def rows_of(names: Sequence[str]) -> tuple[Tensor, ...]:
+            return tuple(tensors[name].float().reshape(-1, tensors[name].shape[-1]) for name in names)
+
+        rows = rows_of(found.names)
         if {len(row) for row in rows} != ({card.vectors} if card.vectors else set()):
             raise ConceptError(f"{file} does not hold the {card.vectors} vectors its card tells of.", "Get it again.")
-        return cls(card, rows, changes)
+        partners = tuple(
+            cls(card.model_copy(update={"token": other.token, "vectors": len(own[0])}), own, changes)
+            for other in found.others
+            for own in [rows_of(other.names)]
+        )
+        return cls(card, rows, changes, partners)
 
     def digest(self) -> str:
         """16 hex digits of what was learned, whatever the file says around it."""
         hashed = hashlib.sha256(self.token.encode())
-        for key, tensor in sorted(changing.stored(self.changes).items()):
+        for key, tensor in sorted(storing.stored(self.changes).items()):
             hashed.update(key.encode() + tensor.float().numpy().tobytes())
         for rows in self.rows:
             hashed.update(rows.detach().cpu().float().contiguous().numpy().tobytes())
@@ -288,8 +300,8 @@ def attached(components: Components, uses: Sequence[tuple[Concept, float]]) -> I
     with ExitStack() as stack:
         laid: list[Mapping[str, Change]] = []
         for concept, strength in uses:
-            together = [amount for other, amount in uses if changing.same(other.changes, concept.changes)]
-            if not any(changing.same(concept.changes, changes) for changes in laid):
+            together = [amount for other, amount in uses if storing.same(other.changes, concept.changes)]
+            if not any(storing.same(concept.changes, changes) for changes in laid):
                 weights = Concept(concept.card, (), concept.changes)
                 components = stack.enter_context(weights.attach(components, max(together)))
                 laid.append(concept.changes)

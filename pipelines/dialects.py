@@ -16,12 +16,13 @@ from torch import Tensor
 
 from pipelines.adapter_folders import CONFIG, MODEL, adapters
 from pipelines.card import CARD_KEY
-from pipelines.changes import LORA_METADATA, Difference, LowRank, by_rows, difference, lora_metadata, stored
+from pipelines.changes import Difference, LowRank, by_rows, difference
 from pipelines.components import Components
 from pipelines.concept import Concept, write_tensors
 from pipelines.errors import ConceptError
 from pipelines.files import whole_file
 from pipelines.kohya import to_kohya
+from pipelines.stored_changes import LORA_METADATA, lora_metadata, stored
 from pipelines.words import file_stem
 
 Dialect = Literal["a1111", "diffusers", "peft"]

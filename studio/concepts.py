@@ -71,12 +71,12 @@ def verify(*names: str, folder: Library = catalogue.FOLDER) -> None:
 def import_(
     source: Path, *, token: str | None = None, kind: Kind | None = None, folder: Library = catalogue.FOLDER
 ) -> None:
-    """Take in a file of another program (.safetensors, .png, or .pt and .bin, which are not run) or a folder of PEFT.
+    """Take in a file of another program (.safetensors, .png, or .pt and .bin, which are not run), or a folder.
 
     Parameters
     ----------
     source
-        An embedding or a LoRA: a file, or a folder with adapter_config.json.
+        An embedding or a LoRA: a file, or a folder of PEFT or of a training script of diffusers.
     token
         The word to use it by; its own by default.
     kind

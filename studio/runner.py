@@ -69,7 +69,14 @@ _DTYPE_NAMES: dict[torch.dtype, Dtype] = {
 def open_base(base: str, machine: Machine) -> Components:
     """Load a base model as the machine's settings say."""
     device, dtype = _device(machine)
-    return load(base, device=device, dtype=dtype, attention=machine.attention, download=machine.download)
+    return load(
+        base,
+        device=device,
+        dtype=dtype,
+        attention=machine.attention,
+        download=machine.download,
+        base_config=machine.base_config,
+    )
 
 
 def on_gpu(machine: Machine) -> bool:

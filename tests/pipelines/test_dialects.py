@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pipelines.card import ConceptCard
-from pipelines.changes import Difference, LowRank, stored
+from pipelines.changes import Difference, LowRank
 from pipelines.components import from_pipeline
 from pipelines.concept import Concept
 from pipelines.denoising import generate
@@ -19,6 +19,7 @@ from pipelines.dialects import export_as
 from pipelines.errors import ConceptError
 from pipelines.lora_keys import from_sgm, parsed, to_sgm
 from pipelines.request import ConceptUse, Guidance, Request
+from pipelines.stored_changes import stored
 from tests import tiny
 
 
@@ -195,7 +196,7 @@ def test_a_word_with_weights_becomes_two_files_and_nothing_is_overwritten(tmp_pa
 @pytest.mark.parametrize(
     "name",
     [
-        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.hada_w1_a",
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.oft_blocks",
         "lora_unet_blocks_of_another_model.lora_down.weight",
         "transformer.layer.lora_A.weight",
         "lora_unet_.alpha",

@@ -7,13 +7,14 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from pipelines.card import ConceptCard
-from pipelines.changes import Difference, LowRank, applied, check_fits, lora_metadata, read_stored, stored
+from pipelines.changes import Difference, LowRank, applied, check_fits
 from pipelines.components import load
 from pipelines.concept import Concept
 from pipelines.denoising import generate
 from pipelines.errors import ConceptError, ConfigError
 from pipelines.export import export_model
 from pipelines.request import ConceptUse, Guidance, Request
+from pipelines.stored_changes import lora_metadata, read_stored, stored
 from pipelines.tokens import single_rows
 from tests import tiny
 

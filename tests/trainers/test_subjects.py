@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.changes import same
 from pipelines.concept import Concept
 from pipelines.errors import Cancelled, ConceptError, ConfigError, DataError
 from pipelines.events import StepDone
+from pipelines.stored_changes import same
 from pipelines.tokens import single_rows
 from tests import tiny
 from trainers.averages import Average
