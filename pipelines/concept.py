@@ -27,7 +27,7 @@ from torch import Tensor
 from pipelines import changes as changing
 from pipelines import stored_changes as storing
 from pipelines.adapter_folders import read_adapter
-from pipelines.card import CARD_KEY, HASH_KEY, ConceptCard, card_of, file_stem, read_card, read_header
+from pipelines.card import CARD_KEY, HASH_KEY, ConceptCard, card_of, read_card, read_header
 from pipelines.changes import Change, Difference, LowRank
 from pipelines.components import Components, word_table
 from pipelines.embedding_pictures import read_picture
@@ -38,6 +38,7 @@ from pipelines.layouts import WORD, misfit, words
 from pipelines.lora_keys import parsed
 from pipelines.pickles import read_tensors
 from pipelines.tokens import embed_ids, new_words
+from pipelines.words import file_stem
 
 _ARCHITECTURE = {
     "sd1": "stable-diffusion-v1",

@@ -38,7 +38,7 @@ def _show(stage: str, log: Path) -> OnEvent:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m trainers.pretrain", description=__doc__)
-    stages = ("all", *STAGES, "pack", "grounding", "inpainting", "join", "score")
+    stages = ("all", *STAGES, "pack", "decoder", "grounding", "inpainting", "join", "score")
     parser.add_argument("stage", nargs="?", default="all", choices=stages)
     parser.add_argument(
         "--work", type=Path, default=Path("outputs/pretrain"), help="where states and previews are kept"
@@ -50,6 +50,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--judge-steps", type=int, default=1600)
     parser.add_argument("--text-steps", type=int, default=2000)
     parser.add_argument("--unet-steps", type=int, default=6000)
+    parser.add_argument("--decoder-steps", type=int, default=2500)
+    parser.add_argument("--redrawn", type=int, default=4096, help="decoder: pictures that the UNet draws anew")
     parser.add_argument("--grounding-steps", type=int, default=6000)
     parser.add_argument(
         "--minutes", type=float, default=None, help="all, unet, grounding, inpainting: end after so much time"
@@ -86,7 +88,7 @@ def _arguments() -> argparse.Namespace:
 def _train(arguments: argparse.Namespace) -> None:
     # Imported here, so that --help does not wait for transformers.
     from trainers.pretrain.grounding import grounding_stage
-    from trainers.pretrain.stages import judge_stage, pack, text_stage, unet_stage, vae_stage
+    from trainers.pretrain.stages import decoder_stage, judge_stage, pack, text_stage, unet_stage, vae_stage
 
     if arguments.stage == "join":
         from trainers.pretrain.prepared import FOLDER_OUT, SHARDS, join
@@ -102,7 +104,7 @@ def _train(arguments: argparse.Namespace) -> None:
     chosen = STAGES if arguments.stage == "all" else (arguments.stage,)
     arguments.work.mkdir(parents=True, exist_ok=True)
     actions = {"vae": vae_stage, "judge": judge_stage, "text": text_stage, "unet": unet_stage, "pack": pack}
-    actions["grounding"] = grounding_stage
+    actions |= {"grounding": grounding_stage, "decoder": decoder_stage}
     if arguments.stage == "inpainting":
         from trainers.pretrain.inpainting import inpainting_stage
 

@@ -59,6 +59,11 @@ def _trainings(facts: dict[str, Any]) -> list[str]:
         f"- {'Went on from a model trained' if index else 'Trained'} on: {_told(one)}."
         for index, one in enumerate(trainings)
     ]
+    if decoder := facts.get("decoder"):
+        lines.append(
+            f"- Its decoder was trained once more on latents of real pictures and {decoder['redrawn']:,} that the UNet "
+            f"drew anew: {decoder['device']}, {decoder['steps']} steps. The encoder, and so every latent, stayed."
+        )
     if boxes := facts.get("grounding"):
         lines.append(
             f"- The gated layers for boxes were trained last, on the frozen rest: {boxes['device']}, {boxes['steps']} "

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderTiny
 
-from pipelines.components import Components
+from pipelines.components import Components, load
 from pipelines.denoising import generate
 from pipelines.errors import ModelError
 from pipelines.events import Note, OnEvent
@@ -21,7 +21,8 @@ from pipelines.inpainting_unet import FOLDER
 from pipelines.judge import Judge
 from pipelines.request import Request
 from pipelines.sheet import Sheet
-from trainers.pretrain.card import TRAINING, device_name, write_card
+from trainers.pretrain.card import TRAINING, device_name, note_training, write_card
+from trainers.pretrain.decoder import train_decoder
 from trainers.pretrain.judge import train_judge
 from trainers.pretrain.layout import TEXT, train_text
 from trainers.pretrain.parts import scheduler
@@ -152,6 +153,36 @@ def unet_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
         torch.save(model.to("cpu").state_dict(), path)
     with whole_file(arguments.work / "facts.json") as path:
         path.write_text(json.dumps(facts), encoding="utf-8")
+
+
+def decoder_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
+    """Train a new decoder for the finished model in `out` and put it into its folder; all latents stay valid.
+
+    Raises:
+        ModelError: if there is no such model.
+    """
+    components = load(arguments.out, device="cpu")
+    for part in (components.unet, components.vae, *components.text_encoders):
+        part.requires_grad_(False)
+    before = psnr(components.vae, pictures(256, 999, arguments.size, "cpu"))  # pyright: ignore[reportArgumentType]
+    vae = train_decoder(
+        arguments.work,
+        components,
+        steps=arguments.decoder_steps,
+        size=arguments.size,
+        on_event=on_event,
+        count=arguments.redrawn,
+    )
+    after = psnr(vae, pictures(256, 999, arguments.size, "cpu"))
+    on_event(Note(f"reconstruction of unseen compositions: {after:.2f} dB, before {before:.2f}"))
+    part = arguments.work / ".decoder.part"
+    shutil.rmtree(part, ignore_errors=True)
+    _save_vae(vae.half(), part)
+    shutil.rmtree(arguments.out / "vae")
+    part.rename(arguments.out / "vae")
+    facts = json.loads((arguments.out / TRAINING).read_text(encoding="utf-8"))
+    told = {"steps": arguments.decoder_steps, "redrawn": arguments.redrawn, "device": device_name("cpu")}
+    note_training(arguments.out, facts | {"decoder": told})
 
 
 def minutes_in(log: Path, stage: str) -> float:
