@@ -23,6 +23,7 @@ def choose(
     take: Annotated[bool, Parameter(negative="")] = False,
     step: int | None = None,
     clip: Path | None = None,
+    dino: Path | None = None,
     sheet: Path | None = None,
     form: Annotated[Literal["table", "json"], Parameter(name="--format")] = "table",
     base: str = "pocket",
@@ -46,6 +47,8 @@ def choose(
     clip
         Folder of a CLIP that measures likeness and alignment on other bases than pocket; without it the error on the
         pictures alone is measured there.
+    dino
+        Folder of an image encoder (DINOv2, ViT, ...), a second judge: its likeness is shown and decides nothing.
     sheet
         Also write a contact sheet here.
     form
@@ -66,7 +69,7 @@ def choose(
     from studio.measuring import measure, told
     from studio.progress import Progress
 
-    choice = measure(runner.open_base(base, machine), path, images, clip=clip, on_event=Progress("choose"))
+    choice = measure(runner.open_base(base, machine), path, images, clip=clip, dino=dino, on_event=Progress("choose"))
     if form == "json":
         print(json.dumps(told(choice), indent=1))
     else:

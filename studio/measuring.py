@@ -14,6 +14,7 @@ from pipelines.components import Components
 from pipelines.concept import Concept
 from pipelines.errors import ConceptError
 from pipelines.events import OnEvent
+from pipelines.picture_encoder import PictureEncoder
 from studio.runner import judge
 from trainers.candidates import candidates, kept_step
 from trainers.choosing import Choice, Eyes, JudgeEyes, choose
@@ -26,6 +27,7 @@ def measure(
     images: Path,
     *,
     clip: Path | None = None,
+    dino: Path | None = None,
     on_event: OnEvent,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Choice:
@@ -36,13 +38,14 @@ def measure(
         path: the concept file.
         images: folder of pictures to compare with.
         clip: folder of a CLIP that measures; by default the judge of `pocket`, who knows stickers alone.
+        dino: folder of an image encoder whose likeness is reported beside, and decides nothing.
         on_event: a step and a preview for each.
         should_stop: asked now and then.
 
     Raises:
         ConceptError: if it cannot be read or does not fit the base.
         DataError: if there are no pictures.
-        ModelError: if there is no such CLIP.
+        ModelError: if there is no such CLIP or encoder.
         Cancelled: if `should_stop` said so; no card has changed then.
     """
     examples = read_examples(images)
@@ -53,7 +56,10 @@ def measure(
         files = {steps if isinstance(steps, int) and steps > 0 else 1: path}
     written = {file: _sum(file) for file in (*files.values(), path)}
     eyes = eyes_for(components, concept, clip)
-    choice = choose(components, _Learned(files), examples, eyes, on_event=on_event, should_stop=should_stop)
+    second = None if dino is None else PictureEncoder.load(dino, str(components.device))
+    choice = choose(
+        components, _Learned(files), examples, eyes, second=second, on_event=on_event, should_stop=should_stop
+    )
     for step, file in files.items():
         for place in dict.fromkeys((file, path)):
             if written[place] == written[file]:

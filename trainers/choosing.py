@@ -69,12 +69,16 @@ PAIRS = (("cat", "box"), ("dog", "basket"), ("bird", "car"), ("rabbit", "hat"))
 TRIED, PAIR_SEED = 8, 7
 
 
-class Eyes(Protocol):
-    """Something that sees pictures and reads texts in one space: a CLIP."""
+class Onlooker(Protocol):
+    """Something that sees pictures: an image encoder."""
 
     def pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Unit vectors (N, D)."""
         ...
+
+
+class Eyes(Onlooker, Protocol):
+    """Something that sees pictures and reads texts in one space: a CLIP."""
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors (N, D)."""
@@ -164,6 +168,7 @@ def choose(
     examples: Sequence[Example],
     eyes: Eyes | None,
     *,
+    second: Onlooker | None = None,
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Choice:
@@ -174,6 +179,7 @@ def choose(
         candidates: steps -> concept, at least one; each is asked for in its turn, so they need not be in memory.
         examples: pictures to compare with: better ones that training did not see, usually those it did.
         eyes: who measures; without any, the error on the pictures alone tells.
+        second: a judge whose likeness is reported and decides nothing, so that the choice can be checked by it.
         on_event: a `StepDone` and a `Preview` for each of them.
         should_stop: asked before each and within.
 
@@ -182,7 +188,7 @@ def choose(
         ConceptError: if one does not fit the base.
     """
     card = candidates[max(candidates)].card
-    trial = _Trial(components, card, examples, eyes, should_stop)
+    trial = _Trial(components, card, examples, eyes, second, should_stop)
     word = card.init or "thing"
     rows: list[Row] = []
     began = time.monotonic()
@@ -220,9 +226,11 @@ class _Trial:
         card: ConceptCard,
         examples: Sequence[Example],
         eyes: Eyes | None,
+        second: Onlooker | None,
         should_stop: Callable[[], bool],
     ) -> None:
-        self.components, self.eyes, self.should_stop = components, eyes, should_stop
+        self.components, self.eyes, self.should_stop, self.second = components, eyes, should_stop, second
+        self.shown = second.pictures([one.picture for one in examples]) if second is not None else None
         pocket, relation = components.family == "pocket", card.kind == "relation"
         # Captions say the concept's word, which stands for the baseline's as well.
         marked = [tuple(text.replace(card.token, "{}") for text in one.captions) for one in examples]
@@ -246,6 +254,8 @@ class _Trial:
         error = self._error(concept, said)
         figures = _finite({"error": float(error.mean())})
         pictures = self._pictures(concept, said)  # also where nobody measures them: people look
+        if self.second is not None and self.shown is not None:
+            figures["second_likeness"] = float((self.second.pictures(pictures) @ self.shown.T).mean())
         if self.finder is not None:
             edit = self._both_there(pictures)
             return Row(step, {"both_there": float(edit.mean())} | figures, -error, edit, pictures)

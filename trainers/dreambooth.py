@@ -28,14 +28,17 @@ from trainers.method import Trainable
 from trainers.subjects import bound, concepts_of, displacement, subject_losses, with_words
 
 SD = {"batch": 1, "scale_lr": False, "max_grad_norm": 1.0, "flip": 0.0, "center_crop": True}
-POCKET_STEPS = 150
+POCKET_STEPS = 400
 POCKET = SD | {
     "batch": 8,
     "warmup": 10,
     "weight_decay": 0.0,
-    "rank": 8,
+    "decay": 0.5,
+    "rank": 16,
     "center_crop": False,
-    "targets": "transformer",
+    # Its transformers alone bring the colours of a thing, not its drawing: that is in the convolutions.
+    "targets": "all",
+    "prior_every": 2,
     # Its text encoder is small and has never seen the identifier: frozen, it hardly tells it from nothing.
     "text_encoder": True,
     "prior_scope": "world",

@@ -192,3 +192,20 @@ def test_it_can_be_stopped():
     asked = iter([False] * 5 + [True] * 1000)
     with pytest.raises(Cancelled):
         choose(base, {5: word(base)}, tiny.examples(), None, should_stop=lambda: next(asked))
+
+
+class Second:
+    """A judge to whom every picture of the base is the same and every training picture another."""
+
+    def pictures(self, pictures):
+        return torch.tensor([[1.0, 0.0]]).repeat(len(pictures), 1)
+
+
+def test_a_second_judge_is_reported_and_decides_nothing(judge):
+    base = tiny.sd()
+    own = {5: word(base), 10: word(base)}
+    plain = choose(base, own, tiny.examples(), JudgeEyes(judge, False))
+    told = choose(base, own, tiny.examples(), JudgeEyes(judge, False), second=Second())
+    assert [row.figures["second_likeness"] for row in (told.baseline, *told.rows)] == [1.0] * 3
+    assert (told.step, told.reason) == (plain.step, plain.reason)
+    assert "second_likeness" not in plain.rows[0].figures
