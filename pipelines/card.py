@@ -11,11 +11,12 @@ import struct
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from pipelines.errors import ConceptError
 from pipelines.layouts import VECTOR_LIMIT, described
 from pipelines.request import Frozen, problems
+from pipelines.text import without_folders
 from pipelines.words import Composed
 
 CARD_KEY = "promptstudio.card"
@@ -58,6 +59,20 @@ class ConceptCard(Frozen):
     """Figures of `studio score`."""
     created: str = ""
     """When, ISO 8601."""
+
+    @field_validator("base", "recipe")
+    @classmethod
+    def _says_no_folders(cls, value: Any) -> Any:
+        """Names of bases and pictures stay, where they lay does not: the file is made to be given away."""
+        return _named(value)
+
+
+def _named(value: Any) -> Any:
+    if isinstance(value, str):
+        return without_folders(value)
+    if isinstance(value, dict):
+        return {name: _named(one) for name, one in value.items()}
+    return [_named(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

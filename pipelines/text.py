@@ -13,6 +13,10 @@ _HALF = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 """Characters that are no letters and end no line."""
 
+_ROOTED = re.compile(r"(?:[A-Za-z]:)?[\\/]")
+_PATH = re.compile(r"(?<![\w.:/<])(?:[A-Za-z]:)?/(?!api/|sdapi/|gradio_api/)(?:[^/\s'\"]+/)+")
+"""The folders of a path, but not of an address of the server."""
+
 
 def encodable(text: str) -> bool:
     """Return whether a text is valid Unicode: half a pair of surrogates cannot be stored or sent."""
@@ -37,6 +41,24 @@ def flaw(text: str) -> str:
 def readable(text: str) -> str:
     """Return a text as it can be stored and sent: half characters become �."""
     return _HALF.sub("\ufffd", text)
+
+
+def without_folders(text: str) -> str:
+    """Return a path from the root without its folders, which tell where somebody keeps things; other text as it is.
+
+    >>> without_folders("/home/me/bases/twin"), without_folders("org/name")
+    ('twin', 'org/name')
+    """
+    return re.split(r"[\\/]", text.rstrip("\\/"))[-1] if _ROOTED.match(text) else text
+
+
+def without_paths(text: str) -> str:
+    """Return a sentence with the names of files in the place of their paths from the root.
+
+    >>> without_paths("/srv/studio/concepts/x.safetensors is there already; GET /api/v1/concepts lists them.")
+    'x.safetensors is there already; GET /api/v1/concepts lists them.'
+    """
+    return _PATH.sub("", text)
 
 
 def texts(value: Any) -> Iterator[str]:

@@ -192,7 +192,9 @@ class LocalEngine:
     def _start(self) -> _Hand:
         root = Path(__file__).parent.parent  # the process works in another folder than this one
         path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
-        with (self.places.folder / LOG).open("w", encoding="utf-8") as said:
+        log = self.places.folder / LOG
+        log.touch(mode=0o600)
+        with log.open("w", encoding="utf-8") as said:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "studio.worker", setup_of(self.places, self.machine)],
                 stdin=subprocess.PIPE,

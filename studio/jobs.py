@@ -60,7 +60,8 @@ class Jobs:
         given = {"pocket": "pocket"} if bases is None else bases
         # Processes work in the folder, where a path as seen from here would mean another file.
         whole = {name: str(Path(base).resolve()) if Path(base).exists() else base for name, base in given.items()}
-        folder.mkdir(parents=True, exist_ok=True)
+        if not folder.exists():
+            folder.mkdir(parents=True, mode=0o700)  # prompts and pictures are nobody else's
         self.folder, self.slots = folder.resolve(), slots
         self.places = Places(self.folder, whole)
         self.bases, self.learned = dict(whole), self.places.learned

@@ -80,6 +80,8 @@ class Ledger:
         self.path = path
         self._local = threading.local()
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.chmod(0o600)  # what people ask for is theirs; the files that SQLite puts beside it follow
         self._connection.executescript(_TABLES)
 
     @property

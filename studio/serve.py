@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from studio.engine import Engine
     from studio.orders import Places
 
-PASSWORD = "STUDIO_PASSWORD"
+PASSWORD, TOKEN = "STUDIO_PASSWORD", "STUDIO_TOKEN"
 
 
 def serve(
@@ -48,7 +48,7 @@ def serve(
     password
         What the browser asks for, with any user name; also read from STUDIO_PASSWORD, which no list of processes shows.
     token
-        What programs send as `Authorization: Bearer`.
+        What programs send as `Authorization: Bearer`; also read from STUDIO_TOKEN, which no list of processes shows.
     allow_host
         A further name the server is reached by, for example behind a proxy. May be repeated.
     base
@@ -66,7 +66,7 @@ def serve(
     """
     from studio.api.guard import Door
 
-    secrets = tuple(secret for secret in (password, os.environ.get(PASSWORD), token) if secret)
+    secrets = tuple(secret for secret in (password, os.environ.get(PASSWORD), token, os.environ.get(TOKEN)) if secret)
     door = Door(host, secrets, allow_host)
     if not 0 <= port <= 65535 or slots < 1:
         raise ConfigError(f"Port {port} or {slots} slots cannot be.", "Ports are 0 to 65535; one slot is the least.")

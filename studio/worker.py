@@ -23,6 +23,7 @@ from pipelines.errors import Cancelled, StudioError
 from pipelines.events import Event, Note, Preview, StepDone
 from pipelines.files import whole_file
 from pipelines.request import Request
+from pipelines.text import without_folders
 from studio import measuring, runner
 from studio.comparing import draw
 from studio.engine import LOG, birth
@@ -129,7 +130,7 @@ class Worker:
         return draw(
             request,
             axes,
-            base,
+            without_folders(base),  # what the pictures tell; its parts are here
             self.places.job(job.id),
             self.machine,
             components=self.base(base),
@@ -199,6 +200,7 @@ def _forget_pictures(folder: Path) -> None:
 def _logged(path: Path) -> Iterator[None]:
     """While the `with` lasts, output and errors of this process go into a file, also those of its libraries."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
     before = [os.dup(1), os.dup(2)]
     with path.open("a", encoding="utf-8") as log:
         for number in (1, 2):

@@ -9,10 +9,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hmac
 import ipaddress
+import logging
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -25,8 +27,12 @@ from studio.api.problems import problem
 from studio.uploads import ARCHIVE
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_log = logging.getLogger(__name__)
 CROSSING = b"access-control-"
 SAFE = ("GET", "HEAD", "OPTIONS")
+PATIENCE, LONGEST_WAIT, ADDRESSES = 3, 5.0, 10_000
+"""Wrong credentials before answers wait, the most seconds they wait, and addresses that are remembered."""
+
 SHORTEST = 8
 """Least letters of a password."""
 
@@ -67,7 +73,7 @@ class Door:
         if self.host not in LOOPBACK and not self.secrets:
             raise ConfigError(
                 f"At {self.host} other machines could use this server.",
-                "Give --password or --token (or STUDIO_PASSWORD), or stay at --host 127.0.0.1.",
+                "Give --password or --token (or STUDIO_PASSWORD, STUDIO_TOKEN), or stay at --host 127.0.0.1.",
             )
         if any(len(secret) < SHORTEST for secret in self.secrets):
             raise ConfigError(f"A password or token has at least {SHORTEST} letters.", "Give a longer one.")
@@ -125,6 +131,8 @@ class Guard:
 
     def __init__(self, app: ASGIApp, door: Door) -> None:
         self.app, self.door = app, door
+        self._wrong: dict[str, int] = {}
+        """Address -> wrong credentials in a row, the latest last."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or let the application answer."""
@@ -148,15 +156,27 @@ class Guard:
             await send(message)
 
         refusal = self._refusal(scope["method"], headers)
+        if refusal is not None and headers.get("authorization") and not self.door.opens(headers["authorization"]):
+            await self._slowed(scope)
         if refusal is not None:
             await refusal(scope, receive, answer)
             return
+        self._wrong.pop((scope.get("client") or ("unknown",))[0], None)
         try:
             await self.app(scope, _limited(receive, _most(headers)), answer)
         except TooLarge:
             if begun:
                 raise
             await _too_large(_most(headers))(scope, receive, answer)
+
+    async def _slowed(self, scope: Scope) -> None:
+        """Log wrong credentials with where they come from, and let the next answer to there wait."""
+        address = (scope.get("client") or ("unknown",))[0]
+        count = self._wrong[address] = self._wrong.pop(address, 0) + 1
+        if len(self._wrong) > ADDRESSES:
+            del self._wrong[next(iter(self._wrong))]
+        _log.warning("Wrong password or token from %s (%d in a row)", address, count)
+        await asyncio.sleep(min(LONGEST_WAIT, 0.1 * 2.0 ** min(count - PATIENCE, 10)) if count > PATIENCE else 0)
 
     def _refusal(self, method: str, headers: Headers) -> ASGIApp | None:
         host = headers.get("host", "")

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from pipelines.errors import StudioError
+from pipelines.text import without_paths
 from studio.ledger import Conflict, Unknown
 
 MEDIA = "application/problem+json"
@@ -41,7 +42,7 @@ def answer_problems(app: FastAPI) -> None:
 
     @app.exception_handler(StudioError)
     async def of_a_person(request: Request, error: StudioError) -> JSONResponse:
-        return problem(status_of(error), error.message, error.hint)
+        return problem(status_of(error), without_paths(error.message), without_paths(error.hint))
 
     @app.exception_handler(RequestValidationError)
     async def of_a_body(request: Request, error: RequestValidationError) -> JSONResponse:

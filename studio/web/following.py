@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from html import escape
 from typing import Any
 
 import gradio as gr
 
 from pipelines.errors import StudioError
+from pipelines.text import without_paths
 from studio.jobs import Jobs
 from studio.web.watching import Seen, seen_now, watched
 
@@ -21,7 +23,12 @@ REMEMBER = """(id) => {
 
 def told(error: StudioError) -> gr.Error:
     """An error for people as the page shows it."""
-    return gr.Error(f"{error.message} {error.hint}".strip(), duration=None, print_exception=False)
+    return gr.Error(said(str(error)), duration=None, print_exception=False)
+
+
+def said(text: str) -> str:
+    """A sentence as a message of the page, which reads HTML; it tells no folder of the server."""
+    return escape(without_paths(text), quote=False)
 
 
 def shown(there: bool) -> Any:

@@ -14,12 +14,13 @@ from pipelines.card import read_card
 from pipelines.errors import StudioError
 from pipelines.metadata import Made, read_made
 from pipelines.request import Request
+from pipelines.text import without_folders
 from studio import catalogue
 from studio.jobs import Jobs
 from studio.web.answer import Answer
 from studio.web.comparing import Comparing, picture_of
 from studio.web.components import box_editor, concept_chips, records
-from studio.web.following import shown, told
+from studio.web.following import said, shown, told
 from studio.web.forms import Form
 from studio.web.watching import picture_uri
 
@@ -272,13 +273,14 @@ class GeneratePage:
 
     def _form_of(self, base: str, made: Made) -> list[Any]:
         request = made.request
-        if made.base not in (base, self.jobs.bases.get(base)):
-            gr.Warning(f"It was made with the base {Path(made.base).name}, not with {base}.")
+        used = without_folders(made.base)
+        if used not in (base, without_folders(self.jobs.bases.get(base, ""))):
+            gr.Warning(said(f"It was made with the base {used}, not with {base}."))
         # A picture may come from anywhere: of its paths only the names count, and only those that are in the library.
         strengths = {Path(use.source).stem: use.strength for use in request.concepts}
         chips = chips_of(self.jobs, base, list(strengths), strengths)
         missing = strengths.keys() - {chip["id"] for chip in chips}
         if missing:
-            gr.Warning(f"Not in the library: {', '.join(sorted(missing))}. Import it to make the same picture.")
+            gr.Warning(said(f"Not in the library: {', '.join(sorted(missing))}. Import it to make the same picture."))
         boxes = [{"phrase": box.phrase, "box": list(box.box)} for box in request.boxes]
         return [request.prompt, chips, boxes, request.seed + made.index, 1, *self.form.shown(request)]

@@ -15,7 +15,7 @@ from pipelines.errors import StudioError
 from studio import archives
 from studio.jobs import Job, Jobs
 from studio.web.components import picture_rows, told_by
-from studio.web.following import Following, shown, told
+from studio.web.following import Following, said, shown, told
 from studio.web.lessons import KINDS, PRESETS, RECIPE_STEPS, WHATS
 from studio.web.pictures import Marking, keep_words, reshape, rows_of, squared, turned
 from studio.web.scores import ScoresPanel
@@ -198,7 +198,7 @@ class TeachPage(Following):
                 else:
                     self.jobs.datasets.add(dataset, path.read_bytes(), path.name)
             except StudioError as error:
-                gr.Warning(f"{error.message} {error.hint}")
+                gr.Warning(said(str(error)))
         return (*self._held(dataset), None)
 
     def take_example(self, dataset: str) -> tuple[Any, ...]:

@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image
 
 from pipelines.errors import StudioError
+from pipelines.text import without_paths
 from studio.jobs import Job, Jobs
 
 PAUSE = 0.4  # seconds between looks
@@ -132,7 +133,7 @@ def progress(seen: Seen | None, picture: str = "", notes: bool = True) -> str:
     took = spoken((job.finished or time.time()) - job.started) if job.started else ""
     words = [word for word in (figures, time_left(seen), f"{took} so far" if took and not job.ended else took) if word]
     newest = seen.notes[-1] if seen.notes and notes else ""
-    said = f"{job.error} {job.hint}".strip() if job.state == "failed" else newest
+    said = without_paths(f"{job.error} {job.hint}".strip() if job.state == "failed" else newest)
     image = f'<img src="{picture}" alt="preview">' if picture else ""
     return (
         f'<div class="progress {job.state}" role="status"><div class="line"><b>{STATES[job.state]}</b>'

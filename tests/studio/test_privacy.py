@@ -1,0 +1,99 @@
+"""What is given away or told tells no folder of the machine, and what the server keeps is closed to other users."""
+
+from __future__ import annotations
+
+import logging
+import stat
+
+import pytest
+from fastapi.testclient import TestClient
+from gradio import Error
+
+from pipelines.card import ConceptCard
+from pipelines.errors import ConfigError
+from pipelines.text import without_folders, without_paths
+from studio.api import guard
+from studio.api.app import guarded, rest
+from studio.api.forms import work
+from studio.api.guard import Door
+from studio.jobs import Jobs
+from studio.serve import serve
+from studio.web.following import told
+
+SECRET = "correct horse"
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    return Jobs(tmp_path / "server", warm=False)  # nothing is begun
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("/home/me/bases/twin", "twin"),
+        ("/home/me/bases/twin/", "twin"),
+        ("C:\\me\\twin", "twin"),
+        ("C:/me/twin.safetensors", "twin.safetensors"),
+        ("org/model", "org/model"),
+        ("pocket", "pocket"),
+        ("", ""),
+    ],
+)
+def test_a_card_names_its_base_without_its_folder(given, kept):
+    recipe = {"images": given, "also": [f"{given}:<x>:cat"], "steps": 3, "inner": {"class_images": given}}
+    card = ConceptCard(token="<x>", base=given, recipe=recipe)
+    assert (card.base, card.recipe["images"], card.recipe["inner"]["class_images"]) == (kept, kept, kept)
+    assert "/home" not in card.model_dump_json() and card.recipe["steps"] == 3
+    assert without_folders(kept) == kept
+
+
+def test_errors_for_clients_name_no_folder(jobs):
+    error = ConfigError(f"{jobs.folder}/concepts/x.safetensors is there already.", "GET /api/v1/concepts lists them.")
+    assert without_paths(str(error)) == "x.safetensors is there already. GET /api/v1/concepts lists them."
+    shown = told(error)
+    assert isinstance(shown, Error) and str(jobs.folder) not in str(shown)
+    job = jobs.ledger.add("generation", {"request": {"prompt": "x"}, "base": "pocket"})
+    jobs.ledger.move(job.id, ("queued",), "failed", error=f"{jobs.folder}/a/b.png is bad.", hint="See /tmp/c.log.")
+    answer = work(jobs.get(job.id))
+    assert (answer.error, answer.hint) == ("b.png is bad.", "See c.log.")
+    web = TestClient(guarded(rest(jobs), Door()), base_url="http://localhost")
+    assert str(jobs.folder) not in web.get("/api/v1/generations").text
+
+
+def test_messages_of_the_page_are_no_html():
+    assert "&lt;my-cat&gt;" in str(told(ConfigError("'x' is no word.", "For example <my-cat>.")))
+
+
+def test_what_the_server_keeps_is_closed_to_others(jobs):
+    assert stat.S_IMODE(jobs.folder.stat().st_mode) == 0o700
+    jobs.ledger.add("generation", {"request": {"prompt": "x"}, "base": "pocket"})
+    for path in jobs.folder.glob("jobs.sqlite*"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+
+
+def test_a_token_comes_from_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("STUDIO_TOKEN", "short")
+    with pytest.raises(ConfigError, match="8 letters"):
+        serve(folder=tmp_path)
+
+
+def test_wrong_passwords_are_logged_with_their_address_and_wait(jobs, monkeypatch, caplog):
+    waited = []
+
+    async def sleep(seconds):
+        waited.append(seconds)
+
+    monkeypatch.setattr(guard.asyncio, "sleep", sleep)
+    web = TestClient(guarded(rest(jobs), Door(secrets=(SECRET,))), base_url="http://localhost", client=("10.1.2.3", 1))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(12):
+            assert web.get("/api/v1/methods", headers={"authorization": "Bearer wrong one"}).status_code == 401
+    assert "10.1.2.3 (12 in a row)" in caplog.text and "wrong one" not in caplog.text
+    assert waited[:3] == [0] * 3 and 0 < waited[3] < waited[4] and max(waited) == guard.LONGEST_WAIT
+    assert web.get("/api/v1/methods", headers={"authorization": f"Bearer {SECRET}"}).status_code == 200
+    web.get("/api/v1/methods", headers={"authorization": "Bearer wrong one"})
+    assert waited[-1] == 0  # it begins anew
+    before = len(waited)
+    web.get("/api/v1/methods")
+    assert len(waited) == before  # a browser that has yet to ask for the password
