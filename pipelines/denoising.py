@@ -101,9 +101,7 @@ def generate(
     canvas = _canvas(components, request, conditions, on_event)
     request = (canvas.sized(request, components) if canvas else request).resolved(components.defaults)
     _check_size(components, request)
-    if components.distilled and (request.negative_prompt or request.guidance.rescale):
-        on_event(Note(f"{components.name} was distilled with guidance: negative prompt and rescale do nothing here."))
-    learned = _learned(request, concepts or {}, on_event)
+    learned = _learned(components, request, concepts or {}, on_event)
     strengths = [use.strength for use in request.concepts]
     with ExitStack() as lasting, torch.no_grad():
         if request.boxes and request.grounding.adapter:
@@ -111,28 +109,13 @@ def generate(
         components = lasting.enter_context(attached(components, list(zip(learned, strengths, strict=True))))
         _note_words(components, request, learned, on_event)
         size = (int(request.width or 0), int(request.height or 0))
-        everything: list[Condition] = [
-            Text(
-                request.prompt,
-                request.negative_prompt,
-                size,
-                skip=request.clip_skip - 1,
-                encode_empty=request.guidance.encode_empty,
-            )
-        ]
-        everything += [DistilledGuidance(request.guidance), *_placing(request, size, learned), *conditions]
+        everything = [*_conditions(request, size, learned), *conditions]
         everything += [canvas] if canvas and canvas not in conditions else []
         for condition in everything:
             lasting.enter_context(condition.attach(components, request.count))
         drawn, generators = initial_noise(components, request)
-        latents = _denoise(
-            components,
-            request,
-            everything,
-            (drawn if noise is None else noise.to(drawn), generators),
-            on_event,
-            should_stop,
-        )
+        start = (drawn if noise is None else noise.to(drawn), generators)
+        latents = _denoise(components, request, everything, start, on_event, should_stop)
         require_numbers(latents, "The picture", components, request, learned)
         with saving_memory(components, request.vae_tiling, request.vae_slicing):
             shown = torch.cat([decode(components, part) for part in latents.split(8)])
@@ -141,8 +124,12 @@ def generate(
     return Result(pictures, latents.float().cpu(), request, tuple(learned))
 
 
-def _learned(request: Request, concepts: Mapping[str, Concept], on_event: OnEvent) -> list[Concept]:
-    """The concepts of a request, from memory or from their files; a relation with nothing to relate is noted."""
+def _learned(
+    components: Components, request: Request, concepts: Mapping[str, Concept], on_event: OnEvent
+) -> list[Concept]:
+    """The concepts of a request, from memory or from their files; what will have no effect is noted."""
+    if components.distilled and (request.negative_prompt or request.guidance.rescale):
+        on_event(Note(f"{components.name} was distilled with guidance: negative prompt and rescale do nothing here."))
     learned = [concepts.get(use.source) or Concept.load(Path(use.source)) for use in request.concepts]
     for concept in learned:
         if concept.card.kind == "relation" and lacks_a_side(request.prompt, concept.token):
@@ -164,6 +151,13 @@ def _note_words(components: Components, request: Request, learned: Sequence[Conc
     called = [one.token for one in learned if one.rows or one.card.recipe]
     if said := notes([*texts, *(box.phrase for box in request.boxes)], called, known, components.name):
         on_event(Note(said))
+
+
+def _conditions(request: Request, size: tuple[int, int], learned: Sequence[Concept]) -> list[Condition]:
+    """The conditions of a request, but for the picture that is painted on."""
+    skip, empty = request.clip_skip - 1, request.guidance.encode_empty
+    text = Text(request.prompt, request.negative_prompt, size, skip=skip, encode_empty=empty)
+    return [text, DistilledGuidance(request.guidance), *_placing(request, size, learned)]
 
 
 def _placing(request: Request, size: tuple[int, int], learned: Sequence[Concept]) -> list[Condition]:

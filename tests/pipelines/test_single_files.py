@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 
@@ -9,12 +10,14 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from pipelines.components import load
 from pipelines.denoising import generate
 from pipelines.errors import ModelError
 from pipelines.lora_keys import to_sgm
 from pipelines.request import Guidance, Request
+from pipelines.single_files import FIRST, READER, family_of, written
 from studio.cli import main
 from tests import tiny
 
@@ -118,3 +121,50 @@ def test_a_lora_given_as_a_base_is_said(tmp_path):
     save_file({"lora_unet_x.lora_up.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
     with pytest.raises(ModelError, match="none of its 1 tensors is of a UNet"):
         load(tmp_path / "lora.safetensors")
+
+
+# -- configurations that are shipped ------------------------------------------------------------------------------
+
+COUNTED = {  # parameters of the published models
+    "sd1": {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480},
+    "sd2": {"unet": 865_910_724, "vae": 83_653_863, "text_encoder": 340_387_840},
+    "sdxl": {"unet": 2_567_463_684, "vae": 83_653_863, "text_encoder": 123_060_480, "text_encoder_2": 694_659_840},
+}
+
+
+@pytest.mark.parametrize("family", list(COUNTED))
+def test_shipped_configurations_are_those_of_the_published_models(tmp_path, family):
+    folder = written(family, tmp_path, 4, {})
+    counted = {}
+    with torch.device("meta"):
+        for part in COUNTED[family]:
+            config = json.loads((folder / part / "config.json").read_text())
+            if part in ("unet", "vae"):
+                kind = UNet2DConditionModel if part == "unet" else AutoencoderKL
+                network = kind.from_config(config)
+            else:
+                kind = CLIPTextModelWithProjection if part == "text_encoder_2" else CLIPTextModel
+                network = kind(CLIPTextConfig(**config))
+            counted[part] = sum(parameter.numel() for parameter in network.parameters())
+    assert counted == COUNTED[family]
+
+
+def test_the_shipped_tokenizer_is_clips(tmp_path):
+    """Ids as in CLIP's paper code; what pads is another for SDXL's second encoder."""
+    folder = written("sdxl", tmp_path, 4, {})
+    first, second = (CLIPTokenizer.from_pretrained(folder / name) for name in ("tokenizer", "tokenizer_2"))
+    assert len(first) == 49408 and first("a photo of a cat").input_ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+    assert (first.pad_token_id, second.pad_token_id, first.model_max_length) == (49407, 0, 77)
+
+
+def test_families_are_told_by_shapes_and_what_2_predicts_by_the_header(tmp_path):
+    first, reader = {FIRST: (320, 9, 3, 3)}, READER.format(1)
+    assert family_of(first | {reader: (320, 768)}) == "sd1"
+    assert family_of(first | {reader: (320, 1024)}) == "sd2"
+    xl = {READER.format(4): (640, 2048), "conditioner.embedders.1.model.ln_final.weight": (1280,)}
+    assert family_of(first | xl) == "sdxl" and family_of({FIRST: (384, 4, 3, 3)}) is None
+    for said, kind in (({}, "v_prediction"), ({"modelspec.architecture": "stable-diffusion-v2-512"}, "epsilon")):
+        folder = written("sd2", tmp_path / kind, 9, said)
+        scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+        assert scheduler["prediction_type"] == kind
+        assert json.loads((folder / "unet" / "config.json").read_text())["in_channels"] == 9
