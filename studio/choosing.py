@@ -70,10 +70,7 @@ def choose(
     from studio.progress import Progress
 
     choice = measure(runner.open_base(base, machine), path, images, clip=clip, dino=dino, on_event=Progress("choose"))
-    if form == "json":
-        print(json.dumps(told(choice), indent=1))
-    else:
-        print("\n".join(table(told(choice))))
+    print(json.dumps(told(choice), indent=1) if form == "json" else "\n".join(table(told(choice))))
     if sheet is not None:
         print(choice.sheet().save(sheet, colours=256))
     if take and choice.step in candidates(path):

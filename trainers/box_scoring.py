@@ -247,7 +247,8 @@ def drawn(
         start = len(pictures)
         things = asked[start].things
         # Regions are those of one layout.
-        batch = asked[start : start + 1] if region else _alike(asked[start : start + GROUP])
+        group = asked[start : start + (1 if region else GROUP)]
+        batch = list(itertools.takewhile(lambda layout: layout.things == things, group))  # noqa: B023, used at once
         sets = [
             tuple(Box(phrase=words.get(one, one), box=box) for one, box in zip(things, layout.boxes, strict=True))
             for layout in batch
@@ -267,11 +268,6 @@ def drawn(
         )
         pictures += generate(components, request, concepts=learned, conditions=conditions).pictures
     return pictures
-
-
-def _alike(asked: Sequence[Layout]) -> list[Layout]:
-    """Return the layouts at the beginning that are of the same things."""
-    return list(itertools.takewhile(lambda layout: layout.things == asked[0].things, asked))
 
 
 def said(things: Sequence[str], words: Mapping[str, str]) -> str:

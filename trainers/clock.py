@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipelines.errors import Cancelled
 
 
 class Clock:
@@ -38,3 +42,13 @@ class Clock:
         """Between 0 and 1: what is over of the steps or of the minutes, whichever is further."""
         by_time = 0.0 if self.limit is None else self.seconds / self.limit if self.limit else 1.0
         return min(1.0, max(step / steps, by_time))
+
+
+@contextmanager
+def until(clock: Clock) -> Iterator[None]:
+    """Take it for an end when a training is stopped because its minutes are over."""
+    try:
+        yield
+    except Cancelled:
+        if not clock.over:
+            raise

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.components import Components
@@ -192,28 +192,15 @@ def train_decoder(
             "ssim": 0.5 * (1 - ssim(luminance(made), luminance(truth)).mean()),
         }
 
-    hidden = [p for n, p in vae.decoder.named_parameters() if p.ndim == 4 and p.shape[0] == p.shape[1]]
-    rest = [p for p in vae.decoder.parameters() if not any(p is one for one in hidden)]
-    optimizers = [Muon(hidden, rate), torch.optim.AdamW(rest, rate, weight_decay=0.0, fused=True)]
+    optimizers = optimizers_of(vae.decoder, rate)
     average = Average(dict(vae.decoder.named_parameters()), 0.998)
-
-    def state() -> dict[str, Any]:
-        optimized = [one.state_dict() for one in optimizers]
-        return {"decoder": vae.decoder.state_dict(), "average": average.state(), "optimizers": optimized}
-
-    def restore(kept: dict[str, Any]) -> None:
-        vae.decoder.load_state_dict(kept["decoder"])
-        average.restore(kept["average"])
-        for one, old in zip(optimizers, kept["optimizers"], strict=True):
-            one.load_state_dict(old)
-
     optimise(
         losses,
         list(optimizers),
         Pace(steps, seed=9, clip=1.0, report=50),
         rate=lambda step, total: warm_stable_decay(step, total, warm=100, decay=0.7),
         after_step=lambda done: average.update(),
-        checkpoint=Checkpoint(work / "decoder.state", 200, state, restore),
+        checkpoint=_checkpoint(work / "decoder.state", vae.decoder, average, optimizers),
         on_event=on_event,
     )
     with average.shown():
@@ -233,3 +220,26 @@ def _pairs(path: Path, components: Components, count: int, size: int, on_event: 
     with whole_file(path) as temporary:
         torch.save(vars(pairs) | {"base": of}, temporary)
     return pairs
+
+
+def optimizers_of(decoder: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
+    """Return Muon for the square convolutions and AdamW for the rest."""
+    hidden = [one for one in decoder.parameters() if one.ndim == 4 and one.shape[0] == one.shape[1]]
+    rest = [one for one in decoder.parameters() if one.ndim != 4 or one.shape[0] != one.shape[1]]
+    return [Muon(hidden, rate), torch.optim.AdamW(rest, rate, weight_decay=0.0, fused=True)]
+
+
+def _checkpoint(
+    path: Path, decoder: nn.Module, average: Average, optimizers: list[torch.optim.Optimizer]
+) -> Checkpoint:
+    def state() -> dict[str, Any]:
+        optimized = [one.state_dict() for one in optimizers]
+        return {"decoder": decoder.state_dict(), "average": average.state(), "optimizers": optimized}
+
+    def restore(kept: dict[str, Any]) -> None:
+        decoder.load_state_dict(kept["decoder"])
+        average.restore(kept["average"])
+        for one, old in zip(optimizers, kept["optimizers"], strict=True):
+            one.load_state_dict(old)
+
+    return Checkpoint(path, 200, state, restore)

@@ -12,12 +12,11 @@ from diffusers import AutoencoderTiny, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from pipelines.errors import Cancelled
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
 from pipelines.identity import is_gated
 from trainers.checkpoints import Checkpoint
-from trainers.clock import Clock
+from trainers.clock import Clock, until
 from trainers.loop import Losses, Pace, optimise, warm_stable_decay
 from trainers.pretrain.layout import TEXT
 from trainers.pretrain.muon import Muon
@@ -125,13 +124,13 @@ def train_unet(
         device: where to train.
         on_event: receives progress.
         batch: pictures a step.
-        pictures: how many composed pictures to learn from.
+        pictures: composed pictures to learn from.
         rate: learning rate.
-        decay: share of the run over which the rate falls to 0.
+        decay: share of the run over which it falls to 0.
         minutes: wall-clock time it may take, pauses between runs left out; the rate falls towards its end.
         text: train the text encoder as well.
         seed: of the composed pictures.
-        show: draws a preview of the averaged model after so many steps.
+        show: draws a preview of the averaged model.
         show_every: steps between previews.
         keep_every: steps between states.
         go_on_from: a finished model to start from.
@@ -143,32 +142,50 @@ def train_unet(
         model.go_on_from(go_on_from)
     else:
         model.text.load_state_dict(torch.load(work / TEXT, map_location=device, weights_only=True))
-    optimizers = model.optimizers(rate, text)
+    losses = _denoising(model, latents.to(device), captions, batch, text, on_event)
+    return _trained(
+        model,
+        losses,
+        model.optimizers(rate, text),
+        Pace(steps, seed=5, clip=1.0, report=50),
+        (Clock(minutes), decay),
+        (work / "unet.state", keep_every),
+        lambda averaged, done: show(averaged, done) if done % show_every == 0 or done == steps else None,
+        on_event,
+    )
+
+
+def _trained(
+    model: Generator,
+    losses: Losses,
+    optimizers: list[torch.optim.Optimizer],
+    pace: Pace,
+    time: tuple[Clock, float],
+    state: tuple[Path, int],
+    after_step: Callable[[Generator, int], None],
+    on_event: OnEvent,
+) -> Generator:
+    """Run the loop and return the moving average; `time` is a clock and the share of decay, `state` path and steps."""
+    (clock, decay), (path, keep_every) = time, state
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
     averaged = cast(Generator, average.module)
-
-    clock = Clock(minutes)
 
     def after(done: int) -> None:
         clock.steps = done
         average.update_parameters(model)
-        if done % show_every == 0 or done == steps:
-            show(averaged, done)
+        after_step(averaged, done)
 
-    try:
+    with until(clock):
         optimise(
-            _denoising(model, latents.to(device), captions, batch, text, on_event),
+            losses,
             optimizers,
-            Pace(steps, seed=5, clip=1.0, report=50),
+            pace,
             rate=lambda step, total: _rate(clock, step, total, decay),
             after_step=after,
-            checkpoint=_checkpoint(work / "unet.state", keep_every, model, average, optimizers, clock),
+            checkpoint=_checkpoint(path, keep_every, model, average, optimizers, clock),
             on_event=on_event,
             should_stop=lambda: clock.over,
         )
-    except Cancelled:
-        if not clock.over:
-            raise
     return averaged.eval()
 
 
