@@ -142,10 +142,9 @@ def train_unet(
         model.go_on_from(go_on_from)
     else:
         model.text.load_state_dict(torch.load(work / TEXT, map_location=device, weights_only=True))
-    losses = _denoising(model, latents.to(device), captions, batch, text, on_event)
     return _trained(
         model,
-        losses,
+        _denoising(model, latents.to(device), captions, batch, text, on_event),
         model.optimizers(rate, text),
         Pace(steps, seed=5, clip=1.0, report=50),
         (Clock(minutes), decay),
