@@ -28,7 +28,7 @@ from trainers.method import Trainable
 from trainers.subjects import bound, concepts_of, displacement, subject_losses, with_words
 
 SD = {"batch": 1, "scale_lr": False, "max_grad_norm": 1.0, "flip": 0.0, "center_crop": True}
-POCKET_STEPS = 400
+POCKET_STEPS = 600
 POCKET = SD | {
     "batch": 8,
     "warmup": 10,
@@ -39,6 +39,8 @@ POCKET = SD | {
     # Its transformers alone bring the colours of a thing, not its drawing: that is in the convolutions.
     "targets": "all",
     "prior_every": 2,
+    # Without them it is learned at the size of its pictures alone, and is a smear beside other things.
+    "smaller_copies": 2,
     # Its text encoder is small and has never seen the identifier: frozen, it hardly tells it from nothing.
     "text_encoder": True,
     "prior_scope": "world",
@@ -55,7 +57,7 @@ class DreamBooth:
         """The official scripts' values for each form, their steps for each subject; for `pocket` short ones."""
         full, count = config.form == "full", len(config.subjects)
         if family == "pocket":
-            return POCKET | {"learning_rate": 2e-4 if full else 1e-3, "steps": POCKET_STEPS * count}
+            return POCKET | {"learning_rate": 2e-4 if full else 2e-3, "steps": POCKET_STEPS * count}
         steps = count * (800 if config.prior == "pictures" else 400 if full else 500)
         if family == "sdxl" and not full:
             return SD | {"steps": steps, "learning_rate": 1e-4, "text_rate": 0.05, "weight_decay": 1e-4}
