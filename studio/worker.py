@@ -11,9 +11,11 @@ import json
 import os
 import shutil
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from pipelines.request import Request
 from pipelines.text import without_folders
 from studio import measuring, runner
 from studio.comparing import draw
-from studio.engine import LOG, birth
+from studio.engine import BEAT, LOG, birth
 from studio.exchange import import_concept
 from studio.ledger import Job, Ledger, Record
 from studio.orders import (
@@ -227,9 +229,18 @@ def worker(setup: str, record: Record | None = None) -> Worker:
     return Worker(places, Machine.model_validate(about["machine"]), record or Ledger(places.folder / "jobs.sqlite"))
 
 
+def _beat(path: Path) -> None:
+    """Say that this process is not stuck, once a second, until it ends."""
+    while True:
+        with suppress(OSError):
+            path.touch(mode=0o600)
+        time.sleep(1)
+
+
 def main(arguments: list[str]) -> int:
     """Do the jobs whose ids come on standard input, until it ends."""
     one = worker(arguments[0])
+    threading.Thread(target=_beat, args=(one.places.folder / f"{BEAT}-{os.getpid()}",), daemon=True).start()
     one.warm()
     for line in sys.stdin:
         one.run(line.strip())
