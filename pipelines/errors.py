@@ -28,6 +28,14 @@ class ConfigError(StudioError):
     """A setting or a training configuration that cannot be used."""
 
 
+class NoSpace(ConfigError, OSError):  # noqa: N818 - what it says
+    """The disk is full. An `OSError` too, for whoever goes on without a file."""
+
+
+class NoMemory(StudioError):  # noqa: N818 - what it says
+    """The machine's memory, or its GPU's, is not enough."""
+
+
 class RequestError(StudioError):
     """A generation request that cannot be carried out."""
 

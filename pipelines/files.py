@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, NoSpace
+from pipelines.hardships import hardship
 
 
 @contextmanager
@@ -20,6 +21,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     Raises:
         ConfigError: if nothing can be written there.
+        NoSpace: if the disk is full, however the body says so.
     """
     if path.is_dir():
         raise ConfigError(f"{path} is a folder, not a file.", "Choose another --output.")
@@ -27,7 +29,9 @@ def whole_file(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}.", "Choose another --output.") from None
+        raise hardship(error) or ConfigError(
+            f"{path} cannot be written: {error.strerror}.", "Choose another --output."
+        ) from None
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -40,6 +44,10 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
         sync_folder(path.parent)
+    except Exception as error:
+        if isinstance(known := hardship(error), NoSpace):
+            raise NoSpace(f"{path.name} cannot be written: no space is left on the disk.", known.hint) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -63,7 +71,8 @@ def require_room(folder: Path, needed: int) -> None:
         needed: bytes.
 
     Raises:
-        ConfigError: with what is there and what is needed.
+        NoSpace: with what is there and what is needed.
+        ConfigError: if nothing can be written there.
     """
     place = folder.absolute()
     while not place.exists():
@@ -72,7 +81,7 @@ def require_room(folder: Path, needed: int) -> None:
         raise ConfigError(f"{place} is no folder that can be written to.", "Choose another --output.")
     free = shutil.disk_usage(place).free
     if free < needed:
-        raise ConfigError(
+        raise NoSpace(
             f"Only {free >> 20} MiB are free at {place}, {needed >> 20} MiB are needed.",
-            "Make room or choose another --output.",
+            "Make room or choose another place (--output, of a server --folder).",
         )

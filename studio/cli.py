@@ -18,6 +18,7 @@ from pipelines.box_files import Form
 from pipelines.comparison import axis_of
 from pipelines.console import print_anything
 from pipelines.errors import RequestError, StudioError
+from pipelines.hardships import hardship
 from pipelines.metadata import own_version
 from pipelines.request import Request, problems
 from pipelines.text import readable
@@ -285,6 +286,11 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("studio: stopped.", file=sys.stderr)
         return 130
+    except Exception as error:
+        if (known := hardship(error)) is None:
+            raise
+        print(f"studio: {known}", file=sys.stderr)
+        return 2
     return 0
 
 

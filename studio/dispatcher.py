@@ -16,7 +16,7 @@ TICK = 0.1
 GRACE = {"generation": 10.0, "training": 60.0, "import": 10.0, "score": 10.0}
 """Seconds that a process has to stop by itself; it asks once a step."""
 
-LOST = "Its process ended without a word, as when memory runs out or it is killed."
+LOST = "Its process ended without a word, as when memory or space on the disk runs out, or it is killed."
 
 _log = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,7 +24,12 @@ from studio.orders import Places
 from studio.settings import Machine
 
 LOG = "worker.log"
-TOLERANCE = 2.0  # seconds between two readings of when a process began
+TOLERANCE = 0.5  # seconds between two readings of when a process began
+BEAT = ".beat"
+"""Name, before the number of its process, of the file that a worker touches as long as it is not stuck."""
+
+STILL, FIRST = 60.0, 300.0
+"""Seconds without a beat after which a process that was handed a job is given up; at first it loads its libraries."""
 
 
 class Engine(Protocol):
@@ -59,11 +65,22 @@ class Engine(Protocol):
 
 
 def birth(pid: int) -> float:
-    """When a process began, in seconds since 1970; 0 if there is none."""
-    with suppress(psutil.Error):
+    """When a process began, by a clock that nobody sets; 0 if there is none.
+
+    On Linux in seconds since the machine was started, beside what tells this start from others; elsewhere in seconds
+    since 1970, which move when the clock is set.
+    """
+    with suppress(psutil.Error, OSError, ValueError, IndexError):
         process = psutil.Process(pid)
-        if process.status() != psutil.STATUS_ZOMBIE:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return 0.0
+        stat = Path(f"/proc/{pid}/stat")
+        if not stat.exists():
             return process.create_time()
+        # The name of the program may hold anything; the fields behind it are numbers. Field 22 is the start in ticks.
+        ticks = int(stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19])
+        boot = int(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8")[:5], 16)
+        return ticks / os.sysconf("SC_CLK_TCK") + 1e7 * boot
     return 0.0
 
 
@@ -110,12 +127,26 @@ class _Hand:
     """A process and the jobs it was handed."""
 
     process: subprocess.Popen[str]
+    beat: Path
     jobs: dict[str, int] = field(default_factory=dict)
     """Job -> how often it had been claimed before."""
+    _seen: tuple[float, float] = field(default_factory=lambda: (0.0, time.monotonic()))
+    """Time of the last beat as its file has it, and when it was seen."""
 
     @property
     def lives(self) -> bool:
         return self.process.poll() is None
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it has given no sign of life for too long; the clock of the files is only compared with itself."""
+        try:
+            beaten = self.beat.stat().st_mtime
+        except OSError:
+            beaten = 0.0
+        if beaten != self._seen[0]:
+            self._seen = (beaten, time.monotonic())
+        return time.monotonic() - self._seen[1] > (STILL if beaten else FIRST)
 
 
 class LocalEngine:
@@ -134,6 +165,9 @@ class LocalEngine:
     def __init__(self, places: Places, machine: Machine, slots: int = 1, warm: bool = True) -> None:
         self.places, self.machine, self.slots, self.warm = places, machine, slots, warm
         self._hands: list[_Hand] = []
+        for beat in places.folder.glob(f"{BEAT}-*"):  # of processes whose server was killed
+            if not birth(int(beat.name.rpartition("-")[2])):
+                beat.unlink(missing_ok=True)
 
     def begin(self, job: Job) -> bool:
         """Hand a queued job to a process; false if none is free for it now."""
@@ -151,8 +185,14 @@ class LocalEngine:
         return True
 
     def holds(self, job: Job) -> bool:
-        """Whether a process that lives was handed this queued job and has yet to claim it."""
-        return any(hand.jobs.get(job.id) == job.begun and hand.lives for hand in self._hands)
+        """Whether a process that lives was handed this queued job and has yet to claim it; a stuck one is ended."""
+        for hand in self._hands:
+            if hand.jobs.get(job.id) == job.begun and hand.lives:
+                if not hand.stuck:
+                    return True
+                hand.process.kill()
+                hand.process.wait()
+        return False
 
     def ended(self, job: str) -> None:
         """A job is over, so its process is free."""
@@ -170,9 +210,11 @@ class LocalEngine:
     def settle(self, running: Sequence[Job] = ()) -> None:
         """Look after what has ended, and make ready for what may come beside what is running."""
         for hand in self._hands:
-            if not hand.lives and hand.process.stdin is not None:
-                with suppress(OSError):
-                    hand.process.stdin.close()
+            if not hand.lives:
+                hand.beat.unlink(missing_ok=True)
+                if hand.process.stdin is not None:
+                    with suppress(OSError):
+                        hand.process.stdin.close()
         self._hands = [hand for hand in self._hands if hand.lives]
         adopted = {job.pid for job in running} - {hand.process.pid for hand in self._hands}
         if self.warm and not self._hands and len(adopted) < self.slots:
@@ -205,6 +247,6 @@ class LocalEngine:
                 env={**os.environ, "PYTHONPATH": path},
                 start_new_session=True,
             )
-        hand = _Hand(process)
+        hand = _Hand(process, self.places.folder / f"{BEAT}-{process.pid}")
         self._hands.append(hand)
         return hand

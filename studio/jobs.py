@@ -10,8 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from filelock import BaseFileLock
+
 from pipelines.errors import StudioError
 from pipelines.files import require_room
+from pipelines.locks import locked
 from pipelines.words import file_stem
 from studio import catalogue
 from studio.dispatcher import Dispatcher
@@ -71,6 +74,7 @@ class Jobs:
         self.engine = engine(self.places) if engine else LocalEngine(self.places, machine, slots, warm)
         self.dispatcher = Dispatcher(self.places, self.ledger, self.engine, slots)
         self._asking = threading.Lock()
+        self._lock: BaseFileLock | None = None
 
     # -- asking ----------------------------------------------------------------------------------------------
 
@@ -356,8 +360,19 @@ class Jobs:
 
     # -- the queue -------------------------------------------------------------------------------------------
 
+    def reserve(self) -> None:
+        """Keep other servers out of the folder until this one is stopped.
+
+        Raises:
+            ConfigError: if there is one.
+        """
+        if self._lock is None:
+            said = f"Another server works in {self.folder}."
+            self._lock = locked(self.folder / ".server.lock", said, "Stop that one, or give another --folder.")
+
     def start(self) -> Self:
         """Begin what waits, from now on; uploads of which nothing was made are cleared away."""
+        self.reserve()
         self.pictures.prune(self.ledger.names, UNUSED)
         self.dispatcher.start()
         return self
@@ -365,6 +380,9 @@ class Jobs:
     def stop(self, seconds: float = 20.0) -> None:
         """Begin nothing more; what runs keeps its state, and goes on when a server starts again."""
         self.dispatcher.stop(seconds)
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def __enter__(self) -> Self:
         return self.start()

@@ -18,6 +18,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipelines.hardships import hardship
+from studio.database import connect, prepare
 from studio.rows import ENDED as ENDED
 from studio.rows import LIVE as LIVE
 from studio.rows import Conflict, Event, Job, Kind, State, Unknown, job_of, jobs_of, told_by
@@ -54,18 +56,6 @@ class Record(Protocol):
         ...
 
 
-_TABLES = """
-CREATE TABLE IF NOT EXISTS jobs (
-  number INTEGER PRIMARY KEY, id TEXT UNIQUE NOT NULL, kind TEXT NOT NULL, state TEXT NOT NULL, spec TEXT NOT NULL,
-  created REAL NOT NULL, started REAL, finished REAL, step INTEGER NOT NULL DEFAULT 0, steps INTEGER NOT NULL DEFAULT 0,
-  error TEXT NOT NULL DEFAULT '', hint TEXT NOT NULL DEFAULT '', wish TEXT NOT NULL DEFAULT '', wished REAL,
-  pid INTEGER, born REAL, lost INTEGER NOT NULL DEFAULT 0,
-  begun INTEGER NOT NULL DEFAULT 0, results TEXT NOT NULL DEFAULT '[]', key TEXT UNIQUE);
-CREATE INDEX IF NOT EXISTS by_state ON jobs (state);
-CREATE TABLE IF NOT EXISTS events (
-  job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, seq INTEGER NOT NULL, at REAL NOT NULL, kind TEXT NOT NULL,
-  data TEXT NOT NULL, PRIMARY KEY (job, seq)) WITHOUT ROWID;
-"""
 _JOB = ", ".join(field.name for field in fields(Job))
 
 
@@ -74,6 +64,9 @@ class Ledger:
 
     Args:
         path: of the SQLite file; made if it is not there.
+
+    Raises:
+        ConfigError: if it is damaged, of another program, or of a newer version.
     """
 
     def __init__(self, path: Path) -> None:
@@ -82,29 +75,29 @@ class Ledger:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
         path.chmod(0o600)  # what people ask for is theirs; the files that SQLite puts beside it follow
-        self._connection.executescript(_TABLES)
+        prepare(path, self._connection)
 
     @property
     def _connection(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if connection is None:
-            connection = sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
-            connection.row_factory = sqlite3.Row
-            for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
-                connection.execute(f"PRAGMA {pragma}")
-            self._local.connection = connection
+            connection = self._local.connection = connect(self.path)
         return connection
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         connection = self._connection
-        connection.execute("BEGIN IMMEDIATE")
         try:
-            yield connection
-        except BaseException:
-            connection.execute("ROLLBACK")
-            raise
-        connection.execute("COMMIT")
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:  # a full disk may have ended it
+                    connection.execute("ROLLBACK")
+                raise
+        except sqlite3.OperationalError as error:
+            raise hardship(error) or error from None
 
     def close(self) -> None:
         """Close this thread's connection."""

@@ -25,6 +25,7 @@ from pipelines.events import Note, OnEvent
 from pipelines.export import export_model
 from pipelines.files import require_room
 from pipelines.judge import Judge
+from pipelines.locks import sole_training
 from pipelines.metadata import Dtype, Made, save_png
 from pipelines.request import ConceptUse, Request, concept_use
 from pipelines.words import file_stem
@@ -173,7 +174,7 @@ def train(
     for line in _preflight(run, reading, components):
         progress(Note(line))
     try:
-        with pausing() as asked:
+        with sole_training(outputs[0]), pausing() as asked:
             return teach(
                 components,
                 run,

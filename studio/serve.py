@@ -78,6 +78,7 @@ def serve(
     from studio.jobs import Jobs
 
     jobs = Jobs(folder, bases=bases, machine=machine, slots=slots, engine=_engine(engine, cluster, machine, slots))
+    jobs.reserve()
     app = rest(jobs)
     _listen(guarded(with_page(app, jobs) if page else app, door), host, port)
 

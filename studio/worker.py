@@ -11,24 +11,27 @@ import json
 import os
 import shutil
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipelines.comparison import axes_of
-from pipelines.errors import Cancelled, StudioError
+from pipelines.errors import Cancelled, NoSpace, StudioError
 from pipelines.events import Event, Note, Preview, StepDone
 from pipelines.files import whole_file
+from pipelines.hardships import hardship
 from pipelines.request import Request
 from pipelines.text import without_folders
 from studio import measuring, runner
 from studio.comparing import draw
-from studio.engine import LOG, birth
+from studio.engine import BEAT, LOG, birth
 from studio.exchange import import_concept
-from studio.ledger import Job, Ledger, Record
+from studio.ledger import Job, Ledger, Record, State
 from studio.orders import (
     Places,
     forget_state,
@@ -72,14 +75,19 @@ class Worker:
                 made = self._carry_out(job, lambda: asked() or self.over or bool(self.ledger.wished(job.id)))
         except (Cancelled, KeyboardInterrupt):
             self._stopped(job)
-        except StudioError as error:
-            self._failed(job, error.message, error.hint)
         except Exception as error:
-            traceback.print_exc()
-            self._failed(job, f"{type(error).__name__}: {str(error)[:300]}", "This is a defect; the log has the rest.")
+            if not isinstance(error, StudioError):
+                traceback.print_exc()
+            if known := hardship(error):  # asked again with the same key, it is another job
+                self._ended(job, "failed", error=known.message, hint=known.hint, key=None)
+            elif isinstance(error, StudioError):
+                self._ended(job, "failed", error=error.message, hint=error.hint)
+            else:
+                said = f"{type(error).__name__}: {str(error)[:300]}"
+                self._ended(job, "failed", error=said, hint="This is a defect; the log has the rest.")
         else:
             relative = [path.absolute().relative_to(self.places.folder).as_posix() for path in made]
-            self.ledger.move(job.id, ("running",), "done", results=relative)
+            self._ended(job, "done", results=relative)
         # The memory of a GPU comes back whole only with the process.
         self.over = self.over or (job.kind == "training" and runner.on_gpu(self.machine))
 
@@ -185,8 +193,17 @@ class Worker:
         else:
             self.ledger.move(job.id, ("running",), "paused" if wish == "pause" else "queued")
 
-    def _failed(self, job: Job, error: str, hint: str) -> None:
-        self.ledger.move(job.id, ("running",), "failed", error=error, hint=hint)
+    def _ended(self, job: Job, state: State, **changes: Any) -> None:
+        """Record how a job ended; on a full disk as soon as there is room for that."""
+        while True:
+            try:
+                self.ledger.move(job.id, ("running",), state, **changes)
+            except NoSpace:
+                if self.over:  # it is begun again by the next server
+                    return
+                time.sleep(1)
+            else:
+                return
 
 
 def _forget_pictures(folder: Path) -> None:
@@ -227,9 +244,18 @@ def worker(setup: str, record: Record | None = None) -> Worker:
     return Worker(places, Machine.model_validate(about["machine"]), record or Ledger(places.folder / "jobs.sqlite"))
 
 
+def _beat(path: Path) -> None:
+    """Say that this process is not stuck, once a second, until it ends."""
+    while True:
+        with suppress(OSError):
+            path.touch(mode=0o600)
+        time.sleep(1)
+
+
 def main(arguments: list[str]) -> int:
     """Do the jobs whose ids come on standard input, until it ends."""
     one = worker(arguments[0])
+    threading.Thread(target=_beat, args=(one.places.folder / f"{BEAT}-{os.getpid()}",), daemon=True).start()
     one.warm()
     for line in sys.stdin:
         one.run(line.strip())

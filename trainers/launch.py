@@ -15,7 +15,7 @@ import torch
 from pipelines.components import Components
 from pipelines.concept import Concept
 from pipelines.denoising import generate
-from pipelines.errors import ConfigError, StudioError
+from pipelines.errors import ConfigError, NoSpace, StudioError
 from pipelines.events import Note, OnEvent
 from pipelines.files import require_room, whole_file
 from pipelines.request import ConceptUse, Request
@@ -132,8 +132,11 @@ def teach(
     )
     if processes.main:
         # The run's own concept last: once it is there, nothing is missing, wherever this process is killed.
-        with whole_file(output.with_name(f"{output.stem}.losses.jsonl")) as log:
-            shutil.copyfile(states(state)[0] / LOG, log)
+        try:
+            with whole_file(output.with_name(f"{output.stem}.losses.jsonl")) as log:
+                shutil.copyfile(states(state)[0] / LOG, log)
+        except NoSpace as error:  # the concept is worth more than its log, and smaller
+            on_event(Note(f"Warning: {error}"))
         if preview:
             for path, one in zip(outputs, (concept, *concept.partners), strict=True):
                 _draw(components, one, path, on_event)

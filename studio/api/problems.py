@@ -11,7 +11,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from pipelines.errors import StudioError
+from pipelines.errors import NoMemory, NoSpace, StudioError
+from pipelines.hardships import hardship
 from pipelines.text import without_paths
 from studio.ledger import Conflict, Unknown
 
@@ -34,6 +35,8 @@ def problem(status: int, detail: str, hint: str = "", **more: Any) -> JSONRespon
 
 def status_of(error: StudioError) -> int:
     """The status that fits an error of a person."""
+    if isinstance(error, (NoSpace, NoMemory)):
+        return 507 if isinstance(error, NoSpace) else 503
     return 404 if isinstance(error, Unknown) else 409 if isinstance(error, Conflict) else 422
 
 
@@ -61,5 +64,7 @@ def answer_problems(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def of_ours(request: Request, error: Exception) -> JSONResponse:
+        if known := hardship(error):
+            return problem(status_of(known), known.message, known.hint)
         _log.error("%s %s", request.method, request.url.path, exc_info=error)
         return problem(500, "Something went wrong that should not.", "The server's log tells what.")

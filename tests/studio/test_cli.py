@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from pipelines.card import ConceptCard, read_card
 from pipelines.concept import Concept
+from pipelines.locks import sole_training
 from studio.cli import main
 from studio.training import ALIASES, translate
 from tests import tiny
@@ -81,6 +82,13 @@ def test_the_flags_of_a_method_are_its_configurations(capsys):
     for flag in ("--images", "--token", "--init", "--vectors", "--learning-rate", "--center-crop", "--overwrite"):
         assert flag in shown
     assert "<my-fox>" in shown
+
+
+def test_a_concept_that_another_process_learns_is_left_to_it(base, pictures, tmp_path, capsys):
+    with sole_training(tmp_path / "outputs" / "concepts" / "x.safetensors"):
+        assert train(base, pictures) == 2
+    assert "is being learned by another process" in capsys.readouterr().err
+    assert not list((tmp_path / "outputs").rglob("*.lock"))
 
 
 def test_teach_then_generate_then_repeat_bit_for_bit(base, pictures, tmp_path, capsys):

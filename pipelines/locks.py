@@ -1,0 +1,51 @@
+"""What one process at a time may work on: the folder of a server, the file of a training. Importable without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import BaseFileLock, FileLock, Timeout
+
+from pipelines.errors import ConfigError
+
+
+def locked(path: Path, said: str, hint: str) -> BaseFileLock:
+    """Return a lock that this process holds until it is released or the process ends, however it ends.
+
+    Args:
+        path: of the lock file, which is made.
+        said: what to say if another process holds it.
+        hint: what to do about it then.
+
+    Raises:
+        ConfigError: if another process holds it, or nothing can be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, mode=0o600, thread_local=False)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(said, hint) from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}.", "Choose another folder.") from None
+    return lock
+
+
+@contextmanager
+def sole_training(output: Path) -> Iterator[None]:
+    """While the `with` lasts, no other process may learn a concept into this file.
+
+    Raises:
+        ConfigError: if one does.
+    """
+    path = output.with_name(f".{output.stem}.lock")
+    lock = locked(
+        path, f"{output.name} is being learned by another process.", "Wait for it, or choose another --output."
+    )
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
