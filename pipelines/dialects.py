@@ -124,6 +124,8 @@ def _words(concept: Concept, dialect: Dialect, stem: str) -> dict[str, tuple[dic
     rows = [part.detach().cpu().float().contiguous() for part in concept.rows]
     word = Concept(concept.card, concept.rows)
     said = {CARD_KEY: word.card.model_dump_json(), **word.modelspec()}
+    if dialect == "a1111":
+        said["modelspec.trigger_phrase"] = stem  # there a word is called by its file's name
     if dialect != "a1111":
         if len(rows) == 1:
             return {stem: ({concept.token: rows[0]}, said)}
@@ -148,6 +150,8 @@ def _folders(concept: Concept) -> dict[str, tuple[dict[str, Any], dict[str, Tens
 def _weights(concept: Concept, dialect: Dialect, stem: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and header of a LoRA alone."""
     alone, said = _alone(concept)
+    if dialect == "a1111" and concept.rows:
+        said["modelspec.trigger_phrase"] = stem
     if dialect == "diffusers":
         return stored(concept.changes), {**said, LORA_METADATA: json.dumps(lora_metadata(concept.changes))}
     return to_kohya(concept.changes, alone.card.family == "sdxl"), {**said, **_training(alone, stem)}
@@ -169,5 +173,5 @@ def _training(concept: Concept, stem: str) -> dict[str, str]:
         **network,
         "ss_base_model_version": _VERSIONS.get(concept.card.family, ""),
         "ss_v2": str(concept.card.family == "sd2"),
-        "ss_sd_model_name": concept.card.base,
+        "ss_sd_model_name": Path(concept.card.base).name,
     }

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -17,6 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 from pipelines.card import ConceptCard
 from pipelines.errors import DataError, RequestError
 from pipelines.files import whole_file
+from pipelines.foreign_pictures import read_fields
 from pipelines.picture_files import decoded
 from pipelines.png import texts
 from pipelines.request import SCHEMA, Request
@@ -98,6 +99,8 @@ def parameters(made: Made) -> str:
         fields["Clip skip"] = request.clip_skip
     if request.eta:
         fields["Eta"] = f"{request.eta:g}"
+    if request.inpaint is not None:
+        fields["Denoising strength"] = f"{request.inpaint.strength:g}"
     if request.guidance.rescale:
         fields["CFG rescale"] = f"{request.guidance.rescale:g}"
     if made.concepts:
@@ -130,6 +133,15 @@ def save_png(picture: Image.Image, path: Path, made: Made) -> Path:
     with whole_file(path) as temporary:
         picture.save(temporary, format="PNG", pnginfo=info)
     return path
+
+
+def read_foreign(path: Path) -> dict[str, Any] | None:
+    """Fields of a request from a picture of AUTOMATIC1111, InvokeAI or ComfyUI; None if it is no such picture."""
+    try:
+        chunks = texts(path)
+    except OSError:
+        return None
+    return None if KEY in chunks else read_fields(chunks)
 
 
 def read_made(path: Path) -> Made:

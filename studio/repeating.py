@@ -9,7 +9,7 @@ from typing import Any
 from pipelines.comparison import Axis
 from pipelines.concept import Concept
 from pipelines.errors import RequestError
-from pipelines.metadata import read_made
+from pipelines.metadata import read_foreign, read_made
 from pipelines.request import Request
 from studio import runner
 from studio.comparing import draw
@@ -21,12 +21,16 @@ def repeat(
 ) -> list[Path]:
     """Make a picture again from what it says about itself, with the fields of `wishes` instead of its own.
 
-    With no wishes the picture is the same, bit for bit on the same machine. Settings of the machine that were given
+    With no wishes the picture is the same, bit for bit on the same machine; of a picture of AUTOMATIC1111, InvokeAI or
+    ComfyUI prompts, seed, steps, sampler, size and scale are taken. Settings of the machine that were given
     win over the picture's. With axes, it is compared along them.
 
     Raises:
         RequestError: if a base or concept of the picture's own has changed since, or a wish is out of range.
     """
+    if (fields := read_foreign(source)) is not None:
+        # Another program's picture tells neither weights nor every setting: it is asked for anew.
+        return draw(Request.read(_replaced(fields, wishes)), axes, base or "pocket", output, machine)
     made = read_made(source)
     own = {"attention": made.attention, "dtype": made.dtype}
     machine = machine.model_copy(update={k: v for k, v in own.items() if k not in machine.model_fields_set})

@@ -247,6 +247,24 @@ def test_merged_concepts_change_ordinary_captions_less_than_their_sum():
         assert together.norm() < summed.norm()
 
 
+def test_of_all_weights_that_read_the_words_so_merged_ones_change_ordinary_captions_least():
+    """Beside the solution of least norm, which eq. 6 gives where captions count alike in all directions."""
+    base = tiny.sd()
+    joint = merged(base, [custom("<a>", 0, base), custom("<b>", 1, base)], ORDINARY)
+    words = []
+    for one in joint:
+        with Concept(one.card, one.rows).attach(base) as taught:
+            ids = taught.tokenizers[0]([f"a {one.token}"], return_tensors="pt").input_ids
+            words.append(taught.text_encoders[0](ids).last_hidden_state[0, 2:].detach())
+    read = torch.cat(words)
+    ordinary = base.tokenizers[0](ORDINARY, padding=True, return_tensors="pt")
+    states = base.text_encoders[0](ordinary.input_ids).last_hidden_state[ordinary.attention_mask.bool()]
+    for name in readers(base):
+        change = joint[0].changes[f"unet.{name}"].difference.float()
+        least = (torch.linalg.pinv(read, rtol=1e-2) @ (read @ change.T)).T  # the same on the words
+        assert (states @ change.T).norm() < 0.8 * (states @ least.T).norm()
+
+
 def test_merging_needs_two_concepts_of_its_kind(tmp_path):
     base = tiny.sd()
     one = custom("<a>", base=base)
