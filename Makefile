@@ -43,9 +43,16 @@ torture: setup
 	$(BIN)/python -m tests.torture.fuzz --files 10000
 	$(BIN)/python -m tests.torture.requests --requests 10000
 
+# Every figure of the README; some hours on two cores.
 results: setup
 	$(BIN)/python -m trainers.pretrain score
 	$(BIN)/studio score --all-held-out
+	$(BIN)/studio score --all-held-out --way pivotal
+	$(BIN)/studio score --all-ways --only wolf --only taxi --only tiger --only tangerine
+	$(BIN)/studio score --relations --sheet docs/relations.png
+	$(BIN)/studio score --boxes --sheet docs/boxes.png
+	$(BIN)/studio score --masks --pictures 20
+	$(BIN)/studio score --incontext --pictures 8 --sheet docs/incontext.png
 
 # Side by side with the programs it is compared to; see benchmarks/README.md.
 bench: setup

@@ -69,6 +69,11 @@ def _trainings(facts: dict[str, Any]) -> list[str]:
             f"- The gated layers for boxes were trained last, on the frozen rest: {boxes['device']}, {boxes['steps']} "
             f"steps of {boxes['batch']} in {boxes['minutes']} minutes."
         )
+        if before := boxes.get("earlier"):
+            lines[-1] += (
+                f" They went on from layers of the base before: {before['device']}, {before['steps']} steps of "
+                f"{before['batch']}."
+            )
     if holes := facts.get("inpainting"):
         lines.append(
             f"- The 9-channel UNet for inpainting and visual prompts went on from the base: {holes['device']}, "

@@ -130,4 +130,5 @@ def pack_grounding(adapter: Path, out: Path) -> None:
         save_file({**tensors, **layers}, temporary, metadata={"format": "pt"})
     facts = json.loads((out / TRAINING).read_text(encoding="utf-8"))
     told = {key: about[key] for key in ("device", "steps", "batch", "minutes", "pictures")}
-    note_training(out, {**facts, "grounding": told})
+    earlier = facts.get("grounding") or facts.get("earlier", {}).get("grounding")
+    note_training(out, {**facts, "grounding": told | ({"earlier": earlier} if earlier else {})})
