@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipelines.card import read_header
-from pipelines.changes import LORA_METADATA, PARTS, Change, lora_metadata, stored
+from pipelines.changes import PARTS, Change
 from pipelines.errors import ConceptError
+from pipelines.stored_changes import LORA_METADATA, lora_metadata, stored
 
 CONFIG, MODEL = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."

@@ -22,6 +22,7 @@ CARD_KEY = "promptstudio.card"
 HASH_KEY = "modelspec.hash_sha256"
 HEADER_LIMIT = 4 << 20  # bytes; a concept's header is a few KB, a large LoRA's some hundred
 TENSOR_LIMIT = 20_000
+CARD_LIMIT = 64 << 10  # letters; a card has a few thousand
 
 Kind = Literal["object", "style", "subject", "relation"]
 
@@ -98,7 +99,8 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
-_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+          "F8_E4M3": 1, "F8_E5M2": 1}  # fmt: skip
 
 
 def _check_layout(header: dict[str, Any], available: int) -> None:
@@ -108,7 +110,7 @@ def _check_layout(header: dict[str, Any], available: int) -> None:
     if not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("metadata must be text")
     place = 0
-    for begin, end in sorted(_span(name, entry) for name, entry in header.items() if name != "__metadata__"):
+    for begin, end in sorted(_span(name, entry, available) for name, entry in header.items() if name != "__metadata__"):
         if begin != place:
             raise ValueError("tensors overlap or leave gaps")
         place = end
@@ -116,14 +118,14 @@ def _check_layout(header: dict[str, Any], available: int) -> None:
         raise ValueError(f"{available} bytes of data where {place} were announced")
 
 
-def _span(name: str, entry: dict[str, Any]) -> tuple[int, int]:
+def _span(name: str, entry: dict[str, Any], available: int) -> tuple[int, int]:
     """Begin and end of a tensor's data, checked against its shape."""
     begin, end = entry["data_offsets"]
     count = 1
     for extent in entry["shape"]:
         if not isinstance(extent, int) or isinstance(extent, bool) or extent < 0:
             raise ValueError(f"tensor {name!r:.40} has an impossible shape")
-        count *= extent
+        count = min(count * extent, available + 1)  # the whole product of absurd ones would take minutes
     if not (type(begin) is type(end) is int) or begin < 0 or end - begin != count * _BYTES[entry["dtype"]]:
         raise ValueError(f"tensor {name!r:.40} has the wrong length")
     return begin, end
@@ -144,11 +146,16 @@ def card_of(file: str, header: dict[str, Any]) -> ConceptCard:
     Raises:
         ConceptError: if it is no concept of a known layout, or the card is damaged.
     """
-    own = ConceptCard.model_validate(described(file, header))
     metadata: dict[str, str] = header.get("__metadata__", {})
-    if CARD_KEY not in metadata:
-        return own
     try:
+        own = ConceptCard.model_validate(described(file, header))
+        if CARD_KEY not in metadata:
+            return own
+        if len(metadata[CARD_KEY]) > CARD_LIMIT:
+            raise ConceptError(
+                f"The card of {file} has {len(metadata[CARD_KEY]):,} letters; at most {CARD_LIMIT:,} are read.",
+                "Get the file again.",
+            )
         card = ConceptCard.model_validate_json(metadata[CARD_KEY])
     except ValidationError as error:
         raise ConceptError(f"The card of {file} is damaged: {problems(error)}", "Train it again.") from None

@@ -80,11 +80,18 @@ class Components:
         return self.factor * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
 
     @property
+    def distilled(self) -> bool:
+        """Whether the UNet was distilled with guidance and reads its scale (LCM)."""
+        return self.unet.config["time_cond_proj_dim"] is not None
+
+    @property
     def defaults(self) -> Defaults:
         """What a request that says nothing gets."""
         size = int(self.unet.config["sample_size"]) * self.factor
         if self.family == "pocket":
             return Defaults(size=size, scale=2.0, rescale=0.0, scheduler="ddim", steps=25, beta=1.0)
+        if self.distilled:
+            return Defaults(size=size, scale=8.5, rescale=0.0, scheduler="lcm", steps=4)
         zero_snr = bool(self.scheduler_config.get("rescale_betas_zero_snr"))
         return Defaults(size=size, scale=5.0 if self.family == "sdxl" else 7.5, rescale=0.7 if zero_snr else 0.0)
 
@@ -154,6 +161,18 @@ def decode(components: Components, latents: Tensor) -> Tensor:
 
 
 @contextmanager
+def saving_memory(components: Components, tiling: bool, slicing: bool) -> Iterator[None]:
+    """Let the autoencoder work in tiles, or on one picture at a time, while the `with` lasts."""
+    vae: Any = components.vae
+    before = vae.use_tiling, vae.use_slicing
+    vae.use_tiling, vae.use_slicing = before[0] or tiling, before[1] or slicing
+    try:
+        yield
+    finally:
+        vae.use_tiling, vae.use_slicing = before
+
+
+@contextmanager
 def _wide_enough(vae: AutoencoderKL | AutoencoderTiny) -> Iterator[None]:
     """SDXL's autoencoder overflows in float16 and says so in its configuration: float32 for as long as it is used."""
     dtype = vae.dtype
@@ -177,6 +196,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     attention: Attention = "sdpa",
     download: bool = False,
+    base_config: str | Path | None = None,
 ) -> Components:
     """Load a base model in evaluation mode with frozen weights.
 
@@ -186,6 +206,8 @@ def load(
         dtype: precision; always the one asked for, whatever the files hold.
         attention: implementation used in the UNet.
         download: whether a hub id may be fetched from the network; otherwise only an earlier download is used.
+        base_config: for a single file, a folder in the diffusers layout with the configurations and the tokenizer of
+            its family (weights are not needed there); without it they come from the hub, or an earlier download.
 
     Raises:
         ModelError: if there is no such model, it is of an unknown kind, or the attention is not available.
@@ -195,7 +217,9 @@ def load(
         if _is(path, Path.is_dir):
             components = _from_folder(path, str(base))
         elif _is(path, Path.is_file):
-            components = _from_single_file(path, download)
+            from pipelines.single_files import from_single_file  # which needs this file
+
+            components = from_single_file(path, download, None if base_config is None else Path(base_config))
         else:
             components = _from_hub(str(base), download)
     # Everything is read as float32 and cast last: the fingerprint must not depend on the precision of use.
@@ -330,30 +354,16 @@ def from_pipeline(pipeline: Any, name: str) -> Components:
     names = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     parts = {part: getattr(pipeline, part) for part in names if getattr(pipeline, part, None) is not None}
     zero = bool(pipeline.config.get("force_zeros_for_empty_prompt", False))
-    return _bundle(parts, dict(pipeline.scheduler.config), name, zero)
+    return _bundle(parts, _given(pipeline.scheduler.config), name, zero)
 
 
-def _from_single_file(path: Path, download: bool) -> Components:
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-    from safetensors import safe_open
+def _given(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a scheduler that its file gives; what its class added are no settings of the base.
 
-    if path.suffix != ".safetensors":
-        raise ModelError(
-            f"{path.name} is no .safetensors file; other checkpoints are pickles, which can run code.",
-            "Convert it to safetensors, or get it in that form.",
-        )
-    try:
-        with safe_open(path, "pt") as stored:
-            xl = any(key.startswith("conditioner.embedders.1") for key in stored.keys())  # noqa: SIM118
-        kind = StableDiffusionXLPipeline if xl else StableDiffusionPipeline
-        pipeline = kind.from_single_file(str(path), torch_dtype=torch.float32, local_files_only=not download)
-    except Exception as error:  # the converter raises whatever it meets
-        raise ModelError(
-            f"{path.name} cannot be read as a Stable Diffusion checkpoint: {_first_line(error)}",
-            "diffusers needs the configuration and tokenizer of its family once from the hub: "
-            "repeat with --download, or give a diffusers folder.",
-        ) from None
-    return replace(from_pipeline(pipeline, path.name), name=str(path))
+    A sampler of another class has defaults of its own (`timestep_spacing`, say), as `from_config` of diffusers has it.
+    """
+    added = config.get("_use_default_values", ())
+    return {key: value for key, value in config.items() if key not in added and key != "_use_default_values"}
 
 
 def _from_hub(base: str, download: bool) -> Components:

@@ -2,7 +2,8 @@
 
 A concept is a word, changes of the base's weights, or both. A word alone is written in the layout of its family that
 most programs read: the diffusers layout (one tensor, named by its token) for one text encoder, `clip_l` and `clip_g`
-for SDXL. Low-rank changes are written as diffusers and PEFT read them, a word that belongs to them beside them.
+for SDXL. Changed weights are written in kohya's names, which ComfyUI, AUTOMATIC1111, InvokeAI and (low-rank ones)
+diffusers read; a DoRA, and low-rank changes with a word of their own beside them, as diffusers and PEFT read them.
 Everything else about it is in the header: our card and the `modelspec.*` fields.
 """
 
@@ -24,17 +25,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipelines import changes as changing
+from pipelines import stored_changes as storing
 from pipelines.adapter_folders import read_adapter
 from pipelines.card import CARD_KEY, HASH_KEY, ConceptCard, card_of, read_card, read_header
-from pipelines.changes import Change, Difference
+from pipelines.changes import Change, Difference, LowRank
 from pipelines.components import Components, word_table
 from pipelines.embedding_pictures import read_picture
 from pipelines.errors import ConceptError
 from pipelines.files import whole_file
+from pipelines.kohya import named, to_kohya
 from pipelines.layouts import WORD, misfit, words
 from pipelines.lora_keys import parsed
 from pipelines.pickles import read_tensors
 from pipelines.tokens import embed_ids, new_words
+from pipelines.words import file_stem
 
 _ARCHITECTURE = {
     "sd1": "stable-diffusion-v1",
@@ -43,6 +47,7 @@ _ARCHITECTURE = {
     "pocket": "promptstudio-pocket",
 }
 _SPELLED = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
+_EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,8 @@ class Concept:
         created = self.card.created or datetime.now(UTC).isoformat(timespec="seconds")
         card = self.card.model_copy(update={"created": created})
         metadata = {CARD_KEY: card.model_dump_json(), **replace(self, card=card).modelspec()}
-        if lora := changing.lora_metadata(self.changes):
-            metadata[changing.LORA_METADATA] = json.dumps(lora)
+        if not self._in_kohyas_names and (lora := storing.lora_metadata(self.changes)):
+            metadata[storing.LORA_METADATA] = json.dumps(lora)
         return write_tensors(path, self.tensors(), metadata)
 
     def modelspec(self) -> dict[str, str]:
@@ -100,9 +105,29 @@ class Concept:
     def tensors(self) -> dict[str, Tensor]:
         """The tensors as they are stored."""
         rows = [part.detach().cpu().float().contiguous() for part in self.rows]
+        if self._in_kohyas_names:
+            return to_kohya(self.changes, self.card.family == "sdxl") | self._bundled(rows)
         if self.changes:
-            return changing.stored(self.changes) | {f"{WORD}{i}": part for i, part in enumerate(rows)}
+            return storing.stored(self.changes) | {f"{WORD}{i}": part for i, part in enumerate(rows)}
         return {self.card.token: rows[0]} if len(rows) == 1 else {"clip_l": rows[0], "clip_g": rows[1]}
+
+    @property
+    def _in_kohyas_names(self) -> bool:
+        """Whether the changes are stored in kohya's names, which all programs read.
+
+        Not where only diffusers and PEFT have a layout (magnitudes of rows), and not where diffusers would refuse the
+        whole file for the word beside them, unless it cannot read the changes anyhow.
+        """
+        if not self.changes or not named(self.changes, self.card.family == "sdxl"):
+            return False
+        theirs = all(isinstance(change, LowRank) and not change.columns for change in self.changes.values())
+        return not (theirs and self.rows)
+
+    def _bundled(self, rows: Sequence[Tensor]) -> dict[str, Tensor]:
+        """A word beside changes in kohya's names, as AUTOMATIC1111 and ComfyUI read it."""
+        names = ("emb_params",) if len(rows) == 1 else ("clip_l", "clip_g")
+        stem = file_stem(self.token).replace(".", "-")
+        return {f"bundle_emb.{stem}.{name}": part for name, part in zip(names, rows, strict=False)}
 
     @classmethod
     def load(cls, path: Path) -> Concept:
@@ -156,20 +181,30 @@ class Concept:
     @classmethod
     def _gathered(cls, file: str, card: ConceptCard, tensors: dict[str, Tensor], said: Mapping[str, str]) -> Concept:
         """A concept of the tensors of a file."""
-        lora = json.loads(said.get(changing.LORA_METADATA, "{}"))
-        changes = changing.read_stored(tensors, lora if isinstance(lora, dict) else {})
-        names = words([name for name in tensors if parsed(name) is None]).names
-        rows = tuple(tensors[name].float().reshape(-1, tensors[name].shape[-1]) for name in names)
+        tensors = {name: tensor.float() if tensor.dtype in _EIGHT_BITS else tensor for name, tensor in tensors.items()}
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
             raise ConceptError(f"{file} holds numbers that are not finite.", "Train it again with a lower rate.")
+        lora = json.loads(said.get(storing.LORA_METADATA, "{}"))
+        changes = storing.read_stored(tensors, lora if isinstance(lora, dict) else {})
+        found = words([name for name in tensors if parsed(name) is None])
+
+        def rows_of(names: Sequence[str]) -> tuple[Tensor, ...]:
+            return tuple(tensors[name].float().reshape(-1, tensors[name].shape[-1]) for name in names)
+
+        rows = rows_of(found.names)
         if {len(row) for row in rows} != ({card.vectors} if card.vectors else set()):
             raise ConceptError(f"{file} does not hold the {card.vectors} vectors its card tells of.", "Get it again.")
-        return cls(card, rows, changes)
+        partners = tuple(
+            cls(card.model_copy(update={"token": other.token, "vectors": len(own[0])}), own, changes)
+            for other in found.others
+            for own in [rows_of(other.names)]
+        )
+        return cls(card, rows, changes, partners)
 
     def digest(self) -> str:
         """16 hex digits of what was learned, whatever the file says around it."""
         hashed = hashlib.sha256(self.token.encode())
-        for key, tensor in sorted(changing.stored(self.changes).items()):
+        for key, tensor in sorted(storing.stored(self.changes).items()):
             hashed.update(key.encode() + tensor.float().numpy().tobytes())
         for rows in self.rows:
             hashed.update(rows.detach().cpu().float().contiguous().numpy().tobytes())
@@ -266,8 +301,8 @@ def attached(components: Components, uses: Sequence[tuple[Concept, float]]) -> I
     with ExitStack() as stack:
         laid: list[Mapping[str, Change]] = []
         for concept, strength in uses:
-            together = [amount for other, amount in uses if changing.same(other.changes, concept.changes)]
-            if not any(changing.same(concept.changes, changes) for changes in laid):
+            together = [amount for other, amount in uses if storing.same(other.changes, concept.changes)]
+            if not any(storing.same(concept.changes, changes) for changes in laid):
                 weights = Concept(concept.card, (), concept.changes)
                 components = stack.enter_context(weights.attach(components, max(together)))
                 laid.append(concept.changes)

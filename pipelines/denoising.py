@@ -15,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines import guidance as guiding
-from pipelines.components import Components, decode
+from pipelines.components import Components, decode, saving_memory
 from pipelines.concept import Concept, attached
 from pipelines.conditions import CONCAT, Canvas, Condition, Step, merge, stack
 from pipelines.conditions.boxes import Boxes
+from pipelines.conditions.distilled import DistilledGuidance
 from pipelines.conditions.inpaint import Inpaint
 from pipelines.conditions.regions import Regions
 from pipelines.conditions.text import Text
@@ -100,6 +101,8 @@ def generate(
     canvas = _canvas(components, request, conditions, on_event)
     request = (canvas.sized(request, components) if canvas else request).resolved(components.defaults)
     _check_size(components, request)
+    if components.distilled and (request.negative_prompt or request.guidance.rescale):
+        on_event(Note(f"{components.name} was distilled with guidance: negative prompt and rescale do nothing here."))
     learned = _learned(request, concepts or {}, on_event)
     strengths = [use.strength for use in request.concepts]
     with ExitStack() as lasting, torch.no_grad():
@@ -108,8 +111,16 @@ def generate(
         components = lasting.enter_context(attached(components, list(zip(learned, strengths, strict=True))))
         _note_words(components, request, learned, on_event)
         size = (int(request.width or 0), int(request.height or 0))
-        everything: list[Condition] = [Text(request.prompt, request.negative_prompt, size)]
-        everything += [*_placing(request, size, learned), *conditions]
+        everything: list[Condition] = [
+            Text(
+                request.prompt,
+                request.negative_prompt,
+                size,
+                skip=request.clip_skip - 1,
+                encode_empty=request.guidance.encode_empty,
+            )
+        ]
+        everything += [DistilledGuidance(request.guidance), *_placing(request, size, learned), *conditions]
         everything += [canvas] if canvas and canvas not in conditions else []
         for condition in everything:
             lasting.enter_context(condition.attach(components, request.count))
@@ -123,7 +134,8 @@ def generate(
             should_stop,
         )
         require_numbers(latents, "The picture", components, request, learned)
-        shown = torch.cat([decode(components, part) for part in latents.split(8)])
+        with saving_memory(components, request.vae_tiling, request.vae_slicing):
+            shown = torch.cat([decode(components, part) for part in latents.split(8)])
         pictures = to_pictures(require_numbers(shown, "The decoded picture", components, request, learned))
         pictures = canvas.finish(pictures) if canvas else pictures
     return Result(pictures, latents.float().cpu(), request, tuple(learned))
@@ -197,9 +209,13 @@ def _denoise(
     """The loop itself: predict each branch in one UNet call, combine, step, constrain."""
     noise, generators = start
     scheduler = build(
-        request.scheduler or "ddim", components.scheduler_config, int(request.steps or 1), components.device
+        request.scheduler or "ddim",
+        components.scheduler_config,
+        int(request.steps or 1),
+        components.device,
+        request.spacing,
     )
-    options = step_options(scheduler, generators)
+    options = step_options(scheduler, generators, request.eta)
     latents, timesteps = noise * scheduler.init_noise_sigma, scheduler.timesteps
     for canvas in conditions:
         if isinstance(canvas, Canvas):
@@ -210,7 +226,7 @@ def _denoise(
             raise Cancelled(f"stopped after step {index} of {len(timesteps)}.")
         following = timesteps[index + 1] if index + 1 < len(timesteps) else None
         step = Step(index, len(timesteps), timestep, following)
-        branches = guiding.branches(request.guidance, step)
+        branches = guiding.branches(request.guidance, step, components.distilled)
         arguments: dict[str, Any] = stack(
             [merge([condition.unet_kwargs(branch, step) for condition in conditions]) for branch in branches]
         )

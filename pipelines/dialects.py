@@ -8,20 +8,21 @@ word, and LoRA in PEFT's names, which is also what `Concept.save` writes. PEFT b
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from pipelines.adapter_folders import CONFIG, MODEL, adapters
 from pipelines.card import CARD_KEY
-from pipelines.changes import LORA_METADATA, Change, LowRank, lora_metadata, stored
+from pipelines.changes import Difference, LowRank, by_rows, difference
+from pipelines.components import Components
 from pipelines.concept import Concept, write_tensors
 from pipelines.errors import ConceptError
 from pipelines.files import whole_file
-from pipelines.lora_keys import kohya
+from pipelines.kohya import to_kohya
+from pipelines.stored_changes import LORA_METADATA, lora_metadata, stored
 from pipelines.words import file_stem
 
 Dialect = Literal["a1111", "diffusers", "peft"]
@@ -30,7 +31,9 @@ _VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 _SHOWN = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
 
 
-def export_as(concept: Concept, folder: Path, dialect: Dialect, *, half: bool = False) -> list[Path]:
+def export_as(
+    concept: Concept, folder: Path, dialect: Dialect, *, half: bool = False, base: Components | None = None
+) -> list[Path]:
     """Write a concept for other programs; its weights and its word in files of their own.
 
     Args:
@@ -39,15 +42,13 @@ def export_as(concept: Concept, folder: Path, dialect: Dialect, *, half: bool = 
         dialect: `a1111` also for Forge, ComfyUI, InvokeAI and kohya's scripts; with what it shows in `X.json`. `peft`
             makes a folder, and one in it for each network where it changes several; a word is written for diffusers.
         half: store numbers in float16.
+        base: what it was learned on; needed for `a1111` where a DoRA has magnitudes of rows, whose change is written
+            whole.
 
     Raises:
-        ConceptError: if there is no such layout for it, or a file is there already.
+        ConceptError: if there is no such layout for it, it does not fit the base, or a file is there already.
     """
-    if any(not isinstance(change, LowRank) for change in concept.changes.values()):
-        raise ConceptError(
-            f"{concept.token} changes whole weights, for which {dialect} has no layout.",
-            "Write a whole model with studio export.",
-        )
+    concept = _writable(concept, dialect, base)
     stem = file_stem(concept.token)
     files: dict[str, tuple[dict[str, Tensor], dict[str, str]]] = {}
     notes: dict[str, dict[str, Any]] = {}
@@ -73,6 +74,36 @@ def export_as(concept: Concept, folder: Path, dialect: Dialect, *, half: bool = 
         with whole_file(folder / name) as temporary:
             temporary.write_text(json.dumps(note, indent=1), encoding="utf-8")
     return [folder / name for name in files]
+
+
+def _writable(concept: Concept, dialect: Dialect, base: Components | None) -> Concept:
+    """The concept with changes that the layout has, magnitudes of rows worked into whole differences.
+
+    Raises:
+        ConceptError: if there is no layout for them.
+    """
+    changes = concept.changes
+    if dialect != "a1111":
+        foreign = [c for c in changes.values() if isinstance(c, Difference) or c.columns]
+        if foreign:
+            what = "whole weights" if isinstance(foreign[0], Difference) else "the lengths of columns"
+            raise ConceptError(
+                f"{concept.token} changes {what}, for which {dialect} has no layout.",
+                "Export it for a1111, or write a whole model with studio export.",
+            )
+        return concept
+    if not by_rows(changes):
+        return concept
+    if base is None:
+        raise ConceptError(
+            f"{concept.token} is a DoRA, whose lengths of rows only diffusers and PEFT read.",
+            "Export it for diffusers, or name the base it was learned on (--base) to write its changes whole.",
+        )
+    concept.check_fits(base)
+    whole = {
+        key: difference(base, key, change) if by_rows({key: change}) else change for key, change in changes.items()
+    }
+    return replace(concept, changes=whole)
 
 
 def _beside(concept: Concept, stem: str) -> dict[str, str | float]:
@@ -122,36 +153,20 @@ def _weights(concept: Concept, dialect: Dialect, stem: str) -> tuple[dict[str, T
     return to_kohya(concept.changes, alone.card.family == "sdxl"), {**said, **_training(alone, stem)}
 
 
-def to_kohya(changes: Mapping[str, Change], sdxl: bool) -> dict[str, Tensor]:
-    """Low-rank changes in kohya's names, with their true alpha.
-
-    diffusers reads one alpha from such a file, whatever others it holds: layers with another than most have it worked
-    into their up-projections.
-    """
-    tensors: dict[str, Tensor] = {}
-    low = {key: change for key, change in changes.items() if isinstance(change, LowRank)}
-    alphas = [round(change.scale * len(change.down), 6) for change in low.values()]
-    alpha = max(set(alphas), key=alphas.count, default=1.0)
-    for (key, change), own in zip(low.items(), alphas, strict=True):
-        name = kohya(key.removesuffix(".weight"), sdxl)
-        up = change.up if own == alpha else change.up * (own / alpha)
-        tensors |= {f"{name}.lora_down.weight": change.down, f"{name}.lora_up.weight": up}
-        tensors[f"{name}.alpha"] = torch.tensor(alpha)
-        if change.magnitude is not None:
-            tensors[f"{name}.dora_scale"] = change.magnitude.reshape(-1, *[1] * (change.down.ndim - 1))
-    return {name: tensor.detach().cpu().float().contiguous() for name, tensor in tensors.items()}
-
-
 def _training(concept: Concept, stem: str) -> dict[str, str]:
     """The least of kohya's `ss_` fields by which other programs know a LoRA."""
-    first = next(change for change in concept.changes.values() if isinstance(change, LowRank))
-    rank = len(first.down)
+    low = [change for change in concept.changes.values() if isinstance(change, LowRank)]
+    network = {"ss_network_module": "lycoris.kohya", "ss_network_args": '{"algo": "full"}'}
+    if low:
+        network = {
+            "ss_network_module": "networks.lora",
+            "ss_network_dim": str(len(low[0].down)),
+            "ss_network_alpha": f"{low[0].scale * len(low[0].down):g}",
+            "ss_network_args": "{}",
+        }
     return {
         "ss_output_name": stem,
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(rank),
-        "ss_network_alpha": f"{first.scale * rank:g}",
-        "ss_network_args": "{}",
+        **network,
         "ss_base_model_version": _VERSIONS.get(concept.card.family, ""),
         "ss_v2": str(concept.card.family == "sd2"),
         "ss_sd_model_name": concept.card.base,

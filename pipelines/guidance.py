@@ -5,8 +5,12 @@ c is the prediction under the prompt, u under the negative prompt. Plain functio
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
+from pipelines.components import Components
 from pipelines.conditions import Branch, Step
 from pipelines.request import Guidance
 
@@ -22,9 +26,36 @@ def _place(share: float, step: Step) -> int:
     return int(share * step.count + 1e-9)
 
 
-def branches(guidance: Guidance, step: Step) -> tuple[Branch, ...]:
-    """Branches to compute at this step, in the order of the batch (diffusers': negative first)."""
-    return (Branch.NEGATIVE, Branch.POSITIVE) if active(guidance, step) else (Branch.POSITIVE,)
+def branches(guidance: Guidance, step: Step, distilled: bool = False) -> tuple[Branch, ...]:
+    """Branches to compute at this step, in the order of the batch (diffusers': negative first).
+
+    Args:
+        guidance: of the request.
+        step: where the loop is.
+        distilled: whether the UNet reads the scale instead (`Components.distilled`).
+    """
+    return (Branch.NEGATIVE, Branch.POSITIVE) if active(guidance, step) and not distilled else (Branch.POSITIVE,)
+
+
+def embedded(scale: float, width: int) -> Tensor:
+    """The embedding (1, width) float32 of a guidance scale, as distilled UNets read it.
+
+    Sines, then cosines, of 1000 (scale - 1) at frequencies from 1 to 1/10000, as diffusers' Latent Consistency
+    pipelines have it.
+    """
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
+    angles = torch.tensor([scale - 1]) * 1000.0 * frequencies
+    return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()]), (0, width % 2))[None]
+
+
+def told(components: Components, scale: float, count: int) -> dict[str, Any]:
+    """UNet arguments that tell a distilled base the guidance scale of `count` pictures; none for others."""
+    width = components.unet.config["time_cond_proj_dim"]
+    if width is None:
+        return {}
+    rows = embedded(scale, int(width)).to(components.device, components.dtype)
+    return {"timestep_cond": rows.expand(count, -1)}
 
 
 def classifier_free(c: Tensor, u: Tensor, scale: float) -> Tensor:

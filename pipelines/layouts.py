@@ -12,13 +12,14 @@ import re
 from typing import Any, NamedTuple
 
 from pipelines.errors import ConceptError
+from pipelines.foreign import KNOWN, foreign
 from pipelines.lora_keys import parsed
 
 VECTOR_LIMIT = 256
 WORD = "word_lora."
 """Prefix of a new word's rows beside changed weights; programs that look for "lora" in every key pass over them."""
 
-FLOATS = ("F32", "F16", "BF16", "F64")
+FLOATS = ("F32", "F16", "BF16", "F64", "F8_E4M3", "F8_E5M2")
 PAIRS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
 _UNNAMED = ("emb_params", "clip_l", "clip_g")
 _BUNDLE = re.compile(r"bundle_emb\.([^.]{1,100})\.(?:string_to_param\.[^.]{1,100}|emb_params|clip_l|clip_g)")
@@ -41,6 +42,8 @@ class Words(NamedTuple):
 
     names: tuple[str, ...]
     token: str | None
+    others: tuple[Words, ...] = ()
+    """Further words of the file, learned together with it."""
 
 
 def words(names: list[str]) -> Words:
@@ -48,10 +51,14 @@ def words(names: list[str]) -> Words:
     own = sorted(name for name in names if name.startswith(WORD))
     if own:
         return Words(tuple(own), None)
-    bundled = sorted(((name, found[1]) for name in names if (found := _BUNDLE.fullmatch(name))), reverse=True)
+    bundled: dict[str, list[str]] = {}
+    # The largest suffix first: clip_l before clip_g, which is the order of the text encoders.
+    for name in sorted(names, reverse=True):
+        if found := _BUNDLE.fullmatch(name):
+            bundled.setdefault(found[1], []).append(name)
     if bundled:
-        # The largest suffix first: clip_l before clip_g, which is the order of the text encoders.
-        return Words(tuple(name for name, _ in bundled), bundled[0][1])
+        first, *others = (Words(tuple(own), token) for token, own in sorted(bundled.items()))
+        return first._replace(others=tuple(others))
     for pair in PAIRS:
         if set(names) == set(pair):
             return Words(pair, None)
@@ -73,10 +80,13 @@ def described(file: str, header: dict[str, Any]) -> Fields:
     tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
     said: dict[str, str] = header.get("__metadata__", {})
     stem = file.rpartition(".")[0] or file
+    ours = any(parsed(name) for name in tensors)
+    if found := foreign(tensors, said, ours):
+        raise ConceptError(f"{file} is {found[0]}; {KNOWN}.", found[1])
     if any(entry["dtype"] not in FLOATS for name, entry in tensors.items() if not name.endswith(".alpha")):
-        what = "change of weights" if any(parsed(name) for name in tensors) else "embedding"
+        what = "change of weights" if ours else "embedding"
         raise ConceptError(f"{file} holds whole numbers, which no {what} does.", "Check the file.")
-    fields = _changes(file, tensors) if any(parsed(name) for name in tensors) else _embedding(file, tensors)
+    fields = _changes(file, tensors) if ours else _embedding(file, tensors)
     token = fields.pop("token", None) or _trigger(said) or stem
     family = said_family(said) or fields.pop("family", "")
     return {**fields, "family": family, "token": token[:100] or "concept"}
@@ -108,17 +118,18 @@ def said_family(said: dict[str, str]) -> str:
 def _changes(file: str, tensors: dict[str, Any]) -> Fields:
     """What changed weights tell; refuses tensors that are neither these nor a word."""
     beside = words([name for name in tensors if parsed(name) is None])
-    foreign = [name for name in tensors if parsed(name) is None and name not in beside.names]
-    if foreign or (beside.names and not beside.names[0].startswith((WORD, "bundle_emb."))):
-        named = foreign[0] if foreign else beside.names[0]
-        count = len(foreign) or len(beside.names)
+    known = {name for one in (beside, *beside.others) for name in one.names}
+    unknown = [name for name in tensors if parsed(name) is None and name not in known]
+    if unknown or (beside.names and not beside.names[0].startswith((WORD, "bundle_emb."))):
+        named = unknown[0] if unknown else beside.names[0]
+        count = len(unknown) or len(beside.names)
         raise ConceptError(f"{file} holds {count} tensors that are no changed weights, such as {named!r:.80}.", _NEXT)
-    if any(not entry["shape"] for name, entry in tensors.items() if not name.endswith(".alpha")):
+    if any(not entry["shape"] for name, entry in tensors.items() if not name.endswith((".alpha", ".scalar"))):
         raise ConceptError(f"{file} holds single numbers in the place of weights.", "Check the file.")
-    shapes = [tensors[name]["shape"] for name in beside.names]
+    shapes = [tensors[name]["shape"] for one in (beside, *beside.others) for name in one.names]
     if any(len(shape) not in (1, 2) or 0 in shape or _count(shape) > VECTOR_LIMIT for shape in shapes):
         raise ConceptError(f"{file} holds a word of the shapes {shapes}, which no word has.", "Check the file.")
-    whole = all(name.endswith(".alpha") or _role(name) in (None, "difference") for name in tensors)
+    whole = all(name.endswith((".alpha", ".scalar")) or _role(name) in (None, "difference") for name in tensors)
     fields: Fields = {"kind": "subject", "method": "full" if whole else "lora"}
     fields["vectors"] = _count(shapes[0]) if shapes else 0
     return {**fields, "token": beside.token, "family": _family_of_changes(tensors)}
@@ -126,7 +137,7 @@ def _changes(file: str, tensors: dict[str, Any]) -> Fields:
 
 _NEXT = (
     "Give a LoRA in the PEFT layout of diffusers (unet.….lora_A.weight) or in kohya's (lora_unet_….lora_down.weight); "
-    "whole differences (.diff, .diff_b, .w_norm, .b_norm) are read too, LoHa, LoKr and others are not."
+    "LyCORIS's LoCon, LoHa, LoKr and whole differences are read too, IA3, OFT and GLoRA are not."
 )
 
 
@@ -144,7 +155,7 @@ def _family_of_changes(tensors: dict[str, Any]) -> str:
             continue
         if key.layer.startswith("text_encoder_2."):
             return "sdxl"
-        layer, reads = key.layer.removesuffix(".weight"), key.role in ("down", "difference")
+        layer, reads = key.layer.removesuffix(".weight"), key.role in ("down", "difference", "hada_w1_b")
         if reads and layer.endswith(("attn2.to_k", "attn2.to_v")) and len(entry["shape"]) == 2:
             widths.add(entry["shape"][1])
     return _BY_CONTEXT.get(widths.pop(), "") if len(widths) == 1 else ""

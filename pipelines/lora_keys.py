@@ -8,9 +8,15 @@ The normal form is the name of the layer in the installed diffusers and transfor
 from __future__ import annotations
 
 import re
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-Role = Literal["down", "up", "alpha", "magnitude", "difference"]
+Role = str
+"""down, up, mid, alpha, scalar, magnitude, dora, difference, or a tensor of LoHa or LoKr by its own name."""
+
+_LYCORIS = (
+    *(f"hada_{part}" for part in ("w1_a", "w1_b", "w2_a", "w2_b", "t1", "t2")),
+    *(f"lokr_{part}" for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")),
+)
 
 _ENDS: tuple[tuple[str, Role], ...] = (
     (".lora_A.weight", "down"),
@@ -25,15 +31,33 @@ _ENDS: tuple[tuple[str, Role], ...] = (
     ("_lora.up.weight", "up"),
     (".lora_magnitude_vector.weight", "magnitude"),
     (".lora_magnitude_vector", "magnitude"),
-    (".dora_scale", "magnitude"),
+    (".dora_scale", "dora"),
     (".alpha", "alpha"),
+    (".lora_mid.weight", "mid"),
+    (".scalar", "scalar"),
     (".diff", "difference"),
+    *((f".{name}", name) for name in _LYCORIS),
 )
 
 _WHOLE = {".diff": "weight", ".diff_b": "bias", ".w_norm": "weight", ".b_norm": "bias"}
 """Endings of whole differences behind kohya's names (LyCORIS: full, and norms), and the parameter each is of."""
 
-_KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"}
+_KOHYA = {
+    "lora_unet_": "unet",
+    "lora_te_": "text_encoder",
+    "lora_te1_": "text_encoder",
+    "lora_te2_": "text_encoder_2",
+    "lycoris_": "unet",  # SimpleTuner
+}
+_UNET = ("down_blocks.", "mid_block.", "up_blocks.", "conv_in", "conv_out", "conv_norm_out", "time_embedding.")
+_GENERIC = (  # ComfyUI's own names
+    ("diffusion_model.", "unet"),
+    ("text_encoders.clip_l.transformer.", "text_encoder"),
+    ("text_encoders.clip_g.transformer.", "text_encoder_2"),
+    ("clip_l.transformer.", "text_encoder"),
+    ("clip_g.transformer.", "text_encoder_2"),
+)
+_ADAPTER = "base_model.model."
 
 _WORDS = sorted(
     """down_blocks mid_block up_blocks attentions resnets downsamplers upsamplers transformer_blocks attn1 attn2 to_q
@@ -41,7 +65,7 @@ _WORDS = sorted(
     norm1 norm2 norm3 time_emb_proj time_embedding add_embedding linear_1 linear_2 fuser linear attn position_net
     linears input_blocks middle_block output_blocks in_layers out_layers emb_layers skip_connection op time_embed
     label_emb out text_model encoder layers self_attn q_proj k_proj v_proj out_proj mlp fc1 fc2 layer_norm1 layer_norm2
-    final_layer_norm embeddings token_embedding position_embedding text_projection""".split(),
+    cond_proj class_embedding final_layer_norm embeddings token_embedding position_embedding text_projection""".split(),
     key=len,
     reverse=True,
 )
@@ -60,19 +84,27 @@ class Key(NamedTuple):
 
 def parsed(name: str) -> Key | None:
     """What a tensor of that name is; None if it is no change of a layer of a UNet or text encoder."""
+    name = name.removeprefix(_ADAPTER).replace(".lora_A.default.", ".lora_A.").replace(".lora_B.default.", ".lora_B.")
     stem, dot, end = name.rpartition(".")
-    if stem.startswith("lora_") and (leaf := _WHOLE.get(dot + end)):
-        layer = _from_kohya(stem)
+    kohyas = stem.startswith(tuple(_KOHYA))
+    if (leaf := _WHOLE.get(dot + end)) and stem.rpartition(".")[2] not in ("weight", "bias"):
+        layer = _from_kohya(stem) if kohyas else _from_diffusers(stem, False)
         return None if layer is None else Key(f"{layer}.{leaf}", "difference")
     for end, role in _ENDS:
         if name.endswith(end):
             stem = name.removesuffix(end)
-            layer = _from_kohya(stem) if stem.startswith("lora_") else _from_diffusers(stem, end.startswith("_lora"))
+            layer = _from_kohya(stem) if kohyas else _from_diffusers(stem, end.startswith("_lora"))
             return None if layer is None else Key(layer, role)
     return None
 
 
 def _from_diffusers(stem: str, processor: bool) -> str | None:
+    for prefix, part in _GENERIC:
+        if stem.startswith(prefix):
+            path = stem.removeprefix(prefix)
+            return _normal(part, from_sgm(path) if part == "unet" else path)
+    if stem.startswith(_UNET):  # attention processors of early diffusers, and PEFT's folders
+        stem = f"unet.{stem}"
     part, _, path = stem.partition(".")
     if part not in ("unet", "text_encoder", "text_encoder_2") or not path:
         return None

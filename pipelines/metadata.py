@@ -35,6 +35,7 @@ SAMPLERS = {
     "euler-a": "Euler a",
     "lcm": "LCM",
 }
+SPACINGS = {"karras": "Karras", "sgm": "SGM Uniform"}
 """AUTOMATIC1111's names."""
 
 
@@ -91,6 +92,12 @@ def parameters(made: Made) -> str:
         "Model hash": made.fingerprint[:10],
         "Model": Path(made.base).name.removesuffix(".safetensors"),
     }
+    if request.spacing != "own":
+        fields["Schedule type"] = SPACINGS[request.spacing]
+    if request.clip_skip > 1:
+        fields["Clip skip"] = request.clip_skip
+    if request.eta:
+        fields["Eta"] = f"{request.eta:g}"
     if request.guidance.rescale:
         fields["CFG rescale"] = f"{request.guidance.rescale:g}"
     if made.concepts:

@@ -256,6 +256,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ConceptError(f"{path.name} holds no dictionary of tensors.", "Give an embedding or a LoRA.")
     if not all(isinstance(tensor, Tensor) for tensor in value.values()):
         raise ConceptError(f"{path.name} holds other things than tensors.", "Give an embedding or a LoRA.")
+    # Many names may share one tensor: what is made of a file is not larger than the file.
+    size, needed = path.stat().st_size, sum(tensor.numel() * tensor.element_size() for tensor in value.values())
+    if needed > size:
+        raise ConceptError(
+            f"{path.name} has {size >> 10:,} KiB, and its tensors together {needed >> 10:,} KiB.", "Check the file."
+        )
     return {name: tensor.clone() for name, tensor in value.items()}, said
 
 

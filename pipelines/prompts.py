@@ -1,8 +1,8 @@
 """Prompts to conditioning: `(word:1.3)` weights, any length, concepts of several vectors.
 
 A prompt longer than the text encoder's window is cut into chunks of that window, each encoded by itself and laid end
-to end, as AUTOMATIC1111 does; cuts are made at a comma where one is near. A weight multiplies the encoded rows of its
-words, after which the chunk's root mean square is restored. A prompt
+to end, as AUTOMATIC1111 does; cuts are made at a comma where one is near, and never within a word of several vectors.
+A weight multiplies the encoded rows of its words, after which the chunk's root mean square is restored. A prompt
 without either is encoded exactly as the plain pipelines do.
 """
 
@@ -11,11 +11,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipelines.components import Components
+from pipelines.errors import RequestError
 
 _SYNTAX = re.compile(r"\\[()\[\]\\]|\(|\[|:\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)|\)|\]|[^\\()\[\]:]+|:|\\")
 ROUND, SQUARE = 1.1, 1 / 1.1
@@ -110,17 +112,21 @@ def _chunks(
     room = tokenizer.model_max_length - 2
     ids: list[int] = []
     weights: list[float] = []
+    begins: list[bool] = []  # a word, of which there may be several vectors
     for text, weight in fragments:
         for token in tokenizer(text, add_special_tokens=False, verbose=False).input_ids:
             meant = components.expansions.get(token, (token,))
             ids += meant
             weights += [weight] * len(meant)
+            begins += [True, *[False] * (len(meant) - 1)]
     comma = tokenizer.convert_tokens_to_ids(",</w>")
     listed: list[tuple[list[int], list[float]]] = []
     while len(ids) > room:
-        cut = next((i for i in range(room, max(room - COMMA_REACH, 1), -1) if ids[i - 1] == comma), room)
+        # A word of several vectors goes whole into the next window, unless it is longer than one.
+        whole = next((i for i in range(room, 0, -1) if begins[i]), room)
+        cut = next((i for i in range(whole, max(room - COMMA_REACH, 1), -1) if ids[i - 1] == comma), whole)
         listed.append((ids[:cut], weights[:cut]))
-        ids, weights = ids[cut:], weights[cut:]
+        ids, weights, begins = ids[cut:], weights[cut:], begins[cut:]
     return [*listed, (ids, weights)]
 
 
@@ -144,10 +150,18 @@ def prompt_ids(components: Components, prompt: str) -> tuple[list[int], list[int
     return ids, places
 
 
-def encode_prompts(components: Components, prompts: list[str]) -> list[Encoded]:
+def encode_prompts(components: Components, prompts: list[str], skip: int = 0) -> list[Encoded]:
     """Encode prompts to conditioning of one common length (the shorter ones get empty chunks).
 
     Differentiable with respect to the text encoders' input rows.
+
+    Args:
+        components: the base.
+        prompts: one or several.
+        skip: how many of the last layers of the text encoders are left out, as in `encode_ids`.
+
+    Raises:
+        RequestError: if they do not have so many.
     """
     parsed = [parse_weights(prompt) for prompt in prompts]
     per_encoder: list[list[Tensor]] = []
@@ -161,7 +175,7 @@ def encode_prompts(components: Components, prompts: list[str]) -> list[Encoded]:
         contexts: list[Tensor] = []
         pools: list[Tensor] = []
         for chunks in listed:
-            context, pool = _encode_windows(components, which, chunks + [([], [])] * (longest - len(chunks)))
+            context, pool = _encode_windows(components, which, chunks + [([], [])] * (longest - len(chunks)), skip)
             contexts.append(context)
             pools.append(pool)
         per_encoder.append(contexts)
@@ -173,14 +187,14 @@ def encode_prompts(components: Components, prompts: list[str]) -> list[Encoded]:
 
 
 def _encode_windows(
-    components: Components, which: int, chunks: list[tuple[list[int], list[float]]]
+    components: Components, which: int, chunks: list[tuple[list[int], list[float]]], skip: int = 0
 ) -> tuple[Tensor, Tensor]:
     tokenizer, encoder = components.tokenizers[which], components.text_encoders[which]
     window = tokenizer.model_max_length
     pad = tokenizer.pad_token_id
     rows = [[tokenizer.bos_token_id, *ids, tokenizer.eos_token_id] for ids, _ in chunks]
     ids = torch.tensor([row + [pad] * (window - len(row)) for row in rows], device=encoder.device)
-    context, pool = encode_ids(components, which, ids)
+    context, pool = encode_ids(components, which, ids, skip)
     table = torch.ones(len(chunks), window)
     for row, (_, weights) in enumerate(chunks):
         table[row, 1 : 1 + len(weights)] = torch.tensor(weights)
@@ -194,14 +208,26 @@ def _encode_windows(
     return context.reshape(1, -1, context.shape[-1]), pool[:1]
 
 
-def encode_ids(components: Components, which: int, ids: Tensor) -> tuple[Tensor, Tensor]:
+def encode_ids(components: Components, which: int, ids: Tensor, skip: int = 0) -> tuple[Tensor, Tensor]:
     """Run one text encoder on token ids (B, window): context (B, window, dim) and pooled vector (B, dim').
 
-    SD 1.x and 2.x use the last layer, normalised; SDXL the last but one of both encoders.
+    SD 1.x and 2.x use the last layer, normalised; SDXL the last but one of both encoders. `skip` leaves out as many
+    more ("clip skip" less one), as diffusers does; the pooled vector is of the last layer always.
+
+    Raises:
+        RequestError: if the encoder does not have so many layers.
     """
-    encoder = components.text_encoders[which]
+    encoder: Any = components.text_encoders[which]
     xl = components.family == "sdxl"
-    out = encoder(ids, output_hidden_states=xl)
-    context = out.hidden_states[-2] if xl else out.last_hidden_state
+    out = encoder(ids, output_hidden_states=xl or skip > 0)
     pool = out.text_embeds if hasattr(out, "text_embeds") else out.pooler_output
-    return context, pool
+    if not (xl or skip):
+        return out.last_hidden_state, pool
+    behind = skip + (2 if xl else 1)
+    if behind > (there := len(out.hidden_states)):
+        raise RequestError(
+            f"Clip skip {skip + 1} is more than the {there - 1} layers of a text encoder of {components.name} allow.",
+            f"Use 1 to {there - int(xl)}.",
+        )
+    context = out.hidden_states[-behind]
+    return (context if xl else getattr(encoder, "text_model", encoder).final_layer_norm(context)), pool

@@ -23,6 +23,7 @@ SCHEMA = 1
 """Version of the stored form; raised when an old request would be read wrongly."""
 
 Scheduler = Literal["ddim", "dpm++2m", "unipc", "euler", "euler-a", "lcm"]
+Spacing = Literal["own", "karras", "sgm"]
 
 
 class ConceptUse(Frozen):
@@ -59,6 +60,9 @@ class Guidance(Frozen):
 
     stop: float = Field(default=1.0, ge=0, le=1)
     """Share of the steps after which guidance is off; the same as `start` switches it off wholly."""
+
+    encode_empty: bool = False
+    """Encode an empty negative prompt also where the base takes zeros for it (SDXL)."""
 
     @model_validator(mode="after")
     def _an_interval(self) -> Self:
@@ -240,7 +244,7 @@ class Request(Frozen):
     negative_prompt: Composed = ""
     """What to keep away from; works only while guidance is on."""
 
-    concepts: tuple[ConceptUse, ...] = ()
+    concepts: tuple[ConceptUse, ...] = Field(default=(), max_length=100)
     """Learned concepts whose tokens the prompts use."""
 
     boxes: tuple[Box, ...] = ()
@@ -262,6 +266,23 @@ class Request(Frozen):
 
     steps: int | None = Field(default=None, ge=1, le=1000)
     """Denoising steps; the base's own by default."""
+
+    spacing: Spacing = "own"
+    """Noise levels of the steps: the base's own, karras (arXiv:2206.00364, eq. 5; dpm++2m, unipc, euler), or sgm (the
+    last of equal stretches; AUTOMATIC1111's SGM Uniform, all but lcm)."""
+
+    eta: float = Field(default=0.0, ge=0, le=1)
+    """Noise that ddim adds in each step: 0 none, 1 as much as DDPM (arXiv:2010.02502, eq. 16)."""
+
+    clip_skip: int = Field(default=1, ge=1, le=12)
+    """Which layer of the text encoders is read, from the end, for both prompts: 2 leaves the last one out. SDXL always
+    leaves out one more."""
+
+    vae_tiling: bool = False
+    """Decode large pictures in overlapping tiles: less memory, and seams that can be seen now and then."""
+
+    vae_slicing: bool = False
+    """Decode one picture at a time: less memory, the same pictures."""
 
     width: int | None = Field(default=None, ge=16, le=4096)
     """Width in pixels; the base's own by default."""

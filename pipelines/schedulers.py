@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from diffusers import (
 from torch import Tensor
 
 from pipelines.errors import RequestError
-from pipelines.request import Scheduler
+from pipelines.request import Scheduler, Spacing
 
 KINDS: dict[Scheduler, tuple[Any, dict[str, Any]]] = {
     "ddim": (DDIMScheduler, {}),
@@ -31,7 +32,17 @@ KINDS: dict[Scheduler, tuple[Any, dict[str, Any]]] = {
 """Class and the settings that make it what its name says."""
 
 
-def build(name: Scheduler, config: Mapping[str, Any], steps: int, device: Any) -> Any:
+SPACED: Mapping[Spacing, tuple[tuple[Scheduler, ...], dict[str, Any]]] = MappingProxyType(
+    {
+        "own": (tuple(KINDS), {}),
+        "karras": (("dpm++2m", "unipc", "euler"), {"use_karras_sigmas": True}),
+        "sgm": (("ddim", "dpm++2m", "unipc", "euler", "euler-a"), {"timestep_spacing": "trailing"}),
+    }
+)
+"""For each spacing, the samplers that can have it and the settings that make it."""
+
+
+def build(name: Scheduler, config: Mapping[str, Any], steps: int, device: Any, spacing: Spacing = "own") -> Any:
     """A scheduler with its timesteps set.
 
     Args:
@@ -39,11 +50,16 @@ def build(name: Scheduler, config: Mapping[str, Any], steps: int, device: Any) -
         config: of the base's own scheduler (noise schedule, prediction type, spacing).
         steps: denoising steps.
         device: of the timesteps.
+        spacing: of its noise levels.
 
     Raises:
-        RequestError: if it cannot do that many steps.
+        RequestError: if it cannot do that many steps, or has no such spacing.
     """
+    able, spaced = SPACED[spacing]
+    if name not in able:
+        raise RequestError(f"The sampler {name} has no {spacing} spacing.", f"Use {', '.join(able)}, or spacing own.")
     kind, settings = KINDS[name]
+    settings = settings | spaced
     known = inspect.signature(kind.__init__).parameters
     kept = {key: value for key, value in config.items() if key in known}
     if "clip_sample" in known:
@@ -70,10 +86,22 @@ def build(name: Scheduler, config: Mapping[str, Any], steps: int, device: Any) -
     return scheduler
 
 
-def step_options(scheduler: Any, generators: list[Any]) -> dict[str, Any]:
-    """Arguments of this scheduler's `step` for explicit chance, as far as it takes any."""
+def step_options(scheduler: Any, generators: list[Any], eta: float = 0.0) -> dict[str, Any]:
+    """Arguments of this scheduler's `step` for explicit chance, as far as it takes any.
+
+    Args:
+        scheduler: whose.
+        generators: one for each picture.
+        eta: how much noise is added.
+
+    Raises:
+        RequestError: if it adds none and is asked to.
+    """
     accepted = inspect.signature(scheduler.step).parameters
-    return {"generator": generators} if "generator" in accepted else {}
+    if eta and "eta" not in accepted:
+        raise RequestError(f"Eta {eta:g} is for the sampler ddim alone.", "Use ddim, or eta 0.")
+    options: dict[str, Any] = {"generator": generators} if "generator" in accepted else {}
+    return options | ({"eta": eta} if eta else {})
 
 
 def estimate(scheduler: Any, stepped: Any, prediction: Tensor, sample: Tensor) -> Tensor:

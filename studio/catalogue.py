@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import secrets
 import shutil
 import struct
@@ -16,11 +17,13 @@ from pipelines.errors import ConceptError
 from pipelines.files import whole_file
 from pipelines.layouts import FAMILY_NAMES
 from pipelines.lora_keys import parsed
+from pipelines.text import encodable, readable
 
 FOLDER = Path("outputs/concepts")
 EXAMPLE = Path(__file__).parents[1] / "examples" / "concepts" / "wolf.safetensors"
 """A concept to try at once, learned on `pocket`."""
 
+_log = logging.getLogger(__name__)
 NOTE_LIMIT = 1 << 20  # bytes
 
 
@@ -38,6 +41,11 @@ class Entry:
     card: ConceptCard | None
     problem: str = ""
 
+    @property
+    def name(self) -> str:
+        """What the library calls it."""
+        return readable(self.path.stem)
+
 
 def scan(folder: Path) -> Iterator[Entry]:
     """The concepts of a folder by name, damaged ones with what is wrong; only headers are read.
@@ -48,10 +56,19 @@ def scan(folder: Path) -> Iterator[Entry]:
     if not folder.is_dir():
         raise ConceptError(f"There is no folder {folder}.", "Train a concept first, or give another --library.")
     for path in sorted(folder.glob("*.safetensors")):
-        try:
-            yield Entry(path, read_card(path))
-        except ConceptError as error:
-            yield Entry(path, None, str(error))
+        yield _entry(path)
+
+
+def _entry(path: Path) -> Entry:
+    if not encodable(path.name):
+        return Entry(path, None, f"{readable(path.name)} has a name that is no valid Unicode. Rename the file.")
+    try:
+        return Entry(path, read_card(path))
+    except ConceptError as error:
+        return Entry(path, None, readable(str(error)))
+    except Exception as error:  # whatever one file does, the others are listed
+        _log.warning("%s", path.name, exc_info=error)
+        return Entry(path, None, f"{path.name} cannot be read ({type(error).__name__}). Get it again, or remove it.")
 
 
 def found(name: str, folder: Path) -> Path:
@@ -67,7 +84,7 @@ def found(name: str, folder: Path) -> Path:
     for entry in entries:
         if entry.card is not None and entry.card.token == name:
             return entry.path
-    known = ", ".join(entry.path.stem for entry in entries[:5]) or "none"
+    known = ", ".join(entry.name for entry in entries[:5]) or "none"
     raise ConceptError(f"There is no concept {name!r:.80} in {folder}.", f"There are: {known}.")
 
 
@@ -75,11 +92,11 @@ def listed(folder: Path) -> Iterator[str]:
     """A line for each concept."""
     for entry in scan(folder):
         if entry.card is None:
-            yield f"{entry.path.stem:24}  damaged: {entry.problem}"
+            yield f"{entry.name:24}  damaged: {entry.problem}"
         else:
             card = entry.card
             made = FAMILY_NAMES.get(card.family, "an unknown base")
-            yield f"{entry.path.stem:24}  {card.token:20}  {card.kind:8}  {card.method:18}  for {made}"
+            yield f"{entry.name:24}  {card.token:20}  {card.kind:8}  {card.method:18}  for {made}"
 
 
 def shown(path: Path) -> Iterator[str]:
@@ -87,6 +104,7 @@ def shown(path: Path) -> Iterator[str]:
     for name, value in read_card(path).model_dump().items():
         if value not in ("", {}):
             yield f"{name:16}  {value}"
+    yield f"{'elsewhere':16}  {elsewhere(path)}"
 
 
 def verify(path: Path) -> str:
@@ -131,15 +149,39 @@ DIALECTS = ("a1111", "diffusers", "peft")
 
 
 def dialects(path: Path) -> tuple[str, ...]:
-    """Those of `DIALECTS` a concept can be written in: none for whole weights, PEFT's for low-rank changes alone.
+    """Those of `DIALECTS` a concept can be written in without its base.
 
     Raises:
         ConceptError: if its header cannot be read.
     """
-    roles = {key.role for key in map(parsed, read_header(path)) if key is not None}
-    if "difference" in roles:
-        return ()
+    roles = _roles(path)
+    if roles & {"difference", "dora"}:
+        return DIALECTS[:1]
+    if "magnitude" in roles:
+        return DIALECTS[1:]
     return DIALECTS if roles else DIALECTS[:2]
+
+
+def _roles(path: Path) -> set[str]:
+    """What tensors of changed weights a file holds."""
+    return {key.role for key in map(parsed, read_header(path)) if key is not None}
+
+
+def elsewhere(path: Path) -> str:
+    """Which other programs read a file as it is, and what to do for the others.
+
+    Raises:
+        ConceptError: if its header cannot be read.
+    """
+    roles = _roles(path)
+    names = [name for name in read_header(path) if parsed(name) is not None]
+    if not roles:
+        return "diffusers, AUTOMATIC1111 and ComfyUI read the file as it is; for InvokeAI export it for a1111"
+    if not any(name.startswith("lora_") for name in names):
+        return "diffusers reads the weights as they are; for ComfyUI, AUTOMATIC1111 and InvokeAI export it for a1111"
+    if roles & {"difference", "dora"}:
+        return "ComfyUI, AUTOMATIC1111 and Forge read the file as it is; for diffusers write a model with studio export"
+    return "ComfyUI, AUTOMATIC1111, InvokeAI and diffusers read the file as it is"
 
 
 def add_copy(source: Path, folder: Path) -> Path:

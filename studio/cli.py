@@ -20,6 +20,7 @@ from pipelines.console import print_anything
 from pipelines.errors import RequestError, StudioError
 from pipelines.metadata import own_version
 from pipelines.request import Request, problems
+from pipelines.text import readable
 from studio.flags import Asked, given
 from studio.language_model import Planning
 from studio.measures import BENCHMARKS, Benchmarks
@@ -274,12 +275,12 @@ def main(arguments: list[str] | None = None) -> int:
             words = translate(words)
         app(words, exit_on_error=False, print_error=False)
     except StudioError as error:
-        print(f"studio: {error}", file=sys.stderr)
+        print(readable(f"studio: {error}"), file=sys.stderr)
         return 2
     except CycloptsError as error:
         cause = error.__cause__ or error.__context__
         said = problems(cause) if isinstance(cause, ValidationError) else str(error).replace("\n", " ")
-        print(f"studio: {said} studio --help lists what there is.", file=sys.stderr)
+        print(readable(f"studio: {said} studio --help lists what there is."), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("studio: stopped.", file=sys.stderr)

@@ -71,12 +71,12 @@ def verify(*names: str, folder: Library = catalogue.FOLDER) -> None:
 def import_(
     source: Path, *, token: str | None = None, kind: Kind | None = None, folder: Library = catalogue.FOLDER
 ) -> None:
-    """Take in a file of another program (.safetensors, .png, or .pt and .bin, which are not run) or a folder of PEFT.
+    """Take in a file of another program (.safetensors, .png, or .pt and .bin, which are not run), or a folder.
 
     Parameters
     ----------
     source
-        An embedding or a LoRA: a file, or a folder with adapter_config.json.
+        An embedding or a LoRA: a file, or a folder of PEFT or of a training script of diffusers.
     token
         The word to use it by; its own by default.
     kind
@@ -96,6 +96,7 @@ def export(
     output: Path,
     dialect: Annotated[Literal["a1111", "diffusers", "peft"], Parameter(name="--for")] = "a1111",
     half: Annotated[bool, Parameter(negative="")] = False,
+    base: str | None = None,
     folder: Library = catalogue.FOLDER,
 ) -> None:
     """Write a concept for other programs.
@@ -110,12 +111,15 @@ def export(
         a1111, also for Forge, ComfyUI, InvokeAI and kohya's scripts; diffusers; or peft, a folder for each LoRA.
     half
         Store numbers in float16.
+    base
+        The base it was learned on: pocket, a folder, a .safetensors file or a hub id. Needed for a DoRA in a1111, whose
+        changes are written whole there.
     folder
         Where the concepts are.
     """
     from studio import exchange
 
-    for path in exchange.export_concept(catalogue.found(name, folder), output, dialect, half):
+    for path in exchange.export_concept(catalogue.found(name, folder), output, dialect, half, base):
         print(path)
 
 

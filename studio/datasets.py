@@ -24,8 +24,9 @@ from PIL import Image
 from pipelines.errors import DataError
 from pipelines.files import require_room, whole_file
 from pipelines.picture_files import grey
+from pipelines.text import readable
 from studio.ledger import Unknown
-from studio.uploads import CAPTION, PICTURES, cleaned, write_png
+from studio.uploads import CAPTION, PICTURES, at_a_time, cleaned, write_png
 from trainers.caption_files import SEVERAL, tidied
 from trainers.index_files import MOST, PAIRS, REPEATS
 from trainers.mask_files import shown
@@ -128,7 +129,7 @@ class Datasets:
         """All, the newest first."""
         found: list[Dataset] = []
         for place in self.path.glob(f"*/{ABOUT}"):
-            with suppress(Unknown, OSError):  # deleted meanwhile
+            with suppress(Unknown, OSError, ValueError, KeyError):  # deleted meanwhile, or damaged
                 found.append(self.get(place.parent.name))
         return sorted(found, key=lambda one: -one.created)
 
@@ -141,6 +142,7 @@ class Datasets:
 
     # -- pictures --------------------------------------------------------------------------------------------
 
+    @at_a_time
     def add(self, dataset: str, data: bytes, name: str = "", caption: str = "") -> Entry:
         """Take a picture in.
 
@@ -184,9 +186,9 @@ class Datasets:
         with Image.open(path) as picture:
             width, height = picture.size
         text = next((one for one in _captions(path) if one.is_file()), None)
-        caption = text.read_text(encoding="utf-8") if text else ""
+        caption = text.read_text(encoding="utf-8", errors="replace") if text else ""
         pair, repeats = (self._said(path.parent, index).get(name) for index in (PAIRS, REPEATS))
-        pair = (pair[0], pair[1]) if pair else None
+        pair = (readable(pair[0]), readable(pair[1])) if pair else None
         return Entry(name, width, height, caption, pair, _mask(path).is_file(), repeats or 1)
 
     def picture(self, dataset: str, name: str) -> Path:
@@ -201,6 +203,7 @@ class Datasets:
         path = _mask(self.picture(dataset, name))
         return path if path.is_file() else None
 
+    @at_a_time
     def replace(self, dataset: str, name: str, data: bytes) -> Entry:
         """Put another picture in its place, for example a cropped one; a mask that fits no more is removed."""
         path, picture = self.picture(dataset, name), cleaned(data)
@@ -255,6 +258,7 @@ class Datasets:
             self._index(path.parent, PAIRS, name, [left, right] if left else None)
         return self.entry(dataset, name)
 
+    @at_a_time
     def set_mask(self, dataset: str, name: str, data: bytes) -> Entry:
         """Say where in a picture the thing is: white there; an empty content takes the mask away.
 
@@ -306,6 +310,7 @@ class Pictures:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    @at_a_time
     def add(self, data: bytes, name: str = "") -> str:
         """Take a picture in; gives its id. Raises `DataError`."""
         picture = cleaned(data, _one_line(name, 80) or "the picture")

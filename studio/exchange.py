@@ -11,6 +11,7 @@ from transformers import CLIPTokenizer
 from pipelines import adapter_folders
 from pipelines.bases import POCKET
 from pipelines.card import Kind
+from pipelines.components import load
 from pipelines.concept import Concept
 from pipelines.dialects import Dialect, export_as
 from pipelines.errors import ConceptError
@@ -21,15 +22,29 @@ from trainers.candidates import candidate, candidates, candidates_folder
 
 
 def import_concept(source: Path, token: str | None, folder: Path, kind: Kind | None = None) -> Path:
-    """Take a file, or a folder of PEFT, into a folder of concepts; gives the new file. `kind` replaces what it says."""
+    """Take a file, or a folder of PEFT or of a script, into a folder of concepts; gives the new file.
+
+    Args:
+        source: the file or folder; of a LoRA with several words each becomes a concept, with the same weights.
+        token: another word for the first.
+        folder: of concepts.
+        kind: instead of what it says itself.
+
+    Raises:
+        ConceptError: if it is none, or a file of its name is there.
+    """
     concept = _read(source)
     if token is None and not concept.rows and concept.token == source.stem:  # the file itself names no word
         token = catalogue.activation(source) or None
     if kind is not None:
         concept = replace(concept, card=concept.card.model_copy(update={"kind": kind}))
-    path = _placed(concept, token, folder)
-    catalogue.copy_picture(source, path)
-    return path
+    concept = _called(concept, token or concept.token)
+    together = [concept, *(_called(one, one.token) for one in concept.partners)]
+    paths = [_place(one, folder) for one in together]
+    for one, path in zip(together, paths, strict=True):
+        one.save(path)
+        catalogue.copy_picture(source, path)
+    return paths[0]
 
 
 def _read(source: Path) -> Concept:
@@ -38,9 +53,12 @@ def _read(source: Path) -> Concept:
         source = source.parent  # the file alone does not tell its alpha
     if adapter_folders.is_adapter(source):
         return Concept.load_adapter(source)
+    if (source / f"{EMBEDS}_2.safetensors").is_file():
+        return _both_embeds(source)
+    if source.is_dir():
+        source = _of_a_script(source)
     if not source.is_file():
-        what = f"{adapter_folders.CONFIG} in the folder" if source.is_dir() else "file"
-        raise ConceptError(f"There is no {what} {source}.", "Check the path.")
+        raise ConceptError(f"There is no file {source}.", "Check the path.")
     with source.open("rb") as stream:
         start = stream.read(8)
     if start == b"\x89PNG\r\n\x1a\n":
@@ -50,17 +68,39 @@ def _read(source: Path) -> Concept:
     return Concept.load(source)
 
 
-def _placed(concept: Concept, token: str | None, folder: Path) -> Path:
-    """Save a concept, under another word if one is given, where no file is yet.
+EMBEDS = "learned_embeds"
+SCRIPTS = ("pytorch_lora_weights", EMBEDS, "pytorch_custom_diffusion_weights")
+"""Files that the training scripts of diffusers write into their output folders."""
+
+
+def _both_embeds(folder: Path) -> Concept:
+    """The word in the two files, one for each text encoder, of the SDXL script."""
+    first, second = (Concept.load(folder / f"{EMBEDS}{end}.safetensors") for end in ("", "_2"))
+    card = first.card.model_copy(update={"family": "sdxl"})
+    return Concept(card, (*first.rows, *second.rows))
+
+
+def _of_a_script(folder: Path) -> Path:
+    """The file in the output folder of a training script of diffusers.
 
     Raises:
-        ConceptError: if no prompt can say the word, or a file of its name is there.
+        ConceptError: if there is none.
     """
-    concept = _called(concept, token or concept.token)
+    found = next((path for name in SCRIPTS for end in (".safetensors", ".bin")
+                  if (path := folder / f"{name}{end}").is_file()), None)  # fmt: skip
+    if found is None:
+        raise ConceptError(
+            f"There is no {adapter_folders.CONFIG} in the folder {folder}, nor {', '.join(SCRIPTS)}.", "Check the path."
+        )
+    return found
+
+
+def _place(concept: Concept, folder: Path) -> Path:
+    """Where a concept is to be saved; no file is there yet."""
     path = folder / f"{file_stem(concept.token)}.safetensors"
     if path.exists():
         raise ConceptError(f"{path} is there already.", "Choose another word, or delete it first.")
-    return concept.save(path)
+    return path
 
 
 def _called(concept: Concept, token: str) -> Concept:
@@ -80,9 +120,10 @@ def _called(concept: Concept, token: str) -> Concept:
     return replace(concept, card=concept.card.model_copy(update={"token": token}))
 
 
-def export_concept(path: Path, output: Path, dialect: Dialect, half: bool) -> list[Path]:
-    """Write a concept for other programs; gives the files."""
-    files = export_as(Concept.load(path), output, dialect, half=half)
+def export_concept(path: Path, output: Path, dialect: Dialect, half: bool, base: str | None = None) -> list[Path]:
+    """Write a concept for other programs; gives the files. `base` is what it was learned on, where that is needed."""
+    learned_on = None if base is None else load(base)
+    files = export_as(Concept.load(path), output, dialect, half=half, base=learned_on)
     for file in files:
         catalogue.copy_picture(path, file)
     return files
@@ -97,7 +138,8 @@ def rename_concept(path: Path, token: str) -> Path:
     for step, file in candidates(path).items():
         with suppress(ConceptError):  # a damaged one stays what it is
             kept[step] = _called(Concept.load(file), token)
-    new = _placed(concept, token, path.parent)
+    concept = _called(concept, token)
+    new = concept.save(_place(concept, path.parent))
     for there, place in catalogue.beside(path, new):
         there.replace(place)
     for step, one in kept.items():

@@ -14,93 +14,16 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from pipelines.errors import StudioError
+from studio.rows import ENDED as ENDED
+from studio.rows import LIVE as LIVE
+from studio.rows import Conflict, Event, Job, Kind, State, Unknown, job_of, jobs_of, told_by
 
-Kind = Literal["generation", "training", "import", "score"]
-State = Literal["queued", "running", "paused", "done", "failed", "cancelled"]
-ENDED = ("done", "failed", "cancelled")
-LIVE = ("queued", "running", "paused")
 ATTEMPTS = 4
 """How often a job is begun whose process vanishes without a word."""
-
-
-class Unknown(StudioError):  # noqa: N818 - what it says
-    """An id that nothing has."""
-
-
-class Conflict(StudioError):  # noqa: N818 - named as HTTP names it
-    """What is asked does not suit the state that something is in."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A piece of long work.
-
-    Attributes:
-        id: unguessable name.
-        kind: what it is.
-        state: how far it is.
-        spec: what was asked for; files in it are ids.
-        created: when it was asked for, in seconds since 1970.
-        started: when it was last begun.
-        finished: when it ended.
-        step: steps done.
-        steps: steps planned; 0 while unknown.
-        error: what went wrong, in a sentence.
-        hint: what to do about it.
-        wish: what its process is asked to do: "cancel", "pause" or nothing.
-        wished: when that was asked.
-        pid: of the process that runs it.
-        born: when that process began, which tells it from a later one with the same number.
-        lost: how often its process vanished without a word.
-        begun: how often it was claimed.
-        results: files it made, within the folder of all jobs.
-    """
-
-    id: str
-    kind: Kind
-    state: State
-    spec: dict[str, Any]
-    created: float
-    started: float | None = None
-    finished: float | None = None
-    step: int = 0
-    steps: int = 0
-    error: str = ""
-    hint: str = ""
-    wish: str = ""
-    wished: float | None = None
-    pid: int | None = None
-    born: float | None = None
-    lost: int = 0
-    begun: int = 0
-    results: tuple[str, ...] = ()
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more will come."""
-        return self.state in ENDED
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened in a job.
-
-    Attributes:
-        seq: its number within the job, from 1 without gaps.
-        at: seconds since 1970.
-        kind: "step", "note", "preview", "scores" or "state".
-        data: figures and texts.
-    """
-
-    seq: int
-    at: float
-    kind: str
-    data: dict[str, Any]
 
 
 class Record(Protocol):
@@ -203,7 +126,7 @@ class Ledger:
                 if row is not None:
                     if (row["kind"], row["spec"]) != (kind, text):
                         raise Conflict("This key was used for another job.", "Use a new Idempotency-Key for each.")
-                    return _job(row)
+                    return job_of(row)
             name = secrets.token_hex(8)
             connection.execute(
                 "INSERT INTO jobs (id, kind, state, spec, created, key) VALUES (?, ?, 'queued', ?, ?, ?)",
@@ -221,7 +144,7 @@ class Ledger:
         row = self._connection.execute(f"SELECT {_JOB} FROM jobs WHERE id = ?", (job,)).fetchone()
         if row is None:
             raise Unknown(f"There is no job {job!r:.60}.", "It may have been deleted.")
-        return _job(row)
+        return job_of(row)
 
     def list(self, kind: Kind | None = None, states: Sequence[str] = (), limit: int = 100) -> list[Job]:
         """Jobs, the newest first."""
@@ -235,12 +158,12 @@ class Ledger:
         rows = self._connection.execute(
             f"SELECT {_JOB} FROM jobs WHERE {' AND '.join(where)} ORDER BY number DESC LIMIT ?", (*values, limit)
         )
-        return [_job(row) for row in rows]
+        return list(jobs_of(rows))
 
     def queue(self) -> list[Job]:
         """What waits, the oldest first."""
         rows = self._connection.execute(f"SELECT {_JOB} FROM jobs WHERE state = 'queued' ORDER BY number")
-        return [_job(row) for row in rows]
+        return list(jobs_of(rows))
 
     def move(self, job: str, before: Sequence[str], state: State, **changes: Any) -> bool:
         """Change a job's state if it is one of `before`; says whether it was.
@@ -290,7 +213,7 @@ class Ledger:
     def keyed(self, key: str) -> Job | None:
         """The job that was entered with this key, if there is one."""
         row = self._connection.execute(f"SELECT {_JOB} FROM jobs WHERE key = ?", (key,)).fetchone()
-        return None if row is None else _job(row)
+        return None if row is None else job_of(row)
 
     def wish(self, job: str, wish: str) -> bool:
         """Ask the process of a running job for something; a wish to cancel is not taken back."""
@@ -319,7 +242,10 @@ class Ledger:
             Unknown: if there is none.
             Conflict: if it has not ended.
         """
-        if not self.get(job).ended:
+        row = self._connection.execute("SELECT state FROM jobs WHERE id = ?", (job,)).fetchone()
+        if row is None:
+            self.get(job)
+        elif row["state"] not in ENDED:
             raise Conflict(f"The job {job} has not ended.", "Cancel it first.")
         with self._transaction() as connection:
             connection.execute("DELETE FROM jobs WHERE id = ?", (job,))
@@ -348,7 +274,7 @@ class Ledger:
         ).fetchall()
         if not rows:
             self.get(job)
-        return [Event(row["seq"], row["at"], row["kind"], json.loads(row["data"])) for row in rows]
+        return [Event(row["seq"], row["at"], row["kind"], data) for row in rows if (data := told_by(row)) is not None]
 
 
 def _event(connection: sqlite3.Connection, job: str, kind: str, data: dict[str, Any]) -> None:
@@ -358,12 +284,6 @@ def _event(connection: sqlite3.Connection, job: str, kind: str, data: dict[str, 
         "(SELECT COALESCE(MAX(seq), 0) + 1 FROM events WHERE job = id), ?, ?, ? FROM jobs WHERE id = ?",
         (time.time(), kind, json.dumps(_finite(data), allow_nan=False), job),
     )
-
-
-def _job(row: sqlite3.Row) -> Job:
-    values = dict(row)
-    values["spec"], values["results"] = json.loads(values["spec"]), tuple(json.loads(values["results"]))
-    return Job(**values)
 
 
 def _finite(value: Any) -> Any:

@@ -9,6 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from trainers.preflight import examine
 from trainers.reading import Reading
 from trainers.stickers import HELD_OUT
 from trainers.train import Run, probe, with_recipe
+from trainers.truth import truth_from, truth_of
 
 
 def _device(machine: Machine) -> tuple[str, torch.dtype]:
@@ -67,7 +69,14 @@ _DTYPE_NAMES: dict[torch.dtype, Dtype] = {
 def open_base(base: str, machine: Machine) -> Components:
     """Load a base model as the machine's settings say."""
     device, dtype = _device(machine)
-    return load(base, device=device, dtype=dtype, attention=machine.attention, download=machine.download)
+    return load(
+        base,
+        device=device,
+        dtype=dtype,
+        attention=machine.attention,
+        download=machine.download,
+        base_config=machine.base_config,
+    )
 
 
 def on_gpu(machine: Machine) -> bool:
@@ -275,16 +284,17 @@ def score(concept: Path | None, thing: str | None, real: Path | None, base: str,
         raise ConfigError("There is no concept to score.", "Give a concept file, or --all-held-out.")
     learned = Concept.load(concept)
     if real is not None:
-        crops = scoring.crops_of([example.picture for example in read_examples(real)])
+        truth = truth_from([example.picture for example in read_examples(real)])
+        truth = replace(truth, thing=thing if thing in HELD_OUT else None)
     elif thing in HELD_OUT:
-        crops = scoring.real_crops(thing)
+        truth = truth_of(thing)
     else:
         why = f" ({thing!r} is no held-out sticker)" if thing else ""
         raise DataError(
             f"It is not said what {learned.token} should look like{why}.",
             f"Give --real FOLDER with pictures of it, or --thing with one of {', '.join(HELD_OUT)}.",
         )
-    row = scoring.score_concept(open_base(base, machine), judge(), learned, crops, thing)
+    row = scoring.score_concept(open_base(base, machine), judge(), learned, truth)
     return json.dumps(row, indent=1) if form == "json" else scoring.table({learned.token: row})
 
 

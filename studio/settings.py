@@ -21,3 +21,7 @@ class Machine(Frozen):
 
     download: bool = False
     """Allow fetching a model from the hub when its id is given."""
+
+    base_config: str | None = None
+    """For a base in a single file: a folder in the diffusers layout with the configurations and the tokenizer of its
+    family, so that nothing has to be fetched."""

@@ -12,8 +12,11 @@ import stat
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from PIL import Image
 
@@ -22,6 +25,7 @@ from pipelines.files import whole_file
 from pipelines.picture_files import decoded
 from pipelines.words import file_stem
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 BYTES = 32 << 20
 """Largest upload of one picture."""
@@ -45,7 +49,36 @@ _MEMBER = re.compile(r"[^\x00-\x1f\x7f\\:*?\"<>|]{1,200}")
 
 
 _DECODING = threading.BoundedSemaphore(2)
-"""So many pictures are decoded at a time: a large one takes hundreds of MiB."""
+_HELD = threading.local()
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Let two threads at a time decode pictures, until what they decoded is written: a large one takes 200 MiB.
+
+    A thread that decodes already may begin it again.
+    """
+    depth = getattr(_HELD, "depth", 0)
+    if not depth:
+        _DECODING.acquire()
+    _HELD.depth = depth + 1
+    try:
+        yield
+    finally:
+        _HELD.depth = depth
+        if not depth:
+            _DECODING.release()
+
+
+def at_a_time(function: Function) -> Function:
+    """Make a function that decodes pictures hold its place until it has ended."""
+
+    @wraps(function)
+    def held(*arguments: Any, **named: Any) -> Any:
+        with decoding():
+            return function(*arguments, **named)
+
+    return cast(Function, held)
 
 
 def cleaned(data: bytes, name: str = "the picture") -> Image.Image:
@@ -60,7 +93,7 @@ def cleaned(data: bytes, name: str = "the picture") -> Image.Image:
     """
     if len(data) > BYTES:
         raise DataError(f"{name} has {len(data) >> 20} MiB; at most {BYTES >> 20} are taken.", "Make it smaller.")
-    with _DECODING:
+    with decoding():
         return decoded(data, name, PIXELS, FORMATS)
 
 

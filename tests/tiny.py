@@ -126,6 +126,15 @@ def sd_pipeline(seed: int = 0, dim: int = 32, **settings: object) -> StableDiffu
     return pipeline
 
 
+def lcm_pipeline(xl: bool = False, seed: int = 0) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+    """A pipeline whose UNet reads the guidance scale, as after a latent consistency distillation."""
+    pipeline = sdxl_pipeline(seed) if xl else sd_pipeline(seed)
+    config = {key: value for key, value in dict(pipeline.unet.config).items() if not key.startswith("_")}
+    torch.manual_seed(seed)
+    pipeline.register_modules(unet=UNet2DConditionModel(**(config | {"time_cond_proj_dim": 6})).eval())
+    return pipeline
+
+
 def inpaint_pipeline(channels: int = 9, seed: int = 0, **settings: object) -> StableDiffusionInpaintPipeline:
     """diffusers' inpainting over the same parts, with a UNet that reads 4 or 9 channels.
 
@@ -164,6 +173,21 @@ def sdxl_pipeline(seed: int = 0) -> StableDiffusionXLPipeline:
         add_watermarker=False,
     )
     pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def sdxl_with_real_blocks() -> StableDiffusionXLPipeline:
+    """SDXL whose UNet has the blocks of the real one, which kohya's names count."""
+    pipeline = sdxl_pipeline()
+    config = dict(pipeline.unet.config) | {
+        "block_out_channels": (16, 32, 32),
+        "layers_per_block": 2,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    }
+    torch.manual_seed(1)
+    unet = UNet2DConditionModel(**{key: value for key, value in config.items() if not key.startswith("_")}).eval()
+    pipeline.register_modules(unet=unet)
     return pipeline
 
 

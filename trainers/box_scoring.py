@@ -25,6 +25,7 @@ from pipelines.judge import Judge
 from pipelines.request import Box, ConceptUse, Grounding, Request
 from pipelines.scores import crop, detect, name
 from pipelines.sheet import Sheet
+from trainers.drawn import drawn_scene
 from trainers.placements import listed, thrown
 from trainers.scoring import PAIR_STRENGTH, teach
 from trainers.stickers import ALL_NAMES, HELD_OUT, NAMES, Placed, Scene, Stickers
@@ -64,10 +65,17 @@ class Sighting:
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen in one picture: the things found, and what the judge calls the content of each asked box."""
+    """What was seen in one picture.
+
+    Attributes:
+        found: the things found.
+        inside: what the judge calls the content of each asked box.
+        alike: drawn likeness of each thing asked for.
+    """
 
     found: tuple[Sighting, ...]
     inside: tuple[str, ...]
+    alike: tuple[float, ...] = ()
 
 
 def layouts(count: int, seed: int = SEED, things: Sequence[tuple[str, ...]] = ()) -> list[Layout]:
@@ -118,8 +126,9 @@ def look(judge: Judge, picture: Image.Image, layout: Layout, names: Sequence[str
     image = to_tensor(picture)
     things = detect(image)
     inside = tuple(name(judge, [crop(image, box) for box in layout.boxes], names))
+    alike = tuple(one.likeness for one in drawn_scene(picture, layout.things))
     if not things:
-        return Look((), inside)
+        return Look((), inside, alike)
     texts = judge.embed_texts([f"{'an' if word[0] in 'aeiou' else 'a'} {word}" for word in names])
     likeness = judge.embed_pictures(torch.stack([one.crop for one in things])) @ texts.T
     sure, which = (likeness * judge.log_scale.exp()).softmax(1).max(1)
@@ -127,7 +136,7 @@ def look(judge: Judge, picture: Image.Image, layout: Layout, names: Sequence[str
         Sighting(names[int(index)], thing.box, float(share))
         for thing, index, share in zip(things, which, sure, strict=True)
     ]
-    return Look(tuple(found), inside)
+    return Look(tuple(found), inside, alike)
 
 
 def average_precision(hits: Sequence[tuple[float, bool]], wanted: int) -> float:
@@ -182,9 +191,9 @@ def figures(asked: Sequence[Layout], seen: Sequence[Look]) -> dict[str, float]:
 
     Returns:
         `iou`, mean over boxes of the overlap with the thing of its name; `in_place`, share of boxes where it is at
-        least `IN_PLACE`; `ap50`; `named`, share of boxes whose content the judge names right; `leakage`, share of
-        pictures; and of layouts of two things, where there are some, `both`, the share that show both things anywhere,
-        and `both_in_place`.
+        least `IN_PLACE`; `ap50`; `drawn`, mean drawn likeness, where it was measured; `named`, share of boxes whose
+        content the judge names right; `leakage`, share of pictures; and of layouts of two things, where there are some,
+        `both`, the share that show both things anywhere, and `both_in_place`.
     """
     each = [overlaps(layout, one) for layout, one in zip(asked, seen, strict=True)]
     shares = [value for row in each for value in row]
@@ -197,6 +206,8 @@ def figures(asked: Sequence[Layout], seen: Sequence[Look]) -> dict[str, float]:
         "named": sum(right) / len(right),
         "leakage": sum(leaks(layout, one) for layout, one in zip(asked, seen, strict=True)) / len(asked),
     }
+    if alike := [value for one in seen for value in one.alike]:
+        row["drawn"] = sum(alike) / len(alike)
     pairs = [index for index, layout in enumerate(asked) if len(layout.things) == 2]
     if pairs:
         there = [set(asked[i].things) <= {one.name for one in seen[i].found} for i in pairs]
@@ -259,7 +270,7 @@ def drawn(
 
 
 def _alike(asked: Sequence[Layout]) -> list[Layout]:
-    """The layouts at the beginning that are of the same things."""
+    """Return the layouts at the beginning that are of the same things."""
     return list(itertools.takewhile(lambda layout: layout.things == asked[0].things, asked))
 
 
@@ -361,7 +372,7 @@ def score_concepts(
 
 # -- telling ----------------------------------------------------------------------------------------------------
 
-FIGURES = ("iou", "ap50", "in_place", "named", "both", "both_in_place", "leakage")
+FIGURES = ("iou", "ap50", "in_place", "drawn", "named", "both", "both_in_place", "leakage")
 
 
 def box_row(way: str, row: Mapping[str, float]) -> str:

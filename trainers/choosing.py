@@ -4,6 +4,10 @@ All are shown the same prompts and seeds, beside the word that training started 
 pictures usually rises until the end while how well it follows prompts falls, so neither alone decides: among the steps
 whose likeness is within one standard error of the best (the one-standard-error rule of Breiman et al., 1984, on
 differences between pictures of the same seed), the one that follows prompts best is proposed, the earliest of equals.
+
+A judge is easily content: it likes real pictures of other things, too. Where the thing can be cut out of its pictures,
+likeness is the drawn one (`pipelines.drawn`), and a step is proposed only if drawing and judge both say that it shows
+the pictures better than the word it started from, and the judge better than other things do.
 """
 
 from __future__ import annotations
@@ -31,11 +35,12 @@ from pipelines.request import ConceptUse, Request
 from pipelines.sheet import Sheet
 from trainers.config import ObjectiveConfig
 from trainers.data import LatentSet, templates
+from trainers.drawn import best_of, cut_from
 from trainers.finder import Finder
 from trainers.reading import Example
-from trainers.scoring import crops_of
 from trainers.stickers import NAMES, article
 from trainers.terms import conditioning, denoising_errors, noise_levels, pixels_of
+from trainers.truth import crops_of, other_things
 
 SEEDS, STEPS = 3, 12
 """Pictures of each prompt, and denoising steps of each."""
@@ -45,6 +50,15 @@ CERTAIN = 2.0
 """Standard errors by which a step must be better than the word it started from, as the best of several is compared."""
 KEPT = 0.9
 """Share of its alignment that the class word must keep; changing it more is the price of no likeness."""
+
+MEASURED = {
+    "drawn": "Drawn likeness to your pictures",
+    "likeness": "Likeness to your pictures",
+    "error": "Error on your pictures",
+}
+"""Figures by which a step is told, the first that it has."""
+DRAWINGS = 2
+"""Pictures whose thing is cut out and compared with what was drawn."""
 
 POCKET_THINGS = ("a {}", "a {} on a yellow background", "a {} on a blue background", "a {} to the left of a house")
 POCKET_STYLES = ("a {} fox", "a {} house on a yellow background", "a {} car on a blue background", "a {} apple")
@@ -92,9 +106,11 @@ class Row:
     Attributes:
         step: steps it was trained for; 0 for that word.
         figures: means by name.
-        fit: how well it shows the training pictures, higher is better, (N,); the same order in all rows.
+        fit: how well it shows the training pictures by the judge, or by the error, higher is better, (N,); the same
+            order in all rows.
         edit: how well it follows prompts, (M,), or None if nobody can tell.
         pictures: what was looked at, the seeds of a prompt together.
+        drawn: drawn likeness of each picture, (N,), or None where the thing could not be cut out.
     """
 
     step: int
@@ -102,6 +118,12 @@ class Row:
     fit: Tensor
     edit: Tensor | None = None
     pictures: Sequence[Image.Image] = ()
+    drawn: Tensor | None = None
+
+    @property
+    def alike(self) -> Tensor:
+        """What decides: the drawn likeness, or `fit` without one."""
+        return self.fit if self.drawn is None else self.drawn
 
 
 @dataclass(frozen=True)
@@ -210,7 +232,11 @@ class _Trial:
         self.seeds = 1 if relation and pocket else SEEDS
         self.finder = Finder(sorted({name for pair in self.pairs for name in pair})) if relation and pocket else None
         seen = eyes is not None and not relation
-        self.real = eyes.pictures([one.picture for one in examples]) if eyes is not None and seen else None
+        pictures = [one.picture for one in examples]
+        self.real = eyes.pictures(pictures) if eyes is not None and seen else None
+        things = isinstance(eyes, JudgeEyes) and eyes.things
+        self.drawings = cut_from(pictures)[:DRAWINGS] if things else ()
+        self.others = eyes.pictures(other_things()) if eyes is not None and things else None
         size = int(components.unet.config["sample_size"]) * components.factor
         self.latents = LatentSet(components, self.examples, resolution=size)
 
@@ -228,10 +254,16 @@ class _Trial:
         seen = self.eyes.pictures(pictures)
         fit, edit = (seen @ self.real.T).mean(1), self._aligned(seen, word)
         figures = {"likeness": float(fit.mean()), "alignment": float(edit.mean())} | figures
+        drawn: Tensor | None = None
+        if self.drawings:
+            drawn = torch.tensor([best_of(to_tensor(one), self.drawings).likeness for one in pictures])
+            figures = {"drawn": float(drawn.mean())} | figures
+        if self.others is not None and concept is not None:
+            figures["likeness_floor"] = float((self.others @ self.real.T).mean())
         if concept is not None and concept.changes and baseline is not None and baseline.figures.get("alignment"):
             kept = self._aligned(self.eyes.pictures(self._pictures(concept, word)), word)
             figures["class_kept"] = float(kept.mean()) / baseline.figures["alignment"]
-        return Row(step, _finite(figures), fit, edit, pictures)
+        return Row(step, _finite(figures), fit, edit, pictures, drawn)
 
     def _pictures(self, concept: Concept | None, said: str) -> list[Image.Image]:
         made: list[Image.Image] = []
@@ -280,7 +312,7 @@ class _Trial:
             batch = self.latents.draw(index, min(len(self.examples), 8), said, wordings, chance)
             noise = torch.randn(batch.latents.shape, generator=chance).to(components.device)
             at = torch.full((len(batch.latents),), int((index + 0.5) / LEVELS * len(levels)), device=components.device)
-            arguments = conditioning(components, batch.captions, batch.sizes, pixels_of(components, batch.latents))
+            arguments = conditioning(components, batch.captions, batch.frames, pixels_of(components, batch.latents))
             errors.append(denoising_errors(components, batch, (noise, at), levels, arguments, ObjectiveConfig()))
         return torch.cat(errors).cpu()
 
@@ -306,22 +338,30 @@ def proposed(baseline: Row, rows: Sequence[Row], word: str) -> tuple[int, str]:
     left_out = f" Left out for changing what “{word}” means: step {', '.join(spoilt)}." if spoilt and fair else ""
     if not fair:
         left_out, fair = f" Each step changed what “{word}” means.", told
-    better = [row for row in fair if _above(row.fit, baseline.fit, CERTAIN)]
+    better = [row for row in fair if _shows(row, baseline)]
     if not better:
         tried = "More steps, other pictures or a way that changes weights may help."
         said = f"No step clearly shows the pictures better than “{word}”, where training started. {tried}{left_out}"
         return max(row.step for row in fair), said
-    best = max(better, key=lambda row: float(row.fit.mean()))
-    equal = [row for row in better if not _above(best.fit, row.fit)]
+    best = max(better, key=lambda row: float(row.alike.mean()))
+    equal = [row for row in better if not _above(best.alike, row.alike)]
     chosen = max(equal, key=lambda row: (0.0 if row.edit is None else float(row.edit.mean()), -row.step))
     said = f"{_measured(chosen)}, before training {_value(baseline)}."
     if chosen is not best:
         said += f" The best, {_value(best)} at step {best.step}, is not clearly better (one standard error) and "
         said += _edited(chosen, best)
     elif others := [row for row in fair if row is not best]:
-        second = max(others, key=lambda row: float(row.fit.mean()))
+        second = max(others, key=lambda row: float(row.alike.mean()))
         said += f" The next best is {_value(second)} at step {second.step}."
     return chosen.step, said + left_out
+
+
+def _shows(row: Row, baseline: Row) -> bool:
+    """Whether judge and drawing both say that it shows the pictures better than the word, and than other things do."""
+    drawn = row.drawn is None or baseline.drawn is None or _above(row.drawn, baseline.drawn, CERTAIN)
+    floor = row.figures.get("likeness_floor")
+    known = floor is None or _above(row.fit, torch.full_like(row.fit, floor), CERTAIN)
+    return drawn and known and _above(row.fit, baseline.fit, CERTAIN)
 
 
 def _above(one: Tensor, other: Tensor, errors: float = 1.0) -> bool:
@@ -332,12 +372,11 @@ def _above(one: Tensor, other: Tensor, errors: float = 1.0) -> bool:
 
 
 def _value(row: Row) -> str:
-    name = "likeness" if "likeness" in row.figures else "error"
-    return f"{row.figures[name]:.3f}"
+    return f"{row.figures[next(name for name in MEASURED if name in row.figures)]:.3f}"
 
 
 def _measured(row: Row) -> str:
-    return f"{'Likeness to your pictures' if 'likeness' in row.figures else 'Error on your pictures'} {_value(row)}"
+    return f"{next(said for name, said in MEASURED.items() if name in row.figures)} {_value(row)}"
 
 
 def _edited(chosen: Row, best: Row) -> str:

@@ -31,6 +31,10 @@ class DataConfig(Frozen):
     buckets: bool = False
     """Keep the shape of each picture: batches of equal aspect ratio instead of squares."""
 
+    smaller_copies: int = Field(default=0, ge=0, le=64)
+    """Copies of each picture to learn from beside it, scaled to between 0.4 and 1 and moved, the surroundings going on
+    from the picture's rim: the thing is then learned at any size and place."""
+
     cache: Path | None = None
     """Folder that keeps encoded pictures between runs."""
 
@@ -60,7 +64,10 @@ class TrainConfig(Frozen):
     """AdamW's decoupled weight decay."""
 
     warmup: int = Field(default=0, ge=0)
-    """Steps of linear warm-up of the learning rate, constant afterwards."""
+    """Steps of linear warm-up of the learning rate."""
+
+    decay: float = Field(default=0.0, ge=0, le=1)
+    """Share of the steps, at the end, over which the learning rate falls to 0 in a line; 0 keeps it constant."""
 
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Source of all chance; the same seed gives the same concept."""
@@ -124,6 +131,9 @@ class PriorConfig(Frozen):
     prior_scope: Literal["class", "world"] = "class"
     """With prior "model", what is held fast: the class alone, as in the paper, or for every second picture an ordinary
     caption of other things too, so that the subject stays out of what stands beside it."""
+
+    prior_every: int = Field(default=1, ge=1, le=64)
+    """With prior "model", hold the base fast on every so many-th picture of a batch; 4 saves a third of the time."""
 
     prior_weight: float = Field(default=1.0, ge=0, le=100)
     """Weight of the prior term."""

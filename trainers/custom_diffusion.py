@@ -27,7 +27,7 @@ from trainers.configs import CustomDiffusionConfig
 from trainers.data import Batch, subject_templates
 from trainers.method import Trainable
 from trainers.subjects import bound, concepts_of, displacement, subject_losses, with_words
-from trainers.terms import conditioning
+from trainers.terms import conditioning, uncropped
 
 POCKET: dict[str, Any] = {
     "steps": 150,
@@ -162,7 +162,7 @@ def _words_of(components: Components, captions: list[str], token: str | None = N
     With a token only those from it on: what stands before knows nothing of it, and concepts would contradict each
     other there.
     """
-    states = conditioning(components, captions, torch.ones(len(captions), 2), (1, 1))["encoder_hidden_states"]
+    states = conditioning(components, captions, uncropped(len(captions), (1, 1)), (1, 1))["encoder_hidden_states"]
     tokenizer = components.tokenizers[0]
     listed: list[Tensor] = []
     for caption, row in zip(captions, states, strict=True):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipelines.components import Components, Posterior
 from pipelines.errors import DataError
-from trainers.latents import Encoder, Shape, fitted, fitted_mask, multiple, nearest, shapes
+from trainers.latents import Encoder, Shape, cut_off, fitted, fitted_mask, multiple, nearest, shapes
 from trainers.processes import WHOLE, Part
 from trainers.reading import Example, read_examples
 
@@ -68,7 +68,8 @@ class Batch:
         latents: (B, C, h, w) scaled, float32, on the base's device.
         captions: one for each picture, the token in them.
         indices: which example each is.
-        sizes: (B, 2) original height and width in pixels, which SDXL is told.
+        frames: (B, 4) original height and width in pixels, then rows and columns cut off at the top and left after
+            scaling; SDXL is told them.
         index: which draw this is.
         masks: (B, 1, h, w) float32 in [0, 1], 1 where the thing is, on the base's device; None if no example has one.
         prior: pictures of the class, for methods that must not forget it.
@@ -79,7 +80,7 @@ class Batch:
     latents: Tensor
     captions: list[str]
     indices: list[int]
-    sizes: Tensor
+    frames: Tensor
     index: int
     masks: Tensor | None = None
     prior: Batch | None = None
@@ -135,7 +136,6 @@ class LatentSet:
         if not examples:
             raise DataError("There is no picture to learn from.", "Give at least one.")
         self.examples, self.flip, self.seed, self.device = list(examples), flip, seed, components.device
-        self.sizes = torch.tensor([[e.picture.height, e.picture.width] for e in examples])
         self.bucketed = buckets
         self._own: dict[str, list[list[str]]] = {}
         among = shapes(resolution, multiple(components)) if buckets else [(resolution, resolution)]
@@ -143,6 +143,10 @@ class LatentSet:
         for index, example in enumerate(self.examples):
             members.setdefault(nearest(example.picture.size, among), []).append(index)
         encoder, crop = Encoder(components, cache), buckets or center_crop
+        self.frames = torch.zeros(len(examples), 4, dtype=torch.long)
+        for shape, index in ((shape, index) for shape, own in members.items() for index in own):
+            size = self.examples[index].picture.size
+            self.frames[index] = torch.tensor([size[1], size[0], *cut_off(size, shape, crop)])
         self.buckets = [self._bucket(encoder, members[shape], shape, crop) for shape in sorted(members)]
 
     def _bucket(self, encoder: Encoder, members: list[int], shape: Shape, crop: bool) -> _Bucket:
@@ -183,7 +187,7 @@ class LatentSet:
             whole.latents[mine],
             whole.captions[mine],
             whole.indices[mine],
-            whole.sizes[mine],
+            whole.frames[mine],
             index,
             None if whole.masks is None else whole.masks[mine],
             part=part,
@@ -212,7 +216,7 @@ class LatentSet:
             posterior.sample(generator).to(self.device),
             captions,
             indices,
-            self.sizes[torch.tensor(indices)],
+            self.frames[torch.tensor(indices)],
             index,
             None if bucket.masks is None else bucket.masks[mirrored, which].to(self.device),
         )

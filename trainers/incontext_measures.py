@@ -13,7 +13,9 @@ from skimage.color import rgb2lab
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipelines.drawn import luminance, ssim
 from pipelines.judge import Judge
+from pipelines.scores import FOREGROUND, background
 
 
 def white(pictures: Tensor) -> Tensor:
@@ -72,6 +74,19 @@ def direction(answers: Tensor, truths: Tensor, queries: Tensor) -> Tensor:
     return F.cosine_similarity(answers - queries, truths - queries, dim=1)
 
 
+def drawn_likeness(answers: Tensor, truths: Tensor) -> Tensor:
+    """Drawn likeness (B,): SSIM of the luminance inside the things that the truth shows, which stand where they should.
+
+    1 where the truth shows none.
+    """
+    figures: list[float] = []
+    for answer, truth in zip(answers.float().cpu(), truths.float().cpu(), strict=True):
+        shape = (truth - background(truth)[:, None, None]).abs().amax(0) > FOREGROUND
+        similar = ssim(luminance(answer)[None], luminance(truth)[None])[0]
+        figures.append(float(similar[shape].mean()) if bool(shape.any()) else 1.0)
+    return torch.tensor(figures)
+
+
 @dataclass(frozen=True)
 class Measure:
     """A figure of an answer against the truth.
@@ -113,6 +128,7 @@ def measures(judge: Judge) -> dict[str, Measure]:
         "style": Measure("direction", style, higher=True),
         "judge": Measure("likeness", plain(likeness), higher=True),
         "pixel": Measure("pixel error", plain(pixel_error)),
+        "drawn": Measure("drawn likeness", plain(drawn_likeness), higher=True),
     }
 
 

@@ -244,6 +244,7 @@ def row(score: TaskScore) -> str:
     return (
         f"{score.name:<9}{kind:<9}{score.measure.name:<12}{figures}  right over wrong {gain:+.3f} +- {half:.3f}"
         f"  pixel error {score.table['answer']['pixel']:.3f}"
+        f"  drawn likeness {score.table['answer']['drawn']:.3f} (the query itself {score.table['copy']['drawn']:.3f})"
     )
 
 

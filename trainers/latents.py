@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,22 @@ def nearest(size: Shape, among: Sequence[Shape]) -> Shape:
 def fitted(picture: Image.Image, shape: Shape, crop: bool) -> Image.Image:
     """The picture in a shape: scaled to cover it and cropped in the middle, or squeezed."""
     return fit(picture, *shape) if crop else picture.resize(shape, Image.Resampling.BICUBIC)
+
+
+def cut_off(size: Shape, shape: Shape, crop: bool) -> tuple[int, int]:
+    """Rows and columns of pixels that `fitted` cuts off at the top and at the left, which SDXL is told.
+
+    Counted after scaling, as the official SDXL scripts do, whose shorter side is scaled to the shape and whose longer
+    one follows, rounded down.
+
+    >>> cut_off((60, 20), (16, 16), True), cut_off((60, 20), (16, 16), False)
+    ((0, 16), (0, 0))
+    """
+    if not crop:
+        return 0, 0
+    factor = max(Fraction(inner, outer) for inner, outer in zip(shape, size, strict=True))
+    columns, rows = (round(Fraction(int(outer * factor) - inner, 2)) for outer, inner in zip(size, shape, strict=True))
+    return max(0, rows), max(0, columns)
 
 
 def fitted_mask(mask: Image.Image | None, cells: Shape, crop: bool) -> Tensor:

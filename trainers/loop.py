@@ -47,8 +47,15 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 
 def warm_stable_decay(step: int, steps: int, warm: int = 100, decay: float = 0.3) -> float:
-    """Factor on the learning rate: linear warm-up, a plateau, linear decay to 0 over the last `decay` of the run."""
-    left = (steps - step) / max(1.0, decay * steps)
+    """Return the factor on the learning rate: linear warm-up, a plateau, linear decay to 0 over the last `decay`.
+
+    Args:
+        step: the step, from 0.
+        steps: steps of the run.
+        warm: steps of warm-up.
+        decay: share of the run, 0 to 1; 0 keeps the plateau to the end.
+    """
+    left = (steps - step) / max(1.0, decay * steps) if decay else 1.0
     return min(1.0, (step + 1) / max(1, warm), max(0.0, left))
 
 

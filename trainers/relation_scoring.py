@@ -26,6 +26,7 @@ from pipelines.images import to_pictures, to_tensor
 from pipelines.request import ConceptUse, Request
 from pipelines.sheet import Sheet
 from trainers import methods
+from trainers.drawn import drawn_scene, summed
 from trainers.finder import Finder
 from trainers.launch import run_of
 from trainers.reading import Example
@@ -109,12 +110,14 @@ class Tally:
         entities: whether both are there.
         leaked: whether an exemplar's thing is there uninvited.
         seconds: of learning.
+        alike: drawn likeness of each picture, the mean of its two things; empty where it was not measured.
     """
 
     held: tuple[bool, ...]
     entities: tuple[bool, ...]
     leaked: tuple[bool, ...]
     seconds: float = 0.0
+    alike: tuple[float, ...] = ()
 
     def figures(self) -> dict[str, float]:
         """Shares, with 95 % intervals of the relation's."""
@@ -126,7 +129,7 @@ class Tally:
             "entities": sum(self.entities) / len(self.entities),
             "leakage": sum(self.leaked) / len(self.leaked),
             "seconds": self.seconds,
-        }
+        } | ({"drawn": sum(self.alike) / len(self.alike)} if self.alike else {})
 
 
 def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
@@ -168,7 +171,11 @@ def true_pictures(relation: str, pairs: Sequence[tuple[str, str]]) -> list[Tenso
 
 
 def tally(
-    relation: str, pairs: Sequence[tuple[str, str]], seen: Sequence[Sequence[Seen]], seconds: float = 0.0
+    relation: str,
+    pairs: Sequence[tuple[str, str]],
+    seen: Sequence[Sequence[Seen]],
+    seconds: float = 0.0,
+    alike: tuple[float, ...] = (),
 ) -> Tally:
     """Count what was found in one picture of each pair."""
     shown = {name for one in exemplars(relation) for name in (one.first, one.second)}
@@ -178,6 +185,7 @@ def tally(
         tuple({a, b} <= found for (a, b), found in zip(pairs, names, strict=True)),
         tuple(bool(found & shown) for found in names),
         seconds,
+        alike,
     )
 
 
@@ -259,7 +267,9 @@ def compare_relation(
     tallies["true pictures"] = tally(relation, pairs, [finder(picture) for picture in true_pictures(relation, pairs)])
     for way, (words, concept, seconds) in said.items():
         pictures[way] = drawn_pairs(components, pairs, words, concept, SEED)
-        tallies[way] = tally(relation, pairs, [finder(to_tensor(picture)) for picture in pictures[way]], seconds)
+        found = [finder(to_tensor(picture)) for picture in pictures[way]]
+        alike = tuple(summed(drawn_scene(one, pair)).likeness for one, pair in zip(pictures[way], pairs, strict=True))
+        tallies[way] = tally(relation, pairs, found, seconds, alike)
     return Compared(tallies, pictures, phrase)
 
 
@@ -273,18 +283,22 @@ def summary(compared: Mapping[str, Compared], ours: str = "reversion", plain: st
         mine, other = one.tallies[ours].held, one.tallies[plain].held
         if wilson(sum(mine), len(mine), 1.645)[0] > wilson(sum(other), len(other), 1.645)[1]:
             apart.append(relation)
-    means = {
-        way: {
-            figure: sum(one.tallies[way].figures()[figure] for one in compared.values()) / len(compared)
-            for figure in ("relation", "entities", "leakage")
-        }
-        for way in next(iter(compared.values())).tallies
-    }
+    means = {way: _means([one.tallies[way].figures() for one in compared.values()]) for way in _ways(compared)}
     for way, row in means.items():
         shown = ", ".join(f"{figure} {value:.3f}" for figure, value in row.items())
         lines.append(f"mean of {way}: {shown}")
     lines.append(f"{ours} above {plain}, 90 % intervals apart: {', '.join(apart) or 'none'}")
     return lines
+
+
+def _ways(compared: Mapping[str, Compared]) -> list[str]:
+    return list(next(iter(compared.values())).tallies)
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means over relations of the figures that all of them have."""
+    told = ("relation", "entities", "drawn", "leakage")
+    return {figure: sum(row[figure] for row in rows) / len(rows) for figure in told if all(figure in r for r in rows)}
 
 
 def relation_table(relation: str, one: Compared) -> str:
@@ -294,7 +308,9 @@ def relation_table(relation: str, one: Compared) -> str:
         row = tallied.figures()
         lines.append(
             f"  {way:<20}relation {row['relation']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-            f"   entities {row['entities']:.2f}   leakage {row['leakage']:.2f}   {row['seconds']:.0f} s"
+            f"   entities {row['entities']:.2f}"
+            + (f"   drawn {row['drawn']:.2f}" if "drawn" in row else "")
+            + f"   leakage {row['leakage']:.2f}   {row['seconds']:.0f} s"
         )
     return "\n".join(lines)
 

@@ -31,7 +31,7 @@ from trainers.latents import multiple
 from trainers.picture_pairs import PicturePair, holds_pairs, read_pairs
 from trainers.reading import Example
 from trainers.repainting_config import InContextConfig, InpaintingConfig, ModelDestination, RepaintingConfig
-from trainers.terms import Conditioning
+from trainers.terms import Conditioning, uncropped
 
 RECIPES = {"pocket": (1e-3, "muon")}
 """Learning rate and optimizer by family."""
@@ -67,7 +67,7 @@ def picture_source(components: Components, examples: Sequence[Example], config: 
     ]
     there = torch.tensor([one.mask is not None for one in examples], device=components.device)
     things = (torch.stack(white)[:, :1] > 0).to(components.device) & there[:, None, None, None]
-    conditioning, sizes = Conditioning(components, frozen=True), torch.tensor([[side, side]])
+    conditioning = Conditioning(components, frozen=True)
 
     def source(index: int, chance: torch.Generator) -> Holed:
         which = torch.randint(len(kept), (config.batch,), generator=chance, device=chance.device)
@@ -80,7 +80,7 @@ def picture_source(components: Components, examples: Sequence[Example], config: 
             "" if coin < config.empty or not examples[i].captions else _chosen(examples[i].captions, pick)
             for i, coin, pick in zip(which.tolist(), coins[1].tolist(), coins[2].tolist(), strict=True)
         ]
-        return Holed(pictures, holes, conditioning(captions, sizes.expand(len(captions), 2), (side, side)))
+        return Holed(pictures, holes, conditioning(captions, uncropped(len(captions), (side, side)), (side, side)))
 
     return source
 
@@ -133,8 +133,7 @@ def pair_source(components: Components, tasks: Mapping[str, Sequence[PicturePair
         hints = [config.hint if coin < config.hinted else "" for coin in coins[2].tolist()]
         canvas = grid.compose(cells)
         size = (canvas.shape[-2], canvas.shape[-1])
-        sizes = torch.tensor([size]).expand(config.batch, 2)
-        return Holed(canvas, grid.mask(side, side).to(canvas), conditioning(hints, sizes, size))
+        return Holed(canvas, grid.mask(side, side).to(canvas), conditioning(hints, uncropped(config.batch, size), size))
 
     return source
 

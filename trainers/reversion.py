@@ -191,7 +191,7 @@ def _denoising(
 ) -> dict[str, Tensor]:
     """The denoising term and, where weights change, that of ordinary captions; predicted in one call of the UNet."""
     config, (noise, timesteps), latents = state.config, draw, batch.latents
-    captions, sizes, count = batch.captions, batch.sizes, len(latents)
+    captions, frames, count = batch.captions, batch.frames, len(latents)
     kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
     wanted = target(kind, latents, noise, state.levels[timesteps])
     size = pixels_of(components, latents)
@@ -202,12 +202,12 @@ def _denoising(
         with ExitStack() as stack, torch.no_grad():
             for one in state.trained:
                 stack.enter_context(one.off())
-            arguments = state.conditioning(others, sizes, size)
+            arguments = state.conditioning(others, frames, size)
             kept = predicted(components, latents, timesteps, noise, state.levels, arguments)
         wanted, captions = torch.cat((wanted, kept)), captions + others
         latents, noise = torch.cat((latents, latents)), torch.cat((noise, noise))
-        timesteps, sizes = torch.cat((timesteps, timesteps)), torch.cat((sizes, sizes))
-    arguments = state.conditioning(captions, sizes, size)
+        timesteps, frames = torch.cat((timesteps, timesteps)), torch.cat((frames, frames))
+    arguments = state.conditioning(captions, frames, size)
     guess = predicted(components, latents, timesteps, noise, state.levels, arguments)
     level = state.levels[timesteps]
     own = weighted_error(components, guess[:count], wanted[:count], level[:count], config, batch.masks)

@@ -1,13 +1,17 @@
 """How well a concept shows its thing, measured against the class word with the same prompts and seeds.
 
-Likeness is the judge's cosine between what was generated and real pictures of the thing that training did not see
-(CLIP-I of arXiv:2208.12242, on the largest thing of each picture, so that backgrounds do not count); alignment is the
-cosine to the prompt in plain words (CLIP-T): with the thing's name where it is given, else the class word. Naming is
-the share of generated things that the judge calls by the right held-out name among all of them.
+`drawn` is the drawn likeness (`pipelines.drawn`): the true drawing laid over each picture, beside its floor (the
+nearest other sticker) and ceiling (the autoencoder alone). Likeness is the judge's cosine between what was generated
+and real pictures of the thing that training did not see (CLIP-I of arXiv:2208.12242, on the largest thing of each
+picture, so that backgrounds do not count), beside its floor (other real things) and ceiling (other real pictures of the
+thing), and as the share of the way between them. Alignment is the cosine to the prompt in plain words (CLIP-T): with
+the thing's name where it is given, else the class word. Naming is the share of generated things that the judge calls
+by the right name among all names.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,28 +20,30 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from scipy.stats import spearmanr
 
 from pipelines.components import Components
 from pipelines.concept import Concept
 from pipelines.denoising import generate
+from pipelines.drawn import Likeness
 from pipelines.events import OnEvent, ignore
-from pipelines.images import fit, to_pictures, to_tensor
-from pipelines.judge import INPUT, Judge
+from pipelines.images import to_tensor
+from pipelines.judge import Judge
 from pipelines.request import ConceptUse, Request
 from pipelines.scores import detect, holds, name, picture_similarity, text_alignment
 from trainers import methods
 from trainers.custom_diffusion import merged
 from trainers.data import Example, ordinary, templates
+from trainers.drawn import drawn, drawn_scene, summed
 from trainers.identifiers import rare_identifiers
 from trainers.launch import run_of
-from trainers.stickers import ALL_NAMES, HELD_OUT, RELATIONS, Scene, Stickers, scene, scenes
+from trainers.stickers import ALL_NAMES, HELD_OUT, RELATIONS, Scene, scene
 from trainers.train import train
+from trainers.truth import Truth, composed, crops_of, drawn_between, judged_between, share, truth_of
 
 PROMPTS = ("a {}", "a {} on a yellow background", "a {} on a blue background", "a picture of a {} on a gray background")
 SEEDS = 6
-REAL = 16  # real pictures of a held-out sticker that likeness is measured against
-TEACHING_SEED, REAL_SEED = 101, 202
+TEACHING_SEED = 101
 TEACHING_COLOURS = ("pink", "green", "blue", "gray")
 
 
@@ -51,39 +57,16 @@ def teaching_scenes(thing: str, count: int = 4) -> list[Scene]:
     ]
 
 
-def composed(listed: list[Scene], size: int = 64) -> list[Image.Image]:
-    """Pictures of scenes."""
-    used = tuple(dict.fromkeys(thing.name for item in listed for thing in item.stickers))
-    return to_pictures(Stickers(size, names=used).render(listed).images)
-
-
-def crops_of(pictures: Sequence[Image.Image]) -> Tensor:
-    """The largest thing of each picture, (N, 3, 64, 64) in [-1, 1]; the whole picture where none is found."""
-    listed: list[Tensor] = []
-    for picture in pictures:
-        image = to_tensor(picture)
-        found = detect(image)
-        listed.append(found[0].crop if found else to_tensor(fit(picture, INPUT, INPUT)))
-    return torch.stack(listed)
-
-
-def real_crops(thing: str) -> Tensor:
-    """Crops of compositions of a held-out sticker that no training uses."""
-    return crops_of(composed(scenes(REAL, REAL_SEED, names=(thing,), kind="one")))
-
-
-def score_concept(
-    components: Components, judge: Judge, concept: Concept, real: Tensor, thing: str | None = None
-) -> dict[str, float]:
-    """Scores of a concept and of its class word.
+def score_concept(components: Components, judge: Judge, concept: Concept, truth: Truth) -> dict[str, float]:
+    """Return scores of a concept and of its class word.
 
     Args:
         components: the base.
         judge: who measures.
         concept: what is measured.
-        real: crops of real pictures, (N, 3, 64, 64).
-        thing: its held-out name, for `named`; left out of the result otherwise.
+        truth: what its thing looks like; `named` is measured only if it has a name.
     """
+    thing = truth.thing
     word = concept.card.init or "thing"
     taught, plain = [_pictures(components, concept, text) for text in (concept.token, word)]
     crops, plain_crops = crops_of(taught), crops_of(plain)
@@ -93,20 +76,26 @@ def score_concept(
         return text_alignment(judge, torch.stack([to_tensor(one) for one in pictures]), wording)
 
     row = {
-        "likeness": picture_similarity(judge, crops, real),
-        "likeness_word": picture_similarity(judge, plain_crops, real),
+        "likeness": picture_similarity(judge, crops, truth.crops),
+        "likeness_word": picture_similarity(judge, plain_crops, truth.crops),
         "alignment": aligned(taught, thing or word),
         "alignment_word": aligned(plain, word),
+        **judged_between(judge, truth),
     }
+    row |= share(row)
+    if truth.drawings:
+        own = drawn(taught, truth.drawings)
+        row |= {"drawn": own.likeness, "drawn_half": own.half, "drawn_explained": own.explained}
+        row |= {"drawn_word": drawn(plain, truth.drawings).likeness, **drawn_between(components, truth)}
     # Drift of the class: what the bare class word gives once the concept is there. A word alone cannot change it.
     kept = _pictures(components, concept, word, always=True) if concept.changes else plain
     row["class_kept"] = aligned(kept, word) / row["alignment_word"]
     row["likeness_gain"] = row["likeness"] - row["likeness_word"]
     row["alignment_gain"] = row["alignment"] - row["alignment_word"]
     if thing is not None:
-        called = name(judge, list(crops), tuple(HELD_OUT))
+        called = name(judge, list(crops), ALL_NAMES)
         row["named"] = called.count(thing) / len(called)
-        row["named_chance"] = 1 / len(HELD_OUT)
+        row["named_chance"] = 1 / len(ALL_NAMES)
     return row
 
 
@@ -225,7 +214,7 @@ def teach_and_score(
     began = time.monotonic()
     concept = teach(components, thing, way, on_event=on_event, **settings)
     seconds = time.monotonic() - began
-    row = score_concept(components, judge, concept, real_crops(thing), thing)
+    row = score_concept(components, judge, concept, truth_of(thing))
     return concept, {**row, "seconds": seconds, "kib": _kib(concept)}
 
 
@@ -237,10 +226,10 @@ PAIR_STRENGTH = 0.85
 def score_pair(
     components: Components, judge: Judge, taught: Mapping[str, Concept], strength: float = PAIR_STRENGTH
 ) -> dict[str, float]:
-    """Two concepts in one picture: how often both are there by name, and stand as told, over `PAIR_SEEDS` seeds.
+    """Two concepts in one picture: how often both are there by name, stand as told, and how alike they are drawn.
 
-    Each of the four relations gets a quarter of the seeds. Things are found by the detector and named by the judge
-    among all names, so chance is below 1 in 1000.
+    Each of the four relations gets a quarter of the `PAIR_SEEDS` seeds. Things are found by the detector and
+    named by the judge among all names, so chance is below 1 in 1000.
 
     Args:
         components: the base.
@@ -252,6 +241,7 @@ def score_pair(
     concepts = {first: one, second: other}
     both: list[bool] = []
     placed: list[bool] = []
+    alike: list[Likeness] = []
     for index, (relation, phrases) in enumerate(RELATIONS.items()):
         request = Request(
             prompt=f"a {one.token} {phrases[0]} a {other.token}",
@@ -265,7 +255,9 @@ def score_pair(
             seen = dict(zip(called, found, strict=True))
             both.append({first, second} <= set(seen))
             placed.append(both[-1] and holds(relation, seen[first], seen[second]))
-    return {"both": sum(both) / len(both), "in_place": sum(placed) / len(placed)}
+            alike += drawn_scene(picture, (first, second))
+    shown = {"both": sum(both) / len(both), "in_place": sum(placed) / len(placed)}
+    return shown | {"both_drawn": summed(alike).likeness}
 
 
 def compare(
@@ -329,8 +321,7 @@ def _together(
     taught = teach_together(components, dict.fromkeys(things), name, on_event=on_event, **(own | dict(settings)))
     seconds = (time.monotonic() - began) / len(things)
     rows = {
-        thing: score_concept(components, judge, concept, real_crops(thing), thing)
-        | {"seconds": seconds, "kib": _kib(concept)}
+        thing: score_concept(components, judge, concept, truth_of(thing)) | {"seconds": seconds, "kib": _kib(concept)}
         for thing, concept in taught.items()
     }
     return taught, rows
@@ -352,9 +343,23 @@ def mean(rows: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 
 FIGURES = (
-    "likeness", "likeness_word", "likeness_gain", "alignment", "alignment_gain", "named", "class_kept",
-    "both", "in_place", "seconds", "kib",
+    "drawn", "drawn_half", "drawn_word", "drawn_floor", "drawn_ceiling", "drawn_explained",
+    "likeness", "likeness_word", "likeness_floor", "likeness_ceiling", "likeness_share",
+    "alignment", "alignment_gain", "named", "class_kept", "both", "both_drawn", "in_place", "seconds", "kib",
 )  # fmt: skip
+AGREEMENT = 0.5
+"""Rank correlation over things below which judge and drawing contradict each other."""
+
+
+def rank_agreement(rows: Mapping[str, Mapping[str, float]]) -> float | None:
+    """Return Spearman's correlation of the judge's likeness and the drawn one over things; None for fewer than four."""
+    both = [(row["likeness"], row["drawn"]) for row in rows.values() if "likeness" in row and "drawn" in row]
+    if len(both) < 4:
+        return None
+    judged, drawings = ([pair[k] for pair in both] for k in (0, 1))
+    correlation: Any = spearmanr(judged, drawings)
+    value = float(correlation.statistic)
+    return value if math.isfinite(value) else 0.0
 
 
 def table(rows: Mapping[str, Mapping[str, float]], with_mean: bool = True) -> str:
@@ -362,9 +367,15 @@ def table(rows: Mapping[str, Mapping[str, float]], with_mean: bool = True) -> st
     shown = {**rows, **({"mean": mean(rows)} if with_mean and len(rows) > 1 else {})}
     figures = [f for f in FIGURES if any(f in row for row in shown.values())]
     width = max(12, *(len(key) + 1 for key in shown))
-    lines = [" " * width + "".join(f"{figure:>15}" for figure in figures)]
+    wide = {figure: max(9, len(figure) + 2) for figure in figures}
+    lines = [" " * width + "".join(f"{figure:>{wide[figure]}}" for figure in figures)]
     for key, row in shown.items():
-        lines.append(f"{key:<{width}}" + "".join(f"{row[f]:>15.3f}" if f in row else " " * 15 for f in figures))
+        cells = (f"{row[f]:>{wide[f]}.3f}" if f in row else " " * wide[f] for f in figures)
+        lines.append(f"{key:<{width}}" + "".join(cells))
     if any("named" in row for row in shown.values()):
-        lines.append(f"chance of being named right: {1 / len(HELD_OUT):.3f}")
+        lines.append(f"chance of being named right: {1 / len(ALL_NAMES):.3f}")
+    agreement = rank_agreement(rows)
+    if agreement is not None and with_mean:
+        disagree = ": the judge contradicts the drawings, trust the drawings" if agreement < AGREEMENT else ""
+        lines.append(f"rank correlation of judge and drawing over the things: {agreement:.2f}{disagree}")
     return "\n".join(lines)

@@ -149,21 +149,24 @@ def subject_losses(
     """
     config, levels = binding.config, binding.levels
     noise, timesteps = drawn(batch, config, len(levels), generator)
-    latents, captions, sizes, count = batch.latents, batch.captions, batch.sizes, len(batch.latents)
+    latents, captions, frames, count = batch.latents, batch.captions, batch.frames, len(batch.latents)
     taught: Tensor | None = None
     if batch.prior is not None:
         prior_noise, prior_timesteps = drawn(batch.prior, config, len(levels), generator)
         noise, timesteps = torch.cat((noise, prior_noise)), torch.cat((timesteps, prior_timesteps))
-        latents, sizes = torch.cat((latents, batch.prior.latents)), torch.cat((sizes, batch.prior.sizes))
+        latents, frames = torch.cat((latents, batch.prior.latents)), torch.cat((frames, batch.prior.frames))
         captions = captions + batch.prior.captions
     elif config.prior == "model":
         plain = [config.plain(caption) for caption in captions]
         if config.prior_scope == "world":
             plain = _every_second(plain, ordinary(components.family), generator, batch.part)
-        taught = _base_prediction(components, binding, batch, (noise, timesteps), plain)
-        noise, timesteps = torch.cat((noise, noise)), torch.cat((timesteps, timesteps))
-        latents, sizes, captions = torch.cat((latents, latents)), torch.cat((sizes, sizes)), captions + plain
-    arguments = binding.conditioning(captions, sizes, pixels_of(components, latents))
+        held = slice(None, None, config.prior_every)
+        inputs = _Held(latents[held], frames[held], plain[held], noise[held], timesteps[held])
+        taught = _base_prediction(components, binding, inputs)
+        noise, timesteps = torch.cat((noise, inputs.noise)), torch.cat((timesteps, inputs.timesteps))
+        latents, frames = torch.cat((latents, inputs.latents)), torch.cat((frames, inputs.frames))
+        captions = captions + inputs.captions
+    arguments = binding.conditioning(captions, frames, pixels_of(components, latents))
     guess = predicted(components, latents, timesteps, noise, levels, arguments)
     kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
     wanted = target(kind, latents, noise, levels[timesteps])
@@ -185,14 +188,30 @@ def _every_second(captions: list[str], others: tuple[str, ...], generator: torch
     return [others[k] if swap else own for own, swap, k in zip(captions, swapped, chosen, strict=True)]
 
 
+@dataclass(frozen=True)
+class _Held:
+    """Inputs on which the base's own prediction is held fast, a row for each picture.
+
+    Attributes:
+        latents: (N, C, h, w) clean.
+        frames: as in `Batch`.
+        captions: what the base is told.
+        noise: (N, C, h, w).
+        timesteps: (N,).
+    """
+
+    latents: Tensor
+    frames: Tensor
+    captions: list[str]
+    noise: Tensor
+    timesteps: Tensor
+
+
 @torch.no_grad()
-def _base_prediction(
-    components: Components, binding: Binding, batch: Batch, draw: tuple[Tensor, Tensor], captions: list[str]
-) -> Tensor:
-    """What the base itself predicts, all that was learned switched off."""
-    noise, timesteps = draw
+def _base_prediction(components: Components, binding: Binding, held: _Held) -> Tensor:
+    """Return what the base itself predicts, all that was learned switched off."""
     with ExitStack() as stack:
         for one in binding.trained:
             stack.enter_context(one.off())
-        arguments = binding.conditioning.anew(captions, batch.sizes, pixels_of(components, batch.latents))
-        return predicted(components, batch.latents, timesteps, noise, binding.levels, arguments)
+        arguments = binding.conditioning.anew(held.captions, held.frames, pixels_of(components, held.latents))
+        return predicted(components, held.latents, held.timesteps, held.noise, binding.levels, arguments)

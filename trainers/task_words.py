@@ -21,7 +21,7 @@ from pipelines.tokens import new_words, single_rows
 from trainers.configs import TaskWordConfig
 from trainers.inpainting import inputs_beside
 from trainers.loop import Losses, Pace, optimise, warm_stable_decay
-from trainers.terms import conditioning, noise_levels, noised, target
+from trainers.terms import conditioning, noise_levels, noised, target, uncropped
 
 METHOD = "task-word"
 
@@ -82,7 +82,6 @@ def grid_losses(components: Components, pairs: Tensor, config: TaskWordConfig) -
     kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
     side = grid.mask(*pairs.shape[-2:])
     size = (side.shape[-2], side.shape[-1])
-    sizes = torch.tensor([size]).expand(batch, -1)
 
     def losses(index: int, generator: torch.Generator) -> dict[str, Tensor]:
         with torch.no_grad():
@@ -92,7 +91,7 @@ def grid_losses(components: Components, pairs: Tensor, config: TaskWordConfig) -
         timesteps = (even * len(levels)).long().clamp(max=len(levels) - 1).to(levels.device)
         noise = torch.randn(clean.shape, generator=generator).to(clean)
         noisy = noised(clean, noise, levels[timesteps])
-        arguments = conditioning(components, [config.token] * batch, sizes, size)
+        arguments = conditioning(components, [config.token] * batch, uncropped(batch, size), size)
         seen = torch.cat((noisy, mask, around), 1).to(components.dtype)
         guess = components.unet(seen, timesteps, **arguments).sample.float()
         error = (guess - target(kind, clean, noise, levels[timesteps])).square() * mask

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipelines.components import Components
 from pipelines.errors import ModelError
+from pipelines.guidance import told
 from pipelines.prompts import encode_ids
 from trainers.config import ObjectiveConfig
 from trainers.data import Batch
@@ -65,31 +66,39 @@ def prompt_ids(components: Components, which: int, captions: list[str]) -> Tenso
     return torch.tensor(rows, device=components.text_encoders[which].device)
 
 
-def conditioning(components: Components, captions: list[str], sizes: Tensor, size: tuple[int, int]) -> dict[str, Any]:
+def conditioning(components: Components, captions: list[str], frames: Tensor, size: tuple[int, int]) -> dict[str, Any]:
     """UNet arguments for captions; gradients reach the text encoders and their input rows.
 
     Args:
         components: the base, with any new words attached.
         captions: one a picture.
-        sizes: (B, 2) original heights and widths, for SDXL.
+        frames: (B, 4) as `Batch.frames`, for SDXL; `uncropped` where pictures are whole.
         size: height and width of the training pictures in pixels, for SDXL.
     """
     encoded = [
         encode_ids(components, which, prompt_ids(components, which, captions))
         for which in range(len(components.text_encoders))
     ]
-    return _arguments(components, encoded, sizes, size)
+    return _arguments(components, encoded, frames, size)
 
 
-def _arguments(components: Components, encoded: Sequence[Any], sizes: Tensor, size: tuple[int, int]) -> dict[str, Any]:
+def uncropped(count: int, size: tuple[int, int]) -> Tensor:
+    """Frames (count, 4) of whole pictures of a height and width in pixels."""
+    return torch.tensor([[*size, 0, 0]]).expand(count, 4)
+
+
+def _arguments(components: Components, encoded: Sequence[Any], frames: Tensor, size: tuple[int, int]) -> dict[str, Any]:
     """UNet arguments from the states and the pooled text of each text encoder."""
     context = torch.cat([part for part, _ in encoded], dim=-1).to(components.dtype)
+    unguided = told(components, 1.0, len(context))  # what is learned is the prediction without guidance
     if components.family != "sdxl":
-        return {"encoder_hidden_states": context}
-    rest = torch.tensor([[0, 0, *size]]).expand(len(sizes), 4)
-    ids = torch.cat((sizes, rest), dim=1).to(components.device, components.dtype)
+        return {"encoder_hidden_states": context, **unguided}
+    ids = torch.cat((frames, torch.tensor([size]).expand(len(frames), 2)), dim=1).to(
+        components.device, components.dtype
+    )
     pooled = encoded[-1][1].to(components.dtype)
-    return {"encoder_hidden_states": context, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids}}
+    added = {"text_embeds": pooled, "time_ids": ids}
+    return {"encoder_hidden_states": context, "added_cond_kwargs": added, **unguided}
 
 
 class Conditioning:
@@ -104,10 +113,10 @@ class Conditioning:
         self.components, self.frozen = components, frozen
         self._known: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
-    def __call__(self, captions: list[str], sizes: Tensor, size: tuple[int, int]) -> dict[str, Any]:
+    def __call__(self, captions: list[str], frames: Tensor, size: tuple[int, int]) -> dict[str, Any]:
         """As `conditioning`; gradients reach the text side unless it is frozen."""
         if not self.frozen:
-            return conditioning(self.components, captions, sizes, size)
+            return conditioning(self.components, captions, frames, size)
         encoders = range(len(self.components.text_encoders))
         for caption in {caption for caption in captions if caption not in self._known}:
             with torch.no_grad():
@@ -119,13 +128,13 @@ class Conditioning:
             tuple(torch.cat([self._known[caption][which][k] for caption in captions]) for k in range(2))
             for which in encoders
         ]
-        return _arguments(self.components, encoded, sizes, size)
+        return _arguments(self.components, encoded, frames, size)
 
-    def anew(self, captions: list[str], sizes: Tensor, size: tuple[int, int]) -> dict[str, Any]:
+    def anew(self, captions: list[str], frames: Tensor, size: tuple[int, int]) -> dict[str, Any]:
         """As `conditioning`, from the text encoders as they are at this moment."""
         if self.frozen:
-            return self(captions, sizes, size)
-        return conditioning(self.components, captions, sizes, size)
+            return self(captions, frames, size)
+        return conditioning(self.components, captions, frames, size)
 
 
 def min_snr_weights(kind: str, levels: Tensor, gamma: float) -> Tensor:

@@ -81,7 +81,7 @@ class TextualInversion:
         components, state = trainable.components, trainable.state
         draw = drawn(batch, state.config, len(state.levels), generator)
         size = pixels_of(components, batch.latents)
-        arguments = conditioning(components, batch.captions, batch.sizes, size)
+        arguments = conditioning(components, batch.captions, batch.frames, size)
         errors = denoising_errors(components, batch, draw, state.levels, arguments, state.config)
         return {"denoise": errors.mean()}
 

@@ -22,11 +22,12 @@ from trainers.checkpoints import KEPT, Checkpoint, require_same
 from trainers.config import DataConfig, SubjectConfig, TrainConfig
 from trainers.cut_mix import cut_mixed
 from trainers.data import Batch, Example, LatentSet, digest
-from trainers.loop import Pace, optimise
+from trainers.loop import Pace, optimise, warm_stable_decay
 from trainers.method import Method, Trainable
 from trainers.priors import CLASS_FOLDER, class_examples
 from trainers.processes import ALONE, WHOLE, Part, Processes
 from trainers.samples import REPORT, Offer, after_step
+from trainers.smaller_copies import with_smaller_copies
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def train(
             _losses(components, run, trainable, draw),
             [optimizer],
             Pace(run.train.steps, run.train.seed, run.train.accumulate, run.train.max_grad_norm, REPORT),
-            rate=lambda step, steps: min(1.0, (step + 1) / max(1, run.train.warmup)),
+            rate=lambda step, of: warm_stable_decay(step, of, run.train.warmup, run.train.decay),
             after_step=after_step(run, trainable, examples, average, on_event if processes.main else None, offered),
             checkpoint=_checkpoint(keep, keep_every, run, trainable, optimizer, average, begun_with),
             processes=processes,
@@ -268,7 +269,8 @@ def _batches(
         )
 
     trainable.examine(examples)
-    own = encoded(examples, data.flip)
+    generator = torch.Generator().manual_seed(pace.seed * 7_457 + 31)
+    own = encoded(with_smaller_copies(examples, data.smaller_copies, generator), data.flip)
     if left_out := own.unused_captions(trigger):
         names = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
         on_event(Note(f"{len(left_out)} captions have no {trigger} or {{}} and are not used ({names})"))

@@ -21,18 +21,29 @@ class Text:
         prompt: what to show.
         negative_prompt: what the unconditional branch sees; empty for the empty text.
         size: width and height in pixels, which SDXL is told.
+        skip: how many of the last layers of the text encoders are left out beside those the family leaves out.
+        encode_empty: encode an empty negative prompt also where the base takes zeros for it.
     """
 
-    def __init__(self, prompt: str, negative_prompt: str = "", size: tuple[int, int] = (512, 512)) -> None:
+    def __init__(
+        self,
+        prompt: str,
+        negative_prompt: str = "",
+        size: tuple[int, int] = (512, 512),
+        *,
+        skip: int = 0,
+        encode_empty: bool = False,
+    ) -> None:
         self.prompt, self.negative_prompt, self.size = prompt, negative_prompt, size
+        self.skip, self.encode_empty = skip, encode_empty
         self._kwargs: dict[Branch, dict[str, Any]] = {}
 
     @contextmanager
     def attach(self, components: Components, count: int) -> Iterator[None]:
         """Encode both prompts once for the run."""
         with torch.no_grad():
-            positive, negative = encode_prompts(components, [self.prompt, self.negative_prompt])
-        if components.zero_empty and not self.negative_prompt:
+            positive, negative = encode_prompts(components, [self.prompt, self.negative_prompt], self.skip)
+        if components.zero_empty and not self.negative_prompt and not self.encode_empty:
             negative = Encoded(
                 torch.zeros_like(negative.context),
                 None if negative.pooled is None else torch.zeros_like(negative.pooled),

@@ -9,12 +9,13 @@ import asyncio
 import base64
 import json
 import time
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 
 from pipelines.errors import RequestError, StudioError
+from pipelines.frozen import Encoded
 from pipelines.metadata import SAMPLERS
 from pipelines.png import texts
 from studio import catalogue
@@ -30,7 +31,7 @@ from studio.api.a1111_asked import (
 from studio.api.forms import Answer
 from studio.jobs import Jobs
 from studio.ledger import Job
-from studio.uploads import cleaned
+from studio.uploads import at_a_time, cleaned
 
 LOOK = 0.1
 
@@ -46,7 +47,7 @@ class Pictures(Answer):
 class PngInfo(Lenient):
     """A picture that may tell how it was made, in base64."""
 
-    image: str
+    image: Annotated[str, Encoded()]
 
 
 def routes(jobs: Jobs, base: str) -> APIRouter:
@@ -179,7 +180,7 @@ def _embeddings(jobs: Jobs) -> dict[str, Any]:
     skipped: dict[str, Any] = {}
     for entry in catalogue.scan(jobs.learned):
         if entry.card is None or not entry.card.vectors:
-            skipped[entry.path.stem] = {}
+            skipped[entry.name] = {}
         else:
             card = entry.card
             loaded[card.token] = {
@@ -192,6 +193,7 @@ def _embeddings(jobs: Jobs) -> dict[str, Any]:
     return {"loaded": loaded, "skipped": skipped}
 
 
+@at_a_time
 def _texts(data: bytes) -> dict[str, Any]:
     """The texts of a picture; nothing of them is evaluated."""
     cleaned(data)  # it is a picture, and no larger than allowed

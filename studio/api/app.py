@@ -17,6 +17,7 @@ from pipelines.metadata import own_version
 from studio.api import a1111, files, work
 from studio.api.forms import ROOT
 from studio.api.guard import Door, Guard
+from studio.api.page_files import PageFiles, copies_folder
 from studio.api.problems import answer_problems, problem
 from studio.jobs import Jobs
 
@@ -61,10 +62,14 @@ def rest(jobs: Jobs) -> FastAPI:
 def with_page(app: FastAPI, jobs: Jobs) -> FastAPI:
     """The same with the web page at its root."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    copies = copies_folder()  # before the framework looks where it is
     import gradio as gr
 
     page: Any = importlib.import_module("studio.web.app")
-    return gr.mount_gradio_app(app, page.build(jobs), path="/", **page.mount_options(jobs))
+    blocks = page.build(jobs)
+    blocks.has_launched = True  # else the framework checks no path it is given; mounting does not set it
+    app.add_middleware(PageFiles, folder=copies)
+    return gr.mount_gradio_app(app, blocks, path="/", **page.mount_options(jobs))
 
 
 def guarded(app: FastAPI, door: Door) -> ASGIApp:

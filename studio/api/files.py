@@ -192,10 +192,10 @@ def concepts(jobs: Jobs) -> APIRouter:
         """The library."""
         return [
             ConceptAnswer(
-                id=entry.path.stem,
+                id=entry.name,
                 problem=entry.problem,
                 card=None if entry.card is None else entry.card.model_dump(mode="json"),
-                href=f"{ROOT}/concepts/{entry.path.stem}",
+                href=f"{ROOT}/concepts/{entry.name}",
             )
             for entry in catalogue.scan(jobs.learned)
         ]

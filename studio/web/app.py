@@ -10,7 +10,7 @@ from studio.jobs import Jobs
 from studio.web.components import base_choice
 from studio.web.concept_cards import LibraryPage
 from studio.web.edit import EditPage
-from studio.web.example import ExamplePage
+from studio.web.example import EXAMPLE, ExamplePage
 from studio.web.generate import INSERT, GeneratePage
 from studio.web.measure import MeasurePage
 from studio.web.static import text
@@ -83,8 +83,11 @@ def mount_options(jobs: Jobs) -> dict[str, Any]:
     return {
         "theme": theme(),
         "css": text("studio.css"),
-        # Pictures alone: the record of jobs and the logs beside them are not for browsers.
-        "allowed_paths": [str(jobs.folder / name) for name in ("concepts", "datasets", "exports", "jobs", "pictures")],
+        # What handlers may show; browsers get copies of it, and nothing by its path (studio/api/page_files.py).
+        "allowed_paths": [
+            *(str(jobs.folder / name) for name in ("concepts", "datasets", "exports", "jobs", "pictures")),
+            str(EXAMPLE),
+        ],
         "show_error": True,
         "ssr_mode": False,
         "footer_links": [],

@@ -53,7 +53,7 @@ def cards_of(jobs: Jobs, search: str = "") -> list[dict[str, Any]]:
     """The library as values of `concept_cards`; those that hold all words of `search`."""
     cards = []
     for entry in catalogue.scan(jobs.learned):
-        name, card = entry.path.stem, entry.card
+        name, card = entry.name, entry.card
         if card is None:
             one = {"id": name, "token": name, "kind": "damaged", "base": "", "picture": "", "words": entry.problem}
         else:
@@ -76,15 +76,16 @@ def told_of(path: Path) -> str:
     card = catalogue.read_card(path)
     rows = card.model_dump(exclude={"recipe", "scores"}) | {name: f"{one:.3f}" for name, one in card.scores.items()}
     plain = [(name.replace("_", " "), value) for name, value in rows.items() if value != ""]
+    plain.append(("elsewhere", catalogue.elsewhere(path)))
     recipe = [(name, value) for name, value in card.recipe.items() if value is not None]
     more = f"<details><summary>How it was taught</summary>{facts(recipe)}</details>" if recipe else ""
     return facts(plain) + more
 
 
 def offers(path: Path) -> Any:
-    """Update of the layouts to choose from; if there is none, all, since the error of each says what else to do."""
+    """Update of the layouts to choose from."""
     possible = catalogue.dialects(path)
-    names = [name for name, dialect in DIALECTS.items() if dialect in possible] or list(DIALECTS)
+    names = [name for name, dialect in DIALECTS.items() if dialect in possible]
     return gr.update(choices=names, value=names[0])
 
 

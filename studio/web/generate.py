@@ -73,12 +73,12 @@ def chips_of(
     files = base_files(jobs.bases.get(base, ""))
     return [
         {
-            "id": entry.path.stem,
+            "id": entry.name,
             "token": entry.card.token,
             "kind": entry.card.kind,
             "picture": picture_uri(entry.path.with_suffix(".preview.png"), 64),
-            "on": entry.path.stem in on and not problem,
-            "strength": (strengths or {}).get(entry.path.stem, 1.0),
+            "on": entry.name in on and not problem,
+            "strength": (strengths or {}).get(entry.name, 1.0),
             "problem": problem,
         }
         for entry in catalogue.scan(jobs.learned)

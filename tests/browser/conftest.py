@@ -11,6 +11,7 @@ from urllib.parse import urlparse
 import pytest
 
 from pipelines.bases import POCKET
+from tests.browser.waiting import SLOW, questions
 
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -68,7 +69,8 @@ def visit(studio, chromium):
         contexts.append(context)
         context.on("request", lambda request: foreign.append(request.url) if not own(request.url, address) else None)
         page = context.new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(SLOW)
+        questions(page)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda said: errors.append(said.text) if "Error executing js_on_load" in said.text else None)
         page.goto(address + path)

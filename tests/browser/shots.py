@@ -17,7 +17,8 @@ from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
 from tests.browser.conftest import CHROMIUMS
-from tests.browser.test_studio import SLOW, click_the_middle, draw, go, wait_for_pictures
+from tests.browser.test_studio import click_the_middle, draw, wait_for_pictures
+from tests.browser.waiting import SLOW, answered, choose, go, questions
 from tests.studio.test_serve import Server
 
 WIDE, PHONE = (1280, 900), (390, 844)
@@ -38,10 +39,9 @@ def comparison(page: Page) -> None:
     """How strength and guidance change a picture."""
     page.locator("#prompt textarea").fill("a <wolf> on a blue background")
     page.locator("#compare").get_by_text("Compare").click()
-    page.wait_for_timeout(1000)
+    answered(page)  # the concepts there are
     for way, field, values in (("Across", "Strength of <wolf>", "0, 0.5, 1"), ("Down", "Guidance scale", "1, 2, 4")):
-        page.get_by_label(way, exact=True).click()
-        page.get_by_role("option", name=field, exact=True).last.click()
+        choose(page, way, field)
         expect(page.get_by_label(f"Values {way.lower()}")).not_to_have_value("")  # what is suggested
         page.get_by_label(f"Values {way.lower()}").fill(values)
     page.locator("#go").click()
@@ -63,10 +63,9 @@ def edit(page: Page) -> None:
     """A thing that was clicked and repainted."""
     go(page, "Edit")
     page.locator("#edit-example").click()
-    expect(page.locator("#painter .easel")).not_to_have_class("easel bare")
     click_the_middle(page, "#painter")
     page.locator("#edit-go").click()
-    expect(page.locator("#edit-gallery .thumbnail-item img")).to_have_count(4, timeout=SLOW)
+    expect(page.locator("#edit-gallery .thumbnail-item img")).to_have_count(4)
 
 
 def example(page: Page) -> None:
@@ -75,7 +74,7 @@ def example(page: Page) -> None:
     page.locator("#example-pair").click()
     expect(page.locator("#example-query img")).to_be_visible()
     page.locator("#example-go").click()
-    expect(page.locator("#example-gallery .thumbnail-item img")).to_have_count(1, timeout=SLOW)
+    expect(page.locator("#example-gallery .thumbnail-item img")).to_have_count(1)
 
 
 def concepts(page: Page) -> None:
@@ -118,11 +117,12 @@ def main() -> None:
                 act, (width, height), scheme = SHOTS[name]
                 window: dict[str, Any] = {"viewport": {"width": width, "height": height}, "color_scheme": scheme}
                 page = browser.new_page(**window, device_scale_factor=1)
+                questions(page)
                 page.goto(server.address)
                 page.wait_for_selector("#prompt")
                 act(page)
                 page.mouse.move(0, 0)
-                page.wait_for_timeout(1000)
+                answered(page)
                 drawn = Image.open(io.BytesIO(page.screenshot(full_page=True)))
                 path = asked.folder / f"web-{name}.png"
                 drawn.convert("RGB").quantize(256).save(path, optimize=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import parse_qs, urlparse
 
 import pytest
@@ -12,17 +13,15 @@ from playwright.sync_api import expect
 from pipelines.metadata import read_made
 from studio import catalogue
 from studio.web.edit import EXAMPLE
+from tests.browser.waiting import answered, choose, easel, go
 
 TABS = ("Generate", "Teach", "Edit", "By example", "Concepts", "Measure")
-SLOW = 240_000  # milliseconds; two cores, and processes that load torch
-
-
-def go(page, tab):
-    page.get_by_role("tab", name=tab, exact=True).click()
 
 
 def draw(page, left, top, right, bottom, words):
     """Draw a box with the mouse, in fractions of the canvas, and say what is in it."""
+    count = page.locator(".stage .box").count()
+    page.locator(".stage").hover()  # in view, and it stands still
     frame = page.locator(".stage").bounding_box()
 
     def at(x, y):
@@ -33,31 +32,28 @@ def draw(page, left, top, right, bottom, words):
     page.mouse.move(*at((left + right) / 2, (top + bottom) / 2))
     page.mouse.move(*at(right, bottom))
     page.mouse.up()
+    field = page.get_by_label(f"What is in box {count + 1}")
+    expect(field).to_be_focused()
     page.keyboard.type(words)
+    expect(field).to_have_value(words)
 
 
 def click_the_middle(page, painter):
-    page.wait_for_timeout(300)
-    page.locator(f"{painter} .over").scroll_into_view_if_needed()
-    frame = page.locator(f"{painter} .over").bounding_box()
-    page.mouse.click(frame["x"] + frame["width"] / 2, frame["y"] + frame["height"] / 2)
+    easel(page, painter).click()
 
 
 def mark_and_crop(page, jobs):
     """Keep a mask of the thing in one training picture, and crop another to a box."""
     page.get_by_label("Mask or crop 0001.png").click()
-    expect(page.locator("#marker .easel")).not_to_have_class("easel bare")
     click_the_middle(page, "#marker")
     page.locator("#keep-mask").click()
     expect(page.get_by_label("0001.png has a mask")).to_be_visible()
     expect(page.locator("#marker")).to_be_hidden()
     page.get_by_label("Mask or crop 0002.png").click()
-    expect(page.locator("#marker .easel")).not_to_have_class("easel bare")
     page.locator("#marker").get_by_text("Box").click()
-    page.wait_for_timeout(300)
-    page.locator("#marker .over").scroll_into_view_if_needed()
-    frame = page.locator("#marker .over").bounding_box()
-    page.mouse.move(frame["x"] + 2, frame["y"] + 2)
+    over = easel(page, "#marker")
+    over.hover(position={"x": 2, "y": 2})
+    frame = over.bounding_box()
     page.mouse.down()
     page.mouse.move(frame["x"] + 0.75 * frame["width"], frame["y"] + 0.75 * frame["height"])
     page.mouse.up()
@@ -71,8 +67,8 @@ def mark_and_crop(page, jobs):
 
 
 def wait_for_pictures(page, count):
-    expect(page.locator("#generation-progress")).to_contain_text("Done", timeout=SLOW)
-    expect(page.locator("#generation-gallery .thumbnail-item img")).to_have_count(count, timeout=SLOW)
+    expect(page.locator("#generation-progress")).to_contain_text("Done")
+    expect(page.locator("#generation-gallery .thumbnail-item img")).to_have_count(count)
 
 
 def newest(jobs, kind):
@@ -88,7 +84,7 @@ def test_an_example_is_one_click_away_and_its_settings_come_back(visit, studio):
     page.locator("#go").click()
     wait_for_pictures(page, 4)
     job = newest(jobs, "generation")
-    assert f"generation={job.id}" in page.url
+    expect(page).to_have_url(re.compile(f"generation={job.id}"))
     page.reload()
     wait_for_pictures(page, 4)
     expect(page.locator("#prompt textarea")).to_have_value("")
@@ -113,18 +109,18 @@ def test_teaching_survives_a_reload_and_what_is_learned_stands_in_its_box(visit,
     mark_and_crop(page, jobs)
     page.get_by_label("Steps").fill("60")
     page.locator("#teach").click()
-    expect(page.locator("#training-progress")).to_contain_text("At work", timeout=SLOW)
+    expect(page.locator("#training-progress")).to_contain_text("At work")
     page.reload()
     go(page, "Teach")
-    expect(page.locator("#training-progress")).to_contain_text("of 60", timeout=SLOW)
+    expect(page.locator("#training-progress")).to_contain_text("of 60")
     expect(page.locator(".rows img")).to_have_count(3)
     expect(page.locator("#token textarea, #token input")).to_have_value("<my-wolf>")
-    expect(page.locator("#curves")).to_contain_text("denoise", timeout=SLOW)
-    expect(page.locator("#training-progress")).to_contain_text("Done", timeout=SLOW)
-    assert page.locator("#previews img").count() >= 4
+    expect(page.locator("#curves")).to_contain_text("denoise")
+    expect(page.locator("#training-progress")).to_contain_text("Done")
+    expect(page.locator("#previews img").nth(3)).to_be_attached()
     assert newest(jobs, "training").spec["settings"]["token"] == "<my-wolf>"
-    expect(page.locator("#scores-reason")).to_contain_text("Proposed: step", timeout=SLOW)
-    assert page.locator("#scores-figures tr").count() == 7  # a head, the word before, five steps
+    expect(page.locator("#scores-reason")).to_contain_text("Proposed: step")
+    expect(page.locator("#scores-figures tr")).to_have_count(7)  # a head, the word before, five steps
     page.locator("#try-it").click()
     expect(page.locator("#prompt textarea")).to_have_value("a <my-wolf>")
     expect(page.locator(".chip button")).to_have_attribute("aria-pressed", "true")
@@ -145,7 +141,8 @@ def test_boxes_by_keyboard_and_by_mouse(visit):
     page.get_by_role("button", name="Two boxes").click()
     boxes = page.locator(".stage .box")
     expect(boxes).to_have_count(2)
-    page.wait_for_timeout(300)
+    answered(page)
+    boxes.first.hover()  # it stands still
     boxes.first.focus()
     before = boxes.first.bounding_box()
     page.keyboard.press("ArrowRight")
@@ -153,8 +150,8 @@ def test_boxes_by_keyboard_and_by_mouse(visit):
     after = boxes.first.bounding_box()
     assert after["x"] > before["x"]
     assert after["height"] > before["height"]
+    boxes.first.locator(".corner.se").hover(position={"x": 5, "y": 5})
     corner = boxes.first.locator(".corner.se").bounding_box()
-    page.mouse.move(corner["x"] + 5, corner["y"] + 5)
     page.mouse.down()
     page.mouse.move(corner["x"] - 25, corner["y"] - 35)
     page.mouse.up()
@@ -171,11 +168,10 @@ def test_a_thing_is_clicked_and_repainted_and_the_rest_stays(visit, studio):
     page = visit()
     go(page, "Edit")
     page.locator("#edit-example").click()
-    expect(page.locator("#painter .easel")).not_to_have_class("easel bare")
     click_the_middle(page, "#painter")
     page.locator("#edit-go").click()
-    expect(page.locator("#edit-progress")).to_contain_text("Done", timeout=SLOW)
-    expect(page.locator("#edit-gallery .thumbnail-item img")).to_have_count(4, timeout=SLOW)
+    expect(page.locator("#edit-progress")).to_contain_text("Done")
+    expect(page.locator("#edit-gallery .thumbnail-item img")).to_have_count(4)
     job = newest(jobs, "generation")
     with Image.open(jobs.results(job.id)[0]) as after, Image.open(EXAMPLE) as before:
         changed = ImageChops.difference(after.convert("RGB"), before.convert("RGB"))
@@ -191,8 +187,8 @@ def test_a_change_is_shown_by_example(visit, studio):
     page.locator("#example-pair").click()
     expect(page.locator("#example-query img")).to_be_visible()
     page.locator("#example-go").click()
-    expect(page.locator("#example-progress")).to_contain_text("Done", timeout=SLOW)
-    expect(page.locator("#example-gallery .thumbnail-item img")).to_have_count(1, timeout=SLOW)
+    expect(page.locator("#example-progress")).to_contain_text("Done")
+    expect(page.locator("#example-gallery .thumbnail-item img")).to_have_count(1)
     assert len(read_made(jobs.results(newest(jobs, "generation").id)[0]).request.in_context.examples) == 1
 
 
@@ -201,12 +197,10 @@ def test_two_settings_are_compared_at_phone_width_and_one_picture_is_gone_on_wit
     page = visit(390, 844, has_touch=True)
     page.locator("#prompt textarea").fill("a fox and a house")
     page.locator("#compare").get_by_text("Compare").click()
-    page.get_by_label("Across", exact=True).click()
-    page.get_by_role("option", name="Words of the prompt").click()
+    choose(page, "Across", "Words of the prompt")
     expect(page.get_by_label("Values across")).to_have_value("fox, cat, dog")
     page.get_by_label("Values across").fill("fox, cat")
-    page.get_by_label("Down", exact=True).click()
-    page.get_by_role("option", name="Steps", exact=True).click()
+    choose(page, "Down", "Steps")
     expect(page.get_by_label("Values down")).to_have_value("5, 10, 25")
     page.get_by_label("Values down").fill("1, 2")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -229,14 +223,13 @@ def test_two_settings_are_compared_at_phone_width_and_one_picture_is_gone_on_wit
 def test_another_base_is_chosen_and_its_job_cancelled(visit, studio):
     _, jobs = studio
     page = visit()
-    page.get_by_label("Base model").click()
-    page.get_by_role("option", name="twin").click()
+    choose(page, "Base model", "twin")
     page.locator("#prompt textarea").fill("a fox")
     page.get_by_text("More settings").click()
     page.get_by_label("Steps").first.fill("1000")
     page.locator("#go").click()
     page.locator("#generation-stop").click()
-    expect(page.locator("#generation-progress")).to_contain_text("Cancelled", timeout=SLOW)
+    expect(page.locator("#generation-progress")).to_contain_text("Cancelled")
     job = newest(jobs, "generation")
     assert (job.state, job.spec["base"]) == ("cancelled", "twin")
     expect(page.locator("#go")).to_be_enabled()
@@ -299,7 +292,7 @@ def test_a_concept_is_deleted_and_brought_back_and_an_example_added(visit, studi
     page.locator(".offer:visible").click()
     expect(page.locator(".chip button", has_text="<wolf>")).to_have_attribute("aria-pressed", "true")
     expect(page.locator("#prompt textarea")).to_have_value("a <wolf>")
-    page.wait_for_timeout(500)  # what goes wrong afterwards is told in a corner
+    answered(page)  # what goes wrong afterwards is told in a corner
     expect(page.locator(".toast-body")).to_have_count(0)
 
 
@@ -308,7 +301,7 @@ def test_phone_width(visit, scheme):
     page = visit(390, 844, color_scheme=scheme, has_touch=True)
     for tab in TABS:
         go(page, tab)
-        page.wait_for_timeout(200)
+        answered(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, tab
     shade = page.evaluate("getComputedStyle(document.body).backgroundColor")
     light = sum(map(int, shade.removeprefix("rgb(").removeprefix("rgba(").rstrip(")").split(",")[:3])) > 380
@@ -319,7 +312,7 @@ def test_every_field_has_a_label(visit):
     page = visit()
     for tab in TABS:
         go(page, tab)
-        page.wait_for_timeout(200)
+        answered(page)
         nameless = page.evaluate(
             """[...document.querySelectorAll('input, textarea, select, button')].filter(e => e.offsetParent &&
                !(e.labels?.length || e.getAttribute('aria-label') || e.getAttribute('aria-labelledby') || e.title ||

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 
 import pytest
 import torch
@@ -201,3 +202,20 @@ def test_halves_of_an_xl_embedding_with_unequal_counts_are_refused(tmp_path):
     save_file({"clip_l": torch.zeros(2, 768), "clip_g": torch.zeros(3, 1280)}, tmp_path / "x.safetensors")
     with pytest.raises(ConceptError, match=r"x\.safetensors does not hold the 2 vectors"):
         Concept.load(tmp_path / "x.safetensors")
+
+
+def test_absurd_shapes_are_refused_at_once(tmp_path):
+    extent = "9" * 4200
+    shape = "[" + ",".join([extent] * 900) + "]"
+    text = f'{{"a": {{"dtype": "F32", "shape": {shape}, "data_offsets": [0, 8]}}}}'.encode()
+    began = time.process_time()
+    with pytest.raises(ConceptError, match="wrong length"):
+        read_header(write(tmp_path / "x.safetensors", text))
+    assert time.process_time() - began < 5  # 82 s when it was multiplied
+
+
+def test_a_card_has_a_limit(tmp_path):
+    card = ConceptCard(token="<x>", recipe={f"a{number}": "x" * 1000 for number in range(70)})
+    header = {"__metadata__": {CARD_KEY: card.model_dump_json()}, "<x>": ONE}
+    with pytest.raises(ConceptError, match="at most 65,536"):
+        read_card(write(tmp_path / "x.safetensors", header))

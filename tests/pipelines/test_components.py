@@ -23,7 +23,8 @@ def test_a_diffusers_folder_loads_as_what_it_is_and_gives_the_same(tmp_path, mak
     assert not any(p.requires_grad for module in loaded.modules() for p in module.parameters())
     from pipelines.components import from_pipeline
 
-    request = Request(prompt="a fox", steps=2, width=16, height=16)
+    # The scheduler's own class: a folder holds its defaults too, which other classes then take for settings.
+    request = Request(prompt="a fox", steps=2, width=16, height=16, scheduler="ddim")
     in_memory = generate(tiny.frozen(from_pipeline(pipeline, "tiny")), request)
     torch.testing.assert_close(generate(loaded, request).latents, in_memory.latents, atol=1e-4, rtol=0)
 

@@ -10,24 +10,29 @@ from diffusers import DDIMScheduler
 from PIL import Image
 
 from pipelines import conditions
+from pipelines.components import from_pipeline
 from pipelines.conditions import CONCAT, Branch, Canvas, Step
 from pipelines.conditions.boxes import Boxes
+from pipelines.conditions.distilled import DistilledGuidance
 from pipelines.conditions.inpaint import Inpaint
 from pipelines.conditions.regions import Regions
 from pipelines.conditions.text import Text
 from pipelines.conditions.watch import Watch
-from pipelines.request import Box
+from pipelines.request import Box, Guidance
 from tests import tiny
 
 CONDITIONS = {
     "text": lambda: Text("a fox", "a dog", (16, 16)),
     "inpaint": lambda: Inpaint(Image.new("RGB", (16, 16), "red"), Image.new("L", (16, 16), 255), strength=0.5),
     "boxes": lambda: Boxes([[Box(phrase="a fox", box=(0.1, 0.2, 0.5, 0.6))]], 1.0),
+    "distilled": lambda: DistilledGuidance(Guidance(scale=8.0)),
     "watch": lambda: Watch(lambda event: None),
     "regions": lambda: Regions([Box(phrase="a fox", box=(0.1, 0.2, 0.5, 0.6))], "a fox", "a dog", (16, 16)),
 }
+LCM = {"lcm": lambda: tiny.frozen(from_pipeline(tiny.lcm_pipeline(), "tiny-lcm"))}
 ANY = {"sd": tiny.sd, "sdxl": tiny.sdxl, "inpainting": tiny.sd_inpaint}
-BASES = {"text": ANY, "inpaint": ANY, "boxes": {"gated": tiny.gated}, "regions": ANY, "watch": ANY}
+BASES = {"text": ANY, "inpaint": ANY, "boxes": {"gated": tiny.gated}, "regions": ANY, "watch": ANY,
+         "distilled": LCM | ANY}  # fmt: skip
 """For each condition, the bases it is for."""
 SAMPLE = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
 STEP = Step(0, 4, torch.tensor(900), torch.tensor(600), lambda: SAMPLE)

@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -20,6 +19,7 @@ from pipelines.dialects import export_as
 from pipelines.errors import ConceptError
 from pipelines.lora_keys import from_sgm, parsed, to_sgm
 from pipelines.request import ConceptUse, Guidance, Request
+from pipelines.stored_changes import stored
 from tests import tiny
 
 
@@ -77,25 +77,8 @@ def test_plain_diffusers_draws_the_same_with_an_exported_lora(tmp_path, dialect)
     torch.testing.assert_close(ours(base, back), drawn, atol=1e-6, rtol=0)
 
 
-def sdxl_pipeline():
-    """SDXL whose UNet has the blocks of the real one, which kohya's names count."""
-    pipeline = tiny.sdxl_pipeline()
-    config = dict(pipeline.unet.config) | {
-        "block_out_channels": (16, 32, 32),
-        "layers_per_block": 2,
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    }
-    torch.manual_seed(1)
-    unet = UNet2DConditionModel(**{key: value for key, value in config.items() if not key.startswith("_")}).eval()
-    parts = dict(pipeline.components) | {"unet": unet}
-    made = StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=True, add_watermarker=False)
-    made.set_progress_bar_config(disable=True)
-    return made
-
-
 def test_plain_sdxl_draws_the_same_with_a_lora_in_kohyas_names(tmp_path):
-    pipeline = sdxl_pipeline()
+    pipeline = tiny.sdxl_with_real_blocks()
     base = tiny.frozen(from_pipeline(pipeline, "tiny-xl"))
     concept = Concept(card(family="sdxl"), (), low_rank(base))
     (path,) = export_as(concept, tmp_path, "a1111")
@@ -109,7 +92,7 @@ def test_plain_sdxl_draws_the_same_with_a_lora_in_kohyas_names(tmp_path):
 
 
 def test_names_of_sgm_there_and_back():
-    names = [name for name, _ in sdxl_pipeline().unet.named_modules() if name.count(".") > 2]
+    names = [name for name, _ in tiny.sdxl_with_real_blocks().unet.named_modules() if name.count(".") > 2]
     changed = [name for name in names if to_sgm(name) != name]
     assert len(changed) > 50 and all(from_sgm(to_sgm(name)) == name for name in changed)
 
@@ -155,7 +138,7 @@ def test_peft_reads_the_changes_of_the_unet(tmp_path):
     concept = Concept(card(), (), low_rank(base, text=False))
     layers = [key.removeprefix("unet.").removesuffix(".weight") for key in concept.changes]
     LoraConfig(r=2, lora_alpha=3, target_modules=layers).save_pretrained(tmp_path)
-    tensors = {f"base_model.model.{k.removeprefix('unet.')}": v for k, v in concept.tensors().items()}
+    tensors = {f"base_model.model.{k.removeprefix('unet.')}": v for k, v in stored(concept.changes).items()}
     save_file(tensors, tmp_path / "adapter_model.safetensors")
     noise = torch.randn(1, 4, 8, 8, generator=chance())
     text = torch.randn(1, 5, 32, generator=chance(1))
@@ -207,13 +190,13 @@ def test_a_word_with_weights_becomes_two_files_and_nothing_is_overwritten(tmp_pa
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["cat.json"]
     whole = Concept(card(), (), {"unet.conv_in.weight": Difference(torch.zeros(16, 4, 3, 3))})
     with pytest.raises(ConceptError, match="studio export"):
-        export_as(whole, tmp_path / "b", "a1111")
+        export_as(whole, tmp_path / "b", "diffusers")
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.hada_w1_a",
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.oft_blocks",
         "lora_unet_blocks_of_another_model.lora_down.weight",
         "transformer.layer.lora_A.weight",
         "lora_unet_.alpha",

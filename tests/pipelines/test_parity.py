@@ -27,6 +27,7 @@ UPSTREAM = {
 
 
 def ours_and_theirs(pipeline, name, request, **call):
+    base = tiny.frozen(from_pipeline(pipeline, "tiny"))  # with the scheduler the pipeline came with
     pipeline.scheduler = UPSTREAM[name].from_config(pipeline.scheduler.config)
     generators = [torch.Generator().manual_seed(request.seed + i) for i in range(request.count)]
     theirs = pipeline(
@@ -41,7 +42,7 @@ def ours_and_theirs(pipeline, name, request, **call):
         height=request.height,
         **call,
     ).images
-    ours = generate(tiny.frozen(from_pipeline(pipeline, "tiny")), request).latents
+    ours = generate(base, request).latents
     return ours, theirs
 
 

@@ -44,9 +44,10 @@ def request(name="ddim", **fields):
     return Request(**(defaults | fields))
 
 
-def compare(pipeline, request, **call):
-    """Assert that both give the same latents; `call` replaces what the pipeline is told."""
-    pipeline.scheduler = UPSTREAM[request.scheduler].from_config(pipeline.scheduler.config)
+def compare(pipeline, request, scheduler=None, **call):
+    """Assert that both give the same latents; `call` replaces what the pipeline is told, `scheduler` its settings."""
+    base = tiny.frozen(from_pipeline(pipeline, "tiny"))  # with the scheduler the pipeline came with
+    pipeline.scheduler = UPSTREAM[request.scheduler].from_config(pipeline.scheduler.config, **(scheduler or {}))
     told = {"prompt": request.prompt, "num_images_per_prompt": request.count}
     if request.negative_prompt:
         told["negative_prompt"] = request.negative_prompt
@@ -60,7 +61,6 @@ def compare(pipeline, request, **call):
         width=request.width,
         height=request.height,
     ).images
-    base = tiny.frozen(from_pipeline(pipeline, "tiny"))
     ours = generate(base, request).latents
     assert ours.std() > 0.05
     torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-4)
@@ -196,6 +196,20 @@ def test_a_sampler_built_from_an_official_file_steps_as_the_one_diffusers_makes_
             latents = scheduler.step(guess, timestep, latents, **options).prev_sample
         made.append(latents)
     assert torch.equal(*made)
+
+
+@pytest.mark.parametrize("model", list(OFFICIAL))
+@pytest.mark.parametrize("name", list(UPSTREAM))
+def test_a_pipeline_with_an_official_scheduler_is_sampled_as_the_folder_and_as_diffusers_do(name, model):
+    kind, config = OFFICIAL[model]
+    pipeline = tiny.sdxl_pipeline() if model == "sdxl" else tiny.sd_pipeline()
+    pipeline.scheduler = kind.from_config(config)
+    base = compare(pipeline, request(name, steps=5), scheduler=EXTRA.get(name, {}))
+    given = {key: value for key, value in config.items() if not key.startswith("_")}
+    assert {key: base.scheduler_config[key] for key in given} == given
+    assert build(name, base.scheduler_config, 9, "cpu").timesteps.tolist() == (
+        build(name, config, 9, "cpu").timesteps.tolist()
+    )
 
 
 EXTRA = {"ddim": {"clip_sample": False}}  # the class default would clip where an official file leaves it out

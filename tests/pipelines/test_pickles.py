@@ -12,7 +12,7 @@ import torch
 
 from pipelines.concept import Concept
 from pipelines.errors import ConceptError
-from pipelines.pickles import read_pickle
+from pipelines.pickles import read_pickle, read_tensors
 
 
 def a1111(rows, name="my cat", **more):
@@ -124,3 +124,10 @@ def test_numbers_no_embedding_has_are_refused(tmp_path, rows):
     torch.save({"<x>": rows}, tmp_path / "x.pt")
     with pytest.raises(ConceptError, match=r"not finite|whole numbers"):
         Concept.load_pickle(tmp_path / "x.pt")
+
+
+def test_one_tensor_under_many_names_is_refused(tmp_path):
+    rows = torch.zeros(1 << 18)
+    torch.save({f"{number}": rows for number in range(20_000)}, tmp_path / "x.pt")  # 20 GB if each were copied
+    with pytest.raises(ConceptError, match="together 20,480,000 KiB"):
+        read_tensors(tmp_path / "x.pt")

@@ -148,3 +148,18 @@ def test_a_phrase_the_prompt_does_not_say_is_refused_by_number_and_name():
     boxes = (Box(phrase="a fox", box=LEFT), Box(phrase="a red car", box=RIGHT))
     with pytest.raises(RequestError, match=r"Box 2 \('a red car'\): the prompt does not say 'red car'"):
         generate(tiny.gated(), asked(*boxes))
+
+
+def test_the_negative_branch_sees_everything_from_everywhere():
+    base = tiny.sd()
+    regions = Regions([Box(phrase="house", box=RIGHT)], PROMPT, "a dog", (16, 16))
+    with regions.attach(base, 2):
+        hidden, free = (regions.unet_kwargs(b, STEP)["cross_attention_kwargs"]["regions"]
+                        for b in (Branch.POSITIVE, Branch.NEGATIVE))  # fmt: skip
+        assert set(hidden) == set(free) == {"64", "16"}
+        for places in free:
+            assert free[places].shape == hidden[places].shape and not free[places].any()
+            # "a fox and a house" behind the start token: only its fifth word is hidden, from the left half.
+            seen = (hidden[places][0] == 0).reshape(-1, 8 if places == "64" else 4, 77)
+            assert not seen[:, : seen.shape[1] // 2, 5].any() and seen[:, seen.shape[1] // 2 :, 5].all()
+            assert seen[..., :5].all() and seen[..., 6:].all()

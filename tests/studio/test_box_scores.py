@@ -14,7 +14,7 @@ def test_ways_are_told_and_drawn(tmp_path, capsys):
     assert main(["score", "--boxes", "--pictures", "1", "--sheet", str(sheet), "--format", "json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert list(rows) == ["text alone", "boxes, beta 0.3", "boxes, beta 0.5", "boxes, beta 1.0"]
-    assert set(rows["text alone"]) == {"iou", "in_place", "ap50", "named", "leakage"} and sheet.exists()
+    assert set(rows["text alone"]) == {"iou", "in_place", "ap50", "drawn", "named", "leakage"} and sheet.exists()
 
 
 @pytest.mark.parametrize(

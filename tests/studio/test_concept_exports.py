@@ -22,7 +22,8 @@ LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q.weight"
 KINDS = {
     "word": ({}, ["A1111, ComfyUI, kohya", "diffusers"]),
     "lora": ({LAYER: LowRank(torch.ones(2, 4), torch.ones(3, 2), 0.5)}, list(DIALECTS)),
-    "whole": ({LAYER: Difference(torch.ones(3, 4))}, list(DIALECTS)),  # all, since each says what else to do
+    "whole": ({LAYER: Difference(torch.ones(3, 4))}, ["A1111, ComfyUI, kohya"]),
+    "dora": ({LAYER: LowRank(torch.ones(2, 4), torch.ones(3, 2), 0.5, torch.ones(3))}, ["diffusers", "PEFT"]),
 }
 
 
@@ -41,10 +42,10 @@ def saved(library, kind):
 def test_layouts_on_offer_are_those_it_can_be_written_in(library, kind):
     path = saved(library, kind)
     *_, offered = library.pick(gr.EventData(None, {"id": kind}))
-    assert (offered["choices"], offered["value"]) == (KINDS[kind][1], "A1111, ComfyUI, kohya")
+    assert (offered["choices"], offered["value"]) == (KINDS[kind][1], KINDS[kind][1][0])
     if kind == "whole":
-        assert catalogue.dialects(path) == ()
-        for dialect in DIALECTS.values():
+        assert catalogue.dialects(path) == ("a1111",)
+        for dialect in ("diffusers", "peft"):
             with pytest.raises(Exception, match="changes whole weights"):
                 exchange.export_concept(path, library.jobs.folder / dialect, dialect, half=False)
 

@@ -47,6 +47,9 @@ VALUES = {
     "batch": ("2", 2),
     "accumulate": ("5", 5),
     "warmup": ("9", 9),
+    "decay": ("0.5", 0.5),
+    "smaller_copies": ("3", 3),
+    "prior_every": ("4", 4),
     "precision": ("bf16", "bf16"),
     "weight_decay": ("0.25", 0.25),
     "preview_every": ("50", 50),
@@ -162,6 +165,7 @@ def test_every_field_of_a_request_can_be_typed(asked):
     flags = (
         "--negative-prompt ugly --guidance-scale 3.5 --guidance-rescale 0.7 --guidance-start 0.1 --guidance-stop 0.9"
     )
+    flags += " --guidance-encode-empty --spacing sgm --eta 0.5 --clip-skip 2 --vae-tiling --vae-slicing"
     more = "--scheduler euler-a --steps 12 --width 96 --height 128 --seed 5 --count 3 --base b --output o"
     more += " --inpaint-image i.png --inpaint-mask m.png --inpaint-strength 0.5 --inpaint-grow 1 --inpaint-feather 2"
     more += " --inpaint-only-masked --inpaint-padding 3 --inpaint-unet u"
@@ -182,7 +186,12 @@ def test_every_field_of_a_request_can_be_typed(asked):
             Box(phrase="a red: fox", box=(0, 0, 1, 1), picture="fox.png"),
         ),
         grounding=Grounding(beta=0.5, region=True, adapter="gates.safetensors"),
-        guidance=Guidance(scale=3.5, rescale=0.7, start=0.1, stop=0.9),
+        guidance=Guidance(scale=3.5, rescale=0.7, start=0.1, stop=0.9, encode_empty=True),
+        spacing="sgm",
+        eta=0.5,
+        clip_skip=2,
+        vae_tiling=True,
+        vae_slicing=True,
         scheduler="euler-a",
         steps=12,
         width=96,

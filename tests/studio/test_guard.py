@@ -136,15 +136,15 @@ def test_a_server_open_to_others_needs_a_password():
         Door("0.0.0.0", ("short",))
 
 
-def test_the_page_gives_pictures_out_and_nothing_else_of_the_folder(app):
+def test_the_page_gives_out_nothing_of_the_folder_by_its_path(app):
     folder = app.state.jobs.folder
     (folder / "worker.log").write_text("secret")
-    (folder / "concepts" / "x.preview.png").write_bytes(b"picture")
+    (folder / "concepts" / "x.preview.png").write_bytes(b"secret")
     web = client(app, Door())
-    assert web.get(f"/gradio_api/file={folder}/concepts/x.preview.png").content == b"picture"
     for name in (
         "jobs.sqlite",
         "worker.log",
+        "concepts/x.preview.png",
         "concepts/../worker.log",
         "concepts/%2e%2e/worker.log",
         "../../etc/passwd",

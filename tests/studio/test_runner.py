@@ -16,7 +16,8 @@ from pipelines.tokens import single_rows
 from studio import demo, runner
 from studio.cli import main
 from studio.settings import Machine
-from trainers import textual_inversion
+from trainers import dreambooth, textual_inversion
+from trainers.stickers import ALL_NAMES
 
 
 def test_the_doctor_names_versions_device_attention_memory_and_pocket(capsys):
@@ -51,7 +52,7 @@ def fox_as_wolf(tmp_path):
 def test_scoring_a_concept_prints_a_table_or_json(fox_as_wolf, capsys):
     assert main(["score", str(fox_as_wolf), "--thing", "wolf", "--format", "json"]) == 0
     row = json.loads(capsys.readouterr().out)
-    assert row["likeness_gain"] == pytest.approx(0, abs=1e-4) and row["named_chance"] == 0.125
+    assert row["likeness_gain"] == pytest.approx(0, abs=1e-4) and row["named_chance"] == 1 / len(ALL_NAMES)
 
 
 @pytest.mark.parametrize(
@@ -95,9 +96,13 @@ def test_the_demo_teaches_scores_and_draws(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "SEEDS", 2)
     monkeypatch.setattr("trainers.scoring.SEEDS", 2)
     monkeypatch.setitem(textual_inversion.POCKET, "steps", 20)
+    monkeypatch.setattr(dreambooth, "POCKET_STEPS", 20)
     assert demo.main() == 0
     said = capsys.readouterr().out
-    assert "likeness_gain" in said and "outputs/demo.png" in said
+    assert "drawn_ceiling" in said and "outputs/demo.png" in said
     sheet = Image.open(Path("outputs/demo.png"))
     assert sheet.height > 13 * 128 and sheet.width > 4 * 128
-    assert "likeness" in read_card(Path("outputs/demo/my-wolf.safetensors")).scores
+    for word in ("wolf-word", "wolf"):
+        assert {"drawn", "drawn_word", "likeness_share"} <= set(
+            read_card(Path(f"outputs/demo/{word}.safetensors")).scores
+        )

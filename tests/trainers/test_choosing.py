@@ -19,7 +19,10 @@ from tests.test_architecture import ROOT
 from trainers.choosing import JudgeEyes, Row, choose, proposed
 from trainers.pretrain.parts import text_config
 from trainers.pretrain.vocabulary import build_tokenizer
+from trainers.reading import Example
 from trainers.relation_scoring import pictures_of
+from trainers.stickers import scenes
+from trainers.truth import composed
 
 
 def row(step, fit, edit=None, kept=None):
@@ -102,6 +105,25 @@ def test_nothing_better_than_the_word_is_said():
     assert step == 20 and "No step" in reason and "“fox”" in reason
 
 
+def test_a_proposal_needs_the_drawing_and_the_judge():
+    start = replace(START, drawn=torch.tensor([0.2, 0.25, 0.2, 0.25]))
+    smear = replace(row(10, [0.8, 0.9, 0.8, 0.9]), drawn=torch.tensor([0.2, 0.26, 0.19, 0.25]))
+    assert proposed(start, [smear], "fox")[1].startswith("No step"), "the judge alone is content"
+    plain = replace(row(20, [0.0, 0.1, 0.0, 0.1]), drawn=torch.tensor([0.7, 0.75, 0.7, 0.75]))
+    assert proposed(start, [plain], "fox")[1].startswith("No step"), "the drawing alone"
+    both = replace(row(30, [0.5, 0.6, 0.5, 0.6]), drawn=torch.tensor([0.6, 0.65, 0.6, 0.65]))
+    more = replace(row(40, [0.4, 0.5, 0.4, 0.5]), drawn=torch.tensor([0.8, 0.85, 0.8, 0.85]))
+    assert proposed(start, [smear, both, more], "fox")[0] == 40, "of those that both see, the better drawing"
+
+
+def test_a_step_that_shows_no_more_than_other_things_do_is_not_proposed():
+    floored = row(10, [0.5, 0.6, 0.5, 0.6])
+    floored.figures["likeness_floor"] = 0.55
+    assert proposed(START, [floored], "fox")[1].startswith("No step")
+    floored.figures["likeness_floor"] = 0.3
+    assert proposed(START, [floored], "fox")[0] == 10
+
+
 @pytest.fixture(scope="module")
 def judge():
     torch.manual_seed(0)
@@ -136,6 +158,16 @@ def test_the_word_itself_scores_as_the_word(judge):
     assert [event.step for event in events if isinstance(event, StepDone)] == [1, 2, 3]
     assert len([event for event in events if isinstance(event, Preview)]) == 3
     assert choice.sheet().draw().height > 3 * 96
+
+
+def test_a_thing_is_measured_by_its_drawing_and_beside_other_things(judge):
+    base = load("pocket")
+    examples = [Example(f"{i}.png", one) for i, one in enumerate(composed(scenes(2, 3, names=("fox",), kind="one")))]
+    choice = choose(base, {5: word(base, "fox")}, examples, JudgeEyes(judge, True))
+    figures = choice.rows[0].figures
+    assert figures["drawn"] > 0.35 and figures["likeness_floor"] < 1, "pocket knows the fox"
+    assert choice.rows[0].drawn is not None and len(choice.rows[0].drawn) == len(choice.rows[0].pictures)
+    assert choice.reason.startswith("No step"), "it is the word itself"
 
 
 def test_without_eyes_the_error_decides(tmp_path):

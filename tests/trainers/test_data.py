@@ -69,7 +69,7 @@ def test_captions_give_way_to_templates_unless_they_hold_the_token(base):
 
 def test_original_sizes_are_kept_for_xl(base):
     data = LatentSet(base, [Example("x", Image.new("RGB", (30, 20)))], resolution=16)
-    assert drawn(data, batch=1).sizes.tolist() == [[20, 30]]
+    assert drawn(data, batch=1).frames.tolist() == [[20, 30, 0, 0]]
 
 
 def test_noise_of_the_posterior_is_drawn_anew_each_step(base):
@@ -240,7 +240,7 @@ def test_a_batch_has_one_shape_and_original_sizes(base):
     for k in range(8):
         batch = drawn(data, k, 2)
         assert batch.latents.shape[0] == 2 and len(batch.indices) == 2
-        assert batch.sizes.tolist() == [[MIXED[i][1], MIXED[i][0]] for i in batch.indices]
+        assert batch.frames[:, :2].tolist() == [[MIXED[i][1], MIXED[i][0]] for i in batch.indices]
         aspects = {MIXED[i][0] > 1.2 * MIXED[i][1] for i in batch.indices}
         assert len(aspects) == 1
         shapes.add(tuple(batch.latents.shape[2:]))
@@ -293,3 +293,14 @@ def test_masks_keep_the_shape_of_their_bucket(base):
         batch = drawn(data, k, 1)
         assert batch.masks.shape[2:] == batch.latents.shape[2:]
         assert batch.masks.mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_pictures_within_a_bucket_come_in_another_order_each_epoch(base):
+    """Of four pictures in batches of two each pair comes together about as often: three partners, a third each."""
+    data = LatentSet(base, shaped(*[(30, 30)] * 4), resolution=32, buckets=True, seed=1)
+    epochs = 120
+    batches = [drawn(data, k, 2).indices for k in range(2 * epochs)]
+    pairs = Counter(frozenset(batch) for batch in batches)
+    assert len(pairs) == 6 and all(25 <= often <= 55 for often in pairs.values())  # 40 each; the deviation is 5
+    first = Counter(batch[0] for batch in batches)
+    assert all(45 <= first[i] <= 75 for i in range(4))

@@ -183,3 +183,29 @@ def test_things_that_are_thrown_are_inside_and_leave_each_other_room():
         assert all(one.name.rstrip("y") in item.caption for one in item.stickers)
     assert covered((0, 0, 10), (5, 5, 10)) == 0.25 and covered((0, 0, 10), (10, 0, 10)) == 0
     assert listed(["fox", "car", "fox"]) == "two foxes and a car" and listed(["owl"]) == "an owl"
+
+
+@pytest.mark.parametrize(("drop", "wanted"), [(0.0, 1.0), (0.4, 0.8), (1.0, 0.5)])
+def test_in_half_of_the_pictures_the_share_of_single_boxes_is_left_out(drop, wanted):
+    """Of two boxes each is left out with half the chance asked for, and by itself: one alone is often told."""
+    count = 4000
+    one = pictures(count)
+    two = replace(
+        one, things=one.things.repeat(1, 2), boxes=one.boxes.repeat(1, 2, 1), present=one.present.repeat(1, 2)
+    )
+    config = changed(box_drop=drop, grounding_drop=0.0)
+    told = grounding_of(two, torch.arange(count), config, torch.Generator().manual_seed(1))["gligen"]["masks"][:, :2]
+    assert float(told.mean()) == pytest.approx(wanted, abs=0.02)
+    alone = float((told.sum(1) == 1).float().mean())
+    assert alone == pytest.approx(0.5 * 2 * drop * (1 - drop), abs=0.02)
+
+
+def test_phrases_are_unnamed_and_blurred_in_the_shares_asked_for():
+    count = 2000
+    data = replace(pictures(count), unnamed=torch.full((32,), 7.0))
+    told = grounding_of(data, torch.arange(count), changed(unnamed=0.25, blur=0.0), torch.Generator().manual_seed(1))
+    embeddings = told["gligen"]["positive_embeddings"][:, 0]
+    assert float((embeddings == 7.0).all(-1).float().mean()) == pytest.approx(0.25, abs=0.03)
+    told = grounding_of(data, torch.arange(count), changed(unnamed=0.0, blur=0.5), torch.Generator().manual_seed(1))
+    away = (told["gligen"]["positive_embeddings"][:, :1] - data.phrases[:, 0]).abs().amax(-1).amin(-1)
+    assert float((away > 1e-3).float().mean()) == pytest.approx(0.2, abs=0.03)

@@ -14,6 +14,7 @@ from trainers import incontext_measures as measuring
 from trainers import incontext_scoring as scoring
 from trainers.grid_tasks import TASKS, TRAINED_TASKS, Drawings
 from trainers.inpainting import widened
+from trainers.stickers import Stickers, scenes
 
 NAMES = ("wolf", "taxi", "kiwi")
 
@@ -171,3 +172,12 @@ def test_batches_give_what_single_questions_give(base, drawings):
     request = Request(prompt="", steps=1, guidance=Guidance(scale=1)).resolved(base.defaults)
     one, all_ = (scoring.score_task(base, "mask", asked, judge, request=request, batch=n) for n in (1, 2))
     assert torch.allclose(one.answers["answer"], all_.answers["answer"], atol=0.02)
+
+
+def test_an_answer_is_as_alike_as_its_things_are():
+    truths = Stickers().render(scenes(3, 5, kind="one")).images
+    torch.testing.assert_close(measuring.drawn_likeness(truths, truths), torch.ones(3))
+    small = torch.nn.functional.avg_pool2d(truths, 4)
+    blurred = torch.nn.functional.interpolate(small, scale_factor=4, mode="bilinear")
+    assert (measuring.drawn_likeness(blurred, truths) < 0.8).all()
+    assert float(measuring.drawn_likeness(truths, torch.zeros(3, 3, 64, 64)).mean()) == 1, "nothing to be like"

@@ -109,6 +109,13 @@ def test_chance_depends_on_seed_and_step_alone():
     assert step_generator(1, 2).initial_seed() == step_generator(1, 2).initial_seed()
 
 
+def test_without_decay_the_rate_stays_after_the_warm_up():
+    factors = [warm_stable_decay(step, 100, 10, 0.0) for step in range(100)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)]) and set(factors[10:]) == {1.0}
+    falling = [warm_stable_decay(step, 100, 0, 0.5) for step in range(101)]
+    assert falling[50] == 1.0 and falling[75] == pytest.approx(0.5) and falling[100] == 0
+
+
 def test_the_schedule_warms_up_stays_and_falls_to_zero():
     factors = [warm_stable_decay(step, 1000) for step in range(1001)]
     assert factors[0] == pytest.approx(0.01) and factors[100] == factors[700] == 1.0

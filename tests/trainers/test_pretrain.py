@@ -42,11 +42,17 @@ def settings(folder, **changes):
         "judge_steps": 5,
         "text_steps": 2,
         "unet_steps": 3,
+        "unet_rate": 1.2e-3,
+        "decay": 0.3,
+        "frozen_text": False,
+        "seed": 31,
         "batch": 4,
         "pictures": 16,
         "keep_every": 2,
         "prompts": 2,
         "force": False,
+        "packed": None,
+        "minutes": None,
         "go_on_from": None,
         "threads": None,
         "stage": "all",
@@ -161,6 +167,9 @@ def test_scores_are_figures_with_their_chance(trained):
         assert 0 <= figures[f"{key}_chance"] <= 0.2
     assert json.loads(json.dumps(figures)) == figures
     assert 0 < figures["reconstruction_db"] < 40
+    assert 0.2 < figures["drawn_floor"] < 0.6, "the nearest other sticker is something like it"
+    assert figures["reconstruction_drawn"] < 0.5, "an autoencoder of four steps shows nothing"
+    assert all(-1 <= figures[f"{key}_drawn"] <= 1 for key in ("one_object", "two_objects"))
 
 
 def test_the_card_says_how_it_was_trained(trained, tmp_path):
@@ -181,7 +190,7 @@ def test_a_better_model_is_not_replaced_and_a_worse_one_is(trained, monkeypatch)
     notes = []
     stages.pack(arguments, notes.append)
     assert "is better" in notes[-1].text
-    better = shown | {"one_object_named": shown["one_object_named"] + 0.5}
+    better = shown | {"one_object_drawn": shown["one_object_drawn"] + 0.5}
     (arguments.work / "scores").write_text(json.dumps(better))
     stages.pack(arguments, notes.append)
     assert "written to" in notes[-1].text

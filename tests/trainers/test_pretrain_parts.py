@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
 
 import pytest
 import torch
 
 from pipelines.components import POCKET
+from pipelines.errors import ModelError
 from pipelines.events import Note, StepDone
 from pipelines.images import to_pictures
 from pipelines.judge import Judge
 from trainers.loop import step_generator
 from trainers.pretrain import __main__ as command
 from trainers.pretrain import judge as judge_stage
-from trainers.pretrain import stages
+from trainers.pretrain import prepared, stages
 from trainers.pretrain.card import CHANCE, GOALS, write_card
 from trainers.pretrain.parts import autoencoder, text_config
 from trainers.pretrain.score import _pair_right
@@ -223,8 +225,13 @@ def test_minutes_of_a_stage_leave_out_its_pauses_and_other_stages(tmp_path):
 
 
 def test_a_model_is_worth_the_mean_of_what_a_user_notices():
-    scores = {"one_object_named": 0.9, "background_right": 0.6, "two_objects_and_relation": 0.3, "judge_top1_real": 0.0}
-    assert stages._worth(scores) == pytest.approx(0.6)
+    scores = {
+        "one_object_drawn": 0.9,
+        "two_objects_drawn": 0.6,
+        "background_right": 0.6,
+        "two_objects_and_relation": 0.3,
+    }
+    assert stages._worth(scores | {"judge_top1_real": 0.0}) == pytest.approx(0.6)
 
 
 def test_a_model_is_put_in_place_whole_and_what_an_earlier_kill_left_is_cleared(tmp_path):
@@ -291,3 +298,27 @@ def test_progress_is_printed_and_logged_as_lines_of_json(tmp_path, capsys):
         ("text", 50, 0.25),
         ("text", 100, 0.125),
     ]
+
+
+def test_a_model_is_carried_away_in_pieces_and_put_together_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepared, "SHARD", 1000)
+    folder = tmp_path / "model"
+    for name, size in (("unet/weights.bin", 2500), ("training.json", 10)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(os.urandom(size))
+    pieces = prepared.split(folder, tmp_path / "shards")
+    assert len(pieces) > 2 and all(piece.stat().st_size <= 1000 for piece in pieces)
+    again = prepared.join(tmp_path / "shards", tmp_path / "again")
+    for name in ("unet/weights.bin", "training.json"):
+        assert (again / name).read_bytes() == (folder / name).read_bytes()
+    pieces[1].unlink()
+    with pytest.raises(ModelError, match=r"no whole model.*Copy all pieces"):
+        prepared.join(tmp_path / "shards", tmp_path / "again")
+    assert (again / "training.json").exists(), "what was there stays"
+
+
+def test_steps_of_a_stage_are_those_of_its_last_report(tmp_path):
+    log = tmp_path / "log.jsonl"
+    assert stages.steps_in(log, "unet") == 0 and stages.minutes_in(log, "unet") == 0
+    log.write_text("".join(json.dumps({"stage": s, "step": n, "time": 0}) + "\n" for s, n in [("unet", 50), ("x", 90)]))
+    assert stages.steps_in(log, "unet") == 50

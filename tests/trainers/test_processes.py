@@ -170,7 +170,14 @@ def test_two_processes_learn_several_subjects_and_relations_as_one_does(tmp_path
         assert len({key.split()[0] for key in one}) == (1 if case == "relation" else 2)
         for key, tensor in one.items():
             torch.testing.assert_close(first[key], tensor, atol=1e-5, rtol=0)
-        assert max(float(tensor.abs().max()) for key, tensor in one.items() if "lora_B" in key or ".diff" in key) > 5e-4
+        assert (
+            max(
+                float(tensor.abs().max())
+                for key, tensor in one.items()
+                if "lora_up" in key or "lora_B" in key or ".diff" in key
+            )
+            > 5e-4
+        )
 
 
 def train_start(folders):

@@ -74,6 +74,7 @@ def test_every_way_is_measured_on_the_same_pairs(small):
     ways = ["phrase", "untrained", *scoring.WAYS]
     assert list(small.pictures) == ways and set(small.tallies) == {*ways, "true pictures"}
     assert all(len(one.held) == 2 for one in small.tallies.values())
+    assert 0 < small.tallies["phrase"].figures()["drawn"] < 1
     assert all(small.tallies["true pictures"].entities), "composed pictures hold what they are composed of"
     assert small.pictures["untrained"][0].tobytes() == small.pictures["phrase"][0].tobytes(), "both say above"
     assert all(small.tallies[way].seconds > 0 for way in scoring.WAYS)

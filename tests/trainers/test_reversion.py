@@ -18,7 +18,7 @@ from trainers.config import DataConfig, TrainConfig
 from trainers.data import Batch, Example
 from trainers.reversion import PAPER, ReVersion, ReVersionConfig
 from trainers.steering import bases, focal_timesteps
-from trainers.terms import drawn, noise_levels, pixels_of, prompt_ids
+from trainers.terms import drawn, noise_levels, pixels_of, prompt_ids, uncropped
 from trainers.train import Run, train
 
 CAPTIONS = ("a fox {} a cat", "a photo of a cat {} a fox", "a fox {} a toy")
@@ -48,7 +48,7 @@ def batch_of(base, captions, generator, token="<r>"):
     channels, count = base.unet.config["in_channels"], len(captions)
     latents = torch.randn(count, channels, 8, 8, generator=generator)
     spoken = [caption.replace("{}", token) for caption in captions]
-    return Batch(latents, spoken, list(range(count)), torch.full((count, 2), 8 * base.factor), 0, None)
+    return Batch(latents, spoken, list(range(count)), uncropped(count, (8 * base.factor,) * 2), 0, None)
 
 
 # -- the losses -------------------------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ def test_a_step_is_the_authors_arithmetic_with_every_caption_steered(make):
         level = levels[timesteps].view(-1, 1, 1, 1)
         noisy = level.sqrt() * batch.latents + (1 - level).sqrt() * noise
         with torch.no_grad():
-            arguments = trainable.state.conditioning(batch.captions, batch.sizes, pixels_of(base, batch.latents))
+            arguments = trainable.state.conditioning(batch.captions, batch.frames, pixels_of(base, batch.latents))
             guess = base.unet(noisy, timesteps, **arguments).sample
         assert float(got["denoise"]) == pytest.approx(float(F.mse_loss(guess, noise)), rel=1e-4)
         expected = 0.0
@@ -82,6 +82,48 @@ def test_a_step_is_the_authors_arithmetic_with_every_caption_steered(make):
             ratio = toward.exp().sum() / (toward.exp().sum() + away.exp().sum())
             expected += 0.05 / len(words) * float(-ratio.log())
         assert float(got["steer"]) == pytest.approx(expected, rel=1e-4)
+
+
+PREPOSITIONS = """aboard about above across after against along alongside amid amidst among amongst anti around astride
+at atop before behind below beneath beside between beyond by down following from in including inside into near of off on
+onto opposite out outside over past regarding round through throughout to toward towards under underneath up upon versus
+with within"""
+"""The authors' list (`templates/relation_words.py` of their repository), in its order."""
+
+
+def test_a_step_is_worked_out_from_the_authors_lists_and_draws_alone():
+    """Nothing of the project but the networks: word lists, draws, schedule and formulas stand here."""
+    base, config = tiny.sd(), settings_of(focal=0.5, steer=0.01, positives=4)
+    tokenizer = base.tokenizers[0]
+    table = base.text_encoders[0].get_input_embeddings().weight.detach().clone()
+    captions = ("a fox {} the cat", "the house {} a fox")
+    with ReVersion().prepare(base, config, chance()) as trainable, torch.no_grad():
+        batch = batch_of(base, captions, chance(1))
+        got = ReVersion().losses(trainable, batch, chance(9))
+        row = trainable.state.rows[0].detach()
+        ids = trainable.components.tokenizers[0](
+            batch.captions, padding="max_length", max_length=77, return_tensors="pt"
+        ).input_ids
+        states = base.text_encoders[0](ids)[0]
+        generator = chance(9)
+        noise = torch.randn(2, 4, 8, 8, generator=generator)
+        torch.randint(1000, (2,), generator=generator)  # the even draw, which the focal one replaces
+        density = 1 - 0.5 * torch.cos(torch.pi * torch.arange(1000, dtype=torch.float64) / 1000)
+        times = torch.multinomial(density, 2, replacement=True, generator=generator)
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+        level = (1 - betas).cumprod(0)[times].view(-1, 1, 1, 1)
+        guess = base.unet(level.sqrt() * batch.latents + (1 - level).sqrt() * noise, times, states).sample
+    assert float(got["denoise"]) == pytest.approx(float(F.mse_loss(guess, noise)), rel=1e-4)
+    single = [ids[0] for word in PREPOSITIONS.split() if len(ids := tokenizer(word).input_ids[1:-1]) == 1]
+    assert len(single) == 13
+    picked = torch.cat([torch.randperm(13, generator=generator)[:4] for _ in captions])
+    things = [tokenizer(word).input_ids[1] for word in ("fox", "cat", "house", "fox")]  # not: a, the, <r>, padding
+    toward, away = (
+        torch.exp(F.cosine_similarity(row, table[which], dim=-1) / 0.07)
+        for which in (torch.tensor(single)[picked], torch.tensor(things))
+    )
+    wanted = -0.01 * torch.log(toward.sum() / (toward.sum() + away.sum()))
+    assert float(got["steer"]) == pytest.approx(float(wanted), rel=1e-4)
 
 
 def test_switched_off_it_is_textual_inversion():

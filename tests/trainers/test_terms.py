@@ -86,9 +86,9 @@ def test_captions_are_padded_and_cut_to_the_window(base):
 
 def test_conditioning_of_xl_tells_sizes():
     base = tiny.sdxl()
-    given = conditioning(base, ["a fox"] * 2, torch.tensor([[20, 30], [40, 50]]), (16, 16))
+    given = conditioning(base, ["a fox"] * 2, torch.tensor([[20, 30, 0, 4], [40, 50, 1, 0]]), (16, 16))
     assert given["encoder_hidden_states"].shape == (2, 77, 80)
-    assert given["added_cond_kwargs"]["time_ids"].tolist() == [[20, 30, 0, 0, 16, 16], [40, 50, 0, 0, 16, 16]]
+    assert given["added_cond_kwargs"]["time_ids"].tolist() == [[20, 30, 0, 4, 16, 16], [40, 50, 1, 0, 16, 16]]
 
 
 PLAIN = ObjectiveConfig()
@@ -96,7 +96,7 @@ PLAIN = ObjectiveConfig()
 
 def batch_of(count=3, masks=None):
     whole = torch.cat([latents(0), latents(2)])[:count]
-    return Batch(whole, ["a fox"] * count, [0] * count, torch.ones(count, 2), 0, masks)
+    return Batch(whole, ["a fox"] * count, [0] * count, torch.zeros(count, 4), 0, masks)
 
 
 def test_the_loss_is_the_mean_squared_error_and_reaches_the_rows(base):
@@ -203,19 +203,19 @@ def test_offset_noise_shifts_whole_channels_and_changes_no_other_draw():
 def test_kept_text_equals_text_encoded_anew(make):
     base = make()
     kept = Conditioning(base, frozen=True)
-    captions, sizes = ["a fox", "a house", "a fox"], torch.ones(3, 2)
+    captions, frames = ["a fox", "a house", "a fox"], torch.tensor([[1, 1, 3, 5]] * 3)
     calls = []
     handle = base.text_encoders[0].register_forward_hook(lambda *_: calls.append(1))
-    first, again = kept(captions, sizes, (16, 24)), kept(captions[::-1], sizes, (16, 24))
+    first, again = kept(captions, frames, (16, 24)), kept(captions[::-1], frames, (16, 24))
     handle.remove()
     assert len(calls) == 2  # each caption once
-    fresh = conditioning(base, captions, sizes, (16, 24))
+    fresh = conditioning(base, captions, frames, (16, 24))
     torch.testing.assert_close(first["encoder_hidden_states"], fresh["encoder_hidden_states"], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(
         again["encoder_hidden_states"], fresh["encoder_hidden_states"].flip(0), atol=1e-5, rtol=0
     )
     if base.family == "sdxl":
-        assert first["added_cond_kwargs"]["time_ids"][0].tolist() == [1, 1, 0, 0, 16, 24]
+        assert first["added_cond_kwargs"]["time_ids"][0].tolist() == [1, 1, 3, 5, 16, 24]
         torch.testing.assert_close(
             first["added_cond_kwargs"]["text_embeds"], fresh["added_cond_kwargs"]["text_embeds"], atol=1e-5, rtol=1e-5
         )

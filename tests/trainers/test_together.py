@@ -9,13 +9,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pipelines.changes import Difference, LowRank, same
+from pipelines.changes import Difference, LowRank
 from pipelines.concept import Concept, attached
 from pipelines.denoising import generate
 from pipelines.errors import Cancelled, ConceptError, ConfigError, DataError
 from pipelines.events import StepDone
 from pipelines.export import export_model
 from pipelines.request import ConceptUse, Request
+from pipelines.stored_changes import same
 from tests import tiny
 from trainers import methods
 from trainers.config import DataConfig, TrainConfig

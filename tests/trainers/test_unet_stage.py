@@ -76,7 +76,7 @@ class Seen:
 
 def denoising(generator, latents, captions, batch, seeds=(0,)):
     """Losses of `batch` pictures at some steps, and what the UNet saw."""
-    losses, seen = stage._denoising(generator, latents, captions, batch), Seen(generator)
+    losses, seen = stage._denoising(generator, latents, captions, batch, True, lambda event: None), Seen(generator)
     try:
         with torch.no_grad():
             terms = [losses(step, step_generator(5, step))["denoise"] for step in seeds]
@@ -181,3 +181,12 @@ def test_a_little_learning_moves_the_text_encoder_from_where_the_stage_before_le
     # One warming step of an average over five hundred: the start is still to be recognised.
     for key, value in model.text.state_dict().items():
         torch.testing.assert_close(value, start[key], atol=1e-3, rtol=1e-2)
+
+
+def test_a_frozen_text_encoder_is_not_trained_and_the_unet_is(generator):
+    copied = Generator(64, build_tokenizer())
+    copied.load_state_dict(generator.state_dict())
+    groups = [group["params"] for one in copied.optimizers(1e-3, text=False) for group in one.param_groups]
+    trained = {id(parameter) for group in groups for parameter in group}
+    assert not any(id(parameter) in trained or parameter.requires_grad for parameter in copied.text.parameters())
+    assert any(id(parameter) in trained for parameter in copied.unet.parameters())

@@ -38,7 +38,7 @@ def _show(stage: str, log: Path) -> OnEvent:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m trainers.pretrain", description=__doc__)
-    stages = ("all", *STAGES, "pack", "grounding", "inpainting", "score")
+    stages = ("all", *STAGES, "pack", "decoder", "grounding", "inpainting", "join", "score")
     parser.add_argument("stage", nargs="?", default="all", choices=stages)
     parser.add_argument(
         "--work", type=Path, default=Path("outputs/pretrain"), help="where states and previews are kept"
@@ -50,8 +50,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--judge-steps", type=int, default=1600)
     parser.add_argument("--text-steps", type=int, default=2000)
     parser.add_argument("--unet-steps", type=int, default=6000)
+    parser.add_argument("--decoder-steps", type=int, default=2500)
+    parser.add_argument("--redrawn", type=int, default=4096, help="decoder: pictures that the UNet draws anew")
     parser.add_argument("--grounding-steps", type=int, default=6000)
-    parser.add_argument("--minutes", type=float, default=None, help="grounding, inpainting: end after so much time")
+    parser.add_argument(
+        "--minutes", type=float, default=None, help="all, unet, grounding, inpainting: end after so much time"
+    )
+    parser.add_argument("--packed", type=Path, default=None, help="pack: a model folder that is there already")
     parser.add_argument(
         "--pack", action="store_true", help="grounding, inpainting: put what was trained before into --out"
     )
@@ -60,6 +65,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=1e-3, help="inpainting: learning rate")
     parser.add_argument("--show", type=int, default=32, help="inpainting: visual prompts of each task in a preview")
     parser.add_argument("--inpainting-from", type=Path, default=None, help="inpainting: a 9-channel UNet to go on from")
+    parser.add_argument("--unet-rate", type=float, default=1.2e-3, help="unet: learning rate")
+    parser.add_argument(
+        "--decay", type=float, default=0.3, help="unet: share of the run over which the rate falls to 0"
+    )
+    parser.add_argument("--frozen-text", action="store_true", help="unet: leave the text encoder as it is")
+    parser.add_argument("--seed", type=int, default=31, help="unet: seed of the composed pictures")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--pictures", type=int, default=65536, help="composed pictures the UNet learns from")
     parser.add_argument("--keep-every", type=int, default=250, help="UNet steps between writes of the training state")
@@ -77,12 +88,23 @@ def _arguments() -> argparse.Namespace:
 def _train(arguments: argparse.Namespace) -> None:
     # Imported here, so that --help does not wait for transformers.
     from trainers.pretrain.grounding import grounding_stage
-    from trainers.pretrain.stages import judge_stage, pack, text_stage, unet_stage, vae_stage
+    from trainers.pretrain.stages import decoder_stage, judge_stage, pack, text_stage, unet_stage, vae_stage
 
+    if arguments.stage == "join":
+        from trainers.pretrain.prepared import FOLDER_OUT, SHARDS, join
+
+        print(join(arguments.work / SHARDS, arguments.work / FOLDER_OUT))
+        return
+    if arguments.stage == "all" and arguments.minutes is not None:
+        from trainers.pretrain.prepared import prepared_run
+
+        arguments.work.mkdir(parents=True, exist_ok=True)
+        prepared_run(arguments, _show)
+        return
     chosen = STAGES if arguments.stage == "all" else (arguments.stage,)
     arguments.work.mkdir(parents=True, exist_ok=True)
     actions = {"vae": vae_stage, "judge": judge_stage, "text": text_stage, "unet": unet_stage, "pack": pack}
-    actions["grounding"] = grounding_stage
+    actions |= {"grounding": grounding_stage, "decoder": decoder_stage}
     if arguments.stage == "inpainting":
         from trainers.pretrain.inpainting import inpainting_stage
 

@@ -20,7 +20,7 @@ from pipelines.identity import is_gated
 from trainers.configs import GroundingConfig
 from trainers.grounding import BoxedPictures, GroundingRun, gains, train_grounding
 from trainers.placements import free_scenes
-from trainers.pretrain.card import TRAINING, device_name, write_card
+from trainers.pretrain.card import TRAINING, device_name, note_training
 from trainers.stickers import NAMES, Scene, Stickers, article, scenes
 from trainers.terms import prompt_ids
 
@@ -130,4 +130,4 @@ def pack_grounding(adapter: Path, out: Path) -> None:
         save_file({**tensors, **layers}, temporary, metadata={"format": "pt"})
     facts = json.loads((out / TRAINING).read_text(encoding="utf-8"))
     told = {key: about[key] for key in ("device", "steps", "batch", "minutes", "pictures")}
-    write_card(out, {**facts, "grounding": told}, json.loads((out / "scores.json").read_text(encoding="utf-8")))
+    note_training(out, {**facts, "grounding": told})

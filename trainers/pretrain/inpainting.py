@@ -26,7 +26,7 @@ from trainers.averages import Average
 from trainers.grid_tasks import TASKS, TRAINED_TASKS, Drawings, Pool, pairs, pools, scenes_for
 from trainers.holes import random_holes
 from trainers.inpainting import Holed, Plan, Source, painted, save_unet, train_unet, widened
-from trainers.pretrain.card import TRAINING, device_name, write_card
+from trainers.pretrain.card import TRAINING, device_name, note_training
 from trainers.pretrain.stages import minutes_in
 from trainers.stickers import HELD_OUT, NAMES, UNIT
 
@@ -248,9 +248,9 @@ def put_in_place(work: Path, out: Path) -> Path:
         raise ModelError(f"There is no {RECORD} in {work}.", "Run python -m trainers.pretrain inpainting.")
     shutil.copytree(work / FOLDER, work / f".{FOLDER}.part")
     _replace(work / f".{FOLDER}.part", out / FOLDER)
-    facts, scores = (json.loads((out / name).read_text(encoding="utf-8")) for name in (TRAINING, "scores.json"))
+    facts = json.loads((out / TRAINING).read_text(encoding="utf-8"))
     told = json.loads(record.read_text(encoding="utf-8"))
-    write_card(out, facts | {"inpainting": told}, scores)
+    note_training(out, facts | {"inpainting": told})
     return out / FOLDER
 
 

@@ -1,4 +1,7 @@
-"""Scores of a trained `pocket`, each beside the level of pure chance."""
+"""Scores of a trained `pocket`, each beside the level of pure chance or between floor and ceiling.
+
+The judge says whether what was asked for is there; the drawn likeness (`pipelines.drawn`) says how it looks.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,18 @@ from PIL import Image
 
 from pipelines.components import Components, load
 from pipelines.denoising import generate
+from pipelines.drawn import likeness
 from pipelines.images import to_tensor
 from pipelines.judge import Judge
 from pipelines.request import Request
 from pipelines.scores import detect, holds, name, nearest_colour
+from trainers.drawn import ceiling, drawing, drawn_scene, floor, summed
 from trainers.pretrain.vae import pictures, psnr
-from trainers.stickers import ALL_NAMES, COLOURS, RELATIONS, Scene, Stickers, article, scene, scenes
+from trainers.stickers import ALL_NAMES, COLOURS, NAMES, RELATIONS, Scene, Stickers, article, scene, scenes
 
 SEED = 7000
+FLOOR_NAMES = NAMES[::8]
+"""Names whose floor is measured: a search among all stickers takes seconds each."""
 
 
 def _made(components: Components, prompts: list[str], steps: int) -> list[Image.Image]:
@@ -71,17 +78,30 @@ def score(folder: Path, count: int, device: str, steps: int = 25) -> dict[str, A
     found = [detect(to_tensor(picture)) for picture in made]
     called = [name(judge, [things[0].crop], ALL_NAMES)[0] if things else "" for things in found]
     colours = [nearest_colour(to_tensor(picture), COLOURS) for picture in made]
-    both = [
-        _pair_right(judge, p, s)
-        for p, s in zip(_made(components, [s.caption for s in pairs], steps), pairs, strict=True)
-    ]
+    made_pairs = _made(components, [s.caption for s in pairs], steps)
+    both = [_pair_right(judge, p, s) for p, s in zip(made_pairs, pairs, strict=True)]
     unseen = pictures(256, SEED + 2, size, device)
     names = len(ALL_NAMES)
+    alike = summed([likeness(to_tensor(p), drawing(s.stickers[0].name)) for p, s in zip(made, singles, strict=True)])
+    alike_two = summed(
+        [
+            one
+            for p, s in zip(made_pairs, pairs, strict=True)
+            for one in drawn_scene(p, [thing.name for thing in s.stickers])
+        ]
+    )
     return {
         "prompts": count,
         "steps": steps,
         "guidance": components.defaults.scale,
         "reconstruction_db": round(psnr(components.vae, unseen), 2),  # pyright: ignore[reportArgumentType]
+        "reconstruction_drawn": _mean([ceiling(components, name, 1) for name in NAMES]),
+        "one_object_drawn": round(alike.likeness, 4),
+        "one_object_drawn_half": round(alike.half, 4),
+        "one_object_explained": round(alike.explained, 4),
+        "two_objects_drawn": round(alike_two.likeness, 4),
+        "two_objects_drawn_half": round(alike_two.half, 4),
+        "drawn_floor": _mean([floor(name) for name in FLOOR_NAMES]),
         "one_object_named": _share([a == s.stickers[0].name for a, s in zip(called, singles, strict=True)]),
         "one_object_chance": round(1 / names, 4),
         "background_right": _share([a == s.colour for a, s in zip(colours, singles, strict=True)]),
@@ -97,3 +117,7 @@ def score(folder: Path, count: int, device: str, steps: int = 25) -> dict[str, A
 
 def _share(right: list[bool]) -> float:
     return round(sum(right) / len(right), 4)
+
+
+def _mean(values: list[float]) -> float:
+    return round(sum(values) / len(values), 4)

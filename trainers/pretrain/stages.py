@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderTiny
 
-from pipelines.components import Components
+from pipelines.components import Components, load
 from pipelines.denoising import generate
 from pipelines.errors import ModelError
 from pipelines.events import Note, OnEvent
@@ -21,7 +21,8 @@ from pipelines.inpainting_unet import FOLDER
 from pipelines.judge import Judge
 from pipelines.request import Request
 from pipelines.sheet import Sheet
-from trainers.pretrain.card import TRAINING, device_name, write_card
+from trainers.pretrain.card import TRAINING, device_name, note_training, write_card
+from trainers.pretrain.decoder import train_decoder
 from trainers.pretrain.judge import train_judge
 from trainers.pretrain.layout import TEXT, train_text
 from trainers.pretrain.parts import scheduler
@@ -29,6 +30,9 @@ from trainers.pretrain.score import score
 from trainers.pretrain.unet import Generator, train_unet
 from trainers.pretrain.vae import pictures, psnr, train_vae
 from trainers.pretrain.vocabulary import build_tokenizer, write_tokenizer
+
+WORTH = ("one_object_drawn", "two_objects_drawn", "background_right", "two_objects_and_relation")
+"""Figures by whose mean models are compared."""
 
 PREVIEW = (
     "a dog",
@@ -128,13 +132,19 @@ def unet_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
         show_every=500,
         keep_every=arguments.keep_every,
         go_on_from=arguments.go_on_from,
+        rate=arguments.unet_rate,
+        minutes=arguments.minutes,
+        decay=arguments.decay,
+        text=not arguments.frozen_text,
+        seed=arguments.seed,
     )
     facts: dict[str, Any] = {
         "device": device_name(arguments.device),
         "size": arguments.size,
-        "steps": arguments.unet_steps,
+        "steps": steps_in(arguments.work / "log.jsonl", "unet") or arguments.unet_steps,
         "batch": arguments.batch,
         "minutes": minutes_in(arguments.work / "log.jsonl", "unet"),
+        "text_encoder": "frozen" if arguments.frozen_text else "trained",
     }
     record = arguments.go_on_from / TRAINING if arguments.go_on_from else None
     if record is not None and record.exists():
@@ -145,32 +155,73 @@ def unet_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
         path.write_text(json.dumps(facts), encoding="utf-8")
 
 
+def decoder_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
+    """Train a new decoder for the finished model in `out` and put it into its folder; all latents stay valid.
+
+    Raises:
+        ModelError: if there is no such model.
+    """
+    components = load(arguments.out, device="cpu")
+    for part in (components.unet, components.vae, *components.text_encoders):
+        part.requires_grad_(False)
+    before = psnr(components.vae, pictures(256, 999, arguments.size, "cpu"))  # pyright: ignore[reportArgumentType]
+    vae = train_decoder(
+        arguments.work,
+        components,
+        steps=arguments.decoder_steps,
+        size=arguments.size,
+        on_event=on_event,
+        count=arguments.redrawn,
+    )
+    after = psnr(vae, pictures(256, 999, arguments.size, "cpu"))
+    on_event(Note(f"reconstruction of unseen compositions: {after:.2f} dB, before {before:.2f}"))
+    part = arguments.work / ".decoder.part"
+    shutil.rmtree(part, ignore_errors=True)
+    _save_vae(vae.half(), part)
+    shutil.rmtree(arguments.out / "vae")
+    part.rename(arguments.out / "vae")
+    facts = json.loads((arguments.out / TRAINING).read_text(encoding="utf-8"))
+    told = {"steps": arguments.decoder_steps, "redrawn": arguments.redrawn, "device": device_name("cpu")}
+    note_training(arguments.out, facts | {"decoder": told})
+
+
 def minutes_in(log: Path, stage: str) -> float:
     """Minutes a stage took by its log, pauses of over five minutes left out."""
+    if not log.exists():
+        return 0.0
     times = [json.loads(line)["time"] for line in log.read_text(encoding="utf-8").splitlines() if f'"{stage}"' in line]
     return sum(gap for before, after in pairwise(times) if (gap := after - before) < 300) / 60
 
 
+def steps_in(log: Path, stage: str) -> int:
+    """Return the steps that a stage had done by its last report."""
+    listed = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+    return max((line.get("step", 0) for line in listed if line["stage"] == stage), default=0)
+
+
 def pack(arguments: argparse.Namespace, on_event: OnEvent) -> None:
     """Build the model in `work/packed`, score it, write its card, and put it in place if that is better than before."""
-    if not (arguments.work / "generator.pt").exists():
-        raise ModelError(f"There is no generator.pt in {arguments.work}.", "Run python -m trainers.pretrain unet.")
-    packed: Path = arguments.work / "packed"
-    shutil.rmtree(packed, ignore_errors=True)
-    _write_model(arguments, packed)
-    facts = json.loads((arguments.work / "facts.json").read_text(encoding="utf-8"))
+    packed: Path = arguments.packed or arguments.work / "packed"
+    if arguments.packed is None:
+        if not (arguments.work / "generator.pt").exists():
+            raise ModelError(f"There is no generator.pt in {arguments.work}.", "Run python -m trainers.pretrain unet.")
+        shutil.rmtree(packed, ignore_errors=True)
+        write_model(arguments, packed)
+    facts = json.loads((packed / TRAINING).read_text(encoding="utf-8"))
     scores = score(packed, arguments.prompts, arguments.device)
     on_event(Note(json.dumps(scores)))
     write_card(packed, facts, scores)
     before = arguments.out / "scores.json"
     if before.exists() and not arguments.force:
         old = json.loads(before.read_text(encoding="utf-8"))
+        if not set(WORTH) <= set(old):  # scored before these figures were measured
+            old = score(arguments.out, arguments.prompts, arguments.device)
         if _worth(old) >= _worth(scores):
             on_event(
                 Note(f"{arguments.out} is better ({_worth(old):.3f} to {_worth(scores):.3f}); --force replaces it")
             )
             return
-    if (arguments.out / FOLDER).exists():
+    if (arguments.out / FOLDER).exists() and not (packed / FOLDER).exists():
         on_event(
             Note(f"{FOLDER} belonged to the model before and goes with it: run python -m trainers.pretrain inpainting")
         )
@@ -179,8 +230,8 @@ def pack(arguments: argparse.Namespace, on_event: OnEvent) -> None:
 
 
 def _worth(scores: dict[str, Any]) -> float:
-    """One number to compare models by: the mean of what a user notices."""
-    return (scores["one_object_named"] + scores["background_right"] + scores["two_objects_and_relation"]) / 3
+    """Return one number to compare models by: the mean of what a user notices."""
+    return sum(scores[figure] for figure in WORTH) / len(WORTH)
 
 
 def _put_in_place(folder: Path, out: Path) -> None:
@@ -195,8 +246,8 @@ def _put_in_place(folder: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write_model(arguments: argparse.Namespace, out: Path) -> None:
-    """The diffusers layout: fp16 safetensors, tokenizer, scheduler, and the judge beside them."""
+def write_model(arguments: argparse.Namespace, out: Path) -> None:
+    """Write what was trained in `arguments.work` as a diffusers folder of fp16 safetensors, the judge beside them."""
     out.mkdir(parents=True)
     model = Generator(arguments.size, build_tokenizer())
     model.load_state_dict(torch.load(arguments.work / "generator.pt", weights_only=True))
@@ -221,6 +272,7 @@ def _write_model(arguments: argparse.Namespace, out: Path) -> None:
         "vae": ["diffusers", "AutoencoderTiny"],
     }
     (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    shutil.copy(arguments.work / "facts.json", out / TRAINING)
 
 
 def _save_vae(vae: AutoencoderTiny, folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -13,15 +12,18 @@ from diffusers import AutoencoderTiny, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from pipelines.errors import Cancelled
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
 from pipelines.identity import is_gated
 from trainers.checkpoints import Checkpoint
+from trainers.clock import Clock
 from trainers.loop import Losses, Pace, optimise, warm_stable_decay
 from trainers.pretrain.layout import TEXT
 from trainers.pretrain.muon import Muon
 from trainers.pretrain.parts import scheduler, text_config, unet
 from trainers.pretrain.vocabulary import build_tokenizer
+from trainers.recorded import Recorded
 from trainers.stickers import Scene, Stickers, scenes
 
 EMPTY = 0.1  # share of captions left empty, for classifier-free guidance
@@ -40,8 +42,13 @@ class Generator(nn.Module):
         self.text.load_state_dict(CLIPTextModel.from_pretrained(folder / "text_encoder").float().state_dict())
         self.unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder / "unet").float().state_dict())
 
-    def optimizers(self, rate: float) -> list[torch.optim.Optimizer]:
-        """Muon for the UNet's hidden matrices, AdamW for the rest (the text encoder four times slower)."""
+    def optimizers(self, rate: float, text: bool = True) -> list[torch.optim.Optimizer]:
+        """Return Muon for the UNet's hidden matrices and AdamW for the rest.
+
+        Args:
+            rate: learning rate of both; the text encoder learns at a quarter of it.
+            text: train the text encoder. If not it is frozen, and other UNets that read it stay valid.
+        """
         hidden: list[Tensor] = []
         rest: list[Tensor] = []
         for name, parameter in self.unet.named_parameters():
@@ -51,10 +58,12 @@ class Generator(nn.Module):
                 hidden.append(parameter)
             else:
                 rest.append(parameter)
-        adam = torch.optim.AdamW(
-            [{"params": rest}, {"params": list(self.text.parameters()), "lr": rate / 4}], rate, fused=True
-        )
-        return [Muon(hidden, rate), adam]
+        groups: list[dict[str, Any]] = [{"params": rest}]
+        if text:
+            groups.append({"params": list(self.text.parameters()), "lr": rate / 4})
+        else:
+            self.text.requires_grad_(False)
+        return [Muon(hidden, rate), torch.optim.AdamW(groups, rate, fused=True)]
 
 
 def training_stream(count: int, seed: int) -> list[Scene]:
@@ -95,6 +104,10 @@ def train_unet(
     batch: int = 64,
     pictures: int = 65536,
     rate: float = 1.2e-3,
+    decay: float = 0.3,
+    minutes: float | None = None,
+    text: bool = True,
+    seed: int = 31,
     show: Callable[[Generator, int], None] = lambda model, step: None,
     show_every: int = 500,
     keep_every: int = 250,
@@ -103,37 +116,75 @@ def train_unet(
     """Train and return the moving average of the generator.
 
     v-prediction on zero-terminal-SNR noise, all timesteps alike, spread evenly over each batch to calm the gradient.
+
+    Args:
+        work: where states and encoded pictures are kept.
+        vae: the autoencoder.
+        steps: optimiser steps at most.
+        size: side of the pictures in pixels.
+        device: where to train.
+        on_event: receives progress.
+        batch: pictures a step.
+        pictures: how many composed pictures to learn from.
+        rate: learning rate.
+        decay: share of the run over which the rate falls to 0.
+        minutes: wall-clock time it may take, pauses between runs left out; the rate falls towards its end.
+        text: train the text encoder as well.
+        seed: of the composed pictures.
+        show: draws a preview of the averaged model after so many steps.
+        show_every: steps between previews.
+        keep_every: steps between states.
+        go_on_from: a finished model to start from.
     """
-    latents, captions = encoded(work, vae, pictures, 31, size, device, on_event)
+    latents, captions = encoded(work, vae, pictures, seed, size, device, on_event)
     torch.manual_seed(4)  # initial weights
     model = Generator(size, build_tokenizer()).to(device)
     if go_on_from is not None:
         model.go_on_from(go_on_from)
     else:
         model.text.load_state_dict(torch.load(work / TEXT, map_location=device, weights_only=True))
-    optimizers = model.optimizers(rate)
+    optimizers = model.optimizers(rate, text)
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
     averaged = cast(Generator, average.module)
 
+    clock = Clock(minutes)
+
     def after(done: int) -> None:
+        clock.steps = done
         average.update_parameters(model)
         if done % show_every == 0 or done == steps:
             show(averaged, done)
 
-    optimise(
-        _denoising(model, latents.to(device), captions, batch),
-        optimizers,
-        Pace(steps, seed=5, clip=1.0, report=50),
-        rate=lambda step, total: warm_stable_decay(step, total, warm=200),
-        after_step=after,
-        checkpoint=_checkpoint(work / "unet.state", keep_every, model, average, optimizers),
-        on_event=on_event,
-    )
+    try:
+        optimise(
+            _denoising(model, latents.to(device), captions, batch, text, on_event),
+            optimizers,
+            Pace(steps, seed=5, clip=1.0, report=50),
+            rate=lambda step, total: _rate(clock, step, total, decay),
+            after_step=after,
+            checkpoint=_checkpoint(work / "unet.state", keep_every, model, average, optimizers, clock),
+            on_event=on_event,
+            should_stop=lambda: clock.over,
+        )
+    except Cancelled:
+        if not clock.over:
+            raise
     return averaged.eval()
 
 
-def _denoising(model: Generator, latents: Tensor, captions: list[str], batch: int) -> Losses:
-    """The loss of a batch: velocity at timesteps spread evenly over the batch, a tenth of the captions left empty."""
+def _rate(clock: Clock, step: int, steps: int, decay: float) -> float:
+    """The factor on the learning rate: 200 steps of warm-up, then by what is over of the steps or of the minutes."""
+    return min((step + 1) / 200, warm_stable_decay(round(clock.share(step, steps) * 1e6), 10**6, 1, decay))
+
+
+def _denoising(
+    model: Generator, latents: Tensor, captions: list[str], batch: int, text: bool, on_event: OnEvent
+) -> Losses:
+    """The loss of a batch: velocity at timesteps spread evenly over the batch, a tenth of the captions left empty.
+
+    On a GPU the UNet is computed in bfloat16, and as CUDA graphs where the text encoder is not trained with it.
+    """
+    recorded = None if text else Recorded(model.unet, on_event=on_event)
     device, noising, tokenizer = latents.device, scheduler(), build_tokenizer()
     ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
     empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids[0].to(device)
@@ -148,8 +199,12 @@ def _denoising(model: Generator, latents: Tensor, captions: list[str], batch: in
         context = model.text(torch.where(dropped, empty, ids[which])).last_hidden_state
         noisy = noising.add_noise(clean, noise, timesteps)  # pyright: ignore[reportArgumentType]
         velocity = noising.get_velocity(clean, noise, timesteps)  # pyright: ignore[reportArgumentType]
-        guess = model.unet(noisy, timesteps, context).sample
-        return {"denoise": (guess - velocity).square().mean()}
+        if recorded is not None:
+            guess = recorded(noisy, timesteps, context)
+        else:
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                guess = model.unet(noisy, timesteps, context).sample
+        return {"denoise": (guess.float() - velocity).square().mean()}
 
     return losses
 
@@ -160,13 +215,14 @@ def _checkpoint(
     model: Generator,
     average: torch.optim.swa_utils.AveragedModel,
     optimizers: list[torch.optim.Optimizer],
+    clock: Clock,
 ) -> Checkpoint:
     def state() -> dict[str, Any]:
         return {
             "model": model.state_dict(),
             "average": average.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            "saved": time.time(),
+            "seconds": clock.seconds,
         }
 
     def restore(kept: dict[str, Any]) -> None:
@@ -174,5 +230,6 @@ def _checkpoint(
         average.load_state_dict(kept["average"])
         for optimizer, one in zip(optimizers, kept["optimizers"], strict=True):
             optimizer.load_state_dict(one)
+        clock.resume(float(kept.get("seconds", 0.0)))
 
     return Checkpoint(path, every, state, restore)

@@ -5,6 +5,10 @@ const SIDE = 384, NEAR = 48, TINT = [214, 64, 159];
 const mask = document.createElement('canvas');
 let tool = 'thing', from = null, last = null, shown = '';
 
+// Until the picture and what was marked on it are there, nothing can be marked.
+const busy = (wait) => easel.setAttribute('aria-busy', String(wait));
+const ready = () => shown && easel.getAttribute('aria-busy') === 'false';
+
 const pen = (canvas) => canvas.getContext('2d', {willReadFrequently: true});
 
 function draw(preview) {
@@ -66,7 +70,7 @@ function at(event) {
 }
 
 over.addEventListener('pointerdown', (event) => {
-  if (event.button || !shown) return;
+  if (event.button || !ready()) return;
   const [x, y] = from = at(event);
   over.setPointerCapture(event.pointerId);
   event.preventDefault();
@@ -96,7 +100,7 @@ for (const button of element.querySelectorAll('[data-tool]')) button.addEventLis
   for (const one of element.querySelectorAll('[data-tool]')) one.setAttribute('aria-pressed', String(one === button));
 });
 for (const button of element.querySelectorAll('[data-do]')) button.addEventListener('click', () => {
-  if (!shown) return;
+  if (!ready()) return;
   fill(button.dataset.do === 'all' ? '#fff' : '#000', 0, 0, mask.width, mask.height);
   draw();
   commit();
@@ -105,7 +109,8 @@ for (const button of element.querySelectorAll('[data-do]')) button.addEventListe
 // What was marked before is marked again, to go on from.
 function earlier(address) {
   const image = new Image();
-  image.onload = () => { pen(mask).drawImage(image, 0, 0, mask.width, mask.height); draw(); };
+  image.onload = () => { pen(mask).drawImage(image, 0, 0, mask.width, mask.height); draw(); busy(false); };
+  image.onerror = () => busy(false);
   image.src = address;
 }
 
@@ -116,15 +121,18 @@ function load() {
   if (picture === shown) return;
   const given = props.value?.mask;
   shown = picture;
+  busy(picture !== '');
   if (!picture) return;
   const image = new Image();
   image.onload = () => {
+    if (picture !== shown) return;
     const scale = Math.min(1, SIDE / Math.max(image.width, image.height)) * Math.max(1, Math.round(SIDE / Math.max(image.width, image.height)));
     for (const canvas of [under, over, mask]) [canvas.width, canvas.height] = [Math.round(image.width * scale), Math.round(image.height * scale)];
     pen(under).drawImage(image, 0, 0, under.width, under.height);
     fill('#000', 0, 0, mask.width, mask.height);
     draw();
     if (given) earlier(given);
+    else busy(false);
   };
   image.src = picture;
 }

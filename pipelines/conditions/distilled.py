@@ -1,0 +1,47 @@
+"""Guidance that a UNet was distilled with (LCM and the like): told as an embedding, computed in one branch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from pipelines import guidance as guiding
+from pipelines.components import Components
+from pipelines.conditions import Branch, Step
+from pipelines.request import Guidance
+
+
+class DistilledGuidance:
+    """Tell the guidance scale to a UNet that reads it; ask nothing of others.
+
+    Such a UNet predicts at once what two branches would give together (Luo et al., arXiv:2310.04378, section 4.2), so
+    there is no negative branch. Where guidance is off it is told the scale 1.
+
+    Args:
+        guidance: of the request.
+    """
+
+    def __init__(self, guidance: Guidance) -> None:
+        self.guidance = guidance
+        self._told: dict[bool, dict[str, Tensor]] = {True: {}, False: {}}
+
+    @contextmanager
+    def attach(self, components: Components, count: int) -> Iterator[None]:
+        """Compute the embeddings of the scale and of 1, if the UNet reads them."""
+        for on, scale in ((True, self.guidance.scale), (False, 1.0)):
+            self._told[on] = guiding.told(components, 1.0 if scale is None else scale, count)
+        try:
+            yield
+        finally:
+            self._told = {True: {}, False: {}}
+
+    def unet_kwargs(self, branch: Branch, step: Step) -> dict[str, Any]:
+        """The embedding of the scale at this step."""
+        return self._told[guiding.active(self.guidance, step)]
+
+    def constrain(self, latents: Tensor, step: Step) -> Tensor:
+        """Guidance asks nothing of the latents."""
+        return latents

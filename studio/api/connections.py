@@ -1,0 +1,54 @@
+"""Connections that wait: whoever sends half a request is not waited for, so that none is kept open for nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+HEAD = 20.0
+"""Seconds in which the head of a request has to be there, from the first byte or from the connection on."""
+
+
+class Timely(AutoHTTPProtocol):
+    """HTTP that closes connections whose requests do not begin, or not get past their head, in `HEAD` seconds."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    @property
+    def _answering(self) -> bool:
+        cycle: Any = getattr(self, "cycle", None)
+        return cycle is not None and not cycle.response_complete
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin to wait for the first request."""
+        super().connection_made(transport)
+        self._wait(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Wait for the rest of a head; not for what is being answered, which has its own time."""
+        super().data_received(data)
+        if self._answering:
+            self._stop_waiting()
+        elif self._deadline is None:
+            self._wait(getattr(self, "transport", None))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no more."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _wait(self, transport: Any) -> None:
+        self._stop_waiting()
+        self._deadline = asyncio.get_running_loop().call_later(HEAD, self._late, transport)
+
+    def _stop_waiting(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _late(self, transport: Any) -> None:
+        self._deadline = None
+        if not self._answering and transport is not None and not transport.is_closing():
+            transport.close()

@@ -1,0 +1,125 @@
+"""Limits that hold however many come at once: pictures that are decoded, and connections that wait."""
+
+from __future__ import annotations
+
+import socket
+import statistics
+import threading
+import time
+
+import pytest
+import uvicorn
+
+from studio import datasets as datasets_module
+from studio import uploads
+from studio.api import connections
+from studio.api.connections import Timely
+from studio.datasets import Datasets, Pictures
+from studio.serve import prompt
+from tests.studio.test_datasets import picture
+
+
+def test_no_more_than_two_pictures_are_in_memory_until_they_are_written(tmp_path, monkeypatch):
+    alive, most, lock = 0, 0, threading.Lock()
+    read, write = uploads.cleaned, uploads.write_png
+
+    def cleaned(*given):
+        nonlocal alive, most
+        one = read(*given)
+        with lock:
+            alive += 1
+            most = max(most, alive)
+        return one
+
+    def write_png(*given):
+        nonlocal alive
+        time.sleep(0.02)  # let others come in
+        path = write(*given)
+        with lock:
+            alive -= 1
+        return path
+
+    monkeypatch.setattr(datasets_module, "cleaned", cleaned)
+    monkeypatch.setattr(datasets_module, "write_png", write_png)
+    stored, pictures = Datasets(tmp_path / "datasets"), Pictures(tmp_path / "pictures")
+    sets = [stored.create().id for _ in range(4)]
+    for one in sets:
+        stored.add(one, picture())
+    ways = [
+        *(lambda one=one: stored.add(one, picture()) for one in sets),
+        *(lambda one=one: stored.replace(one, "0001.png", picture()) for one in sets),
+        *(lambda one=one: stored.set_mask(one, "0001.png", picture()) for one in sets),
+        *[lambda: pictures.add(picture())] * 4,
+    ]
+    most = 0
+    threads = [threading.Thread(target=way) for way in ways]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (alive, most) == (0, 2)
+    assert [len(stored.entries(one)) for one in sets] == [2] * 4
+
+
+async def hello(scope, receive, send):
+    """The smallest application."""
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"hi"})
+
+
+@pytest.fixture
+def address():
+    config = uvicorn.Config(hello, port=0, http=Timely, ws="none", log_level="error", lifespan="off")
+    server, listening = uvicorn.Server(config), prompt(config.bind_socket())
+    thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield listening.getsockname()
+    server.should_exit = True
+    thread.join()
+
+
+HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def answer(connection):
+    text = b""
+    while not text.endswith(b"hi"):
+        part = connection.recv(4096)
+        assert part, "it was closed"
+        text += part
+
+
+def test_half_a_request_is_not_waited_for_and_whole_ones_are_answered(address, monkeypatch):
+    monkeypatch.setattr(connections, "HEAD", 0.3)
+    silent, half = socket.create_connection(address), socket.create_connection(address)
+    half.sendall(HEAD[:20])
+    second = socket.create_connection(address)
+    second.sendall(HEAD)
+    answer(second)
+    second.sendall(HEAD[:20])
+    for one in (silent, half, second):
+        one.settimeout(60)
+        assert one.recv(100) == b""  # closed by the server
+        one.close()
+    with socket.create_connection(address) as kept:
+        for _ in range(3):
+            kept.sendall(HEAD)
+            answer(kept)
+
+
+def test_the_server_sends_small_answers_at_once(address):
+    listening = prompt(socket.socket())
+    assert listening.proto == socket.IPPROTO_TCP
+    listening.close()
+    with socket.create_connection(address) as kept:
+        kept.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        seconds = []
+        for _ in range(15):
+            began = time.perf_counter()
+            kept.sendall(HEAD)
+            answer(kept)
+            seconds.append(time.perf_counter() - began)
+    assert statistics.median(seconds) < 0.035, "answers wait for the client's acknowledgement, 40 ms"
