@@ -40,16 +40,13 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "seed_resize_from_w": (-1, 0),
     "restore_faces": (False,),
     "tiling": (False,),
-    "eta": (0, 1),
     "s_churn": (0,),
     "s_tmin": (0,),
     "s_tmax": (0,),
     "s_noise": (0, 1),
-    "override_settings": ({},),
     "script_name": ("", "None"),
     "script_args": ([],),
     "alwayson_scripts": ({},),
-    "scheduler": ("", "automatic", "Automatic"),
     "resize_mode": (0,),
     "inpainting_fill": (0, ORIGINAL),
     "initial_noise_multiplier": (0, 1),
@@ -58,6 +55,13 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "controlnet_units": ([],),
 }
 """Fields that mean something there and nothing here, with the values by which they change nothing."""
+
+SPACINGS = {"karras": ("dpm++2m", "unipc", "euler"), "sgm": ("dpm++2m", "unipc", "euler", "euler-a", "ddim")}
+"""Samplers that go with a spacing of the noise levels."""
+
+LAYERS = "CLIP_stop_at_last_layers"
+NAMES = 50
+"""So many fields are named at most."""
 
 HARMLESS = frozenset(
     "sampler_index subseed save_images do_not_save_samples do_not_save_grid include_init_images image_cfg_scale "
@@ -92,6 +96,9 @@ class TextToImage(Lenient):
     height: int | None = Field(default=None, ge=16, le=4096)
     sampler_name: str | None = Field(default=None, max_length=100)
     sampler_index: str | None = Field(default=None, max_length=100)
+    scheduler: str = Field(default="", max_length=100)
+    eta: float = Field(default=0.0, ge=0, le=1)
+    override_settings: dict[str, Any] = Field(default_factory=dict)
     batch_size: int = Field(default=1, ge=1, le=64)
     n_iter: int = Field(default=1, ge=1, le=64)
 
@@ -99,6 +106,18 @@ class TextToImage(Lenient):
     def sampler(self) -> str:
         """The sampler by either of its fields; `sampler_index` is the older one."""
         return self.sampler_name or self.sampler_index or ""
+
+    @property
+    def spacing(self) -> str:
+        """The spacing of noise levels, by its own field or behind the sampler's name; empty for the usual one."""
+        named = "karras" if self.sampler.lower().endswith(" karras") else ""
+        wanted = self.scheduler.lower().replace("_", " ").strip()
+        return {"automatic": "", "uniform": "", "sgm uniform": "sgm"}.get(wanted, wanted) or named
+
+    @property
+    def clip_skip(self) -> object:
+        """Which layer of the text encoders is read, from the end, as it was sent."""
+        return self.override_settings.get(LAYERS, 1)
 
 
 class ImageToImage(TextToImage):
@@ -157,7 +176,10 @@ def request_of(asked: TextToImage, jobs: Jobs) -> dict[str, Any]:
         "steps": asked.steps,
         "width": asked.width,
         "height": asked.height,
-        "scheduler": _sampler(asked.sampler),
+        "scheduler": (sampler := _sampler(asked.sampler)),
+        "spacing": asked.spacing if sampler in SPACINGS.get(asked.spacing, ()) else None,
+        "eta": asked.eta if sampler == "ddim" and asked.eta else None,
+        "clip_skip": asked.clip_skip if _is_layer(asked.clip_skip) and asked.clip_skip != 1 else None,
     }
     fields |= {name: value for name, value in more.items() if value is not None}
     return fields | ({"guidance": {"scale": asked.cfg_scale}} if asked.cfg_scale is not None else {})
@@ -167,6 +189,10 @@ def _spelled(prompt: str, token: str) -> str | None:
     """The prompt with a concept's word as the concept has it, whatever its capitals there; None if it is not said."""
     said = re.compile(rf"(?<!\w){re.escape(token)}(?!\w)", re.IGNORECASE)
     return said.sub(lambda _: token, prompt) if said.search(prompt) else None
+
+
+def _is_layer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 12
 
 
 def _sampler(name: str) -> str | None:
@@ -206,10 +232,12 @@ def not_understood(asked: TextToImage) -> dict[str, str]:
     for name, value in (asked.model_extra or {}).items():
         if name in NEUTRAL and value not in NEUTRAL[name]:
             found[name] = "not done here"
-        elif name not in NEUTRAL and name not in HARMLESS and value:
-            found[name] = "not known here"
-    if asked.sampler.lower().endswith(" karras"):
-        found["sampler_name"] = "drawn without Karras' spacing"
+        elif name not in NEUTRAL and name not in HARMLESS and value and len(found) < NAMES:
+            found[name[:100]] = "not known here"
+    if asked.spacing and _sampler(asked.sampler) not in SPACINGS.get(asked.spacing, ()):
+        found["scheduler"] = f"drawn without the spacing {asked.spacing}"
+    if not _is_layer(asked.clip_skip) or set(asked.override_settings) - {LAYERS}:
+        found["override_settings"] = f"only {LAYERS} from 1 to 12 has an effect"
     if LORA.search(asked.negative_prompt):
         found["negative_prompt"] = "<lora:> has an effect in the prompt alone"
     if isinstance(asked, ImageToImage) and not asked.mask and asked.inpainting_mask_invert:

@@ -180,9 +180,21 @@ def test_the_sampler_is_read_from_either_field(resting):
         assert "scheduler" not in request_of(TextToImage(**sent), resting)
     with pytest.raises(RequestError, match="no sampler 'none'"):
         request_of(TextToImage(sampler_index="none"), resting)
-    assert not_understood(TextToImage(sampler_name="DPM++ 2M Karras")) == {
-        "sampler_name": "drawn without Karras' spacing"
-    }
+
+
+def test_spacing_eta_and_clip_skip_are_asked_for_where_the_sampler_has_them(resting):
+    for sent in ({"sampler_name": "DPM++ 2M Karras"}, {"sampler_name": "DPM++ 2M", "scheduler": "Karras"}):
+        assert request_of(TextToImage(**sent), resting)["spacing"] == "karras"
+        assert not_understood(TextToImage(**sent)) == {}
+    sgm = TextToImage(sampler_name="Euler", scheduler="sgm_uniform", eta=0.5)
+    asked = request_of(sgm, resting)
+    assert asked["spacing"] == "sgm" and "eta" not in asked
+    odd = TextToImage(sampler_name="DDIM Karras", eta=0.5, override_settings={"CLIP_stop_at_last_layers": 2})
+    asked = request_of(odd, resting)
+    assert (asked["eta"], asked["clip_skip"], "spacing" in asked) == (0.5, 2, False)
+    assert list(not_understood(odd)) == ["scheduler"]
+    for one in (sgm, odd):
+        Request.read({name: value for name, value in request_of(one, resting).items() if name != "concepts"})
 
 
 def test_null_is_the_default(resting):
@@ -215,8 +227,8 @@ def test_words_are_used_whatever_their_capitals_and_loras_of_the_prompt_alone(re
         {"styles": ["ink"]},
         {"subseed_strength": 0.5},
         {"tiling": True},
-        {"eta": 0.5},
-        {"override_settings": {"CLIP_stop_at_last_layers": 2}},
+        {"override_settings": {"eta_noise_seed_delta": 31337}},
+        {"override_settings": {"CLIP_stop_at_last_layers": 99}},
         {"alwayson_scripts": {"ADetailer": {}}},
         {"scheduler": "Karras"},
         {"resize_mode": 1},
