@@ -297,9 +297,18 @@ def _from_folder(path: Path, name: str) -> Components:
             if kind is not None:
                 parts[place] = _part(path / place, kind, f"{place} of {name}")
         place = "scheduler"
-        config = json.loads((path / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+        config = dict(json.loads((path / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8")))
         zero_empty = bool(index.get("force_zeros_for_empty_prompt", True))
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ImportError,
+        SafetensorError,
+    ) as error:
         raise ModelError(
             f"The {place} of {name} cannot be read: {_first_line(error)}", "Get the folder anew."
         ) from None

@@ -268,3 +268,19 @@ def test_decoding_is_clipped_to_what_a_picture_can_hold():
     base = tiny.sd()
     wild = decode(base, torch.full((1, 4, 8, 8), 50.0))
     assert wild.min() >= -1 and wild.max() <= 1
+
+
+def test_configurations_that_are_no_table_or_ask_for_other_libraries_are_a_sentence(tmp_path):
+    tiny.sd_pipeline().save_pretrained(tmp_path / "base")
+    place = tmp_path / "base" / "scheduler" / "scheduler_config.json"
+    before = place.read_text(encoding="utf-8")
+    place.write_text("[1]", encoding="utf-8")
+    with pytest.raises(ModelError, match="The scheduler of"):
+        load(tmp_path / "base")
+    place.write_text(before, encoding="utf-8")
+    unet = tmp_path / "base" / "unet" / "config.json"
+    config = json.loads(unet.read_text(encoding="utf-8"))
+    quantized = config | {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
+    unet.write_text(json.dumps(quantized), encoding="utf-8")
+    with pytest.raises(ModelError, match="The unet of"):
+        load(tmp_path / "base")
