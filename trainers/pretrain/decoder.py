@@ -180,7 +180,7 @@ def train_decoder(
         rate: learning rate of Muon for the convolutions and of AdamW for the rest.
     """
     torch.manual_seed(8)  # initial weights
-    vae = deeper(components.vae)
+    vae = deeper(components.vae)  # pyright: ignore[reportArgumentType]
     vae.encoder.requires_grad_(False)
     pairs = _pairs(work / f"pairs-{size}-{count}.pt", components, count, size, on_event)
 
