@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
@@ -35,12 +35,13 @@ def locked(path: Path, said: str, hint: str) -> BaseFileLock:
 
 @contextmanager
 def sole_training(output: Path) -> Iterator[None]:
-    """While the `with` lasts, no other process may learn a concept into this file.
+    """While the `with` lasts, no other process may learn a concept into this file; folders made for it alone go again.
 
     Raises:
         ConfigError: if one does.
     """
     path = output.with_name(f".{output.stem}.lock")
+    made = [folder for folder in path.parents if not folder.exists()]  # the deepest first
     lock = locked(
         path, f"{output.name} is being learned by another process.", "Wait for it, or choose another --output."
     )
@@ -49,3 +50,6 @@ def sole_training(output: Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         lock.release()
+        with suppress(OSError):  # something was written there
+            for folder in made:
+                folder.rmdir()

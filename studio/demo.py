@@ -87,6 +87,7 @@ def main() -> int:
     folder = Path("outputs")
     rows: dict[str, dict[str, float]] = {}
     try:
+        read_examples(EXAMPLES)  # what is missing is said before anything is begun
         learned = _learn(folder, machine)
         components = runner.open_base("pocket", machine)
         concepts = {token: Concept.load(path) for token, (path, _) in learned.items()}

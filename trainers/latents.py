@@ -183,6 +183,6 @@ def _save(path: Path, posterior: Posterior) -> None:
         with whole_file(path) as temporary:
             save_file(tensors, temporary, metadata={"sha256": _checksum(posterior)})
     except ConfigError as error:
-        raise ConfigError(error.message, hint) from None
+        raise type(error)(error.message, hint) from None
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{path} cannot be written: {error}.", hint) from None

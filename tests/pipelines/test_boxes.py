@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import StableDiffusionGLIGENPipeline
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionGLIGENPipeline
 from PIL import Image
 
 from pipelines.card import ConceptCard
@@ -15,7 +15,6 @@ from pipelines.conditions.inpaint import Inpaint
 from pipelines.denoising import generate
 from pipelines.errors import RequestError
 from pipelines.request import Box, ConceptUse, Grounding, Guidance, Request
-from pipelines.schedulers import build
 from tests import tiny
 
 FOX = Box(phrase="a fox", box=(0.1, 0.2, 0.5, 0.6))
@@ -36,7 +35,8 @@ def theirs(request):
     """Latents of the diffusers pipeline for the same noise, on the same weights."""
     parts = tiny.sd_pipeline()
     tiny.open_gates(from_pipeline(parts, "tiny"))
-    parts.register_modules(scheduler=build(request.scheduler, parts.scheduler.config, request.steps, "cpu"))
+    kind = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler}[request.scheduler]
+    parts.register_modules(scheduler=kind.from_config(parts.scheduler.config))
     own = {name: part for name, part in parts.components.items() if name != "image_encoder"}
     pipeline = StableDiffusionGLIGENPipeline(**own, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)

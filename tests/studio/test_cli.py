@@ -178,7 +178,7 @@ def test_what_was_learned_is_drawn_beside_it_and_no_failure_of_that_loses_it(
 BAD_TRAINING = {
     "a missing folder": (["--images", "nowhere"], "no folder nowhere"),
     "an empty folder": (["--images", "empty"], "no picture"),
-    "a text file named jpg": (["--images", "fake"], "not a picture"),
+    "a text file named jpg": (["--images", "fake"], "is no picture that can be read"),
     "an existing token": (["--token", "fox"], "already a word"),
     "an initializer of several tokens": (["--init", "xylophone"], "tokens"),
     "steps out of range": (["--steps", "0"], "steps"),

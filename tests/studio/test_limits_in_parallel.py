@@ -48,7 +48,7 @@ def test_no_more_than_two_pictures_are_in_memory_until_they_are_written(tmp_path
     ways = [
         *(lambda one=one: stored.add(one, picture()) for one in sets),
         *(lambda one=one: stored.replace(one, "0001.png", picture()) for one in sets),
-        *(lambda one=one: stored.set_mask(one, "0001.png", picture()) for one in sets),
+        *(lambda one=one: stored.set_mask(one, "0001.png", picture(color=(250, 250, 250))) for one in sets),
         *[lambda: pictures.add(picture())] * 4,
     ]
     most = 0

@@ -271,7 +271,7 @@ def test_a_failed_write_leaves_nothing_half_done(base, tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(latents, "save_file", full)
-    with pytest.raises(ConfigError, match=r"No space left.*--cache"):
+    with pytest.raises(ConfigError, match=r"no space is left.*--cache"):
         Encoder(base, tmp_path)([noise(0, (16, 16))])
     assert not list(tmp_path.iterdir())
 

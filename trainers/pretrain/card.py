@@ -122,8 +122,8 @@ def write_card(out: Path, facts: dict[str, Any], scores: dict[str, Any]) -> Path
         "| figure | measured | chance, or floor | least on two CPU cores | goal |",
         "|---|---|---|---|---|",
     ]
-    for key, (meaning, least, goal) in ((key, goal) for key, goal in GOALS.items() if key in scores):
-        chance = f"{scores[CHANCE[key]]:.4f}" if CHANCE.get(key) in scores else ""
+    for key, (meaning, least, goal) in GOALS.items():
+        chance = f"{scores[CHANCE[key]]:.4f}" if key in CHANCE else ""
         lines.append(f"| {meaning} | **{scores[key]:.3f}** | {chance} | {least} | {goal} |")
     lines += [
         "",
