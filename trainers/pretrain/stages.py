@@ -281,5 +281,6 @@ def _save_vae(vae: AutoencoderTiny, folder: Path) -> None:
     # diffusers writes this key and then warns of it at every loading.
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config.pop("block_out_channels", None)
+    for key in ("block_out_channels", "_name_or_path"):  # the latter is a folder of whoever trained it
+        config.pop(key, None)
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
