@@ -17,12 +17,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from pipelines.errors import Cancelled, ConfigError, ModelError
+from pipelines.errors import ConfigError, ModelError
 from pipelines.events import OnEvent, ignore
 from pipelines.grounding import gated_parameters, grounding_input, has_grounding, save_adapter
 from trainers.averages import Average
 from trainers.checkpoints import Checkpoint
-from trainers.clock import Clock
+from trainers.clock import Clock, until
 from trainers.configs import GroundingConfig
 from trainers.loop import Losses, Pace, optimise
 from trainers.terms import noise_levels, noised, target
@@ -250,7 +250,7 @@ def train_grounding(
             _write(trained, run, clock)
             return {} if held_out is None else gains(unet, scheduler_config, held_out)
 
-    try:
+    with until(clock):
         optimise(
             denoising(unet, scheduler_config, pictures, config),
             [optimizer],
@@ -261,9 +261,6 @@ def train_grounding(
             on_event=on_event,
             should_stop=lambda: clock.over or should_stop(),
         )
-    except Cancelled:
-        if not clock.over:
-            raise
     for name, value in average.values.items():
         trained[name].data.copy_(value)
     _write(trained, run, clock)
