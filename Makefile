@@ -33,9 +33,10 @@ browser:
 	if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq chromium; \
 	else echo "No chromium is here; as root: apt-get install chromium"; fi
 
-# Two processes of one thread each: a file of tests is run by one of them.
+# Two processes of one thread each: a file of tests is run by one of them. A process that was ended for a test that hangs
+# is replaced once; xdist begins with the same test again.
 test: check browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 1
 
 # What the suite does in small: trainings killed at random moments, mutated concept files, hostile requests.
 torture: setup
