@@ -45,7 +45,7 @@ def load(clients: int, jobs: int, steps: int, folder: Path) -> dict[str, float]:
     try:
         with httpx.Client(base_url=address, timeout=60) as client:
             _done(client, [_asked(client, 0, 1)])  # the process is warm from now on
-            threads = [threading.Thread(target=look) for _ in range(clients)]
+            threads = [threading.Thread(target=look, daemon=True) for _ in range(clients)]
             for thread in threads:
                 thread.start()
             began = time.perf_counter()
@@ -54,12 +54,15 @@ def load(clients: int, jobs: int, steps: int, folder: Path) -> dict[str, float]:
             spent = time.perf_counter() - began
             over.set()
             for thread in threads:
-                thread.join()
+                thread.join(60)
             events = [client.get(f"/api/v1/generations/{one}/events").text for one in asked]
     finally:
         over.set()
         server.terminate()
-        server.wait()
+        try:
+            server.wait(60)
+        finally:
+            server.kill()
     begun = [text.count('"state": "running"') for text in events]
     looked.sort()
     return {

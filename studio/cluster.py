@@ -21,10 +21,12 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ConfigError
+from studio.deadlines import within
 from studio.engine import LOG, end_processes, kill_here, lives_here, setup_of
 from studio.ledger import Job, Kind, Ledger, State
 from studio.orders import Places
@@ -35,6 +37,12 @@ IDLE = 600.0
 
 ANSWER = 5.0
 """Seconds that a cluster has to answer."""
+
+START = 180.0
+"""Seconds that Ray has to begin, or to let this process join; a busy machine takes one minute."""
+
+RECORD = 300.0
+"""Seconds that the record has to answer an actor, whose server is taken for gone after that."""
 
 BEGIN = "Begin a Ray with `ray start --head`, or leave --cluster out for one on this machine alone."
 
@@ -78,11 +86,11 @@ class FarRecord:
 
     def _ask(self, what: str, *values: Any, **named: Any) -> Any:
         import ray
-        from ray.exceptions import RayActorError
+        from ray.exceptions import GetTimeoutError, RayActorError
 
         try:
-            return ray.get(getattr(self._keeper, what).remote(*values, **named))
-        except RayActorError:  # no error of the job: its server takes it back and begins it again
+            return ray.get(getattr(self._keeper, what).remote(*values, **named), timeout=RECORD)
+        except (RayActorError, GetTimeoutError):  # no error of the job: its server takes it back and begins it again
             raise SystemExit("The record of jobs is out of reach.") from None
 
 
@@ -311,8 +319,9 @@ def connect(address: str | None, slots: int) -> None:
     if ray.is_initialized():
         return
     ours = {"num_cpus": slots, "include_dashboard": False, "object_store_memory": STORE} if address is None else {}
+    begin = partial(ray.init, address or "local", log_to_driver=False, logging_level=logging.ERROR, **ours)
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **ours)
+        within(START, begin, TimeoutError(f"no answer within {START:.0f} s"))
     except Exception as error:  # whatever keeps it from starting, it is said in one line
         first, _, _ = str(error).partition("\n")
         raise ConfigError(
@@ -377,6 +386,6 @@ def _result(task: Any) -> tuple[Any, str]:
     import ray
 
     try:
-        return ray.get(task), ""
+        return ray.get(task, timeout=RECORD), ""
     except Exception as error:  # of the actor or of its machine; its log has the rest
         return None, str(error)

@@ -13,6 +13,9 @@ from studio.orders import Places, forget_training
 TICK = 0.1
 """Seconds between two looks at the queue."""
 
+LOOK = 60.0
+"""Seconds that a look at the queue may take before nobody waits for its end."""
+
 GRACE = {"generation": 10.0, "training": 60.0, "import": 10.0, "score": 10.0}
 """Seconds that a process has to stop by itself; it asks once a step."""
 
@@ -42,28 +45,30 @@ class Dispatcher:
     def start(self) -> None:
         """Begin what waits, from now on."""
         if self._thread is None:
-            self._stopping.clear()
-            self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
+            self._stopping = threading.Event()  # a new one: a thread that was left behind stops all the same
+            self._thread = threading.Thread(target=self._run, args=(self._stopping,), name="jobs", daemon=True)
             self._thread.start()
 
     def stop(self, seconds: float = 20.0) -> None:
         """Begin nothing more; what runs keeps its state, and goes on when a server starts again."""
         if self._thread is not None:
             self._stopping.set()
-            self._thread.join()
+            self._thread.join(LOOK)
+            if self._thread.is_alive():  # what runs is asked to keep its state in any case
+                _log.error("The queue did not stop within %g s", LOOK)
             self._thread = None
         self.engine.close(self.ledger.list(states=("running",), limit=1000), seconds)
         for job in self.ledger.list(states=("running",), limit=1000):
             self._lost(job)
 
-    def _run(self) -> None:
-        while not self._stopping.is_set():
+    def _run(self, stopping: threading.Event) -> None:
+        while not stopping.is_set():
             try:
                 self.tick()
             except Exception:  # a queue that stands still helps nobody
                 _log.exception("The queue stumbled")
                 time.sleep(1)
-            self._stopping.wait(TICK)
+            stopping.wait(TICK)
         self.ledger.close()
 
     def tick(self) -> None:

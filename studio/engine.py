@@ -191,7 +191,8 @@ class LocalEngine:
                 if not hand.stuck:
                     return True
                 hand.process.kill()
-                hand.process.wait()
+                with suppress(subprocess.TimeoutExpired):  # held by the kernel, as by a drive that does not answer
+                    hand.process.wait(5)
         return False
 
     def ended(self, job: str) -> None:

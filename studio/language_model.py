@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from typing import Any
 
 from pydantic import Field
@@ -79,20 +80,28 @@ def _ask(endpoint: str, planning: Planning, sentence: str) -> str:
     }
     body |= {"model": planning.planner_model} if planning.planner_model else {}
     hint = "Check --planner and --planner-model, or leave them out for the built-in rules."
+    end, content = time.monotonic() + planning.planner_timeout, b""
     try:
-        response = httpx.post(
+        with httpx.stream(
+            "POST",
             f"{endpoint.rstrip('/')}/chat/completions",
             json=body,
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=planning.planner_timeout,
-        )
+            timeout=planning.planner_timeout,  # of each read; an answer in drops has the same limit as a whole
+        ) as response:
+            for part in response.iter_bytes():
+                content += part
+                if time.monotonic() > end:
+                    raise httpx.ReadTimeout(f"not whole within {planning.planner_timeout:g} s")
+                if len(content) > LIMIT:
+                    break
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
         raise RequestError(f"The planner {endpoint} gave no answer: {error or type(error).__name__}.", hint) from None
-    if response.status_code != 200 or len(response.content) > LIMIT:
-        said = response.text[:120].replace("\n", " ")
+    if response.status_code != 200 or len(content) > LIMIT:
+        said = content[:120].decode(errors="replace").replace("\n", " ")
         raise RequestError(f"The planner {endpoint} answered {response.status_code}: {said}", hint)
     try:
-        return str(response.json()["choices"][0]["message"]["content"])
+        return str(json.loads(content)["choices"][0]["message"]["content"])
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):
         raise RequestError(f"The planner {endpoint} does not speak chat completions.", hint) from None
 

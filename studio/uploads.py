@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast
 
 from PIL import Image
 
-from pipelines.errors import DataError
+from pipelines.errors import DataError, NoMemory
 from pipelines.files import whole_file
 from pipelines.picture_files import decoded
 from pipelines.words import file_stem
@@ -48,6 +48,9 @@ CAPTION = 4000
 _MEMBER = re.compile(r"[^\x00-\x1f\x7f\\:*?\"<>|]{1,200}")
 
 
+WAIT = 600.0
+"""Seconds to wait until others have decoded their pictures; an archive holds hundreds."""
+
 _DECODING = threading.BoundedSemaphore(2)
 _HELD = threading.local()
 
@@ -57,10 +60,13 @@ def decoding() -> Iterator[None]:
     """Let two threads at a time decode pictures, until what they decoded is written: a large one takes 200 MiB.
 
     A thread that decodes already may begin it again.
+
+    Raises:
+        NoMemory: if others took too long with theirs.
     """
     depth = getattr(_HELD, "depth", 0)
-    if not depth:
-        _DECODING.acquire()
+    if not depth and not _DECODING.acquire(timeout=WAIT):
+        raise NoMemory(f"Two others have decoded pictures for {WAIT:.0f} s.", "Ask again in a minute.")
     _HELD.depth = depth + 1
     try:
         yield

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from pipelines.request import Request
 from studio.orders import unknown_texts
+from tests.waiting import LIMIT
 
 ROOT = Path(__file__).parent.parent
 LAYERS = ("studio", "trainers", "pipelines")
@@ -71,7 +72,9 @@ def test_studio_loads_torch_in_the_runner_alone():
 )
 def test_these_import_without_torch_or_ray(module):
     code = f"import sys, {module}; print('torch' in sys.modules or 'ray' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=LIMIT
+    )
     assert done.stdout.strip() == "False"
 
 
@@ -96,6 +99,36 @@ def test_every_parameter_is_annotated(path):
             arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             bare = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
             assert not bare, f"{node.name}: {bare}"
+
+
+def waits_for_ever(call):
+    """Whether a call of a thread, process, queue or other host has no limit."""
+    name, given = ast.unparse(call.func), {keyword.arg for keyword in call.keywords}
+    last = name.rpartition(".")[2]
+    if "timeout" in given or not isinstance(call.func, ast.Attribute):
+        return False
+    if name in ("ray.get", "ray.wait", *(f"subprocess.{one}" for one in ("run", "call", "check_call", "check_output"))):
+        return True
+    if last in ("wait", "join", "acquire", "communicate", "get", "result"):
+        return not call.args and not given
+    if last == "waitpid":
+        return "WNOHANG" not in ast.unparse(call)
+    if last == "create_connection":
+        return len(call.args) < 2
+    return last == "urlopen"
+
+
+def test_whatever_waits_has_a_limit():
+    """In tests too: `tests/waiting.py` waits for conditions, threads and processes, and says for what."""
+    found = []
+    for path in (*SOURCES, *(path for one in ("tests", "benchmarks") for path in sorted((ROOT / one).rglob("*.py")))):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        inside = {id(one) for call in calls if ast.unparse(call.func) == "asyncio.wait_for" for one in call.args}
+        found += [f"{path}:{call.lineno}" for call in calls if id(call) not in inside and waits_for_ever(call)]
+    assert not found
+    for text in ("thread.join()", "queue.get()", "subprocess.run(x, check=True)", "ray.get(x)", "os.waitpid(x, 0)"):
+        assert waits_for_ever(ast.parse(text, mode="eval").body)
 
 
 def test_chance_is_explicit():

@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,6 +23,9 @@ from studio.web.generate import offer_button, offered
 from studio.web.watching import facts, picture_uri
 
 DIALECTS = {"A1111, ComfyUI, kohya": "a1111", "diffusers": "diffusers", "PEFT": "peft"}
+LIMIT = 600.0
+"""Seconds that a command on one concept may take."""
+
 EMPTY = "Nothing is here yet. Teach something, or import a file of another program."
 
 
@@ -29,7 +33,7 @@ async def concept_command(*words: str) -> str:
     """Run `studio concepts` in a process of its own, since it loads torch; gives what it printed.
 
     Raises:
-        ConceptError: with the sentence it ended with.
+        ConceptError: with the sentence it ended with, or if it does not end.
     """
     root = str(Path(__file__).parents[2])
     process = await asyncio.create_subprocess_exec(
@@ -42,7 +46,16 @@ async def concept_command(*words: str) -> str:
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))},
     )
-    said, complaint = await process.communicate()
+    try:
+        said, complaint = await asyncio.wait_for(process.communicate(), LIMIT)
+    except TimeoutError:
+        hint = "The machine may be short of memory. Try again."
+        raise ConceptError(f"It was not done within {LIMIT:.0f} s, and was ended.", hint) from None
+    finally:
+        if process.returncode is None:  # it is late, or nobody waits for it any more
+            process.kill()
+            with suppress(TimeoutError):  # held by the kernel
+                await asyncio.wait_for(process.wait(), 5)
     if process.returncode:
         lines = complaint.decode(errors="replace").strip().splitlines() or ["studio: It ended without a word."]
         raise ConceptError(lines[-1].removeprefix("studio: "), "")

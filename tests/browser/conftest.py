@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 import socket
 import threading
-import time
 from urllib.parse import urlparse
 
 import pytest
 
 from pipelines.bases import POCKET
 from tests.browser.waiting import SLOW, questions
+from tests.waiting import joined, until
 
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -35,13 +35,11 @@ def studio(tmp_path_factory):
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.05)
+    until(lambda: server.started or not thread.is_alive(), "the server")
+    assert thread.is_alive()
     yield f"http://127.0.0.1:{port}", jobs
     server.should_exit = True
-    thread.join(30)
-    assert not thread.is_alive()
+    joined(thread, seconds=30)
 
 
 @pytest.fixture(scope="module")

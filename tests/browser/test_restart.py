@@ -10,6 +10,7 @@ from playwright.sync_api import expect
 from studio.ledger import Ledger
 from tests.browser.waiting import SLOW, go
 from tests.studio.test_serve import Server, processes
+from tests.waiting import LIMIT
 
 STEPS = 150
 KEPT = 50
@@ -64,7 +65,7 @@ def test_a_training_on_the_page_outlives_its_server_and_its_process(tmp_path, ch
         worker.suspend()
         server.kill()
         worker.kill()  # both, as when the power fails
-        worker.wait()
+        worker.wait(LIMIT)
         before = steps_of(record, job)
         assert before == list(range(10, before[-1] + 1, 10)), "the training felt the end of its first server"
         assert record.get(job).state == "running", "it was over too soon to be killed"

@@ -18,6 +18,7 @@ from pipelines.concept import Concept
 from pipelines.errors import ConceptError
 from pipelines.words import STEM_BYTES, file_stem
 from tests import tiny
+from tests.waiting import LIMIT
 
 
 def concept(**fields):
@@ -70,7 +71,7 @@ def test_the_card_is_read_without_torch(tmp_path):
         "import sys; from pathlib import Path; from pipelines.card import read_card; "
         f"print(read_card(Path({str(path)!r})).token); assert 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=LIMIT)
     assert done.stdout.strip() == "<x>"
 
 

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from pipelines.errors import RequestError
 from pipelines.request import Defaults, Guidance, Request
+from tests.waiting import LIMIT
 
 DEFAULTS = Defaults(size=64, scale=3.0, rescale=0.7, scheduler="ddim", steps=20)
 
@@ -67,5 +68,5 @@ def test_a_request_cannot_be_changed():
 
 def test_a_request_imports_without_torch():
     code = "import sys, pipelines.request, pipelines.card, pipelines.metadata; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=LIMIT)
     assert done.stdout.strip() == "False"

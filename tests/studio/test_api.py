@@ -18,6 +18,7 @@ from studio.api.app import guarded, rest
 from studio.api.guard import Door
 from tests.studio.test_datasets import archive, picture
 from tests.torture.requests import fuzz
+from tests.waiting import LIMIT, joined
 from trainers.config import TrainConfig
 from trainers.configs import configs
 
@@ -217,11 +218,10 @@ def test_two_browsers_never_mix_their_results(web, ended):
         order = {"request": {"prompt": f"a fox {seed}", "steps": 1, "seed": seed}}
         answers[seed] = web.post("/api/v1/generations", json=order).json()["id"]
 
-    threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(6)]
+    threads = [threading.Thread(target=ask, args=(seed,), daemon=True) for seed in range(6)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    joined(*threads)
     assert len(set(answers.values())) == 6
     for seed, job in answers.items():
         ended(job)
@@ -233,16 +233,16 @@ def test_two_browsers_never_mix_their_results(web, ended):
 def test_what_a_script_asked_for_is_interrupted(web, jobs, until):
     answers = []
     asked = {"prompt": "a fox", "steps": 300}
-    thread = threading.Thread(target=lambda: answers.append(web.post("/sdapi/v1/txt2img", json=asked)))
+    thread = threading.Thread(target=lambda: answers.append(web.post("/sdapi/v1/txt2img", json=asked)), daemon=True)
     thread.start()
-    end = time.monotonic() + 180
+    end = time.monotonic() + LIMIT
     while not (progress := web.get("/sdapi/v1/progress").json())["current_image"]:
         assert time.monotonic() < end
         time.sleep(0.05)
     assert 0 < progress["progress"] < 1 and progress["state"]["sampling_steps"] == 300
     assert Image.open(io.BytesIO(base64.b64decode(progress["current_image"]))).size == (64, 64)
     web.post("/sdapi/v1/interrupt")
-    thread.join(60)
+    joined(thread)
     assert answers[0].json()["images"] == []
 
 

@@ -17,6 +17,7 @@ from pipelines.locks import sole_training
 from studio.cli import main
 from studio.training import ALIASES, translate
 from tests import tiny
+from tests.waiting import LIMIT
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,9 @@ def generate(base, *more):
 
 def test_help_answers_at_once_and_names_every_command():
     start = children_seconds()
-    done = subprocess.run([sys.executable, "-m", "studio.cli", "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "studio.cli", "--help"], capture_output=True, text=True, check=True, timeout=LIMIT
+    )
     assert all(command in done.stdout for command in ("generate", "train", "score", "doctor"))
     assert children_seconds() - start < 2.0
 

@@ -15,6 +15,7 @@ from PIL import Image
 from pipelines.card import ConceptCard
 from pipelines.concept import Concept
 from studio.cli import main
+from tests.waiting import LIMIT
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,5 +68,5 @@ def test_a_picture_is_written_and_its_path_told(told, tmp_path):
 def test_a_process_of_its_own_ends_well(library):
     environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
     command = [sys.executable, "-m", "studio.cli", "concepts", "list", "--library", str(library)]
-    done = subprocess.run(command, capture_output=True, env=environment, cwd=ROOT, check=False)
+    done = subprocess.run(command, capture_output=True, env=environment, cwd=ROOT, check=False, timeout=LIMIT)
     assert done.returncode == 0 and b"\\u732b" in done.stdout and not done.stderr

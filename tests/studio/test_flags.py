@@ -18,6 +18,7 @@ from studio.cli import app, main
 from studio.flags import FILLED_IN, LISTED, PLACED, Asked, given
 from studio.settings import Machine
 from studio.training import ALIASES, translate
+from tests.waiting import LIMIT
 from trainers import methods
 
 TRAIN = ("train", "textual-inversion", "--images", "pictures", "--token", "<x>", "--init", "fox")
@@ -379,7 +380,7 @@ def test_a_mistake_of_ours_is_not_hidden_as_one_of_the_person(monkeypatch):
 
 def test_as_a_process_it_ends_with_code_2_and_one_line_on_standard_error(tmp_path):
     command = [sys.executable, "-m", "studio.cli", *TRAIN, "--steps", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False, timeout=LIMIT)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("studio: ") and "steps" in done.stderr and len(done.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())

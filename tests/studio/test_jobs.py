@@ -11,6 +11,7 @@ from pipelines.card import read_card
 from pipelines.errors import ConceptError, ConfigError, RequestError
 from pipelines.metadata import read_made
 from studio.ledger import Conflict, Ledger, Unknown
+from tests.waiting import joined
 
 
 def lesson(steps, token="<my-wolf>", **more):
@@ -142,11 +143,10 @@ def test_a_job_is_claimed_once_and_events_have_no_gaps_however_many_ask(tmp_path
             own.tell(job, "note", {"text": "x", "figure": float("nan")})
         own.close()
 
-    threads = [threading.Thread(target=work) for _ in range(8)]
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(8)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    joined(*threads)
     assert sorted(won) == sorted(wanted)
     for job in wanted:
         assert [event.seq for event in ledger.events(job)] == list(range(1, 11))  # queued, running and 8 notes

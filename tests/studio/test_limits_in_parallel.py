@@ -17,6 +17,7 @@ from studio.api.connections import Timely
 from studio.datasets import Datasets, Pictures
 from studio.serve import prompt
 from tests.studio.test_datasets import picture
+from tests.waiting import joined, until
 
 
 def test_no_more_than_two_pictures_are_in_memory_until_they_are_written(tmp_path, monkeypatch):
@@ -52,11 +53,10 @@ def test_no_more_than_two_pictures_are_in_memory_until_they_are_written(tmp_path
         *[lambda: pictures.add(picture())] * 4,
     ]
     most = 0
-    threads = [threading.Thread(target=way) for way in ways]
+    threads = [threading.Thread(target=way, daemon=True) for way in ways]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    joined(*threads)
     assert (alive, most) == (0, 2)
     assert [len(stored.entries(one)) for one in sets] == [2] * 4
 
@@ -74,11 +74,10 @@ def address():
     server, listening = uvicorn.Server(config), prompt(config.bind_socket())
     thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
     thread.start()
-    while not server.started:
-        time.sleep(0.01)
+    until(lambda: server.started, "the server")
     yield listening.getsockname()
     server.should_exit = True
-    thread.join()
+    joined(thread)
 
 
 HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -94,17 +93,16 @@ def answer(connection):
 
 def test_half_a_request_is_not_waited_for_and_whole_ones_are_answered(address, monkeypatch):
     monkeypatch.setattr(connections, "HEAD", 0.3)
-    silent, half = socket.create_connection(address), socket.create_connection(address)
+    silent, half = socket.create_connection(address, 60), socket.create_connection(address, 60)
     half.sendall(HEAD[:20])
-    second = socket.create_connection(address)
+    second = socket.create_connection(address, 60)
     second.sendall(HEAD)
     answer(second)
     second.sendall(HEAD[:20])
     for one in (silent, half, second):
-        one.settimeout(60)
         assert one.recv(100) == b""  # closed by the server
         one.close()
-    with socket.create_connection(address) as kept:
+    with socket.create_connection(address, 60) as kept:
         for _ in range(3):
             kept.sendall(HEAD)
             answer(kept)
@@ -114,7 +112,7 @@ def test_the_server_sends_small_answers_at_once(address):
     listening = prompt(socket.socket())
     assert listening.proto == socket.IPPROTO_TCP
     listening.close()
-    with socket.create_connection(address) as kept:
+    with socket.create_connection(address, 60) as kept:
         kept.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         seconds = []
         for _ in range(15):

@@ -18,6 +18,7 @@ from pipelines.request import Box, Guidance
 from studio import runner
 from studio.cli import main
 from studio.language_model import KEY, Planning, planner_of, read_answer
+from tests.waiting import joined
 
 ANSWER = {"boxes": [{"phrase": "fox", "box": [0.1, 0.2, 0.5, 0.6]}, {"phrase": "house", "box": [0.5, 0.2, 0.9, 0.6]}]}
 
@@ -41,13 +42,13 @@ def endpoint(content, status=200):
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Answering)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/v1", asked
     finally:
         server.shutdown()
-        thread.join()
+        joined(thread)
         server.server_close()
 
 
@@ -73,7 +74,7 @@ def test_nothing_leaves_the_machine_by_default(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("asked the network")
 
-    monkeypatch.setattr(httpx, "post", refuse)
+    monkeypatch.setattr(httpx.Client, "send", refuse)
     assert planner_of(Planning()) is plan
     assert main(["layout", "a fox"]) == 0
 

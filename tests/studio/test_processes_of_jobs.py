@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
@@ -20,6 +19,7 @@ from studio.jobs import Jobs
 from studio.ledger import Ledger
 from studio.orders import Places
 from studio.settings import Machine
+from tests.waiting import LIMIT, until
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def sleeper():
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     yield process
     process.kill()
-    process.wait()
+    process.wait(LIMIT)
 
 
 def test_a_stepped_clock_changes_nothing(tmp_path, sleeper, monkeypatch):
@@ -40,9 +40,9 @@ def test_a_stepped_clock_changes_nothing(tmp_path, sleeper, monkeypatch):
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     assert birth(other.pid) >= birth(sleeper.pid) > 0
     other.kill()
-    other.wait()
+    other.wait(LIMIT)
     sleeper.kill()
-    sleeper.wait()
+    sleeper.wait(LIMIT)
     assert birth(sleeper.pid) == 0 and not lives_here(ledger.get(job.id))
 
 
@@ -57,8 +57,7 @@ def test_a_process_that_is_stuck_before_it_claims_is_ended_and_another_begins(tm
         (tmp_path / f"{BEAT}-{first.pid}").touch()
         assert hands.holds(job)  # it has just given a sign
         monkeypatch.setattr(engine, "STILL", 0.2)
-        while hands.holds(job):
-            time.sleep(0.02)
+        until(lambda: not hands.holds(job), "the end of a process that is stuck")
         assert first.poll() is not None
         monkeypatch.undo()
         assert hands.begin(job) and hands.holds(job)
@@ -73,13 +72,10 @@ def test_a_worker_says_that_it_is_not_stuck(tmp_path):
     hands.settle()
     (beat,) = [hand.beat for hand in hands._hands]
     try:
-        while not beat.exists():
-            assert hands._hands[0].lives
-            time.sleep(0.05)
+        until(lambda: beat.exists() or not hands._hands[0].lives, "its first sign of life")
         before = beat.stat().st_mtime_ns
-        while beat.stat().st_mtime_ns == before:
-            assert hands._hands[0].lives
-            time.sleep(0.05)
+        until(lambda: beat.stat().st_mtime_ns != before or not hands._hands[0].lives, "its next sign of life")
+        assert hands._hands[0].lives
     finally:
         hands.close([], 0)
     assert not beat.exists()

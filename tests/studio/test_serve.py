@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from studio.cli import main
 from tests.studio.conftest import WOLF
 from tests.studio.test_cli import children_seconds
+from tests.waiting import LIMIT, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,12 +40,23 @@ class Server:
             *more,
         ]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, cwd=folder, env=environment)
-        assert self.process.stderr is not None
-        said = self.process.stderr.readline()
-        match = re.search(r"http://\S+", said)
-        assert match, said + self.process.stderr.read()
-        self.address = match[0]
+        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe that nobody reads would fill up
+        self.process = subprocess.Popen(words, stderr=self.said, text=True, cwd=folder, env=environment)
+        try:
+            until(lambda: self._told() or self.process.poll() is not None, "the address of the server")
+        except BaseException:
+            self.kill()
+            raise
+        self.address = self._told()
+        assert self.address, self._all()
+
+    def _all(self):
+        return os.pread(self.said.fileno(), 1 << 20, 0).decode()
+
+    def _told(self):
+        """The address, once its line is whole."""
+        match = re.search(r"(http://\S+)\n", self._all())
+        return match and match[1]
 
     def ask(self, path, body=None, content="application/json"):
         data = json.dumps(body).encode() if isinstance(body, dict) else body
@@ -60,8 +73,8 @@ class Server:
 
     def kill(self):
         self.process.kill()
-        self.process.wait()
-        self.process.stderr.close()
+        self.process.wait(LIMIT)
+        self.said.close()
 
 
 def processes(folder):
@@ -107,7 +120,7 @@ def test_a_training_outlives_its_server_and_then_its_process(tmp_path):
         assert len(processes(tmp_path)) == 1  # there is no second one beside it
         server.kill()
         worker.kill()  # both, as when the power fails
-        worker.wait()
+        worker.wait(LIMIT)
         server = Server(tmp_path)
         before = server.ask(f"/api/v1/runs/{job}")["step"]
         server.until(job, lambda now: now["step"] > before + 10)
@@ -130,7 +143,9 @@ def test_a_training_outlives_its_server_and_then_its_process(tmp_path):
 def test_help_is_quick_and_needs_no_torch():
     code = "import sys, studio.cli; studio.cli.main(['serve', '--help']); print('torch' in sys.modules)"
     start = children_seconds()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=LIMIT
+    )
     assert "--password" in done.stdout and done.stdout.rstrip().endswith("False")
     assert children_seconds() - start < 5
 

@@ -22,6 +22,7 @@ import torch
 
 from pipelines.concept import Concept
 from tests import tiny
+from tests.waiting import statuses
 from trainers import methods
 from trainers import train as loop_of_a_run
 from trainers.checkpoints import states, whole
@@ -68,7 +69,7 @@ def finished(child: int, seconds: float) -> bool:
             return True
         time.sleep(0.001)
     os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    statuses(child)
     return False
 
 
@@ -94,6 +95,7 @@ def torture(kills: int, seed: int, work: Path) -> dict[str, int]:
         state, reached = output.with_name(f".{output.stem}.state"), 0
         while not finished(forked(base, name, output), chance.uniform(0, seconds[name])):
             count["kills"] += 1
+            assert count["kills"] < 20 * kills + 100, f"it does not end: {count}"
             count["while a state was written"] += any(state.glob(".part-*"))
             if output.exists():  # killed while it cleaned up
                 count["after the concept was there"] += 1

@@ -16,6 +16,7 @@ import torch
 
 from pipelines.errors import Cancelled, ConfigError
 from pipelines.events import Note
+from tests.waiting import LIMIT, run
 from trainers import checkpoints
 from trainers.checkpoints import KEPT, LATEST, LOG, MANIFEST, STATE, Checkpoint, read, states, whole
 from trainers.loop import Pace, optimise
@@ -290,7 +291,12 @@ except OSError as error:
 print([place.name for place in path.iterdir()], checkpoint.load()[0])
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "s")], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, "-c", code, str(tmp_path / "s")],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        timeout=LIMIT,
     )
     assert done.stdout.splitlines()[0] == "File too large"
     assert "part" not in done.stdout and done.stdout.endswith(" 1\n")
@@ -327,7 +333,7 @@ def test_weights_that_break_behind_a_good_loss_are_not_kept_either(tmp_path):
 
 def test_killed_twenty_times_it_ends_bit_for_bit_like_one_that_was_left_alone():
     command = [sys.executable, "-m", "tests.torture.kills", "--kills", "20"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    done = run(command, cwd=ROOT, seconds=240)
     assert done.returncode == 0, done.stderr
     count = json.loads(done.stdout.splitlines()[-1])
     assert count["kills"] >= 20 and count["runs"] >= 1

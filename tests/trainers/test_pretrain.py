@@ -21,6 +21,7 @@ from pipelines.errors import ModelError
 from pipelines.events import Note, StepDone
 from pipelines.identity import is_gated
 from pipelines.request import Request
+from tests.waiting import LIMIT
 from trainers.checkpoints import states
 from trainers.pretrain import judge as judge_module
 from trainers.pretrain import stages
@@ -221,13 +222,16 @@ def test_a_killed_training_is_resumed(trained):
     state = arguments.work / "unet.state"
     shutil.rmtree(state, ignore_errors=True)
     process = start(arguments, 100_000)
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + LIMIT
     while not states(state) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate(timeout=LIMIT)
     done = int(states(state)[0].name.removeprefix("step-"))
     again = start(arguments, done + 1)
-    output, _ = again.communicate(timeout=300)
+    try:
+        output, _ = again.communicate(timeout=LIMIT)
+    finally:
+        again.kill()
     assert again.returncode == 0, output
     assert f"resumed after step {done}" in output and f"{done + 1}/{done + 1}" in output

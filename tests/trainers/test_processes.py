@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from pipelines.concept import Concept
 from pipelines.errors import ConfigError
 from tests import tiny
+from tests.waiting import run, statuses
 from trainers import __main__ as command_line
 from trainers import methods
 from trainers.config import DataConfig, Destination, TrainConfig
@@ -84,7 +84,7 @@ def arguments(folders, output, batch, *more):
 def launch(command, arguments, **environment):
     clean = {key: value for key, value in os.environ.items() if key not in ("WORLD_SIZE", "RANK", "MASTER_ADDR")}
     environment = clean | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, env=environment)
+    return run([*command, *arguments], env=environment)
 
 
 def port():
@@ -162,7 +162,7 @@ def test_two_processes_learn_several_subjects_and_relations_as_one_does(tmp_path
     where = port()
     children = [forked(rank, where, tmp_path) for rank in range(2)]
     alone = {case: learned(case, 2) for case in CASES}
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    assert statuses(*children) == [0, 0]
     for case, one in alone.items():
         first, second = (torch.load(tmp_path / f"{case}-{rank}.pt") for rank in range(2))
         assert first.keys() == second.keys() == one.keys()
