@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from urllib.parse import parse_qs, urlparse
 
 import pytest
@@ -319,6 +320,22 @@ def test_every_field_has_a_label(visit):
                  e.innerText?.trim() || e.closest('label'))).map(e => e.outerHTML.slice(0, 160))"""
         )
         assert nameless == [], tab
+
+
+def test_a_stream_with_nothing_to_come_is_not_waited_for(visit):
+    page = visit()
+    answered(page)
+    with page.expect_request("**/queue/join*") as question:
+        go(page, "Teach")
+    session = question.value.post_data_json["session_hash"]
+    answered(page)
+    began = time.monotonic()
+    # As the page opens it when the last answer comes before the word that it was asked for.
+    opened = page.evaluate(
+        "url => fetch(url).then(one => one.status)", f"/gradio_api/queue/data?session_hash={session}"
+    )
+    answered(page)
+    assert opened == 200 and time.monotonic() - began < 60
 
 
 def test_programs_call_the_handlers_by_name(studio):
