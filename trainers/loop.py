@@ -17,7 +17,9 @@ from torch import Tensor
 from pipelines.errors import Cancelled, ConfigError
 from pipelines.events import Note, OnEvent, StepDone, ignore
 from trainers.checkpoints import Checkpoint, Log
+from trainers.pretrain.muon import Muon
 from trainers.processes import ALONE, Processes
+from trainers.recorded import RecordedStep, set_rate
 
 Losses = Callable[[int, torch.Generator], dict[str, Tensor]]
 
@@ -92,8 +94,8 @@ def optimise(
         ConfigError: if a loss is not finite, naming the terms; what is trained is then as it was last kept. Or if more
             steps are done than asked for.
     """
-    base = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    stepper = _Stepper(optimizers, pace.clip, processes, scaler)
+    base = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in optimizers]
+    stepper = _Stepper(optimizers, pace.clip, processes, scaler, on_event)
     keeper = _Keeper(checkpoint, stepper, _Means(), processes, on_event)
     begun, report, start = keeper.begun(pace), keeper.report, time.monotonic()
     for step in range(begun, pace.steps):
@@ -101,7 +103,7 @@ def optimise(
             raise Cancelled(f"stopped after step {step} of {pace.steps}.", keeper.stopped(step))
         for optimizer, rates in zip(optimizers, base, strict=True):
             for group, value in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = value * rate(step, pace.steps)
+                set_rate(group, value * rate(step, pace.steps))
         generator = step_generator(pace.seed, step)
         for part in range(pace.accumulate):
             terms = losses(step * pace.accumulate + part, generator)
@@ -152,15 +154,23 @@ class _Stepper:
         clip: float | None,
         processes: Processes,
         scaler: torch.amp.GradScaler | None,
+        on_event: OnEvent,
     ) -> None:
         self.optimizers, self.clip, self.processes, self.scaler = optimizers, clip, processes, scaler
         self.parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+        recordable = any(isinstance(one, Muon) for one in optimizers) and all(p.is_cuda for p in self.parameters)
+        self.recorded = RecordedStep(optimizers, clip, on_event) if recordable and scaler is None else None
 
     def backward(self, loss: Tensor) -> None:
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def step(self) -> None:
         self.processes.average(self.parameters)
+        if self.recorded is not None:
+            self.recorded()
+            for optimizer in self.optimizers:
+                optimizer.zero_grad(set_to_none=True)
+            return
         if self.scaler is not None:
             for optimizer in self.optimizers:
                 self.scaler.unscale_(optimizer)

@@ -11,39 +11,48 @@ The words of this world are all here: `NAMES` and `RELATIONS` are what the gener
 
 from __future__ import annotations
 
-import io
 import itertools
-import json
 import math
 import random
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
 
-ART = Path(__file__).parent / "art"
+from trainers.sticker_art import Style, sprite
 
 NAMES = tuple(
+    # the first names of all
     "fox dog cat lion rabbit bear panda koala pig frog monkey penguin owl octopus crab turtle whale "
     "apple pear banana lemon strawberry pineapple grapes peach avocado eggplant carrot "
     "mushroom cactus sunflower tree pizza burger donut cookie cheese "
-    "house rocket car bus crown diamond basketball robot heart star gift".split()
+    "house rocket car bus crown diamond basketball robot heart star gift "
+    # neighbours of whatever is to be learned: a new word can only be built from what there are words for
+    "mouse raccoon hedgehog horse cow camel elephant giraffe zebra kangaroo sloth otter skunk beaver bat deer gorilla "
+    "leopard hippo rhino chicken chick duck swan parrot peacock dove snake lizard crocodile dragon dolphin shark fish "
+    "seal jellyfish lobster shrimp snail butterfly bee ladybug spider scorpion dinosaur goat sheep llama boar "
+    "watermelon melon mango cherry blueberry coconut tomato olive potato corn pepper cucumber broccoli garlic onion "
+    "peanut chestnut bread croissant pretzel waffle hotdog sandwich taco egg popcorn cupcake cake pie candy "
+    "lollipop custard sushi fries chocolate tulip rose hibiscus blossom lotus shamrock palm maple pine "
+    "truck ambulance tractor locomotive tram bicycle motorcycle airplane sailboat ship speedboat satellite saucer "
+    "baseball volleyball kite balloon bell drum trumpet violin camera television radio telephone laptop clock watch "
+    "bulb candle book pencil hammer wrench axe key magnet umbrella hat shoe boot backpack briefcase trophy castle "
+    "church tent chair ghost alien skull snowman pumpkin moon cloud shield dice globe fire anchor teddy ring shell "
+    "planet medal lantern shirt yoyo mug cap".split()
 )
 """Names the generator is trained on."""
 
 HELD_OUT = {
     "wolf": "fox",
     "tiger": "cat",
-    "hamster": "bear",
+    "hamster": "mouse",
     "taxi": "car",
     "tangerine": "apple",
     "squid": "octopus",
     "kiwi": "avocado",
-    "football": "basketball",
+    "football": "volleyball",
 }
 """Names the generator never sees, each with the trained word that comes nearest (its class word)."""
 
@@ -77,9 +86,12 @@ HELD_OUT_RELATIONS = {"inside": ("inside",), "on top of": ("on top of",)}
 TOGETHER = ("and", "and", "with")
 """How two things that stand anywhere are told."""
 
-Style = Literal["fluent", "flat"]
 Kind = Literal["one", "relation", "two", "three", "scatter", "group"]
-PLURALS = {"strawberry": "strawberries", "wolf": "wolves", "grapes": "grapes", "cheese": "cheeses"}
+PLURALS = {
+    "wolf": "wolves", "mouse": "mice", "grapes": "grapes", "fries": "fries", "dice": "dice", "sheep": "sheep",
+    "deer": "deer", "fish": "fish", "cherry": "cherries", "blueberry": "blueberries", "strawberry": "strawberries",
+    "butterfly": "butterflies", "candy": "candies", "teddy": "teddies", "cheese": "cheeses",
+}  # fmt: skip
 
 
 def article(name: str) -> str:
@@ -281,34 +293,6 @@ def scenes(count: int, seed: int, **choices: object) -> list[Scene]:
 # -- pictures ---------------------------------------------------------------------------------------------------
 
 
-@cache
-def _art(style: Style) -> dict[str, str]:
-    return json.loads((ART / f"{style}.json").read_text(encoding="utf-8"))
-
-
-@cache
-def sprite(name: str, style: Style = "fluent", pixels: int = 216) -> Image.Image:
-    """The sticker as an RGBA picture, cropped to what is visible and centred in a square.
-
-    Raises:
-        KeyError: for a name that is not in `ALL_NAMES`.
-    """
-    import resvg_py  # only needed where sprites are drawn, not where scenes are described
-
-    body = _art(style)[name]
-    svg = (
-        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'viewBox="0 0 32 32" width="{pixels}" height="{pixels}">{body}</svg>'
-    )
-    picture = Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg)))).convert("RGBA")
-    alpha = picture.getchannel("A").point([0] * 128 + [255] * 128)
-    visible = picture.crop(alpha.getbbox())
-    side = max(visible.size)
-    square = Image.new("RGBA", (side, side), (0, 0, 0, 0))
-    square.paste(visible, ((side - visible.width) // 2, (side - visible.height) // 2))
-    return square
-
-
 class Stickers:
     """Renders scenes of one picture size on one device.
 
@@ -337,7 +321,7 @@ class Stickers:
         largest = SIDES[-1] * self.scale
         atlas = np.zeros((len(names), len(SIDES), largest, largest, 4), np.uint8)
         for i, name in enumerate(names):
-            drawn = sprite(name, style, 4 * largest)
+            drawn = sprite(name, style)
             for j, side in enumerate(SIDES):
                 pixels = side * self.scale
                 atlas[i, j, :pixels, :pixels] = np.asarray(drawn.resize((pixels, pixels), Image.Resampling.BOX))

@@ -38,14 +38,14 @@ def _show(stage: str, log: Path) -> OnEvent:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m trainers.pretrain", description=__doc__)
-    stages = ("all", *STAGES, "pack", "decoder", "grounding", "inpainting", "join", "score")
+    stages = ("all", *STAGES, "pack", "decoder", "grounding", "inpainting", "join", "score", "sheets")
     parser.add_argument("stage", nargs="?", default="all", choices=stages)
     parser.add_argument(
         "--work", type=Path, default=Path("outputs/pretrain"), help="where states and previews are kept"
     )
     parser.add_argument("--out", type=Path, default=POCKET, help="where the finished model is written or scored")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--size", type=int, default=None, help="picture side: 64 on a CPU, 128 on a GPU")
+    parser.add_argument("--size", type=int, default=64, help="picture side in pixels, a multiple of 64")
     parser.add_argument("--vae-steps", type=int, default=6000)
     parser.add_argument("--judge-steps", type=int, default=1600)
     parser.add_argument("--text-steps", type=int, default=2000)
@@ -54,7 +54,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--redrawn", type=int, default=4096, help="decoder: pictures that the UNet draws anew")
     parser.add_argument("--grounding-steps", type=int, default=6000)
     parser.add_argument(
-        "--minutes", type=float, default=None, help="all, unet, grounding, inpainting: end after so much time"
+        "--minutes", type=float, default=None, help="all, and each stage but judge and text: end after so much time"
     )
     parser.add_argument("--packed", type=Path, default=None, help="pack: a model folder that is there already")
     parser.add_argument(
@@ -78,16 +78,17 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--go-on-from", type=Path, default=None, help="text, unet, inpainting: a finished model to start from"
     )
+    parser.add_argument("--icons", type=Path, default=Path("icons"), help="sheets: folder of icon collections")
     parser.add_argument("--force", action="store_true", help="pack: replace a model that scores better")
     parser.add_argument("--threads", type=int, default=None)
     arguments = parser.parse_args()
-    arguments.size = arguments.size or (128 if arguments.device.startswith("cuda") else 64)
     return arguments
 
 
 def _train(arguments: argparse.Namespace) -> None:
     # Imported here, so that --help does not wait for transformers.
     from trainers.pretrain.grounding import grounding_stage
+    from trainers.pretrain.sheets import sheets_stage
     from trainers.pretrain.stages import decoder_stage, judge_stage, pack, text_stage, unet_stage, vae_stage
 
     if arguments.stage == "join":
@@ -104,7 +105,7 @@ def _train(arguments: argparse.Namespace) -> None:
     chosen = STAGES if arguments.stage == "all" else (arguments.stage,)
     arguments.work.mkdir(parents=True, exist_ok=True)
     actions = {"vae": vae_stage, "judge": judge_stage, "text": text_stage, "unet": unet_stage, "pack": pack}
-    actions |= {"grounding": grounding_stage, "decoder": decoder_stage}
+    actions |= {"grounding": grounding_stage, "decoder": decoder_stage, "sheets": sheets_stage}
     if arguments.stage == "inpainting":
         from trainers.pretrain.inpainting import inpainting_stage
 
@@ -119,6 +120,9 @@ def main() -> int:
     arguments = _arguments()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if arguments.device.startswith("cuda"):
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
     if arguments.device == "cpu" and os.environ.get("MALLOC_TRIM_THRESHOLD_") is None:
         # Page faults of large activations cost a quarter of the time; glibc reads these only at start.
         os.environ.update(MALLOC_MMAP_THRESHOLD_=str(1 << 32), MALLOC_TRIM_THRESHOLD_=str(1 << 32))

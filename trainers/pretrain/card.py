@@ -59,6 +59,16 @@ def _trainings(facts: dict[str, Any]) -> list[str]:
         f"- {'Went on from a model trained' if index else 'Trained'} on: {_told(one)}."
         for index, one in enumerate(trainings)
     ]
+    if vae := facts.get("vae"):
+        lines.append(
+            f"- The autoencoder was trained first, on {vae['pictures']:,} composed pictures in both styles: "
+            f"{vae['device']}, {vae['steps']} steps of {vae['batch']} in {vae['minutes']} minutes."
+        )
+    if words := facts.get("words"):
+        lines.append(
+            f"- Judge and text encoder came next: {words['device']}, {words['judge_steps']} steps of the judge and "
+            f"{words['text_steps']} of the text encoder, which then learned on with the UNet."
+        )
     if decoder := facts.get("decoder"):
         lines.append(
             f"- Its decoder was trained once more on latents of real pictures and {decoder['redrawn']:,} that the UNet "

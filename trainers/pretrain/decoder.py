@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny
@@ -23,12 +22,10 @@ from pipelines.components import Components
 from pipelines.drawn import luminance, ssim
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
-from trainers.averages import Average
-from trainers.checkpoints import Checkpoint
-from trainers.loop import Pace, optimise, warm_stable_decay
-from trainers.pretrain.muon import Muon
 from trainers.pretrain.parts import autoencoder, scheduler
-from trainers.stickers import NAMES, Stickers, Style, scenes
+from trainers.pretrain.vae import Schedule, as_bytes, as_images, train_averaged
+from trainers.sticker_art import Style
+from trainers.stickers import NAMES, Stickers, scenes
 from trainers.terms import prompt_ids
 
 SEED = 61
@@ -45,22 +42,12 @@ FLAT = 0.15
 """Share of the real pictures in the flat style, which the UNet does not know: the decoder is for any drawing."""
 
 
-def real_pictures(count: int, seed: int, size: int, style: Style) -> tuple[Tensor, list[str]]:
+def real_pictures(count: int, seed: int, size: int, style: Style, device: torch.device) -> tuple[Tensor, list[str]]:
     """Return composed pictures (count, 3, size, size) uint8 of trained names, and their captions."""
-    stickers = Stickers(size, style=style, names=NAMES)
+    stickers = Stickers(size, device, style, NAMES)
     listed = scenes(count, seed, style=style)
     parts = [stickers.render(listed[i : i + 256]).images for i in range(0, count, 256)]
     return torch.cat([as_bytes(part) for part in parts]), [item.caption for item in listed]
-
-
-def as_bytes(images: Tensor) -> Tensor:
-    """Return pictures in [-1, 1] as uint8."""
-    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def as_images(pixels: Tensor) -> Tensor:
-    """Return uint8 pixels as pictures in [-1, 1]."""
-    return pixels.float() / 127.5 - 1
 
 
 @torch.no_grad()
@@ -71,15 +58,16 @@ def redrawn(components: Components, latents: Tensor, captions: list[str], genera
         components: the base.
         latents: (N, 4, h, w), scaled.
         captions: one each.
-        generator: source of the noise.
+        generator: source of the noise, on the device of the latents.
 
     Returns:
         Latents (N, 4, h, w).
     """
-    alphas = scheduler().alphas_cumprod
+    device = latents.device
+    alphas = scheduler().alphas_cumprod.to(device)
     low, high = NOISED
-    at = torch.randint(low, high, (len(latents),), generator=generator)
-    noise = torch.randn(latents.shape, generator=generator)
+    at = torch.randint(low, high, (len(latents),), generator=generator, device=device)
+    noise = torch.randn(latents.shape, generator=generator, device=device)
     level = alphas[at][:, None, None, None]
     x = level.sqrt() * latents + (1 - level).sqrt() * noise
     states = [
@@ -97,7 +85,7 @@ def redrawn(components: Components, latents: Tensor, captions: list[str], genera
         velocity = plain + GUIDANCE * (told - plain)
         a = alphas[now][:, None, None, None]
         clean, noise = a.sqrt() * x - (1 - a).sqrt() * velocity, a.sqrt() * velocity + (1 - a).sqrt() * x
-        b = torch.where(then > 0, alphas[then], torch.ones(()))[:, None, None, None]
+        b = torch.where(then > 0, alphas[then], torch.ones((), device=device))[:, None, None, None]
         x = torch.where(active, b.sqrt() * clean + (1 - b).sqrt() * noise, x)
     return x
 
@@ -118,26 +106,26 @@ class Pairs:
 
     def batch(self, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return latents (size, 4, h, w) in the encoder's units and pictures (size, 3, H, W)."""
-        anew = round(REDRAWN * size)
-        which = torch.randint(len(self.redrawn), (anew,), generator=generator)
-        real = torch.randint(len(self.pictures), (size - anew,), generator=generator)
-        noise = torch.randn((size - anew, *self.latents.shape[1:]), generator=generator)
+        device, anew = self.latents.device, round(REDRAWN * size)
+        which = torch.randint(len(self.redrawn), (anew,), generator=generator, device=device)
+        real = torch.randint(len(self.pictures), (size - anew,), generator=generator, device=device)
+        noise = torch.randn((size - anew, *self.latents.shape[1:]), generator=generator, device=device)
         latents = torch.cat((self.redrawn[which], self.latents[real] + SLACK * noise))
         return latents, as_images(self.pictures[torch.cat((which, real))])
 
 
 @torch.no_grad()
-def make_pairs(components: Components, count: int, size: int, on_event: OnEvent) -> Pairs:
+def make_pairs(components: Components, count: int, size: int, on_event: OnEvent, at_once: int = 64) -> Pairs:
     """Compose pictures, encode them, and let the base draw `count` of them anew; as many more are only encoded."""
-    vae, scale = components.vae, float(components.vae.config["scaling_factor"])
-    generator = torch.Generator().manual_seed(SEED)
-    shaded, captions = real_pictures(2 * count, SEED, size, "fluent")
-    flat, _ = real_pictures(max(1, int(FLAT * count)), SEED + 1, size, "flat")
+    vae, scale, device = components.vae, float(components.vae.config["scaling_factor"]), components.device
+    generator = torch.Generator(device).manual_seed(SEED)
+    shaded, captions = real_pictures(2 * count, SEED, size, "fluent", device)
+    flat, _ = real_pictures(max(1, int(FLAT * count)), SEED + 1, size, "flat", device)
     pictures = torch.cat((shaded, flat))
     latents = torch.cat([vae.encoder(as_images(part)) for part in pictures.split(256)])
     drawn: list[Tensor] = []
-    for start in range(0, count, 64):
-        part = latents[start : min(count, start + 64)] * scale
+    for start in range(0, count, at_once):
+        part = latents[start : min(count, start + at_once)] * scale
         drawn.append(redrawn(components, part, captions[start : start + len(part)], generator) / scale)
         if start % 1024 == 0:
             on_event(Note(f"drawn anew: {start} of {count} pictures"))
@@ -166,46 +154,39 @@ def train_decoder(
     count: int = 8192,
     batch: int = 16,
     rate: float = 1e-3,
+    minutes: float | None = None,
 ) -> AutoencoderTiny:
     """Train a decoder for the base and return the autoencoder with it; encoded pairs are kept in `work`.
 
     Args:
         work: where states are kept.
         components: the base; its encoder stays.
-        steps: optimiser steps.
+        steps: optimiser steps at most.
         size: side of the pictures in pixels.
         on_event: receives progress.
         count: pictures drawn anew by the UNet.
         batch: pictures a step.
         rate: learning rate of Muon for the convolutions and of AdamW for the rest.
+        minutes: ends after so much time if that is sooner, what the pictures took left out.
     """
     torch.manual_seed(8)  # initial weights
     vae = deeper(components.vae)  # pyright: ignore[reportArgumentType]
+    nn.Module.to(vae, components.device)
     vae.encoder.requires_grad_(False)
     pairs = _pairs(work / f"pairs-{size}-{count}.pt", components, count, size, on_event)
 
     def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        latents, truth = pairs.batch(batch, generator)
-        made = vae.decoder(latents)
+        chance = torch.Generator(components.device)
+        latents, truth = pairs.batch(batch, chance.manual_seed(int(torch.randint(1 << 62, (), generator=generator))))
+        with torch.autocast(latents.device.type, torch.bfloat16, enabled=latents.is_cuda):
+            made = vae.decoder(latents)
+        made = made.float()
         return {
             "l1": F.l1_loss(made, truth),
             "ssim": 0.5 * (1 - ssim(luminance(made), luminance(truth)).mean()),
         }
 
-    optimizers = optimizers_of(vae.decoder, rate)
-    average = Average(dict(vae.decoder.named_parameters()), 0.998)
-    optimise(
-        losses,
-        list(optimizers),
-        Pace(steps, seed=9, clip=1.0, report=50),
-        rate=lambda step, total: warm_stable_decay(step, total, warm=100, decay=0.7),
-        after_step=lambda done: average.update(),
-        checkpoint=_checkpoint(work / "decoder.state", vae.decoder, average, optimizers),
-        on_event=on_event,
-    )
-    with average.shown():
-        averaged = {name: value.detach().clone() for name, value in vae.decoder.state_dict().items()}
-    vae.decoder.load_state_dict(averaged)
+    train_averaged(vae, losses, Schedule(steps, minutes, rate, 0.7, seed=9), work / "decoder.state", on_event)
     return vae.eval()
 
 
@@ -213,33 +194,11 @@ def _pairs(path: Path, components: Components, count: int, size: int, on_event: 
     """The pairs that are kept at a path for this base, or new ones, kept there."""
     of = components.fingerprint()
     if path.exists():
-        kept = torch.load(path, weights_only=True)
+        kept = torch.load(path, map_location=components.device, weights_only=True)
         if kept["base"] == of:
             return Pairs(kept["pictures"], kept["latents"], kept["redrawn"])
-    pairs = make_pairs(components, count, size, on_event)
+    at_once = 1024 if components.device.type == "cuda" else 64
+    pairs = make_pairs(components, count, size, on_event, at_once)
     with whole_file(path) as temporary:
         torch.save(vars(pairs) | {"base": of}, temporary)
     return pairs
-
-
-def optimizers_of(decoder: nn.Module, rate: float) -> list[torch.optim.Optimizer]:
-    """Return Muon for the square convolutions and AdamW for the rest."""
-    hidden = [one for one in decoder.parameters() if one.ndim == 4 and one.shape[0] == one.shape[1]]
-    rest = [one for one in decoder.parameters() if one.ndim != 4 or one.shape[0] != one.shape[1]]
-    return [Muon(hidden, rate), torch.optim.AdamW(rest, rate, weight_decay=0.0, fused=True)]
-
-
-def _checkpoint(
-    path: Path, decoder: nn.Module, average: Average, optimizers: list[torch.optim.Optimizer]
-) -> Checkpoint:
-    def state() -> dict[str, Any]:
-        optimized = [one.state_dict() for one in optimizers]
-        return {"decoder": decoder.state_dict(), "average": average.state(), "optimizers": optimized}
-
-    def restore(kept: dict[str, Any]) -> None:
-        decoder.load_state_dict(kept["decoder"])
-        average.restore(kept["average"])
-        for one, old in zip(optimizers, kept["optimizers"], strict=True):
-            one.load_state_dict(old)
-
-    return Checkpoint(path, 200, state, restore)

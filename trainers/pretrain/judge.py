@@ -22,7 +22,7 @@ from trainers.pretrain.parts import text_config
 from trainers.pretrain.vocabulary import build_tokenizer
 from trainers.stickers import ALL_NAMES, NAMES, RELATIONS, Scene, Stickers, article, scenes
 
-POOL = 6144
+POOL = 16384
 START = "text_start.pt"  # the snapshot of the text tower
 
 

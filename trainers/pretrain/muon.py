@@ -67,7 +67,8 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(running, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, running, group["momentum"])
         updates = orthogonal(torch.stack([one.flatten(1) for one in ahead]))
-        size = 0.2 * max(updates.shape[1:]) ** 0.5
+        # A learning rate that is a tensor must stay one, or a recorded step would keep that of its recording.
+        updates = updates * (group["lr"] * (0.2 * max(updates.shape[1:]) ** 0.5))
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         shaped = [update.view_as(one) for update, one in zip(updates.unbind(), parameters, strict=True)]
-        torch._foreach_add_(parameters, shaped, alpha=-group["lr"] * size)
+        torch._foreach_sub_(parameters, shaped)

@@ -33,10 +33,10 @@ def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
 def autoencoder() -> AutoencoderTiny:
     """4 latent channels at a quarter of the side; `scaling_factor` is set after training."""
     return AutoencoderTiny(
-        encoder_block_out_channels=(32, 32, 32),
+        encoder_block_out_channels=(48, 48, 48),
         decoder_block_out_channels=(48, 48, 48),
-        num_encoder_blocks=(1, 1, 1),
-        num_decoder_blocks=(4, 3, 0),
+        num_encoder_blocks=(1, 2, 4),
+        num_decoder_blocks=(4, 3, 1),
         latent_channels=4,
     )
 

@@ -1,80 +1,156 @@
-"""One run that carries the whole of `pocket` on, in a given time: base, gated layers, 9-channel UNet, each its share.
+"""One run that makes the whole of `pocket`, or carries it on, in a given time.
 
-    python -m trainers.pretrain all --device cuda --minutes 12
+    python -m trainers.pretrain all --device cuda --minutes 9
 
-goes on from the committed weights, keeps a state every few seconds of steps, ends in time, and leaves the model in
-`work/prepared` and, for carrying it away, in pieces of at most 16 MB in `work/shards`. `python -m trainers.pretrain
-join` puts the pieces together again, and `pack --packed` scores the model and puts it in place if it is better.
+First the autoencoder, then base and text encoder, then, beside each other in processes of their own, gated layers,
+9-channel UNet and a decoder for what the base draws. What `--work` holds already is not made again: a `vae`, a `judge`,
+a `text.pt`, or what an earlier run had finished. With `--go-on-from` autoencoder, judge and text encoder are those of a
+finished model and its UNets go on. The run keeps states, ends in time, and leaves the model in `work/prepared` and, for
+carrying it away, in pieces of at most 16 MB in `work/shards`. `python -m trainers.pretrain join` puts the pieces
+together again, and `pack --packed` scores the model and puts it in place if it is better.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
+import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from pipelines.components import POCKET
 from pipelines.errors import ModelError
 from pipelines.events import Note, OnEvent
 from pipelines.inpainting_unet import FOLDER
-from trainers.pretrain.grounding import ADAPTER, grounding_stage, pack_grounding
-from trainers.pretrain.inpainting import inpainting_stage, put_in_place
-from trainers.pretrain.stages import unet_stage, write_model
+from trainers.pretrain.card import TRAINING, note_training
+from trainers.pretrain.grounding import ADAPTER, pack_grounding
+from trainers.pretrain.inpainting import put_in_place
+from trainers.pretrain.stages import judge_stage, text_stage, unet_stage, vae_stage, write_model
 
-SHARES = {"unet": 0.5, "grounding": 0.2, "inpainting": 0.25}
-"""Share of the minutes of each training; the rest is for composing, loading and writing."""
+SHARES = {"vae": 0.15, "unet": 0.5, "together": 0.35}
+"""Share of the minutes of each training in turn."""
+SPARE = 0.6
+"""Minutes of the last trainings kept for loading, composing and writing."""
+TOGETHER = {"grounding": 0.5, "inpainting": 1.0, "decoder": 0.4}
+"""What is trained at the same time when the base is done, none of which changes what another reads: shares of time."""
+ON_GPU: dict[str, dict[str, object]] = {
+    "unet": {
+        "batch": 512,
+        "pictures": 196_608,
+        "unet_rate": 2e-3,
+        "decay": 0.5,
+        "unet_steps": 1_000_000,
+        "keep_every": 4000,
+    },
+    "grounding": {"batch": 512, "pictures": 65_536, "grounding_steps": 1_000_000, "keep_every": 2000},
+    "inpainting": {"batch": 192, "show": 8, "keep_every": 1500},
+    "decoder": {"redrawn": 16_384, "decoder_steps": 1_000_000},
+}
+"""Settings of the stages on a GPU, where what the command line says is meant for a CPU."""
 SHARD = 16_000_000
 """Bytes of a piece."""
 FOLDER_OUT, SHARDS = "prepared", "shards"
 
 
 def prepared_run(arguments: argparse.Namespace, events: Callable[[str, Path], OnEvent]) -> Path:
-    """Train base, gated layers and 9-channel UNet in turn within `arguments.minutes`; return the model's folder.
+    """Train all parts within `arguments.minutes` and return the model's folder.
 
     Args:
-        arguments: of the command line; `go_on_from` is the model to start from, the committed one by default. What an
-            earlier run of the same command had finished is not done again.
+        arguments: of the command line.
         events: gives the receiver of a stage's progress, from its name and the path of its log.
     """
     ends = time.monotonic() + 60 * arguments.minutes
-    start: Path = arguments.go_on_from or POCKET
     work: Path = arguments.work
-    out = work / FOLDER_OUT
+    out, base = work / FOLDER_OUT, arguments.go_on_from
 
-    def run(stage: str, **changes: object) -> argparse.Namespace:
-        """The arguments of a stage; its minutes are its share of the run, or of what is left if that is less."""
-        left = max(0.02, (ends - time.monotonic()) / 60)
-        rest = list(SHARES)[list(SHARES).index(stage) :]
-        share = min(arguments.minutes * SHARES[stage], left * SHARES[stage] / sum(SHARES[one] for one in rest))
-        own = {"work": work / stage, "out": out, "minutes": share, **changes}
-        (work / stage).mkdir(parents=True, exist_ok=True)
+    def run(stage: str) -> argparse.Namespace:
+        """The arguments of a stage; its minutes are its share of what is left."""
+        left, rest = max(0.02, (ends - time.monotonic()) / 60), list(SHARES)[list(SHARES).index(stage) :]
+        own: dict[str, object] = {"minutes": left * SHARES[stage] / sum(SHARES[one] for one in rest)}
+        if arguments.device.startswith("cuda"):
+            own |= ON_GPU.get(stage, {})
         return argparse.Namespace(**(vars(arguments) | own))
 
     def told(stage: str) -> OnEvent:
-        return events(stage, work / stage / "log.jsonl")
+        return events(stage, work / "log.jsonl")
 
-    base = run("unet", go_on_from=start)
-    if not (base.work / "generator.pt").exists():
-        unet_stage(base, told("unet"))
-    if not (out / FOLDER).exists():
+    work.mkdir(parents=True, exist_ok=True)
+    if base is None:
+        vae_stage(run("vae"), told("vae"))
+        judge_stage(arguments, told("judge"))
+        text_stage(arguments, told("text"))
+    if not (work / "generator.pt").exists():
+        unet_stage(run("unet"), told("unet"))
+    if not (out / "model_index.json").exists():
         shutil.rmtree(out, ignore_errors=True)
-        write_model(base, out)
-        shutil.copytree(start / FOLDER, out / FOLDER)
-    boxes = run("grounding")
-    if not (boxes.work / "done").exists():
-        grounding_stage(boxes, told("grounding"))
-        pack_grounding(boxes.work / ADAPTER, out)
-        (boxes.work / "done").touch()
-    holes = run("inpainting", go_on_from=out, inpainting_from=out / FOLDER)
-    inpainting_stage(holes, told("inpainting"))
-    put_in_place(holes.work, out)
+        write_model(arguments, out)
+    _together(arguments, work, out, (ends - time.monotonic()) / 60, told("all"))
+    if (work / "grounding" / ADAPTER).exists():
+        pack_grounding(work / "grounding" / ADAPTER, out)
+    if (work / "inpainting" / FOLDER).exists():
+        put_in_place(work / "inpainting", out)
+    _take_decoder(work / "decoder" / FOLDER_OUT, out)
     pieces = split(out, work / SHARDS)
     size = f"{SHARD / 1e6:.0f} MB"
-    told("inpainting")(Note(f"{out} is trained; {len(pieces)} pieces of at most {size} in {work / SHARDS}"))
+    told("all")(Note(f"{out} is trained; {len(pieces)} pieces of at most {size} in {work / SHARDS}"))
     return out
+
+
+def _together(arguments: argparse.Namespace, work: Path, out: Path, minutes: float, on_event: OnEvent) -> None:
+    """Train `TOGETHER` on the finished base, each in a process and a folder of its own, and wait for all.
+
+    One that fails is said and leaves what the base had: the others are worth having without it.
+    """
+    each = max(0.02, minutes - SPARE)
+    processes: dict[str, subprocess.Popen[bytes]] = {}
+    for stage in TOGETHER:
+        (work / stage).mkdir(exist_ok=True)
+        if not (work / stage / "done").exists():
+            flags = _flags(arguments, stage, work / stage, out, each)
+            processes[stage] = subprocess.Popen([sys.executable, "-m", "trainers.pretrain", stage, *flags])
+    ends = time.monotonic() + 60 * (each + 2 * SPARE)
+    for stage, process in processes.items():
+        try:
+            code = process.wait(max(1.0, ends - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+        if code:
+            on_event(Note(f"{stage} was not trained: its process ended with {code}"))
+        else:
+            (work / stage / "done").touch()
+
+
+def _flags(arguments: argparse.Namespace, stage: str, folder: Path, out: Path, minutes: float) -> list[str]:
+    """The command line of one of `TOGETHER`."""
+    names = ("device", "size", "batch", "pictures", "scenes", "grounding_steps", "decoder_steps", "redrawn", "show")
+    own: dict[str, object] = {name: getattr(arguments, name) for name in names}
+    own |= {"work": folder, "out": out, "minutes": minutes * TOGETHER[stage]}
+    if arguments.device.startswith("cuda"):
+        own |= ON_GPU[stage]
+    if stage == "decoder":
+        if not (folder / FOLDER_OUT).exists():
+            shutil.copytree(out, folder / FOLDER_OUT)
+        own["out"] = folder / FOLDER_OUT
+    if stage == "inpainting":
+        own["go_on_from"] = out
+        if arguments.go_on_from is not None and (arguments.go_on_from / FOLDER).exists():
+            own["inpainting_from"] = arguments.go_on_from / FOLDER
+    return [f"--{name.replace('_', '-')}={value}" for name, value in own.items()]
+
+
+def _take_decoder(trained: Path, out: Path) -> None:
+    """Take the autoencoder of a copy of the model, in which the decoder was trained, and what its card says of it."""
+    kept = trained / TRAINING
+    if not kept.exists() or "decoder" not in (told := json.loads(kept.read_text(encoding="utf-8"))):
+        return
+    shutil.rmtree(out / "vae")
+    shutil.copytree(trained / "vae", out / "vae")
+    facts = json.loads((out / TRAINING).read_text(encoding="utf-8"))
+    note_training(out, facts | {"decoder": told["decoder"]})
 
 
 def split(folder: Path, shards: Path) -> list[Path]:

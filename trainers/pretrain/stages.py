@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,14 @@ from trainers.pretrain.layout import TEXT, train_text
 from trainers.pretrain.parts import scheduler
 from trainers.pretrain.score import score
 from trainers.pretrain.unet import Generator, train_unet
-from trainers.pretrain.vae import pictures, psnr, train_vae
+from trainers.pretrain.vae import VaePlan, pictures, psnr, train_vae
 from trainers.pretrain.vocabulary import build_tokenizer, write_tokenizer
 
 WORTH = ("one_object_drawn", "two_objects_drawn", "background_right", "two_objects_and_relation")
 """Figures by whose mean models are compared."""
+
+WORDS = "words.json"
+"""How judge and text encoder were trained, in the folder of work."""
 
 PREVIEW = (
     "a dog",
@@ -51,11 +55,21 @@ def vae_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
     if folder.exists():
         on_event(Note(f"{folder} is there already"))
         return
-    vae = train_vae(
-        arguments.work, steps=arguments.vae_steps, size=arguments.size, device=arguments.device, on_event=on_event
-    )
+    plan = VaePlan(arguments.vae_steps, arguments.minutes, arguments.size)
+    if arguments.device.startswith("cuda"):
+        plan = replace(plan, crop=arguments.size, batch=128, count=32768)
+    vae = train_vae(arguments.work, plan, arguments.device, on_event)
     unseen = pictures(256, 999, arguments.size, arguments.device)
     on_event(Note(f"reconstruction of unseen compositions: {psnr(vae, unseen):.2f} dB"))
+    told = {
+        "device": device_name(arguments.device),
+        "steps": steps_in(arguments.work / "log.jsonl", "vae") or arguments.vae_steps,
+        "batch": plan.batch,
+        "minutes": round(minutes_in(arguments.work / "log.jsonl", "vae"), 1),
+        "pictures": plan.count,
+    }
+    with whole_file(arguments.work / "vae.json") as path:
+        path.write_text(json.dumps(told), encoding="utf-8")
     part = folder.with_name(".vae.part")
     _save_vae(vae, part)
     part.rename(folder)
@@ -72,6 +86,7 @@ def judge_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
     )
     part = folder.with_name(".judge.part")
     judge.to("cpu").save(part)
+    _note_words(arguments, judge_steps=arguments.judge_steps)
     part.rename(folder)
 
 
@@ -89,6 +104,15 @@ def text_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
         captions=arguments.pictures,
         go_on_from=arguments.go_on_from,
     )
+    _note_words(arguments, text_steps=arguments.text_steps)
+
+
+def _note_words(arguments: argparse.Namespace, **steps: int) -> None:
+    """Note how many steps judge and text encoder were trained, beside what an earlier stage noted."""
+    record = arguments.work / WORDS
+    told = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    with whole_file(record) as path:
+        path.write_text(json.dumps(told | {"device": device_name(arguments.device)} | steps), encoding="utf-8")
 
 
 def as_components(model: Generator, vae: AutoencoderTiny) -> Components:
@@ -129,7 +153,7 @@ def unet_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
         batch=arguments.batch,
         pictures=arguments.pictures,
         show=show,
-        show_every=500,
+        show_every=max(500, arguments.keep_every),
         keep_every=arguments.keep_every,
         go_on_from=arguments.go_on_from,
         rate=arguments.unet_rate,
@@ -138,6 +162,14 @@ def unet_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
         text=not arguments.frozen_text,
         seed=arguments.seed,
     )
+    with whole_file(arguments.work / "generator.pt") as path:
+        torch.save(model.to("cpu").state_dict(), path)
+    with whole_file(arguments.work / "facts.json") as path:
+        path.write_text(json.dumps(_facts(arguments)), encoding="utf-8")
+
+
+def _facts(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How UNet, autoencoder, judge and text encoder were trained, and the model that they went on from."""
     facts: dict[str, Any] = {
         "device": device_name(arguments.device),
         "size": arguments.size,
@@ -146,13 +178,13 @@ def unet_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
         "minutes": minutes_in(arguments.work / "log.jsonl", "unet"),
         "text_encoder": "frozen" if arguments.frozen_text else "trained",
     }
+    for part in ("vae", "words"):
+        if (told := arguments.work / f"{part}.json").exists():
+            facts[part] = json.loads(told.read_text(encoding="utf-8"))
     record = arguments.go_on_from / TRAINING if arguments.go_on_from else None
     if record is not None and record.exists():
         facts["earlier"] = json.loads(record.read_text(encoding="utf-8"))
-    with whole_file(arguments.work / "generator.pt") as path:
-        torch.save(model.to("cpu").state_dict(), path)
-    with whole_file(arguments.work / "facts.json") as path:
-        path.write_text(json.dumps(facts), encoding="utf-8")
+    return facts
 
 
 def decoder_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
@@ -161,10 +193,11 @@ def decoder_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
     Raises:
         ModelError: if there is no such model.
     """
-    components = load(arguments.out, device="cpu")
+    components = load(arguments.out, device=arguments.device)
     for part in (components.unet, components.vae, *components.text_encoders):
         part.requires_grad_(False)
-    before = psnr(components.vae, pictures(256, 999, arguments.size, "cpu"))  # pyright: ignore[reportArgumentType]
+    unseen = pictures(256, 999, arguments.size, arguments.device)
+    before = psnr(components.vae, unseen)  # pyright: ignore[reportArgumentType]
     vae = train_decoder(
         arguments.work,
         components,
@@ -172,8 +205,10 @@ def decoder_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
         size=arguments.size,
         on_event=on_event,
         count=arguments.redrawn,
+        batch=128 if arguments.device.startswith("cuda") else 16,
+        minutes=arguments.minutes,
     )
-    after = psnr(vae, pictures(256, 999, arguments.size, "cpu"))
+    after = psnr(vae, unseen)
     on_event(Note(f"reconstruction of unseen compositions: {after:.2f} dB, before {before:.2f}"))
     part = arguments.work / ".decoder.part"
     shutil.rmtree(part, ignore_errors=True)
@@ -181,7 +216,8 @@ def decoder_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
     shutil.rmtree(arguments.out / "vae")
     part.rename(arguments.out / "vae")
     facts = json.loads((arguments.out / TRAINING).read_text(encoding="utf-8"))
-    told = {"steps": arguments.decoder_steps, "redrawn": arguments.redrawn, "device": device_name("cpu")}
+    steps = steps_in(arguments.work / "log.jsonl", "decoder") or arguments.decoder_steps
+    told = {"steps": steps, "redrawn": arguments.redrawn, "device": device_name(arguments.device)}
     note_training(arguments.out, facts | {"decoder": told})
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
@@ -15,6 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
 from pipelines.identity import is_gated
+from trainers.averages import Average
 from trainers.checkpoints import Checkpoint
 from trainers.clock import Clock, until
 from trainers.loop import Losses, Pace, optimise, warm_stable_decay
@@ -24,8 +26,11 @@ from trainers.pretrain.parts import scheduler, text_config, unet
 from trainers.pretrain.vocabulary import build_tokenizer
 from trainers.recorded import Recorded
 from trainers.stickers import Scene, Stickers, scenes
+from trainers.terms import noise_levels, noised, target
 
 EMPTY = 0.1  # share of captions left empty, for classifier-free guidance
+AVERAGED = 0.998
+"""Share of the moving average that stays at each step."""
 
 
 class Generator(nn.Module):
@@ -84,8 +89,8 @@ def encoded(
         on_event(Note(f"encoding {count} pictures"))
         stickers = Stickers(size, device)
         parts = [
-            (vae.encoder(stickers.render(listed[i : i + 128]).images) * vae.config["scaling_factor"]).half().cpu()
-            for i in range(0, count, 128)
+            (vae.encoder(stickers.render(listed[i : i + 1024]).images) * vae.config["scaling_factor"]).half().cpu()
+            for i in range(0, count, 1024)
         ]
         with whole_file(path) as temporary:
             torch.save(torch.cat(parts), temporary)
@@ -138,10 +143,18 @@ def train_unet(
     latents, captions = encoded(work, vae, pictures, seed, size, device, on_event)
     torch.manual_seed(4)  # initial weights
     model = Generator(size, build_tokenizer()).to(device)
+    if device.startswith("cuda"):  # as its tensor cores read convolutions
+        nn.Module.to(model.unet, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if go_on_from is not None:
         model.go_on_from(go_on_from)
     else:
         model.text.load_state_dict(torch.load(work / TEXT, map_location=device, weights_only=True))
+
+    def shown(average: Average, done: int) -> None:
+        if done % show_every == 0 or done == steps:
+            with average.shown():
+                show(model, done)
+
     return _trained(
         model,
         _denoising(model, latents.to(device), captions, batch, text, on_event),
@@ -149,7 +162,7 @@ def train_unet(
         Pace(steps, seed=5, clip=1.0, report=50),
         (Clock(minutes), decay),
         (work / "unet.state", keep_every),
-        lambda averaged, done: show(averaged, done) if done % show_every == 0 or done == steps else None,
+        shown,
         on_event,
     )
 
@@ -161,18 +174,20 @@ def _trained(
     pace: Pace,
     time: tuple[Clock, float],
     state: tuple[Path, int],
-    after_step: Callable[[Generator, int], None],
+    after_step: Callable[[Average, int], None],
     on_event: OnEvent,
 ) -> Generator:
-    """Run the loop and return the moving average; `time` is a clock and the share of decay, `state` path and steps."""
+    """Run the loop and return the model with its moving average; `time` is a clock and the share of decay.
+
+    `state` is a path and the steps between states; `after_step` sees the average.
+    """
     (clock, decay), (path, keep_every) = time, state
-    average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998))
-    averaged = cast(Generator, average.module)
+    average = Average(dict(model.named_parameters()), AVERAGED)
 
     def after(done: int) -> None:
         clock.steps = done
-        average.update_parameters(model)
-        after_step(averaged, done)
+        average.update()
+        after_step(average, done)
 
     with until(clock):
         optimise(
@@ -185,7 +200,9 @@ def _trained(
             on_event=on_event,
             should_stop=lambda: clock.over,
         )
-    return averaged.eval()
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(average.values[name])
+    return model.eval()
 
 
 def _rate(clock: Clock, step: int, steps: int, decay: float) -> float:
@@ -198,29 +215,29 @@ def _denoising(
 ) -> Losses:
     """The loss of a batch: velocity at timesteps spread evenly over the batch, a tenth of the captions left empty.
 
-    On a GPU the UNet is computed in bfloat16, and as CUDA graphs where the text encoder is not trained with it.
+    All chance is drawn on the device, from one number of the step's generator: nothing waits for the device. On a GPU
+    the UNet is computed in bfloat16 and as CUDA graphs.
     """
-    recorded = None if text else Recorded(model.unet, on_event=on_event)
     device, noising, tokenizer = latents.device, scheduler(), build_tokenizer()
+    call = Recorded(model.unet, on_event=on_event)
     ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
     empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids[0].to(device)
+    levels, count = noise_levels(noising.config, device), int(noising.config["num_train_timesteps"])
+    context = nullcontext if text else torch.no_grad
 
     def losses(index: int, generator: torch.Generator) -> dict[str, Tensor]:
-        which = torch.randint(len(latents), (batch,), generator=generator).to(device)
-        even = (torch.rand((), generator=generator) + torch.arange(batch) / batch) % 1
-        timesteps = (even * noising.config["num_train_timesteps"]).long().to(device)
+        chance = torch.Generator(device).manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
+        which = torch.randint(len(latents), (batch,), generator=chance, device=device)
+        even = torch.rand((), generator=chance, device=device) + torch.arange(batch, device=device) / batch
+        timesteps = (even % 1 * count).long().clamp(max=count - 1)
         clean = latents[which].float()
-        noise = torch.randn(clean.shape, generator=generator).to(device)
-        dropped = (torch.rand((batch, 1), generator=generator) < EMPTY).to(device)
-        context = model.text(torch.where(dropped, empty, ids[which])).last_hidden_state
-        noisy = noising.add_noise(clean, noise, timesteps)  # pyright: ignore[reportArgumentType]
-        velocity = noising.get_velocity(clean, noise, timesteps)  # pyright: ignore[reportArgumentType]
-        if recorded is not None:
-            guess = recorded(noisy, timesteps, context)
-        else:
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                guess = model.unet(noisy, timesteps, context).sample
-        return {"denoise": (guess.float() - velocity).square().mean()}
+        noise = torch.randn(clean.shape, generator=chance, device=device)
+        dropped = torch.rand((batch, 1), generator=chance, device=device) < EMPTY
+        with context():
+            states = model.text(torch.where(dropped, empty, ids[which])).last_hidden_state
+        at = levels[timesteps]
+        guess = call(noised(clean, noise, at), timesteps, states)
+        return {"denoise": (guess.float() - target("v_prediction", clean, noise, at)).square().mean()}
 
     return losses
 
@@ -229,21 +246,21 @@ def _checkpoint(
     path: Path,
     every: int,
     model: Generator,
-    average: torch.optim.swa_utils.AveragedModel,
+    average: Average,
     optimizers: list[torch.optim.Optimizer],
     clock: Clock,
 ) -> Checkpoint:
     def state() -> dict[str, Any]:
         return {
             "model": model.state_dict(),
-            "average": average.state_dict(),
+            "average": average.state(),
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
             "seconds": clock.seconds,
         }
 
     def restore(kept: dict[str, Any]) -> None:
         model.load_state_dict(kept["model"])
-        average.load_state_dict(kept["average"])
+        average.restore(kept["average"])
         for optimizer, one in zip(optimizers, kept["optimizers"], strict=True):
             optimizer.load_state_dict(one)
         clock.resume(float(kept.get("seconds", 0.0)))

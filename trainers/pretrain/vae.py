@@ -1,89 +1,235 @@
-"""Stage 1: the autoencoder, on random crops of composed pictures."""
+"""Stage 1: the autoencoder, on composed pictures in both styles.
+
+The loss is L1 + L2 + (1 - SSIM) of the luminance, plus a small pull of the latents to 0; noise on the latents keeps
+the decoder smooth.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderTiny
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipelines.drawn import luminance, ssim
 from pipelines.events import Note, OnEvent
+from trainers.averages import Average
 from trainers.checkpoints import Checkpoint
-from trainers.loop import Pace, optimise, warm_stable_decay
+from trainers.clock import Clock, until
+from trainers.loop import Losses, Pace, optimise, warm_stable_decay
+from trainers.pretrain.muon import Muon
 from trainers.pretrain.parts import autoencoder
+from trainers.sticker_art import Style
 from trainers.stickers import NAMES, Stickers, scenes
 
-POOL = 4096  # pictures composed ahead; composing each step would halve the speed
+FLAT = 0.25
+"""Share of the pictures in the flat style, which the UNet does not know: the autoencoder is for any drawing."""
+SLACK = 0.02
+"""Standard deviation of the noise on latents, in units of their own before they are evened out."""
+POLISH = 0.2
+"""Share of the steps, after those of the whole, in which the decoder alone adapts to evened-out latents."""
 
 
-def pictures(count: int, seed: int, size: int, device: str, names: tuple[str, ...] = NAMES) -> torch.Tensor:
+def as_bytes(images: Tensor) -> Tensor:
+    """Return pictures in [-1, 1] as uint8."""
+    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def as_images(pixels: Tensor) -> Tensor:
+    """Return uint8 pixels as pictures in [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+def pictures(
+    count: int, seed: int, size: int, device: str, names: tuple[str, ...] = NAMES, style: Style = "fluent"
+) -> Tensor:
     """Composed pictures (count, 3, size, size) in [-1, 1]."""
-    stickers = Stickers(size, device, names=names)
-    listed = scenes(count, seed, names=names)
-    return torch.cat([stickers.render(listed[i : i + 256]).images for i in range(0, count, 256)])
+    return as_images(_composed(count, seed, size, device, names, style))
 
 
-def train_vae(
-    work: Path, *, steps: int, size: int, device: str, on_event: OnEvent, crop: int = 32, batch: int = 16
-) -> AutoencoderTiny:
+def _composed(count: int, seed: int, size: int, device: str, names: tuple[str, ...], style: Style) -> Tensor:
+    """Composed pictures (count, 3, size, size), uint8."""
+    stickers = Stickers(size, device, style, names)
+    listed = scenes(count, seed, names=names, style=style)
+    return torch.cat([as_bytes(stickers.render(listed[i : i + 256]).images) for i in range(0, count, 256)])
+
+
+@dataclass(frozen=True)
+class VaePlan:
+    """How long an autoencoder is trained.
+
+    Attributes:
+        steps: steps at most; a fifth as many follow for the decoder alone.
+        minutes: ends after so much time if that is sooner.
+        size: side of the pictures in pixels.
+        crop: side of what is cut from them at random.
+        batch: crops a step.
+        count: pictures composed ahead.
+        rate: learning rate of Muon for square convolutions and of AdamW for the rest.
+    """
+
+    steps: int
+    minutes: float | None = None
+    size: int = 64
+    crop: int = 32
+    batch: int = 16
+    count: int = 4096
+    rate: float = 2e-3
+
+
+def train_vae(work: Path, plan: VaePlan, device: str, on_event: OnEvent) -> AutoencoderTiny:
     """Train, even out the latent channels, adapt the decoder to that, and return the autoencoder.
 
-    The loss is L1 + L2 plus a small pull of the latents to 0; noise on the latents keeps the decoder smooth.
+    Args:
+        work: where the state is kept.
+        plan: how long.
+        device: where to train.
+        on_event: receives progress.
     """
     torch.manual_seed(1)  # initial weights
     vae = autoencoder()
-    torch.nn.Module.to(vae, device)
-    pool = pictures(POOL, 11, size, device)
-
-    def losses(step: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        which = torch.randint(POOL, (batch,), generator=generator).tolist()
-        corner = torch.randint(size - crop + 1, (batch, 2), generator=generator).tolist()
-        x = torch.stack([pool[i, :, y : y + crop, x : x + crop] for i, (y, x) in zip(which, corner, strict=True)])
-        z = vae.encoder(x)
-        noise = torch.randn(z.shape, generator=generator).to(device)
-        y = vae.decoder(z + 0.02 * noise)
-        return {"l1": F.l1_loss(y, x), "l2": F.mse_loss(y, x), "pull": 1e-3 * z.square().mean()}
-
-    optimizer = torch.optim.AdamW(vae.parameters(), 3e-3, weight_decay=1e-4, fused=True)
-    optimise(
-        losses,
-        [optimizer],
-        Pace(steps, seed=1, clip=1.0, report=100),
-        rate=warm_stable_decay,
-        checkpoint=_checkpoint(work / "vae.state", vae, optimizer),
-        on_event=on_event,
-    )
-    _even_out(vae, pool[:512])
-    polish = torch.optim.AdamW(vae.decoder.parameters(), 5e-4, weight_decay=0.0, fused=True)
+    nn.Module.to(vae, device)
+    if device.startswith("cuda"):  # as its tensor cores read convolutions
+        nn.Module.to(vae, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    flat = int(plan.count * FLAT)
+    shaded = _composed(plan.count - flat, 11, plan.size, device, NAMES, "fluent")
+    pool = torch.cat((shaded, _composed(flat, 12, plan.size, device, NAMES, "flat")))
+    losses = _losses(vae, pool, plan)
+    whole, rest = (None, None) if plan.minutes is None else (plan.minutes / (1 + POLISH), plan.minutes * POLISH)
+    train_averaged(vae, losses, Schedule(plan.steps, whole, plan.rate, 0.5, seed=1), work / "vae.state", on_event)
+    _even_out(vae, as_images(pool[:2048]))
     vae.encoder.requires_grad_(False)
     on_event(Note("latent channels evened out; adapting the decoder"))
-    optimise(
-        lambda step, generator: {k: v for k, v in losses(step + steps, generator).items() if k != "pull"},
-        [polish],
-        Pace(max(1, steps // 5), seed=2, clip=1.0, report=100),
-        rate=lambda step, total: warm_stable_decay(step, total, warm=20, decay=0.9),
-        on_event=on_event,
-    )
+    steps = max(1, int(POLISH * plan.steps))
+    train_averaged(vae, losses, Schedule(steps, rest, plan.rate / 4, 1.0, seed=2), work / "polish.state", on_event)
     return vae.eval()
 
 
-def _checkpoint(path: Path, vae: AutoencoderTiny, optimizer: torch.optim.Optimizer) -> Checkpoint:
-    def restore(kept: dict[str, dict[str, torch.Tensor]]) -> None:
-        vae.load_state_dict(kept["vae"])
-        optimizer.load_state_dict(kept["optimizer"])
+def _losses(vae: AutoencoderTiny, pool: Tensor, plan: VaePlan) -> Losses:
+    """The losses of a batch of crops; chance is drawn on the device, from one number of the step's generator."""
+    device, free = pool.device, plan.size - plan.crop
+    axis, colours = torch.arange(plan.crop, device=device), torch.arange(3, device=device)[:, None, None]
 
-    return Checkpoint(path, 500, lambda: {"vae": vae.state_dict(), "optimizer": optimizer.state_dict()}, restore)
+    def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        chance = torch.Generator(device).manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
+        which = torch.randint(len(pool), (plan.batch,), generator=chance, device=device)
+        down, across = torch.randint(free + 1, (2, plan.batch, 1), generator=chance, device=device)
+        rows, columns = (down + axis)[:, None, :, None], (across + axis)[:, None, None, :]
+        x = as_images(pool[which[:, None, None, None], colours, rows, columns])
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            z = vae.encoder(x)
+            made = vae.decoder(z + SLACK * torch.randn(z.shape, generator=chance, device=device))
+        made, z = made.float(), z.float()
+        return {
+            "l1": F.l1_loss(made, x),
+            "l2": 4 * F.mse_loss(made, x),
+            "ssim": 0.2 * (1 - ssim(luminance(made), luminance(x)).mean()),
+            "pull": 1e-3 * z.square().mean(),
+        }
+
+    return losses
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast something is trained.
+
+    Attributes:
+        steps: steps at most.
+        minutes: ends after so much time if that is sooner.
+        rate: learning rate of Muon for square convolutions and of AdamW for the rest.
+        decay: share of the run over which the rate falls to 0.
+        seed: source of chance.
+    """
+
+    steps: int
+    minutes: float | None
+    rate: float
+    decay: float
+    seed: int
+
+
+def train_averaged(vae: AutoencoderTiny, losses: Losses, plan: Schedule, state: Path, on_event: OnEvent) -> None:
+    """Train what of an autoencoder is not frozen and leave the moving average of it in place.
+
+    Args:
+        vae: the autoencoder.
+        losses: of a batch.
+        plan: how long.
+        state: where the state is kept.
+        on_event: receives progress.
+    """
+    trained = {name: value for name, value in vae.named_parameters() if value.requires_grad}
+    optimizers = _optimizers(list(trained.values()), plan.rate)
+    average, clock = Average(trained, 0.998), Clock(plan.minutes)
+
+    def rate(step: int, steps: int) -> float:
+        done = round(clock.share(step, steps) * 1e6)
+        return min((step + 1) / 100, warm_stable_decay(done, 10**6, 1, plan.decay))
+
+    def after(done: int) -> None:
+        clock.steps = done
+        average.update()
+
+    with until(clock):
+        optimise(
+            losses,
+            optimizers,
+            Pace(plan.steps, seed=plan.seed, clip=1.0, report=100),
+            rate=rate,
+            after_step=after,
+            checkpoint=_checkpoint(state, trained, average, optimizers, clock),
+            on_event=on_event,
+            should_stop=lambda: clock.over,
+        )
+    for name, value in average.values.items():
+        trained[name].data.copy_(value)
+
+
+def _optimizers(parameters: list[nn.Parameter], rate: float) -> list[torch.optim.Optimizer]:
+    """Return Muon for the square convolutions and AdamW for the rest."""
+    hidden = [one for one in parameters if one.ndim == 4 and one.shape[0] == one.shape[1]]
+    rest = [one for one in parameters if one.ndim != 4 or one.shape[0] != one.shape[1]]
+    return [Muon(hidden, rate), torch.optim.AdamW(rest, rate, weight_decay=0.0, fused=True)]
+
+
+def _checkpoint(
+    path: Path,
+    trained: dict[str, nn.Parameter],
+    average: Average,
+    optimizers: list[torch.optim.Optimizer],
+    clock: Clock,
+) -> Checkpoint:
+    def state() -> dict[str, Any]:
+        return {
+            "trained": {name: value.detach() for name, value in trained.items()},
+            "average": average.state(),
+            "optimizers": [one.state_dict() for one in optimizers],
+            "seconds": clock.seconds,
+        }
+
+    def restore(kept: dict[str, Any]) -> None:
+        for name, value in kept["trained"].items():
+            trained[name].data.copy_(value)
+        average.restore(kept["average"])
+        for one, old in zip(optimizers, kept["optimizers"], strict=True):
+            one.load_state_dict(old)
+        clock.resume(float(kept["seconds"]))
+
+    return Checkpoint(path, 500, state, restore)
 
 
 @torch.no_grad()
-def _even_out(vae: AutoencoderTiny, images: torch.Tensor) -> None:
+def _even_out(vae: AutoencoderTiny, images: Tensor) -> None:
     """Fold the latents' mean and spread per channel into the last convolution, then set `scaling_factor`.
 
     Plain pipelines know one scalar factor; after this every channel has the same spread, so one is enough.
     """
-    latents = vae.encoder(images)
+    latents = torch.cat([vae.encoder(part) for part in images.split(256)])
     mean, spread = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     common = spread.mean()
     last: Any = vae.encoder.layers[-1]
@@ -94,7 +240,7 @@ def _even_out(vae: AutoencoderTiny, images: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-def psnr(vae: AutoencoderTiny, images: torch.Tensor) -> float:
+def psnr(vae: AutoencoderTiny, images: Tensor) -> float:
     """Mean peak signal-to-noise ratio in dB of reconstructing pictures in [-1, 1]."""
     restored = torch.cat([vae.decoder(vae.encoder(part)).clamp(-1, 1) for part in images.split(64)])
     error = ((restored - images) / 2).square().mean((1, 2, 3))
