@@ -81,5 +81,6 @@ def box_of(picture: Path, thing: str) -> tuple[float, ...]:
 def _finder() -> Any:
     """The finder of all stickers, which takes a while to be made."""
     from trainers.finder import Finder
+    from trainers.stickers import ALL_NAMES
 
-    return Finder()
+    return Finder(ALL_NAMES)

@@ -38,7 +38,8 @@ from trainers.data import LatentSet, templates
 from trainers.drawn import best_of, cut_from
 from trainers.finder import Finder
 from trainers.reading import Example
-from trainers.stickers import NAMES, article
+from trainers.relations import RELATED
+from trainers.stickers import article
 from trainers.terms import conditioning, denoising_errors, noise_levels, pixels_of
 from trainers.truth import crops_of, other_things
 
@@ -213,7 +214,7 @@ def _pairs(card: ConceptCard, pocket: bool) -> Sequence[tuple[str, str]]:
     """Things a relation is tried between, on `pocket` none that its pictures show."""
     if not pocket:
         return PAIRS
-    unseen, chance = [name for name in NAMES if name not in card.left + card.right], random.Random(PAIR_SEED)
+    unseen, chance = [name for name in RELATED if name not in card.left + card.right], random.Random(PAIR_SEED)
     return [(one, other) for one, other in (chance.sample(unseen, 2) for _ in range(TRIED))]
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from pipelines.components import Components, decode, encode
 from pipelines.drawn import Likeness, Sprite, cut_out, likeness, likeness_at, likenesses
 from pipelines.images import to_tensor
-from trainers.stickers import ALL_NAMES, Stickers, scenes, sprite
+from trainers.sticker_art import sprite
+from trainers.stickers import ALL_NAMES, Stickers, scenes
 
 FLOOR_SEED, CEILING_SEED = 811, 812
 CEILING_PICTURES = 4

@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipelines.scores import background
-from trainers.relations import Box, Seen
-from trainers.stickers import ALL_NAMES, UNIT, sprite
+from trainers.relations import RELATED, Box, Seen
+from trainers.sticker_art import sprite
+from trainers.stickers import HELD_OUT, UNIT
 
 GRID = 32
 """Side of the pictures that are searched; places are refined at `UNIT` afterwards."""
@@ -70,7 +71,7 @@ class Finder:
         names: stickers to look for.
     """
 
-    def __init__(self, names: Sequence[str] = ALL_NAMES) -> None:
+    def __init__(self, names: Sequence[str] = (*RELATED, *HELD_OUT)) -> None:
         self.names = tuple(names)
         self.shapes = [(name, side) for name in self.names for side in SIDES]
         opacity = torch.zeros(len(self.shapes), SPECTRUM, SPECTRUM)

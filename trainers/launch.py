@@ -27,6 +27,7 @@ from trainers.data import templates
 from trainers.method import Method
 from trainers.processes import ALONE, Processes
 from trainers.reading import Example, Reading, joined, read_folder
+from trainers.samples import on_plain_ground
 from trainers.train import Run, train, with_recipe
 
 PREVIEW_STEPS = 12
@@ -167,7 +168,7 @@ def _draw(components: Components, concept: Concept, path: Path, on_event: OnEven
     """Draw a concept with a fixed seed and few steps, to know it by; it is worth nothing to fail for."""
     card = concept.card
     wording = "pocket" if components.family == "pocket" else "style" if card.kind == "style" else "object"
-    prompt = card.example or templates(wording)[0].replace("{}", concept.token)
+    prompt = on_plain_ground(card.example or templates(wording)[0].replace("{}", concept.token), components.family)
     request = Request(prompt=prompt, steps=PREVIEW_STEPS, seed=0, concepts=(ConceptUse(source=concept.token),))
     try:
         made = generate(components, request, concepts={concept.token: concept})

@@ -61,9 +61,15 @@ def after_step(
     return after
 
 
+def on_plain_ground(prompt: str, family: str) -> str:
+    """The prompt of a preview; pocket, which chooses any colour, is told one against which most things can be seen."""
+    return f"{prompt} on a blue background" if family == "pocket" and "background" not in prompt else prompt
+
+
 def _preview(trainable: Trainable, run: Run, examples: Sequence[Example], step: int) -> Preview:
     """A picture of the concept as it is now."""
     prompt = _sample(trainable, examples, run.config.trigger).replace("{}", run.config.trigger)
+    prompt = on_plain_ground(prompt, trainable.components.family)
     made: Any = generate(trainable.components, Request(prompt=prompt, steps=15, seed=run.train.seed))
     return Preview(step, made.pictures[0], prompt)
 

@@ -91,6 +91,7 @@ PLURALS = {
     "wolf": "wolves", "mouse": "mice", "grapes": "grapes", "fries": "fries", "dice": "dice", "sheep": "sheep",
     "deer": "deer", "fish": "fish", "cherry": "cherries", "blueberry": "blueberries", "strawberry": "strawberries",
     "butterfly": "butterflies", "candy": "candies", "teddy": "teddies", "cheese": "cheeses",
+    "potato": "potatoes", "tomato": "tomatoes",
 }  # fmt: skip
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 from skimage.metrics import structural_similarity
 
 from pipelines.drawn import Sprite, cut_out, likeness, likeness_at, likenesses, luminance, ssim
-from trainers.stickers import Placed, Scene, Stickers, sprite
+from trainers.sticker_art import sprite
+from trainers.stickers import Placed, Scene, Stickers
 
 NAMES = ("fox", "house", "taxi", "lemon")
 

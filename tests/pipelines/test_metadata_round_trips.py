@@ -242,4 +242,4 @@ def test_a_seed_in_the_file_means_the_same_noise_everywhere():
     seed = int(fields_of(parameters(Made(request, 2, "tiny", "00")))["Seed"])
     three = generate(base, request).latents
     alone = generate(base, request.model_copy(update={"seed": seed, "count": 1})).latents
-    torch.testing.assert_close(three[2:], alone, atol=1e-4, rtol=0)
+    torch.testing.assert_close(three[2:], alone, atol=1e-4, rtol=1e-4)

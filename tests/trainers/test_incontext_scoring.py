@@ -175,7 +175,7 @@ def test_batches_give_what_single_questions_give(base, drawings):
 
 
 def test_an_answer_is_as_alike_as_its_things_are():
-    truths = Stickers().render(scenes(3, 5, kind="one")).images
+    truths = Stickers(names=NAMES).render(scenes(3, 5, names=NAMES, kind="one")).images
     torch.testing.assert_close(measuring.drawn_likeness(truths, truths), torch.ones(3))
     small = torch.nn.functional.avg_pool2d(truths, 4)
     blurred = torch.nn.functional.interpolate(small, scale_factor=4, mode="bilinear")

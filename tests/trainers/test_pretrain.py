@@ -25,11 +25,11 @@ from tests.waiting import LIMIT
 from trainers.checkpoints import states
 from trainers.pretrain import judge as judge_module
 from trainers.pretrain import stages
-from trainers.pretrain import vae as vae_module
 from trainers.pretrain.card import write_card
 from trainers.pretrain.layout import begin_text
 from trainers.pretrain.score import score
 from trainers.pretrain.unet import Generator, training_stream
+from trainers.pretrain.vae import pictures
 from trainers.pretrain.vocabulary import build_tokenizer
 
 
@@ -70,7 +70,7 @@ def trained(tmp_path_factory):
     (arguments.work / "log.jsonl").write_text(json.dumps({"stage": "unet", "time": 1.0}) + "\n")
     events = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vae_module, "POOL", 16)
+        patch.setattr(stages, "VAE_PICTURES", 16)
         patch.setattr(judge_module, "POOL", 96)
         for stage in (stages.vae_stage, stages.judge_stage, stages.text_stage, stages.unet_stage, stages.pack):
             stage(arguments, events.append)
@@ -99,9 +99,7 @@ def test_stages_that_are_done_are_not_done_again(trained):
 
 def test_latent_channels_have_unit_spread_under_one_scalar_factor(trained):
     arguments, _ = trained
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vae_module, "POOL", 16)
-        images = vae_module.pictures(16, 11, 64, "cpu")
+    images = torch.cat((pictures(12, 11, 64, "cpu"), pictures(4, 12, 64, "cpu", style="flat")))
     base = load(arguments.out)
     from pipelines.components import encode
 

@@ -13,6 +13,8 @@ from trainers.stickers import NAMES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture(scope="module")
 def base():
@@ -42,7 +44,7 @@ def test_the_encoder_stays_and_the_decoder_learns(base, tmp_path):
 
 
 def test_what_is_drawn_anew_stays_where_it_was(base):
-    images, captions = stage.real_pictures(6, 3, 64, "fluent")
+    images, captions = stage.real_pictures(6, 3, 64, "fluent", CPU)
     with torch.no_grad():
         latents = base.vae.encoder(stage.as_images(images)) * base.vae.config["scaling_factor"]
     anew = stage.redrawn(base, latents, captions, torch.Generator().manual_seed(0))
@@ -53,8 +55,8 @@ def test_what_is_drawn_anew_stays_where_it_was(base):
 
 
 def test_flat_pictures_are_real_ones_too():
-    shaded, captions = stage.real_pictures(5, 3, 64, "fluent")
-    flat, others = stage.real_pictures(5, 3, 64, "flat")
+    shaded, captions = stage.real_pictures(5, 3, 64, "fluent", CPU)
+    flat, others = stage.real_pictures(5, 3, 64, "flat", CPU)
     assert shaded.dtype == torch.uint8 and shaded.shape == flat.shape == (5, 3, 64, 64)
     assert not torch.equal(shaded, flat) and all("flat " in caption for caption in others)
     assert any(name in " ".join(captions) for name in NAMES)

@@ -275,14 +275,6 @@ def test_an_unknown_stage_is_refused_with_those_there_are(monkeypatch, capsys):
     assert all(stage in said for stage in ("paint", "vae", "judge", "text", "unet", "pack", "score"))
 
 
-@pytest.mark.parametrize(("device", "size"), [("cpu", 64), ("cuda", 128), ("cuda:1", 128)])
-def test_the_size_follows_the_device_unless_it_is_said(monkeypatch, device, size):
-    monkeypatch.setattr("sys.argv", ["pretrain", "--device", device])
-    assert command._arguments().size == size
-    monkeypatch.setattr("sys.argv", ["pretrain", "--device", device, "--size", "192"])
-    assert command._arguments().size == 192
-
-
 def test_progress_is_printed_and_logged_as_lines_of_json(tmp_path, capsys):
     show = command._show("text", tmp_path / "log.jsonl")
     show(StepDone(50, 200, {"layout": 0.25}, 12.4))

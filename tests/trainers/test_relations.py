@@ -9,8 +9,8 @@ import torch
 
 from pipelines.images import to_pictures, to_tensor
 from trainers.finder import Finder
-from trainers.relations import RELATIONS_TO_TEACH, Seen, exemplars, extent, shared, unseen_pairs
-from trainers.stickers import NAMES, RELATIONS, UNIT, Placed, Scene, Stickers, scenes
+from trainers.relations import RELATED, RELATIONS_TO_TEACH, Seen, exemplars, extent, shared, unseen_pairs
+from trainers.stickers import RELATIONS, UNIT, Placed, Scene, Stickers, scenes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -54,11 +54,11 @@ def test_every_exemplar_shows_its_relation_and_it_does_not_hold_the_other_way_ro
 @pytest.mark.parametrize("relation", EVERY)
 def test_many_layouts_hold_for_any_pair(relation):
     rng = random.Random(5)
-    seconds = [name for name in NAMES if min(extent(name)) >= 0.8]  # a thing that holds another fills its square
+    seconds = [name for name in RELATED if min(extent(name)) >= 0.8]  # a thing that holds another fills its square
     right = 0
     for _ in range(200):
         second = rng.choice(seconds)
-        first = rng.choice([name for name in NAMES if name != second])
+        first = rng.choice([name for name in RELATED if name != second])
         layout = RELATIONS_TO_TEACH[relation].layout(rng, first, second)
         assert all(t.left >= 0 and t.left + t.side <= UNIT and t.top >= 0 and t.top + t.side <= UNIT for t in layout)
         right += hold(relation, first, second, seen(Scene("", layout, "blue")))
@@ -87,7 +87,7 @@ def test_exemplars_show_each_name_once_and_pairs_to_try_show_none_of_them(relati
 def test_no_relation_that_pocket_was_trained_on_is_one_to_teach():
     assert not set(EVERY) & set(RELATIONS)
     held = 0
-    for item in scenes(300, 3, kind="relation"):
+    for item in scenes(300, 3, names=RELATED, kind="relation"):
         first, second = (thing.name for thing in item.stickers)
         held += any(hold(relation, first, second, seen(item)) for relation in EVERY if relation != "diagonal")
     assert held == 0
@@ -103,7 +103,7 @@ def test_the_finder_recognises_relations_in_true_pictures(finder):
 
 
 def test_the_finder_names_what_is_there_and_where(finder):
-    listed = scenes(20, 8, kind="relation")
+    listed = scenes(20, 8, names=RELATED, kind="relation")
     right = 0
     for item, things in zip(listed, map(finder, pictured(listed)), strict=True):
         for true in seen(item):

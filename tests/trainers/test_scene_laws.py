@@ -189,7 +189,8 @@ def test_what_is_placed_can_be_read_back_from_the_caption(stream):
 
 
 def test_articles_go_by_sound():
-    with_an = {"apple", "owl", "octopus", "avocado", "eggplant"}
+    with_an = set("apple owl octopus avocado eggplant elephant otter olive onion egg ambulance airplane".split())
+    with_an |= set("axe umbrella alien anchor".split())
     assert {name for name in ALL_NAMES if article(name).startswith("an ")} == with_an
     assert [colour for colour in COLOURS if article(colour).startswith("an ")] == ["orange"]
 
@@ -200,7 +201,10 @@ def test_plurals_name_one_thing_each_and_are_no_other_things_name():
 
 
 def test_plurals_by_the_rules_of_english():
-    irregular = {"strawberry": "strawberries", "wolf": "wolves", "grapes": "grapes"}
+    irregular = {"strawberry": "strawberries", "wolf": "wolves", "grapes": "grapes", "mouse": "mice", "fish": "fish"}
+    irregular |= {"cherry": "cherries", "blueberry": "blueberries", "butterfly": "butterflies", "candy": "candies"}
+    irregular |= {"sheep": "sheep", "deer": "deer", "fries": "fries", "dice": "dice", "teddy": "teddies"}
+    irregular |= {"potato": "potatoes", "tomato": "tomatoes"}
     for name in ALL_NAMES:
         hisses = re.search(r"(s|x|z|ch|sh)$", name)
         assert plural(name) == irregular.get(name, name + ("es" if hisses else "s"))
@@ -234,7 +238,7 @@ def test_names_colours_and_relations_come_evenly(stream):
     # Tolerances are over four standard deviations of the counts expected.
     assert even(Counter(item.colour for item in stream), COLOURS, 0.25)
     assert even(Counter(item.relation for item in stream if item.relation), RELATIONS, 0.25)
-    assert even(Counter(thing.name for item in stream for thing in item.stickers), NAMES, 0.5)
+    assert even(Counter(thing.name for item in stream for thing in item.stickers), NAMES, 0.8)
 
 
 def test_each_way_of_saying_a_relation_is_used():

@@ -2,20 +2,21 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from trainers.pretrain.unet import training_stream
+from trainers.sticker_art import ART, COLUMNS, SIDE, icons, sprite
 from trainers.stickers import (
     ALL_NAMES,
-    ART,
     COLOURS,
     HELD_OUT,
     HELD_OUT_RELATIONS,
     NAMES,
     RELATIONS,
     Stickers,
-    _art,
     article,
     plural,
     scene,
@@ -29,12 +30,26 @@ def stickers():
 
 
 def test_the_world_is_as_large_as_promised():
-    assert len(NAMES) >= 48 and len(COLOURS) >= 10 and len(HELD_OUT) >= 8
+    assert len(NAMES) >= 200 and len(COLOURS) >= 10 and len(HELD_OUT) >= 8
     assert {"left of", "right of", "above", "below"} <= set(RELATIONS)
     assert len(HELD_OUT_RELATIONS) >= 2
     assert not set(NAMES) & set(HELD_OUT) and set(HELD_OUT.values()) <= set(NAMES)
-    assert set(_art("fluent")) == set(_art("flat")) == set(ALL_NAMES)
+    assert tuple(icons("fluent")) == tuple(icons("flat")) == ALL_NAMES
     assert (ART / "LICENSE").exists()
+
+
+@pytest.mark.parametrize("style", ["fluent", "flat", "noto"])
+def test_a_sheet_holds_a_drawing_of_each_name_and_no_two_alike(style):
+    with Image.open(ART / f"{style}.webp") as sheet:
+        assert sheet.size == (COLUMNS * SIDE, -(-len(icons(style)) // COLUMNS) * SIDE)
+    shown = {name: np.asarray(sprite(name, style)) for name in icons(style)}
+    assert all((pixels[..., 3] > 128).mean() > 0.1 for pixels in shown.values())
+    assert len({pixels.tobytes() for pixels in shown.values()}) == len(shown)
+
+
+def test_things_drawn_by_other_hands_are_in_no_list():
+    assert len(icons("noto")) >= 5 and not set(icons("noto")) & set(ALL_NAMES)
+    assert Stickers(style="noto", names=tuple(icons("noto"))).atlas.any()
 
 
 def test_the_training_stream_never_shows_or_says_what_is_held_out():

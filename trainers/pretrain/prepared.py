@@ -114,10 +114,10 @@ def _together(arguments: argparse.Namespace, work: Path, out: Path, minutes: flo
     ends = time.monotonic() + 60 * (each + 2 * SPARE)
     for stage, process in processes.items():
         try:
-            code = process.wait(max(1.0, ends - time.monotonic()))
+            code = process.wait(timeout=max(1.0, ends - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
-            code = process.wait()
+            code = process.wait(timeout=30)
         if code:
             on_event(Note(f"{stage} was not trained: its process ended with {code}"))
         else:

@@ -35,6 +35,8 @@ from trainers.pretrain.vocabulary import build_tokenizer, write_tokenizer
 WORTH = ("one_object_drawn", "two_objects_drawn", "background_right", "two_objects_and_relation")
 """Figures by whose mean models are compared."""
 
+VAE_PICTURES = 4096
+"""Pictures composed ahead for the autoencoder on a CPU; composing each step would halve the speed."""
 WORDS = "words.json"
 """How judge and text encoder were trained, in the folder of work."""
 
@@ -55,7 +57,7 @@ def vae_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
     if folder.exists():
         on_event(Note(f"{folder} is there already"))
         return
-    plan = VaePlan(arguments.vae_steps, arguments.minutes, arguments.size)
+    plan = VaePlan(arguments.vae_steps, arguments.minutes, arguments.size, count=VAE_PICTURES)
     if arguments.device.startswith("cuda"):
         plan = replace(plan, crop=arguments.size, batch=128, count=32768)
     vae = train_vae(arguments.work, plan, arguments.device, on_event)

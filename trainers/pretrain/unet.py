@@ -117,9 +117,7 @@ def train_unet(
     keep_every: int = 250,
     go_on_from: Path | None = None,
 ) -> Generator:
-    """Train and return the moving average of the generator.
-
-    v-prediction on zero-terminal-SNR noise, all timesteps alike, spread evenly over each batch to calm the gradient.
+    """Train and return the moving average of the generator: v-prediction on zero-terminal-SNR noise.
 
     Args:
         work: where states and encoded pictures are kept.
@@ -141,14 +139,7 @@ def train_unet(
         go_on_from: a finished model to start from.
     """
     latents, captions = encoded(work, vae, pictures, seed, size, device, on_event)
-    torch.manual_seed(4)  # initial weights
-    model = Generator(size, build_tokenizer()).to(device)
-    if device.startswith("cuda"):  # as its tensor cores read convolutions
-        nn.Module.to(model.unet, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    if go_on_from is not None:
-        model.go_on_from(go_on_from)
-    else:
-        model.text.load_state_dict(torch.load(work / TEXT, map_location=device, weights_only=True))
+    model = _begun(work, size, device, go_on_from)
 
     def shown(average: Average, done: int) -> None:
         if done % show_every == 0 or done == steps:
@@ -165,6 +156,19 @@ def train_unet(
         shown,
         on_event,
     )
+
+
+def _begun(work: Path, size: int, device: str, go_on_from: Path | None) -> Generator:
+    """The generator that training starts from: a finished model, or new weights under the text encoder in `work`."""
+    torch.manual_seed(4)  # initial weights
+    model = Generator(size, build_tokenizer()).to(device)
+    if device.startswith("cuda"):  # as its tensor cores read convolutions
+        nn.Module.to(model.unet, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if go_on_from is not None:
+        model.go_on_from(go_on_from)
+    else:
+        model.text.load_state_dict(torch.load(work / TEXT, map_location=device, weights_only=True))
+    return model
 
 
 def _trained(
