@@ -154,6 +154,17 @@ class GroundingConfig(Frozen):
     """Learning rate of the gates as a multiple of it. At that of the layers they would open over tens of thousands of
     steps."""
 
+    muon: bool = False
+    """Train matrices by Muon instead of AdamW, which takes a fraction of the steps on small layers."""
+
+    gate: float = Field(default=0.0, ge=0, lt=1)
+    """Begin with new layers whose attention is open by this much, instead of with the base's; the base is changed
+    from the first step, but layers behind closed gates learn next to nothing at first."""
+
+    places_first: float = Field(default=0.0, ge=0, le=1)
+    """Share of the training, at its beginning, that is about places: timesteps from 0.4 of the schedule on, where they
+    are decided, and four captions in five left empty, so that only boxes say what is where."""
+
     warmup: int = Field(default=100, ge=1)
     """Steps over which the rates rise."""
 

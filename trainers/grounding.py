@@ -21,13 +21,16 @@ from pipelines.errors import ConfigError, ModelError
 from pipelines.events import OnEvent, ignore
 from pipelines.grounding import gated_parameters, grounding_input, has_grounding, save_adapter
 from trainers.averages import Average
-from trainers.checkpoints import Checkpoint
+from trainers.checkpoints import Checkpoint, states
 from trainers.clock import Clock, until
 from trainers.configs import GroundingConfig
 from trainers.loop import Losses, Pace, optimise
+from trainers.pretrain.muon import Muon
 from trainers.terms import noise_levels, noised, target
 
 GATES = ("alpha_attn", "alpha_dense")
+PLACES_FROM, PLACES_DROP = 0.4, 0.8
+"""While places come first: the share of the noise schedule that is left out, and of the captions."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,29 @@ def with_gates(unet: UNet2DConditionModel, seed: int = 0) -> UNet2DConditionMode
     return gated.to(unet.device, unet.dtype).train(unet.training)
 
 
+def begin_open(trained: Mapping[str, nn.Parameter], gate: float, seed: int) -> None:
+    """Give the layers new weights (Xavier), their attention open by `gate` and their feed-forward part closed."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            if name.endswith(GATES):
+                parameter.fill_(float(torch.atanh(torch.tensor(gate))) if name.endswith(GATES[0]) else 0.0)
+            elif parameter.ndim >= 2:
+                nn.init.xavier_uniform_(parameter)
+            else:
+                parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+
+
+def optimizers_of(trained: Mapping[str, nn.Parameter], config: GroundingConfig) -> list[torch.optim.Optimizer]:
+    """Return AdamW for the layers and their gates, or Muon for the matrices and AdamW for the rest."""
+    if not config.muon:
+        return [torch.optim.AdamW(groups(trained, config), config.rate, fused=True)]
+    matrices = {name: one for name, one in trained.items() if one.ndim >= 2}
+    rest = {name: one for name, one in trained.items() if name not in matrices}
+    muon = Muon(list(matrices.values()), config.rate, weight_decay=0.0)
+    return [muon, torch.optim.AdamW(groups(rest, config), config.rate, fused=True)]
+
+
 def groups(trained: Mapping[str, nn.Parameter], config: GroundingConfig) -> list[dict[str, Any]]:
     """Parameter groups for AdamW: the layers, and the gates, which no decay may close."""
     gates = [value for name, value in trained.items() if name.endswith(GATES)]
@@ -122,11 +148,22 @@ def grounding_of(pictures: BoxedPictures, which: Tensor, config: GroundingConfig
 
 
 def denoising(
-    unet: UNet2DConditionModel, scheduler_config: Mapping[str, Any], pictures: BoxedPictures, config: GroundingConfig
+    unet: UNet2DConditionModel,
+    scheduler_config: Mapping[str, Any],
+    pictures: BoxedPictures,
+    config: GroundingConfig,
+    done: Callable[[], float] = lambda: 1.0,
 ) -> Losses:
     """The loss of a batch: what the base was trained with, at timesteps spread evenly over the batch.
 
     All chance is drawn on the device, from one number of the step's generator: nothing waits for the device.
+
+    Args:
+        unet: gated.
+        scheduler_config: the base's noise schedule and what its UNet predicts.
+        pictures: what it learns from.
+        config: how.
+        done: gives the share of the training that is over, for `config.places_first`.
     """
     device = pictures.latents.device
     levels, kind = noise_levels(scheduler_config, device), str(scheduler_config.get("prediction_type", "epsilon"))
@@ -136,10 +173,14 @@ def denoising(
         which = torch.randint(len(pictures.latents), (config.batch,), generator=chance, device=device)
         start = torch.rand((), generator=chance, device=device)
         even = (start + torch.arange(config.batch, device=device) / config.batch) % 1
+        places = done() < config.places_first
+        even = PLACES_FROM + (1 - PLACES_FROM) * even if places else even
         timesteps = (even * len(levels)).long().clamp(max=len(levels) - 1)
         clean = pictures.latents[which].float()
         noise = torch.randn(clean.shape, generator=chance, device=device)
-        silent = torch.rand((config.batch, 1, 1), generator=chance, device=device) < config.caption_drop
+        silent = torch.rand((config.batch, 1, 1), generator=chance, device=device) < (
+            PLACES_DROP if places else config.caption_drop
+        )
         context = torch.where(silent, pictures.empty, pictures.contexts(which)).to(unet.dtype)
         at = levels[timesteps]
         guess = unet(
@@ -237,8 +278,10 @@ def train_grounding(
     """
     check_data(pictures)
     trained = opened(unet)
+    if config.gate and not states(run.keep):
+        begin_open(trained, config.gate, config.seed)
     average, clock = Average(trained, config.ema), Clock(run.minutes)
-    optimizer = torch.optim.AdamW(groups(trained, config), config.rate, fused=True)
+    optimizers = optimizers_of(trained, config)
 
     def after(done: int) -> dict[str, float]:
         clock.steps = done
@@ -252,12 +295,12 @@ def train_grounding(
 
     with until(clock):
         optimise(
-            denoising(unet, scheduler_config, pictures, config),
-            [optimizer],
+            denoising(unet, scheduler_config, pictures, config, lambda: clock.share(clock.steps, run.steps)),
+            optimizers,
             Pace(run.steps, seed=config.seed, clip=1.0, report=run.report),
             rate=lambda step, of: min(1.0, (step + 1) / config.warmup, decay(clock.share(step, of))),
             after_step=after,
-            checkpoint=_checkpoint(run, trained, average, optimizer, clock, config),
+            checkpoint=_checkpoint(run, trained, average, optimizers, clock, config),
             on_event=on_event,
             should_stop=lambda: clock.over or should_stop(),
         )
@@ -281,7 +324,7 @@ def _checkpoint(
     run: GroundingRun,
     trained: Mapping[str, nn.Parameter],
     average: Average,
-    optimizer: torch.optim.Optimizer,
+    optimizers: list[torch.optim.Optimizer],
     clock: Clock,
     config: GroundingConfig,
 ) -> Checkpoint:
@@ -291,7 +334,7 @@ def _checkpoint(
         return {
             "layers": {name: value.detach() for name, value in trained.items()},
             "average": average.state(),
-            "optimizer": optimizer.state_dict(),
+            "optimizers": [one.state_dict() for one in optimizers],
             "seconds": clock.seconds,
             "done": clock.steps,
             "settings": told,
@@ -308,7 +351,8 @@ def _checkpoint(
             for name, value in kept["layers"].items():
                 trained[name].copy_(value)
         average.restore(kept["average"])
-        optimizer.load_state_dict(kept["optimizer"])
+        for one, state_of in zip(optimizers, kept["optimizers"], strict=True):
+            one.load_state_dict(state_of)
         clock.resume(float(kept["seconds"]))
         clock.steps = int(kept["done"])
 

@@ -35,7 +35,8 @@ class _State:
 
 
 POCKET = {
-    "steps": 200,
+    "steps": 400,
+    "decay": 0.5,
     "batch": 8,
     "warmup": 20,
     "learning_rate": 6e-3,

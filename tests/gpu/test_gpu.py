@@ -12,14 +12,16 @@ from pipelines.components import load
 from pipelines.concept import Concept
 from pipelines.denoising import generate
 from pipelines.errors import Cancelled
-from pipelines.events import Preview, StepDone
+from pipelines.events import Note, Preview, StepDone
 from pipelines.request import ConceptUse, Request
 from tests import tiny
 from trainers import methods
 from trainers.config import DataConfig, TrainConfig
 from trainers.launch import DTYPES, narrowed, run_of
+from trainers.loop import Pace, optimise
+from trainers.pretrain.muon import Muon
 from trainers.reading import read_folder
-from trainers.recorded import Recorded
+from trainers.recorded import Recorded, RecordedStep
 from trainers.train import Run, train
 
 pytestmark = [
@@ -177,3 +179,28 @@ def test_a_recorded_unet_gives_what_the_unet_gives_with_its_gradients():
         gradients.append(unet.conv_in.weight.grad.clone())
     assert not notes and len(recorded.calls) == 1
     torch.testing.assert_close(gradients[1], gradients[2], atol=1e-4, rtol=1e-3)
+
+
+def test_recorded_steps_are_those_of_the_optimisers_with_their_rates(monkeypatch):
+    made, notes = [], []
+    for after in (5, 1000):
+        monkeypatch.setattr(RecordedStep, "AFTER", after)
+        torch.manual_seed(1)
+        model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 8)).cuda()
+        matrices, rest = [model[0].weight, model[2].weight], [model[0].bias, model[2].bias]
+        optimizers = [Muon(matrices, 1e-2), torch.optim.AdamW(rest, 1e-2, fused=True)]
+
+        def losses(step, generator, model=model):
+            return {"square": (model(torch.randn((32, 8), generator=generator).cuda()) - 1).square().mean()}
+
+        optimise(
+            losses,
+            optimizers,
+            Pace(40, seed=3, clip=0.5),
+            rate=lambda step, steps: 1 - step / 40,
+            on_event=notes.append,
+        )
+        made.append([one.detach().clone() for one in model.parameters()])
+    assert not [note for note in notes if isinstance(note, Note)]
+    for recorded, eager in zip(*made, strict=True):
+        torch.testing.assert_close(recorded, eager, atol=1e-4, rtol=1e-3)

@@ -102,6 +102,37 @@ def test_the_layers_open_and_learn_and_the_base_is_untouched(unet, tmp_path):
     assert all(torch.equal(value, after[name].half()) for name, value in layers.items())
 
 
+def test_layers_that_begin_open_are_new_and_learn_places_by_muon_sooner(tmp_path):
+    """On the same data in the same steps; the first layers of a run that goes on are those that were kept."""
+    gaps = {}
+    for name, settings in {"closed": {}, "open": {"gate": 0.5, "muon": True, "places_first": 0.5}}.items():
+        unet, data = from_pipeline(sd_pipeline(), "tiny").unet, pictures()
+        train_grounding(unet, SCHEDULE, data, changed(**settings), run(tmp_path / name, 30, keep_every=30))
+        found = gains(unet, SCHEDULE, data)
+        gaps[name] = found["null"] - found["boxes"]
+        about = changed(**settings)
+        train_grounding(unet, SCHEDULE, data, about, run(tmp_path / name, 30, keep_every=30))
+        assert gains(unet, SCHEDULE, data)["boxes"] == pytest.approx(found["boxes"], abs=1e-3)
+    assert gaps["open"] > 2 * gaps["closed"]
+
+
+def test_while_places_come_first_the_noisy_timesteps_and_few_captions_are_seen(unet):
+    seen = []
+
+    def watched(sample, timesteps, context, **told):
+        seen.append((timesteps, context.abs().amax((1, 2)) > 0))
+        return unet(sample, timesteps, context, **told)
+
+    watched.dtype = unet.dtype
+    data = replace(pictures(), contexts=lambda which: torch.ones(len(which), 6, 32))
+    config = changed(batch=256, places_first=0.5, caption_drop=0.0)
+    for done in (0.2, 0.7):
+        denoising(watched, SCHEDULE, data, config, lambda done=done: done)(0, torch.Generator().manual_seed(0))  # pyright: ignore
+    (early, few), (late, all_of_them) = seen
+    assert int(early.min()) >= 400 > int(late.min()) and int(early.max()) >= 990
+    assert 0.1 < float(few.float().mean()) < 0.3 and bool(all_of_them.all())
+
+
 def test_a_run_that_was_stopped_gives_what_one_without_a_stop_gives(unet, tmp_path):
     start = {name: value.clone() for name, value in unet.state_dict().items()}
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -54,6 +54,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--redrawn", type=int, default=4096, help="decoder: pictures that the UNet draws anew")
     parser.add_argument("--grounding-steps", type=int, default=6000)
     parser.add_argument(
+        "--grounding-goes-on", action="store_true", help="grounding: go on from the layers of --out instead of anew"
+    )
+    parser.add_argument(
         "--minutes", type=float, default=None, help="all, and each stage but judge and text: end after so much time"
     )
     parser.add_argument("--packed", type=Path, default=None, help="pack: a model folder that is there already")

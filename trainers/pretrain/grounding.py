@@ -6,6 +6,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -100,7 +101,8 @@ def grounding_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
         minutes=None if arguments.minutes is None else max(0.0, arguments.minutes - spent),
         keep_every=arguments.keep_every,
     )
-    config = GroundingConfig(batch=arguments.batch)
+    anew: dict[str, Any] = {"muon": True, "rate": 2e-3, "gate": 0.46, "places_first": 0.6, "ema": 0.995}
+    config = GroundingConfig(batch=arguments.batch, **({} if arguments.grounding_goes_on else anew))
     done = train_grounding(
         components.unet, components.scheduler_config, pictures, config, run, held_out=held_out, on_event=on_event
     )

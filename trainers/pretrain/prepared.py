@@ -139,7 +139,9 @@ def _flags(arguments: argparse.Namespace, stage: str, folder: Path, out: Path, m
         own["go_on_from"] = out
         if arguments.go_on_from is not None and (arguments.go_on_from / FOLDER).exists():
             own["inpainting_from"] = arguments.go_on_from / FOLDER
-    return [f"--{name.replace('_', '-')}={value}" for name, value in own.items()]
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in own.items()]
+    goes_on = stage == "grounding" and arguments.go_on_from is not None
+    return [*flags, "--grounding-goes-on"] if goes_on else flags
 
 
 def _take_decoder(trained: Path, out: Path) -> None:
