@@ -30,6 +30,8 @@ MERGED = 0.4
 """Smallest side tried where fewer things were found than should be there: some stand in one region."""
 LEAST_SIDE = 12
 """Pixels below which a drawing is too small to be compared: SSIM's window would see little but smooth ground."""
+FAINT = 0.06
+"""Difference from the background from which a thing in its colour is looked for: a grey wolf on grey."""
 REACH = 0.25
 """How far from the middle of the thing the drawing may be centred, as a share of the thing's longer side."""
 NEARBY = 2
@@ -251,22 +253,31 @@ def _laid(whole: Tensor, sprite: Sprite, place: _Place) -> tuple[Tensor, Tensor]
 
 
 def _assigned(difference: Tensor, ground: Tensor, sprites: Sequence[Sprite]) -> list[_Place]:
-    """The best place of each sprite, no two around one thing unless there are too few; those behind come first."""
-    boxes = [one.box for one in detect(difference + ground[:, None, None])]
-    if not boxes:
-        return []
-    boxes = boxes[: max(2, len(sprites))]
+    """The best place of each sprite, no two around one thing unless there are too few; those behind come first.
+
+    Things are looked for twice, plainly and in the colour of their background, and the look that explains more counts.
+    """
+    picture, most = difference + ground[:, None, None], max(2, len(sprites))
+    looks = [[one.box for one in detect(picture, least)][:most] for least in (FOREGROUND, FAINT)]
+    enough = [boxes for boxes in looks if len(boxes) >= len(sprites)]
+    placed = [_placed(difference, ground, sprites, boxes) for boxes in enough or looks[:1] if boxes]
+    best = max(placed, key=lambda places: sum(place.gain for place in places), default=[])
+    return sorted(best, key=lambda place: -place.side)
+
+
+def _placed(
+    difference: Tensor, ground: Tensor, sprites: Sequence[Sprite], boxes: Sequence[tuple[float, float, float, float]]
+) -> list[_Place]:
+    """The best place of each sprite around boxes."""
     merged = len(boxes) < len(sprites)
     table = [
         [_best(difference, ground, sprite, index, box, merged) for box in boxes] for index, sprite in enumerate(sprites)
     ]
     if merged:
-        chosen = [max(row, key=lambda place: place.gain) for row in table]
-    else:
-        orders = itertools.permutations(range(len(boxes)), len(sprites))
-        best = max(orders, key=lambda order: sum(table[i][j].gain for i, j in enumerate(order)))
-        chosen = [table[i][j] for i, j in enumerate(best)]
-    return sorted(chosen, key=lambda place: -place.side)
+        return [max(row, key=lambda place: place.gain) for row in table]
+    orders = itertools.permutations(range(len(boxes)), len(sprites))
+    best = max(orders, key=lambda order: sum(table[i][j].gain for i, j in enumerate(order)))
+    return [table[i][j] for i, j in enumerate(best)]
 
 
 def _best(

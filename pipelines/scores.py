@@ -53,14 +53,14 @@ def nearest_colour(image: Tensor, colours: dict[str, tuple[int, int, int]]) -> s
     return list(colours)[int(distance.argmin())]
 
 
-def detect(image: Tensor) -> list[Found]:
-    """Things in a picture (3, H, W) in [-1, 1], largest first.
+def detect(image: Tensor, foreground: float = FOREGROUND) -> list[Found]:
+    """Things in a picture (3, H, W) in [-1, 1], largest first: regions that differ from the background by so much.
 
     A region whose box lies mostly within that of a larger one is part of it: a stripe in the background colour may cut
     a thing in two.
     """
     height, width = image.shape[1:]
-    mask = ((image - background(image)[:, None, None]).abs().amax(0) > FOREGROUND).cpu().numpy()
+    mask = ((image - background(image)[:, None, None]).abs().amax(0) > foreground).cpu().numpy()
     labelled: Any = ndimage.label(mask)
     regions, count = labelled
     if not count:

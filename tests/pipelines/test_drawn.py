@@ -11,7 +11,7 @@ from skimage.metrics import structural_similarity
 
 from pipelines.drawn import Sprite, cut_out, likeness, likeness_at, likenesses, luminance, ssim
 from trainers.sticker_art import sprite
-from trainers.stickers import Placed, Scene, Stickers
+from trainers.stickers import COLOURS, Placed, Scene, Stickers
 
 NAMES = ("fox", "house", "taxi", "lemon")
 
@@ -39,6 +39,18 @@ def test_a_real_picture_scores_one_wherever_the_thing_stands(name, left, top, si
     measured = likeness(picture((name, left, top, side)), drawing(name))
     assert measured.likeness > 0.999 and measured.explained > 0.999
     assert measured.box == pytest.approx((left / 64, top / 64, (left + side) / 64, (top + side) / 64))
+
+
+def test_a_thing_in_the_colour_of_its_background_is_found():
+    """A grey wolf on grey: what differs plainly are its cheeks, each a region of its own."""
+    placed = [Placed("wolf", 10, 12, 40), Placed("wolf", 30, 20, 24)]
+    for ground in COLOURS:
+        for one in placed:
+            image = Stickers(names=("wolf",)).render([Scene("", (one,), ground)]).images[0]
+            assert likeness(image, Sprite(sprite("wolf"))).likeness > 0.99, ground
+    two = Scene("", (Placed("wolf", 2, 20, 28), Placed("house", 34, 20, 28)), "gray")
+    image = Stickers(names=("wolf", "house")).render([two]).images[0]
+    assert min(one.likeness for one in likenesses(image, [Sprite(sprite(n)) for n in ("wolf", "house")])) > 0.9
 
 
 def test_a_blurred_picture_falls_with_the_blur():
