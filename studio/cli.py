@@ -235,7 +235,8 @@ def score(
         textual-inversion, pivotal, lora, full or custom-diffusion; with --all-ways also pivotal-together and
         custom-diffusion-together, and several.
     only
-        With --all-held-out, --all-ways or --concepts: these stickers alone; with --relations: these relations; with
+        With --all-held-out, --all-ways or --concepts: these stickers alone, with --all-held-out also unicorn, flamingo,
+        guitar, teapot or helicopter, which other hands drew; with --relations: these relations; with
         --incontext: these tasks.
     form
         table or json.

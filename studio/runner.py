@@ -40,7 +40,7 @@ from trainers.launch import destinations, narrowed, pausing, readings, teach
 from trainers.method import Method
 from trainers.preflight import examine
 from trainers.reading import Reading
-from trainers.stickers import HELD_OUT
+from trainers.stickers import CLASS_WORDS, HELD_OUT
 from trainers.train import Run, probe, with_recipe
 from trainers.truth import truth_from, truth_of
 
@@ -286,14 +286,14 @@ def score(concept: Path | None, thing: str | None, real: Path | None, base: str,
     learned = Concept.load(concept)
     if real is not None:
         truth = truth_from([example.picture for example in read_examples(real)])
-        truth = replace(truth, thing=thing if thing in HELD_OUT else None)
-    elif thing in HELD_OUT:
+        truth = replace(truth, thing=thing if thing in CLASS_WORDS else None)
+    elif thing in CLASS_WORDS:
         truth = truth_of(thing)
     else:
         why = f" ({thing!r} is no held-out sticker)" if thing else ""
         raise DataError(
             f"It is not said what {learned.token} should look like{why}.",
-            f"Give --real FOLDER with pictures of it, or --thing with one of {', '.join(HELD_OUT)}.",
+            f"Give --real FOLDER with pictures of it, or --thing with one of {', '.join(CLASS_WORDS)}.",
         )
     row = scoring.score_concept(open_base(base, machine), judge(), learned, truth)
     return json.dumps(row, indent=1) if form == "json" else scoring.table({learned.token: row})
@@ -302,8 +302,11 @@ def score(concept: Path | None, thing: str | None, real: Path | None, base: str,
 def score_held_out(
     ways: tuple[str, ...], only: tuple[str, ...], form: str, machine: Machine, say: Callable[[str], None]
 ) -> None:
-    """Teach and score held-out stickers in one way; says each row as it comes, then the whole."""
-    _require_held_out(only)
+    """Teach and score held-out stickers in one way; says each row as it comes, then the whole.
+
+    By name also things drawn by other hands.
+    """
+    _require_held_out(only, tuple(CLASS_WORDS))
     _require_ways(ways, tuple(scoring.WAYS))
     if len(ways) > 1:
         raise ConfigError(f"{len(ways)} ways were given.", "Give one, or compare them with --all-ways.")
@@ -343,10 +346,10 @@ def _require_ways(ways: tuple[str, ...], known: tuple[str, ...]) -> None:
         raise ConfigError(f"{unknown[0]!r} is no way of teaching.", f"They are {', '.join(known)}.")
 
 
-def _require_held_out(names: tuple[str, ...]) -> None:
-    unknown = [name for name in names if name not in HELD_OUT]
+def _require_held_out(names: tuple[str, ...], known: tuple[str, ...] = tuple(HELD_OUT)) -> None:
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise ConfigError(f"{unknown[0]!r} is no held-out sticker.", f"They are {', '.join(HELD_OUT)}.")
+        raise ConfigError(f"{unknown[0]!r} is no held-out sticker.", f"They are {', '.join(known)}.")
 
 
 # -- doctor -----------------------------------------------------------------------------------------------------

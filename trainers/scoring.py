@@ -37,7 +37,7 @@ from trainers.data import Example, ordinary, templates
 from trainers.drawn import drawn, drawn_scene, summed
 from trainers.identifiers import rare_identifiers
 from trainers.launch import run_of
-from trainers.stickers import ALL_NAMES, HELD_OUT, RELATIONS, Scene, scene
+from trainers.stickers import ALL_NAMES, CLASS_WORDS, RELATIONS, Scene, scene
 from trainers.train import train
 from trainers.truth import Truth, composed, crops_of, drawn_between, judged_between, share, truth_of
 
@@ -48,10 +48,10 @@ TEACHING_COLOURS = ("pink", "green", "blue", "gray")
 
 
 def teaching_scenes(thing: str, count: int = 4) -> list[Scene]:
-    """The example pictures of a held-out sticker: alone, each on another background."""
+    """The example pictures of a held-out sticker or of one by other hands: alone, each on another background."""
     import random
 
-    rng = random.Random(TEACHING_SEED + list(HELD_OUT).index(thing))
+    rng = random.Random(TEACHING_SEED + list(CLASS_WORDS).index(thing))
     return [
         scene(rng, names=(thing,), kind="one", colour=TEACHING_COLOURS[i % len(TEACHING_COLOURS)]) for i in range(count)
     ]
@@ -66,7 +66,7 @@ def score_concept(components: Components, judge: Judge, concept: Concept, truth:
         concept: what is measured.
         truth: what its thing looks like; `named` is measured only if it has a name.
     """
-    thing = truth.thing
+    thing = truth.thing if truth.thing in ALL_NAMES else None  # the judge has no word for what other hands drew
     word = concept.card.init or "thing"
     taught, plain = [_pictures(components, concept, text) for text in (concept.token, word)]
     crops, plain_crops = crops_of(taught), crops_of(plain)
@@ -146,7 +146,7 @@ def teach(
 
     Args:
         components: the base.
-        thing: a held-out sticker.
+        thing: a key of `CLASS_WORDS`.
         way: a key of `WAYS`.
         token: its word; <my-THING>, or a rare identifier for ways that need one.
         steps: instead of the recipe's.
@@ -169,7 +169,7 @@ def teach_together(
 
     Args:
         components: the base.
-        things: held-out stickers, each with its word or None; several for ways of subjects.
+        things: keys of `CLASS_WORDS`, each with its word or None; several for ways of subjects.
         way: a key of `WAYS`.
         steps: instead of the recipe's, for each thing.
         on_event: receives the training's events.
@@ -179,9 +179,9 @@ def teach_together(
     words = {thing: word or _word(components, thing, way) for thing, word in things.items()}
     first, *others = things
     chosen = {"token": words[first], **own, **settings} | ({} if steps is None else {"steps": steps})
-    chosen["init" if name == "textual-inversion" else "class_word"] = HELD_OUT[first]
+    chosen["init" if name == "textual-inversion" else "class_word"] = CLASS_WORDS[first]
     if others:
-        chosen["also"] = tuple(f"composed:{words[thing]}:{HELD_OUT[thing]}" for thing in others)
+        chosen["also"] = tuple(f"composed:{words[thing]}:{CLASS_WORDS[thing]}" for thing in others)
     run = run_of(methods()[name], components.family, Path("composed"), chosen)
     triggers = [subject.trigger for subject in run.config.subjects] if others else [None]
     examples = [
@@ -197,8 +197,8 @@ def _word(components: Components, thing: str, way: str) -> str:
     """The word a sticker is taught by: <my-THING>, or a rare identifier of its own for ways that need one."""
     if way not in ("lora", "full"):
         return f"<my-{thing}>"
-    place = list(HELD_OUT).index(thing)
-    return rare_identifiers(components, HELD_OUT[thing], len(HELD_OUT), ALL_NAMES)[place].word
+    place = list(CLASS_WORDS).index(thing)
+    return rare_identifiers(components, CLASS_WORDS[thing], len(CLASS_WORDS), ALL_NAMES)[place].word
 
 
 def teach_and_score(

@@ -42,9 +42,12 @@ def _sheet(style: Style) -> Image.Image:
 def sprite(name: str, style: Style = "fluent") -> Image.Image:
     """Return a sticker as an RGBA picture of `SIDE` pixels, cropped to what is visible and centred in the square.
 
+    Things drawn by other hands are so in every style.
+
     Raises:
         KeyError: for a name that the style has no drawing of.
     """
+    style = "noto" if name in icons("noto") else style
     row, column = divmod({one: index for index, one in enumerate(icons(style))}[name], COLUMNS)
     left, top = column * SIDE, row * SIDE
     return _sheet(style).crop((left, top, left + SIDE, top + SIDE))

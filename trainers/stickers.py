@@ -58,6 +58,12 @@ HELD_OUT = {
 
 ALL_NAMES = NAMES + tuple(HELD_OUT)
 
+OTHER_HANDS = {"unicorn": "horse", "flamingo": "swan", "guitar": "violin", "teapot": "mug", "helicopter": "airplane"}
+"""Things of none of these lists, drawn by other hands, each with its class word: what people bring is like them."""
+
+CLASS_WORDS = HELD_OUT | OTHER_HANDS
+"""All that is taught to be measured, each with its class word."""
+
 COLOURS: dict[str, tuple[int, int, int]] = {
     "pink": (248, 180, 200),
     "yellow": (250, 225, 130),

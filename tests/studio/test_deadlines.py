@@ -37,6 +37,7 @@ def test_a_call_is_waited_for_so_long():
 
 def test_a_queue_that_hangs_does_not_keep_a_server_from_its_end(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(dispatcher, "LOOK", 0.1)
+    monkeypatch.setattr(dispatcher._log, "disabled", False)  # libraries that set logging up silence what is there
     looking, over = threading.Event(), threading.Event()
     jobs = Jobs(tmp_path, warm=False)
 

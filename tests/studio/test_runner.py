@@ -60,7 +60,7 @@ def test_scoring_a_concept_prints_a_table_or_json(fox_as_wolf, capsys):
     [
         (["score"], "--all-held-out"),
         (["score", "missing.safetensors", "--thing", "wolf"], "no concept file"),
-        (["score", "--all-held-out", "--only", "unicorn"], "unicorn"),
+        (["score", "--all-held-out", "--only", "sphinx"], "sphinx"),
     ],
 )
 def test_scoring_without_what_it_needs_is_one_sentence(arguments, said, capsys):
@@ -71,8 +71,8 @@ def test_scoring_without_what_it_needs_is_one_sentence(arguments, said, capsys):
 def test_scoring_needs_to_know_what_the_thing_looks_like(fox_as_wolf, capsys):
     assert main(["score", str(fox_as_wolf)]) == 2
     assert "--real FOLDER" in capsys.readouterr().err
-    assert main(["score", str(fox_as_wolf), "--thing", "unicorn"]) == 2
-    assert "unicorn" in capsys.readouterr().err
+    assert main(["score", str(fox_as_wolf), "--thing", "sphinx"]) == 2
+    assert "sphinx" in capsys.readouterr().err
 
 
 def test_a_concept_for_other_weights_of_pocket_is_refused(tmp_path, capsys):

@@ -119,8 +119,8 @@ def test_moving_a_sticker_moves_its_pixels_and_nothing_else(stickers):
 def test_a_sticker_that_was_not_prepared_or_does_not_exist_is_a_mistake_of_the_caller(stickers):
     with pytest.raises(KeyError, match="pear"):
         stickers.render([Scene("", (Placed("pear", 5, 5, 20),), "blue")])
-    with pytest.raises(KeyError, match="unicorn"):
-        sprite("unicorn")
+    with pytest.raises(KeyError, match="sphinx"):
+        sprite("sphinx")
 
 
 @pytest.mark.parametrize("size", [0, 32, 65, 96])

@@ -5,15 +5,18 @@ import torch
 from PIL import Image
 
 from pipelines.card import ConceptCard
+from pipelines.components import POCKET, load
 from pipelines.concept import Concept
 from pipelines.images import to_tensor
 from pipelines.judge import Judge
 from pipelines.tokens import single_rows
 from tests import tiny
 from trainers import scoring, truth
+from trainers.drawn import best_of
 from trainers.pretrain.parts import text_config
 from trainers.pretrain.vocabulary import build_tokenizer
-from trainers.stickers import ALL_NAMES, HELD_OUT
+from trainers.sticker_art import icons
+from trainers.stickers import ALL_NAMES, HELD_OUT, NAMES, OTHER_HANDS
 from trainers.truth import composed, truth_from, truth_of
 
 PICTURES = composed(scoring.teaching_scenes("wolf"))
@@ -160,3 +163,13 @@ def test_a_pair_counts_who_is_there_and_where(judge, monkeypatch):
     row = scoring.score_pair(base, judge, taught)
     assert (row["both"], row["in_place"]) == (0.0, 0.0), "noise shows nobody"
     assert row["both_drawn"] < 0.7
+
+
+def test_things_by_other_hands_are_taught_and_measured_but_never_named():
+    assert set(OTHER_HANDS) == set(icons("noto")) and set(OTHER_HANDS.values()) <= set(NAMES)
+    seen, known = scoring.composed(scoring.teaching_scenes("unicorn")), truth_of("unicorn")
+    assert len(seen) == 4 and all(best_of(to_tensor(one), known.drawings).likeness > 0.99 for one in seen)
+    base = load("pocket")
+    concept = Concept(ConceptCard(token="<u>", family="pocket", init="horse", vectors=1), single_rows(base, "horse"))
+    row = scoring.score_concept(base, Judge.load(POCKET / "judge"), concept, known)
+    assert row["drawn"] < row["drawn_ceiling"] and "named" not in row
