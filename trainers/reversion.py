@@ -47,6 +47,8 @@ from trainers.terms import (
 )
 from trainers.textual_inversion import POCKET
 
+SHORT = POCKET | {"steps": 200, "decay": 0.0}
+"""For `pocket`."""
 PAPER = {"steps": 3000, "batch": 8, "learning_rate": 2.5e-4, "flip": 0.0}
 
 
@@ -76,8 +78,8 @@ class ReVersion:
         if family != "pocket":
             return PAPER | ({"learning_rate": 1e-4, "scale_lr": False} if config.lora else {})
         if config.lora or "lora" not in config.model_fields_set:
-            return POCKET | {"lora": True, "learning_rate": 1e-3, "rank": 8, "targets": "transformer"}
-        return POCKET
+            return SHORT | {"lora": True, "learning_rate": 1e-3, "rank": 8, "targets": "transformer"}
+        return SHORT
 
     @contextmanager
     def prepare(

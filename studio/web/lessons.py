@@ -71,7 +71,7 @@ WHATS: Mapping[str, What] = MappingProxyType(
 )
 KINDS = [(name.capitalize(), name) for name in WHATS]
 
-RECIPE_STEPS: Mapping[str, int] = MappingProxyType({"textual-inversion": 200, "dreambooth": 600, "reversion": 200})
+RECIPE_STEPS: Mapping[str, int] = MappingProxyType({"textual-inversion": 400, "dreambooth": 600, "reversion": 200})
 """Steps of the recipes for pocket, which the presets scale."""
 
 PRESETS: Mapping[str, float] = MappingProxyType({"a quick look": 0.3, "recommended": 1.0, "thorough": 2.0})

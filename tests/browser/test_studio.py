@@ -90,6 +90,7 @@ def test_an_example_is_one_click_away_and_its_settings_come_back(visit, studio):
     wait_for_pictures(page, 4)
     expect(page.locator("#prompt textarea")).to_have_value("")
     page.locator("#generation-gallery .thumbnail-item").nth(2).click()
+    answered(page)  # which picture was chosen is known to the server from then on
     page.locator("#generation-use-0").click()
     expect(page.locator("#prompt textarea")).to_have_value("a fox to the left of a house on a yellow background")
     expect(page.locator("#seed input")).to_have_value("9")

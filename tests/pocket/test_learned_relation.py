@@ -44,7 +44,7 @@ def test_it_holds_between_things_it_never_saw(base, finder, relation):
         found = [finder(to_tensor(picture)) for picture in drawn_pairs(base, pairs, said, concept, 70)]
         counted.append(tally(RELATION, pairs, found))
     learned, untrained = counted
-    assert sum(learned.held) >= 6 and sum(learned.held) >= 2 * sum(untrained.held)
+    assert sum(learned.held) >= 4 and sum(learned.held) >= 2 * sum(untrained.held)
     assert sum(learned.entities) >= 8
 
 

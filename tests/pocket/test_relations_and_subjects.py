@@ -43,7 +43,7 @@ def subject(base):
 
 def test_a_subject_looks_like_its_pictures_and_its_class_stays(base, judge, subject):
     row = scoring.score_concept(base, judge, subject, truth_of("taxi"))
-    assert row["likeness_gain"] > 0.3
+    assert row["likeness_gain"] > 0.25
     assert row["drawn"] > row["drawn_word"] + 0.1
     assert row["class_kept"] > 0.9
 

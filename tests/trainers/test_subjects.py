@@ -18,7 +18,7 @@ from trainers.custom_diffusion import CustomDiffusion, CustomDiffusionConfig, me
 from trainers.dreambooth import DreamBooth, DreamBoothConfig
 from trainers.identifiers import check_identifier, collision, rare_identifiers
 from trainers.priors import class_examples
-from trainers.stickers import scenes
+from trainers.stickers import NAMES, scenes
 from trainers.train import Run, probe, train
 
 WORDINGS = ("a photo of {}", "a drawing of {}")
@@ -236,9 +236,11 @@ def test_merged_concepts_read_their_own_words_as_each_did_alone():
 
 def test_merged_concepts_change_ordinary_captions_less_than_their_sum():
     base = tiny.sd()
-    apart = [custom("<a>", 0, base), custom("<b>", 1, base)]
+    apart = [custom("<a>", 2, base), custom("<b>", 3, base)]
     joint = merged(base, apart, ORDINARY)
-    ids = base.tokenizers[0]([item.caption for item in scenes(40, 2)], padding="max_length", return_tensors="pt")
+    ids = base.tokenizers[0](
+        [item.caption for item in scenes(40, 2, names=NAMES[:48])], padding="max_length", return_tensors="pt"
+    )
     states = base.text_encoders[0](ids.input_ids).last_hidden_state.flatten(0, 1)
     for name in readers(base):
         key = f"unet.{name}"
