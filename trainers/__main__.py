@@ -65,6 +65,8 @@ def _carry_out(method: Method, config: Any, data: DataConfig, train: TrainConfig
     if processes.main:
         for output in outputs:
             print(output)
+    if processes.accelerator is not None:
+        processes.accelerator.end_training()  # threads between processes would abort one that ends without it
 
 
 def relaunched(arguments: list[str]) -> None:
