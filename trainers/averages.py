@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from trainers.checkpoints import Checkpoint, require_same
+from trainers.clock import Clock
 
 
 class Average:
@@ -55,3 +61,47 @@ class Average:
     def _write(self, values: Mapping[str, Tensor]) -> None:
         for name, value in values.items():
             self.parameters[name].copy_(value)
+
+
+def averaged_checkpoint(
+    path: Path,
+    every: int,
+    weights: Mapping[str, Tensor],
+    average: Average,
+    optimizers: Sequence[torch.optim.Optimizer],
+    clock: Clock,
+    about: Mapping[str, Any] | None = None,
+) -> Checkpoint:
+    """Return the state of a training with a moving average and a clock.
+
+    Args:
+        path: folder of the states.
+        every: steps between them.
+        weights: what is trained, as `state_dict` gives it; written to in place.
+        average: of it.
+        optimizers: of it.
+        clock: of the training.
+        about: settings a training goes on only with.
+    """
+    settings = dict(about or {})
+
+    def state() -> dict[str, Any]:
+        return {
+            "about": json.dumps(settings),
+            "weights": {name: value.detach() for name, value in weights.items()},
+            "average": average.state(),
+            "optimizers": [one.state_dict() for one in optimizers],
+            "seconds": clock.seconds,
+        }
+
+    def restore(kept: dict[str, Any]) -> None:
+        require_same(json.loads(kept["about"]), settings, path)
+        with torch.no_grad():
+            for name, value in kept["weights"].items():
+                weights[name].copy_(value)
+        average.restore(kept["average"])
+        for one, old in zip(optimizers, kept["optimizers"], strict=True):
+            one.load_state_dict(old)
+        clock.resume(float(kept["seconds"]))
+
+    return Checkpoint(path, every, state, restore)

@@ -8,7 +8,6 @@ trained by the same code: a grid is a picture whose hole is a cell.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -25,8 +24,7 @@ from pipelines.errors import Cancelled
 from pipelines.events import OnEvent, ignore
 from pipelines.identity import is_gated
 from pipelines.inpainting_unet import widened_shape
-from trainers.averages import Average
-from trainers.checkpoints import Checkpoint, require_same
+from trainers.averages import Average, averaged_checkpoint
 from trainers.clock import Clock
 from trainers.loop import Losses, Pace, optimise, warm_stable_decay
 from trainers.pretrain.muon import Muon
@@ -217,7 +215,9 @@ def train_unet(
             Pace(plan.steps, seed=plan.seed, clip=1.0, report=plan.report),
             rate=lambda step, of: learning_rate(clock, step, of),
             after_step=after_step,
-            checkpoint=_checkpoint(state, plan, unet, average, optimizers, clock),
+            checkpoint=averaged_checkpoint(
+                state, plan.keep_every, unet.state_dict(), average, optimizers, clock, plan.about
+            ),
             on_event=on_event,
             should_stop=lambda: should_stop() or clock.over,
         )
@@ -225,34 +225,6 @@ def train_unet(
         if not clock.over or should_stop():
             raise
     return average
-
-
-def _checkpoint(
-    path: Path,
-    plan: Plan,
-    unet: UNet2DConditionModel,
-    average: Average,
-    optimizers: list[torch.optim.Optimizer],
-    clock: Clock,
-) -> Checkpoint:
-    def state() -> dict[str, Any]:
-        return {
-            "about": json.dumps(plan.about),
-            "unet": unet.state_dict(),
-            "average": average.state(),
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            "spent": clock.seconds,
-        }
-
-    def restore(kept: dict[str, Any]) -> None:
-        require_same(json.loads(kept["about"]), plan.about, path)
-        unet.load_state_dict(kept["unet"])
-        average.restore(kept["average"])
-        for optimizer, one in zip(optimizers, kept["optimizers"], strict=True):
-            optimizer.load_state_dict(one)
-        clock.resume(float(kept["spent"]))
-
-    return Checkpoint(path, plan.keep_every, state, restore)
 
 
 def save_unet(unet: UNet2DConditionModel, average: Average, folder: Path, dtype: torch.dtype = torch.float16) -> Path:

@@ -217,6 +217,8 @@ class _Keeper:
         if self.checkpoint is None:
             return 0
         begun, loop, self.log = self.checkpoint.load(self.on_event)
+        for group in (group for optimizer in self.stepper.optimizers for group in optimizer.param_groups):
+            group["lr"] = float(group["lr"])  # the state of recorded steps holds tensors
         if self.processes.told(begun) != begun:
             raise ConfigError(
                 f"This process found a state of step {begun}, the main one another.",

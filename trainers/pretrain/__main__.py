@@ -1,4 +1,4 @@
-"""`python -m trainers.pretrain [all|vae|judge|text|unet|pack|grounding|inpainting|score]`: train `pocket`, score it."""
+"""`python -m trainers.pretrain [STAGE]`: train `pocket`, stage by stage or all at once, score it, draw its stickers."""
 
 from __future__ import annotations
 

@@ -16,8 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
 from pipelines.identity import is_gated
-from trainers.averages import Average
-from trainers.checkpoints import Checkpoint
+from trainers.averages import Average, averaged_checkpoint
 from trainers.clock import Clock, until
 from trainers.loop import Losses, Pace, optimise, warm_stable_decay
 from trainers.pretrain.layout import TEXT
@@ -200,7 +199,7 @@ def _trained(
             pace,
             rate=lambda step, total: _rate(clock, step, total, decay),
             after_step=after,
-            checkpoint=_checkpoint(path, keep_every, model, average, optimizers, clock),
+            checkpoint=averaged_checkpoint(path, keep_every, model.state_dict(), average, optimizers, clock),
             on_event=on_event,
             should_stop=lambda: clock.over,
         )
@@ -244,29 +243,3 @@ def _denoising(
         return {"denoise": (guess.float() - target("v_prediction", clean, noise, at)).square().mean()}
 
     return losses
-
-
-def _checkpoint(
-    path: Path,
-    every: int,
-    model: Generator,
-    average: Average,
-    optimizers: list[torch.optim.Optimizer],
-    clock: Clock,
-) -> Checkpoint:
-    def state() -> dict[str, Any]:
-        return {
-            "model": model.state_dict(),
-            "average": average.state(),
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-            "seconds": clock.seconds,
-        }
-
-    def restore(kept: dict[str, Any]) -> None:
-        model.load_state_dict(kept["model"])
-        average.restore(kept["average"])
-        for optimizer, one in zip(optimizers, kept["optimizers"], strict=True):
-            optimizer.load_state_dict(one)
-        clock.resume(float(kept.get("seconds", 0.0)))
-
-    return Checkpoint(path, every, state, restore)

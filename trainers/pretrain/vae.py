@@ -17,8 +17,7 @@ from torch.nn import functional as F
 
 from pipelines.drawn import luminance, ssim
 from pipelines.events import Note, OnEvent
-from trainers.averages import Average
-from trainers.checkpoints import Checkpoint
+from trainers.averages import Average, averaged_checkpoint
 from trainers.clock import Clock, until
 from trainers.loop import Losses, Pace, optimise, warm_stable_decay
 from trainers.pretrain.muon import Muon
@@ -182,7 +181,7 @@ def train_averaged(vae: AutoencoderTiny, losses: Losses, plan: Schedule, state: 
             Pace(plan.steps, seed=plan.seed, clip=1.0, report=100),
             rate=rate,
             after_step=after,
-            checkpoint=_checkpoint(state, trained, average, optimizers, clock),
+            checkpoint=averaged_checkpoint(state, 500, trained, average, optimizers, clock),
             on_event=on_event,
             should_stop=lambda: clock.over,
         )
@@ -195,32 +194,6 @@ def _optimizers(parameters: list[nn.Parameter], rate: float) -> list[torch.optim
     hidden = [one for one in parameters if one.ndim == 4 and one.shape[0] == one.shape[1]]
     rest = [one for one in parameters if one.ndim != 4 or one.shape[0] != one.shape[1]]
     return [Muon(hidden, rate), torch.optim.AdamW(rest, rate, weight_decay=0.0, fused=True)]
-
-
-def _checkpoint(
-    path: Path,
-    trained: dict[str, nn.Parameter],
-    average: Average,
-    optimizers: list[torch.optim.Optimizer],
-    clock: Clock,
-) -> Checkpoint:
-    def state() -> dict[str, Any]:
-        return {
-            "trained": {name: value.detach() for name, value in trained.items()},
-            "average": average.state(),
-            "optimizers": [one.state_dict() for one in optimizers],
-            "seconds": clock.seconds,
-        }
-
-    def restore(kept: dict[str, Any]) -> None:
-        for name, value in kept["trained"].items():
-            trained[name].data.copy_(value)
-        average.restore(kept["average"])
-        for one, old in zip(optimizers, kept["optimizers"], strict=True):
-            one.load_state_dict(old)
-        clock.resume(float(kept["seconds"]))
-
-    return Checkpoint(path, 500, state, restore)
 
 
 @torch.no_grad()
