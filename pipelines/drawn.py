@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy import ndimage
+from skimage.filters import apply_hysteresis_threshold
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -95,14 +96,16 @@ def cut_out(picture: Tensor, mask: Tensor | None = None) -> Sprite:
 
     Args:
         picture: (3, H, W) in [-1, 1].
-        mask: (H, W) bool, the thing; by default the largest region that differs from the background, holes filled.
+        mask: (H, W) bool, the thing; by default the largest region that differs from the background, holes filled: from
+            where it differs plainly to where it differs faintly, so that a thing in the background's colour is whole.
 
     Raises:
         ValueError: if there is no thing.
     """
     if mask is None:
-        found = detect(picture)
-        shape = ((picture - background(picture)[:, None, None]).abs().amax(0) > FOREGROUND).cpu()
+        far = (picture - background(picture)[:, None, None]).abs().amax(0).cpu().numpy()
+        shape = torch.from_numpy(apply_hysteresis_threshold(far, FAINT, FOREGROUND))
+        found = detect(picture, FAINT) if bool(shape.any()) else []
         if found:
             height, width = shape.shape
             x0, y0, x1, y1 = found[0].box

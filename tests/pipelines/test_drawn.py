@@ -53,6 +53,16 @@ def test_a_thing_in_the_colour_of_its_background_is_found():
     assert min(one.likeness for one in likenesses(image, [Sprite(sprite(n)) for n in ("wolf", "house")])) > 0.9
 
 
+def test_a_thing_in_the_colour_of_its_background_is_cut_out_whole():
+    listed = [Scene("", (Placed("wolf", 10, 12, 40),), ground) for ground in COLOURS]
+    images = Stickers(names=("wolf",)).render(listed).images
+    blue = images[list(COLOURS).index("blue")]
+    for ground, image in zip(COLOURS, images, strict=True):
+        cut = cut_out(image)
+        assert max(cut.picture.size) >= 39, ground
+        assert likeness(blue, cut).likeness > 0.8, ground
+
+
 def test_a_blurred_picture_falls_with_the_blur():
     image = picture(("fox", 10, 12, 40))
     scores = [likeness(blurred(image, times), drawing("fox")).likeness for times in (0, 1, 2, 4, 8)]
