@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 
@@ -47,6 +48,21 @@ def _wait(jobs, job, condition, seconds):
         assert time.monotonic() < end, jobs.get(job)
         time.sleep(0.02)
     return jobs.get(job)
+
+
+@pytest.fixture
+def heard(caplog, monkeypatch):
+    """Return a function that begins to hear a logger, whatever a server in this process made of its loggers before."""
+
+    def hear(logger):
+        monkeypatch.setattr(logger, "disabled", False)
+        monkeypatch.setattr(logger, "handlers", [caplog.handler])
+        monkeypatch.setattr(logger, "level", logging.DEBUG)
+        monkeypatch.setattr(logger.manager, "disable", logging.NOTSET)
+        logger._cache.clear()  # it remembers which levels it was told not to hear
+        return caplog
+
+    return hear
 
 
 @pytest.fixture(scope="session")

@@ -138,7 +138,7 @@ def test_steps_are_left_to_the_method_where_its_recipe_is_not_known(jobs):
         job = teach.submit_check("object", dataset, rows["value"], "<x>", "fox", "recommended", steps, base)
         return {name: jobs.get(job).spec["settings"].get(name) for name in ("steps", "preview_every")}
 
-    assert settings("twin") == {"steps": 200, "preview_every": 33}
+    assert settings("twin") == {"steps": 400, "preview_every": 66}
     assert settings("unknown") == {"steps": None, "preview_every": OFTEN}
     assert settings("unknown", "60") == {"steps": "60", "preview_every": 10}
 

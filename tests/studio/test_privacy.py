@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import stat
 
 import pytest
@@ -78,7 +77,7 @@ def test_a_token_comes_from_the_environment(monkeypatch, tmp_path):
         serve(folder=tmp_path)
 
 
-def test_wrong_passwords_are_logged_with_their_address_and_wait(jobs, monkeypatch, caplog):
+def test_wrong_passwords_are_logged_with_their_address_and_wait(jobs, monkeypatch, heard):
     waited = []
 
     async def sleep(seconds):
@@ -86,13 +85,10 @@ def test_wrong_passwords_are_logged_with_their_address_and_wait(jobs, monkeypatc
 
     monkeypatch.setattr(guard.asyncio, "sleep", sleep)
     web = TestClient(guarded(rest(jobs), Door(secrets=(SECRET,))), base_url="http://localhost", client=("10.1.2.3", 1))
-    # A server that ran in this process before may have set its loggers up as it likes.
-    monkeypatch.setattr(guard._log, "disabled", False)
-    monkeypatch.setattr(guard._log, "handlers", [caplog.handler])
-    with caplog.at_level(logging.WARNING, logger=guard._log.name):
-        for _ in range(12):
-            assert web.get("/api/v1/methods", headers={"authorization": "Bearer wrong one"}).status_code == 401
-    assert "10.1.2.3 (12 in a row)" in caplog.text and "wrong one" not in caplog.text
+    log = heard(guard._log)
+    for _ in range(12):
+        assert web.get("/api/v1/methods", headers={"authorization": "Bearer wrong one"}).status_code == 401
+    assert "10.1.2.3 (12 in a row)" in log.text and "wrong one" not in log.text
     assert waited[:3] == [0] * 3 and 0 < waited[3] < waited[4] and max(waited) == guard.LONGEST_WAIT
     assert web.get("/api/v1/methods", headers={"authorization": f"Bearer {SECRET}"}).status_code == 200
     web.get("/api/v1/methods", headers={"authorization": "Bearer wrong one"})
