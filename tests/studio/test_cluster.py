@@ -22,6 +22,7 @@ from studio.settings import Machine
 from tests.studio.conftest import WOLF
 from tests.studio.test_jobs import lesson
 from tests.studio.test_serve import Server
+from tests.waiting import LIMIT
 
 
 def opened(folder):
@@ -29,7 +30,7 @@ def opened(folder):
     return Jobs(folder, slots=3, engine=partial(cluster.RayEngine, machine=Machine(), slots=3))
 
 
-def until(jobs, job, condition, seconds=60):
+def until(jobs, job, condition, seconds=LIMIT):
     end = time.monotonic() + seconds
     while not condition(now := jobs.get(job.id)):
         assert time.monotonic() < end, now
@@ -37,7 +38,7 @@ def until(jobs, job, condition, seconds=60):
     return now
 
 
-def gone(processes, seconds=20):
+def gone(processes, seconds=LIMIT):
     _, left = psutil.wait_procs(processes, seconds)
     return not [one for one in left if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
 

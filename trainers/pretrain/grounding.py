@@ -102,7 +102,8 @@ def grounding_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
         keep_every=arguments.keep_every,
     )
     anew: dict[str, Any] = {"muon": True, "rate": 2e-3, "gate": 0.46, "places_first": 0.6, "ema": 0.995}
-    config = GroundingConfig(batch=arguments.batch, **({} if arguments.grounding_goes_on else anew))
+    further: dict[str, Any] = {"muon": True, "rate": 1e-3, "ema": 0.995}
+    config = GroundingConfig(batch=arguments.batch, **(further if arguments.grounding_goes_on else anew))
     done = train_grounding(
         components.unet, components.scheduler_config, pictures, config, run, held_out=held_out, on_event=on_event
     )
