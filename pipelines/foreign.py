@@ -36,6 +36,7 @@ _LAYERS = (  # of the networks of other families; the first that is found tells
     (r"^t5xxl$|(^|[._])t5xxl[._]", "Stable Diffusion 3 or FLUX.1"),
     (r"^(base_model\.model\.)?transformer\.", "a diffusion transformer"),
 )
+_CHANGE = re.compile(r"lora|lycoris|lokr|hada|dora|oft|glora|\.diff|\.alpha$")
 _WITH_BASE = "name it, as in studio concepts import FILE --base BASE."
 _PART = "It is part of a base: put it into the folder of one."
 _FILES = (  # kinds of files that are no concept; the first that is found tells
@@ -74,7 +75,10 @@ def foreign(names: Iterable[str], said: Mapping[str, str], ours: bool) -> tuple[
     family = _family(listed, said)
     if family is None:
         return None
-    what = "an embedding" if not any("." in name or "lora" in name for name in listed) else "a LoRA"
+    if not any("." in name or "lora" in name for name in listed):
+        what = "an embedding"
+    else:
+        what = "a LoRA" if any(_CHANGE.search(name) for name in listed) else "a model"
     return f"{what} for {family}", "Use it in a program for that model, or get one made for these."
 
 
