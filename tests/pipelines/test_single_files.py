@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from pipelines import single_files
@@ -150,6 +150,15 @@ def test_a_file_with_tensors_missing_is_not_blamed_on_the_network(both, tmp_path
     with pytest.raises(ModelError, match="cannot be read") as refused:
         load(tmp_path / "cut.safetensors", base_config=config)
     assert "download" not in refused.value.hint
+
+
+def test_a_text_encoder_that_lacks_a_tensor_is_named(both, tmp_path):
+    file, config = both
+    tensors = load_file(file)
+    del tensors["cond_stage_model.transformer.text_model.final_layer_norm.weight"]
+    save_file(tensors, tmp_path / "cut.safetensors")
+    with pytest.raises(ModelError, match=r"it lacks 1 of its tensors, such as text_encoder\.final_layer_norm\.weight"):
+        load(tmp_path / "cut.safetensors", base_config=config)
 
 
 def test_a_lora_given_as_a_base_is_said(tmp_path):
