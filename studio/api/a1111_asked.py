@@ -101,7 +101,7 @@ class TextToImage(Lenient):
     sampler_name: str | None = Field(default=None, max_length=100)
     sampler_index: str | None = Field(default=None, max_length=100)
     scheduler: str = Field(default="", max_length=100)
-    eta: float = Field(default=0.0, ge=0, le=1)
+    eta: float | None = Field(default=None, ge=0, le=1)
     override_settings: dict[str, Any] = Field(default_factory=dict)
     override_settings_restore_afterwards: bool = True
     script_name: str = Field(default="", max_length=200)
@@ -306,6 +306,8 @@ def not_understood(asked: TextToImage) -> dict[str, str]:
         found["scheduler"] = f"drawn without the spacing {asked.spacing}"
     if not _is_layer(asked.clip_skip) or without_effect(asked.override_settings):
         found["override_settings"] = f"only {CHECKPOINT}, and {LAYERS} from 1 to 12, have an effect"
+    if asked.eta not in (None, 1) and _sampler(asked.sampler) == "euler-a":
+        found["eta"] = "Euler a adds as much noise as with eta 1"
     if LORA.search(asked.negative_prompt):
         found["negative_prompt"] = "<lora:> has an effect in the prompt alone"
     if isinstance(asked, ImageToImage) and not asked.mask and asked.inpainting_mask_invert:
