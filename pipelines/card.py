@@ -6,6 +6,7 @@ without duplicate keys, and offsets that must tile the data exactly.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -112,6 +113,14 @@ def read_header(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise ConceptError(f"The header of {path.name} is damaged: {error}.", hint) from None
     return header
+
+
+def sum_of_numbers(path: Path) -> str:
+    """The SHA-256 of all bytes behind the header of a safetensors file, 64 hex digits."""
+    with path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        stream.seek(8 + length)
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,

@@ -154,11 +154,12 @@ def _weights(concept: Concept, dialect: Dialect, stem: str) -> tuple[dict[str, T
         said["modelspec.trigger_phrase"] = stem
     if dialect == "diffusers":
         return stored(concept.changes), {**said, LORA_METADATA: json.dumps(lora_metadata(concept.changes))}
-    return to_kohya(concept.changes, alone.card.family == "sdxl"), {**said, **_training(alone, stem)}
+    word = said["modelspec.trigger_phrase"]
+    return to_kohya(concept.changes, alone.card.family == "sdxl"), {**said, **_training(alone, stem, word)}
 
 
-def _training(concept: Concept, stem: str) -> dict[str, str]:
-    """The least of kohya's `ss_` fields by which other programs know a LoRA."""
+def _training(concept: Concept, stem: str, word: str) -> dict[str, str]:
+    """The least of kohya's `ss_` fields by which other programs know a LoRA, and the word that its card lists there."""
     low = [change for change in concept.changes.values() if isinstance(change, LowRank)]
     network = {"ss_network_module": "lycoris.kohya", "ss_network_args": '{"algo": "full"}'}
     if low:
@@ -174,4 +175,5 @@ def _training(concept: Concept, stem: str) -> dict[str, str]:
         "ss_base_model_version": _VERSIONS.get(concept.card.family, ""),
         "ss_v2": str(concept.card.family == "sd2"),
         "ss_sd_model_name": Path(concept.card.base).name,
+        "ss_tag_frequency": json.dumps({stem: {word: 1}}, ensure_ascii=False),
     }

@@ -36,12 +36,14 @@ _LAYERS = (  # of the networks of other families; the first that is found tells
     (r"^t5xxl$|(^|[._])t5xxl[._]", "Stable Diffusion 3 or FLUX.1"),
     (r"^(base_model\.model\.)?transformer\.", "a diffusion transformer"),
 )
+_CHANGE = re.compile(r"lora|lycoris|lokr|hada|dora|oft|glora|\.diff|\.alpha$")
+_WITH_BASE = "name it, as in studio concepts import FILE --base BASE."
 _PART = "It is part of a base: put it into the folder of one."
 _FILES = (  # kinds of files that are no concept; the first that is found tells
     (
         r"(\.processor\.to_[kqv]|to_out)_custom_diffusion",
         "of diffusers' Custom Diffusion script",
-        "It holds whole weights rather than changes; train it here with studio train custom-diffusion.",
+        "It holds whole weights, whose change is that from their base: " + _WITH_BASE,
     ),
     (r"^(image_proj|ip_adapter)\.", "an IP-Adapter", "The studio has no use for one."),
     (r"^(control_model\.|controlnet_|lllite_|input_hint_block)", "a ControlNet", "Say where things stand with boxes."),
@@ -51,7 +53,7 @@ _FILES = (  # kinds of files that are no concept; the first that is found tells
     (r"^(down|up)_blocks\.\d+\.(?!.*lora)[\w.]+\.(weight|bias)$", "a UNet", _PART),
     (r"^(text_model\.)?(encoder\.layers|embeddings)\.(?!.*lora)[\w.]+\.(weight|bias)$", "a text encoder", _PART),
     (r"\.(oft_blocks|oft_diag|oft_R)", "an OFT", ""),
-    (r"\.on_input$", "an IA3", ""),
+    (r"\.on_input$", "an IA3", "It holds factors of the weights of its base: " + _WITH_BASE),
     (r"\.(a1|a2|b1|b2)\.weight$", "a GLoRA", ""),
 )
 KNOWN = "this studio knows embeddings and LoRA for Stable Diffusion 1.x, 2.x and XL"
@@ -73,7 +75,10 @@ def foreign(names: Iterable[str], said: Mapping[str, str], ours: bool) -> tuple[
     family = _family(listed, said)
     if family is None:
         return None
-    what = "an embedding" if not any("." in name or "lora" in name for name in listed) else "a LoRA"
+    if not any("." in name or "lora" in name for name in listed):
+        what = "an embedding"
+    else:
+        what = "a LoRA" if any(_CHANGE.search(name) for name in listed) else "a model"
     return f"{what} for {family}", "Use it in a program for that model, or get one made for these."
 
 

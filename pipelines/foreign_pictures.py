@@ -1,40 +1,48 @@
 """What pictures of AUTOMATIC1111, InvokeAI and ComfyUI say of how they were made, as fields of a request.
 
-Prompts, seed, steps, sampler, size and scale are taken; what else they tell (models, LoRA, upscaling) is left out. Only
-JSON and plain text are parsed, of a limited length.
+Prompts, seed, steps, sampler, size and scale are taken; what else they tell and would change the picture (models, LoRA,
+upscaling) is named. Only JSON and plain text are parsed, of a limited length.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pipelines.samplers import able, sampler_of, spacing_of
 
 LIMIT = 1 << 20  # letters that are read
 _PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
-_TAG = re.compile(r"\s*<(?:lora|lyco|hypernet):[^>]*>")
-_SAMPLERS = {
-    "ddim": "ddim",
-    "dpm++ 2m": "dpm++2m",
-    "dpmpp_2m": "dpm++2m",
-    "unipc": "unipc",
-    "uni_pc": "unipc",
-    "uni_pc_bh2": "unipc",
-    "euler": "euler",
-    "euler a": "euler-a",
-    "euler_ancestral": "euler-a",
-    "euler_a": "euler-a",
-    "lcm": "lcm",
-}
-_SPACINGS = {"karras": "karras", "sgm uniform": "sgm", "sgm_uniform": "sgm"}
+_TAG = re.compile(r"\s*(<(?:lora|lyco|hypernet):[^>]*>)")
+_TAKEN = frozenset("Steps,Seed,CFG scale,Size,Clip skip,Sampler,Schedule type".split(","))
+_HARMLESS = frozenset(
+    "Model hash,VAE hash,Hashes,Lora hashes,TI hashes,Version,User,Face restoration strength,RNG".split(",")
+)
+_NODES = frozenset(  # of ComfyUI, that are read or change nothing
+    "EmptyLatentImage CLIPTextEncode CLIPTextEncodeSDXL ConditioningSetArea VAEDecode SaveImage PreviewImage "
+    "CLIPSetLastLayer VAELoader".split()
+)
+NAMES, LETTERS = 20, 80
+"""So much of what is left out is named, and so long."""
 
 Fields = dict[str, Any]
 """Fields of a `Request`."""
 
 
-def read_fields(chunks: Mapping[str, Any]) -> Fields | None:
-    """The fields that the text chunks of a picture tell; None if they are of no program that is known.
+class Told(NamedTuple):
+    """What a picture tells."""
+
+    fields: Fields
+    """Of a request."""
+
+    left: tuple[str, ...]
+    """What is not taken and would change the picture, in words: `Model v1-5`."""
+
+
+def read_fields(chunks: Mapping[str, Any]) -> Told | None:
+    """What the text chunks of a picture tell; None if they are of no program that is known.
 
     Args:
         chunks: name -> text of the picture's chunks.
@@ -45,26 +53,36 @@ def read_fields(chunks: Mapping[str, Any]) -> Fields | None:
         if not isinstance(text, str) or len(text) > LIMIT:
             continue
         try:
-            fields = reader(text)
+            told = reader(text)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             continue
-        if fields:
-            return {key: value for key, value in fields.items() if value is not None}
+        if told:
+            fields = {key: value for key, value in told.fields.items() if value is not None}
+            left = dict.fromkeys(one if len(one) <= LETTERS else f"{one[:LETTERS]}…" for one in told.left)
+            return Told(fields, tuple(left)[:NAMES])
     return None
 
 
-def _sampled(sampler: str, spacing: str = "") -> Fields:
-    """Sampler and spacing by the names of other programs; those that are unknown are left to the base."""
-    plain = sampler.strip().lower()
-    for end in (" karras", "_k"):
-        if plain.endswith(end):
-            plain, spacing = plain.removesuffix(end), spacing or "karras"
-    known, spaced = _SAMPLERS.get(plain), _SPACINGS.get(spacing.strip().lower())
-    able = known in ("dpm++2m", "unipc", "euler") or (spaced == "sgm" and known not in (None, "lcm"))
-    return {"scheduler": known, "spacing": spaced if able else None}
+def not_taken(name: str, left: Sequence[str]) -> str:
+    """Say what of a picture is not taken.
+
+    >>> not_taken("a.png", ["Model v1-5", "<lora:wolf:1>"])
+    'Of a.png is not taken: Model v1-5, <lora:wolf:1>.'
+    """
+    return f"Of {name} is not taken: {', '.join(left)}."
 
 
-def _of_a1111(text: str) -> Fields | None:
+def _sampled(sampler: str, spacing: str = "") -> tuple[Fields, list[str]]:
+    """Sampler and spacing by the names of other programs, and those that are left to the base."""
+    known, wanted = sampler_of(sampler), spacing_of(spacing, sampler)
+    left = [f"Sampler {sampler.strip()}"] if sampler.strip() and known is None else []
+    spaced = able(known, wanted)
+    if wanted and not spaced:
+        left.append(f"Schedule type {spacing.strip() or wanted}")
+    return {"scheduler": known, "spacing": wanted if spaced else None}, left
+
+
+def _of_a1111(text: str) -> Told | None:
     """The infotext: prompt, `Negative prompt: ...`, and a last line of `Name: value` pairs."""
     *lines, last = text.strip().split("\n")
     pairs = dict(_PAIR.findall(last))
@@ -72,7 +90,10 @@ def _of_a1111(text: str) -> Fields | None:
         return None
     prompt, _, negative = "\n".join(["", *lines]).partition("\nNegative prompt:")
     width, _, height = pairs.get("Size", "").partition("x")
-    return {
+    sampled, left = _sampled(pairs.get("Sampler", ""), pairs.get("Schedule type", ""))
+    left += [f"{name} {value}" for name, value in pairs.items() if name not in _TAKEN | _HARMLESS]
+    left += _TAG.findall(f"{prompt}{negative}")
+    fields = {
         "prompt": _TAG.sub("", prompt).strip(),
         "negative_prompt": _TAG.sub("", negative).strip(),
         "steps": int(pairs["Steps"]),
@@ -81,25 +102,32 @@ def _of_a1111(text: str) -> Fields | None:
         "width": int(width) if width else None,
         "height": int(height) if height else None,
         "clip_skip": int(pairs["Clip skip"]) if "Clip skip" in pairs else None,
-        **_sampled(pairs.get("Sampler", ""), pairs.get("Schedule type", "")),
+        **sampled,
     }
+    return Told(fields, tuple(left))
 
 
-def _of_invokeai(text: str) -> Fields | None:
+def _of_invokeai(text: str) -> Told | None:
     told = json.loads(text)
     if "positive_prompt" not in told:
         return None
-    return {
+    sampled, left = _sampled(str(told.get("scheduler", "")))
+    if isinstance(model := told.get("model"), dict):
+        left.append(f"Model {model.get('name') or model.get('model_name')}")
+    for name in ("loras", "controlnets", "ipAdapters", "t2iAdapters", "refiner_model", "vae"):
+        left += [name] if told.get(name) else []
+    fields = {
         "prompt": str(told["positive_prompt"]),
         "negative_prompt": str(told.get("negative_prompt") or ""),
         "guidance": {"scale": float(told["cfg_scale"])} if told.get("cfg_scale") else None,
         "clip_skip": 1 + int(told.get("clip_skip") or 0),
         **{name: told.get(name) for name in ("seed", "steps", "width", "height")},
-        **_sampled(str(told.get("scheduler", ""))),
+        **sampled,
     }
+    return Told(fields, tuple(left))
 
 
-def _of_comfyui(text: str) -> Fields | None:
+def _of_comfyui(text: str) -> Told | None:
     """The graph as it was sent: the sampler, what is wired to it, and the empty picture it starts from."""
     graph = json.loads(text)
     nodes = [node for node in graph.values() if str(node.get("class_type", "")).startswith("KSampler")]
@@ -107,7 +135,10 @@ def _of_comfyui(text: str) -> Fields | None:
         return None
     told = nodes[0]["inputs"]
     size = _inputs(graph, told.get("latent_image"))
-    return {
+    sampled, left = _sampled(str(told.get("sampler_name", "")), str(told.get("scheduler", "")))
+    left += [_node(node) for node in graph.values() if node is not nodes[0] and node.get("class_type") not in _NODES]
+    left += [f"Denoise {told['denoise']}"] if told.get("denoise", 1) != 1 else []
+    fields = {
         "prompt": _text(graph, told["positive"]),
         "negative_prompt": _text(graph, told["negative"]),
         "seed": told.get("seed", told.get("noise_seed")),
@@ -115,8 +146,15 @@ def _of_comfyui(text: str) -> Fields | None:
         "guidance": {"scale": float(told["cfg"])} if "cfg" in told else None,
         "width": size.get("width"),
         "height": size.get("height"),
-        **_sampled(str(told.get("sampler_name", "")), str(told.get("scheduler", ""))),
+        **sampled,
     }
+    return Told(fields, tuple(left))
+
+
+def _node(node: Mapping[str, Any]) -> str:
+    """A node in words: what it is, and the file it reads."""
+    named = [value for name, value in node.get("inputs", {}).items() if name.endswith("_name") and value]
+    return " ".join([str(node.get("class_type", "")), *map(str, named)])
 
 
 def _inputs(graph: Mapping[str, Any], wire: Any) -> Mapping[str, Any]:

@@ -137,7 +137,7 @@ def _changes(file: str, tensors: dict[str, Any]) -> Fields:
 
 _NEXT = (
     "Give a LoRA in the PEFT layout of diffusers (unet.….lora_A.weight) or in kohya's (lora_unet_….lora_down.weight); "
-    "LyCORIS's LoCon, LoHa, LoKr and whole differences are read too, IA3, OFT and GLoRA are not."
+    "LyCORIS's LoCon, LoHa, LoKr and whole differences are read too, IA3 with its base, OFT and GLoRA are not."
 )
 
 

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -17,10 +17,11 @@ from PIL.PngImagePlugin import PngInfo
 from pipelines.card import ConceptCard
 from pipelines.errors import DataError, RequestError
 from pipelines.files import whole_file
-from pipelines.foreign_pictures import read_fields
+from pipelines.foreign_pictures import Told, read_fields
 from pipelines.picture_files import decoded
 from pipelines.png import texts
 from pipelines.request import SCHEMA, Request
+from pipelines.samplers import SAMPLERS, SPACINGS
 
 KEY = "promptstudio"
 LIMIT = 1 << 20  # bytes of JSON that are read
@@ -28,16 +29,20 @@ Attention = Literal["sdpa", "xformers", "eager"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 ATTENTIONS, DTYPES = get_args(Attention), get_args(Dtype)
 
-SAMPLERS = {
-    "ddim": "DDIM",
-    "dpm++2m": "DPM++ 2M",
-    "unipc": "UniPC",
-    "euler": "Euler",
-    "euler-a": "Euler a",
-    "lcm": "LCM",
-}
-SPACINGS = {"karras": "Karras", "sgm": "SGM Uniform"}
-"""AUTOMATIC1111's names."""
+
+class Network(NamedTuple):
+    """A file of a concept as AUTOMATIC1111 names it in a picture."""
+
+    name: str
+    """Of the file, without its ending."""
+
+    sum: str
+    """The first digits of its SHA-256."""
+
+    strength: float
+
+    word: str = ""
+    """Of an embedding, as prompts say it here; empty for a LoRA."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Made:
         digests: what each of them had learned, `Concept.digest()`.
         attention: implementation used.
         dtype: precision used.
+        networks: files of the concepts as other programs name them; only written into the text for these.
     """
 
     request: Request
@@ -63,6 +69,7 @@ class Made:
     digests: tuple[str, ...] = ()
     attention: Attention = "sdpa"
     dtype: Dtype = "float32"
+    networks: tuple[Network, ...] = ()
 
 
 def own_version() -> str:
@@ -81,7 +88,8 @@ def _quoted(value: object) -> str:
 def parameters(made: Made) -> str:
     """The text AUTOMATIC1111 writes for a picture, so that other programs read the basics."""
     request = made.request
-    lines = [request.prompt]
+    tags = [f"<lora:{one.name}:{one.strength:g}>" for one in made.networks if not one.word]
+    lines = [" ".join([request.prompt, *(tag for tag in tags if tag not in request.prompt)])]
     if request.negative_prompt:
         lines.append(f"Negative prompt: {request.negative_prompt}")
     fields: dict[str, object] = {
@@ -103,6 +111,13 @@ def parameters(made: Made) -> str:
         fields["Denoising strength"] = f"{request.inpaint.strength:g}"
     if request.guidance.rescale:
         fields["CFG rescale"] = f"{request.guidance.rescale:g}"
+    said = f"{request.prompt}\n{request.negative_prompt}"
+    for name, files in (
+        ("Lora hashes", [one for one in made.networks if not one.word]),
+        ("TI hashes", [one for one in made.networks if one.word and one.word in said]),
+    ):
+        if files:
+            fields[name] = ", ".join(f"{one.name}: {one.sum}" for one in files)
     if made.concepts:
         fields["Concepts"] = ", ".join(
             f"{card.token}: {use.strength:g}" for card, use in zip(made.concepts, request.concepts, strict=True)
@@ -135,8 +150,8 @@ def save_png(picture: Image.Image, path: Path, made: Made) -> Path:
     return path
 
 
-def read_foreign(path: Path) -> dict[str, Any] | None:
-    """Fields of a request from a picture of AUTOMATIC1111, InvokeAI or ComfyUI; None if it is no such picture."""
+def read_foreign(path: Path) -> Told | None:
+    """What a picture of AUTOMATIC1111, InvokeAI or ComfyUI tells; None if it is no such picture."""
     try:
         chunks = texts(path)
     except OSError:

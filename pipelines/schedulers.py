@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pipelines.errors import RequestError
 from pipelines.request import Scheduler, Spacing
+from pipelines.samplers import SPACED, able
 
 KINDS: dict[Scheduler, tuple[Any, dict[str, Any]]] = {
     "ddim": (DDIMScheduler, {}),
@@ -32,14 +33,10 @@ KINDS: dict[Scheduler, tuple[Any, dict[str, Any]]] = {
 """Class and the settings that make it what its name says."""
 
 
-SPACED: Mapping[Spacing, tuple[tuple[Scheduler, ...], dict[str, Any]]] = MappingProxyType(
-    {
-        "own": (tuple(KINDS), {}),
-        "karras": (("dpm++2m", "unipc", "euler"), {"use_karras_sigmas": True}),
-        "sgm": (("ddim", "dpm++2m", "unipc", "euler", "euler-a"), {"timestep_spacing": "trailing"}),
-    }
+_SETTINGS: Mapping[Spacing, dict[str, Any]] = MappingProxyType(
+    {"own": {}, "karras": {"use_karras_sigmas": True}, "sgm": {"timestep_spacing": "trailing"}}
 )
-"""For each spacing, the samplers that can have it and the settings that make it."""
+"""The settings that make each spacing."""
 
 
 def build(name: Scheduler, config: Mapping[str, Any], steps: int, device: Any, spacing: Spacing = "own") -> Any:
@@ -55,11 +52,11 @@ def build(name: Scheduler, config: Mapping[str, Any], steps: int, device: Any, s
     Raises:
         RequestError: if it cannot do that many steps, or has no such spacing.
     """
-    able, spaced = SPACED[spacing]
-    if name not in able:
-        raise RequestError(f"The sampler {name} has no {spacing} spacing.", f"Use {', '.join(able)}, or spacing own.")
+    if not able(name, spacing):
+        others = ", ".join(SPACED[spacing])
+        raise RequestError(f"The sampler {name} has no {spacing} spacing.", f"Use {others}, or spacing own.")
     kind, settings = KINDS[name]
-    settings = settings | spaced
+    settings = settings | _SETTINGS[spacing]
     known = inspect.signature(kind.__init__).parameters
     kept = {key: value for key, value in config.items() if key in known}
     if "clip_sample" in known:

@@ -97,6 +97,17 @@ def bytes_to_unicode() -> dict[int, str]:
     return {byte: chr(byte) for byte in printed} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
+def _missing(pipeline: Any) -> list[str]:
+    """Tensors that the file did not give; the converter leaves those of text encoders without numbers."""
+    return [
+        f"{part}.{name}"
+        for part, network in pipeline.components.items()
+        if isinstance(network, torch.nn.Module)
+        for name, tensor in network.state_dict().items()
+        if tensor.is_meta
+    ]
+
+
 def from_single_file(path: Path, download: bool, config: Path | None = None) -> Components:
     """Read a checkpoint.
 
@@ -136,6 +147,8 @@ def from_single_file(path: Path, download: bool, config: Path | None = None) -> 
             told: dict[str, Any] = {} if config is None else {"config": str(config)}
             local = config is not None or not download
             pipeline = kind.from_single_file(str(path), torch_dtype=torch.float32, local_files_only=local, **told)
+        if missing := _missing(pipeline):
+            raise ValueError(f"it lacks {len(missing)} of its tensors, such as {missing[0]}.")
     except Exception as error:  # the converter raises whatever it meets
         lines = str(error).strip().splitlines()
         first = lines[0] if lines else type(error).__name__

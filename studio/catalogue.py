@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import secrets
 import shutil
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.card import HASH_KEY, ConceptCard, read_card, read_header
+from pipelines.card import HASH_KEY, ConceptCard, read_card, read_header, sum_of_numbers
 from pipelines.errors import ConceptError
 from pipelines.files import whole_file
-from pipelines.layouts import FAMILY_NAMES
+from pipelines.layouts import FAMILY_NAMES, words
 from pipelines.lora_keys import parsed
 from pipelines.text import encodable, readable
 
@@ -117,11 +115,7 @@ def verify(path: Path) -> str:
     stored = read_header(path).get("__metadata__", {}).get(HASH_KEY, "")
     if not stored:
         return f"{path}: whole; it has no sum to compare with"
-    with path.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        stream.seek(8 + length)
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if stored != f"0x{digest}":
+    if stored != f"0x{sum_of_numbers(path)}":
         raise ConceptError(f"{path} has changed since it was written.", "Get or train it again.")
     return f"{path}: whole"
 
@@ -165,6 +159,26 @@ def dialects(path: Path) -> tuple[str, ...]:
 def _roles(path: Path) -> set[str]:
     """What tensors of changed weights a file holds."""
     return {key.role for key in map(parsed, read_header(path)) if key is not None}
+
+
+def changes_weights(path: Path) -> bool:
+    """Whether a file holds changed weights, beside a word or alone.
+
+    Raises:
+        ConceptError: if its header cannot be read.
+    """
+    return bool(_roles(path))
+
+
+def width(path: Path) -> int | None:
+    """Numbers in each vector of a concept's word, for the first text encoder; None if it has no word.
+
+    Raises:
+        ConceptError: if its header cannot be read.
+    """
+    header = read_header(path)
+    found = words([name for name in header if name != "__metadata__" and parsed(name) is None])
+    return header[found.names[0]]["shape"][-1] if found.names else None
 
 
 def elsewhere(path: Path) -> str:

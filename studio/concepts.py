@@ -69,7 +69,12 @@ def verify(*names: str, folder: Library = catalogue.FOLDER) -> None:
 
 @app.command(name="import")
 def import_(
-    source: Path, *, token: str | None = None, kind: Kind | None = None, folder: Library = catalogue.FOLDER
+    source: Path,
+    *,
+    token: str | None = None,
+    kind: Kind | None = None,
+    base: str | None = None,
+    folder: Library = catalogue.FOLDER,
 ) -> None:
     """Take in a file of another program (.safetensors, .png, or .pt and .bin, which are not run), or a folder.
 
@@ -81,12 +86,15 @@ def import_(
         The word to use it by; its own by default.
     kind
         What it is, where the file does not say so: a relation gets a note when it is used without things on both sides.
+    base
+        The base that whole weights (Custom Diffusion of diffusers) and IA3 belong to, of which they become differences:
+        pocket, a folder, a .safetensors file or a hub id.
     folder
         Where the concepts are.
     """
     from studio import exchange
 
-    print(exchange.import_concept(source, token, folder, kind))
+    print(exchange.import_concept(source, token, folder, kind, base))
 
 
 @app.command

@@ -10,18 +10,21 @@ from transformers import CLIPTokenizer
 
 from pipelines import adapter_folders
 from pipelines.bases import POCKET
-from pipelines.card import Kind
+from pipelines.card import ConceptCard, Kind
 from pipelines.components import load
 from pipelines.concept import Concept
 from pipelines.dialects import Dialect, export_as
 from pipelines.errors import ConceptError
 from pipelines.tokens import require_new
+from pipelines.whole_weights import differences, needs_base, tensors_of
 from pipelines.words import check_word, composed, file_stem
 from studio import catalogue
 from trainers.candidates import candidate, candidates, candidates_folder
 
 
-def import_concept(source: Path, token: str | None, folder: Path, kind: Kind | None = None) -> Path:
+def import_concept(
+    source: Path, token: str | None, folder: Path, kind: Kind | None = None, base: str | None = None
+) -> Path:
     """Take a file, or a folder of PEFT or of a script, into a folder of concepts; gives the new file.
 
     Args:
@@ -29,11 +32,12 @@ def import_concept(source: Path, token: str | None, folder: Path, kind: Kind | N
         token: another word for the first.
         folder: of concepts.
         kind: instead of what it says itself.
+        base: what whole weights and IA3 belong to, of which they become differences.
 
     Raises:
         ConceptError: if it is none, or a file of its name is there.
     """
-    concept = _read(source)
+    concept = _read(source) if base is None else _read_beside(source, base)
     if token is None and not concept.rows and concept.token == source.stem:  # the file itself names no word
         token = catalogue.activation(source) or None
     if kind is not None:
@@ -66,6 +70,33 @@ def _read(source: Path) -> Concept:
     if start[:2] == b"PK" and source.suffix != ".safetensors":  # so may the length of a good header begin
         return Concept.load_pickle(source)
     return Concept.load(source)
+
+
+def _read_beside(source: Path, base: str) -> Concept:
+    """The concept in a file or folder that is one only beside its base; others are read as they are."""
+    file = _of_a_script(source) if source.is_dir() and not adapter_folders.is_adapter(source) else source
+    if not file.is_file() or file.suffix == ".png" or not needs_base(tensors := tensors_of(file)):
+        return _read(source)
+    components = load(base)
+    changes = differences(tensors, components)
+    about = ConceptCard(
+        token=file.stem[:100],
+        kind="subject",
+        method="full" if any(name.endswith(".on_input") for name in tensors) else "custom-diffusion",
+        family=components.family,
+        base=components.name,
+        base_fingerprint=components.fingerprint(),
+        vectors=0,
+    )
+    # The script keeps each word in a file of its name.
+    beside = sorted(source.glob("<*>.*")) if source.is_dir() else []
+    words = [_read(path) for path in beside if path.suffix in (".safetensors", ".bin")]
+    said = [{"token": word.token, "vectors": word.card.vectors} for word in words]
+    first, *others = [
+        Concept(about.model_copy(update=card), word.rows, changes) for card, word in zip(said, words, strict=True)
+    ] or [Concept(about, (), changes)]
+    first.check_fits(components)
+    return replace(first, partners=tuple(others))
 
 
 EMBEDS = "learned_embeds"

@@ -9,10 +9,13 @@ from typing import Any
 from pipelines.comparison import Axis
 from pipelines.concept import Concept
 from pipelines.errors import RequestError
+from pipelines.events import Note
+from pipelines.foreign_pictures import not_taken
 from pipelines.metadata import read_foreign, read_made
 from pipelines.request import Request
 from studio import runner
 from studio.comparing import draw
+from studio.progress import Progress
 from studio.settings import Machine
 
 
@@ -28,9 +31,11 @@ def repeat(
     Raises:
         RequestError: if a base or concept of the picture's own has changed since, or a wish is out of range.
     """
-    if (fields := read_foreign(source)) is not None:
+    if (told := read_foreign(source)) is not None:
         # Another program's picture tells neither weights nor every setting: it is asked for anew.
-        return draw(Request.read(_replaced(fields, wishes)), axes, base or "pocket", output, machine)
+        if told.left:
+            Progress("from")(Note(not_taken(source.name, told.left)))
+        return draw(Request.read(_replaced(told.fields, wishes)), axes, base or "pocket", output, machine)
     made = read_made(source)
     own = {"attention": made.attention, "dtype": made.dtype}
     machine = machine.model_copy(update={k: v for k, v in own.items() if k not in machine.model_fields_set})

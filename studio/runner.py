@@ -27,6 +27,7 @@ from pipelines.files import require_room
 from pipelines.judge import Judge
 from pipelines.locks import sole_training
 from pipelines.metadata import Dtype, Made, save_png
+from pipelines.networks import networks
 from pipelines.request import ConceptUse, Request, concept_use
 from pipelines.words import file_stem
 from studio.progress import Progress
@@ -120,6 +121,7 @@ def generate(
     )
     cards = tuple(concept.card for concept in result.concepts)
     digests = tuple(concept.digest() for concept in result.concepts)
+    files = networks(result.request.concepts, result.concepts)
     paths: list[Path] = []
     for index, picture in enumerate(result.pictures):
         if only in (None, index):
@@ -132,6 +134,7 @@ def generate(
                 digests,
                 machine.attention,
                 _DTYPE_NAMES[components.dtype],
+                files,
             )
             paths.append(save_png(picture, free_path(output, f"{result.request.seed + index}"), made))
     return paths

@@ -1,6 +1,6 @@
 """The part of AUTOMATIC1111's interface that scripts and other front ends use, thin, on the same jobs.
 
-What is asked is read in `a1111_asked`.
+What is asked is read in `a1111_asked`, what there is told by `a1111_lists`.
 """
 
 from __future__ import annotations
@@ -11,29 +11,34 @@ import json
 import time
 from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, HTTPException
 from starlette.concurrency import run_in_threadpool
 
 from pipelines.errors import RequestError, StudioError
 from pipelines.frozen import Encoded
-from pipelines.metadata import SAMPLERS
+from pipelines.metadata import Made, own_version, read_made
 from pipelines.png import texts
-from studio import catalogue
+from pipelines.samplers import SAMPLERS
 from studio.api.a1111_asked import (
+    CHECKPOINT,
     ImageToImage,
     Lenient,
     TextToImage,
+    base_of,
     content,
     inpaint_of,
     not_understood,
     request_of,
 )
-from studio.api.forms import Answer
+from studio.api.a1111_lists import InUse, add_lists
+from studio.api.forms import ROOT, Answer
 from studio.jobs import Jobs
 from studio.ledger import Job
 from studio.uploads import at_a_time, cleaned
 
 LOOK = 0.1
+PATIENCE = 3600.0
+"""Seconds that a script waits for its pictures at most, the queue before them included."""
 
 
 class Pictures(Answer):
@@ -50,17 +55,25 @@ class PngInfo(Lenient):
     image: Annotated[str, Encoded()]
 
 
-def routes(jobs: Jobs, base: str) -> APIRouter:
-    """The routes, on one base."""
+def routes(jobs: Jobs, base: str, patience: float = PATIENCE) -> APIRouter:
+    """The routes; `base` is in use at first, `patience` the seconds that a script waits for its pictures at most."""
+    use = InUse(base)
     router = APIRouter(tags=["AUTOMATIC1111"])
     begun: list[str] = []
     """Jobs asked for here, the newest last."""
 
     async def drawn(fields: dict[str, Any], asked: TextToImage) -> Pictures:
-        job = await run_in_threadpool(jobs.submit_generation, fields, base)
+        named = asked.override_settings.get(CHECKPOINT)
+        wanted = base_of(named, jobs.bases, use.base)
+        if not asked.override_settings_restore_afterwards:
+            use.base = wanted
+        job = await run_in_threadpool(jobs.submit_generation, fields, wanted)
         begun.append(job.id)
         del begun[:-100]
+        late = time.monotonic() + patience
         while not (now := await run_in_threadpool(jobs.get, job.id)).ended:
+            if time.monotonic() > late:
+                raise HTTPException(504, _waited(now, patience))
             await asyncio.sleep(LOOK)
         if now.state == "failed":
             raise RequestError(now.error, now.hint)
@@ -79,7 +92,8 @@ def routes(jobs: Jobs, base: str) -> APIRouter:
         return await drawn(fields | {"inpaint": inpaint}, asked)
 
     _add_steering(router, jobs, begun)
-    _add_lists(router, jobs, base)
+    _add_reading(router)
+    add_lists(router, jobs, use)
     return router
 
 
@@ -99,43 +113,18 @@ def _add_steering(router: APIRouter, jobs: Jobs, begun: list[str]) -> None:
         return {}
 
 
-def _add_lists(router: APIRouter, jobs: Jobs, base: str) -> None:
-    @router.get("/embeddings")
-    def embeddings() -> dict[str, Any]:
-        """Concepts that are words."""
-        return _embeddings(jobs)
-
+def _add_reading(router: APIRouter) -> None:
     @router.post("/png-info")
     def png_info(asked: PngInfo) -> dict[str, Any]:
         """What a picture says about how it was made."""
         return _texts(content(asked.image))
 
-    @router.get("/samplers")
-    def samplers() -> list[dict[str, Any]]:
-        """Names of samplers."""
-        return [{"name": name, "aliases": [ours], "options": {}} for ours, name in SAMPLERS.items()]
-
-    @router.get("/sd-models")
-    def models() -> list[dict[str, Any]]:
-        """Bases."""
-        return [{"title": name, "model_name": name, "hash": None, "filename": name} for name in jobs.bases]
-
-    @router.get("/options")
-    def options() -> dict[str, Any]:
-        """The base in use."""
-        return {"sd_model_checkpoint": base}
-
 
 def _answer(jobs: Jobs, job: Job, asked: TextToImage) -> Pictures:
-    files = [path.read_bytes() for path in jobs.results(job.id)]
-    texts = [_texts(one)["info"] for one in files]
-    seed = job.spec["request"]["seed"]
-    info = {
-        "prompt": asked.prompt,
-        "negative_prompt": asked.negative_prompt,
-        "seed": seed,
-        "all_seeds": [seed + number for number in range(len(files))],
-        "infotexts": texts,
+    paths = list(jobs.results(job.id))
+    files = [path.read_bytes() for path in paths]
+    info = _told(job, asked, [read_made(path) for path in paths]) | {
+        "infotexts": [_texts(one)["info"] for one in files],
         "job": job.id,
         "notes": [event.data["text"] for event in jobs.events(job.id, kinds=("note",))],
         "ignored": not_understood(asked),
@@ -144,6 +133,58 @@ def _answer(jobs: Jobs, job: Job, asked: TextToImage) -> Pictures:
     settings = asked.model_dump(include=known)
     return Pictures(
         images=[base64.b64encode(one).decode() for one in files], parameters=settings, info=json.dumps(info)
+    )
+
+
+def _told(job: Job, asked: TextToImage, made: list[Made]) -> dict[str, Any]:
+    """What AUTOMATIC1111's `Processed.js` tells of pictures: what was drawn, also where nothing was said of it."""
+    count, seed = len(made), job.spec["request"]["seed"]
+    told: dict[str, Any] = {
+        "prompt": asked.prompt,
+        "all_prompts": [asked.prompt] * count,
+        "negative_prompt": asked.negative_prompt,
+        "all_negative_prompts": [asked.negative_prompt] * count,
+        "seed": seed,
+        "all_seeds": [seed + number for number in range(count)],
+        "subseed": seed,
+        "all_subseeds": [seed + number for number in range(count)],
+        "subseed_strength": 0,
+        "seed_resize_from_w": -1,
+        "seed_resize_from_h": -1,
+        "batch_size": asked.batch_size,
+        "restore_faces": False,
+        "face_restoration_model": None,
+        "sd_model_name": job.spec["base"],
+        "sd_vae_name": None,
+        "sd_vae_hash": None,
+        "denoising_strength": asked.denoising_strength if isinstance(asked, ImageToImage) else None,
+        "extra_generation_params": {},
+        "index_of_first_image": 0,
+        "styles": [],
+        "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.localtime(job.created)),
+        "is_using_inpainting_conditioning": False,
+        "version": f"Prompt Studio {own_version()}",
+    }
+    if made:
+        request = made[0].request
+        told |= {
+            "width": request.width,
+            "height": request.height,
+            "sampler_name": SAMPLERS[request.scheduler or "ddim"],
+            "cfg_scale": request.guidance.scale,
+            "steps": request.steps,
+            "clip_skip": request.clip_skip,
+            "sd_model_hash": made[0].fingerprint[:10],
+        }
+    return told
+
+
+def _waited(job: Job, seconds: float) -> str:
+    """What was waited for in vain, and where to go on."""
+    state = f"is at step {job.step} of {job.steps}" if job.state == "running" else f"is {job.state}"
+    return (
+        f"The pictures are not there after {seconds / 60:.3g} minutes: job {job.id} {state}. "
+        f"GET {ROOT}/generations/{job.id} tells when they are; POST /sdapi/v1/interrupt stops it."
     )
 
 
@@ -173,24 +214,6 @@ def _stop(jobs: Jobs, job: Job) -> None:
         jobs.cancel(job.id)
     except StudioError:  # it has just ended
         return
-
-
-def _embeddings(jobs: Jobs) -> dict[str, Any]:
-    loaded: dict[str, Any] = {}
-    skipped: dict[str, Any] = {}
-    for entry in catalogue.scan(jobs.learned):
-        if entry.card is None or not entry.card.vectors:
-            skipped[entry.name] = {}
-        else:
-            card = entry.card
-            loaded[card.token] = {
-                "step": None,
-                "sd_checkpoint": card.base_fingerprint or None,
-                "sd_checkpoint_name": card.base or None,
-                "shape": None,
-                "vectors": card.vectors,
-            }
-    return {"loaded": loaded, "skipped": skipped}
 
 
 @at_a_time

@@ -1,7 +1,9 @@
 """What scripts for AUTOMATIC1111 ask, as a request of ours.
 
 A concept is used by its word in the prompt, or as `<lora:name:strength>`. What is sent, matters and is not understood
-is named in the answer (`not_understood`), so that nobody takes its absence for its effect.
+is named in the answer (`not_understood`), so that nobody takes its absence for its effect; a checkpoint or a script
+that is not here is refused, as there. Defaults are those of AUTOMATIC1111 1.10, except steps, scale and size, which are
+the base's.
 """
 
 from __future__ import annotations
@@ -11,15 +13,18 @@ import binascii
 import io
 import re
 import secrets
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
-from PIL import ImageOps
+import numpy as np
+from PIL import Image, ImageOps
 from pydantic import ConfigDict, Field, model_validator
+from scipy.ndimage import gaussian_filter1d
 
 from pipelines.errors import DataError, RequestError
 from pipelines.frozen import Encoded, Sound
-from pipelines.metadata import SAMPLERS
 from pipelines.picture_files import grey
+from pipelines.samplers import SAMPLERS, able, sampler_of, spacing_of
 from pipelines.words import composed
 from studio import catalogue
 from studio.jobs import Jobs
@@ -44,31 +49,30 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "s_tmin": (0,),
     "s_tmax": (0,),
     "s_noise": (0, 1),
-    "script_name": ("", "None"),
-    "script_args": ([],),
-    "alwayson_scripts": ({},),
     "resize_mode": (0,),
     "inpainting_fill": (0, ORIGINAL),
     "initial_noise_multiplier": (0, 1),
-    "refiner_checkpoint": ("", "None"),
     "send_images": (True,),
     "controlnet_units": ([],),
 }
 """Fields that mean something there and nothing here, with the values by which they change nothing."""
 
-SPACINGS = {"karras": ("dpm++2m", "unipc", "euler"), "sgm": ("dpm++2m", "unipc", "euler", "euler-a", "ddim")}
-"""Samplers that go with a spacing of the noise levels."""
+LAYERS, CHECKPOINT = "CLIP_stop_at_last_layers", "sd_model_checkpoint"
+"""Options that have an effect."""
 
-LAYERS = "CLIP_stop_at_last_layers"
+USUAL: dict[str, tuple[Any, ...]] = {"sd_vae": ("Automatic", "None"), "samples_save": (True, False)}
+"""Options that have none, with the values by which they change no picture."""
+
+NONE = ("", "none")
 NAMES = 50
 """So many fields are named at most."""
 
 HARMLESS = frozenset(
     "sampler_index subseed save_images do_not_save_samples do_not_save_grid include_init_images image_cfg_scale "
-    "override_settings_restore_afterwards firstphase_width firstphase_height hr_scale hr_upscaler "
+    "firstphase_width firstphase_height hr_scale hr_upscaler "
     "hr_second_pass_steps hr_resize_x hr_resize_y hr_checkpoint_name hr_sampler_name hr_scheduler hr_prompt "
     "hr_negative_prompt refiner_switch_at disable_extra_networks force_task_id session_hash comments infotext "
-    "mask_blur_x mask_blur_y latent_mask firstpass_image denoising_strength".split()
+    "script_args latent_mask firstpass_image denoising_strength".split()
 )
 """Fields that change no picture by themselves; those of a second pass come with `enable_hr`."""
 
@@ -97,8 +101,12 @@ class TextToImage(Lenient):
     sampler_name: str | None = Field(default=None, max_length=100)
     sampler_index: str | None = Field(default=None, max_length=100)
     scheduler: str = Field(default="", max_length=100)
-    eta: float = Field(default=0.0, ge=0, le=1)
+    eta: float | None = Field(default=None, ge=0, le=1)
     override_settings: dict[str, Any] = Field(default_factory=dict)
+    override_settings_restore_afterwards: bool = True
+    script_name: str = Field(default="", max_length=200)
+    alwayson_scripts: dict[str, Any] = Field(default_factory=dict)
+    refiner_checkpoint: str = Field(default="", max_length=500)
     batch_size: int = Field(default=1, ge=1, le=64)
     n_iter: int = Field(default=1, ge=1, le=64)
 
@@ -110,9 +118,7 @@ class TextToImage(Lenient):
     @property
     def spacing(self) -> str:
         """The spacing of noise levels, by its own field or behind the sampler's name; empty for the usual one."""
-        named = "karras" if self.sampler.lower().endswith(" karras") else ""
-        wanted = self.scheduler.lower().replace("_", " ").strip()
-        return {"automatic": "", "uniform": "", "sgm uniform": "sgm"}.get(wanted, wanted) or named
+        return spacing_of(self.scheduler, self.sampler)
 
     @property
     def clip_skip(self) -> object:
@@ -126,10 +132,17 @@ class ImageToImage(TextToImage):
     init_images: Annotated[list[str], Encoded()] = Field(min_length=1, max_length=1)
     mask: Annotated[str | None, Encoded()] = None
     denoising_strength: float = Field(default=0.75, ge=0, le=1)
-    mask_blur: int = Field(default=0, ge=0, le=512)
-    inpaint_full_res: bool = False
+    mask_blur: int | None = Field(default=None, ge=0, le=512)
+    mask_blur_x: int = Field(default=4, ge=0, le=512)
+    mask_blur_y: int = Field(default=4, ge=0, le=512)
+    inpaint_full_res: bool = True
     inpaint_full_res_padding: int = Field(default=0, ge=0, le=4096)
     inpainting_mask_invert: bool = False
+
+    @property
+    def blur(self) -> tuple[int, int]:
+        """Standard deviations of the blur of the mask, across and down, in pixels."""
+        return (self.mask_blur_x, self.mask_blur_y) if self.mask_blur is None else (self.mask_blur, self.mask_blur)
 
 
 def content(text: str) -> bytes:
@@ -149,8 +162,9 @@ def request_of(asked: TextToImage, jobs: Jobs) -> dict[str, Any]:
     """The fields of a request for what another program asks.
 
     Raises:
-        RequestError: for a sampler that there is not, or a strength that is no number.
+        RequestError: for a sampler, checkpoint or script that there is not, or a strength that is no number.
     """
+    _require_known(asked)
     uses: dict[str, float] = {}
     for name, strength in LORA.findall(asked.prompt):
         try:
@@ -177,7 +191,7 @@ def request_of(asked: TextToImage, jobs: Jobs) -> dict[str, Any]:
         "width": asked.width,
         "height": asked.height,
         "scheduler": (sampler := _sampler(asked.sampler)),
-        "spacing": asked.spacing if sampler in SPACINGS.get(asked.spacing, ()) else None,
+        "spacing": asked.spacing if able(sampler, asked.spacing) else None,
         "eta": asked.eta if sampler == "ddim" and asked.eta else None,
         "clip_skip": asked.clip_skip if _is_layer(asked.clip_skip) and asked.clip_skip != 1 else None,
     }
@@ -199,11 +213,39 @@ def _sampler(name: str) -> str | None:
     """Our name of a sampler; None for the base's own."""
     if name.lower() in ("", "automatic"):
         return None
-    wanted = name.lower().removesuffix(" karras")
-    known = {theirs.lower(): ours for ours, theirs in SAMPLERS.items()} | {ours: ours for ours in SAMPLERS}
-    if wanted not in known:
+    if (known := sampler_of(name)) is None:
         raise RequestError(f"There is no sampler {name!r:.60}.", f"There are: {', '.join(SAMPLERS.values())}.")
-    return known[wanted]
+    return known
+
+
+def base_of(named: object, bases: Iterable[str], usual: str) -> str:
+    """The base that is asked for as a checkpoint; `usual` if none is.
+
+    Args:
+        named: as it was sent: a name, also with a file's ending, or with a sum in brackets behind.
+        bases: those there are.
+        usual: the one in use.
+
+    Raises:
+        RequestError: if there is none of that name.
+    """
+    if named is None or str(named).strip().lower() in NONE:
+        return usual
+    wanted = re.sub(r"\s*\[\w*\]$", "", str(named).strip()).lower().removesuffix(".safetensors")
+    listed = list(bases)
+    for base in listed:
+        if base.lower().removesuffix(".safetensors") == wanted:
+            return base
+    raise RequestError(f"There is no checkpoint {str(named)!r:.80}.", f"There are: {', '.join(listed)}.")
+
+
+def _require_known(asked: TextToImage) -> None:
+    """Refuse scripts and models that would decide the picture and are not here."""
+    scripts = [] if asked.script_name.lower() in NONE else [asked.script_name]
+    if scripts := [*scripts, *asked.alwayson_scripts]:
+        raise RequestError(f"There is no script {scripts[0]!r:.80}; there are none.", "Leave it out.")
+    if asked.refiner_checkpoint.lower() not in NONE:
+        raise RequestError(f"There is no refiner {asked.refiner_checkpoint!r:.80}; there are none.", "Leave it out.")
 
 
 def inpaint_of(asked: ImageToImage, jobs: Jobs) -> dict[str, Any]:
@@ -211,6 +253,7 @@ def inpaint_of(asked: ImageToImage, jobs: Jobs) -> dict[str, Any]:
 
     Raises:
         DataError: if a picture or mask is none.
+        RequestError: if the blur leaves nothing of the mask.
     """
     # Less than a step would be nothing to do; there, too, at least one step is made.
     strength = max(asked.denoising_strength, 1 / (asked.steps or STEPS))
@@ -219,11 +262,36 @@ def inpaint_of(asked: ImageToImage, jobs: Jobs) -> dict[str, Any]:
         return inpaint
     mask = grey(cleaned(content(asked.mask), "the mask"))
     stream = io.BytesIO()
-    (ImageOps.invert(mask) if asked.inpainting_mask_invert else mask).save(stream, "PNG")
-    inpaint |= {"mask": jobs.pictures.add(stream.getvalue()), "feather": asked.mask_blur}
+    blurred(ImageOps.invert(mask) if asked.inpainting_mask_invert else mask, asked).save(stream, "PNG")
+    inpaint |= {"mask": jobs.pictures.add(stream.getvalue())}
     if asked.inpaint_full_res:
         inpaint |= {"only_masked": True, "padding": asked.inpaint_full_res_padding}
     return inpaint
+
+
+def blurred(mask: Image.Image, asked: ImageToImage) -> Image.Image:
+    """The mask with its rim blurred by a Gaussian of a kernel cut at 2.5 deviations.
+
+    Around a mask that is generated alone (`inpaint_full_res`) both sides of the rim fade; of a whole picture all that
+    was white stays so, and twice the blur fades outside.
+
+    Raises:
+        RequestError: if nothing is left that would be repainted.
+    """
+    if not any(asked.blur):
+        return mask
+    values = np.asarray(mask)
+    for axis, deviation in zip((1, 0), asked.blur, strict=True):
+        if deviation:
+            values = np.rint(gaussian_filter1d(values.astype(np.float32), deviation, axis, mode="mirror", truncate=2.5))
+    values = values.astype(np.float32)
+    if not asked.inpaint_full_res:
+        values = np.clip(2 * values, 0, 255)
+    if np.asarray(mask).max() >= 128 > values.max():
+        raise RequestError(
+            f"A mask_blur of {max(asked.blur)} leaves nothing of the mask to repaint.", "Send less, or a larger mask."
+        )
+    return Image.fromarray(values.astype(np.uint8))
 
 
 def not_understood(asked: TextToImage) -> dict[str, str]:
@@ -234,12 +302,20 @@ def not_understood(asked: TextToImage) -> dict[str, str]:
             found[name] = "not done here"
         elif name not in NEUTRAL and name not in HARMLESS and value and len(found) < NAMES:
             found[name[:100]] = "not known here"
-    if asked.spacing and _sampler(asked.sampler) not in SPACINGS.get(asked.spacing, ()):
+    if asked.spacing and not able(_sampler(asked.sampler), asked.spacing):
         found["scheduler"] = f"drawn without the spacing {asked.spacing}"
-    if not _is_layer(asked.clip_skip) or set(asked.override_settings) - {LAYERS}:
-        found["override_settings"] = f"only {LAYERS} from 1 to 12 has an effect"
+    if not _is_layer(asked.clip_skip) or without_effect(asked.override_settings):
+        found["override_settings"] = f"only {CHECKPOINT}, and {LAYERS} from 1 to 12, have an effect"
+    if asked.eta not in (None, 1) and _sampler(asked.sampler) == "euler-a":
+        found["eta"] = "Euler a adds as much noise as with eta 1"
     if LORA.search(asked.negative_prompt):
         found["negative_prompt"] = "<lora:> has an effect in the prompt alone"
     if isinstance(asked, ImageToImage) and not asked.mask and asked.inpainting_mask_invert:
         found["inpainting_mask_invert"] = "there is no mask"
     return found
+
+
+def without_effect(options: Mapping[str, Any]) -> list[str]:
+    """Names of options that matter there and have no effect here."""
+    return [name[:100] for name, value in options.items()
+            if name not in (LAYERS, CHECKPOINT) and value not in USUAL.get(name, ())][:NAMES]  # fmt: skip

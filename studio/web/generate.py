@@ -12,7 +12,8 @@ import gradio as gr
 from pipelines.bases import base_files
 from pipelines.card import read_card
 from pipelines.errors import StudioError
-from pipelines.metadata import Made, read_made
+from pipelines.foreign_pictures import not_taken
+from pipelines.metadata import Made, read_foreign, read_made
 from pipelines.request import Request
 from pipelines.text import without_folders
 from studio import catalogue
@@ -31,6 +32,9 @@ LABELS = {
     "guidance.start": "Guidance from",
     "guidance.stop": "Guidance until",
     "scheduler": "Sampler",
+    "spacing": "Noise levels",
+    "eta": "Eta",
+    "clip_skip": "Clip skip",
     "steps": "Steps",
     "width": "Width",
     "height": "Height",
@@ -120,7 +124,7 @@ class GeneratePage:
             with gr.Column(scale=4, min_width=320):
                 self.answer = Answer(jobs, "generation", self.go, ("Use these settings again", "Edit this picture"))
                 self.dropped = gr.File(
-                    label="Drop a picture made here to use its settings",
+                    label="Drop a picture of this or another program to use its settings",
                     file_types=[".png"],
                     height=96,
                     elem_id="dropped",
@@ -263,13 +267,19 @@ class GeneratePage:
             raise told(error) from None
 
     def reuse_dropped(self, base: str, path: str | None) -> list[Any]:
-        """The form as it was for a picture from anywhere."""
+        """The form as it was for a picture from anywhere, with a warning of what another program's cannot tell."""
         if path is None:
             return [gr.skip()] * (5 + len(self.form.components))
         try:
-            return self._form_of(base, read_made(Path(path)))
+            if (theirs := read_foreign(Path(path))) is None:
+                return self._form_of(base, read_made(Path(path)))
+            request = Request.read(theirs.fields)
         except StudioError as error:
             raise told(error) from None
+        if theirs.left:
+            gr.Warning(said(not_taken("the picture", theirs.left)))
+        seed = request.seed if "seed" in theirs.fields else gr.skip()
+        return [request.prompt, chips_of(self.jobs, base), [], seed, 1, *self.form.shown(request)]
 
     def _form_of(self, base: str, made: Made) -> list[Any]:
         request = made.request

@@ -106,6 +106,14 @@ def test_a_header_in_kohyas_dialect_tells_other_programs_what_it_is(tmp_path):
     assert (said["ss_network_dim"], said["ss_network_alpha"]) == ("2", "3")
     assert (said["ss_base_model_version"], said["ss_v2"], said["ss_output_name"]) == ("sd_v1", "False", "z")
     assert said["modelspec.architecture"] == "stable-diffusion-v1/lora"
+    assert json.loads(said["ss_tag_frequency"]) == {"z": {"z": 1}} and said["modelspec.trigger_phrase"] == "z"
+    # With a word of its own, which there is called by its file: the tag is what people type in that program.
+    both = Concept(card(token="<猫 z>", vectors=1), (torch.ones(1, 32),), low_rank(base))
+    weights, word = sorted(export_as(both, tmp_path / "both", "a1111"), key=lambda path: "lora" not in path.name)
+    with safe_open(weights, "pt") as stored:
+        said = stored.metadata()
+    (tags,) = json.loads(said["ss_tag_frequency"]).values()
+    assert list(tags) == [word.stem] == [said["modelspec.trigger_phrase"]]
 
 
 def test_what_diffusers_itself_writes_is_read_with_its_strength(tmp_path):

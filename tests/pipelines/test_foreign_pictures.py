@@ -33,8 +33,15 @@ INVOKE = {"positive_prompt": "a fox", "negative_prompt": None, "width": 64, "hei
           "steps": 9, "scheduler": "euler_k", "clip_skip": 0, "model": {"name": "x"}}  # fmt: skip
 
 
+def told(chunks):
+    found = read_fields(chunks)
+    assert found is not None
+    return Request.read(found.fields), found.left
+
+
 def test_of_automatic1111():
-    asked = Request.read(read_fields({"parameters": A1111}) or {})
+    asked, left = told({"parameters": A1111})
+    assert left == ("Model v1-5", "<lora:wolf:0.7>")
     assert asked == Request(
         prompt="a (fox:1.2) in snow,\nsecond line", negative_prompt="blurry, Steps: 9", steps=20, scheduler="dpm++2m",
         spacing="karras", guidance=Guidance(scale=7.0), seed=123, width=512, height=768, clip_skip=2,
@@ -42,7 +49,8 @@ def test_of_automatic1111():
 
 
 def test_of_comfyui():
-    asked = Request.read(read_fields({"prompt": json.dumps(COMFY), "workflow": "{}"}) or {})
+    asked, left = told({"prompt": json.dumps(COMFY), "workflow": "{}"})
+    assert left == ()
     assert asked == Request(
         prompt="a fox", negative_prompt="a dog", steps=12, scheduler="euler-a", spacing="sgm", seed=8, width=64,
         height=48, guidance=Guidance(scale=5.5),
@@ -50,11 +58,31 @@ def test_of_comfyui():
 
 
 def test_of_invokeai():
-    asked = Request.read(read_fields({"invokeai_metadata": json.dumps(INVOKE)}) or {})
+    asked, left = told({"invokeai_metadata": json.dumps(INVOKE)})
+    assert left == ("Model x",)
     assert asked == Request(
         prompt="a fox", steps=9, scheduler="euler", spacing="karras", seed=4, width=64, height=64,
         guidance=Guidance(scale=6.0),
     )  # fmt: skip
+
+
+def test_what_is_not_taken_is_named():
+    """Whatever would change the picture and has no field, in any of the programs; what only informs is not."""
+    text = "a fox\nSteps: 5, Sampler: DPM adaptive, Schedule type: Beta, CFG scale: 2, Seed: 1, Hires upscale: 2"
+    assert told({"parameters": text})[1] == ("Sampler DPM adaptive", "Schedule type Beta", "Hires upscale 2")
+    loaders = {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "v1-5.safetensors"}},
+        "2": {"class_type": "LoraLoader", "inputs": {"lora_name": "ink.safetensors", "strength_model": 1}},
+        "3": COMFY["3"] | {"inputs": COMFY["3"]["inputs"] | {"denoise": 0.6, "scheduler": "simple"}},
+    }
+    assert told({"prompt": json.dumps(COMFY | loaders)})[1] == (
+        "Schedule type simple", "CheckpointLoaderSimple v1-5.safetensors", "LoraLoader ink.safetensors", "Denoise 0.6"
+    )  # fmt: skip
+    more = INVOKE | {"loras": [{"model": {"name": "ink"}}], "scheduler": "dpmpp_sde"}
+    assert told({"invokeai_metadata": json.dumps(more)})[1] == ("Sampler dpmpp_sde", "Model x", "loras")
+    many = ", ".join(f"Field {number}: {'x' * 200}" for number in range(100))
+    left = told({"parameters": f"a fox\nSteps: 5, Seed: 1, Size: 64x64, {many}"})[1]
+    assert len(left) == 20 and max(map(len, left)) <= 81
 
 
 @pytest.mark.parametrize("chunks", [
@@ -67,19 +95,21 @@ def test_other_texts_are_none(chunks):
 
 
 def test_a_sampler_that_is_not_known_is_left_to_the_base():
-    fields = read_fields({"parameters": "a fox\nSteps: 5, Sampler: DPM adaptive, CFG scale: 2, Seed: 1, Size: 64x64"})
-    assert fields is not None and "scheduler" not in fields
+    asked, left = told({"parameters": "a fox\nSteps: 5, Sampler: DPM adaptive, CFG scale: 2, Seed: 1, Size: 64x64"})
+    assert asked.scheduler is None and left == ("Sampler DPM adaptive",)
 
 
 @pytest.mark.pocket
-def test_the_command_line_draws_from_such_a_picture(tmp_path):
+def test_the_command_line_draws_from_such_a_picture(tmp_path, capsys):
     info = PngInfo()
     info.add_text(
-        "parameters", "a fox\nSteps: 3, Sampler: Euler a, CFG scale: 3, Seed: 7, Size: 64x64, Version: v1.10.0"
+        "parameters",
+        "a fox\nSteps: 3, Sampler: Euler a, CFG scale: 3, Seed: 7, Size: 64x64, Model: v1-5, Version: v1.10.0",
     )
     Image.new("RGB", (64, 64)).save(tmp_path / "theirs.png", pnginfo=info)
     asked = ["generate", "--from", str(tmp_path / "theirs.png"), "--steps", "2", "--output", str(tmp_path / "out")]
     assert main(asked) == 0
+    assert "Of theirs.png is not taken: Model v1-5." in capsys.readouterr().err
     (drawn,) = (tmp_path / "out").glob("*.png")
     with Image.open(drawn) as picture:
         text = picture.text["parameters"]

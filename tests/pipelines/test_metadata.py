@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import struct
+from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import save_file
 
 from pipelines.card import ConceptCard
+from pipelines.concept import Concept
 from pipelines.errors import RequestError
 from pipelines.metadata import KEY, Made, parameters, read_made, save_png
+from pipelines.networks import networks
 from pipelines.request import ConceptUse, Defaults, Guidance, Request
 
 
@@ -47,6 +54,37 @@ def test_other_programs_can_read_the_parameters():
     )
     assert "Negative prompt: dog" in text.splitlines()
     assert text.startswith('a (fox:1.2), "quoted"\nline two')
+
+
+def test_automatic1111_finds_the_files_of_concepts(tmp_path):
+    """As its extensions write them: tags in the prompt, sums of a LoRA's numbers and of an embedding's whole file."""
+    layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    numbers = {f"{layer}.lora_down.weight": torch.ones(1, 32), f"{layer}.lora_up.weight": torch.ones(32, 1)}
+    save_file(numbers, tmp_path / "ink.safetensors")
+    save_file(numbers, tmp_path / "twin.safetensors", metadata={"sshs_model_hash": "0" * 64})
+    save_file(numbers | {f"{layer}.alpha": torch.tensor(0.5)}, tmp_path / "k.safetensors",
+              metadata={"sshs_model_hash": "ab" * 32})  # fmt: skip
+    Concept(ConceptCard(token="<wolf>"), (torch.ones(1, 32),)).save(tmp_path / "wolf.safetensors")
+    uses = [
+        ConceptUse(source=str(tmp_path / f"{name}.safetensors"), strength=strength)
+        for name, strength in (("ink", 0.7), ("wolf", 1.2), ("twin", 0.9), ("k", 1.0))
+    ]
+    concepts = [Concept.load(Path(use.source)) for use in uses]
+    files = networks(uses, concepts)
+    request = Request(prompt="a <wolf>, inked", concepts=tuple(uses)).resolved(Defaults(size=64))
+    text = parameters(Made(request, 0, "b", "0" * 16, tuple(one.card for one in concepts), networks=files))
+    prompt, last = text.splitlines()
+    # Weights that two files share were learned together, and are applied once.
+    assert prompt == "a <wolf>, inked <lora:ink:0.9> <lora:k:1>"
+    pairs = dict(re.findall(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)', last))
+    behind = (tmp_path / "ink.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", behind[:8])
+    lora = hashlib.sha256(behind[8 + length :]).hexdigest()[:12]
+    word = hashlib.sha256((tmp_path / "wolf.safetensors").read_bytes()).hexdigest()[:12]
+    assert json.loads(pairs["Lora hashes"]) == f"ink: {lora}, k: abababababab"
+    assert json.loads(pairs["TI hashes"]) == f"wolf: {word}"
+    silent = request.model_copy(update={"prompt": "a fox"})
+    assert "TI hashes" not in parameters(Made(silent, 0, "b", "0" * 16, networks=files))
 
 
 def test_pictures_of_other_programs_are_refused(tmp_path):

@@ -18,8 +18,9 @@ from PIL.PngImagePlugin import PngInfo
 from pipelines import Concept, ConceptCard
 from pipelines.denoising import generate
 from pipelines.errors import RequestError
-from pipelines.metadata import ATTENTIONS, DTYPES, KEY, LIMIT, SAMPLERS, Made, parameters, read_made, save_png
+from pipelines.metadata import ATTENTIONS, DTYPES, KEY, LIMIT, Made, parameters, read_made, save_png
 from pipelines.request import ConceptUse, Defaults, Guidance, Inpaint, Request
+from pipelines.samplers import SAMPLERS
 from pipelines.tokens import single_rows
 from tests import tiny
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipelines.metadata import SAMPLERS
+from pipelines.samplers import SAMPLERS
 from pipelines.schedulers import KINDS, build, estimate, step_options
 from tests import tiny
 

@@ -9,9 +9,10 @@ import shutil
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from pipelines import single_files
 from pipelines.components import load
 from pipelines.denoising import generate
 from pipelines.errors import ModelError
@@ -65,20 +66,54 @@ def pipeline():
 
 
 def in_one_file(made, path):
-    """Write a pipeline as the first implementation named its tensors."""
+    """Write a pipeline of 1.x as the first implementation named its tensors."""
+    return write(original(made.unet, made.vae) | clip(made.text_encoder, "cond_stage_model."), path)
+
+
+def write(tensors, path):
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path)
+    return path
+
+
+def original(unet, vae):
     tensors = {}
-    for name, tensor in made.unet.state_dict().items():
+    for name, tensor in unet.state_dict().items():
         layer, _, leaf = name.rpartition(".")
         tensors[f"model.diffusion_model.{to_sgm(layer)}.{leaf}"] = tensor
-    for name, tensor in made.vae.state_dict().items():
+    for name, tensor in vae.state_dict().items():
         for pattern, text in _VAE:
             name = re.sub(pattern, text, name)
         attention = ".attn_1." in name and tensor.ndim == 2
         tensors[f"first_stage_model.{name}"] = tensor[:, :, None, None] if attention else tensor
-    for name, tensor in made.text_encoder.state_dict().items():
-        tensors[f"cond_stage_model.transformer.text_model.{name}"] = tensor
-    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path)
-    return path
+    return tensors
+
+
+def clip(encoder, prefix):
+    """CLIP as transformers names it, nested."""
+    return {f"{prefix}transformer.text_model.{name}": tensor for name, tensor in encoder.state_dict().items()}
+
+
+def open_clip(encoder, prefix):
+    """CLIP as OpenCLIP names it, with queries, keys and values in one tensor."""
+    state = {name.removeprefix("text_model."): tensor for name, tensor in encoder.state_dict().items()}
+    width = encoder.config.hidden_size
+    projection = state.pop("text_projection.weight", torch.zeros(width, width))
+    tensors = {"text_projection": projection.T}
+    pieces = {"q_proj": {}, "k_proj": {}, "v_proj": {}}
+    for name, tensor in state.items():
+        if found := re.fullmatch(r"encoder\.layers\.(\d+)\.self_attn\.([qkv]_proj)\.(\w+)", name):
+            pieces[found[2]][f"transformer.resblocks.{found[1]}.attn.in_proj_{found[3]}"] = tensor
+            continue
+        for theirs, ours in (
+            ("encoder.layers", "transformer.resblocks"), ("layer_norm", "ln_"), ("mlp.fc1", "mlp.c_fc"),
+            ("mlp.fc2", "mlp.c_proj"), ("self_attn", "attn"), ("final_ln_", "ln_final"),
+            ("embeddings.token_embedding", "token_embedding"),
+            ("embeddings.position_embedding.weight", "positional_embedding"),
+        ):  # fmt: skip
+            name = name.replace(theirs, ours)
+        tensors[name] = tensor
+    tensors |= {name: torch.cat([piece[name] for piece in pieces.values()]) for name in pieces["q_proj"]}
+    return {f"{prefix}model.{name}": tensor for name, tensor in tensors.items()}
 
 
 @pytest.fixture
@@ -117,6 +152,15 @@ def test_a_file_with_tensors_missing_is_not_blamed_on_the_network(both, tmp_path
     assert "download" not in refused.value.hint
 
 
+def test_a_text_encoder_that_lacks_a_tensor_is_named(both, tmp_path):
+    file, config = both
+    tensors = load_file(file)
+    del tensors["cond_stage_model.transformer.text_model.final_layer_norm.weight"]
+    save_file(tensors, tmp_path / "cut.safetensors")
+    with pytest.raises(ModelError, match=r"it lacks 1 of its tensors, such as text_encoder\.final_layer_norm\.weight"):
+        load(tmp_path / "cut.safetensors", base_config=config)
+
+
 def test_a_lora_given_as_a_base_is_said(tmp_path):
     save_file({"lora_unet_x.lora_up.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
     with pytest.raises(ModelError, match="none of its 1 tensors is of a UNet"):
@@ -147,6 +191,48 @@ def test_shipped_configurations_are_those_of_the_published_models(tmp_path, fami
                 network = kind(CLIPTextConfig(**config))
             counted[part] = sum(parameter.numel() for parameter in network.parameters())
     assert counted == COUNTED[family]
+
+
+def narrow(folder, family):
+    """The shipped configuration of a family with the layers that tell it apart, and the others narrow and few."""
+    folder.mkdir()
+    shutil.copy(single_files.SHIPPED / "merges.txt.gz", folder)
+    parts = json.loads((single_files.SHIPPED / f"{family}.json").read_text())
+    blocks = len(parts["unet"]["down_block_types"])
+    parts["unet"] |= {"block_out_channels": [320, *[32] * (blocks - 1)], "attention_head_dim": 8}
+    parts["unet"]["transformer_layers_per_block"] = 1
+    parts["vae"]["block_out_channels"] = [32] * 4
+    for part in ("text_encoder", "text_encoder_2"):
+        if part in parts:  # their width tells them apart
+            parts[part] |= {"intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 60}
+    (folder / f"{family}.json").write_text(json.dumps(parts))
+    return parts
+
+
+@pytest.mark.parametrize("family", list(COUNTED))
+def test_each_family_is_read_from_its_original_layout_without_a_network(tmp_path, monkeypatch, family):
+    """Every tensor of every part arrives where diffusers has it, with nothing but the file and what is shipped."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    parts = narrow(tmp_path / "shipped", family)
+    monkeypatch.setattr(single_files, "SHIPPED", tmp_path / "shipped")
+    torch.manual_seed(0)
+    unet, vae = UNet2DConditionModel.from_config(parts["unet"]), AutoencoderKL.from_config(parts["vae"])
+    first = CLIPTextModel(CLIPTextConfig(**parts["text_encoder"]))
+    encoders = [first]
+    tensors = original(unet, vae)
+    if family == "sdxl":
+        encoders.append(CLIPTextModelWithProjection(CLIPTextConfig(**parts["text_encoder_2"])))
+        tensors |= clip(first, "conditioner.embedders.0.") | open_clip(encoders[1], "conditioner.embedders.1.")
+    else:
+        tensors |= (clip if family == "sd1" else open_clip)(first, "cond_stage_model.")
+    base = load(write(tensors, tmp_path / "model.safetensors"))
+    assert base.family == family and len(base.text_encoders) == len(encoders)
+    wanted = "v_prediction" if family == "sd2" else "epsilon"
+    assert base.scheduler_config.get("prediction_type", "epsilon") == wanted
+    for ours, theirs in zip((base.unet, base.vae, *base.text_encoders), (unet, vae, *encoders), strict=True):
+        read = ours.state_dict()
+        assert read.keys() == theirs.state_dict().keys()
+        assert all(torch.equal(read[name], tensor) for name, tensor in theirs.state_dict().items())
 
 
 def test_the_shipped_tokenizer_is_clips(tmp_path):

@@ -12,6 +12,7 @@ import gradio as gr
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from pipelines.card import ConceptCard
 from pipelines.concept import Concept
@@ -170,6 +171,25 @@ def test_settings_come_back_from_a_picture_of_which_only_names_of_files_count(jo
     Image.new("RGB", (8, 8)).save(path)
     with pytest.raises(gr.Error, match="does not say how it was made"):
         generate.reuse_dropped("pocket", str(path))
+
+
+def test_a_picture_of_another_program_fills_the_form_and_says_what_is_not_taken(jobs, tmp_path, monkeypatch):
+    warned = []
+    monkeypatch.setattr(gr, "Warning", warned.append)
+    info = PngInfo()
+    info.add_text(
+        "parameters",
+        "a fox <lora:ink:1>\nNegative prompt: dog\nSteps: 7, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 3, "
+        "Seed: 9, Size: 64x96, Model: v1-5, Clip skip: 2, Version: v1.10.0",
+    )
+    Image.new("RGB", (8, 8)).save(tmp_path / "theirs.png", pnginfo=info)
+    generate = page(GeneratePage, jobs)
+    prompt, chips, boxes, seed, count, *form = generate.reuse_dropped("pocket", str(tmp_path / "theirs.png"))
+    assert (prompt, boxes, seed, count, [chip["on"] for chip in chips]) == ("a fox", [], 9, 1, [False for _ in chips])
+    asked = Request.read({"prompt": prompt} | generate.form.given(form))
+    assert (asked.negative_prompt, asked.steps, asked.scheduler, asked.spacing) == ("dog", 7, "dpm++2m", "karras")
+    assert (asked.width, asked.height, asked.guidance.scale, asked.clip_skip) == (64, 96, 3.0, 2)
+    assert len(warned) == 1 and "Model v1-5" in warned[0] and "lora:ink:1" in warned[0]
 
 
 def test_a_learned_concept_begins_a_prompt(jobs):

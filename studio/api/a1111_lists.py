@@ -1,0 +1,163 @@
+"""Lists that scripts for AUTOMATIC1111 ask for: what there is, in its words; empty where there is no such thing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psutil
+from fastapi import APIRouter
+
+from pipelines.card import read_header
+from pipelines.request import Spacing
+from pipelines.samplers import SAMPLERS, SPACED, SPACINGS
+from pipelines.text import without_paths
+from studio import catalogue
+from studio.api.a1111_asked import CHECKPOINT, base_of, without_effect
+from studio.jobs import Jobs
+
+LETTERS = 2000
+"""So much is told of one field of a header."""
+
+NOTHING = (
+    "upscalers",
+    "latent-upscale-modes",
+    "sd-vae",
+    "hypernetworks",
+    "face-restorers",
+    "realesrgan-models",
+    "prompt-styles",
+    "script-info",
+    "extensions",
+)
+"""Kinds of things that the studio has none of."""
+
+
+class InUse:
+    """The base in use, which options and requests change.
+
+    Attributes:
+        base: id of it.
+    """
+
+    def __init__(self, base: str) -> None:
+        self.base = base
+
+
+def add_lists(router: APIRouter, jobs: Jobs, use: InUse) -> None:
+    """Add the routes that only tell."""
+    _add_settings(router, jobs, use)
+
+    @router.get("/embeddings")
+    def embeddings() -> dict[str, Any]:
+        """Concepts that are words."""
+        return _embeddings(jobs)
+
+    @router.get("/loras")
+    def loras() -> list[dict[str, Any]]:
+        """Concepts that change weights, by the names that `<lora:NAME:1>` takes."""
+        return _loras(jobs)
+
+    @router.get("/samplers")
+    def samplers() -> list[dict[str, Any]]:
+        """Names of samplers."""
+        return [{"name": name, "aliases": [ours], "options": {}} for ours, name in SAMPLERS.items()]
+
+    @router.get("/schedulers")
+    def schedulers() -> list[dict[str, Any]]:
+        """Spacings of the noise levels, with the samplers that have them."""
+        named: dict[Spacing, str] = {"own": "Automatic", **SPACINGS}
+        return [
+            {
+                "name": name.lower().replace(" ", "_"),
+                "label": name,
+                "aliases": [ours],
+                "default_rho": -1.0,
+                "need_inner_model": False,
+                "samplers": [SAMPLERS[one] for one in SPACED[ours]],
+            }
+            for ours, name in named.items()
+        ]
+
+    @router.get("/scripts")
+    def scripts() -> dict[str, list[str]]:
+        """Scripts that a request may name: none."""
+        return {"txt2img": [], "img2img": []}
+
+    def nothing() -> list[Any]:
+        """There is nothing of the kind."""
+        return []
+
+    for name in NOTHING:
+        router.add_api_route(f"/{name}", nothing, operation_id=f"no_{name.replace('-', '_')}")
+
+    def refreshed() -> dict[str, Any]:
+        """Lists are made anew whenever they are asked for."""
+        return {}
+
+    for name in ("checkpoints", "vae", "loras", "embeddings"):
+        path = f"/refresh-{name}"
+        router.add_api_route(path, refreshed, methods=["POST"], operation_id=f"refresh_{name}")
+
+
+def _add_settings(router: APIRouter, jobs: Jobs, use: InUse) -> None:
+    @router.get("/sd-models")
+    def models() -> list[dict[str, Any]]:
+        """Bases."""
+        return [
+            {"title": name, "model_name": name, "hash": None, "sha256": None, "filename": name, "config": None}
+            for name in jobs.bases
+        ]
+
+    @router.get("/options")
+    def options() -> dict[str, Any]:
+        """The base in use."""
+        return {CHECKPOINT: use.base}
+
+    @router.post("/options")
+    def set_options(options: dict[str, Any]) -> dict[str, Any]:
+        """Take another base for what is asked from now on; names the options that have no effect."""
+        use.base = base_of(options.get(CHECKPOINT), jobs.bases, use.base)
+        return {"ignored": without_effect(options)}
+
+    @router.get("/cmd-flags")
+    def flags() -> dict[str, Any]:
+        """How the server was begun, as far as scripts ask."""
+        return {"api": True, "nowebui": False, "share": False, "ckpt": use.base}
+
+    @router.get("/memory")
+    def memory() -> dict[str, Any]:
+        """Memory of the server's machine in bytes; jobs that use a GPU run in processes of their own."""
+        now = psutil.virtual_memory()
+        ram = {"free": now.available, "used": now.total - now.available, "total": now.total}
+        return {"ram": ram, "cuda": {"error": "not measured by the server's process"}}
+
+
+def _embeddings(jobs: Jobs) -> dict[str, Any]:
+    loaded: dict[str, Any] = {}
+    skipped: dict[str, Any] = {}
+    for entry in catalogue.scan(jobs.learned):
+        if entry.card is None or not entry.card.vectors:
+            skipped[entry.name] = {}
+        else:
+            card = entry.card
+            loaded[card.token] = {
+                "step": None,
+                "sd_checkpoint": card.base_fingerprint or None,
+                "sd_checkpoint_name": card.base or None,
+                "shape": catalogue.width(entry.path),
+                "vectors": card.vectors,
+            }
+    return {"loaded": loaded, "skipped": skipped}
+
+
+def _loras(jobs: Jobs) -> list[dict[str, Any]]:
+    listed: list[dict[str, Any]] = []
+    for entry in catalogue.scan(jobs.learned):
+        if entry.card is None or not catalogue.changes_weights(entry.path):
+            continue
+        said: dict[str, str] = read_header(entry.path).get("__metadata__", {})
+        told = {
+            name: without_paths(text)[:LETTERS] for name, text in said.items() if name.startswith(("ss_", "modelspec."))
+        }
+        listed.append({"name": entry.name, "alias": entry.name, "path": f"{entry.name}.safetensors", "metadata": told})
+    return listed
