@@ -18,6 +18,7 @@ from studio.api.guard import Door
 from studio.jobs import Jobs
 from studio.serve import serve
 from studio.web.following import told
+from studio.web.watching import progress, seen_now
 
 SECRET = "correct horse"
 
@@ -54,10 +55,14 @@ def test_errors_for_clients_name_no_folder(jobs):
     assert isinstance(shown, Error) and str(jobs.folder) not in str(shown)
     job = jobs.ledger.add("generation", {"request": {"prompt": "x"}, "base": "pocket"})
     jobs.ledger.move(job.id, ("queued",), "failed", error=f"{jobs.folder}/a/b.png is bad.", hint="See /tmp/c.log.")
+    jobs.ledger.tell(job.id, "note", {"text": f"Warning: {jobs.folder}/a/b.png is odd."})
     answer = work(jobs.get(job.id))
     assert (answer.error, answer.hint) == ("b.png is bad.", "See c.log.")
     web = TestClient(guarded(rest(jobs), Door()), base_url="http://localhost")
     assert str(jobs.folder) not in web.get("/api/v1/generations").text
+    told_by_stream = web.get(f"{answer.links['events']}").text
+    assert "b.png is odd" in told_by_stream and "b.png is bad" in told_by_stream
+    assert str(jobs.folder) not in told_by_stream and str(jobs.folder) not in progress(seen_now(jobs, job.id))
 
 
 def test_messages_of_the_page_are_no_html():
