@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from starlette.testclient import TestClient
 
 from pipelines.errors import ConfigError, NoMemory, NoSpace
 from pipelines.files import require_room, whole_file
 from pipelines.hardships import hardship
+from studio.api.app import guarded, rest
+from studio.api.guard import Door
 from studio.api.problems import status_of
 from studio.cli import main
+from studio.datasets import Datasets
+from studio.jobs import Jobs
 from studio.ledger import Ledger
 from studio.orders import Places
 from studio.settings import Machine
@@ -81,6 +86,22 @@ def test_a_full_record_says_so_and_stays_sound(tmp_path):
     ledger._connection.execute("PRAGMA max_page_count = 100000")
     ledger.tell(job.id, "note", {"text": "y"})
     assert [event.data.get("text") for event in ledger.events(job.id, kinds=("note",))] == ["y"]
+
+
+@pytest.mark.parametrize(
+    ("act", "status"),
+    [
+        (lambda *_: FULL.write_text("x"), 507),
+        (full_database, 507),
+        (lambda *_: torch.empty(1 << 55), 503),
+        (lambda *_: bytearray(1 << 62), 503),
+    ],
+)
+def test_clients_are_told_and_their_connection_stays(tmp_path, monkeypatch, act, status):
+    monkeypatch.setattr(Datasets, "create", lambda *_: act())
+    web = TestClient(guarded(rest(Jobs(tmp_path / "server", warm=False)), Door()), base_url="http://localhost")
+    answer = web.post("/api/v1/datasets", json={})  # what is raised up to the server closes the connection
+    assert answer.status_code == status and answer.json()["hint"]
 
 
 class Short:
