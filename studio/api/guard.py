@@ -15,6 +15,7 @@ import binascii
 import hmac
 import ipaddress
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -32,6 +33,9 @@ CROSSING = b"access-control-"
 SAFE = ("GET", "HEAD", "OPTIONS")
 PATIENCE, LONGEST_WAIT, ADDRESSES = 3, 5.0, 10_000
 """Wrong credentials before answers wait, the most seconds they wait, and addresses that are remembered."""
+
+AT_ONCE = 10
+"""Most answers to wrong credentials that wait for one address; what comes from there meanwhile is turned away."""
 
 SHORTEST = 8
 """Least letters of a password."""
@@ -139,6 +143,8 @@ class Guard:
         self.app, self.door = app, door
         self._wrong: dict[str, int] = {}
         """Address -> wrong credentials in a row, the latest last."""
+        self._waiting: Counter[str] = Counter()
+        """Address -> answers to wrong credentials that wait."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or let the application answer."""
@@ -161,13 +167,17 @@ class Guard:
                 message = {**message, "headers": [*own, *more]}
             await send(message)
 
+        address, given = (scope.get("client") or ("unknown",))[0], headers.get("authorization", "")
+        if given and self._waiting[address] >= AT_ONCE:  # not even compared: who gives up early learns nothing sooner
+            await _impatient()(scope, receive, answer)
+            return
         refusal = self._refusal(scope["method"], headers)
-        if refusal is not None and headers.get("authorization") and not self.door.opens(headers["authorization"]):
-            await self._slowed(scope)
+        if refusal is not None and given and not self.door.opens(given):
+            await self._slowed(address)
         if refusal is not None:
             await refusal(scope, receive, answer)
             return
-        self._wrong.pop((scope.get("client") or ("unknown",))[0], None)
+        self._wrong.pop(address, None)
         try:
             await self.app(scope, _limited(receive, headers), answer)
         except TooLarge as error:
@@ -175,14 +185,18 @@ class Guard:
                 raise
             await _refused(error.detail)(scope, receive, answer)
 
-    async def _slowed(self, scope: Scope) -> None:
+    async def _slowed(self, address: str) -> None:
         """Log wrong credentials with where they come from, and let the next answer to there wait."""
-        address = (scope.get("client") or ("unknown",))[0]
         count = self._wrong[address] = self._wrong.pop(address, 0) + 1
         if len(self._wrong) > ADDRESSES:
             del self._wrong[next(iter(self._wrong))]
         _log.warning("Wrong password or token from %s (%d in a row)", address, count)
-        await asyncio.sleep(min(LONGEST_WAIT, 0.1 * 2.0 ** min(count - PATIENCE, 10)) if count > PATIENCE else 0)
+        self._waiting[address] += 1
+        try:
+            await asyncio.sleep(min(LONGEST_WAIT, 0.1 * 2.0 ** min(count - PATIENCE, 10)) if count > PATIENCE else 0)
+        finally:
+            self._waiting[address] -= 1
+            self._waiting += Counter()  # forgets those of whom none waits
 
     def _refusal(self, method: str, headers: Headers) -> ASGIApp | None:
         host = headers.get("host", "")
@@ -227,6 +241,12 @@ def _most(headers: Headers) -> int:
 
 def _larger(most: int) -> str:
     return f"The request is larger than {most >> 20} MiB."
+
+
+def _impatient() -> ASGIApp:
+    answer = problem(429, "Too many wrong passwords or tokens came from this address.", "Wait some seconds.")
+    answer.headers["retry-after"] = str(round(LONGEST_WAIT))
+    return answer
 
 
 def _refused(said: str) -> ASGIApp:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import stat
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 from gradio import Error
@@ -101,3 +103,33 @@ def test_wrong_passwords_are_logged_with_their_address_and_wait(jobs, monkeypatc
     before = len(waited)
     web.get("/api/v1/methods")
     assert len(waited) == before  # a browser that has yet to ask for the password
+
+
+def test_wrong_passwords_that_come_at_once_are_no_faster(jobs, monkeypatch):
+    release, sleep = asyncio.Event(), asyncio.sleep
+
+    async def held(seconds, *more):
+        await (release.wait() if seconds > 0.1 else sleep(seconds, *more))
+
+    monkeypatch.setattr(guard.asyncio, "sleep", held)
+    app = guarded(rest(jobs), Door(secrets=(SECRET,)))
+
+    async def ask(secret, address="10.1.2.3"):
+        way = httpx.ASGITransport(app, client=(address, 1))
+        async with httpx.AsyncClient(transport=way, base_url="http://localhost") as web:
+            return await web.get("/api/v1/methods", headers={"authorization": f"Bearer {secret}"})
+
+    async def attack():
+        for number in range(guard.PATIENCE):
+            assert (await ask(f"first {number}")).status_code == 401
+        guesses = [asyncio.create_task(ask(f"guess {number}")) for number in range(30)]
+        while sum(one.done() for one in guesses) < 30 - guard.AT_ONCE:
+            await sleep(0.001)
+        turned_away, other = await ask(SECRET), await ask(SECRET, "10.1.2.4")
+        release.set()
+        return [one.status_code for one in await asyncio.gather(*guesses)], turned_away, other, await ask(SECRET)
+
+    codes, turned_away, other, later = asyncio.run(attack())
+    assert codes.count(429) == 30 - guard.AT_ONCE and codes.count(401) == guard.AT_ONCE
+    assert turned_away.status_code == 429 and turned_away.headers["retry-after"]
+    assert other.status_code == later.status_code == 200
