@@ -38,11 +38,14 @@ browser:
 test: check browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 1
 
-# What the suite does in small: trainings killed at random moments, mutated concept files, hostile requests.
+# What the suite does in small: trainings killed at random moments, mutated concept files, hostile requests; and a real
+# server whose page is sent hostile values, whose processes are killed and whose disk is filled (as root).
 torture: setup
 	$(BIN)/python -m tests.torture.kills --kills 200
 	$(BIN)/python -m tests.torture.fuzz --files 10000
 	$(BIN)/python -m tests.torture.requests --requests 10000
+	$(BIN)/python -m tests.torture.page --values 3000
+	$(BIN)/python -m tests.torture.faults --rounds 40
 
 # Every figure of the README; some hours on two cores.
 results: setup

@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
+from pipelines.base_configurations import UNREADABLE, require_buildable
 from pipelines.bases import POCKET
 from pipelines.errors import ModelError
 from pipelines.identity import weights_identity
@@ -299,16 +299,7 @@ def _from_folder(path: Path, name: str) -> Components:
         place = "scheduler"
         config = dict(json.loads((path / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8")))
         zero_empty = bool(index.get("force_zeros_for_empty_prompt", True))
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        ImportError,
-        SafetensorError,
-    ) as error:
+    except UNREADABLE as error:
         raise ModelError(
             f"The {place} of {name} cannot be read: {_first_line(error)}", "Get the folder anew."
         ) from None
@@ -331,6 +322,7 @@ def _part(folder: Path, kind: str, what: str) -> Any:
         raise ModelError(f"The {what} is a {kind}, which is not supported.", "Use Stable Diffusion 1.x, 2.x or XL.")
     if kind.startswith("CLIPTokenizer"):
         return _KINDS[kind].from_pretrained(folder)
+    require_buildable(folder, what)
     options: dict[str, Any] = {"use_safetensors": True}
     options["dtype" if kind.startswith("CLIPText") else "torch_dtype"] = torch.float32
     plain = [path for path in folder.glob("*.safetensors") if ".fp16" not in path.name]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipelines.errors import ConfigError, NoSpace
+from pipelines.errors import ConfigError, NoSpace, StudioError
 from pipelines.hardships import hardship
 
 
@@ -45,7 +45,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
         sync_folder(path.parent)
     except Exception as error:
-        if isinstance(known := hardship(error), NoSpace):
+        if not isinstance(error, StudioError) and isinstance(known := hardship(error), NoSpace):
             raise NoSpace(f"{path.name} cannot be written: no space is left on the disk.", known.hint) from error
         raise
     finally:

@@ -135,7 +135,8 @@ def copy_picture(path: Path, new: Path) -> None:
     """Give `new` the preview picture of a concept, if there is one and `new` has none."""
     for there, place in beside(path, new):
         if there.name.endswith(".preview.png") and not place.exists():
-            shutil.copyfile(there, place)
+            with whole_file(place) as picture:
+                shutil.copyfile(there, picture)
 
 
 DIALECTS = ("a1111", "diffusers", "peft")

@@ -26,6 +26,7 @@ from pipelines.files import require_room, whole_file
 from pipelines.picture_files import grey
 from pipelines.text import readable
 from studio.ledger import Unknown
+from studio.quota import Quota
 from studio.uploads import CAPTION, PICTURES, at_a_time, cleaned, write_png
 from trainers.caption_files import SEVERAL, tidied
 from trainers.index_files import MOST, PAIRS, REPEATS
@@ -82,10 +83,11 @@ class Datasets:
 
     Args:
         folder: where they are.
+        quota: room they share with other uploads; None for no limit but the disk's.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder
+    def __init__(self, folder: Path, quota: Quota | None = None) -> None:
+        self.path, self.quota = folder, quota
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     def create(self, name: str = "") -> Dataset:
@@ -168,7 +170,7 @@ class Datasets:
             number = 1 + max((int(one[:4]) for one in there), default=0)
             if number > 9999:
                 raise DataError("All numbers of pictures are used up.", "Begin a new dataset.")
-            path = write_png(picture, folder / f"{number:04d}.png")
+            path = write_png(picture, folder / f"{number:04d}.png", self.quota)
             self._say(path, caption)
         return self.entry(dataset, path.name)
 
@@ -210,7 +212,7 @@ class Datasets:
         with self._locks[dataset]:
             with Image.open(path) as before:
                 same = before.size == picture.size
-            write_png(picture, path)
+            write_png(picture, path, self.quota)
             if not same:
                 _mask(path).unlink(missing_ok=True)
         return self.entry(dataset, name)
@@ -275,7 +277,7 @@ class Datasets:
                 if mask.size != picture.size:
                     given, own = (f"{one[0]} x {one[1]}" for one in (mask.size, picture.size))
                     raise DataError(f"The mask has {given} pixels, {name} {own}.", "Make it as large as the picture.")
-            write_png(shown(mask, "The mask"), _mask(path))
+            write_png(shown(mask, "The mask"), _mask(path), self.quota)
         return self.entry(dataset, name)
 
     def _names(self, folder: Path) -> list[str]:
@@ -284,6 +286,8 @@ class Datasets:
     def _write(self, path: Path, text: str) -> None:
         with whole_file(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
+            if self.quota is not None:
+                self.quota.admit(temporary.stat().st_size)
 
     def _said(self, folder: Path, index: str) -> dict[str, Any]:
         path = folder / index
@@ -305,10 +309,11 @@ class Pictures:
 
     Args:
         folder: where they are.
+        quota: room they share with datasets; None for no limit but the disk's.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, quota: Quota | None = None) -> None:
+        self.folder, self.quota = folder, quota
 
     @at_a_time
     def add(self, data: bytes, name: str = "") -> str:
@@ -316,7 +321,7 @@ class Pictures:
         picture = cleaned(data, _one_line(name, 80) or "the picture")
         require_room(self.folder, 64 << 20)
         identity = secrets.token_hex(8)
-        write_png(picture, self.folder / f"{identity}.png")
+        write_png(picture, self.folder / f"{identity}.png", self.quota)
         return identity
 
     def prune(self, needed: Callable[[str], bool], seconds: float) -> int:

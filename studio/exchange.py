@@ -45,9 +45,14 @@ def import_concept(
     concept = _called(concept, token or concept.token)
     together = [concept, *(_called(one, one.token) for one in concept.partners)]
     paths = [_place(one, folder) for one in together]
-    for one, path in zip(together, paths, strict=True):
-        one.save(path)
-        catalogue.copy_picture(source, path)
+    try:
+        for one, path in zip(together, paths, strict=True):
+            one.save(path)
+            catalogue.copy_picture(source, path)
+    except BaseException:  # no room, say: asked again, none of them is in the way
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise
     return paths[0]
 
 

@@ -30,6 +30,7 @@ from studio.orders import (
     outputs,
     scores_key,
 )
+from studio.quota import QUOTA
 from studio.settings import Machine
 from studio.uploads import put_aside
 from trainers.candidates import take
@@ -48,6 +49,7 @@ class Jobs:
         slots: jobs at a time.
         warm: keep a process ready for generations.
         engine: makes where processes come from; those of this machine by default.
+        quota: GiB that datasets, uploaded pictures and files to import may take together.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Jobs:
         slots: int = 1,
         warm: bool = True,
         engine: Callable[[Places], Engine] | None = None,
+        quota: float = QUOTA,
     ) -> None:
         given = {"pocket": "pocket"} if bases is None else bases
         # Processes work in the folder, where a path as seen from here would mean another file.
@@ -66,7 +69,7 @@ class Jobs:
         if not folder.exists():
             folder.mkdir(parents=True, mode=0o700)  # prompts and pictures are nobody else's
         self.folder, self.slots = folder.resolve(), slots
-        self.places = Places(self.folder, whole)
+        self.places = Places(self.folder, whole, int(quota * 2**30))
         self.bases, self.learned = dict(whole), self.places.learned
         self.datasets, self.pictures = self.places.datasets, self.places.pictures
         self.learned.mkdir(exist_ok=True)
@@ -148,6 +151,7 @@ class Jobs:
         if token:
             self._require_unlearned([f"{file_stem(token)}.safetensors"])
         require_room(self.folder, len(content) + (64 << 20))
+        self.places.quota.admit(len(content))
         file = put_aside(content, name, self.folder / "imports" / secrets.token_hex(8))
         return self.ledger.add("import", {"file": file.relative_to(self.folder).as_posix(), "token": token})
 

@@ -73,15 +73,16 @@ def mask(
         raise RequestError(
             "Nothing was pointed at.", "Give --click, --box or --brush: studio mask picture.png --click 0.5,0.4"
         )
+    from pipelines.files import whole_file
     from pipelines.masks import softened
     from pipelines.picture_files import open_picture
     from pipelines.selection import selected
 
     guesses = selected(open_picture(picture), selection)
-    output.parent.mkdir(parents=True, exist_ok=True)
     for number, guess in enumerate(guesses if offer else guesses[:1], 1):
         path = output if number == 1 else output.with_stem(f"{output.stem}-{number}")
-        softened(guess.mask, grow, feather).save(path, format="PNG")
+        with whole_file(path) as temporary:
+            softened(guess.mask, grow, feather).save(temporary, format="PNG")
         print(f"{path}  {guess.quality:.2f}")
 
 

@@ -21,6 +21,7 @@ from pipelines.request import FileOf, Frozen, Request, problems
 from pipelines.words import file_stem
 from studio.datasets import Datasets, Pictures
 from studio.ledger import Job
+from studio.quota import QUOTA, Quota
 from trainers.config import DataConfig, Destination, TrainConfig
 from trainers.configs import configs
 
@@ -37,10 +38,17 @@ class Places:
     Attributes:
         folder: of everything; absolute.
         bases: id -> base model.
+        most: bytes that datasets, pictures and files to import may take together.
     """
 
     folder: Path
     bases: Mapping[str, str]
+    most: int = int(QUOTA * 2**30)
+
+    @cached_property
+    def quota(self) -> Quota:
+        """The room of what people send."""
+        return Quota([self.folder / name for name in ("datasets", "pictures", "imports")], self.most)
 
     @property
     def learned(self) -> Path:
@@ -50,12 +58,12 @@ class Places:
     @cached_property
     def datasets(self) -> Datasets:
         """Pictures to learn from."""
-        return Datasets(self.folder / "datasets")
+        return Datasets(self.folder / "datasets", self.quota)
 
     @cached_property
     def pictures(self) -> Pictures:
         """Pictures that requests name."""
-        return Pictures(self.folder / "pictures")
+        return Pictures(self.folder / "pictures", self.quota)
 
     def job(self, job: str) -> Path:
         """The folder of a job."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pipelines.errors import StudioError
-from pipelines.text import readable
+from pipelines.text import readable, without_paths
 
 _log = logging.getLogger(__name__)
 Kind = Literal["generation", "training", "import", "score"]
@@ -105,7 +105,7 @@ def job_of(row: sqlite3.Row) -> Job:
         values["spec"], values["results"] = _read(values["spec"], dict), tuple(_read(values["results"], list))
     except ValueError:
         raise Damaged(f"The record of the job {row['id']} is damaged.", "Delete it, and ask again.") from None
-    return Job(**values)
+    return Job(**_without_paths(values))
 
 
 def jobs_of(rows: Iterable[sqlite3.Row]) -> Iterator[Job]:
@@ -120,10 +120,19 @@ def jobs_of(rows: Iterable[sqlite3.Row]) -> Iterator[Job]:
 def told_by(row: sqlite3.Row) -> dict[str, Any] | None:
     """What an event tells; None if it is damaged."""
     try:
-        return _read(row["data"], dict)
+        return _without_paths(_read(row["data"], dict))
     except ValueError:
         _log.warning("Event %s of a job is damaged and left out.", row["seq"])
         return None
+
+
+TOLD = ("text", "error", "hint")
+"""Values that are sentences for people; whoever reads them may be far from the machine."""
+
+
+def _without_paths(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with sentences that tell no folder of the server."""
+    return values | {name: without_paths(values[name]) for name in TOLD if isinstance(values.get(name), str)}
 
 
 def _read(text: str, kind: type[Any]) -> Any:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from pipelines.errors import ConfigError
+from studio.quota import QUOTA
 from studio.settings import Machine
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def serve(
     base: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     folder: Path = Path("outputs"),
     slots: int = 1,
+    quota: float = QUOTA,
     engine: Literal["local", "ray"] = "local",
     cluster: str | None = None,
     page: bool = True,
@@ -57,6 +59,9 @@ def serve(
         Where concepts, pictures and the record of jobs are kept.
     slots
         Jobs at a time.
+    quota
+        GiB that datasets, uploaded pictures and files to import may take together; the page and GET /api/v1/storage
+        tell how much they take.
     engine
         What runs jobs: processes of this machine, or actors of a Ray cluster, a GPU or a CPU core each.
     cluster
@@ -68,8 +73,11 @@ def serve(
 
     secrets = tuple(secret for secret in (password, os.environ.get(PASSWORD), token, os.environ.get(TOKEN)) if secret)
     door = Door(host, secrets, allow_host)
-    if not 0 <= port <= 65535 or slots < 1:
-        raise ConfigError(f"Port {port} or {slots} slots cannot be.", "Ports are 0 to 65535; one slot is the least.")
+    if not 0 <= port <= 65535 or slots < 1 or not 0 < quota < 2**30:
+        raise ConfigError(
+            f"Port {port}, {slots} slots or a quota of {quota:g} GiB cannot be.",
+            "Ports are 0 to 65535; one slot is the least; a quota is more than 0.",
+        )
     bases = {"pocket": "pocket"} | {_name(one): one for one in base}
     if len(bases) <= len(base):
         raise ConfigError("Two of the bases have the same name.", "Rename one of their folders.")
@@ -77,7 +85,8 @@ def serve(
     from studio.api.app import guarded, rest, with_page
     from studio.jobs import Jobs
 
-    jobs = Jobs(folder, bases=bases, machine=machine, slots=slots, engine=_engine(engine, cluster, machine, slots))
+    runs = _engine(engine, cluster, machine, slots)
+    jobs = Jobs(folder, bases=bases, machine=machine, slots=slots, engine=runs, quota=quota)
     jobs.reserve()
     app = rest(jobs)
     _listen(guarded(with_page(app, jobs) if page else app, door), host, port)

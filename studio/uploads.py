@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 import stat
 import threading
 import zipfile
@@ -24,6 +25,7 @@ from pipelines.errors import DataError, NoMemory
 from pipelines.files import whole_file
 from pipelines.picture_files import decoded
 from pipelines.words import file_stem
+from studio.quota import Quota
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
@@ -103,10 +105,16 @@ def cleaned(data: bytes, name: str = "the picture") -> Image.Image:
         return decoded(data, name, PIXELS, FORMATS)
 
 
-def write_png(picture: Image.Image, path: Path) -> Path:
-    """Write pixels and nothing else; the file is either whole or not there."""
+def write_png(picture: Image.Image, path: Path, quota: Quota | None = None) -> Path:
+    """Write pixels and nothing else; the file is either whole or not there.
+
+    Raises:
+        NoSpace: if there is no room for it.
+    """
     with whole_file(path) as temporary:
         picture.save(temporary, format="PNG")
+        if quota is not None:
+            quota.admit(temporary.stat().st_size)
     return path
 
 
@@ -176,10 +184,18 @@ IMPORTED = ("safetensors", "pt", "bin", "png")
 
 
 def put_aside(content: bytes, name: str, folder: Path) -> Path:
-    """Write an uploaded concept into a new folder, under a name made of what it was called; gives the file."""
+    """Write an uploaded concept into a new folder, under a name made of what it was called; gives the file.
+
+    Raises:
+        NoSpace: if the disk is full; nothing is left behind then.
+    """
     stem, _, suffix = name.replace("\\", "/").rpartition("/")[2].rpartition(".")
     kind = suffix.lower() if suffix.lower() in IMPORTED else "safetensors"
-    folder.mkdir(parents=True)
     file = folder / f"{file_stem(stem or suffix)[:80]}.{kind}"
-    file.write_bytes(content)
+    try:
+        with whole_file(file) as temporary:
+            temporary.write_bytes(content)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return file

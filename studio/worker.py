@@ -111,12 +111,18 @@ class Worker:
             forget_state(paths[0])
         else:
             paths = runner.train(*parts, on_event=lambda event: self.tell(job, event), should_stop=should_stop)
-        if newest := sorted(self.places.job(job.id).glob("preview-*.png"))[-1:]:
-            shutil.copyfile(newest[0], paths[0].with_suffix(".preview.png"))  # what the library shows of it
-        if one.train.candidates:
-            asked = {"concept": paths[0].stem, "dataset": spec["dataset"], "base": spec["base"]}
-            self.ledger.add("score", asked, scores_key(job.id))
+        with suppress(NoSpace):  # what was learned is worth more than what comes after
+            self._after(job, paths[0], one.train.candidates)
         return paths
+
+    def _after(self, job: Job, concept: Path, candidates: int) -> None:
+        """Show the library what a concept looks like, and ask that its candidates are measured."""
+        if newest := sorted(self.places.job(job.id).glob("preview-*.png"))[-1:]:
+            with whole_file(concept.with_suffix(".preview.png")) as picture:
+                shutil.copyfile(newest[0], picture)
+        if candidates:
+            asked = {"concept": concept.stem, "dataset": job.spec["dataset"], "base": job.spec["base"]}
+            self.ledger.add("score", asked, scores_key(job.id))
 
     def _score(self, job: Job, should_stop: Callable[[], bool]) -> list[Path]:
         spec, sheet = job.spec, self.places.job(job.id) / "scores.png"
@@ -169,6 +175,11 @@ class Worker:
                 sys.stderr.write(f"{error}\n")
 
     def tell(self, job: Job, event: Event) -> None:
+        """Record an event; on a full disk it is left out, since the work is worth more."""
+        with suppress(NoSpace):
+            self._tell(job, event)
+
+    def _tell(self, job: Job, event: Event) -> None:
         """Record an event; a preview picture becomes a file of the job."""
         if isinstance(event, StepDone):
             data = {"step": event.step, "steps": event.steps, "terms": event.terms, "seconds": event.seconds}

@@ -10,9 +10,12 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 HEAD = 20.0
 """Seconds in which the head of a request has to be there, from the first byte or from the connection on."""
 
+BODY = 60.0
+"""Seconds in which more of a body has to come, as long as the server reads."""
+
 
 class Timely(AutoHTTPProtocol):
-    """HTTP that closes connections whose requests do not begin, or not get past their head, in `HEAD` seconds."""
+    """HTTP that closes connections whose requests do not get past their head in `HEAD` seconds, or stop in a body."""
 
     _deadline: asyncio.TimerHandle | None = None
 
@@ -26,10 +29,18 @@ class Timely(AutoHTTPProtocol):
         super().connection_made(transport)
         self._wait(transport)
 
+    @property
+    def _unfinished(self) -> bool:
+        """Whether more of a body is to come."""
+        cycle: Any = getattr(self, "cycle", None)
+        return self._answering and cycle.more_body
+
     def data_received(self, data: bytes) -> None:
-        """Wait for the rest of a head; not for what is being answered, which has its own time."""
+        """Wait for the rest of a head or body; not for what is being answered, which has its own time."""
         super().data_received(data)
-        if self._answering:
+        if self._unfinished:
+            self._wait(getattr(self, "transport", None), BODY)
+        elif self._answering:
             self._stop_waiting()
         elif self._deadline is None:
             self._wait(getattr(self, "transport", None))
@@ -39,9 +50,10 @@ class Timely(AutoHTTPProtocol):
         self._stop_waiting()
         super().connection_lost(exc)
 
-    def _wait(self, transport: Any) -> None:
+    def _wait(self, transport: Any, seconds: float | None = None) -> None:
         self._stop_waiting()
-        self._deadline = asyncio.get_running_loop().call_later(HEAD, self._late, transport)
+        wait = HEAD if seconds is None else seconds
+        self._deadline = asyncio.get_running_loop().call_later(wait, self._late, transport)
 
     def _stop_waiting(self) -> None:
         if self._deadline is not None:
@@ -50,5 +62,8 @@ class Timely(AutoHTTPProtocol):
 
     def _late(self, transport: Any) -> None:
         self._deadline = None
-        if not self._answering and transport is not None and not transport.is_closing():
+        flow: Any = getattr(self, "flow", None)
+        if self._unfinished and flow is not None and flow.read_paused:  # the server has yet to take what came
+            self._wait(transport, BODY)
+        elif (self._unfinished or not self._answering) and transport is not None and not transport.is_closing():
             transport.close()

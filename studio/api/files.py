@@ -19,6 +19,7 @@ from studio.api.forms import (
     PictureAnswer,
     PictureForm,
     StepForm,
+    StorageAnswer,
     TakenAnswer,
     Uploaded,
     Work,
@@ -101,7 +102,7 @@ def _add_pictures(router: APIRouter, jobs: Jobs) -> None:
                     ignored |= archives.take(all_of_them, dataset, _content(file, ARCHIVE)).ignored
                 else:
                     all_of_them.add(dataset, _content(file, BYTES), file.filename or "")
-        except DataError:
+        except BaseException:  # no room, say
             for entry in all_of_them.entries(dataset):
                 if entry.name not in before:
                     all_of_them.remove(dataset, entry.name)
@@ -164,6 +165,11 @@ def pictures(jobs: Jobs) -> APIRouter:
         answer = Uploaded(id=name, href=f"{ROOT}/pictures/{name}")
         response.headers["location"] = answer.href
         return answer
+
+    @router.get("/storage")
+    def storage() -> StorageAnswer:
+        """How much datasets, pictures and files to import take."""
+        return StorageAnswer(used=jobs.places.quota.used(), quota=jobs.places.quota.most)
 
     @router.get("/pictures/{picture}")
     def uploaded(picture: str) -> FileResponse:

@@ -12,7 +12,6 @@ from pydantic.fields import FieldInfo
 
 from pipelines.comparison import Axis
 from pipelines.request import Frozen, Request
-from pipelines.text import without_paths
 from studio.ledger import Job, Kind, State
 from studio.orders import OURS
 from trainers.config import DataConfig, Destination, TrainConfig
@@ -125,7 +124,6 @@ def work(job: Job) -> Work:
     pictures = [f"{own}/pictures/{number}" for number, name in enumerate(job.results) if name.endswith(".png")]
     learned = [Path(name).stem for name in job.results if name.endswith(".safetensors")]
     told = {name: getattr(job, name) for name in Work.model_fields if hasattr(job, name)}
-    told |= {"error": without_paths(job.error), "hint": without_paths(job.hint)}
     return Work(**told, links={"self": own, "events": f"{own}/events"}, pictures=pictures, concepts=learned)
 
 
@@ -184,6 +182,15 @@ class Uploaded(Answer):
 
     id: str
     href: str
+
+
+class StorageAnswer(Answer):
+    """Room of what was sent, in bytes."""
+
+    used: int
+    """What datasets, pictures and files to import take now."""
+    quota: int
+    """What they may take together."""
 
 
 class ConceptAnswer(Answer):

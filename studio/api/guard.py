@@ -4,7 +4,7 @@
   (DNS rebinding).
 - Origin: what changes something has to come from a page of this server, or from no page at all (cross-site requests).
 - Authorization: a password or token, as `Bearer` or as the password of `Basic`, which browsers ask for by themselves.
-- Size: a body larger than allowed is not read.
+- Size: a body larger than allowed, or of more values, is not read.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import binascii
 import hmac
 import ipaddress
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -33,11 +34,20 @@ SAFE = ("GET", "HEAD", "OPTIONS")
 PATIENCE, LONGEST_WAIT, ADDRESSES = 3, 5.0, 10_000
 """Wrong credentials before answers wait, the most seconds they wait, and addresses that are remembered."""
 
+AT_ONCE = 10
+"""Most answers to wrong credentials that wait for one address; what comes from there meanwhile is turned away."""
+
 SHORTEST = 8
 """Least letters of a password."""
 
 BODY, UPLOAD = 64 << 20, ARCHIVE + (1 << 20)
 """Most bytes of a body, and of one that carries files."""
+
+VALUES = 100_000
+"""Most values of a JSON body: a list of a million is read and checked for a minute, in which nobody is answered."""
+
+MARKS = (b",", b"[", b"{")
+"""What stands before each value of a JSON body but the first; those within texts count too."""
 
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -117,8 +127,8 @@ def _is_address(name: str) -> bool:
 class TooLarge(HTTPException):
     """More came than was announced or is allowed; applications that read the body answer with it."""
 
-    def __init__(self, most: int) -> None:
-        super().__init__(413, f"The request is larger than {most >> 20} MiB.")
+    def __init__(self, said: str) -> None:
+        super().__init__(413, said)
 
 
 class Guard:
@@ -133,6 +143,8 @@ class Guard:
         self.app, self.door = app, door
         self._wrong: dict[str, int] = {}
         """Address -> wrong credentials in a row, the latest last."""
+        self._waiting: Counter[str] = Counter()
+        """Address -> answers to wrong credentials that wait."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or let the application answer."""
@@ -155,28 +167,36 @@ class Guard:
                 message = {**message, "headers": [*own, *more]}
             await send(message)
 
+        address, given = (scope.get("client") or ("unknown",))[0], headers.get("authorization", "")
+        if given and self._waiting[address] >= AT_ONCE:  # not even compared: who gives up early learns nothing sooner
+            await _impatient()(scope, receive, answer)
+            return
         refusal = self._refusal(scope["method"], headers)
-        if refusal is not None and headers.get("authorization") and not self.door.opens(headers["authorization"]):
-            await self._slowed(scope)
+        if refusal is not None and given and not self.door.opens(given):
+            await self._slowed(address)
         if refusal is not None:
             await refusal(scope, receive, answer)
             return
-        self._wrong.pop((scope.get("client") or ("unknown",))[0], None)
+        self._wrong.pop(address, None)
         try:
-            await self.app(scope, _limited(receive, _most(headers)), answer)
-        except TooLarge:
+            await self.app(scope, _limited(receive, headers), answer)
+        except TooLarge as error:
             if begun:
                 raise
-            await _too_large(_most(headers))(scope, receive, answer)
+            await _refused(error.detail)(scope, receive, answer)
 
-    async def _slowed(self, scope: Scope) -> None:
+    async def _slowed(self, address: str) -> None:
         """Log wrong credentials with where they come from, and let the next answer to there wait."""
-        address = (scope.get("client") or ("unknown",))[0]
         count = self._wrong[address] = self._wrong.pop(address, 0) + 1
         if len(self._wrong) > ADDRESSES:
             del self._wrong[next(iter(self._wrong))]
         _log.warning("Wrong password or token from %s (%d in a row)", address, count)
-        await asyncio.sleep(min(LONGEST_WAIT, 0.1 * 2.0 ** min(count - PATIENCE, 10)) if count > PATIENCE else 0)
+        self._waiting[address] += 1
+        try:
+            await asyncio.sleep(min(LONGEST_WAIT, 0.1 * 2.0 ** min(count - PATIENCE, 10)) if count > PATIENCE else 0)
+        finally:
+            self._waiting[address] -= 1
+            self._waiting += Counter()  # forgets those of whom none waits
 
     def _refusal(self, method: str, headers: Headers) -> ASGIApp | None:
         host = headers.get("host", "")
@@ -190,7 +210,7 @@ class Guard:
             return problem(403, "Another site asked for this.", "Use the pages of this server.")
         length = headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit() or int(length) > _most(headers):
-            return _too_large(_most(headers))
+            return _refused(_larger(_most(headers)))
         return None
 
 
@@ -211,24 +231,42 @@ def urlsplit_netloc(origin: str) -> str:
     return parts.netloc.lower() if parts.scheme in ("http", "https") else ""
 
 
+def _carries_files(headers: Headers) -> bool:
+    return headers.get("content-type", "").startswith("multipart/")
+
+
 def _most(headers: Headers) -> int:
-    return UPLOAD if headers.get("content-type", "").startswith("multipart/") else BODY
+    return UPLOAD if _carries_files(headers) else BODY
 
 
-def _too_large(most: int) -> ASGIApp:
-    return problem(413, f"The request is larger than {most >> 20} MiB.", "Send it in parts.")
+def _larger(most: int) -> str:
+    return f"The request is larger than {most >> 20} MiB."
 
 
-def _limited(receive: Receive, most: int) -> Receive:
-    """`receive` that stops once more than `most` bytes came, whatever was announced."""
-    came = 0
+def _impatient() -> ASGIApp:
+    answer = problem(429, "Too many wrong passwords or tokens came from this address.", "Wait some seconds.")
+    answer.headers["retry-after"] = str(round(LONGEST_WAIT))
+    return answer
+
+
+def _refused(said: str) -> ASGIApp:
+    return problem(413, said, "Send it in parts.")
+
+
+def _limited(receive: Receive, headers: Headers) -> Receive:
+    """`receive` that stops once more bytes or values came than are allowed, whatever was announced."""
+    came, values, most, files = 0, 0, _most(headers), _carries_files(headers)
 
     async def counted() -> Message:
-        nonlocal came
+        nonlocal came, values
         message = await receive()
-        came += len(message.get("body", b""))
+        body = message.get("body", b"")
+        came += len(body)
         if came > most:
-            raise TooLarge(most)
+            raise TooLarge(_larger(most))
+        values += 0 if files else sum(map(body.count, MARKS))
+        if values > VALUES:
+            raise TooLarge(f"The request holds more than {VALUES:,} values.")
         return message
 
     return counted

@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.text import encodable
 from studio.api.problems import problem
+from studio.quota import bytes_of
 
 VISITOR = "studio_visitor"
 """Cookie that tells browsers apart; programs that keep none are told apart by their address."""
@@ -33,7 +35,7 @@ VISITOR = "studio_visitor"
 OTHERS = ("/api/", "/sdapi/")
 """Paths that are not the page's."""
 
-PREFIX = "/gradio_api/"
+PREFIX, JSON = "/gradio_api/", "application/json"
 ASKED = ("queue/join", "run/", "api/", "call/", "cancel", "reset")
 """What may be posted below the prefix, beside uploads; other routes of the framework are not used by this page."""
 
@@ -81,12 +83,22 @@ class PageFiles:
             refusal = await asyncio.to_thread(self._of_upload)
             send = self._remembering(visitor, send)
         elif path.startswith(tuple(PREFIX + route for route in ASKED)):
-            body = await _whole(receive)
-            refusal = await asyncio.to_thread(self._of_body, visitor, body)
-            receive = _again(body, receive)
+            refusal, receive = await self._asked(visitor, HTTPConnection(scope), receive)
         else:
             refusal = problem(404, f"There is no {path!r:.80}.")
         await (refusal or self.app)(scope, receive, send)
+
+    async def _asked(
+        self, visitor: str, asked: HTTPConnection, receive: Receive
+    ) -> tuple[JSONResponse | None, Receive]:
+        """What is wrong with a body, if anything is, and what gives it once more."""
+        if not asked.headers.get("content-type", JSON).startswith(JSON):  # bodies of other kinds may be larger
+            return problem(415, f"This is asked for with {JSON}."), receive
+        try:
+            body = await _whole(receive)
+        except HTTPException as error:  # it is too large
+            return problem(error.status_code, str(error.detail)), receive
+        return await asyncio.to_thread(self._of_body, visitor, body), _again(body, receive)
 
     def may_name(self, visitor: str, path: str) -> bool:
         """Return whether a visitor may name a file: a copy of the page's, if uploaded by nobody else."""
@@ -146,18 +158,6 @@ class PageFiles:
             await send(message)
 
         return heard
-
-
-def bytes_of(folder: Path) -> int:
-    """Return the bytes of all files in a folder, however deep; those that vanish meanwhile are not counted."""
-    total = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += os.stat(os.path.join(place, name), follow_symlinks=False).st_size
-            except OSError:
-                continue
-    return total
 
 
 def _inside(value: Any) -> Iterator[Any]:

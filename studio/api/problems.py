@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 from http import HTTPStatus
 from typing import Any
 
@@ -17,6 +18,8 @@ from pipelines.text import without_paths
 from studio.ledger import Conflict, Unknown
 
 MEDIA = "application/problem+json"
+LONGEST = 300
+"""Most letters told of what somebody sent."""
 _log = logging.getLogger(__name__)
 
 
@@ -50,7 +53,10 @@ def answer_problems(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def of_a_body(request: Request, error: RequestValidationError) -> JSONResponse:
         listed = [
-            {"at": ".".join(str(part) for part in one["loc"]), "what": str(one["msg"]).removeprefix("Value error, ")}
+            {
+                "at": ".".join(str(part) for part in one["loc"])[:LONGEST],
+                "what": str(one["msg"]).removeprefix("Value error, ")[:LONGEST],
+            }
             for one in error.errors()[:50]
         ]
         said = "; ".join(f"{one['at']}: {one['what']}" for one in listed[:5])
@@ -62,9 +68,16 @@ def answer_problems(app: FastAPI) -> None:
         answer.headers.update(error.headers or {})
         return answer
 
+    async def of_the_machine(request: Request, error: Exception) -> JSONResponse:
+        if (known := hardship(error)) is None:
+            raise error
+        return problem(status_of(known), known.message, known.hint)
+
+    # By their own kinds: after an answer to any exception at all the connection is closed, and the log blames us.
+    for kind in (OSError, MemoryError, RuntimeError, sqlite3.Error):
+        app.add_exception_handler(kind, of_the_machine)
+
     @app.exception_handler(Exception)
     async def of_ours(request: Request, error: Exception) -> JSONResponse:
-        if known := hardship(error):
-            return problem(status_of(known), known.message, known.hint)
         _log.error("%s %s", request.method, request.url.path, exc_info=error)
         return problem(500, "Something went wrong that should not.", "The server's log tells what.")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import gradio as gr
 
+from pipelines.errors import RequestError, StudioError
+from pipelines.hardships import hardship
 from studio.jobs import Jobs
 from studio.web.components import base_choice
 from studio.web.concept_cards import LibraryPage
 from studio.web.edit import EditPage
 from studio.web.example import EXAMPLE, ExamplePage
+from studio.web.following import told
 from studio.web.generate import INSERT, GeneratePage
 from studio.web.measure import MeasurePage
 from studio.web.static import text
@@ -21,10 +25,29 @@ TITLE = "Prompt Studio"
 DAY = 86_400  # seconds between two looks at copies for browsers, and their age when they go
 MASTHEAD = f"<h1>{TITLE}</h1><p>Teach a model something new from a few pictures, then generate with it.</p>"
 
+UNFIT = RequestError("That could not be done with what was sent.", "Load the page again; the server's log tells more.")
+_log = logging.getLogger(__name__)
+
+
+class Page(gr.Blocks):
+    """The page, of which every function answers what it was not meant for with a sentence."""
+
+    async def process_api(self, *given: Any, **named: Any) -> Any:
+        """Call a function of the page; its errors are for people, whatever it was sent."""
+        try:
+            return await super().process_api(*given, **named)
+        except gr.Error:  # a sentence already
+            raise
+        except Exception as error:
+            known = error if isinstance(error, StudioError) else hardship(error)
+            if known is None:
+                _log.error("The page", exc_info=error)
+            raise told(known or UNFIT) from None
+
 
 def build(jobs: Jobs) -> gr.Blocks:
     """The page for these jobs."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(DAY, DAY)) as page:
+    with Page(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(DAY, DAY)) as page:
         with gr.Row(elem_id="head"):
             gr.HTML(MASTHEAD, elem_id="masthead", js_on_load=None)
             base = base_choice(jobs.bases)
@@ -52,6 +75,7 @@ def build(jobs: Jobs) -> gr.Blocks:
         measure.scores.follow_on(page)
         generating.select(generate.refresh, [base, generate.chips], chips, api_visibility="private")
         teach.look_on(teaching)
+        teaching.select(teach.taken_room, None, teach.room, api_visibility="private")
         teach.scores.look_on(teaching)
         edit.answer.look_on(editing)
         example.answer.look_on(asking)

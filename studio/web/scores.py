@@ -11,7 +11,7 @@ import gradio as gr
 from pipelines.errors import StudioError
 from studio.jobs import Jobs
 from studio.web.following import Following, shown, told
-from studio.web.watching import Seen, curve, picture_uri, progress
+from studio.web.watching import Seen, curve, picture_uri, progress, report
 from trainers.candidates import kept_step
 
 SHEET = 1100  # pixels of the longer side as it is shown
@@ -84,8 +84,10 @@ class ScoresPanel(Following):
     def seen(self, seen: Seen) -> tuple[Any, ...]:
         """A measurement as it is."""
         latest = [] if seen.job.ended else self.jobs.previews(seen.job.id)[-1:]
-        line = "" if seen.job.state == "done" else progress(seen, picture_uri(latest[0][1]) if latest else "")
-        heading = f'<p class="hint">Measuring what was learned, step by step.</p>{line}' if line else ""
+        heading = report(seen.notes)
+        if seen.job.state != "done":
+            line = progress(seen, picture_uri(latest[0][1]) if latest else "")
+            heading = f'<p class="hint">Measuring what was learned, step by step.</p>{line}'
         return heading, shown(not seen.job.ended), *self._result(seen.job.id)
 
     def _result(self, job_id: str) -> tuple[str, Any, str]:

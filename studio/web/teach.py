@@ -14,6 +14,7 @@ from pipelines.card import read_card
 from pipelines.errors import StudioError
 from studio import archives
 from studio.jobs import Job, Jobs
+from studio.quota import said as size_of
 from studio.web.components import picture_rows, told_by
 from studio.web.following import Following, said, shown, told
 from studio.web.lessons import KINDS, PRESETS, RECIPE_STEPS, WHATS
@@ -26,14 +27,6 @@ CANDIDATES = 5  # steps of which the best is proposed
 OFTEN = 250  # steps between previews where the recipe of a method says how many there are
 WAITING = '<p class="hint">What the model learns shows here, step by step.</p>'
 WOLF = Path(__file__).parents[2] / "examples" / "wolf"
-
-
-def report(notes: Sequence[str]) -> str:
-    """HTML of what was said of the pictures before training, warnings marked."""
-    if not notes:
-        return ""
-    lines = "".join(f'<li class="{"warn" if note.startswith("Warning") else ""}">{escape(note)}</li>' for note in notes)
-    return f'<ul class="notes">{lines}</ul>'
 
 
 def curves(seen: Seen) -> str:
@@ -75,6 +68,7 @@ class TeachPage(Following):
         with gr.Row(elem_classes="examples"):
             self.example = gr.Button("Use the example: a wolf", size="sm", elem_id="example-wolf")
             self.empty = gr.Button("Remove all pictures", size="sm", visible="hidden")
+        self.room = gr.HTML(elem_id="room", js_on_load=None)
         self.rows = picture_rows(elem_id="rows")
         self.marking = Marking(self.jobs)
         with gr.Row():
@@ -109,6 +103,7 @@ class TeachPage(Following):
         self.example.click(self.take_example, self.dataset, held, api_visibility="private")
         self.empty.click(lambda: ("", [], shown(False)), None, held, api_visibility="private")
         self.rows.act(self.act, [self.dataset, self.rows], held, api_visibility="private")
+        self.rows.change(self.taken_room, None, self.room, api_visibility="private")
         self.marking.wire(self.dataset, self.rows)
         asked = [self.what, self.dataset, self.rows, self.token, self.start, self.preset, self.steps, self.base]
         for button, submit, name in ((self.check, self.submit_check, "check"), (self.teach, self.submit, "teach")):
@@ -175,6 +170,12 @@ class TeachPage(Following):
         says, _, start, pairs = self.explain(kinds[0])
         word = settings.get("init") or settings.get("class_word") or ""
         return dataset, rows | pairs, empty, kinds[0], says, settings["token"], start | {"value": word}
+
+    def taken_room(self) -> str:
+        """HTML of how much room pictures and uploads take."""
+        quota = self.jobs.places.quota
+        words = f"Pictures and uploads on this server take {size_of(quota.used())} of {size_of(quota.most)}."
+        return f'<p class="hint">{words}</p>'
 
     # -- pictures ----------------------------------------------------------------------------------------------
 
@@ -278,7 +279,7 @@ class TeachPage(Following):
         )
         done = job.state == "done" and not dry
         return (
-            progress(seen, notes=False) + report(seen.notes),
+            progress(seen),
             shown(job.state in ("queued", "running") and not dry),
             shown(job.state == "paused"),
             shown(not job.ended),

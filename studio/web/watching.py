@@ -15,7 +15,6 @@ from typing import Any
 from PIL import Image
 
 from pipelines.errors import StudioError
-from pipelines.text import without_paths
 from studio.jobs import Job, Jobs
 
 PAUSE = 0.4  # seconds between looks
@@ -123,8 +122,16 @@ def time_left(seen: Seen) -> str:
     return f"{spoken(took / done * (last['steps'] - last['step']))} left" if done > 0 and took > 0 else ""
 
 
-def progress(seen: Seen | None, picture: str = "", notes: bool = True) -> str:
-    """HTML of the state, the bar and the newest note if wanted; `picture` is the address of a preview."""
+def report(notes: Sequence[str]) -> str:
+    """HTML of all that a job said, in order and each sentence once, warnings marked."""
+    lines = "".join(
+        f'<li class="{"warn" if one.startswith("Warning") else ""}">{escape(one)}</li>' for one in dict.fromkeys(notes)
+    )
+    return f'<ul class="notes">{lines}</ul>' if lines else ""
+
+
+def progress(seen: Seen | None, picture: str = "") -> str:
+    """HTML of the state, the bar and all notes; `picture` is the address of a preview."""
     if seen is None:
         return ""
     job = seen.job
@@ -132,14 +139,13 @@ def progress(seen: Seen | None, picture: str = "", notes: bool = True) -> str:
     figures = f"step {job.step} of {job.steps}" if job.steps else ""
     took = spoken((job.finished or time.time()) - job.started) if job.started else ""
     words = [word for word in (figures, time_left(seen), f"{took} so far" if took and not job.ended else took) if word]
-    newest = seen.notes[-1] if seen.notes and notes else ""
-    said = without_paths(f"{job.error} {job.hint}".strip() if job.state == "failed" else newest)
+    said = f"{job.error} {job.hint}".strip() if job.state == "failed" else ""
     image = f'<img src="{picture}" alt="preview">' if picture else ""
     return (
         f'<div class="progress {job.state}" role="status"><div class="line"><b>{STATES[job.state]}</b>'
         f"<span>{escape(' · '.join(words))}</span></div>"
         f'<div class="track"><div class="done" style="width:{share:.1%}"></div></div>'
-        f'<p class="hint">{escape(said)}</p>{image}</div>'
+        f'<p class="hint">{escape(said)}</p>{report(seen.notes)}{image}</div>'
     )
 
 

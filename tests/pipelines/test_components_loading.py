@@ -117,6 +117,32 @@ def test_a_folder_of_which_a_part_was_not_copied_is_refused(folder, tmp_path, pa
         load(base)
 
 
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        ("unet", {"layers_per_block": 20_000}, "layers_per_block 20,000; at most 1,000"),
+        ("unet", {"transformer_layers_per_block": [1, [20_000]]}, "transformer_layers_per_block 20,000"),
+        ("vae", {"block_out_channels": [4] * 20_000}, "a list block_out_channels of 20,000"),
+        ("text_encoder", {"num_hidden_layers": 20_000}, "num_hidden_layers 20,000"),
+        ("unet", [1], "cannot be read"),
+        ("unet", {"block_out_channels": "many"}, "cannot be read"),
+        ("unet", {"down_block_types": [None, 3]}, "cannot be read"),
+        ("vae", {"norm_num_groups": 0}, "cannot be read"),
+        ("text_encoder", {"hidden_size": "x"}, "cannot be read"),
+        ("unet", "[" * 100_000, "cannot be read"),
+    ],
+)
+def test_absurd_and_odd_configurations_are_refused_in_a_sentence(folder, tmp_path, part, change, said):
+    base = linked(folder, tmp_path)
+    file = base / part / "config.json"
+    before = json.loads(file.read_text())
+    text = change if isinstance(change, str) else json.dumps(before | change if isinstance(change, dict) else change)
+    changed(file, text)
+    with pytest.raises(ModelError, match=f"The {part} of .*{said}") as error:
+        load(base)
+    assert "\n" not in error.value.message
+
+
 def test_cut_weights_are_refused(folder, tmp_path):
     base = linked(folder, tmp_path)
     file = base / "unet" / "diffusion_pytorch_model.safetensors"

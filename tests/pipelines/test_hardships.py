@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from pathlib import Path
 
 import pytest
 import torch
+from starlette.testclient import TestClient
 
 from pipelines.errors import ConfigError, NoMemory, NoSpace
+from pipelines.events import Note
 from pipelines.files import require_room, whole_file
 from pipelines.hardships import hardship
+from studio.api.app import guarded, rest
+from studio.api.guard import Door
 from studio.api.problems import status_of
+from studio.catalogue import EXAMPLE
 from studio.cli import main
+from studio.datasets import Datasets
+from studio.exchange import import_concept
+from studio.jobs import Jobs
 from studio.ledger import Ledger
 from studio.orders import Places
 from studio.settings import Machine
@@ -83,6 +92,22 @@ def test_a_full_record_says_so_and_stays_sound(tmp_path):
     assert [event.data.get("text") for event in ledger.events(job.id, kinds=("note",))] == ["y"]
 
 
+@pytest.mark.parametrize(
+    ("act", "status"),
+    [
+        (lambda *_: FULL.write_text("x"), 507),
+        (full_database, 507),
+        (lambda *_: torch.empty(1 << 55), 503),
+        (lambda *_: bytearray(1 << 62), 503),
+    ],
+)
+def test_clients_are_told_and_their_connection_stays(tmp_path, monkeypatch, act, status):
+    monkeypatch.setattr(Datasets, "create", lambda *_: act())
+    web = TestClient(guarded(rest(Jobs(tmp_path / "server", warm=False)), Door()), base_url="http://localhost")
+    answer = web.post("/api/v1/datasets", json={})  # what is raised up to the server closes the connection
+    assert answer.status_code == status and answer.json()["hint"]
+
+
 class Short:
     """A record on a disk that is full for a while."""
 
@@ -114,6 +139,37 @@ def test_a_job_that_failed_for_it_says_so_and_is_asked_again_with_its_key(tmp_pa
     failed = ledger.get(job.id)
     assert failed.state == "failed" and said in failed.error and "defect" not in failed.hint
     assert ledger.add("generation", {"request": {"prompt": "x"}, "base": "pocket"}, key="k").id != job.id
+
+
+def test_what_cannot_be_told_or_shown_stops_no_work(tmp_path, monkeypatch):
+    ledger = Ledger(tmp_path / "jobs.sqlite")
+    worker = Worker(Places(tmp_path, {"pocket": "pocket"}), Machine(), ledger)
+    job = ledger.add("training", {"dataset": "x", "base": "pocket"})
+    pages = ledger._connection.execute("PRAGMA page_count").fetchone()[0]
+    ledger._connection.execute(f"PRAGMA max_page_count = {pages}")
+    worker.tell(job, Note("x" * 100_000))  # the record is full
+    ledger._connection.execute("PRAGMA max_page_count = 100000")
+    worker.tell(job, Note("y"))
+    assert [event.data.get("text") for event in ledger.events(job.id, kinds=("note",))] == ["y"]
+    (tmp_path / "jobs" / job.id).mkdir(parents=True)
+    (tmp_path / "jobs" / job.id / "preview-0000001.png").write_bytes(b"x")
+    learned = tmp_path / "x.safetensors"
+    monkeypatch.setattr("studio.worker.shutil.copyfile", lambda *_: FULL.write_text("x"))
+    with pytest.raises(NoSpace):
+        worker._after(job, learned, 3)
+    assert list(tmp_path.glob("*preview*")) == [] and len(ledger.list()) == 1
+
+
+def test_an_import_that_finds_no_room_leaves_nothing_in_the_way(tmp_path, monkeypatch):
+    source = tmp_path / "source.safetensors"
+    shutil.copyfile(EXAMPLE, source)
+    source.with_suffix(".preview.png").write_bytes(b"x")
+    monkeypatch.setattr("studio.catalogue.shutil.copyfile", lambda *_: FULL.write_text("x"))
+    with pytest.raises(NoSpace):
+        import_concept(source, None, tmp_path / "library")
+    assert list((tmp_path / "library").iterdir()) == []
+    monkeypatch.undo()
+    assert import_concept(source, None, tmp_path / "library").is_file()
 
 
 def test_the_command_line_says_it_in_a_sentence(monkeypatch, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 
 import pytest
 from PIL import Image
@@ -16,6 +17,8 @@ from studio.api.app import guarded, rest, with_page
 from studio.api.guard import Door
 from studio.api.page_files import VISITOR, copies_folder
 from studio.jobs import Jobs
+from studio.web.app import UNFIT
+from studio.web.app import _log as page_log
 
 URL = "http://example.com/a.png"
 
@@ -131,15 +134,33 @@ def test_nothing_else_is_given_out_or_fetched(app, secret):
         assert client.post(f"/gradio_api/{path}", json={}).status_code == 404, path
 
 
-def test_the_framework_checks_paths_as_well(app, secret):
+def test_the_framework_checks_paths_as_well(app, secret, heard):
+    log = heard(page_log)
     (inner,) = [route.app for route in app.routes if isinstance(route, Mount) and hasattr(route.app, "get_blocks")]
     with TestClient(inner) as client:  # nothing of ours before it
         config = client.get("/config").json()
         (handler,) = [one for one in config["dependencies"] if one["api_name"] == "generation"]
         data = ["pocket", record(secret), *[None] * (len(handler["inputs"]) - 2)]
         answer = ask(client, None, data, "run/generation")
-        assert answer.status_code != 200 and "not uploaded" in answer.text
+        assert answer.status_code != 200 and "not uploaded" in log.text
     assert list(copies_folder().rglob("secret.png")) == []
+
+
+def test_functions_answer_what_they_were_not_meant_for_with_a_sentence(app):
+    client = visitor(app)
+    config = client.get("/config").json()
+    named = {one["api_name"]: one for one in config["dependencies"]}
+    begins = {one["id"]: one["props"].get("value") for one in config["components"]}
+    failed = 0
+    for name in ("generation", "edit", "refresh", "look", "act", "keep_mask", "suggest"):
+        for odd in (["x"], {"a": 1}, None):
+            values = [begins.get(one) for one in named[name]["inputs"]]
+            for place in range(len(values)):
+                answer = ask(client, named[name]["id"], [*values[:place], odd, *values[place + 1 :]], "run/predict")
+                said = answer.json().get("error") or ""
+                failed += UNFIT.message in said
+                assert not re.search(r"Error:|object|NoneType|preprocess|operand", said), (name, place, said)
+    assert failed > 5  # these functions have inputs of numbers and ids
 
 
 @pytest.mark.parametrize(

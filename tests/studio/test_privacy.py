@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import stat
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 from gradio import Error
@@ -18,6 +20,7 @@ from studio.api.guard import Door
 from studio.jobs import Jobs
 from studio.serve import serve
 from studio.web.following import told
+from studio.web.watching import progress, seen_now
 
 SECRET = "correct horse"
 
@@ -54,10 +57,14 @@ def test_errors_for_clients_name_no_folder(jobs):
     assert isinstance(shown, Error) and str(jobs.folder) not in str(shown)
     job = jobs.ledger.add("generation", {"request": {"prompt": "x"}, "base": "pocket"})
     jobs.ledger.move(job.id, ("queued",), "failed", error=f"{jobs.folder}/a/b.png is bad.", hint="See /tmp/c.log.")
+    jobs.ledger.tell(job.id, "note", {"text": f"Warning: {jobs.folder}/a/b.png is odd."})
     answer = work(jobs.get(job.id))
     assert (answer.error, answer.hint) == ("b.png is bad.", "See c.log.")
     web = TestClient(guarded(rest(jobs), Door()), base_url="http://localhost")
     assert str(jobs.folder) not in web.get("/api/v1/generations").text
+    told_by_stream = web.get(f"{answer.links['events']}").text
+    assert "b.png is odd" in told_by_stream and "b.png is bad" in told_by_stream
+    assert str(jobs.folder) not in told_by_stream and str(jobs.folder) not in progress(seen_now(jobs, job.id))
 
 
 def test_messages_of_the_page_are_no_html():
@@ -96,3 +103,33 @@ def test_wrong_passwords_are_logged_with_their_address_and_wait(jobs, monkeypatc
     before = len(waited)
     web.get("/api/v1/methods")
     assert len(waited) == before  # a browser that has yet to ask for the password
+
+
+def test_wrong_passwords_that_come_at_once_are_no_faster(jobs, monkeypatch):
+    release, sleep = asyncio.Event(), asyncio.sleep
+
+    async def held(seconds, *more):
+        await (release.wait() if seconds > 0.1 else sleep(seconds, *more))
+
+    monkeypatch.setattr(guard.asyncio, "sleep", held)
+    app = guarded(rest(jobs), Door(secrets=(SECRET,)))
+
+    async def ask(secret, address="10.1.2.3"):
+        way = httpx.ASGITransport(app, client=(address, 1))
+        async with httpx.AsyncClient(transport=way, base_url="http://localhost") as web:
+            return await web.get("/api/v1/methods", headers={"authorization": f"Bearer {secret}"})
+
+    async def attack():
+        for number in range(guard.PATIENCE):
+            assert (await ask(f"first {number}")).status_code == 401
+        guesses = [asyncio.create_task(ask(f"guess {number}")) for number in range(30)]
+        while sum(one.done() for one in guesses) < 30 - guard.AT_ONCE:
+            await sleep(0.001)
+        turned_away, other = await ask(SECRET), await ask(SECRET, "10.1.2.4")
+        release.set()
+        return [one.status_code for one in await asyncio.gather(*guesses)], turned_away, other, await ask(SECRET)
+
+    codes, turned_away, other, later = asyncio.run(attack())
+    assert codes.count(429) == 30 - guard.AT_ONCE and codes.count(401) == guard.AT_ONCE
+    assert turned_away.status_code == 429 and turned_away.headers["retry-after"]
+    assert other.status_code == later.status_code == 200

@@ -31,7 +31,7 @@ from studio.web.forms import Form
 from studio.web.generate import EXAMPLES, LABELS, PRESETS, GeneratePage, concepts_used
 from studio.web.lessons import RECIPE_STEPS, WHATS
 from studio.web.measure import MeasurePage
-from studio.web.teach import WOLF, TeachPage, curves, report
+from studio.web.teach import WOLF, TeachPage, curves
 from studio.web.watching import Seen, curve, facts, picture_uri, progress, spoken, time_left
 
 DEFAULTS = Defaults(size=64, scheduler="ddim")
@@ -345,10 +345,18 @@ def test_the_example_is_there():
 
 
 def test_words_of_a_job_are_text_and_never_markup():
-    seen = Seen(job(state="failed", error="<script>alert(1)</script>", hint="try <b>"), notes=["<img>"])
-    said = progress(seen) + report(["Warning: <i>"]) + facts([("<a>", "<b>")]) + curve([(0, 1), (1, 2)], "<u>")
+    notes = ["<img>", "Warning: <i>"]
+    seen = Seen(job(state="failed", error="<script>alert(1)</script>", hint="try <b>"), notes=notes)
+    said = progress(seen) + facts([("<a>", "<b>")]) + curve([(0, 1), (1, 2)], "<u>")
     assert not re.findall(r"<(script|img|i|a|u)>", said)
     assert "&lt;script&gt;" in said
+
+
+def test_all_that_a_job_said_can_be_read_each_sentence_once():
+    said = progress(Seen(job(state="done"), notes=["first", "Warning: second", "first", "third"]))
+    lines = re.findall(r'<li class="(.*?)">(.*?)</li>', said)
+    assert lines == [("", "first"), ("warn", "Warning: second"), ("", "third")]
+    assert "<ul" not in progress(Seen(job()))
 
 
 def test_time_left_is_taken_from_the_last_reports():

@@ -1,0 +1,74 @@
+"""How much room the files that people send may take together, however many come at once. Needs no torch."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines.errors import NoSpace
+
+QUOTA = 50.0
+"""GiB that datasets, uploaded pictures and files to import may take together by default."""
+
+
+class Quota:
+    """The room of some folders together.
+
+    Args:
+        folders: whose files count, however deep.
+        most: bytes they may take.
+    """
+
+    def __init__(self, folders: Sequence[Path], most: int) -> None:
+        self.folders, self.most = tuple(folders), most
+        self._lock = threading.Lock()
+        self._used: int | None = None
+        """Bytes at the last look and what was let in since; what was removed since is not taken off."""
+
+    def used(self) -> int:
+        """Return the bytes that all files take now."""
+        with self._lock:
+            self._used = sum(map(bytes_of, self.folders))
+            return self._used
+
+    def admit(self, size: int) -> None:
+        """Let so many bytes in that are about to be written.
+
+        Raises:
+            NoSpace: if they would be too many.
+        """
+        with self._lock:
+            if self._used is None or self._used + size > self.most:
+                self._used = sum(map(bytes_of, self.folders))
+            if self._used + size > self.most:
+                raise NoSpace(
+                    f"Pictures and uploads take {said(self._used)} of the {said(self.most)} they may take together; "
+                    f"{said(size)} more do not fit.",
+                    "Delete pictures that are not needed, or let them take more: studio serve --quota GIB.",
+                )
+            self._used += size
+
+
+def said(size: int) -> str:
+    """Return a number of bytes as people say it.
+
+    >>> said(300), said(5 << 20), said(3 << 29)
+    ('1 KiB', '5 MiB', '1.5 GiB')
+    """
+    if size < 1 << 20:
+        return f"{-(-size // 1024)} KiB"
+    return f"{size / 2**20:.0f} MiB" if size < 1 << 30 else f"{size / 2**30:.1f} GiB"
+
+
+def bytes_of(folder: Path) -> int:
+    """Return the bytes of all files in a folder, however deep; those that vanish meanwhile are not counted."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.stat(os.path.join(place, name), follow_symlinks=False).st_size
+            except OSError:
+                continue
+    return total
