@@ -124,7 +124,7 @@ def time_left(seen: Seen) -> str:
 
 
 def progress(seen: Seen | None, picture: str = "", notes: bool = True) -> str:
-    """HTML of the state, the bar and the newest note if wanted; `picture` is the address of a preview."""
+    """HTML of the state, the bar and the notes if wanted; `picture` is the address of a preview."""
     if seen is None:
         return ""
     job = seen.job
@@ -132,8 +132,9 @@ def progress(seen: Seen | None, picture: str = "", notes: bool = True) -> str:
     figures = f"step {job.step} of {job.steps}" if job.steps else ""
     took = spoken((job.finished or time.time()) - job.started) if job.started else ""
     words = [word for word in (figures, time_left(seen), f"{took} so far" if took and not job.ended else took) if word]
-    newest = seen.notes[-1] if seen.notes and notes else ""
-    said = without_paths(f"{job.error} {job.hint}".strip() if job.state == "failed" else newest)
+    # Of a picture all notes count; a training that goes on and on has the newest.
+    newest = " ".join(dict.fromkeys(seen.notes)) if job.kind == "generation" else "".join(seen.notes[-1:])
+    said = without_paths(f"{job.error} {job.hint}".strip() if job.state == "failed" else newest if notes else "")
     image = f'<img src="{picture}" alt="preview">' if picture else ""
     return (
         f'<div class="progress {job.state}" role="status"><div class="line"><b>{STATES[job.state]}</b>'
