@@ -240,3 +240,10 @@ def test_phrases_are_unnamed_and_blurred_in_the_shares_asked_for():
     told = grounding_of(data, torch.arange(count), changed(unnamed=0.0, blur=0.5), torch.Generator().manual_seed(1))
     away = (told["gligen"]["positive_embeddings"][:, :1] - data.phrases[:, 0]).abs().amax(-1).amin(-1)
     assert float((away > 1e-3).float().mean()) == pytest.approx(0.2, abs=0.03)
+
+
+def test_pictures_of_a_single_thing_are_learned_from():
+    data = replace(pictures(8), phrases=torch.randn(1, 1, 32))
+    told = grounding_of(data, torch.arange(8), changed(blur=0.5, unnamed=0.0), torch.Generator().manual_seed(1))
+    assert torch.equal(told["gligen"]["positive_embeddings"][0, 0], data.phrases[0, 0])
+    assert bool(torch.isfinite(told["gligen"]["positive_embeddings"]).all())
