@@ -247,3 +247,17 @@ def test_pictures_of_a_single_thing_are_learned_from():
     told = grounding_of(data, torch.arange(8), changed(blur=0.5, unnamed=0.0), torch.Generator().manual_seed(1))
     assert torch.equal(told["gligen"]["positive_embeddings"][0, 0], data.phrases[0, 0])
     assert bool(torch.isfinite(told["gligen"]["positive_embeddings"]).all())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_captions_are_left_out_in_the_share_asked_for(unet, share):
+    seen = []
+
+    def watched(sample, timesteps, context, **told):
+        seen.append(context.abs().amax((1, 2)) > 0)
+        return unet(sample, timesteps, context, **told)
+
+    watched.dtype = unet.dtype
+    data = replace(pictures(), contexts=lambda which: torch.ones(len(which), 6, 32))
+    denoising(watched, SCHEDULE, data, changed(batch=400, caption_drop=share))(0, torch.Generator().manual_seed(0))  # pyright: ignore
+    assert float(seen[0].float().mean()) == pytest.approx(1 - share, abs=0.06)
