@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import ValidationError
 
+from pipelines import yolo
 from pipelines.errors import RequestError
 from pipelines.files import whole_file
 from pipelines.request import Box, Edges, Request, problems, snapped
@@ -85,7 +86,7 @@ def write_boxes(boxes: Sequence[Box], path: Path, form: Form, size: tuple[int, i
     elif form == "coco":
         text = json.dumps(_coco(boxes, names, path, size), ensure_ascii=False, indent=1)
     else:
-        beside = path.parent / "classes.txt"
+        beside = path.parent / yolo.CLASSES
         known = beside.read_text(encoding="utf-8-sig").split("\n") if beside.exists() else []
         names = [*(name for name in known if name), *(name for name in names if name not in known)]
         text = "".join(f"{names.index(box.phrase)} {_centred(box.box)}\n" for box in boxes)
@@ -122,7 +123,8 @@ def read_boxes(path: Path, picture: str | None = None) -> tuple[Box, ...]:
     """Read boxes of one picture in any of the forms, which its name and content tell apart.
 
     Args:
-        path: `.bbox`, `.txt` (YOLO, with `classes.txt` beside it) or `.json` (COCO or pixels).
+        path: `.bbox`, `.txt` (YOLO, with `classes.txt` beside it or `data.yaml` in a folder around it) or `.json` (COCO
+            or pixels).
         picture: of a COCO file with several pictures, the `file_name` of the one meant.
 
     Raises:
@@ -131,7 +133,7 @@ def read_boxes(path: Path, picture: str | None = None) -> tuple[Box, ...]:
     with _told(path):
         if path.suffix.lower() != ".json":
             return checked(rounded(rows_of(path)), path.name)
-        content = json.loads(_text(path))
+        content = _object(_text(path))
         if "annotations" not in content:
             return checked(rounded(_from_listed(content)), path.name)
         listed = _from_coco(content)
@@ -153,7 +155,7 @@ def rows_of(path: Path) -> list[Row]:
     with _told(path):
         text = _text(path)
         if path.suffix.lower() == ".txt":
-            return _from_yolo(text, path.parent / "classes.txt")
+            return yolo.rows(text, path)
         found: list[Row] = []
         for line in filter(str.strip, text.split("\n")):
             value = json.loads(line)
@@ -169,7 +171,7 @@ def coco_rows(path: Path, limit: int) -> Coco:
         RequestError: if it cannot be read, or has more than `limit` bytes.
     """
     with _told(path):
-        return _from_coco(json.loads(_text(path, limit)))
+        return _from_coco(_object(_text(path, limit)))
 
 
 def of_picture(name: str, listed: Coco) -> list[Row] | None:
@@ -200,10 +202,17 @@ def _told(path: Path) -> Iterator[None]:
         ArithmeticError,
         RecursionError,
     ) as error:
-        said = f"it has no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        if isinstance(error, KeyError):
+            said = f"it has no {error}"
+        elif isinstance(error, ZeroDivisionError):
+            said = "a picture has a width or a height of 0"
+        elif isinstance(error, TypeError | AttributeError | IndexError):
+            said = "something in it is of another kind than it should be"
+        else:
+            said = str(error) or type(error).__name__
         raise RequestError(
             f"{path} cannot be read as boxes: {said.splitlines()[0]:.120}.",
-            "Give a .bbox, a COCO or pixels .json, or a YOLO .txt with its classes.txt.",
+            "Give a .bbox, a COCO or pixels .json, or a YOLO .txt with its classes.txt or data.yaml.",
         ) from None
 
 
@@ -213,29 +222,12 @@ def _text(path: Path, limit: int = LIMIT) -> str:
     return path.read_text(encoding="utf-8-sig")
 
 
-def _from_yolo(text: str, classes: Path) -> list[Row]:
-    """Lines of class, centre and size; a confidence behind them is left out, of a polygon its box is taken."""
-    if not classes.exists():
-        raise RequestError(f"There is no {classes}, which says what the numbers mean.", "Put it there, a name a line.")
-    names = classes.read_text(encoding="utf-8-sig").splitlines()
-    found: list[Row] = []
-    for number, line in enumerate(text.split("\n"), 1):
-        values = [float(value) for value in line.split()]
-        if not values:
-            continue
-        which = int(values[0]) if values[0].is_integer() else -1
-        if not 0 <= which < len(names):
-            raise RequestError(f"Class {values[0]:g} is none of the {len(names)} of {classes}.", "Complete that file.")
-        if len(values) in (5, 6):
-            x, y, width, height = values[1:5]
-            edges = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
-        elif len(values) >= 7 and len(values) % 2:
-            across, down = values[1::2], values[2::2]
-            edges = [min(across), min(down), max(across), max(down)]
-        else:
-            raise ValueError(f"line {number} has {len(values)} numbers, not a class with a box or a polygon")
-        found.append((names[which].strip(), edges))
-    return found
+def _object(text: str) -> dict[str, Any]:
+    """A JSON object, as COCO's annotations and the form of pixels are."""
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError("it is no JSON object with annotations or boxes in it")
+    return content
 
 
 def _from_coco(content: dict[str, Any]) -> Coco:

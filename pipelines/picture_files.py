@@ -21,6 +21,9 @@ from pipelines.errors import DataError
 from pipelines.png import PNG, PROFILE_LIMIT, pixels_alone
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
+"""What is read, by Pillow's names; others it knows would start programs (EPS) or are none of these by any name."""
+
 PIXEL_LIMIT = 100_000_000
 """Largest picture that is decoded: a 100-megapixel camera; more is taken for a decompression bomb."""
 
@@ -90,7 +93,7 @@ def laid_on(picture: Image.Image, colour: str) -> Image.Image:
 
 
 def decoded(
-    source: Path | bytes, name: str, limit: int = PIXEL_LIMIT, formats: tuple[str, ...] | None = None
+    source: Path | bytes, name: str, limit: int = PIXEL_LIMIT, formats: tuple[str, ...] = FORMATS
 ) -> Image.Image:
     """Decode a picture: what `seen` gives of it.
 
@@ -98,7 +101,7 @@ def decoded(
         source: the file, or its content.
         name: what to call it in errors.
         limit: most pixels that are decoded.
-        formats: names of the formats that are taken; None for all that Pillow knows.
+        formats: names of the formats that are taken.
 
     Raises:
         DataError: if it is missing, no picture, damaged or gigantic.
@@ -122,7 +125,7 @@ def decoded(
     except Image.DecompressionBombError:
         raise DataError(f"{name} has more than {limit:,} pixels.", "Make it smaller.") from None
     except UnidentifiedImageError:
-        kinds = f"one of {', '.join(formats)}" if formats else "a PNG, JPEG or WebP"
+        kinds = f"one of {', '.join(formats)}"
         raise DataError(f"{name} is no picture that can be read, whatever its name says.", f"Give {kinds}.") from None
     except DAMAGE as error:
         why = (isinstance(error, OSError) and error.strerror) or error

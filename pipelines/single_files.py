@@ -75,12 +75,23 @@ def written(family: str, folder: Path, channels: int, said: Mapping[str, str]) -
     return folder
 
 
-def _tokenizer(folder: Path, pad: str) -> None:
-    """Write CLIP's tokenizer: bytes, bytes that end a word, and what is merged of them, in this order."""
-    merges = gzip.decompress((SHIPPED / "merges.txt.gz").read_bytes()).decode("utf-8").splitlines()
+def _merges() -> list[str]:
+    return gzip.decompress((SHIPPED / "merges.txt.gz").read_bytes()).decode("utf-8").splitlines()
+
+
+def clip_vocabulary() -> dict[str, int]:
+    """The tokens of CLIP, which all of Stable Diffusion 1.x, 2.x and XL have, with their numbers.
+
+    Bytes, bytes that end a word, and what is merged of them, in this order.
+    """
     alphabet = list(bytes_to_unicode().values())
-    words = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(pair.split()) for pair in merges)]
-    vocabulary = {word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    words = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(pair.split()) for pair in _merges())]
+    return {word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+
+
+def _tokenizer(folder: Path, pad: str) -> None:
+    """Write CLIP's tokenizer."""
+    merges, vocabulary = _merges(), clip_vocabulary()
     end = "<|endoftext|>"
     special = {"bos_token": "<|startoftext|>", "eos_token": end, "unk_token": end, "pad_token": pad}
     folder.mkdir(parents=True, exist_ok=True)

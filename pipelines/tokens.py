@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +17,6 @@ import torch
 from tokenizers import AddedToken
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPTokenizer
 
 from pipelines.components import Components, word_table
 from pipelines.errors import ConceptError
@@ -84,22 +83,21 @@ def check_token(components: Components, token: str, vectors: int = 1) -> None:
     """
     check_word(token)
     for tokenizer in components.tokenizers:
-        require_new(tokenizer, token, vectors, components.name)
+        require_new(tokenizer.get_vocab(), token, vectors, components.name)
 
 
 def require_new(
-    tokenizer: CLIPTokenizer,
+    vocabulary: Collection[str],
     token: str,
     vectors: int,
     base: str,
     hint: str = "Choose another, for example in angle brackets: <my-fox>.",
 ) -> None:
-    """Refuse a token that is a word of a tokenizer, as `base` is called.
+    """Refuse a token that is a word of a vocabulary, that of what is called `base`.
 
     Raises:
         ConceptError: if it is.
     """
-    vocabulary = tokenizer.get_vocab()
     for name in vector_names(token, vectors):
         if name in vocabulary or f"{name.lower()}</w>" in vocabulary:
             raise ConceptError(f"The token {token!r} is already a word of {base} ({name!r}).", hint)

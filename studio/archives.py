@@ -1,9 +1,12 @@
-"""Archives of pictures to learn from, read by the same rules as folders: see `trainers.reading`. Needs no torch."""
+"""Uploads of pictures to learn from. Needs no torch.
+
+Archives are read by the same rules as folders (`trainers.reading`); a picture that cannot be read is left out and told.
+"""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +14,14 @@ from PIL import Image
 
 from pipelines.errors import DataError
 from studio.datasets import Datasets, Entry
-from studio.uploads import cleaned, members
+from studio.uploads import cleaned, decoding, members
 from trainers.reading import Found, Listing, listing
+
+ARCHIVE_MARK = b"PK\x03\x04"
+"""How a zip begins."""
+
+NAME = 80
+"""Longest name of an upload that is told, in letters."""
 
 NAMED = 5
 """So many reasons are told where nothing is left."""
@@ -20,15 +29,58 @@ NAMED = 5
 
 @dataclass(frozen=True)
 class Taken:
-    """What was taken in of an archive.
+    """What was taken in of an upload.
 
     Attributes:
         entries: the pictures.
-        ignored: path in the archive -> why it was left out.
+        ignored: name, or path in an archive -> why it was left out.
     """
 
     entries: tuple[Entry, ...]
     ignored: Mapping[str, str]
+
+
+def take_all(datasets: Datasets, dataset: str, files: Iterable[tuple[str, bytes]]) -> Taken:
+    """Take files into a dataset: pictures, and archives of them. What cannot be learned from is left out and told.
+
+    Args:
+        datasets: of the server.
+        dataset: id.
+        files: name and content of each.
+
+    Raises:
+        DataError: if nothing can be learned from, an archive cannot be taken, or there are too many pictures; nothing
+            is kept then.
+    """
+    entries: list[Entry] = []
+    ignored: dict[str, str] = {}
+    try:
+        for name, data in files:
+            if data.startswith(ARCHIVE_MARK):
+                taken = take(datasets, dataset, data)
+                entries += taken.entries
+                ignored |= taken.ignored
+                continue
+            called = " ".join(name.split())[:NAME] or "the picture"
+            with decoding():
+                try:
+                    picture = cleaned(data, called)
+                except DataError as error:
+                    ignored[called] = str(error)
+                else:
+                    entries.append(datasets.keep(dataset, picture))
+        if not entries:
+            raise _nothing(ignored, "these files")
+    except BaseException:
+        for one in entries:
+            datasets.remove(dataset, one.name)
+        raise
+    return Taken(tuple(entries), ignored)
+
+
+def _nothing(ignored: Mapping[str, str], source: str) -> DataError:
+    said = " ".join(f"{name}: {why}" for name, why in [*ignored.items()][:NAMED])
+    return DataError(f"No picture of {source} can be learned from. {said}", "Put that right.")
 
 
 def take(datasets: Datasets, dataset: str, data: bytes) -> Taken:
@@ -71,13 +123,22 @@ def _add(datasets: Datasets, dataset: str, listed: Listing, added: list[str]) ->
         if doubt := listed.doubt(one, picture, _read):
             ignored[one.name] = doubt
             continue
-        entry = datasets.keep(dataset, picture, "" if one.pair else "\n".join(one.captions))
-        added.append(entry.name)
-        _describe(datasets, dataset, entry.name, one)
+        try:
+            entry = datasets.keep(dataset, picture, "" if one.pair else "\n".join(one.captions))
+            added.append(entry.name)
+            _describe(datasets, dataset, entry.name, one)
+        except _MaskError as error:
+            ignored[one.name] = str(error)
+            datasets.remove(dataset, added.pop())
+        except DataError as error:
+            raise DataError(f"{one.name}: {error.message}", error.hint) from None
     if not added:
-        said = " ".join(f"{name}: {why}" for name, why in [*ignored.items()][:NAMED])
-        raise DataError(f"No picture of the archive can be learned from. {said}", "Put that right.")
+        raise _nothing(ignored, "the archive")
     return ignored
+
+
+class _MaskError(DataError):
+    """A mask that cannot be used."""
 
 
 def _read(path: Path) -> Image.Image:
@@ -89,7 +150,7 @@ def _describe(datasets: Datasets, dataset: str, name: str, found: Found) -> None
         try:
             datasets.set_mask(dataset, name, found.mask.read_bytes())
         except DataError as error:
-            raise DataError(f"{found.mask.name}: {error.message}", error.hint) from None
+            raise _MaskError(f"{found.mask.name}: {error.message}", error.hint) from None
     if found.pair:
         datasets.set_pair(dataset, name, *found.pair)
     if found.repeats != 1:

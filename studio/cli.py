@@ -266,6 +266,13 @@ def doctor(machine: OnThisMachine = Machine()) -> None:  # noqa: B008
         print(line)
 
 
+def _of_a_path(error: Exception) -> StudioError | None:
+    """What the system says of a path it was given, too long or closed to us, say; None of other errors."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return None
+    return StudioError(f"{error.filename!s:.200} cannot be used: {error.strerror}.", "Check the path and its rights.")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; errors meant for people are one sentence and exit code 2."""
     print_anything()
@@ -288,7 +295,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("studio: stopped.", file=sys.stderr)
         return 130
     except Exception as error:
-        if (known := hardship(error)) is None:
+        if (known := hardship(error) or _of_a_path(error)) is None:
             raise
         print(f"studio: {known}", file=sys.stderr)
         return 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,14 @@ from pipelines.components import load
 from pipelines.concept import Concept
 from pipelines.dialects import Dialect, export_as
 from pipelines.errors import ConceptError
+from pipelines.single_files import clip_vocabulary
 from pipelines.tokens import require_new
 from pipelines.whole_weights import differences, needs_base, tensors_of
 from pipelines.words import check_word, composed, file_stem
 from studio import catalogue
 from trainers.candidates import candidate, candidates, candidates_folder
+
+OTHER_WORD = "--token <my-concept>"
 
 
 def import_concept(
@@ -45,6 +49,11 @@ def import_concept(
     concept = _called(concept, token or concept.token)
     together = [concept, *(_called(one, one.token) for one in concept.partners)]
     paths = [_place(one, folder) for one in together]
+    if len({path.name.casefold() for path in paths}) < len(paths):
+        words = ", ".join(one.token for one in together)
+        raise ConceptError(
+            f"Two of the words {words} would have one file.", f"Give the first another word, for example {OTHER_WORD}."
+        )
     try:
         for one, path in zip(together, paths, strict=True):
             one.save(path)
@@ -149,11 +158,15 @@ def _called(concept: Concept, token: str) -> Concept:
     if concept.rows:
         way = f"Give it another word, for example <{file_stem(token)}>; on the command line that is --token."
         check_word(token, way)
-        if concept.card.family == "pocket":  # whose words are here; those of others are where they are loaded
-            require_new(
-                CLIPTokenizer.from_pretrained(str(POCKET / "tokenizer")), token, concept.card.vectors, "pocket", way
-            )
+        require_new(_vocabulary(concept.card.family), token, concept.card.vectors, concept.card.family, way)
     return replace(concept, card=concept.card.model_copy(update={"token": token}))
+
+
+def _vocabulary(family: str) -> Collection[str]:
+    """The words that every base of a family has; none if they are not known."""
+    if family == "pocket":
+        return CLIPTokenizer.from_pretrained(str(POCKET / "tokenizer")).get_vocab()
+    return clip_vocabulary() if family in ("sd1", "sd2", "sdxl") else ()
 
 
 def export_concept(path: Path, output: Path, dialect: Dialect, half: bool, base: str | None = None) -> list[Path]:

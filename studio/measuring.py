@@ -18,7 +18,7 @@ from pipelines.picture_encoder import PictureEncoder
 from studio.runner import judge
 from trainers.candidates import candidates, kept_step
 from trainers.choosing import Choice, Eyes, JudgeEyes, choose
-from trainers.reading import read_examples
+from trainers.sound_pictures import sound_examples
 
 
 def measure(
@@ -39,7 +39,7 @@ def measure(
         images: folder of pictures to compare with.
         clip: folder of a CLIP that measures; by default the judge of `pocket`, who knows stickers alone.
         dino: folder of an image encoder whose likeness is reported beside, and decides nothing.
-        on_event: a step and a preview for each.
+        on_event: a step and a preview for each, and a note for each picture that is left out.
         should_stop: asked now and then.
 
     Raises:
@@ -48,7 +48,7 @@ def measure(
         ModelError: if there is no such CLIP or encoder.
         Cancelled: if `should_stop` said so; no card has changed then.
     """
-    examples = read_examples(images)
+    examples = sound_examples(images, on_event)
     concept = Concept.load(path)
     files = dict(candidates(path))
     if kept_step(path) is None:  # none of them: it is measured by itself

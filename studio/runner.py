@@ -35,12 +35,13 @@ from studio.settings import Machine
 from trainers import scoring
 from trainers.config import DataConfig, SubjectConfig, TrainConfig
 from trainers.custom_diffusion import merged
-from trainers.data import ordinary, read_examples, templates
+from trainers.data import ordinary, templates
 from trainers.identifiers import collision, rare_identifiers
 from trainers.launch import destinations, narrowed, pausing, readings, teach
 from trainers.method import Method
 from trainers.preflight import examine
 from trainers.reading import Reading
+from trainers.sound_pictures import sound_examples
 from trainers.stickers import CLASS_WORDS, HELD_OUT
 from trainers.train import Run, probe, with_recipe
 from trainers.truth import truth_from, truth_of
@@ -288,7 +289,7 @@ def score(concept: Path | None, thing: str | None, real: Path | None, base: str,
         raise ConfigError("There is no concept to score.", "Give a concept file, or --all-held-out.")
     learned = Concept.load(concept)
     if real is not None:
-        truth = truth_from([example.picture for example in read_examples(real)])
+        truth = truth_from([example.picture for example in sound_examples(real, Progress("score"))])
         truth = replace(truth, thing=thing if thing in CLASS_WORDS else None)
     elif thing in CLASS_WORDS:
         truth = truth_of(thing)

@@ -26,7 +26,7 @@ def train(config: InpaintingConfig | InContextConfig, where: ModelDestination, m
     if isinstance(config, InpaintingConfig):
         examples, tasks = read_examples(config.images, config.skip_doubtful), {}
     else:
-        examples, tasks = [], read_tasks(config.pairs)
+        examples, tasks = [], read_tasks(config.pairs, skip=config.skip_doubtful)
     components = open_base(where.base, machine.model_copy(update={"dtype": "float32"}))
     if isinstance(config, InpaintingConfig):
         source, data = picture_source(components, examples, config), digest(examples)

@@ -7,6 +7,7 @@ behind its pixels is kept. Archives are read member by member; what has a name t
 from __future__ import annotations
 
 import io
+import os
 import re
 import shutil
 import stat
@@ -28,7 +29,6 @@ from pipelines.words import file_stem
 from studio.quota import Quota
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 BYTES = 32 << 20
 """Largest upload of one picture."""
 
@@ -47,7 +47,9 @@ RATIO = 200
 CAPTION = 4000
 """Longest caption, in letters."""
 
-_MEMBER = re.compile(r"[^\x00-\x1f\x7f\\:*?\"<>|]{1,200}")
+_MEMBER = re.compile(r"(?![A-Za-z]:)[^\x00-\x1f\x7f\\]{1,200}")
+_WINDOWS = re.compile(r"[:*?\"<>|]")
+"""What no name of a file has on Windows; elsewhere times of day and questions are names."""
 
 
 WAIT = 600.0
@@ -102,7 +104,7 @@ def cleaned(data: bytes, name: str = "the picture") -> Image.Image:
     if len(data) > BYTES:
         raise DataError(f"{name} has {len(data) >> 20} MiB; at most {BYTES >> 20} are taken.", "Make it smaller.")
     with decoding():
-        return decoded(data, name, PIXELS, FORMATS)
+        return decoded(data, name, PIXELS)
 
 
 def write_png(picture: Image.Image, path: Path, quota: Quota | None = None) -> Path:
@@ -168,8 +170,10 @@ def _check(infos: list[zipfile.ZipInfo]) -> None:
         kind = stat.S_IFMT(info.external_attr >> 16)
         if kind not in (0, stat.S_IFREG):
             raise DataError(f"{name!r:.80} in the archive is a link or device.", "Pack the files themselves.")
-        if name.startswith("/") or not _MEMBER.fullmatch(name) or any(part in ("", ".", "..") for part in parts):
-            raise DataError(f"{name!r:.80} in the archive is no plain name.", "Pack the files in one folder.")
+        if name.startswith("/") or not _plain(name) or any(part in ("", ".", "..") for part in parts):
+            raise DataError(
+                f"{name!r:.80} in the archive is no plain name.", "Pack the files in one folder, by plain names."
+            )
         if info.flag_bits & 1:
             raise DataError(f"{name!r:.80} in the archive is encrypted.", "Pack it without a password.")
         if info.file_size > max(BYTES, 1) or info.file_size > RATIO * max(info.compress_size, 4096):
@@ -177,6 +181,18 @@ def _check(infos: list[zipfile.ZipInfo]) -> None:
         if name.casefold() in names:
             raise DataError(f"{name!r:.80} is in the archive twice.", "Pack it again.")
         names.add(name.casefold())
+    if both := next((one for one in names for end in _ends(one) if one[:end] in names), None):
+        raise DataError(f"{both!r:.80} in the archive lies in a file, not in a folder.", "Pack it again.")
+
+
+def _plain(name: str) -> bool:
+    """Whether a name, with folders before it, is one that this system takes."""
+    return bool(_MEMBER.fullmatch(name)) and not (os.name == "nt" and _WINDOWS.search(name))
+
+
+def _ends(name: str) -> list[int]:
+    """Where the folders of a name end."""
+    return [place for place, letter in enumerate(name) if letter == "/"]
 
 
 IMPORTED = ("safetensors", "pt", "bin", "png")

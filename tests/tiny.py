@@ -202,12 +202,12 @@ def sd(seed: int = 0, **settings: object) -> Components:
 
 
 def open_gates(components: Components, gate: float = 0.7) -> Components:
-    """Gated layers as after a training: gates open, null vectors no longer zero, things' tokens far apart."""
+    """Gated layers as after a training: gates open unlike, null vectors no longer zero, things' tokens far apart."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in components.unet.named_parameters():
             if "alpha_" in name:
-                parameter.fill_(gate)
+                parameter.fill_(gate if name.endswith("alpha_attn") else gate / 2)
             elif "null_" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
             elif name.startswith("position_net.") and parameter.ndim == 2:

@@ -25,7 +25,7 @@ from trainers.latents import Encoder, fitted
 from trainers.pretrain.grounding import composed, pool
 from trainers.reading import Example, read_folder
 from trainers.terms import Conditioning
-from trainers.training_boxes import COCO, TrainingBoxes
+from trainers.training_boxes import COCO, TrainingBoxes, yolo_tree
 
 POOL = 61  # seed of composed pictures
 
@@ -48,7 +48,8 @@ class Boxed:
 def read_boxed(folder: Path, skip: bool | None = None, on_event: OnEvent = ignore) -> list[Boxed]:
     """The pictures of a folder with the boxes beside them (`fox.bbox` for `fox.png`), or those of `annotations.json`.
 
-    Pictures without boxes are shown without. What `TrainingBoxes` changed is noted.
+    Of a YOLO data set (`yolo_tree`) the pictures in all folders of `images/` are read with their label files. Pictures
+    without boxes are shown without. What `TrainingBoxes` changed is noted.
 
     Args:
         folder: where they are.
@@ -59,12 +60,15 @@ def read_boxed(folder: Path, skip: bool | None = None, on_event: OnEvent = ignor
         DataError: as `read_folder`, or if no picture has a box.
         RequestError: for a box that cannot be read, naming the file and the box.
     """
-    boxes = TrainingBoxes(folder)
-    listed = [Boxed(one, boxes.of(one.name)) for one in read_folder(folder).sound(skip).examples]
+    pictures, labels = yolo_tree(folder) or (folder, None)
+    boxes = TrainingBoxes(pictures, labels)
+    reading = read_folder(pictures, deep=labels is not None).sound(skip)
+    listed = [Boxed(one, boxes.of(one.name)) for one in reading.examples]
     if not any(one.boxes for one in listed):
         raise DataError(
             f"No picture in {folder} has a box.",
-            f'Put one.bbox beside one.png, with lines as {{"label": "fox", "bbox": [0.1, 0.2, 0.5, 0.6]}}, or {COCO}.',
+            f'Put one.bbox beside one.png, with lines as {{"label": "fox", "bbox": [0.1, 0.2, 0.5, 0.6]}}, or {COCO}, '
+            "or name the folder of a YOLO data set, with images/, labels/ and data.yaml.",
         )
     for said in boxes.notes():
         on_event(Note(said))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipelines.errors import DataError
 from pipelines.words import composed
+from pipelines.yolo import holds_labels
 
 SEVERAL = ".captions"
 CAPTION_SUFFIXES = (".txt", ".caption", SEVERAL)
@@ -41,9 +42,20 @@ def read_text(path: Path, what: str) -> str:
         raise DataError(f"{what} cannot be read: {error.strerror}.", "Allow reading it.") from None
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return content.decode("utf-16" if wide else "utf-8-sig")
-    except UnicodeDecodeError:
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+        if 3 * text.count("\0") > len(text):  # UTF-16 without its mark, or UTF-32
+            raise UnicodeError
+        return text
+    except UnicodeError:
         raise DataError(f"{what} is not UTF-8 text.", "Save it as UTF-8.") from None
+
+
+def holds_boxes(path: Path) -> bool:
+    """Whether a file is one of YOLO's labels, which has the name of a caption."""
+    try:
+        return path.suffix.lower() == ".txt" and holds_labels(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError):  # said when it is read as a caption
+        return False
 
 
 def caption_file(picture: Path, there: Mapping[str, Path]) -> Path | None:

@@ -196,7 +196,7 @@ class GroundingDestination(Frozen):
 
     images: Path | None = None
     """Folder of pictures with boxes: captions beside them as for other methods, boxes as fox.bbox (lines of JSON with
-    label and bbox in fractions) or in one annotations.json (COCO)."""
+    label and bbox in fractions), in one annotations.json (COCO), or of YOLO (images/, labels/ and data.yaml)."""
 
     skip_doubtful: bool = False
     """Learn without pictures that cannot be read or look like the mask of another, instead of stopping to name them."""

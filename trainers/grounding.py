@@ -138,7 +138,7 @@ def grounding_of(pictures: BoxedPictures, which: Tensor, config: GroundingConfig
 
     wording = torch.randint(len(pictures.phrases), things.shape, generator=chance, device=device)
     embeddings = pictures.phrases[wording, things]
-    spread = pictures.phrases.flatten(0, 1).std(0)
+    spread = pictures.phrases.flatten(0, 1).std(0, correction=0)  # of a single phrase there is none
     noise = torch.randn(embeddings.shape, generator=chance, device=device) * spread * config.blur
     embeddings = embeddings + noise * (coin(size, 1, 1) < 0.2)
     embeddings = torch.where((coin(size, places) < config.unnamed)[..., None], pictures.unnamed, embeddings)

@@ -33,7 +33,8 @@ def parsed(text: str, where: str) -> dict[str, Any]:
         why = f": {error.msg.lower()} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         raise DataError(f"{where} is not JSON{why}.", "Put it right or remove it.") from None
     if not isinstance(value, dict):
-        raise DataError(f"{where} is a {type(value).__name__}, not an object.", "Write {...} there.")
+        kind = "null" if value is None else f"a {type(value).__name__}"
+        raise DataError(f"{where} is {kind}, not an object.", "Write {...} there.")
     return value
 
 
@@ -68,7 +69,10 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Where each line about a picture is, and what it says."""
     text = read_text(path, path.name)
     if path.name == TABLE:
-        table = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        heads, _, _ = text.partition("\n")
+        # Spreadsheets of many countries write semicolons, pasted cells have tabs.
+        mark = next((one for one in ",;\t" if len(heads.split(one)) > 1), ",")
+        table = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=mark)
         try:
             for row in table:
                 yield f"Line {table.line_num} of {TABLE}", {name: value for name, value in row.items() if name}

@@ -47,12 +47,15 @@ def holds_pairs(folder: Path) -> bool:
     return any(_halves(folder))
 
 
-def read_pairs(folder: Path) -> list[PicturePair]:
+def read_pairs(folder: Path, skip: bool = False) -> list[PicturePair]:
     """The pairs of a folder, in the order of their names.
 
+    Args:
+        folder: where they are.
+        skip: leave out pairs that lack a half, cannot be read or are of two sizes.
+
     Raises:
-        DataError: if there is no such folder or no pair in it, if a picture has no other half, cannot be read, or is
-            of another size than its other half.
+        DataError: if there is no such folder or no pair in it, or else for such pairs, naming all of them.
     """
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}.", "Give the folder that holds your pairs.")
@@ -62,11 +65,24 @@ def read_pairs(folder: Path) -> list[PicturePair]:
             f"There is no pair in {folder}.",
             "Call the pictures fox.before.png and fox.after.png, or put them into before/ and after/ by one name.",
         )
-    alone = sorted(before.keys() ^ after.keys())
-    if alone:
-        side, other = SIDES if alone[0] in before else SIDES[::-1]
-        raise DataError(f"{alone[0]} in {folder} has a picture {side} and none {other}.", "Every pair needs both.")
-    return [PicturePair(name, open_picture(before[name]), open_picture(after[name])) for name in sorted(before)]
+    pairs: list[PicturePair] = []
+    doubtful: dict[str, str] = {}
+    for name in sorted(before.keys() | after.keys()):
+        if name not in before or name not in after:
+            side, other = SIDES if name in before else SIDES[::-1]
+            doubtful[name] = f"it has a picture {side} and none {other}."
+            continue
+        try:
+            pairs.append(PicturePair(name, open_picture(before[name]), open_picture(after[name])))
+        except DataError as error:
+            doubtful[name] = str(error)
+    if doubtful and not (skip and pairs):
+        count = "1 pair" if len(doubtful) == 1 else f"{len(doubtful)} pairs"
+        said = " ".join(f"{name}: {why}" for name, why in doubtful.items())
+        raise DataError(
+            f"{count} in {folder} cannot be learned from. {said}", "Put that right, or learn without: --skip-doubtful."
+        )
+    return pairs
 
 
 def _halves(folder: Path) -> Sequence[dict[str, Path]]:

@@ -20,7 +20,8 @@ from pipelines.files import whole_file
 from pipelines.picture_files import open_picture
 from pipelines.request import Request
 from trainers.config import PriorConfig
-from trainers.data import Example, read_examples
+from trainers.data import Example
+from trainers.sound_pictures import sound_examples
 
 RECORD = "class.json"
 CLASS_FOLDER = Path("outputs/class")
@@ -49,7 +50,7 @@ def class_examples(
         config: how many, of what, from where.
         wordings: training prompts with a `{}`.
         folder: where generated ones are kept.
-        on_event: receives a `StepDone` for each picture.
+        on_event: receives a `StepDone` for each picture, and a `Note` for each that is left out.
         should_stop: asked between pictures.
 
     Raises:
@@ -59,7 +60,7 @@ def class_examples(
     prompts = class_prompts(config, wordings)
     made_with = {"base": components.fingerprint(), "prompts": prompts}
     if config.class_images is not None:
-        return _given(config.class_images, made_with, prompts)
+        return _given(config.class_images, made_with, prompts, on_event)
     key = hashlib.sha256(json.dumps(made_with).encode()).hexdigest()[:16]
     place = folder / f"{config.class_word.replace(' ', '-')}-{key}"
     with whole_file(place / RECORD) as temporary:
@@ -71,7 +72,7 @@ def class_examples(
     ]
 
 
-def _given(folder: Path, made_with: dict[str, Any], prompts: list[str]) -> list[Example]:
+def _given(folder: Path, made_with: dict[str, Any], prompts: list[str], on_event: OnEvent) -> list[Example]:
     record = folder / RECORD
     if record.exists():
         try:
@@ -86,7 +87,7 @@ def _given(folder: Path, made_with: dict[str, Any], prompts: list[str]) -> list[
             )
     return [
         example if example.captions else Example(example.name, example.picture, (prompts[0],))
-        for example in read_examples(folder)
+        for example in sound_examples(folder, on_event)
     ]
 
 

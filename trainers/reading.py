@@ -18,7 +18,8 @@ from PIL import Image
 from pipelines.errors import DataError
 from pipelines.picture_files import PICTURE_SUFFIXES, decoded, laid_on, open_picture
 from pipelines.words import composed
-from trainers.caption_files import CAPTION_SUFFIXES, caption_file, captions_in, key
+from pipelines.yolo import CLASSES
+from trainers.caption_files import CAPTION_SUFFIXES, caption_file, captions_in, holds_boxes, key, tidied
 from trainers.index_files import (
     INDICES,
     METADATA,
@@ -173,32 +174,35 @@ def read_examples(folder: Path, skip: bool | None = None) -> list[Example]:
     return list(read_folder(folder).sound(skip).examples)
 
 
-def read_folder(folder: Path) -> Reading:
+def read_folder(folder: Path, deep: bool = False) -> Reading:
     """Read the pictures of a folder with their captions, masks and repeats, whichever convention it follows.
 
-    A picture that cannot be read, or is rather the mask of another, is among the doubtful.
+    A picture that cannot be read, has a mask that cannot be used, or is rather that of another, is among the doubtful.
+
+    Args:
+        folder: where they are.
+        deep: also those of plain folders within.
 
     Raises:
-        DataError: if there is no such folder or no picture in it; if a mask or caption cannot be read, or a
-            mask is of another size than its picture; if an index file is malformed or names what is not there.
+        DataError: if there is no such folder or no picture in it; if a caption cannot be read; if an index file is
+            malformed or names what is not there.
     """
-    listed = listing(folder)
+    listed = listing(folder, deep)
     examples: list[Example] = []
     doubtful: dict[str, str] = {}
     transparent: list[str] = []
     for one in listed.found:
         try:
             stored = decoded(one.path, one.path.name)
+            mask = read_mask(one.mask) if one.mask else None
+            example = Example(one.name, laid_on(stored, "white"), one.captions, mask, one.repeats)
+            if doubt := listed.doubt(one, example.picture, open_picture):
+                raise DataError(doubt)
         except DataError as error:
             doubtful[one.name] = str(error)
             continue
-        picture = laid_on(stored, "white")
-        if doubt := listed.doubt(one, picture, open_picture):
-            doubtful[one.name] = doubt
-            continue
         transparent += [one.name] if stored.mode == "RGBA" else []
-        mask = read_mask(one.mask) if one.mask else None
-        examples.append(Example(one.name, picture, one.captions, mask, one.repeats))
+        examples.append(example)
     return Reading(tuple(examples), listed.ignored, listed.convention, doubtful, tuple(transparent))
 
 
@@ -266,8 +270,9 @@ class _Place:
         return next((mask for owner, mask in self._masks if owner in names), None)
 
     def caption(self, picture: Path) -> Path | None:
-        """The caption file of a picture."""
-        return caption_file(picture, self._files)
+        """The caption file of a picture; YOLO's boxes are none."""
+        found = caption_file(picture, self._files)
+        return None if found and holds_boxes(found) else found
 
     def is_mask(self, path: Path) -> bool:
         """Whether a file is a mask."""
@@ -293,7 +298,7 @@ def _listed(folder: Path, root: Path, deep: bool) -> Listing:
     for path in places[folder][0].entries:
         numbered = REPEATED.fullmatch(path.name)
         if numbered and int(numbered[1]) > 0 and path.is_dir():
-            places[path] = (_Place(path), int(numbered[1]), numbered[2])
+            places[path] = (_Place(path), int(numbered[1]), tidied(numbered[2]))
     pictures = {picture: place for place, (held, _, _) in places.items() for picture in held.pictures}
     index = next((name for name in INDICES if (folder / name).is_file()), "")
     captions, pairs = _said(folder, index, list(pictures))
@@ -310,6 +315,8 @@ def _listed(folder: Path, root: Path, deep: bool) -> Listing:
     within = _within(places[folder][0], root, [*places], deep and index not in (METADATA, TABLE))
     seen = dict.fromkeys((folder, *(one.path.parent for one in found)))
     ignored = dict(_ignored(folder, root, [*seen], used | {*within}))
+    if deep:  # every folder was looked into
+        ignored |= {path: "a folder without pictures" for path in ignored if (root / path).is_dir()}
     convention = index or (PLAIN if len(places) == 1 else "folders with repeats")
     if convention == PLAIN and any(one.captions for one in found):
         convention = "captions beside pictures"
@@ -346,6 +353,8 @@ def _within(place: _Place, root: Path, known: list[Path], deep: bool) -> dict[Pa
 def _nothing(folder: Path) -> DataError:
     """What to say of a folder without pictures: folders within that hold some are named."""
     hint = f"Put in some of these kinds: {', '.join(PICTURE_SUFFIXES)}."
+    if index := next((name for name in (METADATA, TABLE) if (folder / name).is_file()), ""):
+        return DataError(f"{folder / index} names no picture.", "Add lines with file_name, or remove it.")
     for path in entries(folder):
         if not path.is_dir() or path.name.lower() in FOLDERS:
             continue
@@ -378,6 +387,8 @@ def _why(path: Path, place: _Place, folder: Path) -> str:
         return "a mask, but no picture goes with it or another mask of it is used"
     if has_picture_suffix(path):
         return f"not named in {METADATA if (folder / METADATA).is_file() else TABLE}"
+    if path.suffix.lower() in CAPTION_SUFFIXES and (path.name.lower() == CLASSES or holds_boxes(path)):
+        return "boxes of YOLO, which only the training of gated layers reads"
     if path.suffix.lower() in CAPTION_SUFFIXES:
         return "a caption, but no picture goes with it or another caption of it is used"
     if path.name in (*INDICES, REPEATS):

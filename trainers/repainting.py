@@ -89,15 +89,15 @@ def _chosen(captions: Sequence[str], pick: float) -> str:
     return captions[int(pick * len(captions))]
 
 
-def read_tasks(folder: Path, fewest: int = 2) -> dict[str, list[PicturePair]]:
-    """The pairs of a folder as one task, or of its subfolders as one task each.
+def read_tasks(folder: Path, fewest: int = 2, skip: bool = False) -> dict[str, list[PicturePair]]:
+    """The pairs of a folder as one task, or of its subfolders as one task each; `skip` as for `read_pairs`.
 
     Raises:
         DataError: as `read_pairs`, or if a task has fewer pairs than a visual prompt needs.
     """
     inside = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     several = [] if holds_pairs(folder) else [path for path in inside if holds_pairs(path)]
-    tasks = {path.name: read_pairs(path) for path in several or [folder]}
+    tasks = {path.name: read_pairs(path, skip) for path in several or [folder]}
     for name, pairs in tasks.items():
         if len(pairs) < fewest:
             raise DataError(f"{name} holds {len(pairs)} pairs; at least {fewest} are needed.", "Add some pairs.")

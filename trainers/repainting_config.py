@@ -61,6 +61,9 @@ class InContextConfig(RepaintingConfig):
     """Folder of pairs: fox.before.png with fox.after.png, or before/fox.png with after/fox.png; or of such folders, one
     for each task."""
 
+    skip_doubtful: bool = False
+    """Learn without pairs that lack a half, cannot be read or are of two sizes, instead of stopping to name them."""
+
     cell: int | None = Field(default=None, ge=16, le=2048)
     """Side in pixels of a picture on the canvas; the base model's own size by default, so the canvas is twice that."""
 

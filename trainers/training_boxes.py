@@ -10,22 +10,50 @@ from pathlib import Path
 from pipelines.box_files import Coco, Row, coco_rows, of_picture, one_box, rows_of
 from pipelines.grounding import SLOTS
 from pipelines.request import Box
+from pipelines.yolo import holds_labels
+from trainers.caption_files import read_text
 
 COCO = "annotations.json"
 COCO_LIMIT = 512 << 20
 """Largest `annotations.json`: the lists of COCO itself have up to 450 MB."""
 
 
+IMAGES, LABELS, TRAIN = "images", "labels", "train"
+
+
+def yolo_tree(folder: Path) -> tuple[Path, Path] | None:
+    """The folders of pictures and of label files of a YOLO data set; None if a folder is none.
+
+    Known are `images/` beside `labels/`, of which `train/` alone is read if they have it, the same in `train/`, and a
+    folder of pictures for which the last `images` of its path may be read as `labels`.
+    """
+    for pictures, labels in (
+        (folder / IMAGES / TRAIN, folder / LABELS / TRAIN),
+        (folder / IMAGES, folder / LABELS),
+        (folder / TRAIN / IMAGES, folder / TRAIN / LABELS),
+    ):
+        if pictures.is_dir() and labels.is_dir():
+            return pictures, labels
+    parts = folder.absolute().parts
+    if IMAGES not in parts:
+        return None
+    last = len(parts) - 1 - parts[::-1].index(IMAGES)
+    labels = Path(*parts[:last], LABELS, *parts[last + 1 :])
+    return (folder, labels) if labels.is_dir() else None
+
+
 @dataclass
 class TrainingBoxes:
-    """The boxes of a folder's pictures: `fox.bbox` beside `fox.png`, or one `annotations.json`.
+    """The boxes of a folder's pictures: `fox.bbox` beside `fox.png`, or one `annotations.json`, or YOLO's label files.
 
     Attributes:
-        folder: where they are.
-        counts: what was changed: edges "clipped", boxes "empty", pictures "crowded" and "unlisted".
+        folder: where the pictures are.
+        labels: folder with a label file for each, by the same name; None if they are beside the pictures.
+        counts: what was changed: edges "clipped", boxes "empty", pictures "crowded", "unlabelled" and "unlisted".
     """
 
     folder: Path
+    labels: Path | None = None
     counts: Counter[str] = field(default_factory=Counter)
     _coco: Coco | None = None
 
@@ -42,6 +70,11 @@ class TrainingBoxes:
         path = (self.folder / name).with_suffix(".bbox")
         if path.is_file():
             return self._fitted(rows_of(path), path.name, False)
+        label = ((self.labels or self.folder) / name).with_suffix(".txt")
+        if label.is_file() and (self.labels is not None or holds_labels(read_text(label, label.name))):
+            return self._fitted(rows_of(label), label.name, False)
+        if self.labels is not None:
+            self.counts["unlabelled"] += 1
         if self._coco is None:
             return ()
         rows = of_picture(name, self._coco)
@@ -76,6 +109,7 @@ class TrainingBoxes:
             "clipped": "Boxes that reach over the edge of their picture, clipped: {}.",
             "empty": "Boxes without area, left out: {}.",
             "crowded": f"Pictures with more than {SLOTS} boxes, of which the largest are used: {{}}.",
+            "unlabelled": "Pictures without a label file, shown without boxes: {}.",
             "unlisted": f"Pictures that {COCO} does not list, shown without boxes: {{}}.",
         }
         for what, sentence in said.items():

@@ -41,6 +41,13 @@ def _content(file: UploadFile, most: int) -> bytes:
     return content
 
 
+def _upload(file: UploadFile) -> bytes:
+    """The content of a picture or an archive."""
+    archive = file.file.read(len(archives.ARCHIVE_MARK)) == archives.ARCHIVE_MARK
+    file.file.seek(0)
+    return _content(file, ARCHIVE if archive else BYTES)
+
+
 def _dataset(one: Dataset) -> DatasetAnswer:
     return DatasetAnswer(**vars(one), href=f"{ROOT}/datasets/{one.id}")
 
@@ -90,24 +97,10 @@ def _add_pictures(router: APIRouter, jobs: Jobs) -> None:
 
     @router.post("/datasets/{dataset}/pictures", status_code=CREATED)
     def add(dataset: str, files: Annotated[list[UploadFile], File()]) -> TakenAnswer:
-        """Take pictures in, or archives (zip) of them with captions, masks and lists; none if a file is refused."""
-        all_of_them.folder(dataset)
-        ignored: dict[str, str] = {}
-        before = {entry.name for entry in all_of_them.entries(dataset)}
-        try:
-            for file in files:
-                archive = file.file.read(4) == b"PK\x03\x04"
-                file.file.seek(0)
-                if archive:
-                    ignored |= archives.take(all_of_them, dataset, _content(file, ARCHIVE)).ignored
-                else:
-                    all_of_them.add(dataset, _content(file, BYTES), file.filename or "")
-        except BaseException:  # no room, say
-            for entry in all_of_them.entries(dataset):
-                if entry.name not in before:
-                    all_of_them.remove(dataset, entry.name)
-            raise
-        new = [_entry(dataset, entry) for entry in all_of_them.entries(dataset) if entry.name not in before]
+        """Take in pictures, and archives (zip) of them with captions, masks and lists; what is left out is told."""
+        taken = archives.take_all(all_of_them, dataset, ((file.filename or "", _upload(file)) for file in files))
+        new = [_entry(dataset, entry) for entry in taken.entries]
+        ignored = dict(taken.ignored)
         return TakenAnswer(pictures=new, ignored=ignored)
 
 

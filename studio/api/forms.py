@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -112,19 +113,22 @@ class Work(Answer):
     """Where events, pictures and concepts are."""
     pictures: list[str] = []
     concepts: list[str] = []
+    notes: list[str] = []
+    """Sentences it said, of one that is asked for by its id: what was left out, a word that no concept has."""
 
 
 ROOT = "/api/v1"
 PLACE: dict[Kind, str] = {"generation": "generations", "training": "runs", "import": "imports", "score": "scores"}
 
 
-def work(job: Job) -> Work:
-    """A job as it is answered; files in it are addresses."""
+def work(job: Job, notes: Sequence[str] = ()) -> Work:
+    """A job as it is answered, with its notes if they are given; files in it are addresses."""
     own = f"{ROOT}/{PLACE[job.kind]}/{job.id}"
     pictures = [f"{own}/pictures/{number}" for number, name in enumerate(job.results) if name.endswith(".png")]
     learned = [Path(name).stem for name in job.results if name.endswith(".safetensors")]
     told = {name: getattr(job, name) for name in Work.model_fields if hasattr(job, name)}
-    return Work(**told, links={"self": own, "events": f"{own}/events"}, pictures=pictures, concepts=learned)
+    links = {"self": own, "events": f"{own}/events"}
+    return Work(**told, links=links, pictures=pictures, concepts=learned, notes=list(notes))
 
 
 class DatasetForm(Frozen):
@@ -161,7 +165,7 @@ class PictureAnswer(Answer):
 
 
 class TakenAnswer(Answer):
-    """What was taken in: the pictures, and by its path in an archive why something was left out."""
+    """What was taken in: the pictures, and by its name, or its path in an archive, why something was left out."""
 
     pictures: list[PictureAnswer]
     ignored: dict[str, str]

@@ -132,8 +132,9 @@ def _add_record(router: APIRouter, jobs: Jobs, kind: Kind, found: Found) -> None
 
     @router.get(f"/{place}/{{job}}", tags=tags, name=f"get_{kind}")
     def one(job: str) -> Work:
-        """How far it is."""
-        return work(found(job))
+        """How far it is, and what it said."""
+        there = found(job)
+        return work(there, [str(event.data["text"]) for event in jobs.events(there.id, kinds=("note",))])
 
     @router.delete(f"/{place}/{{job}}", tags=tags, name=f"delete_{kind}", status_code=status.HTTP_204_NO_CONTENT)
     def forget(job: str) -> None:

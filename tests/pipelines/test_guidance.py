@@ -31,6 +31,15 @@ def test_full_rescale_gives_the_spread_of_the_conditional():
     assert guiding.rescaled(3 * C, C, 0.0).equal(3 * C)
 
 
+def test_the_spread_is_that_of_a_whole_picture_and_of_each_its_own():
+    """Channels and pictures of other spreads, by hand: of (0, 2) twice it is 2 / sqrt(3), of (0, 6) and (0, 2) more."""
+    c = torch.tensor([[[[0.0, 2.0]], [[0.0, 2.0]]], [[[0.0, 1.0]], [[0.0, 1.0]]]])
+    guided = torch.tensor([[[[0.0, 6.0]], [[0.0, 2.0]]], [[[0.0, 1.0]], [[0.0, 1.0]]]])
+    # Of 0, 6, 0, 2 the mean is 2 and the squares sum to 4 + 16 + 4 + 0 = 24; of 0, 2, 0, 2 they sum to 4.
+    factors = torch.tensor([(4 / 24) ** 0.5, 1.0])
+    torch.testing.assert_close(guiding.rescaled(guided, c, 1.0), guided * factors[:, None, None, None])
+
+
 @pytest.mark.parametrize(("start", "stop", "on"), [(0, 1, range(10)), (0.2, 0.5, range(2, 5)), (1, 1, ()), (0, 0, ())])
 def test_the_interval_is_half_open_in_steps(start, stop, on):
     guidance = Guidance(scale=5.0, start=start, stop=stop)

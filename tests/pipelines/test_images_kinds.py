@@ -183,3 +183,44 @@ def test_fitting_cuts_the_middle_out_and_never_squeezes(size, target):
     assert middle[..., 0].mean() == pytest.approx(127.5, abs=3) and middle[..., 1].mean() == pytest.approx(127.5, abs=3)
     across = 100 * (1 - 1 / target[0])
     assert fitted[..., 0].max() - fitted[..., 0].min() == pytest.approx(across, abs=12)
+
+
+# -- depths and colours that Pillow does not write ------------------------------------------------------------------
+
+
+def sixteen_bits(colour, *values):
+    """A PNG of one pixel with 16 bits a channel, of a colour type of the standard."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, colour, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(b"\0" + struct.pack(f">{len(values)}H", *values)))
+    return b"\x89PNG\r\n\x1a\n" + head + body + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("colour", "values", "expected"),
+    [
+        (0, (0x8080,), (128, 128, 128)),
+        (2, (0xFFFF, 0x8080, 0x4040), (255, 128, 64)),
+        (4, (0x8080, 0xFFFF), (128, 128, 128)),
+        (4, (0x0000, 0x8080), (127, 127, 127)),
+        (6, (0xFFFF, 0x0000, 0x0000, 0xFFFF), (255, 0, 0)),
+        (6, (0xFFFF, 0x0000, 0x0000, 0x0000), (255, 255, 255)),
+    ],
+)
+def test_sixteen_bits_of_every_colour_type_are_scaled_and_laid_on_white(tmp_path, colour, values, expected):
+    (tmp_path / "x.png").write_bytes(sixteen_bits(colour, *values))
+    assert open_picture(tmp_path / "x.png").getpixel((0, 0)) == pytest.approx(expected, abs=1)
+
+
+def test_lab_and_palettes_with_transparency_are_seen_as_viewers_show_them(tmp_path):
+    Image.new("LAB", (4, 4), (255, 128, 128)).save(tmp_path / "x.tif")
+    assert min(open_picture(tmp_path / "x.tif").getpixel((0, 0))) >= 253
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([255, 0, 0, 0, 0, 255])
+    palette.putdata([0, 1])
+    palette.save(tmp_path / "x.png", transparency=bytes([255, 0]))
+    seen = open_picture(tmp_path / "x.png")
+    assert (seen.getpixel((0, 0)), seen.getpixel((1, 0))) == ((255, 0, 0), (255, 255, 255))

@@ -79,6 +79,16 @@ def test_pictures_are_asked_for_watched_and_fetched(web, ended):
     assert web.get(where).status_code == web.get(done["pictures"][0]).status_code == 404
 
 
+def test_what_is_noted_of_a_request_is_answered_with_it(web, ended):
+    asked = web.post("/api/v1/generations", json={"request": {"prompt": "a <my-cat>", "steps": 1}})
+    assert asked.json()["notes"] == []
+    assert ended(asked.json()["id"])
+    (said,) = web.get(asked.json()["links"]["self"]).json()["notes"]
+    assert said.startswith("<my-cat> is no word of pocket")
+    listed = web.get("/api/v1/generations").json()
+    assert all(one["notes"] == [] for one in listed)
+
+
 def test_a_concept_is_learned_used_and_deleted(web, dataset, ended, jobs):
     files = [("files", ("a.jpg", picture(form="JPEG"), "x/y")), ("files", ("b.zip", archive({"c.png": picture()})))]
     added = web.post(f"/api/v1/datasets/{dataset}/pictures", files=files)
@@ -125,10 +135,26 @@ def test_pictures_of_a_dataset_are_described_replaced_and_removed(web, dataset):
     assert web.put(f"{place}/0001.png", files={"file": ("n.png", picture(size=(8, 8)))}).json()["width"] == 8
     assert web.get(one["href"]).headers["content-type"] == "image/png"
     assert web.delete(one["href"]).status_code == 204 and web.get(place).json() == []
-    for files in ([("a.png", picture()), ("b.png", b"junk")], [("z.zip", archive({"../a.png": picture()}))]):
+    for files in ([("b.png", b"junk")], [("a.png", picture()), ("z.zip", archive({"../a.png": picture()}))]):
         refused = web.post(place, files=[("files", file) for file in files])
         assert refused.status_code == 422 and refused.headers["content-type"] == "application/problem+json"
         assert web.get(place).json() == []
+
+
+def test_one_bad_picture_stops_no_upload_and_is_told(web, dataset):
+    place = f"/api/v1/datasets/{dataset}/pictures"
+    packed = archive({"set/b.png": picture(), "set/c.png": b"junk"})
+    sent = [("a.png", picture()), ("bad\x07 name.jpg", b"junk"), ("z.zip", packed), ("cut.png", picture()[:60])]
+    answer = web.post(place, files=[("files", one) for one in sent])
+    assert answer.status_code == 201
+    told = answer.json()
+    assert (
+        [one["name"] for one in told["pictures"]]
+        == ["0001.png", "0002.png"]
+        == [one["name"] for one in web.get(place).json()]
+    )
+    assert len(told["ignored"]) == 3 and all("picture" in why or "read" in why for why in told["ignored"].values())
+    assert {"set/c.png", "cut.png"} < set(told["ignored"])
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,7 @@ def test_what_was_learned_is_drawn_beside_it_and_no_failure_of_that_loses_it(
 BAD_TRAINING = {
     "a missing folder": (["--images", "nowhere"], "no folder nowhere"),
     "an empty folder": (["--images", "empty"], "no picture"),
+    "a name no file can have": (["--images", "x" * 5000], "File name too long"),
     "a text file named jpg": (["--images", "fake"], "is no picture that can be read"),
     "an existing token": (["--token", "fox"], "already a word"),
     "an initializer of several tokens": (["--init", "xylophone"], "tokens"),

@@ -145,12 +145,31 @@ def test_names_that_lead_out_of_an_archive_are_refused(datasets, one, name):
     assert datasets.entries(one) == []
 
 
+def test_what_this_system_takes_for_a_name_is_one_in_an_archive(datasets, one):
+    """On Windows these are none."""
+    names = ["2026-01-01T10:00:00.png", "what?.png", 'a "b" <c>|*.png']
+    if os.name != "nt":
+        taken = archives.take(datasets, one, archive({name: picture() for name in names} | {"what?.txt": b"a fox"}))
+        assert [entry.caption for entry in taken.entries] == ["", "", "a fox"]
+
+
+def test_a_mask_that_cannot_be_used_takes_its_picture_along_and_no_other(datasets, one):
+    files = {"a.png": picture(), "a.mask.png": b"junk", "b.png": picture(), "c.png": picture()}
+    taken = archives.take(datasets, one, archive(files | {"c.mask.png": picture(size=(5, 5), color="white")}))
+    assert [entry.name for entry in taken.entries] == [entry.name for entry in datasets.entries(one)]
+    assert len(taken.entries) == 1 and list(taken.ignored) == ["a.png", "c.png"]
+    assert "a.mask.png" in taken.ignored["a.png"] and "5 x 5" in taken.ignored["c.png"]
+
+
 def test_archives_that_are_not_as_they_should_be_are_refused(datasets, one):
     good = archive({"a.png": picture()})
     for data, said in (
         (archive({"a.png": b"/etc/passwd"}, mode=0o120777), "link"),
         (archive({"a.txt": b"0" * 20_000_000}), "unpacks to too much"),
         (archive({"a.png": picture(), "A.PNG": picture()}), "twice"),
+        (archive({"a": b"x", "a/b.png": picture()}), "'a/b.png' in the archive lies in a file"),
+        (archive({"A/b": b"x", "a/B/c.png": picture()}), "lies in a file"),
+        (archive({"a.png": picture(), "a.txt": b"x" * 4001}), r"a\.png: A caption has at most 4000"),
         (archive({"a.txt": b"x"}), "no picture in the archive"),
         (archive({"a.png": b"/etc/passwd", "b.png": b"junk"}), "No picture.*a.png is no picture.*b.png is no picture"),
         (archive({"a.png": picture(), "a.txt": b"caf\xe9"}), "a.txt is not UTF-8"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -62,6 +63,30 @@ def test_clients_reach_a_concept_of_any_script(tmp_path):
     asked = {"request": {"prompt": "a <猫>", "concepts": [{"source": "猫"}]}}
     assert web.post("/api/v1/generations", json=asked).status_code == 202
     assert web.delete(listed["href"]).status_code == 409 or not web.get("/api/v1/concepts").json()
+
+
+@pytest.mark.parametrize("width", [768, 1024])
+def test_a_word_that_every_stable_diffusion_has_is_refused_at_import_and_at_a_rename(library, tmp_path, width, capsys):
+    save_file({"emb_params": torch.randn(1, width)}, tmp_path / "Fox.safetensors")
+    words = ["concepts", "import", str(tmp_path / "Fox.safetensors"), "--library", str(library)]
+    assert main(words) == 2
+    assert "is already a word of sd" in (said := capsys.readouterr().err) and "--token" in said
+    assert main([*words, "--token", "<fox>"]) == 0
+    with pytest.raises(ConceptError, match="already a word"):
+        exchange.rename_concept(library / "fox.safetensors", "cat")
+    assert [one.name for one in library.iterdir()] == ["fox.safetensors"]
+
+
+def test_words_bundled_in_one_file_never_overwrite_each_other(library, tmp_path, monkeypatch):
+    one = concept("<x>", family="")
+    both = replace(one, partners=(concept("x", family=""),))
+    monkeypatch.setattr(exchange, "_read", lambda source: both)
+    (tmp_path / "f.safetensors").touch()
+    with pytest.raises(ConceptError, match=r"would have one file.*--token"):
+        exchange.import_concept(tmp_path / "f.safetensors", None, library)
+    assert not list(library.iterdir())
+    exchange.import_concept(tmp_path / "f.safetensors", "<y>", library)
+    assert sorted(path.name for path in library.iterdir()) == ["x.safetensors", "y.safetensors"]
 
 
 @pytest.mark.parametrize("name", ["bad prompt v2", "a(b", "fox"])

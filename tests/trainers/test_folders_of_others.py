@@ -185,7 +185,17 @@ def test_captions_are_read_as_systems_and_programs_write_them(folder, name, cont
     assert reading.examples[0].captions == expected and not reading.ignored
 
 
-@pytest.mark.parametrize("content", [b"a {} caf\xe9", codecs.BOM_UTF16_LE + b"a\0b"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"a {} caf\xe9",
+        codecs.BOM_UTF16_LE + b"a\0b",
+        "a {} on".encode("utf-16-le"),
+        "a {} on".encode("utf-16-be"),
+        "a {} on".encode("utf-32"),
+        "\ufeffa {}".encode("utf-32-be"),
+    ],
+)
 def test_a_caption_in_another_encoding_is_refused(folder, content):
     (folder / "0.txt").write_bytes(content)
     with pytest.raises(DataError, match=r"0\.txt is not UTF-8"):
@@ -226,6 +236,36 @@ def test_metadata_may_be_a_table(folder):
     assert reading.convention == "metadata.csv" and reading.ignored == {"2.png": "not named in metadata.csv"}
     (folder / "metadata.jsonl").write_text('{"file_name": "0.png"}')
     assert read_folder(folder).ignored["metadata.csv"] == "metadata.jsonl is read instead"
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_tables_of_spreadsheets_have_other_marks_between_their_columns(folder, mark):
+    (folder / "metadata.csv").write_text(f'file_name{mark}text\n0.png{mark}"a {{}}{mark} red"\n')
+    assert captions(folder) == {"0.png": (f"a {{}}{' ' if mark == chr(9) else mark} red".replace("  ", " "),)}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("metadata.jsonl", ""), ("metadata.jsonl", "\ufeff"), ("metadata.csv", "0.png,a {}\n")]
+)
+def test_a_list_that_names_nothing_is_said(folder, name, content):
+    (folder / name).write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=rf"{name} names no picture.*file_name"):
+        read_folder(folder)
+
+
+def test_a_folder_of_repeats_without_a_word_gives_no_caption(tmp_path):
+    paint(tmp_path / "10_ " / "a.png")
+    paint(tmp_path / f"2_{NFD}" / "b.png")
+    found = {one.name[:2]: (one.captions, one.repeats) for one in read_folder(tmp_path).examples}
+    assert found == {"10": ((), 10), "2_": ((NFC,), 2)}
+
+
+@pytest.mark.parametrize(
+    "content", [b"P6 1 1 255\nabc", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n"]
+)
+def test_other_formats_are_no_pictures_by_any_name_and_start_no_program(folder, content):
+    (folder / "x.png").write_bytes(content)
+    assert "one of PNG, JPEG, WEBP" in read_folder(folder).doubtful["x.png"]
 
 
 @pytest.mark.parametrize(
@@ -293,6 +333,6 @@ def test_folders_within_are_listed_where_that_is_asked_for_each_by_its_own_conve
     ]
     assert listed.convention == "plain folder, pairs.json, folders with repeats, metadata.jsonl"
     assert dict(listed.ignored) == {
-        "empty": "a folder; only those named like 10_cat are read",
+        "empty": "a folder without pictures",
         "list/y.png": "not named in metadata.jsonl",
     }

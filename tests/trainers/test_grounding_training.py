@@ -240,3 +240,24 @@ def test_phrases_are_unnamed_and_blurred_in_the_shares_asked_for():
     told = grounding_of(data, torch.arange(count), changed(unnamed=0.0, blur=0.5), torch.Generator().manual_seed(1))
     away = (told["gligen"]["positive_embeddings"][:, :1] - data.phrases[:, 0]).abs().amax(-1).amin(-1)
     assert float((away > 1e-3).float().mean()) == pytest.approx(0.2, abs=0.03)
+
+
+def test_pictures_of_a_single_thing_are_learned_from():
+    data = replace(pictures(8), phrases=torch.randn(1, 1, 32))
+    told = grounding_of(data, torch.arange(8), changed(blur=0.5, unnamed=0.0), torch.Generator().manual_seed(1))
+    assert torch.equal(told["gligen"]["positive_embeddings"][0, 0], data.phrases[0, 0])
+    assert bool(torch.isfinite(told["gligen"]["positive_embeddings"]).all())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_captions_are_left_out_in_the_share_asked_for(unet, share):
+    seen = []
+
+    def watched(sample, timesteps, context, **told):
+        seen.append(context.abs().amax((1, 2)) > 0)
+        return unet(sample, timesteps, context, **told)
+
+    watched.dtype = unet.dtype
+    data = replace(pictures(), contexts=lambda which: torch.ones(len(which), 6, 32))
+    denoising(watched, SCHEDULE, data, changed(batch=400, caption_drop=share))(0, torch.Generator().manual_seed(0))  # pyright: ignore
+    assert float(seen[0].float().mean()) == pytest.approx(1 - share, abs=0.06)

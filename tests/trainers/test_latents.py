@@ -15,6 +15,7 @@ from tests import tiny
 from trainers import latents
 from trainers.data import LatentSet
 from trainers.latents import Encoder, fitted, fitted_mask, multiple, nearest, shapes
+from trainers.reading import Example
 
 
 @pytest.fixture(scope="module")
@@ -298,3 +299,14 @@ def test_a_set_from_the_cache_draws_the_same_batches(base, tmp_path):
     for index in range(3):
         one, two = (s.draw(index, 2, "<x>", ("a {}",), torch.Generator().manual_seed(index)) for s in (first, second))
         assert torch.equal(one.latents, two.latents)
+
+
+@pytest.mark.parametrize("buckets", [False, True])
+@pytest.mark.parametrize("center_crop", [False, True])
+def test_pictures_of_one_pixel_and_thin_strips_are_encoded_beside_others(base, buckets, center_crop):
+    sizes = ((1, 1), (4000, 3), (2, 3000), (20, 16))
+    examples = [Example(f"{i}.png", Image.new("RGB", size, "red")) for i, size in enumerate(sizes)]
+    data = LatentSet(base, examples, resolution=32, flip=0.0, center_crop=center_crop, buckets=buckets)
+    seen = {i for k in range(12) for i in data.draw(k, 1, "<x>", ("a {}",), torch.Generator()).indices}
+    assert seen == set(range(4))
+    assert all(bool(torch.isfinite(one.posterior.mean).all()) for one in data.buckets)

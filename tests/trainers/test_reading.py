@@ -339,7 +339,7 @@ def test_masks_of_nothing_are_reported(folder):
 def test_a_mask_of_another_size_names_both(folder):
     mask(folder / "0.mask.png", (16, 16))
     with pytest.raises(DataError, match=r"mask of 0\.png has 16 x 16 pixels, the picture 8 x 8"):
-        read_folder(folder)
+        read_examples(folder)
 
 
 @pytest.mark.parametrize(("turned", "fits"), [(True, True), (False, False)])
@@ -367,7 +367,7 @@ def test_what_is_transparent_in_a_mask_is_not_the_thing(folder):
 def test_a_mask_that_shows_nothing_is_refused(folder, level):
     Image.new("L", (8, 8), level).save(folder / "0.mask.png")
     with pytest.raises(DataError, match=rf"0\.mask\.png is dark everywhere: {level} of 255.*white"):
-        read_folder(folder)
+        read_examples(folder)
 
 
 def test_black_and_white_and_sixteen_bit_masks_are_read(folder):
@@ -382,4 +382,7 @@ def test_black_and_white_and_sixteen_bit_masks_are_read(folder):
 def test_a_broken_mask_is_named(folder):
     (folder / "0.mask.png").write_text("x")
     with pytest.raises(DataError, match=r"0\.mask\.png"):
-        read_folder(folder)
+        read_examples(folder)
+    reading = read_folder(folder)
+    assert [one.name for one in reading.sound(skip=True).examples] == ["1.png", "2.png"], "the others go on"
+    assert list(reading.doubtful) == ["0.png"]

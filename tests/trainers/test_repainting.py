@@ -69,8 +69,17 @@ def test_what_is_no_pair_is_refused(pairs, tmp_path):
     with pytest.raises(DataError, match="The pair 1 has 20 x 20 pixels before and 20 x 24 after"):
         read_pairs(pairs)
     (pairs / "1.after.png").unlink()
-    with pytest.raises(DataError, match=r"1 in .* has a picture before and none after"):
+    (pairs / "2.before.png").write_text("no picture")
+    with pytest.raises(
+        DataError, match=r"2 pairs in .*1: it has a picture before and none after.*2\.before\.png is no"
+    ):
         read_pairs(pairs)
+    assert [pair.name for pair in read_pairs(pairs, skip=True)] == ["0", "3"]
+    assert [pair.name for pair in read_tasks(pairs, skip=True)["pairs"]] == ["0", "3"]
+    for name in ("0", "3"):
+        (pairs / f"{name}.after.png").unlink()
+    with pytest.raises(DataError, match=r"4 pairs in .* cannot be learned from"):
+        read_pairs(pairs, skip=True)
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="There is no pair"):
         read_pairs(tmp_path / "none")

@@ -75,3 +75,26 @@ def test_one_pair_is_too_few_and_it_can_be_stopped(base):
     with pytest.raises(Cancelled):
         learn_word(base, pairs(), config(), should_stop=lambda: True)
     assert single_rows(base, "fox")[0].shape == (1, 32)
+
+
+def test_only_what_is_drawn_in_the_answers_cell_counts(base):
+    def loss(added):
+        """The loss if the UNet adds so much where its own input says that nothing, or something, is to be painted."""
+
+        def change(unet, given, output):
+            output.sample = output.sample + added * (given[0][:, 4:5] > 0.5 if inside else given[0][:, 4:5] <= 0.5)
+
+        hook = base.unet.register_forward_hook(change)
+        try:
+            with new_words(base, "<negative>", single_rows(base, "fox")) as words, torch.no_grad():
+                return float(
+                    grid_losses(words.components, pairs(), config(batch=4))(0, step_generator(9, 0))["denoise"]
+                )
+        finally:
+            hook.remove()
+
+    inside = False
+    plain = loss(0.0)
+    assert loss(100.0) == pytest.approx(plain, rel=1e-5)
+    inside = True
+    assert loss(100.0) == pytest.approx(10_000, rel=0.2), "a mean over the cell, whatever its size"
