@@ -211,6 +211,7 @@ def test_a_picture_is_repainted_for_a_script_where_its_mask_is_white(web):
     mask.save(stream, "PNG")
     red, white = (base64.b64encode(one).decode() for one in (picture((64, 64), (250, 0, 0)), stream.getvalue()))
     asked = {"prompt": "a fox", "steps": 3, "seed": 1, "init_images": [red], "mask": white, "denoising_strength": 1}
+    asked |= {"mask_blur": 0, "inpaint_full_res": False}
     drawn = web.post("/sdapi/v1/img2img", json=asked).json()
     shown = Image.open(io.BytesIO(base64.b64decode(drawn["images"][0])))
     assert shown.crop((0, 0, 30, 64)).getcolors() == [(30 * 64, (250, 0, 0))]

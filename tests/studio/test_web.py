@@ -479,12 +479,3 @@ def test_figures_stand_side_by_side(jobs):
     assert said.count("<polyline") == 1
     assert "&lt;a&gt;" in said
     assert "Nothing is measured" in measure.compare([])
-
-
-def test_all_notes_of_a_picture_are_shown_and_the_newest_of_a_training():
-    notes = ["x.png is transparent in places.", "The prompt does not say <My-Wolf>.", "x.png is transparent in places."]
-    shown = progress(Seen(job(kind="generation", state="done"), notes))
-    assert shown.count("transparent") == 1 and "does not say &lt;My-Wolf&gt;" in shown
-    shown = progress(Seen(job(kind="training"), notes[:2]))
-    assert "transparent" not in shown and "does not say &lt;My-Wolf&gt;" in shown
-    assert "does not say" not in progress(Seen(job(kind="generation"), notes), notes=False)
