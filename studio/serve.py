@@ -78,9 +78,7 @@ def serve(
             f"Port {port}, {slots} slots or a quota of {quota:g} GiB cannot be.",
             "Ports are 0 to 65535; one slot is the least; a quota is more than 0.",
         )
-    bases = {"pocket": "pocket"} | {_name(one): one for one in base}
-    if len(bases) <= len(base):
-        raise ConfigError("Two of the bases have the same name.", "Rename one of their folders.")
+    bases = _bases(base)
 
     from studio.api.app import guarded, rest, with_page
     from studio.jobs import Jobs
@@ -90,6 +88,18 @@ def serve(
     jobs.reserve()
     app = rest(jobs)
     _listen(guarded(with_page(app, jobs) if page else app, door), host, port)
+
+
+def _bases(given: tuple[str, ...]) -> dict[str, str]:
+    """Name -> base of all that are offered.
+
+    Raises:
+        ConfigError: if two have the same name.
+    """
+    bases = {"pocket": "pocket"} | {_name(one): one for one in given}
+    if len(bases) <= len(given):
+        raise ConfigError("Two of the bases have the same name.", "Rename one of their folders.")
+    return bases
 
 
 def _engine(name: str, cluster: str | None, machine: Machine, slots: int) -> Callable[[Places], Engine] | None:

@@ -1,9 +1,9 @@
 """Training pictures on disk: the folder conventions people have, read into examples. Needs no torch.
 
-Read are a plain folder, captions beside pictures (`trainers.caption_files`), `metadata.jsonl` and `metadata.csv` as in
-Hugging Face's image folders, folders named `10_cat` as for the kohya scripts, ReVersion's `text.json`, and for
-relations `pairs.json`, which names the two things of each picture; with any of them masks (`trainers.mask_files`), and
-`repeats.json`, which says how often a picture comes. What people send in archives is read by the same rules.
+Read are a plain folder, captions beside pictures (`caption_files`), `metadata.jsonl` and `metadata.csv` as in Hugging
+Face's image folders, folders named `10_cat` as for the kohya scripts, ReVersion's `text.json`, and for relations
+`pairs.json`, which names the two things of each picture; with any of them masks (`mask_files`), and `repeats.json`,
+which says how often a picture comes. What people send in archives is read by the same rules.
 """
 
 from __future__ import annotations

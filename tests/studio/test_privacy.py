@@ -20,6 +20,7 @@ from studio.api.guard import Door
 from studio.jobs import Jobs
 from studio.serve import serve
 from studio.web.following import told
+from tests.waiting import LIMIT
 from studio.web.watching import progress, seen_now
 
 SECRET = "correct horse"
@@ -109,7 +110,7 @@ def test_wrong_passwords_that_come_at_once_are_no_faster(jobs, monkeypatch):
     release, sleep = asyncio.Event(), asyncio.sleep
 
     async def held(seconds, *more):
-        await (release.wait() if seconds > 0.1 else sleep(seconds, *more))
+        await (asyncio.wait_for(release.wait(), LIMIT) if seconds > 0.1 else sleep(seconds, *more))
 
     monkeypatch.setattr(guard.asyncio, "sleep", held)
     app = guarded(rest(jobs), Door(secrets=(SECRET,)))
