@@ -73,13 +73,8 @@ def serve(
 
     secrets = tuple(secret for secret in (password, os.environ.get(PASSWORD), token, os.environ.get(TOKEN)) if secret)
     door = Door(host, secrets, allow_host)
-    if not 0 <= port <= 65535 or slots < 1 or not 0 < quota < 2**30:
-        raise ConfigError(
-            f"Port {port}, {slots} slots or a quota of {quota:g} GiB cannot be.",
-            "Ports are 0 to 65535; one slot is the least; a quota is more than 0.",
-        )
+    _check(port, slots, quota)
     bases = _bases(base)
-
     from studio.api.app import guarded, rest, with_page
     from studio.jobs import Jobs
 
@@ -88,6 +83,14 @@ def serve(
     jobs.reserve()
     app = rest(jobs)
     _listen(guarded(with_page(app, jobs) if page else app, door), host, port)
+
+
+def _check(port: int, slots: int, quota: float) -> None:
+    if not 0 <= port <= 65535 or slots < 1 or not 0 < quota < 2**30:
+        raise ConfigError(
+            f"Port {port}, {slots} slots or a quota of {quota:g} GiB cannot be.",
+            "Ports are 0 to 65535; one slot is the least; a quota is more than 0.",
+        )
 
 
 def _bases(given: tuple[str, ...]) -> dict[str, str]:

@@ -24,6 +24,9 @@ MOST = 10_000
 
 Captions = dict[Path, tuple[str, ...]]
 
+LITTER = ("__macosx", "thumbs.db", "desktop.ini")
+"""What systems leave in folders and archives; not worth a word."""
+
 
 def parsed(text: str, where: str) -> dict[str, Any]:
     """A JSON object."""
@@ -192,3 +195,16 @@ def entries_in(folder: Path, index: str, pictures: Sequence[Path]) -> Iterator[t
             both = " and ".join(path.name for path in named[:2])
             raise DataError(f"{where} may mean {both}.", "Write the whole file name.")
         yield named[0] if named else inside(folder, name, where, pictures), said, where
+
+
+def entries(folder: Path) -> list[Path]:
+    """What is in a folder, in the order of names, without hidden files.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    try:
+        seen = [path for path in folder.iterdir() if not path.name.startswith(".") and path.name.lower() not in LITTER]
+        return sorted(seen)
+    except OSError as error:
+        raise DataError(f"The folder {folder} cannot be read: {error.strerror}.", "Allow reading it.") from None

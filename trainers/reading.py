@@ -1,9 +1,9 @@
 """Training pictures on disk: the folder conventions people have, read into examples. Needs no torch.
 
-Read are a plain folder, captions beside pictures (`caption_files`), `metadata.jsonl` and `metadata.csv` as in Hugging
-Face's image folders, folders named `10_cat` as for the kohya scripts, ReVersion's `text.json`, and for relations
-`pairs.json`, which names the two things of each picture; with any of them masks (`mask_files`), and `repeats.json`,
-which says how often a picture comes. What people send in archives is read by the same rules.
+Read are plain folders, captions beside pictures (`caption_files`), `metadata.jsonl` and `.csv` of Hugging Face's image
+folders, folders named `10_cat` as for the kohya scripts, ReVersion's `text.json`, and for relations
+`pairs.json`, the two things of each picture; with any of them masks (`mask_files`) and `repeats.json`, how often a
+picture comes. Archives are read by the same rules.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from trainers.index_files import (
     REPEATS,
     TABLE,
     TEXT,
+    entries,
     listed_in,
     pairs_in,
     repeats_in,
@@ -38,8 +39,6 @@ from trainers.pairs import Pair, pair_captions
 PLAIN = "plain folder"
 REPEATED = re.compile(r"([0-9]{1,5})_(.+)")
 OTHERS = (".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".tga", ".ico", ".dng", ".cr2", ".nef", ".arw")
-LITTER = ("__macosx", "thumbs.db", "desktop.ini")
-"""What systems leave in folders and archives; not worth a word."""
 
 
 @dataclass(frozen=True)
@@ -277,19 +276,6 @@ class _Place:
     def is_mask(self, path: Path) -> bool:
         """Whether a file is a mask."""
         return any(path == mask for _, mask in self._masks)
-
-
-def entries(folder: Path) -> list[Path]:
-    """What is in a folder, in the order of names, without hidden files.
-
-    Raises:
-        DataError: if it cannot be read.
-    """
-    try:
-        seen = [path for path in folder.iterdir() if not path.name.startswith(".") and path.name.lower() not in LITTER]
-        return sorted(seen)
-    except OSError as error:
-        raise DataError(f"The folder {folder} cannot be read: {error.strerror}.", "Allow reading it.") from None
 
 
 def _listed(folder: Path, root: Path, deep: bool) -> Listing:
