@@ -20,7 +20,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
-	$(BIN)/python -m studio.demo
+	$(BIN)/python -m studio.commands.demo
 
 check: setup
 	$(BIN)/ruff check .

@@ -20,10 +20,10 @@ from diffusers import AutoencoderTiny, StableDiffusionGLIGENPipeline, UNet2DCond
 from diffusers.utils import logging
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from pipelines.components import Components, load
 from pipelines.denoising import generate
-from pipelines.request import Box, Grounding, Guidance, Request
-from pipelines.schedulers import build
+from pipelines.models.components import Components, load
+from pipelines.models.schedulers import build
+from pipelines.request.request import Box, Grounding, Guidance, Request
 
 BOXES = (Box(phrase="fox", box=(0.05, 0.1, 0.45, 0.6)), Box(phrase="house", box=(0.5, 0.4, 0.95, 0.9)))
 

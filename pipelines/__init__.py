@@ -9,24 +9,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipelines.card import ConceptCard as ConceptCard
-    from pipelines.card import read_card as read_card
-    from pipelines.comparison import Axis as Axis
-    from pipelines.comparison import cells as cells
-    from pipelines.components import Components as Components
-    from pipelines.components import load as load
-    from pipelines.concept import Concept as Concept
+    from pipelines.concepts.card import ConceptCard as ConceptCard
+    from pipelines.concepts.card import read_card as read_card
+    from pipelines.concepts.concept import Concept as Concept
     from pipelines.denoising import Result as Result
     from pipelines.denoising import generate as generate
-    from pipelines.judge import Judge as Judge
-    from pipelines.request import Box as Box
-    from pipelines.request import ConceptUse as ConceptUse
-    from pipelines.request import ExamplePair as ExamplePair
-    from pipelines.request import Grounding as Grounding
-    from pipelines.request import Guidance as Guidance
-    from pipelines.request import InContext as InContext
-    from pipelines.request import Inpaint as Inpaint
-    from pipelines.request import Request as Request
+    from pipelines.measures.judge import Judge as Judge
+    from pipelines.models.components import Components as Components
+    from pipelines.models.components import load as load
+    from pipelines.request.axes import Axis as Axis
+    from pipelines.request.axes import cells as cells
+    from pipelines.request.request import Box as Box
+    from pipelines.request.request import ConceptUse as ConceptUse
+    from pipelines.request.request import ExamplePair as ExamplePair
+    from pipelines.request.request import Grounding as Grounding
+    from pipelines.request.request import Guidance as Guidance
+    from pipelines.request.request import InContext as InContext
+    from pipelines.request.request import Inpaint as Inpaint
+    from pipelines.request.request import Request as Request
 
 _WHERE = {
     "Axis": "comparison",

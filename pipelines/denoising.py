@@ -15,8 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines import guidance as guiding
-from pipelines.components import Components, decode, saving_memory
-from pipelines.concept import Concept, attached
+from pipelines.concepts.concept import Concept, attached
 from pipelines.conditions import CONCAT, Canvas, Condition, Step, merge, stack
 from pipelines.conditions.boxes import Boxes
 from pipelines.conditions.distilled import DistilledGuidance
@@ -25,13 +24,14 @@ from pipelines.conditions.regions import Regions
 from pipelines.conditions.text import Text
 from pipelines.errors import Cancelled, RequestError
 from pipelines.events import Note, OnEvent, StepDone, ignore
-from pipelines.gated_layers import with_adapter
-from pipelines.images import to_pictures
-from pipelines.inpainting_unet import painting
+from pipelines.gligen.layers import with_adapter
+from pipelines.models.components import Components, decode, saving_memory
+from pipelines.models.inpainting_unet import painting
+from pipelines.models.schedulers import build, estimate, step_options
+from pipelines.models.text import lacks_a_side, parse_weights
 from pipelines.overflow import require_numbers
-from pipelines.prompts import lacks_a_side, parse_weights
-from pipelines.request import Request
-from pipelines.schedulers import build, estimate, step_options
+from pipelines.pictures.tensors import to_pictures
+from pipelines.request.request import Request
 from pipelines.words import notes
 
 

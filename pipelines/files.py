@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.errors import ConfigError, NoSpace, StudioError
-from pipelines.hardships import hardship
+from pipelines.exhaustion import hardship
 
 
 @contextmanager

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.components import Components
 from pipelines.conditions import Branch, Step
-from pipelines.request import Guidance
+from pipelines.models.components import Components
+from pipelines.request.request import Guidance
 
 
 def active(guidance: Guidance, step: Step) -> bool:

@@ -18,20 +18,20 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines.analogist import Analogist
-from pipelines.canvases import Agreement, Canvases
-from pipelines.components import Components
-from pipelines.concept import Concept
+from pipelines.concepts.concept import Concept
 from pipelines.conditions import Condition
+from pipelines.conditions.analogist import Analogist
+from pipelines.conditions.grid import Agreement, Canvases
 from pipelines.denoising import Result, generate
 from pipelines.errors import DataError, RequestError
 from pipelines.events import OnEvent, ignore
-from pipelines.grids import Grid
-from pipelines.images import to_pictures, to_tensor
-from pipelines.inpainting_unet import inpainting_components
-from pipelines.judge import Judge
-from pipelines.picture_files import PICTURE_SUFFIXES, decoded, open_picture
-from pipelines.request import ExamplePair, Guidance, InContext, Request
+from pipelines.measures.judge import Judge
+from pipelines.models.components import Components
+from pipelines.models.inpainting_unet import inpainting_components
+from pipelines.pictures.files import PICTURE_SUFFIXES, decoded, open_picture
+from pipelines.pictures.grids import Grid
+from pipelines.pictures.tensors import to_pictures, to_tensor
+from pipelines.request.request import ExamplePair, Guidance, InContext, Request
 
 ANALOGIST_GUIDANCE = Guidance(scale=15.0, rescale=0.7)
 """The paper's scale, which saturates colours unless it is rescaled."""

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pipelines.components import Components
-from pipelines.concept import Concept
+from pipelines.concepts.concept import Concept
 from pipelines.errors import NotNumbers
-from pipelines.prompts import parse_weights
-from pipelines.request import Request
+from pipelines.models.components import Components
+from pipelines.models.text import parse_weights
+from pipelines.request.request import Request
 
 STRONG = 10.0
 """Weights beyond this are told as the cause; up to 2 is usual."""

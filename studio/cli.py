@@ -14,19 +14,19 @@ from typing import Annotated, Literal
 from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
 
-from pipelines.box_files import Form
-from pipelines.comparison import axis_of
 from pipelines.console import print_anything
 from pipelines.errors import RequestError, StudioError
-from pipelines.hardships import hardship
-from pipelines.metadata import own_version
-from pipelines.request import Request, problems
-from pipelines.text import readable
-from studio.flags import Asked, given
-from studio.language_model import Planning
-from studio.measures import BENCHMARKS, Benchmarks
-from studio.placing import Placing, drawn, placed
-from studio.placing import layout as boxes_as_lines
+from pipelines.exhaustion import hardship
+from pipelines.pictures.metadata import own_version
+from pipelines.request.axes import axis_of
+from pipelines.request.box_files import Form
+from pipelines.request.request import Request, problems
+from pipelines.request.texts import readable
+from studio.commands.flags import Asked, given
+from studio.commands.layout import Placing, drawn, placed
+from studio.commands.layout import layout as boxes_as_lines
+from studio.commands.layout_llm import Planning
+from studio.commands.score.flags import BENCHMARKS, Benchmarks
 from studio.settings import Machine
 
 app = App(
@@ -37,12 +37,12 @@ app = App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
-app.command("studio.training:app", name="train", help="Learn a concept from a folder of pictures.")
-app.command("studio.incontext:ask", name="incontext")
-app.command("studio.masking:mask", name="mask")
-app.command("studio.replacing:replace", name="replace")
-app.command("studio.choosing:choose", name="choose")
-app.command("studio.concepts:app", name="concepts", help="List, check, import and export concepts.")
+app.command("studio.commands.train:app", name="train", help="Learn a concept from a folder of pictures.")
+app.command("studio.commands.incontext:ask", name="incontext")
+app.command("studio.commands.mask:mask", name="mask")
+app.command("studio.commands.replace:replace", name="replace")
+app.command("studio.commands.choose:choose", name="choose")
+app.command("studio.commands.concepts:app", name="concepts", help="List, check, import and export concepts.")
 app.command("studio.serve:serve", name="serve", help="Open the studio in the browser, with a REST interface beside it.")
 
 OnThisMachine = Annotated[Machine, Parameter(name="*")]
@@ -80,8 +80,8 @@ def generate(
         concepts.NAME.strength, grounding.beta, ... words=fox,cat,dog puts the others in the place of the first in the
         prompts. Values that hold commas have | between them: "prompt=a fox, asleep|a cat".
     """
-    from studio.comparing import draw
-    from studio.repeating import repeat
+    from studio.commands.reproduce import repeat
+    from studio.work.compare import draw
 
     axes = [axis_of(text) for text in compare]
     wishes = placed(given(asked) | ({} if prompt is None else {"prompt": prompt}), placing, planning)
@@ -147,7 +147,7 @@ def export(
     half
         Store weights in float16.
     """
-    from studio import runner
+    from studio.work import runner
 
     print(runner.export(concepts, output, base, half, machine))
 
@@ -170,7 +170,7 @@ def merge(
     base
         The base model they belong to.
     """
-    from studio import runner
+    from studio.work import runner
 
     for path in runner.merge(concepts, output, base, machine):
         print(path)
@@ -195,7 +195,7 @@ def identifiers(
     base
         The base model.
     """
-    from studio import runner
+    from studio.work import runner
 
     for line in runner.identifiers(class_word, count, base, machine):
         print(line)
@@ -243,7 +243,7 @@ def score(
     base
         The base model the concept belongs to.
     """
-    from studio import runner
+    from studio.work import runner
 
     for name, (module, carried_out_by) in BENCHMARKS.items():
         if getattr(asked, name):
@@ -260,7 +260,7 @@ def score(
 @app.command
 def doctor(machine: OnThisMachine = Machine()) -> None:  # noqa: B008
     """Say what is installed, what the machine offers, and whether pocket loads."""
-    from studio import runner
+    from studio.work import runner
 
     for line in runner.doctor(machine):
         print(line)
@@ -279,7 +279,7 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     try:
         if words[:1] == ["train"]:
-            from studio.training import translate
+            from studio.commands.train import translate
 
             words = translate(words)
         app(words, exit_on_error=False, print_error=False)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from pipelines.errors import ConfigError
-from studio.quota import QUOTA
+from studio.library.quota import QUOTA
 from studio.settings import Machine
 
 if TYPE_CHECKING:
-    from studio.engine import Engine
-    from studio.orders import Places
+    from studio.jobs.local_engine import Engine
+    from studio.jobs.specs import Places
 
 PASSWORD, TOKEN = "STUDIO_PASSWORD", "STUDIO_TOKEN"
 
@@ -76,7 +76,7 @@ def serve(
     _check(port, slots, quota)
     bases = _bases(base)
     from studio.api.app import guarded, rest, with_page
-    from studio.jobs import Jobs
+    from studio.jobs.jobs import Jobs
 
     runs = _engine(engine, cluster, machine, slots)
     jobs = Jobs(folder, bases=bases, machine=machine, slots=slots, engine=runs, quota=quota)
@@ -112,7 +112,7 @@ def _engine(name: str, cluster: str | None, machine: Machine, slots: int) -> Cal
         ConfigError: if a cluster is named that nothing would use.
     """
     if name == "ray":
-        from studio.cluster import RayEngine
+        from studio.jobs.ray_engine import RayEngine
 
         return partial(RayEngine, machine=machine, slots=slots, address=cluster)
     if cluster is not None:

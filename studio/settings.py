@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pipelines.request import Frozen
+from pipelines.request.request import Frozen
 
 
 class Machine(Frozen):

@@ -11,8 +11,8 @@ from typing import get_args
 import pytest
 from pydantic import BaseModel
 
-from pipelines.request import Request
-from studio.orders import unknown_texts
+from pipelines.request.request import Request
+from studio.jobs.specs import unknown_texts
 from tests.waiting import LIMIT
 
 ROOT = Path(__file__).parent.parent
@@ -47,26 +47,26 @@ def test_studio_loads_torch_in_the_runner_alone():
     "module",
     [
         "studio.cli",
-        "studio.concepts",
-        "studio.catalogue",
-        "studio.flags",
-        "studio.masking",
-        "studio.replacing",
-        "studio.incontext",
-        "studio.placing",
-        "studio.progress",
+        "studio.commands.concepts",
+        "studio.library.concepts",
+        "studio.commands.flags",
+        "studio.commands.mask",
+        "studio.commands.replace",
+        "studio.commands.incontext",
+        "studio.commands.layout",
+        "studio.work.progress",
         "studio.settings",
-        "pipelines.bases",
-        "pipelines.request",
-        "pipelines.comparison",
-        "pipelines.metadata",
+        "pipelines.concepts.compatibility",
+        "pipelines.request.request",
+        "pipelines.request.axes",
+        "pipelines.pictures.metadata",
         "studio.api.app",
-        "studio.jobs",
-        "studio.cluster",
+        "studio.jobs.jobs",
+        "studio.jobs.ray_engine",
         "studio.serve",
-        "studio.datasets",
-        "trainers.config",
-        "trainers.configs",
+        "studio.library.datasets",
+        "trainers.settings",
+        "trainers.method_settings",
         "trainers",
     ],
 )

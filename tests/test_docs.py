@@ -10,7 +10,7 @@ import pytest
 
 from pipelines import errors
 from studio.cli import app
-from trainers import methods
+from trainers.methods import methods
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,7 +49,7 @@ def test_there_are_commands_to_parse():
     assert len(COMMANDS) >= 5
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "pipelines/pocket/README.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "pipelines/models/pocket/README.md"])
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pipelines.card import ConceptCard
-from pipelines.components import load
-from pipelines.concept import Concept
-from pipelines.tokens import single_rows
+from pipelines.concepts.card import ConceptCard
+from pipelines.concepts.concept import Concept
+from pipelines.concepts.token_embeddings import single_rows
+from pipelines.models.components import load
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "pipelines/pocket/README.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "pipelines/models/pocket/README.md"]
 PYTHON = re.compile(r"(from [\w.]+ )?import \w")
 
 

@@ -32,8 +32,8 @@ from transformers import (
     SamVisionConfig,
 )
 
-from pipelines.components import Components, from_pipeline
-from trainers.data import Example
+from pipelines.models.components import Components, from_pipeline
+from trainers.data.batches import Example
 from trainers.pretrain.vocabulary import build_tokenizer
 
 

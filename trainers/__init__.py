@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 def methods() -> dict[str, Method]:
     """All methods by name. A new one is enrolled by its line here."""
-    from trainers.custom_diffusion import CustomDiffusion
-    from trainers.dreambooth import DreamBooth
-    from trainers.reversion import ReVersion
-    from trainers.textual_inversion import TextualInversion
+    from trainers.methods.custom_diffusion import CustomDiffusion
+    from trainers.methods.dreambooth import DreamBooth
+    from trainers.methods.reversion import ReVersion
+    from trainers.methods.textual_inversion import TextualInversion
 
     listed: list[Method] = [TextualInversion(), DreamBooth(), CustomDiffusion(), ReVersion()]
     return {method.name: method for method in listed}

@@ -17,10 +17,10 @@ from pydantic import ValidationError
 from pipelines.console import print_anything
 from pipelines.errors import ConfigError, StudioError
 from pipelines.events import Event, Note, StepDone
-from pipelines.request import problems
+from pipelines.request.request import problems
 from trainers.commands import commands
-from trainers.config import DataConfig, Destination, TrainConfig
 from trainers.method import Method
+from trainers.settings import DataConfig, Destination, TrainConfig
 
 
 def _say(event: Event) -> None:
@@ -34,10 +34,10 @@ def _say(event: Event) -> None:
 def _carry_out(method: Method, config: Any, data: DataConfig, train: TrainConfig, where: Destination) -> None:
     import torch
 
-    from pipelines.components import load
-    from trainers.launch import destinations, narrowed, pausing, readings, teach
-    from trainers.processes import launched
-    from trainers.train import Run, with_recipe
+    from pipelines.models.components import load
+    from trainers.distributed import launched
+    from trainers.loop.launch import destinations, narrowed, pausing, readings, teach
+    from trainers.loop.train import Run, with_recipe
 
     processes = launched()
     outputs = destinations(config, where, train.candidates)

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from trainers import methods
-from trainers.config import DataConfig, TrainConfig
 from trainers.method import Method
+from trainers.methods import methods
+from trainers.settings import DataConfig, TrainConfig
 
 
 def commands(name: str, carry_out: Callable[..., None], more: Mapping[str, Any]) -> App:

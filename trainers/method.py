@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from pipelines.components import Components
-from pipelines.concept import Concept
-from trainers.data import Batch, Example
+from pipelines.concepts.concept import Concept
+from pipelines.models.components import Components
+from trainers.data.batches import Batch, Example
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipelines.components import Components
 from pipelines.errors import RequestError
-from pipelines.request import Request
+from pipelines.models.components import Components
+from pipelines.request.request import Request
 
 CONCAT = "concat"
 """Reserved name among a condition's arguments: channels the UNet reads behind those of the latents."""

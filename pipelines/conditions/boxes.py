@@ -17,12 +17,12 @@ import torch
 from diffusers.models.attention import GatedSelfAttentionDense
 from torch import Tensor, nn
 
-from pipelines.components import Components
 from pipelines.conditions import Branch, Step
 from pipelines.errors import RequestError
-from pipelines.grounding import SLOTS, grounding_input, has_grounding, phrase_embeddings, read_as
-from pipelines.reference_pictures import picture_embeddings
-from pipelines.request import Box
+from pipelines.gligen.pictures import picture_embeddings
+from pipelines.gligen.tokens import SLOTS, grounding_input, has_grounding, phrase_embeddings, read_as
+from pipelines.models.components import Components
+from pipelines.request.request import Box
 
 _LEARNED_WORD = re.compile(r"<[^<>\s]+>")
 

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from pipelines import guidance as guiding
-from pipelines.components import Components
 from pipelines.conditions import Branch, Step
-from pipelines.request import Guidance
+from pipelines.models.components import Components
+from pipelines.request.request import Guidance
 
 
 class DistilledGuidance:

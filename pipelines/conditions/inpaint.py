@@ -23,16 +23,16 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
-from pipelines.components import Components, encode
 from pipelines.conditions import CONCAT, Branch, Step
 from pipelines.errors import RequestError
 from pipelines.events import Note, OnEvent, ignore
-from pipelines.images import fit, to_tensor
-from pipelines.masks import require_mask, softened
-from pipelines.painting import Inpaint as Settings
-from pipelines.picture_files import decoded, grey, laid_on, open_mask, upright_rgb
-from pipelines.request import Request
-from pipelines.selection import selected
+from pipelines.masks.files import require_mask, softened
+from pipelines.masks.selection import selected
+from pipelines.models.components import Components, encode
+from pipelines.pictures.files import decoded, grey, laid_on, open_mask, upright_rgb
+from pipelines.pictures.tensors import fit, to_tensor
+from pipelines.request.inpaint import Inpaint as Settings
+from pipelines.request.request import Request
 
 
 @dataclass(frozen=True)

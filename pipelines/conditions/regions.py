@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.components import Components
 from pipelines.conditions import Branch, Step
 from pipelines.errors import RequestError
-from pipelines.prompts import prompt_ids, window_count
-from pipelines.request import Box
+from pipelines.models.components import Components
+from pipelines.models.text import prompt_ids, window_count
+from pipelines.request.request import Box
 
 _ARTICLE = ("a ", "an ", "the ")
 

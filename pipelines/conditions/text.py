@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.components import Components
 from pipelines.conditions import Branch, Step
-from pipelines.prompts import Encoded, encode_prompts
+from pipelines.models.components import Components
+from pipelines.models.text import Encoded, encode_prompts
 
 
 class Text:

@@ -15,10 +15,10 @@ from fastapi import APIRouter, HTTPException
 from starlette.concurrency import run_in_threadpool
 
 from pipelines.errors import RequestError, StudioError
-from pipelines.frozen import Encoded
-from pipelines.metadata import Made, own_version, read_made
-from pipelines.png import texts
-from pipelines.samplers import SAMPLERS
+from pipelines.pictures.metadata import Made, own_version, read_made
+from pipelines.pictures.png import texts
+from pipelines.request.samplers import SAMPLERS
+from pipelines.request.settings import Encoded
 from studio.api.a1111_asked import (
     CHECKPOINT,
     ImageToImage,
@@ -32,9 +32,9 @@ from studio.api.a1111_asked import (
 )
 from studio.api.a1111_lists import InUse, add_lists
 from studio.api.forms import ROOT, Answer
-from studio.jobs import Jobs
-from studio.ledger import Job
-from studio.uploads import at_a_time, cleaned
+from studio.jobs.jobs import Jobs
+from studio.jobs.store import Job
+from studio.library.uploads import at_a_time, cleaned
 
 LOOK = 0.1
 PATIENCE = 3600.0

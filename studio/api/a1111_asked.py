@@ -22,13 +22,13 @@ from pydantic import ConfigDict, Field, model_validator
 from scipy.ndimage import gaussian_filter1d
 
 from pipelines.errors import DataError, RequestError
-from pipelines.frozen import Encoded, Sound
-from pipelines.picture_files import grey
-from pipelines.samplers import SAMPLERS, able, sampler_of, spacing_of
+from pipelines.pictures.files import grey
+from pipelines.request.samplers import SAMPLERS, able, sampler_of, spacing_of
+from pipelines.request.settings import Encoded, Sound
 from pipelines.words import composed
-from studio import catalogue
-from studio.jobs import Jobs
-from studio.uploads import cleaned
+from studio.jobs.jobs import Jobs
+from studio.library import concepts as catalogue
+from studio.library.uploads import cleaned
 
 LORA = re.compile(r"<lora:([^:<>]{1,100}):(-?[0-9.]{1,8})(?::[^<>]{0,50})?>")
 STEPS = 25

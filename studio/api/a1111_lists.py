@@ -7,13 +7,13 @@ from typing import Any
 import psutil
 from fastapi import APIRouter
 
-from pipelines.card import read_header
-from pipelines.request import Spacing
-from pipelines.samplers import SAMPLERS, SPACED, SPACINGS
-from pipelines.text import without_paths
-from studio import catalogue
+from pipelines.concepts.card import read_header
+from pipelines.request.request import Spacing
+from pipelines.request.samplers import SAMPLERS, SPACED, SPACINGS
+from pipelines.request.texts import without_paths
 from studio.api.a1111_asked import CHECKPOINT, base_of, without_effect
-from studio.jobs import Jobs
+from studio.jobs.jobs import Jobs
+from studio.library import concepts as catalogue
 
 LETTERS = 2000
 """So much is told of one field of a header."""

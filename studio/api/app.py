@@ -13,13 +13,13 @@ from fastapi.responses import JSONResponse
 from starlette.routing import Match
 from starlette.types import ASGIApp
 
-from pipelines.metadata import own_version
+from pipelines.pictures.metadata import own_version
 from studio.api import a1111, files, work
 from studio.api.forms import ROOT
 from studio.api.guard import Door, Guard
 from studio.api.page_files import PageFiles, copies_folder
 from studio.api.problems import answer_problems, problem
-from studio.jobs import Jobs
+from studio.jobs.jobs import Jobs
 
 
 def rest(jobs: Jobs) -> FastAPI:

@@ -8,9 +8,8 @@ from typing import Annotated
 from fastapi import APIRouter, File, Form, Response, UploadFile, status
 from fastapi.responses import FileResponse
 
-from pipelines.card import read_card
+from pipelines.concepts.card import read_card
 from pipelines.errors import ConceptError, DataError
-from studio import archives, catalogue
 from studio.api.forms import (
     ROOT,
     ConceptAnswer,
@@ -25,10 +24,12 @@ from studio.api.forms import (
     Work,
     work,
 )
-from studio.datasets import Dataset, Entry
-from studio.jobs import Jobs
-from studio.ledger import Unknown
-from studio.uploads import ARCHIVE, BYTES
+from studio.jobs.jobs import Jobs
+from studio.jobs.store import Unknown
+from studio.library import archives
+from studio.library import concepts as catalogue
+from studio.library.datasets import Dataset, Entry
+from studio.library.uploads import ARCHIVE, BYTES
 
 CREATED, GONE = status.HTTP_201_CREATED, status.HTTP_204_NO_CONTENT
 

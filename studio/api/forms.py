@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, Field, create_model
 from pydantic.fields import FieldInfo
 
-from pipelines.comparison import Axis
-from pipelines.request import Frozen, Request
-from studio.ledger import Job, Kind, State
-from studio.orders import OURS
-from trainers.config import DataConfig, Destination, TrainConfig
-from trainers.configs import configs
+from pipelines.request.axes import Axis
+from pipelines.request.request import Frozen, Request
+from studio.jobs.specs import OURS
+from studio.jobs.store import Job, Kind, State
+from trainers.method_settings import configs
+from trainers.settings import DataConfig, Destination, TrainConfig
 
 
 class GenerationOrder(Frozen):

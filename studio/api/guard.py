@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.errors import ConfigError
 from studio.api.problems import problem
-from studio.uploads import ARCHIVE
+from studio.library.uploads import ARCHIVE
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _log = logging.getLogger(__name__)

@@ -25,9 +25,9 @@ from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipelines.text import encodable
+from pipelines.request.texts import encodable
 from studio.api.problems import problem
-from studio.quota import bytes_of
+from studio.library.quota import bytes_of
 
 VISITOR = "studio_visitor"
 """Cookie that tells browsers apart; programs that keep none are told apart by their address."""

@@ -13,9 +13,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from pipelines.errors import NoMemory, NoSpace, StudioError
-from pipelines.hardships import hardship
-from pipelines.text import without_paths
-from studio.ledger import Conflict, Unknown
+from pipelines.exhaustion import hardship
+from pipelines.request.texts import without_paths
+from studio.jobs.store import Conflict, Unknown
 
 MEDIA = "application/problem+json"
 LONGEST = 300

@@ -15,9 +15,9 @@ from starlette.concurrency import run_in_threadpool
 
 from pipelines.errors import RequestError
 from studio.api.forms import PLACE, GenerationOrder, RunOrder, ScoreOrder, Work, settings_of, work
-from studio.jobs import Jobs
-from studio.ledger import Job, Kind, State, Unknown
-from trainers.configs import configs
+from studio.jobs.jobs import Jobs
+from studio.jobs.store import Job, Kind, State, Unknown
+from trainers.method_settings import configs
 
 LOOK = 0.2
 """Seconds between two looks for new events."""

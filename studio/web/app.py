@@ -8,17 +8,17 @@ from typing import Any
 import gradio as gr
 
 from pipelines.errors import RequestError, StudioError
-from pipelines.hardships import hardship
-from studio.jobs import Jobs
+from pipelines.exhaustion import hardship
+from studio.jobs.jobs import Jobs
 from studio.web.components import base_choice
-from studio.web.concept_cards import LibraryPage
-from studio.web.edit import EditPage
-from studio.web.example import EXAMPLE, ExamplePage
-from studio.web.following import told
-from studio.web.generate import INSERT, GeneratePage
-from studio.web.measure import MeasurePage
+from studio.web.pages.concepts import LibraryPage
+from studio.web.pages.edit import EditPage
+from studio.web.pages.example import EXAMPLE, ExamplePage
+from studio.web.pages.generate import INSERT, GeneratePage
+from studio.web.pages.measure import MeasurePage
+from studio.web.pages.teach import TeachPage
+from studio.web.panels.following import told
 from studio.web.static import text
-from studio.web.teach import TeachPage
 from studio.web.theme import theme
 
 TITLE = "Prompt Studio"

@@ -11,7 +11,7 @@ from gradio.components import Component
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pipelines.request import Frozen
+from pipelines.request.request import Frozen
 
 OWN = "the base's own"
 

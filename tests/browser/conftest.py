@@ -9,7 +9,7 @@ from urllib.parse import urlparse
 
 import pytest
 
-from pipelines.bases import POCKET
+from pipelines.concepts.compatibility import POCKET
 from tests.browser.waiting import SLOW, questions
 from tests.waiting import joined, until
 
@@ -23,7 +23,7 @@ def studio(tmp_path_factory):
 
     from studio.api.app import guarded, rest, with_page
     from studio.api.guard import Door
-    from studio.jobs import Jobs
+    from studio.jobs.jobs import Jobs
 
     twin = tmp_path_factory.mktemp("bases") / "twin"
     shutil.copytree(POCKET, twin)

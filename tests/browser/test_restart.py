@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlparse
 
 from playwright.sync_api import expect
 
-from studio.ledger import Ledger
+from studio.jobs.store import Ledger
 from tests.browser.waiting import SLOW, go
 from tests.studio.test_serve import Server, processes
 from tests.waiting import LIMIT

@@ -11,9 +11,9 @@ from gradio_client import Client
 from PIL import Image, ImageChops
 from playwright.sync_api import expect
 
-from pipelines.metadata import read_made
-from studio import catalogue
-from studio.web.edit import EXAMPLE
+from pipelines.pictures.metadata import read_made
+from studio.library import concepts as catalogue
+from studio.web.pages.edit import EXAMPLE
 from tests.browser.waiting import answered, choose, easel, go
 
 TABS = ("Generate", "Teach", "Edit", "By example", "Concepts", "Measure")

@@ -8,21 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.components import load
-from pipelines.concept import Concept
+from pipelines.concepts.concept import Concept
 from pipelines.denoising import generate
 from pipelines.errors import Cancelled
 from pipelines.events import Note, Preview, StepDone
-from pipelines.request import ConceptUse, Request
+from pipelines.models.components import load
+from pipelines.request.request import ConceptUse, Request
 from tests import tiny
-from trainers import methods
-from trainers.config import DataConfig, TrainConfig
-from trainers.launch import DTYPES, narrowed, run_of
-from trainers.loop import Pace, optimise
-from trainers.pretrain.muon import Muon
-from trainers.reading import read_folder
-from trainers.recorded import Recorded, RecordedStep
-from trainers.train import Run, train
+from trainers.data.folders import read_folder
+from trainers.loop.cuda_graphs import Recorded, RecordedStep
+from trainers.loop.launch import DTYPES, narrowed, run_of
+from trainers.loop.loop import Pace, optimise
+from trainers.loop.muon import Muon
+from trainers.loop.train import Run, train
+from trainers.methods import methods
+from trainers.settings import DataConfig, TrainConfig
 
 pytestmark = [
     pytest.mark.gpu,

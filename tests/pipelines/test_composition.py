@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines import Concept, ConceptCard, ConceptUse, Guidance, Request, generate
-from pipelines.components import from_pipeline
+from pipelines.concepts.token_embeddings import single_rows
 from pipelines.errors import ConceptError
-from pipelines.tokens import single_rows
+from pipelines.models.components import from_pipeline
 from tests import tiny
 
 BASES = {"sd": tiny.sd, "sdxl": tiny.sdxl}

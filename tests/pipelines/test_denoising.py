@@ -9,7 +9,7 @@ from pipelines.conditions import Branch, merge, stack
 from pipelines.conditions.text import Text
 from pipelines.denoising import generate
 from pipelines.errors import Cancelled, RequestError
-from pipelines.request import Guidance, Request
+from pipelines.request.request import Guidance, Request
 from tests import tiny
 
 
@@ -82,7 +82,7 @@ def test_every_scheduler_gives_finite_pictures_and_repeats(base, name):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_attention_implementations_agree(attention):
-    from pipelines.components import set_attention
+    from pipelines.models.components import set_attention
 
     base = tiny.sd()
     reference = generate(base, small()).latents

@@ -9,15 +9,15 @@ import torch
 from PIL import Image
 
 from pipelines import incontext
-from pipelines.canvases import Agreement, Canvases, laid
 from pipelines.conditions import CONCAT, Branch, Step
+from pipelines.conditions.grid import Agreement, Canvases, laid
 from pipelines.denoising import generate
 from pipelines.errors import DataError, ModelError, RequestError
-from pipelines.grids import Grid
-from pipelines.images import to_tensor
-from pipelines.metadata import Made, read_made, save_png
-from pipelines.request import InContext, Request
-from pipelines.schedulers import build
+from pipelines.models.schedulers import build
+from pipelines.pictures.grids import Grid
+from pipelines.pictures.metadata import Made, read_made, save_png
+from pipelines.pictures.tensors import to_tensor
+from pipelines.request.request import InContext, Request
 from tests import tiny
 
 STEP = Step(0, 4, torch.tensor(900), torch.tensor(600))

@@ -16,17 +16,17 @@ from safetensors.torch import save_file
 
 from pipelines import Concept, ConceptCard, Guidance, Request, load
 from pipelines import guidance as guiding
-from pipelines.card import read_card
+from pipelines.concepts.card import read_card
+from pipelines.concepts.token_embeddings import check_token, single_rows
 from pipelines.conditions import Step
 from pipelines.errors import ConceptError, ConfigError, DataError, ModelError, RequestError
 from pipelines.files import whole_file
-from pipelines.judge import Judge
-from pipelines.metadata import Made, parameters
-from pipelines.picture_files import open_picture
-from pipelines.prompts import encode_prompts, parse_weights
-from pipelines.request import Defaults
-from pipelines.schedulers import KINDS, build
-from pipelines.tokens import check_token, single_rows
+from pipelines.measures.judge import Judge
+from pipelines.models.schedulers import KINDS, build
+from pipelines.models.text import encode_prompts, parse_weights
+from pipelines.pictures.files import open_picture
+from pipelines.pictures.metadata import Made, parameters
+from pipelines.request.request import Defaults
 from tests import tiny
 
 

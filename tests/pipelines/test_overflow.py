@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipelines import Concept, ConceptCard, ConceptUse, Request, generate
-from pipelines.changes import Difference
+from pipelines.concepts.weight_deltas import Difference
 from pipelines.errors import NotNumbers
 from pipelines.overflow import require_numbers
 from studio.cli import main

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.components import load
+from evaluation import concepts as scoring
+from evaluation.relations import TOKEN, drawn_pairs, holds_in, tally, teach_relation
+from evaluation.sticker_finder import Finder
 from pipelines.denoising import generate
-from pipelines.images import to_tensor
-from pipelines.request import ConceptUse, Request
-from trainers import scoring
-from trainers.finder import Finder
-from trainers.relation_scoring import TOKEN, drawn_pairs, holds_in, tally, teach_relation
-from trainers.relations import unseen_pairs
+from pipelines.models.components import load
+from pipelines.pictures.tensors import to_tensor
+from pipelines.request.request import ConceptUse, Request
+from trainers.stickers.relations import unseen_pairs
 
 pytestmark = pytest.mark.pocket
 

@@ -8,17 +8,17 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from pipelines.components import POCKET, load
+from evaluation import concepts as scoring
+from evaluation.truth import truth_of
 from pipelines.denoising import generate
-from pipelines.images import to_tensor
-from pipelines.judge import Judge
-from pipelines.request import ConceptUse, Request
-from pipelines.scores import detect, name, nearest_colour
-from trainers import scoring
+from pipelines.measures.judge import Judge
+from pipelines.measures.stickers import detect, name, nearest_colour
+from pipelines.models.components import POCKET, load
+from pipelines.pictures.tensors import to_tensor
+from pipelines.request.request import ConceptUse, Request
 from trainers.pretrain.score import _judge_top1
 from trainers.pretrain.vae import pictures, psnr
-from trainers.stickers import ALL_NAMES, COLOURS, NAMES, article
-from trainers.truth import truth_of
+from trainers.stickers.world import ALL_NAMES, COLOURS, NAMES, article
 
 pytestmark = pytest.mark.pocket
 

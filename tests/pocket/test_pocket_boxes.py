@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from pipelines.components import POCKET, load
+from evaluation import boxes as scoring
+from evaluation.boxes import drawn, figures, layouts, look
 from pipelines.denoising import generate
-from pipelines.grounding import gated_parameters
-from pipelines.judge import Judge
-from pipelines.request import Request
-from trainers import box_scoring as scoring
-from trainers.box_scoring import drawn, figures, layouts, look
+from pipelines.gligen.tokens import gated_parameters
+from pipelines.measures.judge import Judge
+from pipelines.models.components import POCKET, load
+from pipelines.request.request import Request
 
 
 def test_two_things_stand_in_their_boxes():

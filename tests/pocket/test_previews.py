@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipelines.components import load
-from pipelines.conditions.watch import Watch
+from pipelines.conditions.preview import Watch
 from pipelines.denoising import generate
-from pipelines.images import to_tensor
-from pipelines.request import Request
-from pipelines.schedulers import KINDS
+from pipelines.models.components import load
+from pipelines.models.schedulers import KINDS
+from pipelines.pictures.tensors import to_tensor
+from pipelines.request.request import Request
 
 pytestmark = pytest.mark.pocket
 STEPS = 12

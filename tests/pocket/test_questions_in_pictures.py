@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from pipelines.components import POCKET, load
-from pipelines.inpainting_unet import inpainting_components
-from pipelines.judge import Judge
-from trainers import incontext_scoring as scoring
-from trainers.grid_tasks import Drawings
-from trainers.stickers import HELD_OUT
+from evaluation import incontext as scoring
+from pipelines.measures.judge import Judge
+from pipelines.models.components import POCKET, load
+from pipelines.models.inpainting_unet import inpainting_components
+from trainers.stickers.tasks import Drawings
+from trainers.stickers.world import HELD_OUT
 
 pytestmark = pytest.mark.pocket
 

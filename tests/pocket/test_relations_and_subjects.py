@@ -7,12 +7,12 @@ import random
 import pytest
 import torch
 
-from pipelines.components import POCKET, load
-from pipelines.judge import Judge
-from trainers import scoring
+from evaluation import concepts as scoring
+from evaluation.truth import truth_of
+from pipelines.measures.judge import Judge
+from pipelines.models.components import POCKET, load
 from trainers.pretrain.score import _made, _pair_right
-from trainers.stickers import RELATIONS, scene
-from trainers.truth import truth_of
+from trainers.stickers.world import RELATIONS, scene
 
 pytestmark = pytest.mark.pocket
 
@@ -50,7 +50,7 @@ def test_a_subject_looks_like_its_pictures_and_its_class_stays(base, judge, subj
 
 def test_half_the_strength_is_between_nothing_and_all(base, judge, subject):
     from pipelines.denoising import generate
-    from pipelines.request import ConceptUse, Request
+    from pipelines.request.request import ConceptUse, Request
 
     request = Request(prompt=f"a {subject.token}", seed=3)
     latents = [

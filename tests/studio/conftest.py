@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from studio.jobs import Jobs
+from studio.jobs.jobs import Jobs
 
 WOLF = sorted((Path(__file__).parents[2] / "examples" / "wolf").glob("*.png"))
 

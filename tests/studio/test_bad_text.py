@@ -12,35 +12,35 @@ from fastapi.testclient import TestClient
 from pydantic import BaseModel, ValidationError
 from safetensors.torch import save_file
 
-import pipelines.card
+import pipelines.concepts.card
 import studio.api.a1111
 import studio.api.forms
-import studio.language_model
-import studio.measures
-import studio.placing
+import studio.commands.layout
+import studio.commands.layout_llm
+import studio.commands.score.flags
 import studio.settings
-import trainers.configs
-from pipelines.frozen import Encoded, Sound
-from pipelines.text import LONGEST, flaw, readable, texts
-from studio import catalogue
+import trainers.method_settings
+from pipelines.request.settings import Encoded, Sound
+from pipelines.request.texts import LONGEST, flaw, readable, texts
 from studio.api.app import guarded, rest
 from studio.api.guard import Door
 from studio.api.problems import MEDIA
 from studio.cli import main
-from studio.jobs import Jobs
-from studio.ledger import Ledger
-from studio.rows import Damaged
+from studio.jobs.jobs import Jobs
+from studio.jobs.rows import Damaged
+from studio.jobs.store import Ledger
+from studio.library import concepts as catalogue
 from tests.studio.conftest import WOLF
 
 MODULES = (
-    pipelines.card,
+    pipelines.concepts.card,
     studio.api.a1111,
     studio.api.forms,
-    studio.language_model,
-    studio.measures,
-    studio.placing,
+    studio.commands.layout_llm,
+    studio.commands.score.flags,
+    studio.commands.layout,
     studio.settings,
-    trainers.configs,
+    trainers.method_settings,
 )
 HALF = "a\ud800b"
 BAD = (HALF, "a\x00b", "a\x1bb", "a\x85b", "x" * (LONGEST + 1))

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipelines.card import ConceptCard, read_card
-from pipelines.concept import Concept
+from pipelines.concepts.card import ConceptCard, read_card
+from pipelines.concepts.concept import Concept
 from pipelines.locks import sole_training
 from studio.cli import main
-from studio.training import ALIASES, translate
+from studio.commands.train import ALIASES, translate
 from tests import tiny
 from tests.waiting import LIMIT
 
@@ -172,7 +172,7 @@ def test_what_was_learned_is_drawn_beside_it_and_no_failure_of_that_loses_it(
     def full(*arguments, **more):
         raise RuntimeError("CUDA out of memory\nand more")
 
-    monkeypatch.setattr("trainers.launch.generate", full)
+    monkeypatch.setattr("trainers.loop.launch.generate", full)
     assert train(base, pictures, "--output", "e.safetensors") == 0
     assert "no preview of <x>: CUDA out of memory\n" in capsys.readouterr().err
     assert read_card_of("e.safetensors").token == "<x>" and not (tmp_path / "e.preview.png").exists()
@@ -274,10 +274,10 @@ def test_too_little_disk_is_said_before_anything_is_done(base, pictures, monkeyp
 
 
 def test_a_stopped_training_goes_on_where_it_was(base, pictures, monkeypatch, capsys):
-    import trainers.loop
+    import trainers.loop.loop
 
     assert train(base, pictures, "--output", "whole.safetensors", "--steps", "6") == 0
-    real, calls = trainers.loop.step_generator, []
+    real, calls = trainers.loop.loop.step_generator, []
 
     def stopping(*arguments):
         calls.append(1)
@@ -285,10 +285,10 @@ def test_a_stopped_training_goes_on_where_it_was(base, pictures, monkeypatch, ca
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr("trainers.loop.step_generator", stopping)
+    monkeypatch.setattr("trainers.loop.loop.step_generator", stopping)
     assert train(base, pictures, "--output", "c.safetensors", "--steps", "6", "--keep-every", "2") == 2
     assert "same command again" in capsys.readouterr().err
-    monkeypatch.setattr("trainers.loop.step_generator", real)
+    monkeypatch.setattr("trainers.loop.loop.step_generator", real)
     assert train(base, pictures, "--output", "c.safetensors", "--steps", "6", "--keep-every", "2") == 0
     assert "resumed after step 2" in capsys.readouterr().err
     from pathlib import Path

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.card import ConceptCard
-from pipelines.concept import Concept
+from pipelines.concepts.card import ConceptCard
+from pipelines.concepts.concept import Concept
 from studio.cli import main
 from tests.waiting import LIMIT
 

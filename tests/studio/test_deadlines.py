@@ -12,12 +12,13 @@ import psutil
 import pytest
 
 from pipelines.errors import ConceptError, ConfigError, NoMemory, RequestError
-from studio import dispatcher, uploads
+from studio.commands.layout_llm import Planning, planner_of
 from studio.deadlines import within
-from studio.jobs import Jobs
-from studio.language_model import Planning, planner_of
-from studio.web import concept_cards
-from tests.studio.test_datasets import picture
+from studio.jobs import dispatcher
+from studio.jobs.jobs import Jobs
+from studio.library import uploads
+from studio.web.pages import concepts as concept_cards
+from tests.studio.library.test_datasets import picture
 from tests.waiting import joined, until
 
 

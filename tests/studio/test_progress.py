@@ -5,7 +5,7 @@ import io
 from PIL import Image
 
 from pipelines.events import Note, Preview, StepDone
-from studio.progress import Progress
+from studio.work.progress import Progress
 
 
 class Terminal(io.StringIO):

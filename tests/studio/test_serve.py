@@ -82,7 +82,7 @@ def processes(folder):
     found = []
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
-        if "studio.worker" in words and str(folder) in " ".join(words):
+        if "studio.jobs.worker" in words and str(folder) in " ".join(words):
             found.append(process)
     return found
 

@@ -10,18 +10,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from starlette.testclient import TestClient
 
-from pipelines.card import ConceptCard
-from pipelines.concept import Concept
+from pipelines.concepts.card import ConceptCard
+from pipelines.concepts.concept import Concept
 from pipelines.errors import ConceptError
-from studio import exchange
 from studio.api.app import guarded, rest
 from studio.api.guard import Door
 from studio.cli import main
-from studio.jobs import Jobs
-from trainers.candidates import candidate, candidates, candidates_folder, kept_step, take
-from trainers.config import Destination
-from trainers.configs import DreamBoothConfig, TextualInversionConfig
-from trainers.launch import destinations
+from studio.jobs.jobs import Jobs
+from studio.library import import_export as exchange
+from trainers.loop.candidates import candidate, candidates, candidates_folder, kept_step, take
+from trainers.loop.launch import destinations
+from trainers.method_settings import DreamBoothConfig, TextualInversionConfig
+from trainers.settings import Destination
 
 DIM = 96
 

@@ -25,10 +25,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save
 
-from pipelines.adapter_folders import CONFIG, MODEL
-from pipelines.embedding_pictures import _sequence
+from pipelines.concepts.formats.peft_folders import CONFIG, MODEL
+from pipelines.concepts.formats.png_embeddings import _sequence
 from pipelines.errors import ConceptError
-from studio.exchange import import_concept
+from studio.library.import_export import import_concept
 
 MEMORY = 512 << 10  # KiB of growth that is allowed
 FLOOD = (

@@ -20,15 +20,15 @@ from pathlib import Path
 
 import torch
 
-from pipelines.concept import Concept
+from pipelines.concepts.concept import Concept
 from tests import tiny
 from tests.waiting import statuses
-from trainers import methods
-from trainers import train as loop_of_a_run
-from trainers.checkpoints import states, whole
-from trainers.config import DataConfig, TrainConfig
-from trainers.launch import teach
-from trainers.train import Run
+from trainers.loop import train as loop_of_a_run
+from trainers.loop.checkpoints import states, whole
+from trainers.loop.launch import teach
+from trainers.loop.train import Run
+from trainers.methods import methods
+from trainers.settings import DataConfig, TrainConfig
 
 STEPS = 8
 loop_of_a_run.REPORT = 5  # so that states fall into the middle of a mean

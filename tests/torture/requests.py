@@ -27,7 +27,7 @@ from starlette.testclient import TestClient
 from pipelines.errors import StudioError
 from studio.api.app import guarded, rest
 from studio.api.guard import Door
-from studio.jobs import Jobs
+from studio.jobs.jobs import Jobs
 from tests.waiting import joined
 
 HOSTILE: tuple[Any, ...] = (

@@ -58,7 +58,7 @@ class Served:
         for one in psutil.process_iter():
             with suppress(psutil.Error):
                 words = one.cmdline()
-                if "studio.worker" in words and str(self.folder.resolve()) in words[-1]:
+                if "studio.jobs.worker" in words and str(self.folder.resolve()) in words[-1]:
                     found.append(one)
         return found
 

@@ -7,16 +7,16 @@ import json
 import pytest
 import torch
 
-from pipelines.concept import Concept
+from pipelines.concepts.concept import Concept
 from pipelines.denoising import generate
 from pipelines.errors import Cancelled, ConfigError
 from pipelines.events import Note, Preview, StepDone
-from pipelines.request import ConceptUse, Request
+from pipelines.request.request import ConceptUse, Request
 from tests import tiny
-from trainers import methods
-from trainers.config import DataConfig, TrainConfig
-from trainers.data import LatentSet
-from trainers.train import Run, train
+from trainers.data.batches import LatentSet
+from trainers.loop.train import Run, train
+from trainers.methods import methods
+from trainers.settings import DataConfig, TrainConfig
 
 METHODS = methods()
 SETTINGS = {

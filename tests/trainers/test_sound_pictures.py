@@ -7,12 +7,12 @@ from PIL import Image
 
 from pipelines.errors import DataError
 from pipelines.events import Note
-from studio.examples import learn_task, nearest_pairs
+from studio.commands.incontext_examples import learn_task, nearest_pairs
 from studio.settings import Machine
 from tests import tiny
-from trainers.configs import DreamBoothConfig, TaskWordConfig
-from trainers.priors import class_examples
-from trainers.sound_pictures import sound_examples
+from trainers.data.class_images import class_examples
+from trainers.data.sound_pictures import sound_examples
+from trainers.method_settings import DreamBoothConfig, TaskWordConfig
 
 
 def picture(path, colour="red", size=(16, 16)):

@@ -7,14 +7,14 @@ import shutil
 import pytest
 from PIL import Image
 
-from pipelines.box_files import read_boxes
 from pipelines.errors import DataError, RequestError
 from pipelines.events import Note
-from pipelines.yolo import class_names
+from pipelines.request.box_files import read_boxes
+from pipelines.request.yolo import class_names
 from studio.cli import main
 from tests import tiny
-from trainers.boxed_folders import read_boxed
-from trainers.reading import read_folder
+from trainers.base_models.gligen_data import read_boxed
+from trainers.data.folders import read_folder
 
 LINE = "1 0.5 0.5 0.2 0.4\n"
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from pipelines.components import POCKET
 from pipelines.console import print_anything
 from pipelines.errors import StudioError
 from pipelines.events import Event, OnEvent, StepDone
+from pipelines.models.components import POCKET
 
 STAGES = ("vae", "judge", "text", "unet")
 

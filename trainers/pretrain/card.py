@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pipelines.files import whole_file
-from trainers.stickers import COLOURS, HELD_OUT, HELD_OUT_RELATIONS, NAMES, RELATIONS
+from trainers.stickers.world import COLOURS, HELD_OUT, HELD_OUT_RELATIONS, NAMES, RELATIONS
 
 GOALS: dict[str, tuple[str, float, float]] = {
     "reconstruction_db": ("autoencoder, PSNR on unseen compositions (dB)", 31, 33),
@@ -137,7 +137,7 @@ def write_card(out: Path, facts: dict[str, Any], scores: dict[str, Any]) -> Path
         lines.append(f"| {meaning} | **{scores[key]:.3f}** | {chance} | {least} | {goal} |")
     lines += [
         "",
-        "The art is Fluent Emoji by Microsoft Corporation, MIT licence: see `trainers/art/LICENSE`.",
+        "The art is Fluent Emoji by Microsoft Corporation, MIT licence: see `trainers/stickers/art/LICENSE`.",
         "",
     ]
     with whole_file(out / TRAINING) as path:

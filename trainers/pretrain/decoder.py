@@ -18,15 +18,15 @@ from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.components import Components
-from pipelines.drawn import luminance, ssim
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
+from pipelines.measures.drawn import luminance, ssim
+from pipelines.models.components import Components
+from trainers.losses import prompt_ids
 from trainers.pretrain.parts import autoencoder, scheduler
 from trainers.pretrain.vae import Schedule, as_bytes, as_images, train_averaged
-from trainers.sticker_art import Style
-from trainers.stickers import NAMES, Stickers, scenes
-from trainers.terms import prompt_ids
+from trainers.stickers.art import Style
+from trainers.stickers.world import NAMES, Stickers, scenes
 
 SEED = 61
 NOISED = (150, 650)

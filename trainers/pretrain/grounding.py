@@ -12,18 +12,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipelines.components import Components, encode, load
 from pipelines.errors import ModelError
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
-from pipelines.grounding import UNNAMED, load_adapter, phrase_embeddings
-from pipelines.identity import is_gated
-from trainers.configs import GroundingConfig
-from trainers.grounding import BoxedPictures, GroundingRun, gains, train_grounding
-from trainers.placements import free_scenes
+from pipelines.gligen.tokens import UNNAMED, load_adapter, phrase_embeddings
+from pipelines.models.components import Components, encode, load
+from pipelines.models.fingerprint import is_gated
+from trainers.base_models.gligen import BoxedPictures, GroundingRun, gains, train_grounding
+from trainers.losses import prompt_ids
+from trainers.method_settings import GroundingConfig
 from trainers.pretrain.card import TRAINING, device_name, note_training
-from trainers.stickers import NAMES, Scene, Stickers, article, scenes
-from trainers.terms import prompt_ids
+from trainers.stickers.free_scenes import free_scenes
+from trainers.stickers.world import NAMES, Scene, Stickers, article, scenes
 
 ADAPTER = "grounding.safetensors"
 POOL, HELD_OUT_POOL = 51, 52  # seeds of what is trained on, and of what losses are reported on

@@ -14,21 +14,21 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from pipelines.components import Components, load
 from pipelines.errors import ModelError
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
-from pipelines.grids import Grid
-from pipelines.images import to_pictures
-from pipelines.inpainting_unet import FOLDER
-from pipelines.sheet import Sheet
-from trainers.averages import Average
-from trainers.grid_tasks import TASKS, TRAINED_TASKS, Drawings, Pool, pairs, pools, scenes_for
-from trainers.holes import random_holes
-from trainers.inpainting import Holed, Plan, Source, painted, save_unet, train_unet, widened
+from pipelines.models.components import Components, load
+from pipelines.models.inpainting_unet import FOLDER
+from pipelines.pictures.grids import Grid
+from pipelines.pictures.sheet import Sheet
+from pipelines.pictures.tensors import to_pictures
+from trainers.base_models.inpainting_unet import Holed, Plan, Source, painted, save_unet, train_unet, widened
+from trainers.base_models.random_masks import random_holes
+from trainers.loop.ema import Average
 from trainers.pretrain.card import TRAINING, device_name, note_training
 from trainers.pretrain.stages import minutes_in
-from trainers.stickers import HELD_OUT, NAMES, UNIT
+from trainers.stickers.tasks import TASKS, TRAINED_TASKS, Drawings, Pool, pairs, pools, scenes_for
+from trainers.stickers.world import HELD_OUT, NAMES, UNIT
 
 RECORD = "inpainting.json"
 """How the UNet in the same folder was trained."""

@@ -15,12 +15,12 @@ from torch.nn import functional as F
 
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
-from pipelines.judge import INPUT, Judge
-from trainers.checkpoints import Checkpoint
-from trainers.loop import Pace, optimise, warm_stable_decay
+from pipelines.measures.judge import INPUT, Judge
+from trainers.loop.checkpoints import Checkpoint
+from trainers.loop.loop import Pace, optimise, warm_stable_decay
 from trainers.pretrain.parts import text_config
 from trainers.pretrain.vocabulary import build_tokenizer
-from trainers.stickers import ALL_NAMES, NAMES, RELATIONS, Scene, Stickers, article, scenes
+from trainers.stickers.world import ALL_NAMES, NAMES, RELATIONS, Scene, Stickers, article, scenes
 
 POOL = 16384
 START = "text_start.pt"  # the snapshot of the text tower

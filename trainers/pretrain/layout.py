@@ -18,12 +18,12 @@ from transformers import CLIPTextModel
 from pipelines.errors import ModelError
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
-from trainers.checkpoints import Checkpoint
-from trainers.loop import Losses, Pace, optimise, warm_stable_decay
+from trainers.loop.checkpoints import Checkpoint
+from trainers.loop.loop import Losses, Pace, optimise, warm_stable_decay
 from trainers.pretrain.judge import START
 from trainers.pretrain.parts import WIDTH, text_config
 from trainers.pretrain.vocabulary import build_tokenizer
-from trainers.stickers import NAMES, UNIT, Scene, scenes
+from trainers.stickers.world import NAMES, UNIT, Scene, scenes
 
 GRID = 8
 """Cells along a side: the finest grid at which the UNet reads the caption."""

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from pipelines.errors import ModelError
 from pipelines.events import Note, OnEvent
-from pipelines.inpainting_unet import FOLDER
+from pipelines.models.inpainting_unet import FOLDER
 from trainers.pretrain.card import TRAINING, note_training
 from trainers.pretrain.grounding import ADAPTER, pack_grounding
 from trainers.pretrain.inpainting import put_in_place

@@ -1,6 +1,6 @@
 """Scores of a trained `pocket`, each beside the level of pure chance or between floor and ceiling.
 
-The judge says whether what was asked for is there; the drawn likeness (`pipelines.drawn`) says how it looks.
+The judge says whether what was asked for is there; the drawn likeness (`pipelines.measures.drawn`) says how it looks.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from PIL import Image
 
-from pipelines.components import Components, load
 from pipelines.denoising import generate
-from pipelines.drawn import likeness
-from pipelines.images import to_tensor
-from pipelines.judge import Judge
-from pipelines.request import Request
-from pipelines.scores import detect, holds, name, nearest_colour
-from trainers.drawn import ceiling, drawing, drawn_scene, floor, summed
+from pipelines.measures.drawn import likeness
+from pipelines.measures.judge import Judge
+from pipelines.measures.stickers import detect, holds, name, nearest_colour
+from pipelines.models.components import Components, load
+from pipelines.pictures.tensors import to_tensor
+from pipelines.request.request import Request
 from trainers.pretrain.vae import pictures, psnr
-from trainers.stickers import ALL_NAMES, COLOURS, NAMES, RELATIONS, Scene, Stickers, article, scene, scenes
+from trainers.stickers.drawn import ceiling, drawing, drawn_scene, floor, summed
+from trainers.stickers.world import ALL_NAMES, COLOURS, NAMES, RELATIONS, Scene, Stickers, article, scene, scenes
 
 SEED = 7000
 FLOOR_NAMES = NAMES[::8]

@@ -3,7 +3,7 @@
     npm pack @iconify-json/fluent-emoji @iconify-json/fluent-emoji-flat @iconify-json/noto   # and unpack each
     python -m trainers.pretrain sheets --icons FOLDER
 
-FOLDER holds `fluent-emoji/icons.json` and so on. Only needed to add things; the sheets are in `trainers/art`.
+FOLDER holds `fluent-emoji/icons.json` and so on. Only needed to add things; the sheets are in `trainers/stickers/art`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 
 from pipelines.errors import ModelError
 from pipelines.events import Note, OnEvent
-from trainers.sticker_art import ART, COLLECTIONS, COLUMNS, SIDE, icons
+from trainers.stickers.art import ART, COLLECTIONS, COLUMNS, SIDE, icons
 
 DRAWN = 4 * SIDE
 """Pixels at which an icon is drawn before it is cropped and made smaller."""
@@ -48,7 +48,7 @@ def drawing(body: str, view: tuple[float, float]) -> Image.Image:
 
 
 def sheets_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
-    """Draw every sheet anew into `trainers/art`.
+    """Draw every sheet anew into `trainers/stickers/art`.
 
     Raises:
         ModelError: if a collection or an icon is not there.

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from diffusers import AutoencoderTiny
 
-from pipelines.components import Components, load
 from pipelines.denoising import generate
 from pipelines.errors import ModelError
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
-from pipelines.inpainting_unet import FOLDER
-from pipelines.judge import Judge
-from pipelines.request import Request
-from pipelines.sheet import Sheet
+from pipelines.measures.judge import Judge
+from pipelines.models.components import Components, load
+from pipelines.models.inpainting_unet import FOLDER
+from pipelines.pictures.sheet import Sheet
+from pipelines.request.request import Request
 from trainers.pretrain.card import TRAINING, device_name, note_training, write_card
 from trainers.pretrain.decoder import train_decoder
 from trainers.pretrain.judge import train_judge

@@ -15,17 +15,17 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
-from pipelines.identity import is_gated
-from trainers.averages import Average, averaged_checkpoint
-from trainers.clock import Clock, until
-from trainers.loop import Losses, Pace, optimise, warm_stable_decay
+from pipelines.models.fingerprint import is_gated
+from trainers.loop.clock import Clock, until
+from trainers.loop.cuda_graphs import Recorded
+from trainers.loop.ema import Average, averaged_checkpoint
+from trainers.loop.loop import Losses, Pace, optimise, warm_stable_decay
+from trainers.loop.muon import Muon
+from trainers.losses import noise_levels, noised, target
 from trainers.pretrain.layout import TEXT
-from trainers.pretrain.muon import Muon
 from trainers.pretrain.parts import scheduler, text_config, unet
 from trainers.pretrain.vocabulary import build_tokenizer
-from trainers.recorded import Recorded
-from trainers.stickers import Scene, Stickers, scenes
-from trainers.terms import noise_levels, noised, target
+from trainers.stickers.world import Scene, Stickers, scenes
 
 EMPTY = 0.1  # share of captions left empty, for classifier-free guidance
 AVERAGED = 0.998

@@ -15,15 +15,15 @@ from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.drawn import luminance, ssim
 from pipelines.events import Note, OnEvent
-from trainers.averages import Average, averaged_checkpoint
-from trainers.clock import Clock, until
-from trainers.loop import Losses, Pace, optimise, warm_stable_decay
-from trainers.pretrain.muon import Muon
+from pipelines.measures.drawn import luminance, ssim
+from trainers.loop.clock import Clock, until
+from trainers.loop.ema import Average, averaged_checkpoint
+from trainers.loop.loop import Losses, Pace, optimise, warm_stable_decay
+from trainers.loop.muon import Muon
 from trainers.pretrain.parts import autoencoder
-from trainers.sticker_art import Style
-from trainers.stickers import NAMES, Stickers, scenes
+from trainers.stickers.art import Style
+from trainers.stickers.world import NAMES, Stickers, scenes
 
 FLAT = 0.25
 """Share of the pictures in the flat style, which the UNet does not know: the autoencoder is for any drawing."""

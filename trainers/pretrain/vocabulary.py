@@ -12,7 +12,7 @@ from pathlib import Path
 
 from transformers import CLIPTokenizer
 
-from trainers.stickers import ALL_NAMES, COLOURS, plural
+from trainers.stickers.world import ALL_NAMES, COLOURS, plural
 
 WORDS = Path(__file__).parent.parent / "words"
 MAX_LENGTH = 32

@@ -1,0 +1,100 @@
+"""What the files of a base model tell of it before it is loaded: its family, and whose concepts fit. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from pipelines.concepts.card import ConceptCard, read_header
+from pipelines.concepts.headers import FAMILY_NAMES
+from pipelines.errors import ConceptError
+from pipelines.models.fingerprint import SAMPLE, WORDS, Weight, identity
+
+POCKET = Path(__file__).parent / "pocket"
+
+
+@dataclass(frozen=True)
+class BaseFiles:
+    """A base as far as its files tell.
+
+    Attributes:
+        family: pocket, sd1, sd2 or sdxl; empty if unknown, as for a hub id.
+        fingerprint: `Components.fingerprint()`; empty where it does not matter or is unknown.
+    """
+
+    family: str = ""
+    fingerprint: str = ""
+
+    def misfit(self, card: ConceptCard) -> str:
+        """Why a concept does not go with it, in some words; empty if it does or not enough is known."""
+        if card.family and self.family and card.family != self.family:
+            return f"made for {FAMILY_NAMES.get(card.family, card.family)}"
+        if self.fingerprint and card.base_fingerprint not in ("", self.fingerprint):
+            return "learned on other weights of pocket"
+        return ""
+
+
+@cache
+def base_files(base: str) -> BaseFiles:
+    """Read what there is; of a base that cannot be read nothing is known, and loading it says why."""
+    path = POCKET if base == "pocket" else Path(base)
+    try:
+        if path.is_dir():
+            family = _family(path)
+            # Concepts of other families go with every fine-tune of theirs.
+            return BaseFiles(family, _fingerprint(path) if family == "pocket" else "")
+        return BaseFiles(_family_of_names(read_header(path))) if path.is_file() else BaseFiles()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError, ConceptError):
+        return BaseFiles()
+
+
+def _family(folder: Path) -> str:
+    """The family of a folder in the diffusers layout, told as `components.load` tells it."""
+    parts = _config(folder / "model_index.json")
+    if parts.get("text_encoder_2", [None])[0]:
+        return "sdxl"
+    vae, unet = _config(folder / "vae/config.json"), _config(folder / "unet/config.json")
+    if vae["_class_name"] == "AutoencoderTiny" and unet["cross_attention_dim"] < 768:
+        return "pocket"
+    return "sd2" if _config(folder / "text_encoder/config.json")["hidden_size"] == 1024 else "sd1"
+
+
+def _config(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _family_of_names(header: Mapping[str, Any]) -> str:
+    """The family of a single-file checkpoint by the names of its tensors."""
+    for start, family in (
+        ("conditioner.embedders.1.", "sdxl"),
+        ("cond_stage_model.model.", "sd2"),
+        ("cond_stage_model.transformer.", "sd1"),
+    ):
+        if any(name.startswith(start) for name in header):
+            return family
+    return ""
+
+
+def _fingerprint(folder: Path) -> str:
+    """`Components.fingerprint()` of a folder of the family `pocket`."""
+    from safetensors.numpy import load_file
+
+    networks: list[list[Weight]] = []
+    words: list[bytes] = []
+    for part in ("unet", "vae", "text_encoder"):
+        (file,) = (folder / part).glob("*.safetensors")
+        tensors = load_file(file)
+        networks.append([(name, one.shape, _start(one, SAMPLE)) for name, one in tensors.items()])
+        words += [_start(one, WORDS) for name, one in tensors.items() if name.endswith("token_embedding.weight")]
+    return identity("pocket", networks, words)
+
+
+def _start(array: Any, count: int) -> bytes:
+    """The first numbers of an array as float16."""
+    return array.reshape(-1)[:count].astype("float16").tobytes()

@@ -1,0 +1,199 @@
+"""What the header of a concept or of another program's file tells of it: its layout, family and word. Needs no torch.
+
+Layouts that are read: embeddings of diffusers ({token: rows}), kohya (`emb_params`), SDXL (`clip_l` and `clip_g`,
+or `text_encoders_0` and `_1`); LoRA of PEFT, of diffusers' own writers past and present, and of kohya, and whole
+differences behind kohya's names; with words beside it as the studio (`word_lora.N`) or others (`bundle_emb.NAME. ...`)
+write them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+from pipelines.concepts.foreign_files import KNOWN, foreign
+from pipelines.concepts.lora_keys import parsed
+from pipelines.errors import ConceptError
+
+VECTOR_LIMIT = 256
+WORD = "word_lora."
+"""Prefix of a new word's rows beside changed weights; programs that look for "lora" in every key pass over them."""
+
+FLOATS = ("F32", "F16", "BF16", "F64", "F8_E4M3", "F8_E5M2")
+PAIRS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
+_UNNAMED = ("emb_params", "clip_l", "clip_g")
+_BUNDLE = re.compile(r"bundle_emb\.([^.]{1,100})\.(?:string_to_param\.[^.]{1,100}|emb_params|clip_l|clip_g)")
+
+FAMILY_NAMES = {
+    "sd1": "Stable Diffusion 1.x",
+    "sd2": "Stable Diffusion 2.x",
+    "sdxl": "Stable Diffusion XL",
+    "pocket": "pocket",
+}
+_BY_EMBEDDING = {768: "sd1", 1024: "sd2"}
+_BY_CONTEXT = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
+
+Fields = dict[str, Any]
+"""Fields of a `ConceptCard`."""
+
+
+class Words(NamedTuple):
+    """Where the rows of a file's word are: the names of its tensors, one for each text encoder."""
+
+    names: tuple[str, ...]
+    token: str | None
+    others: tuple[Words, ...] = ()
+    """Further words of the file, learned together with it."""
+
+
+def words(names: list[str]) -> Words:
+    """The tensors that hold a word's rows, among all names of a file."""
+    own = sorted(name for name in names if name.startswith(WORD))
+    if own:
+        return Words(tuple(own), None)
+    bundled: dict[str, list[str]] = {}
+    # The largest suffix first: clip_l before clip_g, which is the order of the text encoders.
+    for name in sorted(names, reverse=True):
+        if found := _BUNDLE.fullmatch(name):
+            bundled.setdefault(found[1], []).append(name)
+    if bundled:
+        first, *others = (Words(tuple(own), token) for token, own in sorted(bundled.items()))
+        return first._replace(others=tuple(others))
+    for pair in PAIRS:
+        if set(names) == set(pair):
+            return Words(pair, None)
+    if len(names) == 1:
+        return Words((names[0],), None if names[0] in _UNNAMED else names[0])
+    return Words((), None)
+
+
+def described(file: str, header: dict[str, Any]) -> Fields:
+    """What the header of a file tells of a concept.
+
+    Args:
+        file: name of the file, for messages and for the word if there is no other.
+        header: as `card.read_header` gives it.
+
+    Raises:
+        ConceptError: if it is no concept of a known layout.
+    """
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    said: dict[str, str] = header.get("__metadata__", {})
+    stem = file.rpartition(".")[0] or file
+    ours = any(parsed(name) for name in tensors)
+    if found := foreign(tensors, said, ours):
+        raise ConceptError(f"{file} is {found[0]}; {KNOWN}.", found[1])
+    if any(entry["dtype"] not in FLOATS for name, entry in tensors.items() if not name.endswith(".alpha")):
+        what = "change of weights" if ours else "embedding"
+        raise ConceptError(f"{file} holds whole numbers, which no {what} does.", "Check the file.")
+    fields = _changes(file, tensors) if ours else _embedding(file, tensors)
+    token = fields.pop("token", None) or _trigger(said) or stem
+    family = said_family(said) or fields.pop("family", "")
+    return {**fields, "family": family, "token": token[:100] or "concept"}
+
+
+def _trigger(said: dict[str, str]) -> str:
+    """The word to use by what is said of it: the first, where several are listed."""
+    return said.get("modelspec.trigger_phrase", "").split(",")[0].strip()
+
+
+def said_family(said: dict[str, str]) -> str:
+    """The family by what other programs write into a header; empty if they say nothing of it."""
+    architecture = said.get("modelspec.architecture", "").partition("/")[0]
+    version = said.get("ss_base_model_version", "")
+    for start, family in (
+        ("stable-diffusion-xl", "sdxl"),
+        ("stable-diffusion-v1", "sd1"),
+        ("stable-diffusion-v2", "sd2"),
+        ("promptstudio-pocket", "pocket"),
+    ):
+        if architecture.startswith(start):
+            return family
+    for start, family in (("sdxl", "sdxl"), ("sd_v1", "sd1"), ("sd_v2", "sd2"), ("sd_1", "sd1"), ("sd_2", "sd2")):
+        if version.startswith(start):
+            return family
+    return {"True": "sd2", "False": "sd1"}.get(said.get("ss_v2", ""), "")
+
+
+def _changes(file: str, tensors: dict[str, Any]) -> Fields:
+    """What changed weights tell; refuses tensors that are neither these nor a word."""
+    beside = words([name for name in tensors if parsed(name) is None])
+    known = {name for one in (beside, *beside.others) for name in one.names}
+    unknown = [name for name in tensors if parsed(name) is None and name not in known]
+    if unknown or (beside.names and not beside.names[0].startswith((WORD, "bundle_emb."))):
+        named = unknown[0] if unknown else beside.names[0]
+        count = len(unknown) or len(beside.names)
+        raise ConceptError(f"{file} holds {count} tensors that are no changed weights, such as {named!r:.80}.", _NEXT)
+    if any(not entry["shape"] for name, entry in tensors.items() if not name.endswith((".alpha", ".scalar"))):
+        raise ConceptError(f"{file} holds single numbers in the place of weights.", "Check the file.")
+    shapes = [tensors[name]["shape"] for one in (beside, *beside.others) for name in one.names]
+    if any(len(shape) not in (1, 2) or 0 in shape or _count(shape) > VECTOR_LIMIT for shape in shapes):
+        raise ConceptError(f"{file} holds a word of the shapes {shapes}, which no word has.", "Check the file.")
+    whole = all(name.endswith((".alpha", ".scalar")) or _role(name) in (None, "difference") for name in tensors)
+    fields: Fields = {"kind": "subject", "method": "full" if whole else "lora"}
+    fields["vectors"] = _count(shapes[0]) if shapes else 0
+    return {**fields, "token": beside.token, "family": _family_of_changes(tensors)}
+
+
+_NEXT = (
+    "Give a LoRA in the PEFT layout of diffusers (unet.….lora_A.weight) or in kohya's (lora_unet_….lora_down.weight); "
+    "LyCORIS's LoCon, LoHa, LoKr and whole differences are read too, IA3 with its base, OFT and GLoRA are not."
+)
+
+
+def _role(name: str) -> str | None:
+    key = parsed(name)
+    return None if key is None else key.role
+
+
+def _family_of_changes(tensors: dict[str, Any]) -> str:
+    """The family of the base by what a LoRA changes."""
+    widths: set[int] = set()
+    for name, entry in tensors.items():
+        key = parsed(name)
+        if key is None:
+            continue
+        if key.layer.startswith("text_encoder_2."):
+            return "sdxl"
+        layer, reads = key.layer.removesuffix(".weight"), key.role in ("down", "difference", "hada_w1_b")
+        if reads and layer.endswith(("attn2.to_k", "attn2.to_v")) and len(entry["shape"]) == 2:
+            widths.add(entry["shape"][1])
+    return _BY_CONTEXT.get(widths.pop(), "") if len(widths) == 1 else ""
+
+
+def _embedding(file: str, tensors: dict[str, Any]) -> Fields:
+    """What an embedding tells; refuses what is none."""
+    found = words(list(tensors))
+    if not found.names or len(found.names) != len(tensors):
+        raise ConceptError(
+            f"{file} holds {len(tensors)} tensors, which no embedding does.",
+            "Give an embedding in the diffusers, kohya (emb_params) or SDXL (clip_l, clip_g) layout, "
+            "or a LoRA in the PEFT layout of diffusers (unet.….lora_A.weight) or in kohya's.",
+        )
+    shapes = [tensors[name]["shape"] for name in found.names]
+    if any(len(shape) not in (1, 2) or 0 in shape or _count(shape) > VECTOR_LIMIT for shape in shapes):
+        raise ConceptError(f"{file} has the shapes {shapes}, which no embedding has.", "Check the file.")
+    family = "sdxl" if len(shapes) == 2 else _BY_EMBEDDING.get(shapes[0][-1], "")
+    return {"vectors": _count(shapes[0]), "family": family, "token": found.token}
+
+
+def _count(shape: list[int]) -> int:
+    """Vectors of rows of a shape (n, dim) or (dim,)."""
+    return 1 if len(shape) == 1 else shape[0]
+
+
+def misfit(token: str, made: str, base: str, made_name: str = "", base_name: str = "") -> str:
+    """Why a concept does not go with a base, in words; empty if it does, or if nothing is known of either.
+
+    Args:
+        token: of the concept.
+        made: family it was made for.
+        base: family of the base.
+        made_name: name of the base it was made on.
+        base_name: name of the base.
+    """
+    if not made or not base or made == base:
+        return ""
+    on = f" ({made_name})" if made_name and made_name != made else ""
+    which = f" ({base_name})" if base_name and base_name != base else ""
+    return f"{token} was made for {FAMILY_NAMES.get(made, made)}{on}, and this base{which} is {FAMILY_NAMES[base]}."

@@ -1,0 +1,139 @@
+"""Conditions of a batch of canvases: each row has its own picture and mask; rows may be arrangements of one question.
+
+`pipelines.conditions.inpaint` paints on one picture of a person's and pastes the untouched part back; here only a cell
+is wanted of each canvas, so nothing is pasted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipelines.conditions import CONCAT, Branch, Step
+from pipelines.errors import RequestError
+from pipelines.models.components import Components, encode
+from pipelines.pictures.grids import Grid
+from pipelines.request.request import Request
+
+
+class Canvases:
+    """What an inpainting UNet sees: the canvases without the cells that are to be painted.
+
+    Args:
+        images: (B, 3, H, W) in [-1, 1].
+        masks: (B, 1, H, W), 1 where it is painted; whole latents.
+        strength: share of the steps that are carried out, in (0, 1]; below 1 the start is the noised canvas.
+        unguided: (B, 3, H, W), what the negative branch sees instead, so that guidance follows what differs: the
+            examples, as it follows the prompt (Brooks et al., arXiv:2211.09800, 3.2.1, for pictures).
+    """
+
+    def __init__(self, images: Tensor, masks: Tensor, strength: float = 1.0, unguided: Tensor | None = None) -> None:
+        self.images, self.masks, self.strength = images, masks, strength
+        self.unguided = unguided
+        self._seen: dict[Branch, Tensor] = {}
+        self._clean: Tensor | None = None
+
+    def sized(self, request: Request, components: Components) -> Request:
+        """The request at the size of the canvases."""
+        return request.model_copy(update={"width": self.images.shape[-1], "height": self.images.shape[-2]})
+
+    @contextmanager
+    def attach(self, components: Components, count: int) -> Iterator[None]:
+        """Encode the canvases once for the run.
+
+        Raises:
+            RequestError: if the UNet is none for inpainting.
+        """
+        into, out = components.unet.config["in_channels"], components.unet.config["out_channels"]
+        if into != 2 * out + 1:
+            raise RequestError(
+                f"The UNet of {components.name} reads {into} channels; a grid is painted with {2 * out + 1}.",
+                "Use an inpainting model: studio train inpainting makes one.",
+            )
+        masks, factor = self.masks.to(self.images), components.factor
+        mask = masks[..., ::factor, ::factor].to(components.device, components.dtype)
+        seen = torch.cat([mask, _encoded(components, self.images * (1 - masks))], dim=1)
+        self._seen = dict.fromkeys(Branch, seen)
+        if self.unguided is not None:
+            blank = _encoded(components, self.unguided * (1 - masks))
+            self._seen[Branch.NEGATIVE] = torch.cat([mask, blank], dim=1)
+        self._clean = _encoded(components, self.images) if self.strength < 1 else None
+        try:
+            yield
+        finally:
+            self._seen, self._clean = {}, None
+
+    def begin(self, noise: Tensor, scheduler: Any) -> tuple[Tensor, Tensor]:
+        """Start latents (B, C, h, w) and the timesteps left: all for strength 1, else the last `strength` of them."""
+        timesteps: Tensor = scheduler.timesteps
+        kept = max(1, int(self.strength * len(timesteps) + 1e-9))
+        if self._clean is None:
+            return noise * scheduler.init_noise_sigma, timesteps
+        if hasattr(scheduler, "set_begin_index"):  # those that count steps, which DDIM does not
+            scheduler.set_begin_index(len(timesteps) - kept)
+        timesteps = timesteps[-kept:]
+        return scheduler.add_noise(self._clean, noise, timesteps[:1].expand(len(noise))), timesteps
+
+    def unet_kwargs(self, branch: Branch, step: Step) -> dict[str, Any]:
+        """Mask and canvases."""
+        return {CONCAT: self._seen[branch]}
+
+    def constrain(self, latents: Tensor, step: Step) -> Tensor:
+        """The UNet knows what is around the cell."""
+        return latents
+
+    def finish(self, pictures: list[Image.Image]) -> list[Image.Image]:
+        """As they are: the answer is cropped, the rest is not wanted."""
+        return pictures
+
+
+def _encoded(components: Components, images: Tensor) -> Tensor:
+    """Latents (B, C, h, w): the mean, since what is shown needs no noise of its own."""
+    return torch.cat([encode(components, part).mean for part in images.split(16)]).to(components.dtype)
+
+
+class Agreement:
+    """Rows that ask the same in several arrangements agree on the answer after every step.
+
+    A step is linear in the prediction, and the answer starts alike in all rows: the mean of the answers is the answer
+    of the mean prediction. Mirrored arrangements are averaged among themselves, because the latents of a mirrored
+    picture are not the mirrored latents of the picture.
+
+    Args:
+        grids: the arrangements; row k * B + i of B * len(grids) is question i in grid k.
+    """
+
+    def __init__(self, grids: Sequence[Grid]) -> None:
+        self.grids = tuple(grids)
+
+    @contextmanager
+    def attach(self, components: Components, count: int) -> Iterator[None]:
+        """There is nothing to prepare."""
+        yield
+
+    def unet_kwargs(self, branch: Branch, step: Step) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def constrain(self, latents: Tensor, step: Step) -> Tensor:
+        """Latents (len(grids) * B, C, h, w) with the answers' cells of a question averaged."""
+        parts = list(latents.chunk(len(self.grids)))
+        for mirrored in (False, True):
+            group = [index for index, grid in enumerate(self.grids) if grid.mirrored == mirrored]
+            if len(group) < 2:
+                continue
+            agreed = torch.stack([self.grids[k].crop(parts[k]) for k in group]).mean(0)
+            for k in group:
+                parts[k] = laid(self.grids[k], parts[k], agreed)
+        return torch.cat(parts) if len(self.grids) > 1 else latents
+
+
+def laid(grid: Grid, canvas: Tensor, answer: Tensor) -> Tensor:
+    """The canvas (B, C, H, W) with the answer (B, C, h, w) in its cell: what `Grid.crop` takes out, put back."""
+    everywhere = grid.compose(answer[:, None, None].expand(-1, grid.pairs, 2, *answer.shape[1:]))
+    return torch.where(grid.mask(*answer.shape[-2:]).bool().to(canvas.device), everywhere, canvas)

@@ -1,0 +1,1 @@
+"""Masks: read from files, or made from clicks, boxes and strokes."""

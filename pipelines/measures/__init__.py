@@ -1,0 +1,1 @@
+"""Judges and detectors that look at one picture."""

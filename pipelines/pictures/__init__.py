@@ -1,0 +1,1 @@
+"""Pictures: files, tensors, grids and contact sheets."""

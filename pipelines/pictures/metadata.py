@@ -1,0 +1,195 @@
+"""What a picture carries: AUTOMATIC1111's `parameters` for other programs, and our JSON with the exact request.
+
+The JSON is only ever parsed, never evaluated; its size is capped, because pictures come from anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from pipelines.concepts.card import ConceptCard
+from pipelines.errors import DataError, RequestError
+from pipelines.files import whole_file
+from pipelines.pictures.files import decoded
+from pipelines.pictures.foreign_metadata import Told, read_fields
+from pipelines.pictures.png import texts
+from pipelines.request.request import SCHEMA, Request
+from pipelines.request.samplers import SAMPLERS, SPACINGS
+
+KEY = "promptstudio"
+LIMIT = 1 << 20  # bytes of JSON that are read
+Attention = Literal["sdpa", "xformers", "eager"]
+Dtype = Literal["float32", "float16", "bfloat16"]
+ATTENTIONS, DTYPES = get_args(Attention), get_args(Dtype)
+
+
+class Network(NamedTuple):
+    """A file of a concept as AUTOMATIC1111 names it in a picture."""
+
+    name: str
+    """Of the file, without its ending."""
+
+    sum: str
+    """The first digits of its SHA-256."""
+
+    strength: float
+
+    word: str = ""
+    """Of an embedding, as prompts say it here; empty for a LoRA."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """How a picture was made.
+
+    Attributes:
+        request: the resolved request.
+        index: which of its pictures this is, from 0.
+        base: name or path of the base model.
+        fingerprint: of that base.
+        concepts: cards of the concepts used.
+        digests: what each of them had learned, `Concept.digest()`.
+        attention: implementation used.
+        dtype: precision used.
+        networks: files of the concepts as other programs name them; only written into the text for these.
+    """
+
+    request: Request
+    index: int
+    base: str
+    fingerprint: str
+    concepts: tuple[ConceptCard, ...] = ()
+    digests: tuple[str, ...] = ()
+    attention: Attention = "sdpa"
+    dtype: Dtype = "float32"
+    networks: tuple[Network, ...] = ()
+
+
+def own_version() -> str:
+    """Version of this package, or "unknown" outside an installation."""
+    try:
+        return version("promptstudio")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if any(c in text for c in ',\n:"') else text
+
+
+def parameters(made: Made) -> str:
+    """The text AUTOMATIC1111 writes for a picture, so that other programs read the basics."""
+    request = made.request
+    tags = [f"<lora:{one.name}:{one.strength:g}>" for one in made.networks if not one.word]
+    lines = [" ".join([request.prompt, *(tag for tag in tags if tag not in request.prompt)])]
+    if request.negative_prompt:
+        lines.append(f"Negative prompt: {request.negative_prompt}")
+    fields: dict[str, object] = {
+        "Steps": request.steps,
+        "Sampler": SAMPLERS[request.scheduler or "ddim"],
+        "CFG scale": f"{request.guidance.scale:g}",
+        "Seed": request.seed + made.index,
+        "Size": f"{request.width}x{request.height}",
+        "Model hash": made.fingerprint[:10],
+        "Model": Path(made.base).name.removesuffix(".safetensors"),
+    }
+    if request.spacing != "own":
+        fields["Schedule type"] = SPACINGS[request.spacing]
+    if request.clip_skip > 1:
+        fields["Clip skip"] = request.clip_skip
+    if request.eta:
+        fields["Eta"] = f"{request.eta:g}"
+    if request.inpaint is not None:
+        fields["Denoising strength"] = f"{request.inpaint.strength:g}"
+    if request.guidance.rescale:
+        fields["CFG rescale"] = f"{request.guidance.rescale:g}"
+    said = f"{request.prompt}\n{request.negative_prompt}"
+    for name, files in (
+        ("Lora hashes", [one for one in made.networks if not one.word]),
+        ("TI hashes", [one for one in made.networks if one.word and one.word in said]),
+    ):
+        if files:
+            fields[name] = ", ".join(f"{one.name}: {one.sum}" for one in files)
+    if made.concepts:
+        fields["Concepts"] = ", ".join(
+            f"{card.token}: {use.strength:g}" for card, use in zip(made.concepts, request.concepts, strict=True)
+        )
+    fields["Version"] = f"Prompt Studio {own_version()}"
+    lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in fields.items()))
+    return "\n".join(lines)
+
+
+def save_png(picture: Image.Image, path: Path, made: Made) -> Path:
+    """Write the picture with its metadata; the file is either whole or not there."""
+    info = PngInfo()
+    info.add_itxt("parameters", parameters(made))
+    own = {
+        "schema": SCHEMA,
+        "request": made.request.model_dump(mode="json"),
+        "index": made.index,
+        "base": made.base,
+        "fingerprint": made.fingerprint,
+        "attention": made.attention,
+        "dtype": made.dtype,
+        "digests": list(made.digests),
+        "concepts": [
+            card.model_dump(mode="json", include={"token", "base", "base_fingerprint"}) for card in made.concepts
+        ],
+    }
+    info.add_itxt(KEY, json.dumps(own, ensure_ascii=False))
+    with whole_file(path) as temporary:
+        picture.save(temporary, format="PNG", pnginfo=info)
+    return path
+
+
+def read_foreign(path: Path) -> Told | None:
+    """What a picture of AUTOMATIC1111, InvokeAI or ComfyUI tells; None if it is no such picture."""
+    try:
+        chunks = texts(path)
+    except OSError:
+        return None
+    return None if KEY in chunks else read_fields(chunks)
+
+
+def read_made(path: Path) -> Made:
+    """What a picture says about how it was made.
+
+    Raises:
+        RequestError: if it is no such picture, or its data are damaged or from a newer version.
+    """
+    hint = "Give a PNG that studio generate wrote, unedited: other programs drop the data when they save."
+    try:
+        text = texts(path).get(KEY)
+        if text is None:
+            decoded(path, path.name)
+    except OSError as error:
+        raise RequestError(f"{path} cannot be read: {error.strerror}.", hint) from None
+    except DataError as error:
+        raise RequestError(error.message, hint) from None
+    if text is None or len(text) > LIMIT:
+        raise RequestError(f"{path.name} does not say how it was made.", hint)
+    try:
+        own = json.loads(text)
+        if own["schema"] > SCHEMA:
+            raise RequestError(
+                f"{path.name} was made by a newer version (schema {own['schema']}).", "Update Prompt Studio."
+            )
+        request = Request.read(own["request"])
+        index, base, fingerprint = int(own["index"]), str(own["base"]), str(own["fingerprint"])
+        digests = tuple(str(digest) for digest in own["digests"])
+        attention, dtype = own["attention"], own["dtype"]
+        if len(digests) != len(request.concepts) or attention not in ATTENTIONS or dtype not in DTYPES:
+            raise ValueError("concepts or machine settings do not fit")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RequestError(f"What {path.name} says about itself is damaged: {error}.", hint) from None
+    if not 0 <= index < request.count:
+        raise RequestError(f"{path.name} claims to be picture {index} of {request.count}.", hint)
+    return Made(request, index, base, fingerprint, (), digests, attention, dtype)

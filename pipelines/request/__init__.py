@@ -1,0 +1,1 @@
+"""What is asked of a picture: plain validated data. Nothing here needs torch."""

@@ -1,0 +1,376 @@
+"""The request: everything that decides a picture, as plain validated data.
+
+The same class is used in Python, on the command line, by REST, in the web form and in the metadata of the picture, so
+it must be importable without torch. Fields left at None mean "the base model's own default"; `Request.resolved`
+fills them in, and only a resolved request is ever written into a picture.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from pipelines.errors import RequestError
+from pipelines.request.inpaint import Inpaint as Inpaint
+from pipelines.request.settings import FileOf as FileOf
+from pipelines.request.settings import Frozen
+from pipelines.words import Composed
+
+SCHEMA = 1
+"""Version of the stored form; raised when an old request would be read wrongly."""
+
+Scheduler = Literal["ddim", "dpm++2m", "unipc", "euler", "euler-a", "lcm"]
+Spacing = Literal["own", "karras", "sgm"]
+
+
+class ConceptUse(Frozen):
+    """A learned concept to generate with."""
+
+    source: Annotated[str, FileOf("concept")] = Field(min_length=1)
+    """Path of the concept file, or its name in the library."""
+
+    strength: float = Field(default=1.0, ge=0, le=2)
+    """0 gives the word the concept started from, 1 what was learned, more exaggerates it."""
+
+
+def concept_use(text: str) -> dict[str, object]:
+    """`file.safetensors:0.8` to the fields of a `ConceptUse`."""
+    source, colon, strength = text.rpartition(":")
+    try:
+        return {"source": source, "strength": float(strength)} if colon and source else {"source": text}
+    except ValueError:  # a colon of the path itself
+        return {"source": text}
+
+
+class Guidance(Frozen):
+    """Classifier-free guidance (Ho and Salimans, arXiv:2207.12598) and its corrections."""
+
+    scale: float | None = Field(default=None, ge=0, le=50)
+    """How far to follow the prompt; 1 switches guidance off. The base's own by default."""
+
+    rescale: float | None = Field(default=None, ge=0, le=1)
+    """Pull the guided prediction to the spread of the unguided one (arXiv:2305.08891, 3.4); 0.7 for zero-SNR models.
+    The base's own by default."""
+
+    start: float = Field(default=0.0, ge=0, le=1)
+    """Share of the steps before which guidance is off (arXiv:2404.07724)."""
+
+    stop: float = Field(default=1.0, ge=0, le=1)
+    """Share of the steps after which guidance is off; the same as `start` switches it off wholly."""
+
+    encode_empty: bool = False
+    """Encode an empty negative prompt also where the base takes zeros for it (SDXL)."""
+
+    @model_validator(mode="after")
+    def _an_interval(self) -> Self:
+        if self.start > self.stop:
+            raise ValueError(
+                f"start {self.start:g} lies after stop {self.stop:g}, so guidance would never be on; "
+                "choose start <= stop, or scale 1 for no guidance"
+            )
+        return self
+
+
+LARGEST_GRID = 16
+"""Most examples of one question."""
+
+
+class ExamplePair(Frozen):
+    """What was done to a picture, as two pictures."""
+
+    before: Annotated[str, FileOf("picture")] = Field(min_length=1)
+    """Path of the picture as it was."""
+
+    after: Annotated[str, FileOf("picture")] = Field(min_length=1)
+    """Path of the picture as it became; of the same size."""
+
+
+class InContext(Frozen):
+    """A question asked in pictures: do to the query what was done in the examples (arXiv:2209.00647)."""
+
+    examples: tuple[ExamplePair, ...] = ()
+    """Up to 16 pairs; all show the same change. None only if the prompt says what to do, in a learned word say."""
+
+    query: Annotated[str, FileOf("picture")] = Field(min_length=1)
+    """Path of the picture to be changed; the answer has its size."""
+
+    engine: Literal["grid", "analogist"] = "grid"
+    """grid for a model trained on grids, analogist for any inpainting model of Stable Diffusion (one example)."""
+
+    direction: Literal["after", "before"] = "after"
+    """before undoes the change: the query is a picture as it became."""
+
+    cell: Literal["bottom-right", "bottom-left", "top-right", "top-left"] = "bottom-right"
+    """Where the answer is painted; the query stands beside it."""
+
+    transposed: bool = False
+    """Pairs stand in columns instead of rows."""
+
+    ensemble: int = Field(default=1, ge=1, le=8)
+    """How many arrangements of the grid are averaged: rows reversed, columns swapped, both; then cells mirrored."""
+
+    cloning: float = Field(default=1.3, ge=0, le=10)
+    """Analogist: how much stronger than the original the cloned relation is."""
+
+    strength: float = Field(default=0.98, gt=0, le=1)
+    """Analogist: share of noise that the copy of the query in the answer's place starts with."""
+
+    digests: tuple[str, ...] = ()
+    """SHA-256 of the pictures, examples first; filled in when answered, so that changed pictures are noticed."""
+
+    @model_validator(mode="after")
+    def _fits_a_grid(self) -> Self:
+        count = len(self.examples)
+        if count > LARGEST_GRID:
+            raise ValueError(f"{count} examples; a grid takes 1 to {LARGEST_GRID}")
+        if self.engine == "analogist" and (count != 1 or self.ensemble > 1):
+            raise ValueError("analogist takes one example in one arrangement; give one, or the engine grid")
+        return self
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """All paths: of each example before and after, then the query."""
+        return (*(path for pair in self.examples for path in (pair.before, pair.after)), self.query)
+
+
+BOXES = 30
+"""Most boxes of one picture: the places GLIGEN's layers are trained with."""
+
+
+Edges = tuple[float, float, float, float]
+"""Left, top, right and bottom."""
+
+
+class Box(Frozen):
+    """A thing and where it is to stand."""
+
+    phrase: Composed = Field(min_length=1)
+    """What stands there, in words of the prompt; the word of a learned concept too."""
+
+    box: Edges
+    """Left, top, right and bottom edge, as fractions of the width and height from the top left corner."""
+
+    picture: Annotated[str | None, FileOf("picture")] = None
+    """A picture of the thing to follow, for bases whose grounding reads pictures."""
+
+    @field_validator("box")
+    @classmethod
+    def _rounded(cls, box: Edges) -> Edges:
+        left, top, right, bottom = (snapped(edge) for edge in box)
+        return left, top, right, bottom
+
+    @model_validator(mode="after")
+    def _inside_the_picture(self) -> Self:
+        if why := misplaced(self.box):
+            shown = ", ".join(f"{edge:g}" for edge in self.box)
+            raise ValueError(f"the box of {self.phrase!r:.60} ({shown}) {why}")
+        return self
+
+
+def snapped(edge: float, reach: float = 1e-6) -> float:
+    """An edge that lies outside the picture by no more than an error of rounding, put on its border."""
+    return min(max(edge, 0.0), 1.0) if -reach <= edge <= 1 + reach else edge
+
+
+def misplaced(box: Edges) -> str:
+    """What is wrong with a box of fractions, and what to do about it; empty if nothing is.
+
+    >>> misplaced((0.5, 0.1, 0.2, 0.6))
+    'has its right edge left of its left edge; give left, top, right, bottom'
+    """
+    left, top, right, bottom = box
+    if not all(math.isfinite(edge) for edge in box):
+        return "is not finite; give four numbers from 0 to 1"
+    if max(box) > 2 and min(box) >= 0:
+        return "looks like pixels; give fractions from 0 to 1: pixels divided by the width and height"
+    if min(box) < 0 or max(box) > 1:
+        return "lies outside the picture; give fractions from 0 to 1"
+    if right < left:
+        return "has its right edge left of its left edge; give left, top, right, bottom"
+    if bottom < top:
+        return "has its bottom edge above its top edge; give left, top, right, bottom"
+    if right == left or bottom == top:
+        return "has no area; give left < right and top < bottom"
+    return ""
+
+
+_BOX = re.compile(r"(?P<phrase>.+):(?P<box>[^:@]*)(?:@(?P<picture>.+))?", re.DOTALL)
+
+
+def box_use(text: str) -> dict[str, object]:
+    """`fox:0.1,0.2,0.5,0.6`, with `@reference.png` behind it if wanted, to the fields of a `Box`.
+
+    Raises:
+        RequestError: if it is not of that form.
+    """
+    match = _BOX.fullmatch(text)
+    edges = match["box"].split(",") if match else []
+    try:
+        numbers = [float(edge) for edge in edges]
+    except ValueError:
+        numbers = []
+    if match is None or len(numbers) != 4:
+        raise RequestError(
+            f"The box {text!r:.80} is not a phrase with four numbers.",
+            "Write PHRASE:LEFT,TOP,RIGHT,BOTTOM in fractions, for example fox:0.1,0.2,0.5,0.6.",
+        )
+    fields: dict[str, object] = {"phrase": match["phrase"].strip(), "box": numbers}
+    return fields | ({"picture": match["picture"]} if match["picture"] else {})
+
+
+class Grounding(Frozen):
+    """How boxes act (GLIGEN, Li et al., arXiv:2301.07093)."""
+
+    beta: float | None = Field(default=None, ge=0, le=1)
+    """Share of the steps, from the first, in which boxes act (scheduled sampling, section 4.2): more keeps to the boxes
+    more strictly, less leaves the base more freedom. The base's own by default."""
+
+    region: bool = False
+    """Let the words of a boxed thing act in its box alone, so that things do not leak into one another."""
+
+    adapter: str | None = Field(default=None, min_length=1)
+    """File of gated layers for a base that has none, or instead of its own."""
+
+
+class Request(Frozen):
+    """What to generate."""
+
+    prompt: Composed
+    """What the picture shows. `(word:1.3)` weighs a word, any length is used whole."""
+
+    negative_prompt: Composed = ""
+    """What to keep away from; works only while guidance is on."""
+
+    concepts: tuple[ConceptUse, ...] = Field(default=(), max_length=100)
+    """Learned concepts whose tokens the prompts use."""
+
+    boxes: tuple[Box, ...] = ()
+    """Things and where they are to stand."""
+
+    grounding: Grounding = Grounding()
+    """How the boxes act."""
+    inpaint: Inpaint | None = None
+    """A picture to repaint instead of an empty one."""
+
+    guidance: Guidance = Guidance()
+    """Classifier-free guidance."""
+
+    in_context: InContext | None = None
+    """Examples of a change and a picture to be changed alike; width and height are then those of a cell."""
+
+    scheduler: Scheduler | None = None
+    """Sampler of the denoising steps; the base's own by default."""
+
+    steps: int | None = Field(default=None, ge=1, le=1000)
+    """Denoising steps; the base's own by default."""
+
+    spacing: Spacing = "own"
+    """Noise levels of the steps: the base's own, karras (arXiv:2206.00364, eq. 5; dpm++2m, unipc, euler), or sgm (the
+    last of equal stretches; AUTOMATIC1111's SGM Uniform, all but lcm)."""
+
+    eta: float = Field(default=0.0, ge=0, le=1)
+    """Noise that ddim adds in each step: 0 none, 1 as much as DDPM (arXiv:2010.02502, eq. 16)."""
+
+    clip_skip: int = Field(default=1, ge=1, le=12)
+    """Which layer of the text encoders is read, from the end, for both prompts: 2 leaves the last one out. SDXL always
+    leaves out one more."""
+
+    vae_tiling: bool = False
+    """Decode large pictures in overlapping tiles: less memory, and seams that can be seen now and then."""
+
+    vae_slicing: bool = False
+    """Decode one picture at a time: less memory, the same pictures."""
+
+    width: int | None = Field(default=None, ge=16, le=4096)
+    """Width in pixels; the base's own by default."""
+
+    height: int | None = Field(default=None, ge=16, le=4096)
+    """Height in pixels; the base's own by default."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Picture number i starts from the noise of seed + i."""
+
+    count: int = Field(default=1, ge=1, le=256)
+    """How many pictures."""
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> Self:
+        if self.in_context and not self.in_context.examples and not self.prompt:
+            raise ValueError("0 examples and no prompt; give 1 to 16 examples, or say what to do")
+        return self
+
+    @model_validator(mode="after")
+    def _few_enough_boxes(self) -> Self:
+        if len(self.boxes) > BOXES:
+            first = self.boxes[BOXES].phrase
+            raise ValueError(
+                f"box {BOXES + 1} ({first!r:.60}) is one too many of {len(self.boxes)}; give at most {BOXES} boxes"
+            )
+        return self
+
+    def resolved(self, defaults: Defaults) -> Request:
+        """The same request with nothing left open."""
+        beta = defaults.beta if self.grounding.beta is None else self.grounding.beta
+        guidance = self.guidance.model_copy(
+            update={
+                "scale": defaults.scale if self.guidance.scale is None else self.guidance.scale,
+                "rescale": defaults.rescale if self.guidance.rescale is None else self.guidance.rescale,
+            }
+        )
+        return self.model_copy(
+            update={
+                "guidance": guidance,
+                "grounding": self.grounding.model_copy(update={"beta": beta}),
+                "scheduler": self.scheduler or defaults.scheduler,
+                "steps": self.steps or defaults.steps,
+                "width": self.width or defaults.size,
+                "height": self.height or defaults.size,
+            }
+        )
+
+    @classmethod
+    def read(cls, fields: dict[str, Any]) -> Request:
+        """Build a request from untrusted data.
+
+        Raises:
+            RequestError: with every problem found, each with its field.
+        """
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise RequestError(problems(error), "studio generate --help lists the fields and their ranges.") from None
+
+
+class Defaults(Frozen):
+    """What a base model uses where a request says nothing."""
+
+    size: int
+    """Side of its pictures in pixels."""
+    scale: float = 7.5
+    """Guidance scale."""
+    rescale: float = 0.0
+    """Guidance rescale."""
+    scheduler: Scheduler = "dpm++2m"
+    """Sampler."""
+    steps: int = 25
+    """Denoising steps."""
+    beta: float = 0.3
+    """Share of the steps in which boxes act; the official models' own."""
+
+
+def problems(error: ValidationError) -> str:
+    """All problems of a validation in one sentence: field, value, reason."""
+    listed = []
+    for one in error.errors():
+        place = one["loc"]
+        if place[:1] == ("boxes",) and len(place) > 1:  # people count from 1
+            place = (f"box {int(place[1]) + 1}", *place[2:])
+        field = ".".join(str(part) for part in place) or "request"
+        given = one.get("input")
+        shown = "" if isinstance(given, dict) else f" (given: {given!r:.60})"
+        said = one["msg"].removeprefix("Value error, ")
+        listed.append(f"{field}: {said[0].lower() + said[1:]}{shown}")
+    return "; ".join(listed) + "."

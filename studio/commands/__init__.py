@@ -1,0 +1,1 @@
+"""The commands of `studio`, one file each. Importable without torch."""

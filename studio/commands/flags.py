@@ -1,0 +1,106 @@
+"""Flags of `studio generate`, derived from `Request`: a field added there is a flag here, with its help and default.
+
+A field of a settings group is spelled with the group's name (`guidance.scale` is `--guidance-scale`); a field that
+lists things is spelled in the singular and read by the line of `LISTED` that names it. `Request` checks the values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, get_args, get_origin
+
+from cyclopts import Parameter
+from pydantic import BaseModel, Field, create_model
+from pydantic.fields import FieldInfo
+
+from pipelines.request.request import Frozen, Request, box_use, concept_use
+
+LISTED: Mapping[str, tuple[str, Callable[[str], dict[str, object]], str]] = MappingProxyType(
+    {
+        "concepts": (
+            "concept",
+            concept_use,
+            "A learned concept file, with a strength if wanted: fox.safetensors or fox.safetensors:0.8.",
+        ),
+        "boxes": (
+            "box",
+            box_use,
+            "A thing and its left, top, right and bottom edge in fractions of the picture: fox:0.1,0.2,0.5,0.6.",
+        ),
+    }
+)
+"""For each field that lists things: its flag, what reads one of them from text, and the flag's help."""
+
+PLACED = ("prompt", "in_context")
+"""Fields given by their place on the command line, or by a command of their own, rather than by a flag."""
+
+
+FILLED_IN = ("digests",)
+"""Fields of groups that are filled in when a request is carried out, never given."""
+
+
+def flag(field: FieldInfo) -> tuple[Any, Any]:
+    """The flag of a field; one that its group cannot do without is optional, as the group may be."""
+    kind: Any = field.annotation
+    if any(get_origin(getattr(part, "__origin__", part)) is tuple for part in (kind, *get_args(kind))):
+        kind = str | None  # numbers with commas between them, which `Request` reads
+    kind, default = (kind | None, None) if field.is_required() else (kind, field.default)
+    return kind, Field(default=default, description=" ".join((field.description or "").split()))
+
+
+def _group(field: FieldInfo) -> type[BaseModel] | None:
+    """The settings group that a field holds, or may hold."""
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
+
+
+def _flags() -> dict[str, Any]:
+    """The fields of `Asked`: types and defaults of `Request`'s, without their limits."""
+    flags: dict[str, Any] = {}
+    for name, field in Request.model_fields.items():
+        group = _group(field)
+        if name in PLACED:
+            continue
+        if name in LISTED:
+            called, _, text = LISTED[name]
+            flags[called] = (
+                Annotated[tuple[str, ...], Parameter(negative="")],
+                Field(default=(), description=f"{text} May be repeated."),
+            )
+        elif group is not None:
+            for inner, one in group.model_fields.items():
+                if inner not in FILLED_IN:
+                    flags[f"{name}_{inner}"] = flag(one)
+        else:
+            flags[name] = flag(field)
+    return flags
+
+
+_Flags: Any = create_model("_Flags", __base__=Frozen, **_flags())
+
+
+class Asked(_Flags):
+    """What is asked for with flags; `given` gives it back in the shape of a `Request`."""
+
+
+def given(asked: BaseModel) -> dict[str, Any]:
+    """The flags that were really given, nested as the fields of `Request` are; unchecked."""
+    said = {name: getattr(asked, name) for name in asked.model_fields_set}
+    fields: dict[str, Any] = {}
+    for name, field in Request.model_fields.items():
+        group = _group(field)
+        if name in LISTED:
+            called, read, _ = LISTED[name]
+            if called in said:
+                fields[name] = [read(text) for text in said[called]]
+        elif group is not None:
+            inner: dict[str, Any] = {
+                one: said[f"{name}_{one}"] for one in group.model_fields if f"{name}_{one}" in said
+            }
+            fields |= {name: inner} if inner else {}
+        elif name in said:
+            fields[name] = said[name]
+    return fields

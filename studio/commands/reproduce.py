@@ -1,0 +1,66 @@
+"""Making a picture again: exactly as it was, with other settings, or compared along some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.concepts.concept import Concept
+from pipelines.errors import RequestError
+from pipelines.events import Note
+from pipelines.pictures.foreign_metadata import not_taken
+from pipelines.pictures.metadata import read_foreign, read_made
+from pipelines.request.axes import Axis
+from pipelines.request.request import Request
+from studio.settings import Machine
+from studio.work import runner
+from studio.work.compare import draw
+from studio.work.progress import Progress
+
+
+def repeat(
+    source: Path, wishes: dict[str, Any], axes: Sequence[Axis], base: str | None, output: Path, machine: Machine
+) -> list[Path]:
+    """Make a picture again from what it says about itself, with the fields of `wishes` instead of its own.
+
+    With no wishes the picture is the same, bit for bit on the same machine; of a picture of AUTOMATIC1111, InvokeAI or
+    ComfyUI prompts, seed, steps, sampler, size and scale are taken. Settings of the machine that were given
+    win over the picture's. With axes, it is compared along them.
+
+    Raises:
+        RequestError: if a base or concept of the picture's own has changed since, or a wish is out of range.
+    """
+    if (told := read_foreign(source)) is not None:
+        # Another program's picture tells neither weights nor every setting: it is asked for anew.
+        if told.left:
+            Progress("from")(Note(not_taken(source.name, told.left)))
+        return draw(Request.read(_replaced(told.fields, wishes)), axes, base or "pocket", output, machine)
+    made = read_made(source)
+    own = {"attention": made.attention, "dtype": made.dtype}
+    machine = machine.model_copy(update={k: v for k, v in own.items() if k not in machine.model_fields_set})
+    if base is None and (now := runner.open_base(made.base, machine).fingerprint()) != made.fingerprint:
+        raise RequestError(
+            f"{source.name} was made with other weights of {made.base} ({made.fingerprint}, now {now}).",
+            f"It cannot be repeated exactly; give --base {made.base} to use them nonetheless.",
+        )
+    for use, digest in zip(made.request.concepts, made.digests, strict=True):
+        if "concepts" not in wishes and Concept.load(Path(use.source)).digest() != digest:
+            raise RequestError(
+                f"The concept {use.source} has changed since {source.name} was made.",
+                f"It cannot be repeated exactly; give --concept {use.source} to use it nonetheless.",
+            )
+    if not wishes and not axes:
+        return runner.generate(made.request, base or made.base, output, machine, made.index)
+    if "inpaint" in wishes:
+        wishes = wishes | {"inpaint": {"digests": (), **wishes["inpaint"]}}
+    stored = made.request.model_dump() | {"seed": made.request.seed + made.index, "count": 1}
+    return draw(Request.read(_replaced(stored, wishes)), axes, base or made.base, output, machine)
+
+
+def _replaced(fields: dict[str, Any], wishes: dict[str, Any]) -> dict[str, Any]:
+    """The fields with those of `wishes` instead; groups of settings are replaced field by field."""
+    return fields | {
+        name: _replaced(fields[name], wish) if isinstance(wish, dict) and isinstance(fields.get(name), dict) else wish
+        for name, wish in wishes.items()
+    }

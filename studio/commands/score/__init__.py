@@ -1,0 +1,1 @@
+"""Benchmarks of `studio score`, one file each."""

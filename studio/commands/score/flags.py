@@ -1,0 +1,58 @@
+"""Flags of `studio score` for whole benchmarks, in groups. Importable without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from pipelines.request.request import Frozen
+
+
+class Benchmarks(Frozen):
+    """Scores of relations, of boxes and of questions asked in pictures."""
+
+    relations: bool = False
+    """Teach pocket each relation from ten pictures and score it on pairs it never saw, beside the best phrase in words,
+    the untrained token and Textual Inversion. With --clip the paper's protocol for a real base instead."""
+
+    boxes: bool = False
+    """Score on pocket how well things stand in boxes, beside the same prompts and seeds without boxes."""
+
+    concepts: bool = False
+    """With --boxes: also teach held-out stickers and put them in boxes, alone and two at a time; takes minutes each."""
+
+    masks: bool = False
+    """Compare masks from clicks and boxes with the exact ones of composed pictures."""
+
+    extensions: bool = False
+    """With --relations: each switch of ReVersion by itself too."""
+
+    incontext: bool = False
+    """Ask pocket questions in pictures about stickers it never saw, and score the answers of every task, beside the
+    query itself, the answer without an example, and the answer to a wrong one."""
+
+    pictures: int | None = Field(default=None, ge=1, le=10_000)
+    """With --relations: pictures of each relation and way (40), or in the paper's protocol of each pair (10). With
+    --boxes: layouts (200). With --incontext: questions of each task (12)."""
+
+    sheet: Path | None = None
+    """With --relations, --boxes or --incontext: also write a contact sheet here."""
+
+    clip: Path | None = None
+    """With --relations: folder of a CLIP that measures; needs --learned."""
+
+    learned: Path | None = None
+    """With --clip: folder of relations learned on the base, named painted_on.safetensors, hug.safetensors, ..."""
+
+    scenarios: Path | None = None
+    """With --clip: a JSON file of relations and the things they are tried between, instead of the built-in ones."""
+
+
+BENCHMARKS = {
+    "relations": ("studio.commands.score.relations", "score_relations"),
+    "boxes": ("studio.commands.score.boxes", "score_boxes"),
+    "masks": ("studio.commands.mask", "score_masks"),
+    "incontext": ("studio.commands.score.incontext", "score_answers"),
+}
+"""For each benchmark the module and the function that carry it out."""

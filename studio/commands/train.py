@@ -1,0 +1,122 @@
+"""`studio train METHOD`: one command for each method, its flags derived from the configurations."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from studio.settings import Machine
+from trainers.base_models.settings import InContextConfig, InpaintingConfig, ModelDestination
+from trainers.commands import commands
+from trainers.method import Method
+from trainers.method_settings import GroundingConfig, GroundingDestination
+from trainers.settings import DataConfig, Destination, TrainConfig
+
+
+class Output(Destination):
+    """Where the result goes."""
+
+    dry_run: bool = False
+    """Only look at the pictures and say what training would take."""
+
+
+ALIASES = {
+    "--train-data-dir": "--images",
+    "--instance-data-dir": "--images",
+    "--placeholder-token": "--token",
+    "--modifier-token": "--token",
+    "--class-data-dir": "--class-images",
+    "--prior-loss-weight": "--prior-weight",
+    "--train-text-encoder": "--text-encoder",
+    "--use-dora": "--dora",
+    "--network-dim": "--rank",
+    "--network-alpha": "--alpha",
+    "--lora-alpha": "--alpha",
+    "--min-snr-gamma": "--snr-gamma",
+    "--noise-offset": "--offset-noise",
+    "--enable-bucket": "--buckets",
+    "--cache-latents-to-disk": "--cache",
+    "--token-string": "--token",
+    "--initializer-token": "--init",
+    "--init-word": "--init",
+    "--num-vectors": "--vectors",
+    "--num-vectors-per-token": "--vectors",
+    "--learnable-property": "--kind",
+    "--max-train-steps": "--steps",
+    "--train-batch-size": "--batch",
+    "--gradient-accumulation-steps": "--accumulate",
+    "--lr-warmup-steps": "--warmup",
+    "--mixed-precision": "--precision",
+    "--adam-weight-decay": "--weight-decay",
+    "--checkpointing-steps": "--keep-every",
+    "--save-every-n-steps": "--keep-every",
+    "--validation-steps": "--preview-every",
+    "--output-dir": "--output",
+    "--pretrained-model-name-or-path": "--base",
+}
+"""Spellings of the diffusers and kohya scripts, with dashes or underscores, that mean flags of ours."""
+
+
+def translate(arguments: list[str]) -> list[str]:
+    """Arguments with other programs' spellings replaced by ours."""
+    translated: list[str] = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        flag = ALIASES.get(flag.replace("_", "-"), flag) if flag.startswith("--") else flag
+        translated.append(flag + equals + value)
+    return translated
+
+
+def _carry_out(
+    method: Method, config: Any, data: DataConfig, train: TrainConfig, where: Output, machine: Machine
+) -> None:
+    from studio.work import runner
+
+    if where.dry_run:
+        for line in runner.preflight(method, config, data, train, where, machine):
+            print(line)  # noqa: T201
+    else:
+        for path in runner.train(method, config, data, train, where, machine):
+            print(path)  # noqa: T201
+
+
+app = commands("train", _carry_out, {"where": Output, "machine": Machine})
+app.command("studio.commands.incontext:learn", name="task-word")
+
+
+@app.command
+def inpainting(
+    config: Annotated[InpaintingConfig, Parameter(name="*")],
+    where: Annotated[ModelDestination, Parameter(name="*")] = ModelDestination(),  # noqa: B008
+    machine: Annotated[Machine, Parameter(name="*")] = Machine(),  # noqa: B008
+) -> None:
+    """Inpainting: a UNet that sees the mask and what lies around it, from a base of 4 channels."""
+    from studio.commands import train_inpainting as unets
+
+    print(unets.train(config, where, machine))  # noqa: T201
+
+
+@app.command
+def incontext(
+    config: Annotated[InContextConfig, Parameter(name="*")],
+    where: Annotated[ModelDestination, Parameter(name="*")] = ModelDestination(),  # noqa: B008
+    machine: Annotated[Machine, Parameter(name="*")] = Machine(),  # noqa: B008
+) -> None:
+    """Visual prompts: the UNet for inpainting learns changes from pairs of pictures, as answers in a grid."""
+    from studio.commands import train_inpainting as unets
+
+    print(unets.train(config, where, machine))  # noqa: T201
+
+
+@app.command
+def grounding(
+    *,
+    where: Annotated[GroundingDestination, Parameter(name="*")] = GroundingDestination(),  # noqa: B008
+    config: Annotated[GroundingConfig, Parameter(name="*")] = GroundingConfig(),  # noqa: B008
+    machine: Annotated[Machine, Parameter(name="*")] = Machine(),  # noqa: B008
+) -> None:
+    """Gated layers for boxes (GLIGEN) on any base, from pictures with boxes; the base itself stays what it is."""
+    from studio.commands.train_gligen import train_layers
+
+    print(train_layers(where, config, machine))  # noqa: T201

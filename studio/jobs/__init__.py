@@ -1,0 +1,1 @@
+"""Long work: asked for, kept in a record, done by other processes."""

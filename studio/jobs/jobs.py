@@ -1,0 +1,395 @@
+"""Long work: asked for here, done by other processes, one at a time, and not lost when server or page go away."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from filelock import BaseFileLock
+
+from pipelines.errors import StudioError
+from pipelines.files import require_room
+from pipelines.locks import locked
+from pipelines.words import file_stem
+from studio.jobs.dispatcher import Dispatcher
+from studio.jobs.local_engine import Engine, LocalEngine
+from studio.jobs.specs import (
+    Places,
+    checked_comparison,
+    checked_request,
+    forget_training,
+    lesson,
+    lesson_of,
+    outputs,
+    scores_key,
+)
+from studio.jobs.store import LIVE, Conflict, Event, Job, Kind, Ledger
+from studio.library import concepts as catalogue
+from studio.library.quota import QUOTA
+from studio.library.uploads import put_aside
+from studio.settings import Machine
+from trainers.loop.candidates import take
+
+UNUSED = 7 * 86_400.0
+"""Seconds that an uploaded picture is kept although no job was asked for with it."""
+
+
+class Jobs:
+    """All jobs of a server, and the thread that begins what waits.
+
+    Args:
+        folder: of everything: record, concepts, datasets, pictures.
+        bases: id -> base model that may be asked for.
+        machine: what to compute on.
+        slots: jobs at a time.
+        warm: keep a process ready for generations.
+        engine: makes where processes come from; those of this machine by default.
+        quota: GiB that datasets, uploaded pictures and files to import may take together.
+    """
+
+    def __init__(
+        self,
+        folder: Path = Path("outputs"),
+        *,
+        bases: Mapping[str, str] | None = None,
+        machine: Machine = Machine(),  # noqa: B008 - frozen
+        slots: int = 1,
+        warm: bool = True,
+        engine: Callable[[Places], Engine] | None = None,
+        quota: float = QUOTA,
+    ) -> None:
+        given = {"pocket": "pocket"} if bases is None else bases
+        # Processes work in the folder, where a path as seen from here would mean another file.
+        whole = {name: str(Path(base).resolve()) if Path(base).exists() else base for name, base in given.items()}
+        if not folder.exists():
+            folder.mkdir(parents=True, mode=0o700)  # prompts and pictures are nobody else's
+        self.folder, self.slots = folder.resolve(), slots
+        self.places = Places(self.folder, whole, int(quota * 2**30))
+        self.bases, self.learned = dict(whole), self.places.learned
+        self.datasets, self.pictures = self.places.datasets, self.places.pictures
+        self.learned.mkdir(exist_ok=True)
+        self.ledger = Ledger(self.folder / "jobs.sqlite")
+        self.engine = engine(self.places) if engine else LocalEngine(self.places, machine, slots, warm)
+        self.dispatcher = Dispatcher(self.places, self.ledger, self.engine, slots)
+        self._asking = threading.Lock()
+        self._lock: BaseFileLock | None = None
+
+    # -- asking ----------------------------------------------------------------------------------------------
+
+    def submit_generation(
+        self,
+        request: Mapping[str, Any],
+        base: str = "pocket",
+        key: str | None = None,
+        compare: Sequence[Any] = (),
+    ) -> Job:
+        """Ask for pictures.
+
+        Args:
+            request: fields of a `Request`, with ids in the place of files.
+            base: id of the base model.
+            key: asking again with the same key gives the same job.
+            compare: one or two `Axis`, or their fields, along which the request is compared; the results are then a
+                sheet and the pictures on it, row by row.
+
+        Raises:
+            StudioError: if it cannot be carried out.
+        """
+        self.places.base(base)
+        spec: dict[str, Any] = {"request": checked_request(request, self.places), "base": base}
+        if compare:
+            spec["compare"] = checked_comparison(request, compare)
+        require_room(self.folder, 64 << 20)
+        return self.ledger.add("generation", spec, key)
+
+    def submit_training(
+        self,
+        method: str,
+        settings: Mapping[str, Any],
+        dataset: str,
+        base: str = "pocket",
+        dry_run: bool = False,
+        key: str | None = None,
+    ) -> Job:
+        """Ask for a training.
+
+        Args:
+            method: its name.
+            settings: fields of the method's settings, `DataConfig` and `TrainConfig`, and `keep_every`.
+            dataset: id of the pictures.
+            base: id of the base model.
+            dry_run: only look at the pictures and say what training would take.
+            key: asking again with the same key gives the same job.
+
+        Raises:
+            StudioError: if it cannot be carried out, or its concept is there already or being learned.
+        """
+        one = lesson(method, settings, dataset, base, self.places)
+        spec = {"method": method, "settings": dict(settings), "dataset": dataset, "base": base, "dry_run": dry_run}
+        require_room(self.folder, 64 << 20)
+        with self._asking:
+            if not dry_run:
+                self._require_free([path.name for path in outputs(one)], key)
+            return self.ledger.add("training", spec, key)
+
+    def submit_import(self, content: bytes, name: str, token: str | None = None) -> Job:
+        """Ask that a file of another program is taken into the library; it is read in a process of its own.
+
+        Args:
+            content: of an embedding or a LoRA.
+            name: what the file was called, which says its word if nothing else does.
+            token: the word to use it by; its own by default.
+
+        Raises:
+            Conflict: if a concept of that word is being learned.
+        """
+        if token:
+            self._require_unlearned([f"{file_stem(token)}.safetensors"])
+        require_room(self.folder, len(content) + (64 << 20))
+        self.places.quota.admit(len(content))
+        file = put_aside(content, name, self.folder / "imports" / secrets.token_hex(8))
+        return self.ledger.add("import", {"file": file.relative_to(self.folder).as_posix(), "token": token})
+
+    def submit_score(self, concept: str, dataset: str, base: str = "pocket", key: str | None = None) -> Job:
+        """Ask that a concept, with the candidates of its training, is measured against the word it started from.
+
+        Args:
+            concept: its id.
+            dataset: id of the pictures it is compared with.
+            base: id of the base model it was trained on.
+            key: asking again with the same key gives the same job.
+
+        Raises:
+            StudioError: if one of them is not there.
+        """
+        self.places.base(base)
+        self.places.concept(concept)
+        self.datasets.folder(dataset)
+        require_room(self.folder, 64 << 20)
+        return self.ledger.add("score", {"concept": concept, "dataset": dataset, "base": base}, key)
+
+    def scores_after(self, training: str) -> Job | None:
+        """The job that measured what a training learned, if there is one."""
+        return self.ledger.keyed(scores_key(training))
+
+    def take_step(self, concept: str, step: int) -> None:
+        """Put the candidate of a step in the place of a concept.
+
+        Raises:
+            ConceptError: if there is none.
+            Conflict: if it is being measured or learned, which would write it anew.
+        """
+        self._require_idle(concept)
+        take(self.places.concept(concept), step)
+
+    def add_copy(self, source: Path) -> Path:
+        """Put a copy of a concept file, with what lies beside it, into the library; gives its file there.
+
+        Raises:
+            Conflict: if a concept of its name is there or being learned.
+        """
+        with self._asking:
+            self._require_free([source.name], None)
+            return catalogue.add_copy(source, self.learned)
+
+    def add_example(self) -> Path:
+        """Put the example concept into the library; gives its file, and raises as `add_copy`."""
+        return self.add_copy(catalogue.EXAMPLE)
+
+    def require_renamable(self, concept: str, word: str) -> None:
+        """Refuse another word for a concept that is at work, or one that is being learned.
+
+        Raises:
+            Conflict: if it is so.
+        """
+        self._require_idle(concept)
+        self._require_unlearned([f"{file_stem(word)}.safetensors"])
+
+    def discard_concept(self, concept: str) -> str:
+        """Move a concept into the trash; gives the name it has there.
+
+        Raises:
+            ConceptError: if there is none.
+            Conflict: if it is being measured or learned, which would write it anew.
+        """
+        path = self.places.concept(concept)
+        self._require_idle(concept)
+        return catalogue.discard(path)
+
+    def delete_concept(self, concept: str) -> None:
+        """Remove a concept for good; raises as `discard_concept`."""
+        path = self.places.concept(concept)
+        self._require_idle(concept)
+        catalogue.delete(path)
+
+    def restore(self, thrown: str) -> Path:
+        """Bring a concept back from the trash by the name it has there; gives its file.
+
+        Raises:
+            ConceptError: if it is not in the trash, or something of its names is there now.
+            Conflict: if a concept of its name is being learned.
+        """
+        with self._asking:
+            self._require_unlearned([catalogue.thrown(thrown, self.learned).name])
+            return catalogue.restore(thrown, self.learned)
+
+    def delete_dataset(self, dataset: str) -> None:
+        """Remove pictures for good.
+
+        Raises:
+            Conflict: if a training still needs them.
+        """
+        self.datasets.folder(dataset)
+        for job in (*self.ledger.list("training", LIVE, 1000), *self.ledger.list("score", LIVE, 1000)):
+            if dataset == job.spec["dataset"] or dataset in json.dumps(job.spec.get("settings")):
+                raise Conflict(f"The {job.kind} {job.id} needs these pictures.", "Cancel it first.")
+        self.datasets.delete(dataset)
+
+    def _require_free(self, names: Sequence[str], key: str | None) -> None:
+        if len(set(names)) < len(names):
+            raise Conflict(f"Two subjects would be written to {names[0]}.", "Choose other tokens.")
+        if key is not None and self.ledger.keyed(key) is not None:
+            return
+        for name in names:
+            if (self.learned / name).exists():
+                raise Conflict(
+                    f"The concept {name.removesuffix('.safetensors')} is there already.",
+                    "Choose another token, or rename or delete it.",
+                )
+        self._require_unlearned(names)
+
+    def _require_idle(self, concept: str) -> None:
+        """Refuse to change a concept that a job is going to write."""
+        for job in self.ledger.list("score", LIVE, 1000):
+            if job.spec["concept"] == concept:
+                raise Conflict(f"{concept} is being measured.", f"Wait, or cancel the job {job.id}.")
+        self._require_unlearned([f"{concept}.safetensors"])
+
+    def _require_unlearned(self, names: Sequence[str]) -> None:
+        """Refuse names of files that a training is going to write."""
+        for job in self.ledger.list("training", LIVE, 1000):
+            if job.spec["dry_run"]:
+                continue
+            try:
+                theirs = outputs(lesson_of(job, self.places))
+            except StudioError:  # what it needs has been deleted; it will say so itself
+                continue
+            if taken := [path.name for path in theirs if path.name in names]:
+                raise Conflict(
+                    f"The concept {taken[0].removesuffix('.safetensors')} is being learned already.",
+                    f"Wait for the job {job.id}, cancel it, or choose another token.",
+                )
+
+    # -- looking ---------------------------------------------------------------------------------------------
+
+    def get(self, job: str) -> Job:
+        """A job by its id; raises `Unknown`."""
+        return self.ledger.get(job)
+
+    def list(self, kind: Kind | None = None, states: Sequence[str] = (), limit: int = 100) -> list[Job]:
+        """Jobs, the newest first."""
+        return self.ledger.list(kind, states, limit)
+
+    def events(self, job: str, after: int = 0, limit: int = 1000, kinds: Sequence[str] = ()) -> list[Event]:
+        """Events with a number above `after`, in order; raises `Unknown`."""
+        return self.ledger.events(job, after, limit, kinds)
+
+    def results(self, job: str) -> list[Path]:
+        """The files a job made that are still there."""
+        paths = [self.folder / name for name in self.get(job).results]
+        return [path for path in paths if path.is_file()]
+
+    def previews(self, job: str) -> list[tuple[int, Path, str]]:
+        """Step, file and caption of each preview picture."""
+        shown = [event.data for event in self.events(job, limit=100_000, kinds=("preview",))]
+        return [(one["step"], self.job_folder(job) / one["file"], one["caption"]) for one in shown]
+
+    def job_folder(self, job: str) -> Path:
+        """Where the pictures of a job are; raises `Unknown`."""
+        return self.places.job(self.get(job).id)
+
+    # -- steering --------------------------------------------------------------------------------------------
+
+    def cancel(self, job: str) -> Job:
+        """Stop a job for good: at once if it waits, within a step if it runs.
+
+        Raises:
+            Conflict: if it has ended.
+        """
+        before = self.get(job)
+        if self.ledger.move(job, ("queued", "paused"), "cancelled"):
+            forget_training(before, self.places)
+        elif not self.ledger.wish(job, "cancel") and self.get(job).state != "running":
+            raise Conflict(f"The job has ended: it is {self.get(job).state}.", "There is nothing to cancel.")
+        return self.get(job)
+
+    def pause(self, job: str) -> Job:
+        """Stop a training with its state kept, so that it can go on later.
+
+        Raises:
+            Conflict: if it is no training, or has ended.
+        """
+        if self.get(job).kind != "training":
+            raise Conflict("Only a training can be paused.", "Cancel it, and ask for it again.")
+        moved = self.ledger.move(job, ("queued",), "paused") or self.ledger.wish(job, "pause")
+        now = self.get(job)
+        if not moved and now.state not in ("paused", "running"):
+            raise Conflict(f"The job has ended: it is {now.state}.", "There is nothing to pause.")
+        return now
+
+    def resume(self, job: str) -> Job:
+        """Put a paused training back into the queue; it goes on where it stopped.
+
+        Raises:
+            Conflict: if it is not paused.
+        """
+        self.get(job)
+        if not self.ledger.requeue(job):
+            raise Conflict(f"The job is {self.get(job).state}, not paused.", "Only what is paused goes on.")
+        return self.get(job)
+
+    def delete(self, job: str) -> None:
+        """Forget a job that has ended, with its pictures and events; a concept it made stays.
+
+        Raises:
+            Conflict: if it has not ended.
+        """
+        self.ledger.delete(job)
+        shutil.rmtree(self.places.job(job), ignore_errors=True)
+
+    # -- the queue -------------------------------------------------------------------------------------------
+
+    def reserve(self) -> None:
+        """Keep other servers out of the folder until this one is stopped.
+
+        Raises:
+            ConfigError: if there is one.
+        """
+        if self._lock is None:
+            said = f"Another server works in {self.folder}."
+            self._lock = locked(self.folder / ".server.lock", said, "Stop that one, or give another --folder.")
+
+    def start(self) -> Self:
+        """Begin what waits, from now on; uploads of which nothing was made are cleared away."""
+        self.reserve()
+        self.pictures.prune(self.ledger.names, UNUSED)
+        self.dispatcher.start()
+        return self
+
+    def stop(self, seconds: float = 20.0) -> None:
+        """Begin nothing more; what runs keeps its state, and goes on when a server starts again."""
+        self.dispatcher.stop(seconds)
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()

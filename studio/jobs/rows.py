@@ -1,0 +1,155 @@
+"""Jobs and events, and how they are read from rows of the record: a damaged one never stands in the way of others."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pipelines.errors import StudioError
+from pipelines.request.texts import readable, without_paths
+
+_log = logging.getLogger(__name__)
+Kind = Literal["generation", "training", "import", "score"]
+State = Literal["queued", "running", "paused", "done", "failed", "cancelled"]
+ENDED = ("done", "failed", "cancelled")
+LIVE = ("queued", "running", "paused")
+
+
+class Unknown(StudioError):  # noqa: N818 - what it says
+    """An id that nothing has."""
+
+
+class Conflict(StudioError):  # noqa: N818 - named as HTTP names it
+    """What is asked does not suit the state that something is in."""
+
+
+class Damaged(StudioError):  # noqa: N818 - what it says
+    """A row of the record that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A piece of long work.
+
+    Attributes:
+        id: unguessable name.
+        kind: what it is.
+        state: how far it is.
+        spec: what was asked for; files in it are ids.
+        created: when it was asked for, in seconds since 1970.
+        started: when it was last begun.
+        finished: when it ended.
+        step: steps done.
+        steps: steps planned; 0 while unknown.
+        error: what went wrong, in a sentence.
+        hint: what to do about it.
+        wish: what its process is asked to do: "cancel", "pause" or nothing.
+        wished: when that was asked.
+        pid: of the process that runs it.
+        born: when that process began, which tells it from a later one with the same number.
+        lost: how often its process vanished without a word.
+        begun: how often it was claimed.
+        results: files it made, within the folder of all jobs.
+    """
+
+    id: str
+    kind: Kind
+    state: State
+    spec: dict[str, Any]
+    created: float
+    started: float | None = None
+    finished: float | None = None
+    step: int = 0
+    steps: int = 0
+    error: str = ""
+    hint: str = ""
+    wish: str = ""
+    wished: float | None = None
+    pid: int | None = None
+    born: float | None = None
+    lost: int = 0
+    begun: int = 0
+    results: tuple[str, ...] = ()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come."""
+        return self.state in ENDED
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a job.
+
+    Attributes:
+        seq: its number within the job, from 1 without gaps.
+        at: seconds since 1970.
+        kind: "step", "note", "preview", "scores" or "state".
+        data: figures and texts.
+    """
+
+    seq: int
+    at: float
+    kind: str
+    data: dict[str, Any]
+
+
+def job_of(row: sqlite3.Row) -> Job:
+    """The job of a row; raises `Damaged`."""
+    values = dict(row)
+    try:
+        values["spec"], values["results"] = _read(values["spec"], dict), tuple(_read(values["results"], list))
+    except ValueError:
+        raise Damaged(f"The record of the job {row['id']} is damaged.", "Delete it, and ask again.") from None
+    return Job(**_without_paths(values))
+
+
+def jobs_of(rows: Iterable[sqlite3.Row]) -> Iterator[Job]:
+    """Jobs of rows; a damaged one is left out, and named in the log."""
+    for row in rows:
+        try:
+            yield job_of(row)
+        except Damaged as error:
+            _log.warning("%s", error)
+
+
+def told_by(row: sqlite3.Row) -> dict[str, Any] | None:
+    """What an event tells; None if it is damaged."""
+    try:
+        return _without_paths(_read(row["data"], dict))
+    except ValueError:
+        _log.warning("Event %s of a job is damaged and left out.", row["seq"])
+        return None
+
+
+TOLD = ("text", "error", "hint")
+"""Values that are sentences for people; whoever reads them may be far from the machine."""
+
+
+def _without_paths(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with sentences that tell no folder of the server."""
+    return values | {name: without_paths(values[name]) for name in TOLD if isinstance(values.get(name), str)}
+
+
+def _read(text: str, kind: type[Any]) -> Any:
+    """Stored JSON of a kind; texts in it that could not be sent are made such that they can.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    value = json.loads(text)
+    if not isinstance(value, kind):
+        raise ValueError("it holds something else")
+    return _sendable(value) if "\\ud" in text else value
+
+
+def _sendable(value: Any) -> Any:
+    if isinstance(value, str):
+        return readable(value)
+    if isinstance(value, dict):
+        return {readable(name): _sendable(one) for name, one in value.items()}
+    return [_sendable(one) for one in value] if isinstance(value, list) else value

@@ -1,0 +1,280 @@
+"""The process that does what jobs ask for, one after the other; their ids come on standard input.
+
+    python -m studio.jobs.worker SETUP
+
+What it says goes into the record; only what nobody expected goes to standard error, which is a log of each job.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import Cancelled, NoSpace, StudioError
+from pipelines.events import Event, Note, Preview, StepDone
+from pipelines.exhaustion import hardship
+from pipelines.files import whole_file
+from pipelines.request.axes import axes_of
+from pipelines.request.request import Request
+from pipelines.request.texts import without_folders
+from studio.jobs.local_engine import BEAT, LOG, birth
+from studio.jobs.specs import (
+    Places,
+    forget_state,
+    forget_training,
+    learned,
+    lesson_of,
+    outputs,
+    scores_key,
+    with_paths,
+)
+from studio.jobs.store import Job, Ledger, Record, State
+from studio.library.import_export import import_concept
+from studio.settings import Machine
+from studio.work import measure as measuring
+from studio.work import runner
+from studio.work.compare import draw
+from trainers.loop.launch import pausing
+from trainers.methods import methods
+
+
+@dataclass
+class Worker:
+    """Does jobs, one at a time.
+
+    Attributes:
+        places: where the files are.
+        machine: what to compute on.
+        ledger: the record.
+        over: whether this process is to end; set from another thread, it keeps the state of the job first.
+    """
+
+    places: Places
+    machine: Machine
+    ledger: Record
+    over: bool = False
+    _bases: dict[str, Any] = field(default_factory=dict)
+    """The base of the last generation, which stays in memory."""
+
+    def run(self, identity: str) -> None:
+        """Do a job if it still waits, and record how it ended."""
+        if self.over or not self.ledger.claim(identity, os.getpid(), birth(os.getpid())):
+            return
+        job = self.ledger.get(identity)
+        try:
+            with _logged(self.places.job(identity) / LOG), pausing() as asked:
+                made = self._carry_out(job, lambda: asked() or self.over or bool(self.ledger.wished(job.id)))
+        except (Cancelled, KeyboardInterrupt):
+            self._stopped(job)
+        except Exception as error:
+            if not isinstance(error, StudioError):
+                traceback.print_exc()
+            if known := hardship(error):  # asked again with the same key, it is another job
+                self._ended(job, "failed", error=known.message, hint=known.hint, key=None)
+            elif isinstance(error, StudioError):
+                self._ended(job, "failed", error=error.message, hint=error.hint)
+            else:
+                said = f"{type(error).__name__}: {str(error)[:300]}"
+                self._ended(job, "failed", error=said, hint="This is a defect; the log has the rest.")
+        else:
+            relative = [path.absolute().relative_to(self.places.folder).as_posix() for path in made]
+            self._ended(job, "done", results=relative)
+        # The memory of a GPU comes back whole only with the process.
+        self.over = self.over or (job.kind == "training" and runner.on_gpu(self.machine))
+
+    def _carry_out(self, job: Job, should_stop: Callable[[], bool]) -> list[Path]:
+        if job.kind == "generation":
+            return self._generate(job, should_stop)
+        if job.kind == "import":
+            return self._import(job)
+        if job.kind == "score":
+            return self._score(job, should_stop)
+        self._bases.clear()  # a training gets all the memory
+        spec = job.spec
+        one = lesson_of(job, self.places)
+        parts = (methods()[one.method], one.config, one.data, one.train, one.where, self.machine)
+        if spec["dry_run"]:
+            for line in runner.preflight(*parts):
+                self.tell(job, Note(line))
+            return []
+        if job.begun > 1 and learned(one):  # killed when its concept was whole, before that was recorded
+            paths = outputs(one)
+            forget_state(paths[0])
+        else:
+            paths = runner.train(*parts, on_event=lambda event: self.tell(job, event), should_stop=should_stop)
+        with suppress(NoSpace):  # what was learned is worth more than what comes after
+            self._after(job, paths[0], one.train.candidates)
+        return paths
+
+    def _after(self, job: Job, concept: Path, candidates: int) -> None:
+        """Show the library what a concept looks like, and ask that its candidates are measured."""
+        if newest := sorted(self.places.job(job.id).glob("preview-*.png"))[-1:]:
+            with whole_file(concept.with_suffix(".preview.png")) as picture:
+                shutil.copyfile(newest[0], picture)
+        if candidates:
+            asked = {"concept": concept.stem, "dataset": job.spec["dataset"], "base": job.spec["base"]}
+            self.ledger.add("score", asked, scores_key(job.id))
+
+    def _score(self, job: Job, should_stop: Callable[[], bool]) -> list[Path]:
+        spec, sheet = job.spec, self.places.job(job.id) / "scores.png"
+        choice = measuring.measure(
+            self.base(self.places.base(spec["base"])),
+            self.places.concept(spec["concept"]),
+            self.places.datasets.folder(spec["dataset"]),
+            on_event=lambda event: self.tell(job, event),
+            should_stop=should_stop,
+        )
+        self.ledger.tell(job.id, "scores", measuring.told(choice))
+        return [choice.sheet().save(sheet, colours=256)]
+
+    def _generate(self, job: Job, should_stop: Callable[[], bool]) -> list[Path]:
+        request = with_paths(Request.read(job.spec["request"]), self.places)
+        base = self.places.base(job.spec["base"])
+        axes = axes_of(job.spec.get("compare", ()))
+        _forget_pictures(self.places.job(job.id))
+        return draw(
+            request,
+            axes,
+            without_folders(base),  # what the pictures tell; its parts are here
+            self.places.job(job.id),
+            self.machine,
+            components=self.base(base),
+            on_event=lambda event: self.tell(job, event),
+            should_stop=should_stop,
+        )
+
+    def _import(self, job: Job) -> list[Path]:
+        source = self.places.folder / job.spec["file"]
+        try:
+            return [import_concept(source, job.spec["token"], self.places.learned)]
+        finally:
+            shutil.rmtree(source.parent, ignore_errors=True)
+
+    def base(self, name: str) -> Any:
+        """A base model, from memory if it was the last one used."""
+        if name not in self._bases:
+            self._bases.clear()  # two large ones need not fit
+            self._bases[name] = runner.open_base(name, self.machine)
+        return self._bases[name]
+
+    def warm(self) -> None:
+        """Have the base in memory before the first job asks for it, if there is but one."""
+        if len(self.places.bases) == 1:
+            try:
+                self.base(next(iter(self.places.bases.values())))
+            except StudioError as error:  # it is said again with the first job
+                sys.stderr.write(f"{error}\n")
+
+    def tell(self, job: Job, event: Event) -> None:
+        """Record an event; on a full disk it is left out, since the work is worth more."""
+        with suppress(NoSpace):
+            self._tell(job, event)
+
+    def _tell(self, job: Job, event: Event) -> None:
+        """Record an event; a preview picture becomes a file of the job."""
+        if isinstance(event, StepDone):
+            data = {"step": event.step, "steps": event.steps, "terms": event.terms, "seconds": event.seconds}
+            self.ledger.tell(job.id, "step", data)
+        elif isinstance(event, Note):
+            self.ledger.tell(job.id, "note", {"text": event.text})
+        elif isinstance(event, Preview):
+            path = self.places.job(job.id) / f"preview-{event.step:07d}.png"
+            picture: Any = event.picture
+            with whole_file(path) as temporary:
+                picture.save(temporary, format="PNG")
+            data = {"step": event.step, "caption": event.caption, "file": path.name}
+            self.ledger.tell(job.id, "preview", data)
+
+    def _stopped(self, job: Job) -> None:
+        """Stopped as somebody wished; without a wish the process was told to end, and the job goes on later."""
+        wish = self.ledger.wished(job.id)
+        self.over = self.over or not wish
+        if wish == "cancel":
+            forget_training(job, self.places)
+            self.ledger.move(job.id, ("running",), "cancelled")
+        else:
+            self.ledger.move(job.id, ("running",), "paused" if wish == "pause" else "queued")
+
+    def _ended(self, job: Job, state: State, **changes: Any) -> None:
+        """Record how a job ended; on a full disk as soon as there is room for that."""
+        while True:
+            try:
+                self.ledger.move(job.id, ("running",), state, **changes)
+            except NoSpace:
+                if self.over:  # it is begun again by the next server
+                    return
+                time.sleep(1)
+            else:
+                return
+
+
+def _forget_pictures(folder: Path) -> None:
+    """Remove what a lost attempt at a generation left, also half-written; previews stay, as the events name them."""
+    for path in (*folder.glob("*.png"), *folder.glob(".*.png.*")):
+        if not path.name.startswith("preview-"):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """While the `with` lasts, output and errors of this process go into a file, also those of its libraries."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    before = [os.dup(1), os.dup(2)]
+    with path.open("a", encoding="utf-8") as log:
+        for number in (1, 2):
+            os.dup2(log.fileno(), number)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        for number, kept in zip((1, 2), before, strict=True):
+            os.dup2(kept, number)
+            os.close(kept)
+
+
+def worker(setup: str, record: Record | None = None) -> Worker:
+    """A worker from what the server said about itself, which works in the server's folder.
+
+    Args:
+        setup: as `studio.jobs.local_engine.setup_of` gives it.
+        record: of all jobs; by default the file in the folder.
+    """
+    about = json.loads(setup)
+    places = Places(Path(about["folder"]), about["bases"])
+    os.chdir(places.folder)
+    return Worker(places, Machine.model_validate(about["machine"]), record or Ledger(places.folder / "jobs.sqlite"))
+
+
+def _beat(path: Path) -> None:
+    """Say that this process is not stuck, once a second, until it ends."""
+    while True:
+        with suppress(OSError):
+            path.touch(mode=0o600)
+        time.sleep(1)
+
+
+def main(arguments: list[str]) -> int:
+    """Do the jobs whose ids come on standard input, until it ends."""
+    one = worker(arguments[0])
+    threading.Thread(target=_beat, args=(one.places.folder / f"{BEAT}-{os.getpid()}",), daemon=True).start()
+    one.warm()
+    for line in sys.stdin:
+        one.run(line.strip())
+        if one.over:
+            break
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

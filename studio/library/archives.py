@@ -1,0 +1,157 @@
+"""Uploads of pictures to learn from. Needs no torch.
+
+Archives are read by the same rules as folders (`trainers.data.folders`); a picture that cannot be read is left out and told.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from pipelines.errors import DataError
+from studio.library.datasets import Datasets, Entry
+from studio.library.uploads import cleaned, decoding, members
+from trainers.data.folders import Found, Listing, listing
+
+ARCHIVE_MARK = b"PK\x03\x04"
+"""How a zip begins."""
+
+NAME = 80
+"""Longest name of an upload that is told, in letters."""
+
+NAMED = 5
+"""So many reasons are told where nothing is left."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What was taken in of an upload.
+
+    Attributes:
+        entries: the pictures.
+        ignored: name, or path in an archive -> why it was left out.
+    """
+
+    entries: tuple[Entry, ...]
+    ignored: Mapping[str, str]
+
+
+def take_all(datasets: Datasets, dataset: str, files: Iterable[tuple[str, bytes]]) -> Taken:
+    """Take files into a dataset: pictures, and archives of them. What cannot be learned from is left out and told.
+
+    Args:
+        datasets: of the server.
+        dataset: id.
+        files: name and content of each.
+
+    Raises:
+        DataError: if nothing can be learned from, an archive cannot be taken, or there are too many pictures; nothing
+            is kept then.
+    """
+    entries: list[Entry] = []
+    ignored: dict[str, str] = {}
+    try:
+        for name, data in files:
+            if data.startswith(ARCHIVE_MARK):
+                taken = take(datasets, dataset, data)
+                entries += taken.entries
+                ignored |= taken.ignored
+                continue
+            called = " ".join(name.split())[:NAME] or "the picture"
+            with decoding():
+                try:
+                    picture = cleaned(data, called)
+                except DataError as error:
+                    ignored[called] = str(error)
+                else:
+                    entries.append(datasets.keep(dataset, picture))
+        if not entries:
+            raise _nothing(ignored, "these files")
+    except BaseException:
+        for one in entries:
+            datasets.remove(dataset, one.name)
+        raise
+    return Taken(tuple(entries), ignored)
+
+
+def _nothing(ignored: Mapping[str, str], source: str) -> DataError:
+    said = " ".join(f"{name}: {why}" for name, why in [*ignored.items()][:NAMED])
+    return DataError(f"No picture of {source} can be learned from. {said}", "Put that right.")
+
+
+def take(datasets: Datasets, dataset: str, data: bytes) -> Taken:
+    """Take the pictures of a zip into a dataset, with all that a folder to learn from may have.
+
+    What cannot be learned from is left out and told.
+
+    Raises:
+        DataError: if the archive is not as it should be, there is no picture in it, or a caption, mask or index file
+            cannot be used; nothing of it is kept then.
+    """
+    datasets.folder(dataset)
+    with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=datasets.path) as place:
+        for name, content in members(data):
+            file = Path(place, name)
+            if not any(part.startswith(".") for part in Path(name).parts):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content)
+        added: list[str] = []
+        try:
+            ignored = _add(datasets, dataset, listing(Path(place), deep=True), added)
+        except BaseException as error:
+            for name in added:
+                datasets.remove(dataset, name)
+            if isinstance(error, DataError):  # it was no folder to whoever sent it
+                raise DataError(error.message.replace(place, "the archive"), error.hint.replace(place, "it")) from None
+            raise
+    return Taken(tuple(datasets.entry(dataset, name) for name in added), ignored)
+
+
+def _add(datasets: Datasets, dataset: str, listed: Listing, added: list[str]) -> dict[str, str]:
+    """Add pictures with what belongs to them, their names to `added`; gives what was left out, and why."""
+    ignored = dict(listed.ignored)
+    for one in listed.found:
+        try:
+            picture = _read(one.path)
+        except DataError as error:
+            ignored[one.name] = str(error)
+            continue
+        if doubt := listed.doubt(one, picture, _read):
+            ignored[one.name] = doubt
+            continue
+        try:
+            entry = datasets.keep(dataset, picture, "" if one.pair else "\n".join(one.captions))
+            added.append(entry.name)
+            _describe(datasets, dataset, entry.name, one)
+        except _MaskError as error:
+            ignored[one.name] = str(error)
+            datasets.remove(dataset, added.pop())
+        except DataError as error:
+            raise DataError(f"{one.name}: {error.message}", error.hint) from None
+    if not added:
+        raise _nothing(ignored, "the archive")
+    return ignored
+
+
+class _MaskError(DataError):
+    """A mask that cannot be used."""
+
+
+def _read(path: Path) -> Image.Image:
+    return cleaned(path.read_bytes(), path.name)
+
+
+def _describe(datasets: Datasets, dataset: str, name: str, found: Found) -> None:
+    if found.mask:
+        try:
+            datasets.set_mask(dataset, name, found.mask.read_bytes())
+        except DataError as error:
+            raise _MaskError(f"{found.mask.name}: {error.message}", error.hint) from None
+    if found.pair:
+        datasets.set_pair(dataset, name, *found.pair)
+    if found.repeats != 1:
+        datasets.set_repeats(dataset, name, found.repeats)

@@ -1,0 +1,288 @@
+"""A folder of concepts: what is there, whether it is whole, and what goes with which base. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.concepts.card import HASH_KEY, ConceptCard, read_card, read_header, sum_of_numbers
+from pipelines.concepts.headers import FAMILY_NAMES, words
+from pipelines.concepts.lora_keys import parsed
+from pipelines.errors import ConceptError
+from pipelines.files import whole_file
+from pipelines.request.texts import encodable, readable
+
+FOLDER = Path("outputs/concepts")
+EXAMPLE = Path(__file__).parents[1] / "examples" / "concepts" / "wolf.safetensors"
+"""A concept to try at once, learned on `pocket`."""
+
+_log = logging.getLogger(__name__)
+NOTE_LIMIT = 1 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of the library.
+
+    Attributes:
+        path: of the file.
+        card: what it says of itself; None if it cannot be read.
+        problem: why it cannot be read.
+    """
+
+    path: Path
+    card: ConceptCard | None
+    problem: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the library calls it."""
+        return readable(self.path.stem)
+
+
+def scan(folder: Path) -> Iterator[Entry]:
+    """The concepts of a folder by name, damaged ones with what is wrong; only headers are read.
+
+    Raises:
+        ConceptError: if there is no such folder.
+    """
+    if not folder.is_dir():
+        raise ConceptError(f"There is no folder {folder}.", "Train a concept first, or give another --library.")
+    for path in sorted(folder.glob("*.safetensors")):
+        yield _entry(path)
+
+
+def _entry(path: Path) -> Entry:
+    if not encodable(path.name):
+        return Entry(path, None, f"{readable(path.name)} has a name that is no valid Unicode. Rename the file.")
+    try:
+        return Entry(path, read_card(path))
+    except ConceptError as error:
+        return Entry(path, None, readable(str(error)))
+    except Exception as error:  # whatever one file does, the others are listed
+        _log.warning("%s", path.name, exc_info=error)
+        return Entry(path, None, f"{path.name} cannot be read ({type(error).__name__}). Get it again, or remove it.")
+
+
+def found(name: str, folder: Path) -> Path:
+    """The file of a concept, by its path, the file's name or the word.
+
+    Raises:
+        ConceptError: if there is none.
+    """
+    for path in (Path(name), folder / f"{name}.safetensors"):
+        if path.suffix == ".safetensors" and path.is_file():
+            return path
+    entries = list(scan(folder))
+    for entry in entries:
+        if entry.card is not None and entry.card.token == name:
+            return entry.path
+    known = ", ".join(entry.name for entry in entries[:5]) or "none"
+    raise ConceptError(f"There is no concept {name!r:.80} in {folder}.", f"There are: {known}.")
+
+
+def listed(folder: Path) -> Iterator[str]:
+    """A line for each concept."""
+    for entry in scan(folder):
+        if entry.card is None:
+            yield f"{entry.name:24}  damaged: {entry.problem}"
+        else:
+            card = entry.card
+            made = FAMILY_NAMES.get(card.family, "an unknown base")
+            yield f"{entry.name:24}  {card.token:20}  {card.kind:8}  {card.method:18}  for {made}"
+
+
+def shown(path: Path) -> Iterator[str]:
+    """What a concept says of itself, a line for each field that has a value."""
+    for name, value in read_card(path).model_dump().items():
+        if value not in ("", {}):
+            yield f"{name:16}  {value}"
+    yield f"{'elsewhere':16}  {elsewhere(path)}"
+
+
+def verify(path: Path) -> str:
+    """Read a concept's header and compare its numbers with the sum stored with them; a line.
+
+    Raises:
+        ConceptError: if they differ, or the header is damaged.
+    """
+    read_card(path)
+    stored = read_header(path).get("__metadata__", {}).get(HASH_KEY, "")
+    if not stored:
+        return f"{path}: whole; it has no sum to compare with"
+    if stored != f"0x{sum_of_numbers(path)}":
+        raise ConceptError(f"{path} has changed since it was written.", "Get or train it again.")
+    return f"{path}: whole"
+
+
+BESIDE = (".losses.jsonl", ".preview.png", ".json", ".steps")
+"""Endings of what belongs to a concept X.safetensors: its log, its picture, what other programs show of it, and the
+folder of its candidates."""
+
+
+def beside(path: Path, new: Path) -> list[tuple[Path, Path]]:
+    """The files that belong to a concept, each with its name if the concept were `new`."""
+    pairs = [(path.with_name(path.stem + end), new.with_name(new.stem + end)) for end in BESIDE]
+    return [(there, place) for there, place in pairs if there.exists()]
+
+
+def copy_picture(path: Path, new: Path) -> None:
+    """Give `new` the preview picture of a concept, if there is one and `new` has none."""
+    for there, place in beside(path, new):
+        if there.name.endswith(".preview.png") and not place.exists():
+            with whole_file(place) as picture:
+                shutil.copyfile(there, picture)
+
+
+DIALECTS = ("a1111", "diffusers", "peft")
+"""Layouts of other programs."""
+
+
+def dialects(path: Path) -> tuple[str, ...]:
+    """Those of `DIALECTS` a concept can be written in without its base.
+
+    Raises:
+        ConceptError: if its header cannot be read.
+    """
+    roles = _roles(path)
+    if roles & {"difference", "dora"}:
+        return DIALECTS[:1]
+    if "magnitude" in roles:
+        return DIALECTS[1:]
+    return DIALECTS if roles else DIALECTS[:2]
+
+
+def _roles(path: Path) -> set[str]:
+    """What tensors of changed weights a file holds."""
+    return {key.role for key in map(parsed, read_header(path)) if key is not None}
+
+
+def changes_weights(path: Path) -> bool:
+    """Whether a file holds changed weights, beside a word or alone.
+
+    Raises:
+        ConceptError: if its header cannot be read.
+    """
+    return bool(_roles(path))
+
+
+def width(path: Path) -> int | None:
+    """Numbers in each vector of a concept's word, for the first text encoder; None if it has no word.
+
+    Raises:
+        ConceptError: if its header cannot be read.
+    """
+    header = read_header(path)
+    found = words([name for name in header if name != "__metadata__" and parsed(name) is None])
+    return header[found.names[0]]["shape"][-1] if found.names else None
+
+
+def elsewhere(path: Path) -> str:
+    """Which other programs read a file as it is, and what to do for the others.
+
+    Raises:
+        ConceptError: if its header cannot be read.
+    """
+    roles = _roles(path)
+    names = [name for name in read_header(path) if parsed(name) is not None]
+    if not roles:
+        return "diffusers, AUTOMATIC1111 and ComfyUI read the file as it is; for InvokeAI export it for a1111"
+    if not any(name.startswith("lora_") for name in names):
+        return "diffusers reads the weights as they are; for ComfyUI, AUTOMATIC1111 and InvokeAI export it for a1111"
+    if roles & {"difference", "dora"}:
+        return "ComfyUI, AUTOMATIC1111 and Forge read the file as it is; for diffusers write a model with studio export"
+    return "ComfyUI, AUTOMATIC1111, InvokeAI and diffusers read the file as it is"
+
+
+def add_copy(source: Path, folder: Path) -> Path:
+    """Put a copy of a concept, with what lies beside it, into a library; gives its file.
+
+    Raises:
+        ConceptError: if one of its name is there.
+    """
+    new = folder / source.name
+    if new.exists():
+        raise ConceptError(f"There is a concept {source.stem} already.", "Rename or delete it first.")
+    folder.mkdir(parents=True, exist_ok=True)
+    for there, place in [*beside(source, new), (source, new)]:
+        with whole_file(place) as temporary:
+            shutil.copyfile(there, temporary)
+    return new
+
+
+def activation(path: Path) -> str:
+    """The word by which other programs call a file, from the `X.json` beside it; empty if it tells none."""
+    note = path.with_suffix(".json")
+    try:
+        if not note.is_file() or note.stat().st_size > NOTE_LIMIT:
+            return ""
+        told = json.loads(note.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ""  # trainers put other things under that name
+    text = told.get("activation text") if isinstance(told, dict) else None
+    return text.split(",")[0].strip()[:100] if isinstance(text, str) else ""
+
+
+def delete(path: Path) -> list[Path]:
+    """Remove a concept and what lies beside it; gives the files."""
+    read_card(path)  # nothing else than a concept is deleted
+    gone = [path, *(there for there, _ in beside(path, path))]
+    for place in gone:
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+    return gone
+
+
+TRASH = ".trash"
+"""Folder in the library that keeps what was thrown away."""
+
+
+def discard(path: Path) -> str:
+    """Move a concept and what lies beside it into the trash; gives the name it has there.
+
+    Raises:
+        ConceptError: if it is not there.
+    """
+    if not path.is_file():
+        raise ConceptError(f"There is no concept file {path.name}.", "It may have been deleted already.")
+    name = secrets.token_hex(8)
+    place = path.parent / TRASH / name
+    place.mkdir(parents=True)
+    for there in [*(there for there, _ in beside(path, path)), path]:
+        there.replace(place / there.name)
+    return name
+
+
+def thrown(name: str, folder: Path) -> Path:
+    """The file in the trash of a library of a concept that was thrown away.
+
+    Raises:
+        ConceptError: if it is not in the trash.
+    """
+    place = next((one for one in (folder / TRASH).glob("*") if one.name == name), None)
+    concept = next(place.glob("*.safetensors"), None) if place else None
+    if concept is None:
+        raise ConceptError("That concept is no longer in the trash.", "Train or import it again.")
+    return concept
+
+
+def restore(name: str, folder: Path) -> Path:
+    """Bring a concept back from the trash of a library, with what lay beside it; gives its file.
+
+    Raises:
+        ConceptError: if it is not in the trash, or something of its names is there now; all is as before then.
+    """
+    concept = thrown(name, folder)
+    place, new = concept.parent, folder / concept.name
+    kept = [*(one for one in sorted(place.iterdir()) if one != concept), concept]
+    for there in reversed(kept):
+        if (folder / there.name).exists():
+            raise ConceptError(f"There is another {there.name} now.", "Rename or move that one first.")
+    for there in kept:
+        there.replace(folder / there.name)
+    place.rmdir()
+    return new

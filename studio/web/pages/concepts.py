@@ -1,0 +1,236 @@
+"""The page of concepts: cards, search, import and export, another word, the trash."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import gradio as gr
+
+from pipelines.concepts.headers import FAMILY_NAMES
+from pipelines.errors import ConceptError, StudioError
+from studio.jobs.jobs import Jobs
+from studio.library import concepts as catalogue
+from studio.web.components import concept_cards, told_by
+from studio.web.pages.generate import offer_button, offered
+from studio.web.panels.following import shown, told
+from studio.web.panels.watching import facts, picture_uri
+
+DIALECTS = {"A1111, ComfyUI, kohya": "a1111", "diffusers": "diffusers", "PEFT": "peft"}
+LIMIT = 600.0
+"""Seconds that a command on one concept may take."""
+
+EMPTY = "Nothing is here yet. Teach something, or import a file of another program."
+
+
+async def concept_command(*words: str) -> str:
+    """Run `studio concepts` in a process of its own, since it loads torch; gives what it printed.
+
+    Raises:
+        ConceptError: with the sentence it ended with, or if it does not end.
+    """
+    root = str(Path(__file__).parents[2])
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "studio.cli",
+        "concepts",
+        *words,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))},
+    )
+    try:
+        said, complaint = await asyncio.wait_for(process.communicate(), LIMIT)
+    except TimeoutError:
+        hint = "The machine may be short of memory. Try again."
+        raise ConceptError(f"It was not done within {LIMIT:.0f} s, and was ended.", hint) from None
+    finally:
+        if process.returncode is None:  # it is late, or nobody waits for it any more
+            process.kill()
+            with suppress(TimeoutError):  # held by the kernel
+                await asyncio.wait_for(process.wait(), 5)
+    if process.returncode:
+        lines = complaint.decode(errors="replace").strip().splitlines() or ["studio: It ended without a word."]
+        raise ConceptError(lines[-1].removeprefix("studio: "), "")
+    return said.decode(errors="replace").strip()
+
+
+def cards_of(jobs: Jobs, search: str = "") -> list[dict[str, Any]]:
+    """The library as values of `concept_cards`; those that hold all words of `search`."""
+    cards = []
+    for entry in catalogue.scan(jobs.learned):
+        name, card = entry.name, entry.card
+        if card is None:
+            one = {"id": name, "token": name, "kind": "damaged", "base": "", "picture": "", "words": entry.problem}
+        else:
+            figures = [f"{key.replace('_', ' ')} {value:.2f}" for key, value in card.scores.items() if "_" not in key]
+            one = {
+                "id": name,
+                "token": card.token,
+                "kind": f"{card.kind}, {card.method}",
+                "base": f"for {FAMILY_NAMES.get(card.family, 'an unknown base')}",
+                "picture": picture_uri(entry.path.with_suffix(".preview.png"), 96),
+                "words": ", ".join(figures),
+            }
+        if all(word in " ".join(map(str, one.values())).lower() for word in search.lower().split()):
+            cards.append(one)
+    return cards
+
+
+def told_of(path: Path) -> str:
+    """HTML of what a concept says of itself."""
+    card = catalogue.read_card(path)
+    rows = card.model_dump(exclude={"recipe", "scores"}) | {name: f"{one:.3f}" for name, one in card.scores.items()}
+    plain = [(name.replace("_", " "), value) for name, value in rows.items() if value != ""]
+    plain.append(("elsewhere", catalogue.elsewhere(path)))
+    recipe = [(name, value) for name, value in card.recipe.items() if value is not None]
+    more = f"<details><summary>How it was taught</summary>{facts(recipe)}</details>" if recipe else ""
+    return facts(plain) + more
+
+
+def offers(path: Path) -> Any:
+    """Update of the layouts to choose from."""
+    possible = catalogue.dialects(path)
+    names = [name for name, dialect in DIALECTS.items() if dialect in possible]
+    return gr.update(choices=names, value=names[0])
+
+
+class LibraryPage:
+    """Components of the page and what happens to them; made inside `gr.Blocks`."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self.jobs = jobs
+        self.chosen = gr.Textbox(visible="hidden", label="Concept", elem_id="concept-id")
+        self.thrown = gr.State("")
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=7, min_width=320):
+                self.search = gr.Textbox(label="Search", placeholder="a word, a kind, a base", elem_id="search")
+                self.offer = offer_button(self.jobs)
+                self.undo = gr.Button("Undo", visible="hidden", size="sm", elem_id="undo")
+                self.cards = concept_cards(EMPTY, elem_id="cards")
+                self.imported = gr.File(
+                    label="Import a file of another program",
+                    file_types=[".safetensors", ".pt", ".bin", ".png"],
+                    height=100,
+                    elem_id="import",
+                    elem_classes="drop",
+                )
+            with gr.Column(scale=4, min_width=300):
+                self._actions()
+        self._wire()
+
+    def _actions(self) -> None:
+        with gr.Column(visible=False) as self.one:
+            self.facts = gr.HTML(js_on_load=None, elem_id="concept-facts")
+            self.use = gr.Button("Generate with it", variant="primary")
+            with gr.Row():
+                self.word = gr.Textbox(label="Another word for it", max_length=100, scale=3, min_width=140)
+                self.rename = gr.Button("Rename", scale=1, min_width=90, elem_classes="beside")
+            with gr.Row():
+                self.dialect = gr.Dropdown(
+                    list(DIALECTS), label="For other programs", scale=3, min_width=140, elem_id="dialect"
+                )
+                self.export = gr.Button("Export", scale=1, min_width=90, elem_classes="beside")
+            self.exported = gr.File(label="Exported", visible=False, file_count="multiple", interactive=False)
+            self.delete = gr.Button("Delete", variant="stop", elem_id="delete")
+
+    def _wire(self) -> None:
+        picked = [self.chosen, self.one, self.facts, self.word, self.exported, self.dialect]
+        self.search.change(self.refresh, self.search, self.cards, api_visibility="private")
+        self.cards.change(lambda: shown(offered(self.jobs)), None, self.offer, api_visibility="private")
+        self.cards.pick(self.pick, None, picked, api_visibility="private")
+        changed = [self.cards, self.chosen, self.one]
+        self.rename.click(self.ask_rename, [self.chosen, self.word, self.search], changed, api_name="rename_concept")
+        self.export.click(self.ask_export, [self.chosen, self.dialect], self.exported, api_name="export_concept")
+        self.delete.click(
+            self.ask_delete, [self.chosen, self.search], [*changed, self.undo, self.thrown], api_name="delete_concept"
+        )
+        self.undo.click(
+            self.ask_undo, [self.thrown, self.search], [self.cards, self.undo, self.thrown], api_visibility="private"
+        )
+        self.imported.upload(
+            self.ask_import, [self.imported, self.search], [self.cards, self.imported], api_name="import_concept"
+        )
+
+    def refresh(self, search: str) -> list[dict[str, Any]]:
+        """The cards as they are now."""
+        return cards_of(self.jobs, search)
+
+    def pick(self, picked: gr.EventData) -> tuple[Any, ...]:
+        """Show what was clicked."""
+        try:
+            path = self.jobs.places.concept(told_by(picked, "id"))
+            card = catalogue.read_card(path)
+        except StudioError as error:
+            raise told(error) from None
+        return path.stem, gr.update(visible=True), told_of(path), card.token, gr.update(visible=False), offers(path)
+
+    async def ask_rename(self, concept: str, word: str, search: str) -> tuple[Any, ...]:
+        """Give a concept another word."""
+        try:
+            path = self.jobs.places.concept(concept)
+            if not (word := word.strip()) or word.startswith("-"):
+                raise ConceptError(f"{word!r:.60} is no word to use in prompts.", "For example <my-cat>.")
+            self.jobs.require_renamable(path.stem, word)
+            new = await concept_command("rename", path.stem, word, "--library", str(self.jobs.learned))
+        except StudioError as error:
+            raise told(error) from None
+        return self.refresh(search), Path(new).stem, gr.update(visible=False)
+
+    async def ask_export(self, concept: str, dialect: str) -> Any:
+        """Write a concept for other programs."""
+        try:
+            path = self.jobs.places.concept(concept)
+            if dialect not in DIALECTS:
+                raise ConceptError(f"There is no layout {dialect!r:.60}.", f"There are: {', '.join(DIALECTS)}.")
+            output = self.jobs.folder / "exports" / f"{path.stem}-{DIALECTS[dialect]}"
+            shutil.rmtree(output, ignore_errors=True)
+            words = ("export", path.stem, "--for", DIALECTS[dialect], "--output", str(output))
+            said = await concept_command(*words, "--library", str(self.jobs.learned))
+        except StudioError as error:
+            raise told(error) from None
+        # PEFT's layout is a folder, with a configuration beside the numbers.
+        files = [shutil.make_archive(str(output), "zip", output)] if dialect == "PEFT" else said.splitlines()
+        return gr.update(value=files, visible=True)
+
+    def ask_delete(self, concept: str, search: str) -> tuple[Any, ...]:
+        """Move a concept to the trash."""
+        try:
+            thrown = self.jobs.discard_concept(concept)
+        except StudioError as error:
+            raise told(error) from None
+        return (
+            self.refresh(search),
+            "",
+            gr.update(visible=False),
+            gr.update(visible=True, value=f"Undo: bring {concept} back"),
+            thrown,
+        )
+
+    def ask_undo(self, thrown: str, search: str) -> tuple[Any, ...]:
+        """Bring back what was thrown away last."""
+        try:
+            self.jobs.restore(thrown)
+        except StudioError as error:
+            raise told(error) from None
+        return self.refresh(search), gr.update(visible="hidden"), ""
+
+    async def ask_import(self, path: str | None, search: str) -> tuple[Any, Any]:
+        """Take an uploaded file into the library."""
+        if path is None:
+            return gr.skip(), None
+        try:
+            # Only the process that reads it knows its name, which may be that of a training.
+            with TemporaryDirectory() as folder:
+                read = await concept_command("import", path, "--library", folder)
+                await asyncio.to_thread(self.jobs.add_copy, Path(read))
+        except StudioError as error:
+            raise told(error) from None
+        return self.refresh(search), None

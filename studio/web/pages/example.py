@@ -1,0 +1,96 @@
+"""The page that shows a change by an example: a picture before and after, and another to be changed alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from pipelines.errors import RequestError, StudioError
+from pipelines.request.request import InContext
+from studio.jobs.jobs import Jobs
+from studio.web.forms import Form
+from studio.web.panels.answer import Answer
+from studio.web.panels.following import told
+
+LABELS = {"direction": "Which of the two is asked for", "ensemble": "Arrangements averaged", "engine": "Engine"}
+EXAMPLE = Path(__file__).parents[2] / "examples" / "grey"
+PARTS = ("before", "after", "query")
+
+
+class ExamplePage:
+    """Components of the page and what happens to them; made inside `gr.Blocks`."""
+
+    def __init__(self, jobs: Jobs, base: gr.Dropdown) -> None:
+        self.jobs, self.base = jobs, base
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=5, min_width=320):
+                self._question()
+            with gr.Column(scale=4, min_width=320):
+                self.answer = Answer(jobs, "example", self.go, ("Ask about this picture",))
+        self._wire()
+
+    def _question(self) -> None:
+        gr.HTML('<p class="hint">Show what is to be done by one example, then give another picture.</p>')
+        with gr.Row():
+            self.before = self._picture("Before", "before")
+            self.after = self._picture("After", "after")
+        with gr.Row():
+            self.query = self._picture("Do the same to this", "query")
+            with gr.Column(min_width=140):
+                self.example = gr.Button("Use the example", size="sm", elem_id="example-pair")
+                self.hint = gr.Textbox(label="In words (may stay empty)", lines=2)
+                self.seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+        with gr.Accordion("More settings", open=False):
+            self.form = Form(InContext, LABELS)
+        self.go = gr.Button("Do the same", variant="primary", elem_id="example-go")
+
+    @staticmethod
+    def _picture(label: str, name: str) -> gr.Image:
+        return gr.Image(
+            label=label,
+            type="filepath",
+            sources=["upload", "clipboard"],
+            height=220,
+            min_width=140,
+            buttons=[],
+            elem_id=f"example-{name}",
+            elem_classes="pair",
+        )
+
+    def _wire(self) -> None:
+        pictures = [self.before, self.after, self.query]
+        self.answer.wire(self.submit, [self.base, *pictures, self.hint, self.seed, *self.form.components])
+        self.example.click(
+            lambda: [str(EXAMPLE / f"{part}.png") for part in PARTS], None, pictures, api_visibility="private"
+        )
+        self.answer.uses[0].click(
+            self.take_result, [self.answer.job, self.answer.chosen], self.query, api_visibility="private"
+        )
+
+    def take_result(self, job_id: str, index: int) -> str:
+        """A picture of a job as the next query."""
+        try:
+            return str(self.jobs.results(job_id)[int(index)])
+        except (StudioError, IndexError):
+            raise gr.Error("That picture is no longer there.", print_exception=False) from None
+
+    def submit(
+        self, base: str, before: str | None, after: str | None, query: str | None, hint: str, seed: float, *more: Any
+    ) -> str:
+        """Queue the answer; gives the id of the job."""
+        try:
+            given = dict(zip(PARTS, (before, after, query), strict=True))
+            if missing := [part for part, path in given.items() if not path]:
+                raise RequestError(f"The picture {missing[0]!r} is missing.", "Give all three, or use the example.")
+            ids = {part: self.jobs.pictures.add(Path(str(path)).read_bytes(), part) for part, path in given.items()}
+            asked = {
+                "examples": [{"before": ids["before"], "after": ids["after"]}],
+                "query": ids["query"],
+                **self.form.given(more),
+            }
+            fields = {"prompt": hint or "", "in_context": asked, "seed": int(seed or 0)}
+            return self.jobs.submit_generation(fields, base).id
+        except StudioError as error:
+            raise told(error) from None

@@ -1,0 +1,313 @@
+"""The page that teaches: pictures in, a concept out, watched while it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from pipelines.concepts.card import read_card
+from pipelines.concepts.compatibility import base_files
+from pipelines.errors import StudioError
+from studio.jobs.jobs import Job, Jobs
+from studio.library import archives
+from studio.library.quota import said as size_of
+from studio.web.components import picture_rows, told_by
+from studio.web.panels.following import Following, said, shown, told
+from studio.web.panels.lessons import KINDS, PRESETS, RECIPE_STEPS, WHATS
+from studio.web.panels.pictures import Marking, keep_words, reshape, rows_of, squared, turned
+from studio.web.panels.scores import ScoresPanel
+from studio.web.panels.watching import Seen, curve, picture_uri, progress
+
+PREVIEWS = 6
+CANDIDATES = 5  # steps of which the best is proposed
+OFTEN = 250  # steps between previews where the recipe of a method says how many there are
+WAITING = '<p class="hint">What the model learns shows here, step by step.</p>'
+WOLF = Path(__file__).parents[2] / "examples" / "wolf"
+
+
+def curves(seen: Seen) -> str:
+    """HTML of the losses and figures over the steps."""
+    names = dict.fromkeys(name for step in seen.steps for name in step.get("terms", {}))
+    drawn = [
+        curve([(step["step"], step["terms"][name]) for step in seen.steps if name in step.get("terms", {})], name)
+        for name in names
+    ]
+    return f'<div class="curves">{"".join(drawn)}</div>'
+
+
+class TeachPage(Following):
+    """Components of the page and what happens to them; made inside `gr.Blocks`."""
+
+    def __init__(self, jobs: Jobs, base: gr.Dropdown) -> None:
+        super().__init__(jobs, "training", "training")
+        self.base = base
+        self.dataset = gr.Textbox(visible="hidden", label="Pictures", elem_id="dataset-id")
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=5, min_width=320):
+                self._question()
+            with gr.Column(scale=4, min_width=320):
+                self._answer()
+        self._wire()
+
+    def _question(self) -> None:
+        first = next(iter(WHATS))
+        self.what = gr.Radio(KINDS, value=first, label="What do the pictures show?", elem_id="what")
+        self.says = gr.HTML(f'<p class="hint">{WHATS[first].says}</p>', js_on_load=None)
+        self.files = gr.File(
+            label="Drag pictures in, or a zip of them",
+            file_count="multiple",
+            file_types=["image", ".zip"],
+            height=110,
+            elem_id="files",
+            elem_classes="drop",
+        )
+        with gr.Row(elem_classes="examples"):
+            self.example = gr.Button("Use the example: a wolf", size="sm", elem_id="example-wolf")
+            self.empty = gr.Button("Remove all pictures", size="sm", visible="hidden")
+        self.room = gr.HTML(elem_id="room", js_on_load=None)
+        self.rows = picture_rows(elem_id="rows")
+        self.marking = Marking(self.jobs)
+        with gr.Row():
+            chosen = WHATS[first]
+            self.token = gr.Textbox(chosen.token, label="Its new word", max_length=60, min_width=140, elem_id="token")
+            self.start = gr.Textbox(chosen.start, label=chosen.near, max_length=60, min_width=200, elem_id="start")
+        with gr.Row():
+            self.preset = gr.Radio(list(PRESETS), value="recommended", label="How long", min_width=280, scale=3)
+            self.steps = gr.Textbox("", label="Steps", placeholder="recipe", max_length=7, min_width=110)
+        with gr.Row():
+            self.check = gr.Button("Check the pictures", elem_id="check")
+            self.teach = gr.Button("Start teaching", variant="primary", elem_id="teach")
+
+    def _answer(self) -> None:
+        self.progress = gr.HTML(WAITING, elem_id="training-progress", js_on_load=None)
+        with gr.Row():
+            self.pause = gr.Button("Pause", visible="hidden", size="sm", elem_id="pause")
+            self.resume = gr.Button("Continue", visible="hidden", size="sm", elem_id="resume")
+            self.stop = gr.Button("Cancel", visible="hidden", size="sm", elem_id="stop-teaching")
+        self.strip = gr.HTML(elem_id="previews", js_on_load=None)
+        self.curves = gr.HTML(elem_id="curves", js_on_load=None)
+        self.learned = gr.HTML(elem_id="learned", js_on_load=None)
+        self.use = gr.Button("Try it", variant="primary", visible="hidden", elem_id="try-it")
+        self.scores = ScoresPanel(self.jobs, "scores")
+
+    def _wire(self) -> None:
+        held = [self.dataset, self.rows, self.empty]
+        self.what.input(
+            self.explain, self.what, [self.says, self.token, self.start, self.rows], api_visibility="private"
+        )
+        self.files.upload(self.take, [self.files, self.dataset], [*held, self.files], api_visibility="private")
+        self.example.click(self.take_example, self.dataset, held, api_visibility="private")
+        self.empty.click(lambda: ("", [], shown(False)), None, held, api_visibility="private")
+        self.rows.act(self.act, [self.dataset, self.rows], held, api_visibility="private")
+        self.rows.change(self.taken_room, None, self.room, api_visibility="private")
+        self.marking.wire(self.dataset, self.rows)
+        asked = [self.what, self.dataset, self.rows, self.token, self.start, self.preset, self.steps, self.base]
+        for button, submit, name in ((self.check, self.submit_check, "check"), (self.teach, self.submit, "teach")):
+            asking = button.click(submit, asked, self.job, api_name=name)
+            self.submitted(asking)
+            asking.success(self.scores.nothing, None, self.scores.said(), api_visibility="private")
+        self.pause.click(self.ask_pause, self.job, api_name="pause")
+        self.stop.click(self.ask_cancel, self.job, api_name="cancel_training")
+        self.resume.click(self.ask_resume, self.job, api_name="resume")
+
+    def afterwards(self, followed: Any) -> None:
+        """What was learned is measured."""
+        found = followed.success(self.measured, self.job, self.scores.job, api_visibility="private")
+        self.scores.followed(found, api_visibility="private")
+
+    def measured(self, job_id: str) -> str:
+        """The job that measures what a training learned, if there is one."""
+        scores = self.jobs.scores_after(job_id)
+        return scores.id if scores else ""
+
+    def said(self) -> Sequence[Any]:
+        """Progress, buttons, previews, curves, and what was learned."""
+        return [self.progress, self.pause, self.resume, self.stop, self.strip, self.curves, self.learned, self.use]
+
+    def nothing(self) -> tuple[Any, ...]:
+        """A sentence that waits; all else stays as it is."""
+        return (WAITING, *(gr.skip() for _ in self.said()[1:]))
+
+    @staticmethod
+    def explain(what: str) -> tuple[str, Any, Any, Any]:
+        """What a kind of learning costs, and suggestions for its words."""
+        chosen = WHATS[what]
+        return (
+            f'<p class="hint">{chosen.says}</p>',
+            chosen.token,
+            gr.update(value=chosen.start, label=chosen.near),
+            gr.update(pairs=what == "relation"),
+        )
+
+    def follow_on(self, page: gr.Blocks) -> None:
+        """Show the job that the address names when the page is opened, and what it was asked with."""
+        super().follow_on(page)
+        asked = [self.dataset, self.rows, self.empty, self.what, self.says, self.token, self.start]
+        page.load(self.restored, None, asked, api_visibility="private")
+
+    def restored(self, request: gr.Request) -> tuple[Any, ...]:
+        """Pictures and words of the training that the address names, if there is one and they are still there."""
+        nothing = tuple(gr.skip() for _ in range(7))
+        if not (job_id := self.restore(request)):
+            return nothing
+        spec = self.jobs.get(job_id).spec
+        settings = spec["settings"]
+        kinds = [
+            name
+            for name, what in WHATS.items()
+            if what.method == spec["method"] and what.settings.items() <= settings.items()
+        ]
+        try:
+            dataset, rows, empty = self._held(spec["dataset"])
+        except StudioError:
+            return nothing
+        if not kinds:  # asked for by a program, in a way that the page does not offer
+            return nothing
+        says, _, start, pairs = self.explain(kinds[0])
+        word = settings.get("init") or settings.get("class_word") or ""
+        return dataset, rows | pairs, empty, kinds[0], says, settings["token"], start | {"value": word}
+
+    def taken_room(self) -> str:
+        """HTML of how much room pictures and uploads take."""
+        quota = self.jobs.places.quota
+        words = f"Pictures and uploads on this server take {size_of(quota.used())} of {size_of(quota.most)}."
+        return f'<p class="hint">{words}</p>'
+
+    # -- pictures ----------------------------------------------------------------------------------------------
+
+    def _held(self, dataset: str) -> tuple[str, Any, Any]:
+        rows = rows_of(self.jobs.datasets, dataset)
+        return dataset, gr.update(value=rows), shown(bool(rows))
+
+    def take(self, files: list[str] | None, dataset: str) -> tuple[Any, ...]:
+        """Take uploaded files in; what is no picture is told, the rest stays."""
+        try:
+            dataset = dataset or self.jobs.datasets.create("Pictures").id
+        except StudioError as error:
+            raise told(error) from None
+        for name in files or []:
+            path = Path(name)
+            try:
+                if path.suffix.lower() == ".zip":
+                    ignored = archives.take(self.jobs.datasets, dataset, path.read_bytes()).ignored
+                    if ignored:
+                        gr.Warning(" ".join(f"{escape(one)} is left out: {escape(ignored[one])}." for one in ignored))
+                else:
+                    self.jobs.datasets.add(dataset, path.read_bytes(), path.name)
+            except StudioError as error:
+                gr.Warning(said(str(error)))
+        return (*self._held(dataset), None)
+
+    def take_example(self, dataset: str) -> tuple[Any, ...]:
+        """Take the four pictures of the wolf in."""
+        return self.take([str(path) for path in sorted(WOLF.glob("*.png"))], "")[:3]
+
+    def act(self, dataset: str, rows: list[dict[str, Any]], asked: gr.EventData) -> tuple[Any, ...]:
+        """Turn, crop or remove one picture."""
+        name, what = told_by(asked, "name"), told_by(asked, "what")
+        try:
+            keep_words(self.jobs.datasets, dataset, rows)
+            if what == "remove":
+                self.jobs.datasets.remove(dataset, name)
+            elif what in ("turn", "square"):
+                reshape(self.jobs.datasets, dataset, name, turned if what == "turn" else squared)
+            return self._held(dataset)
+        except StudioError as error:
+            raise told(error) from None
+
+    # -- teaching ----------------------------------------------------------------------------------------------
+
+    def _submit(
+        self, dry: bool, what: str, dataset: str, rows: Any, token: str, start: str, preset: str, steps: Any, base: str
+    ) -> str:
+        chosen = WHATS[what]
+        if not dataset or not self.jobs.datasets.get(dataset).pictures:
+            raise gr.Error("There are no pictures yet. Drag some in, or use the example.", print_exception=False)
+        keep_words(self.jobs.datasets, dataset, rows)
+        settings: dict[str, Any] = {
+            **chosen.settings,
+            "token": (token or "").strip(),
+            "class_word" if chosen.method == "dreambooth" else "init": (start or "").strip(),
+            "candidates": CANDIDATES,
+            **self._pace(chosen.method, preset, (steps or "").strip(), base),
+        }
+        job = self.jobs.submit_training(chosen.method, settings, dataset, base, dry_run=dry)
+        self.jobs.datasets.rename(dataset, f"Pictures of {settings['token']}")
+        return job.id
+
+    def _pace(self, method: str, preset: str, steps: str, base: str) -> dict[str, Any]:
+        """Steps and how often a preview is drawn; of bases other than pocket the method knows the steps by itself."""
+        planned: Any = steps
+        if not steps and base_files(self.jobs.bases.get(base, "")).family == "pocket":
+            planned = round(RECIPE_STEPS[method] * PRESETS.get(preset, 1.0))
+        elif not steps:
+            if PRESETS.get(preset, 1.0) != 1.0:
+                gr.Info("For this base the recipe alone says how long; give steps for another length.")
+            return {"preview_every": OFTEN}
+        return {"steps": planned, "preview_every": max(1, int(planned) // PREVIEWS) if str(planned).isdecimal() else 0}
+
+    def submit(
+        self, what: str, dataset: str, rows: Any, token: str, start: str, preset: str, steps: str, base: str
+    ) -> str:
+        """Queue a training; gives the id of the job."""
+        try:
+            return self._submit(False, what, dataset, rows, token, start, preset, steps, base)
+        except StudioError as error:
+            raise told(error) from None
+
+    def submit_check(
+        self, what: str, dataset: str, rows: Any, token: str, start: str, preset: str, steps: str, base: str
+    ) -> str:
+        """Queue a look at the pictures; gives the id of the job."""
+        try:
+            return self._submit(True, what, dataset, rows, token, start, preset, steps, base)
+        except StudioError as error:
+            raise told(error) from None
+
+    def seen(self, seen: Seen) -> tuple[Any, ...]:
+        """A training with its curves and previews."""
+        job = seen.job
+        dry = bool(job.spec.get("dry_run"))
+        previews = self.jobs.previews(job.id)
+        strip = "".join(
+            f'<figure><img src="{picture_uri(path)}" alt="{escape(caption)}"><figcaption>{step}</figcaption></figure>'
+            for step, path, caption in previews[-8:]
+        )
+        done = job.state == "done" and not dry
+        return (
+            progress(seen),
+            shown(job.state in ("queued", "running") and not dry),
+            shown(job.state == "paused"),
+            shown(not job.ended),
+            f'<div class="strip">{strip}</div>' if strip else "",
+            "" if dry else curves(seen),
+            self._result(job) if done else "",
+            shown(done),
+        )
+
+    def _result(self, job: Job) -> str:
+        names = [read_card(path).token for path in self.jobs.results(job.id) if path.suffix == ".safetensors"]
+        said = ", ".join(f"<code>{escape(name)}</code>" for name in names)
+        return f'<p class="learned">Learned: {said}. Say it in a prompt.</p>'
+
+    def _ask(self, what: Any, job_id: str) -> None:
+        try:
+            what(job_id)
+        except StudioError as error:
+            raise told(error) from None
+
+    def ask_pause(self, job_id: str) -> None:
+        """Pause a training; its state is kept."""
+        self._ask(self.jobs.pause, job_id)
+
+    def ask_resume(self, job_id: str) -> None:
+        """Go on with a paused training."""
+        self._ask(self.jobs.resume, job_id)
+
+    def ask_cancel(self, job_id: str) -> None:
+        """Stop a training for good."""
+        self._ask(self.jobs.cancel, job_id)

@@ -1,0 +1,108 @@
+"""A panel that follows one job: as it happens, after a reload, and when its tab is opened again."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from pipelines.errors import StudioError
+from pipelines.request.texts import without_paths
+from studio.jobs.jobs import Jobs
+from studio.web.panels.watching import Seen, seen_now, watched
+
+REMEMBER = """(id) => {
+  const here = new URL(window.location);
+  here.searchParams.set('NAME', id);
+  window.history.replaceState(null, '', here);
+}"""
+"""Puts a job into the address of the page, so that loading it again shows the job again."""
+
+
+def told(error: StudioError) -> gr.Error:
+    """An error for people as the page shows it."""
+    return gr.Error(said(str(error)), duration=None, print_exception=False)
+
+
+def said(text: str) -> str:
+    """A sentence as a message of the page, which reads HTML; it tells no folder of the server."""
+    return escape(without_paths(text), quote=False)
+
+
+def shown(there: bool) -> Any:
+    """Update of a button; one that is taken away whole comes back without its words."""
+    return gr.update(visible=True if there else "hidden")
+
+
+class Following:
+    """What panels of a job share; made inside `gr.Blocks`.
+
+    Args:
+        jobs: of the server.
+        name: of the job in the address of the page and in the names of components and endpoints.
+        kind: of the jobs it shows: "generation", "training" or "score".
+    """
+
+    def __init__(self, jobs: Jobs, name: str, kind: str) -> None:
+        self.jobs, self.name, self.kind = jobs, name, kind
+        self.job = gr.Textbox(visible="hidden", label="Job", elem_id=f"{name}-id")
+
+    def said(self) -> Sequence[Any]:
+        """The components that show a job."""
+        raise NotImplementedError
+
+    def seen(self, seen: Seen) -> tuple[Any, ...]:
+        """What they show of one."""
+        raise NotImplementedError
+
+    def nothing(self) -> tuple[Any, ...]:
+        """What they show while there is none."""
+        raise NotImplementedError
+
+    def submitted(self, asked: Any) -> None:
+        """Remember and follow the job whose id a click has given."""
+        asked.success(None, self.job, js=REMEMBER.replace("NAME", self.name))
+        self.followed(asked, api_name=f"follow_{self.name}")
+
+    def followed(self, after: Any, **named: Any) -> None:
+        """Follow the job once its id is known."""
+        said = list(self.said())
+        followed = after.success(self.follow, self.job, said, show_progress="hidden", concurrency_limit=None, **named)
+        self.afterwards(followed)
+
+    def afterwards(self, followed: Any) -> None:
+        """What comes once the job has ended, or is found to have ended; nothing by default."""
+
+    def follow_on(self, page: gr.Blocks) -> None:
+        """Show the job that the address names when the page is opened."""
+        self.followed(page.load(self.restore, None, self.job, api_visibility="private"), api_visibility="private")
+
+    def look_on(self, tab: gr.Tab) -> None:
+        """Show the job as it is when a tab is opened: what a closed one was told of its buttons is lost."""
+        tab.select(self.glance, self.job, list(self.said()), show_progress="hidden", api_visibility="private")
+
+    def restore(self, request: gr.Request) -> str:
+        """On opening: the job that the address names, if there is such a one."""
+        try:
+            job = self.jobs.get(str(request.query_params.get(self.name, "")))
+        except StudioError:
+            return ""
+        return job.id if job.kind == self.kind else ""
+
+    def glance(self, job_id: str) -> Any:
+        """What a job shows now."""
+        seen = seen_now(self.jobs, job_id)
+        return self.seen(seen) if seen else tuple(gr.skip() for _ in self.said())
+
+    async def follow(self, job_id: str) -> AsyncIterator[tuple[Any, ...]]:
+        """What a job shows, until it has ended."""
+        if not job_id:
+            yield self.nothing()
+            return
+        try:
+            async for seen in watched(self.jobs, job_id):
+                yield self.seen(seen)
+        except StudioError as error:
+            raise told(error) from None

@@ -1,0 +1,127 @@
+"""The panel of a measurement: figures of each step beside the word training started from, and which step to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from pipelines.errors import StudioError
+from studio.jobs.jobs import Jobs
+from studio.web.panels.following import Following, shown, told
+from studio.web.panels.watching import Seen, curve, picture_uri, progress, report
+from trainers.loop.candidates import kept_step
+
+SHEET = 1100  # pixels of the longer side as it is shown
+
+
+MEANINGS = {
+    "likeness": "how like your pictures the thing is, at most 1",
+    "alignment": "how well pictures fit the prompt said with “{word}”, at most 1",
+    "error": "of predicting your pictures, less is better",
+    "class_kept": "share of its alignment that “{word}” keeps",
+    "both_there": "share of pictures with both things, of pairs never shown",
+}
+"""What each figure tells, for people."""
+
+
+def figures(said: Mapping[str, Any]) -> str:
+    """HTML of what a measurement told: a row for each step, and how the figures went."""
+    rows = [(f"“{said['word']}”, before", said["baseline"])]
+    rows += [(f"step {row['step']}", row["figures"]) for row in said["rows"]]
+    names = list(dict.fromkeys(name for _, values in rows for name in values))
+    head = "".join(f"<th>{escape(name.replace('_', ' '))}</th>" for name in names)
+    best = f"step {said['step']}"
+    lines = "".join(
+        f'<tr class="{"proposed" if name == best else ""}"><th>{escape(name)}</th>'
+        + "".join(f"<td>{values[one]:.3f}</td>" if one in values else "<td></td>" for one in names)
+        + "</tr>"
+        for name, values in rows
+    )
+    drawn = "".join(
+        curve(
+            [(row["step"], row["figures"][name]) for row in said["rows"] if name in row["figures"]],
+            name.replace("_", " "),
+        )
+        for name in names
+    )
+    told_ = "; ".join(f"{name.replace('_', ' ')}: {MEANINGS[name]}" for name in names if name in MEANINGS)
+    return (
+        f'<p class="hint">{escape(told_.replace("{word}", said["word"]))}.</p>'
+        f'<div class="scroll"><table class="scores"><tr><th></th>{head}</tr>{lines}</table></div>'
+        f'<div class="curves">{drawn}</div>'
+    )
+
+
+class ScoresPanel(Following):
+    """What is measured of one concept; made inside `gr.Blocks`.
+
+    Args:
+        jobs: of the server.
+        name: in the address of the page and in the names of components.
+    """
+
+    def __init__(self, jobs: Jobs, name: str) -> None:
+        super().__init__(jobs, name, "score")
+        self.progress = gr.HTML(elem_id=f"{name}-progress", js_on_load=None)
+        self.stop = gr.Button("Cancel measuring", visible="hidden", size="sm", elem_id=f"{name}-stop")
+        self.reason = gr.HTML(elem_id=f"{name}-reason", js_on_load=None)
+        self.take = gr.Button("Keep the proposed step", visible="hidden", size="sm", elem_id=f"{name}-take")
+        self.figures = gr.HTML(elem_id=f"{name}-figures", js_on_load=None)
+        self.stop.click(self.cancel, self.job, api_name=f"cancel_{name}")
+        self.take.click(self.keep, self.job, [self.reason, self.take, self.figures], api_name=f"keep_{name}")
+
+    def said(self) -> list[Any]:
+        """Progress, figures and buttons."""
+        return [self.progress, self.stop, self.reason, self.take, self.figures]
+
+    def nothing(self) -> tuple[Any, ...]:
+        """An empty panel."""
+        return "", shown(False), "", shown(False), ""
+
+    def seen(self, seen: Seen) -> tuple[Any, ...]:
+        """A measurement as it is."""
+        latest = [] if seen.job.ended else self.jobs.previews(seen.job.id)[-1:]
+        heading = report(seen.notes)
+        if seen.job.state != "done":
+            line = progress(seen, picture_uri(latest[0][1]) if latest else "")
+            heading = f'<p class="hint">Measuring what was learned, step by step.</p>{line}'
+        return heading, shown(not seen.job.ended), *self._result(seen.job.id)
+
+    def _result(self, job_id: str) -> tuple[str, Any, str]:
+        """The reason, whether there is another step to keep than the one that is kept, and the figures."""
+        events = self.jobs.events(job_id, limit=100_000, kinds=("scores",))
+        if not events:
+            return "", shown(False), ""
+        said = events[-1].data
+        try:
+            kept = kept_step(self.jobs.places.concept(self.jobs.get(job_id).spec["concept"]))
+        except StudioError:  # it has been deleted or renamed since
+            kept = None
+        now = f" The concept is that of step {kept} now." if kept is not None else ""
+        reason = f'<p class="learned">Proposed: <b>step {said["step"]}</b>. {escape(said["reason"] + now)}</p>'
+        sheet = "".join(
+            f'<img class="sheet" src="{picture_uri(path, SHEET)}" alt="The same prompts and seeds for every step">'
+            for path in self.jobs.results(job_id)
+        )
+        return reason, shown(kept not in (None, said["step"])), figures(said) + sheet
+
+    def cancel(self, job_id: str) -> None:
+        """Stop measuring."""
+        try:
+            self.jobs.cancel(job_id)
+        except StudioError as error:
+            raise told(error) from None
+
+    def keep(self, job_id: str) -> tuple[str, Any, str]:
+        """Make the concept that of the proposed step; the others stay."""
+        try:
+            said = self.jobs.events(job_id, limit=100_000, kinds=("scores",))[-1].data
+            self.jobs.take_step(self.jobs.get(job_id).spec["concept"], int(said["step"]))
+            return self._result(job_id)
+        except StudioError as error:
+            raise told(error) from None
+        except IndexError:
+            raise gr.Error("It is not measured yet.", print_exception=False) from None

@@ -1,0 +1,172 @@
+"""Following a job: what it says of itself, as it happens and after a reload alike."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pipelines.errors import StudioError
+from studio.jobs.jobs import Job, Jobs
+
+PAUSE = 0.4  # seconds between looks
+STATES = {
+    "queued": "Waiting for its turn",
+    "running": "At work",
+    "paused": "Paused",
+    "done": "Done",
+    "failed": "Failed",
+    "cancelled": "Cancelled",
+}
+
+
+@dataclass
+class Seen:
+    """What has been seen of a job.
+
+    Attributes:
+        job: its record.
+        notes: sentences it said, in order.
+        steps: its step events: `step`, `steps`, `terms`, `seconds`.
+        last: number of the last event read.
+    """
+
+    job: Job
+    notes: list[str] = field(default_factory=list)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    last: int = 0
+
+    def look(self, jobs: Jobs) -> bool:
+        """Read what is new; whether anything is."""
+        before = self.job
+        self.job = jobs.get(self.job.id)
+        events = jobs.events(self.job.id, after=self.last)
+        for event in events:
+            self.last = event.seq
+            if event.kind == "note":
+                self.notes.append(str(event.data["text"]))
+            elif event.kind == "step":
+                self.steps.append(dict(event.data))
+        return bool(events) or before != self.job
+
+
+def seen_now(jobs: Jobs, job_id: str) -> Seen | None:
+    """A job as it is, with all it said so far; None if there is none."""
+    try:
+        seen = Seen(jobs.get(job_id))
+    except StudioError:
+        return None
+    seen.look(jobs)
+    return seen
+
+
+async def watched(jobs: Jobs, job_id: str) -> AsyncIterator[Seen]:
+    """A job whenever something about it is new, until it has ended.
+
+    Raises:
+        StudioError: if there is no such job.
+    """
+    seen = Seen(jobs.get(job_id))
+    seen.look(jobs)
+    yield seen
+    while not seen.job.ended:
+        await asyncio.sleep(PAUSE)
+        if seen.look(jobs):
+            yield seen
+
+
+def picture_uri(path: Path, side: int = 160) -> str:
+    """A picture, at most `side` pixels, as the address of an `<img>`; empty if it cannot be read."""
+    try:
+        with Image.open(path) as picture:
+            small = picture.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return ""
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    small.save(stream, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def spoken(seconds: float) -> str:
+    """A duration as people say it.
+
+    >>> spoken(7), spoken(150), spoken(7300)
+    ('7 s', '2 min 30 s', '2 h 1 min')
+    """
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def time_left(seen: Seen) -> str:
+    """What is left of the steps at the pace of the last reports; empty while that is unknown."""
+    if seen.job.state != "running" or len(seen.steps) < 2:
+        return ""
+    # A resumed run counts its seconds anew, so the pace is that of two reports of one run.
+    first, last = seen.steps[-min(len(seen.steps), 20)], seen.steps[-1]
+    if last["step"] <= first["step"] or last["seconds"] <= first["seconds"]:
+        first = seen.steps[-2]
+    done, took = last["step"] - first["step"], last["seconds"] - first["seconds"]
+    return f"{spoken(took / done * (last['steps'] - last['step']))} left" if done > 0 and took > 0 else ""
+
+
+def report(notes: Sequence[str]) -> str:
+    """HTML of all that a job said, in order and each sentence once, warnings marked."""
+    lines = "".join(
+        f'<li class="{"warn" if one.startswith("Warning") else ""}">{escape(one)}</li>' for one in dict.fromkeys(notes)
+    )
+    return f'<ul class="notes">{lines}</ul>' if lines else ""
+
+
+def progress(seen: Seen | None, picture: str = "") -> str:
+    """HTML of the state, the bar and all notes; `picture` is the address of a preview."""
+    if seen is None:
+        return ""
+    job = seen.job
+    share = 1.0 if job.state == "done" else job.step / job.steps if job.steps else 0.0
+    figures = f"step {job.step} of {job.steps}" if job.steps else ""
+    took = spoken((job.finished or time.time()) - job.started) if job.started else ""
+    words = [word for word in (figures, time_left(seen), f"{took} so far" if took and not job.ended else took) if word]
+    said = f"{job.error} {job.hint}".strip() if job.state == "failed" else ""
+    image = f'<img src="{picture}" alt="preview">' if picture else ""
+    return (
+        f'<div class="progress {job.state}" role="status"><div class="line"><b>{STATES[job.state]}</b>'
+        f"<span>{escape(' · '.join(words))}</span></div>"
+        f'<div class="track"><div class="done" style="width:{share:.1%}"></div></div>'
+        f'<p class="hint">{escape(said)}</p>{report(seen.notes)}{image}</div>'
+    )
+
+
+def curve(points: Sequence[tuple[float, float]], title: str, width: int = 320, height: int = 120) -> str:
+    """An SVG line through (step, value) points, with the ends of both axes written out."""
+    if len(points) < 2:
+        return ""
+    xs, ys = zip(*points, strict=True)
+    low, high = min(ys), max(ys)
+    spread, length = (high - low) or 1.0, (xs[-1] - xs[0]) or 1.0
+    line = " ".join(f"{(x - xs[0]) / length * width:.1f},{height - (y - low) / spread * height:.1f}" for x, y in points)
+    return (
+        f'<figure class="curve"><figcaption>{escape(title)} <b>{ys[-1]:.4g}</b></figcaption>'
+        f'<svg viewBox="-2 -4 {width + 4} {height + 8}" preserveAspectRatio="none" role="img" '
+        f'aria-label="{escape(title)} from {ys[0]:.4g} to {ys[-1]:.4g}"><polyline points="{line}"/></svg>'
+        f'<div class="ends"><span>{xs[0]:g}</span><span>{low:.4g} to {high:.4g}</span><span>{xs[-1]:g}</span></div>'
+        "</figure>"
+    )
+
+
+def facts(rows: Sequence[tuple[str, object]]) -> str:
+    """HTML of a table with a name and a value in each row."""
+    lines = "".join(f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in rows)
+    return f'<table class="facts">{lines}</table>'

@@ -1,0 +1,1 @@
+"""What loads torch: requests and measurements carried out."""

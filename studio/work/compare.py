@@ -1,0 +1,159 @@
+"""Carries out requests, also as comparisons: every cell as it is alone, and a labelled sheet of all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pipelines.events import Event, Note, OnEvent, Preview, StepDone
+from pipelines.files import require_room
+from pipelines.models.components import Components
+from pipelines.pictures.sheet import Sheet
+from pipelines.request.axes import Axis, cells, labels
+from pipelines.request.request import Request
+from studio.settings import Machine
+from studio.work import runner
+from studio.work.progress import Progress
+
+SIDE = 128
+"""Pixels of a picture on the sheet, at least."""
+
+WIDEST = 4096
+"""Pixels of the pictures on the sheet, across or down, as long as each has its `SIDE`."""
+
+LABEL = 160  # pixels of the column that says what the rows are
+LONGEST = 300  # characters of a caption
+
+
+def draw(
+    request: Request,
+    axes: Sequence[Axis],
+    base: str,
+    output: Path,
+    machine: Machine,
+    *,
+    components: Components | None = None,
+    on_event: OnEvent | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[Path]:
+    """Generate a request, or compare it along the axes if there are any, and write the pictures.
+
+    Cells are made one by one, so that each is, bit for bit, what its request alone makes.
+
+    Args:
+        request: what is asked for; what all cells have in common.
+        axes: none, one or two; the first runs across.
+        base: the base model.
+        output: folder for the pictures.
+        machine: what to compute on.
+        components: the base if it is in memory already.
+        on_event: receives events instead of a progress line: of a comparison the steps of all cells as one work, and a
+            preview of each cell when it is done.
+        should_stop: asked before each step.
+
+    Returns:
+        The pictures; of a comparison the sheet first, then the cells row by row.
+
+    Raises:
+        RequestError: if a cell cannot be; before anything is generated.
+        Cancelled: if `should_stop` said so; cells that are done stay.
+    """
+    if not axes:
+        return runner.generate(
+            request, base, output, machine, components=components, on_event=on_event, should_stop=should_stop
+        )
+    each = [cell for row in cells(request, axes) for cell in row]
+    require_room(output, (1 + len(each)) << 20)
+    components = components or runner.open_base(base, machine)
+    steps = [int(cell.resolved(components.defaults).steps or 1) for cell in each]
+    together = _Together(on_event or Progress("compare"), steps)
+    paths: list[Path] = []
+    for cell, label in zip(each, labels(axes), strict=True):
+        made = runner.generate(
+            cell,
+            base,
+            output,
+            machine,
+            components=components,
+            on_event=together.tell,
+            should_stop=should_stop,
+            watch=False,
+        )
+        paths += made
+        together.done(_opened(made[0]), label)
+    return [sheet(request, axes, paths).save(runner.free_path(output, "comparison")), *paths]
+
+
+class _Together:
+    """Tells of the steps of several pictures as of one work.
+
+    Args:
+        on_event: receives it.
+        steps: of each picture, as planned.
+    """
+
+    def __init__(self, on_event: OnEvent, steps: Sequence[int]) -> None:
+        self.on_event, self.steps = on_event, steps
+        self._number = 0
+        self._began = time.monotonic()
+        self._said: set[str] = set()
+
+    @property
+    def _before(self) -> int:
+        return sum(self.steps[: self._number])
+
+    def tell(self, event: Event) -> None:
+        """Pass on what the picture that is being made says; the same note only once."""
+        if isinstance(event, StepDone):
+            # Image-to-image carries out only a share of its steps: counted as that share of the planned ones.
+            step = self._before + round(self.steps[self._number] * event.step / event.steps)
+            self.on_event(StepDone(step, sum(self.steps), event.terms, time.monotonic() - self._began))
+        elif not isinstance(event, Note) or event.text not in self._said:
+            self._said |= {event.text} if isinstance(event, Note) else set()
+            self.on_event(event)
+
+    def done(self, picture: Any, label: str) -> None:
+        """Show the picture that is done, and go on to the next."""
+        self._number += 1
+        self.on_event(Preview(self._before, picture, label))
+
+
+def sheet(request: Request, axes: Sequence[Axis], paths: Sequence[Path]) -> Sheet:
+    """The cells of a comparison, row by row, with what they differ in."""
+    columns = len(axes[0].values)
+    longest = max(_longest(path) for path in paths)
+    most = max(columns, len(paths) // columns)
+    # Small pictures are enlarged in whole pixels, large ones made smaller where there are many.
+    cell = -(-SIDE // longest) * longest if longest < SIDE else min(longest, max(SIDE, WIDEST // most))
+    title = "" if any(axis.field == "prompt" for axis in axes) else request.prompt[:LONGEST]
+    drawn = Sheet(cell, LABEL if len(axes) > 1 else 6, title)
+    drawn.head([axes[0].label(value)[:LONGEST] for value in axes[0].values])
+    captions = [axes[1].label(value)[:LONGEST] for value in axes[1].values] if len(axes) > 1 else [""]
+    for number, caption in enumerate(captions):
+        drawn.row(caption, [_within(path, cell) for path in paths[number * columns : (number + 1) * columns]])
+    return drawn
+
+
+def _longest(path: Path) -> int:
+    """The longer side in pixels, by the header of the file alone."""
+    with Image.open(path) as picture:
+        return max(picture.size)
+
+
+def _within(path: Path, cell: int) -> Image.Image:
+    """A picture no larger than its cell, so that a hundred large ones are never in memory together."""
+    picture = _opened(path)
+    scale = cell / max(picture.size)
+    if scale >= 1:  # the sheet enlarges
+        return picture
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def _opened(path: Path) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.convert("RGB")

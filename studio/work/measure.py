@@ -1,0 +1,115 @@
+"""Measures a concept and the candidates beside it, and writes what came out into their cards. Loads torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluation.candidates import Choice, Eyes, JudgeEyes, choose
+from pipelines.concepts.card import HASH_KEY, read_header
+from pipelines.concepts.concept import Concept
+from pipelines.errors import ConceptError
+from pipelines.events import OnEvent
+from pipelines.measures.clip import Clip
+from pipelines.measures.picture_encoder import PictureEncoder
+from pipelines.models.components import Components
+from studio.work.runner import judge
+from trainers.data.sound_pictures import sound_examples
+from trainers.loop.candidates import candidates, kept_step
+
+
+def measure(
+    components: Components,
+    path: Path,
+    images: Path,
+    *,
+    clip: Path | None = None,
+    dino: Path | None = None,
+    on_event: OnEvent,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Choice:
+    """Measure a concept with its candidates against the word it started from; their cards hold the figures then.
+
+    Args:
+        components: the base it was trained on.
+        path: the concept file.
+        images: folder of pictures to compare with.
+        clip: folder of a CLIP that measures; by default the judge of `pocket`, who knows stickers alone.
+        dino: folder of an image encoder whose likeness is reported beside, and decides nothing.
+        on_event: a step and a preview for each, and a note for each picture that is left out.
+        should_stop: asked now and then.
+
+    Raises:
+        ConceptError: if it cannot be read or does not fit the base.
+        DataError: if there are no pictures.
+        ModelError: if there is no such CLIP or encoder.
+        Cancelled: if `should_stop` said so; no card has changed then.
+    """
+    examples = sound_examples(images, on_event)
+    concept = Concept.load(path)
+    files = dict(candidates(path))
+    if kept_step(path) is None:  # none of them: it is measured by itself
+        steps = concept.card.recipe.get("steps")
+        files = {steps if isinstance(steps, int) and steps > 0 else 1: path}
+    written = {file: _sum(file) for file in (*files.values(), path)}
+    eyes = eyes_for(components, concept, clip)
+    second = None if dino is None else PictureEncoder.load(dino, str(components.device))
+    choice = choose(
+        components, _Learned(files), examples, eyes, second=second, on_event=on_event, should_stop=should_stop
+    )
+    for step, file in files.items():
+        for place in dict.fromkeys((file, path)):
+            if written[place] == written[file]:
+                _note(place, written[file], choice.scores(step))
+    return choice
+
+
+@dataclass(frozen=True)
+class _Learned(Mapping[int, Concept]):
+    """Concepts by their steps, each read when it is asked for: all of them need not fit into memory."""
+
+    files: Mapping[int, Path]
+
+    def __getitem__(self, step: int) -> Concept:
+        return Concept.load(self.files[step])
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+def _sum(path: Path) -> str:
+    """The sum of a concept's numbers, as its header has it."""
+    return read_header(path).get("__metadata__", {}).get(HASH_KEY, "")
+
+
+def _note(path: Path, written: str, scores: dict[str, float]) -> None:
+    """Write figures into a card, unless the file was deleted, renamed or replaced while it was measured."""
+    with suppress(ConceptError):
+        if _sum(path) == written:
+            Concept.load(path).with_scores(scores).save(path)
+
+
+def eyes_for(components: Components, concept: Concept, clip: Path | None) -> Eyes | None:
+    """Who measures pictures of a base: the CLIP that is named, the judge of `pocket`, or nobody."""
+    if clip is not None:
+        return Clip.load(clip, str(components.device))
+    if components.family != "pocket":
+        return None
+    return JudgeEyes(judge(), concept.card.kind in ("object", "subject"))
+
+
+def told(choice: Choice) -> dict[str, Any]:
+    """What came out as plain data."""
+    return {
+        "word": choice.word,
+        "baseline": choice.baseline.figures,
+        "rows": [{"step": row.step, "figures": row.figures} for row in choice.rows],
+        "step": choice.step,
+        "reason": choice.reason,
+    }

@@ -1,0 +1,130 @@
+"""Laws every condition obeys; a new one is under them by its line in `CONDITIONS`."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from PIL import Image
+
+from pipelines import conditions
+from pipelines.conditions import CONCAT, Branch, Canvas, Step
+from pipelines.conditions.boxes import Boxes
+from pipelines.conditions.distilled import DistilledGuidance
+from pipelines.conditions.inpaint import Inpaint
+from pipelines.conditions.preview import Watch
+from pipelines.conditions.regions import Regions
+from pipelines.conditions.text import Text
+from pipelines.models.components import from_pipeline
+from pipelines.request.request import Box, Guidance
+from tests import tiny
+
+CONDITIONS = {
+    "text": lambda: Text("a fox", "a dog", (16, 16)),
+    "inpaint": lambda: Inpaint(Image.new("RGB", (16, 16), "red"), Image.new("L", (16, 16), 255), strength=0.5),
+    "boxes": lambda: Boxes([[Box(phrase="a fox", box=(0.1, 0.2, 0.5, 0.6))]], 1.0),
+    "distilled": lambda: DistilledGuidance(Guidance(scale=8.0)),
+    "watch": lambda: Watch(lambda event: None),
+    "regions": lambda: Regions([Box(phrase="a fox", box=(0.1, 0.2, 0.5, 0.6))], "a fox", "a dog", (16, 16)),
+}
+LCM = {"lcm": lambda: tiny.frozen(from_pipeline(tiny.lcm_pipeline(), "tiny-lcm"))}
+ANY = {"sd": tiny.sd, "sdxl": tiny.sdxl, "inpainting": tiny.sd_inpaint}
+BASES = {"text": ANY, "inpaint": ANY, "boxes": {"gated": tiny.gated}, "regions": ANY, "watch": ANY,
+         "distilled": LCM | ANY}  # fmt: skip
+"""For each condition, the bases it is for."""
+SAMPLE = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+STEP = Step(0, 4, torch.tensor(900), torch.tensor(600), lambda: SAMPLE)
+
+
+@pytest.fixture(params=[(condition, base) for condition, bases in BASES.items() for base in bases], ids="-".join)
+def case(request):
+    return request.param
+
+
+@pytest.fixture
+def condition(case):
+    return CONDITIONS[case[0]]()
+
+
+@pytest.fixture
+def base(case):
+    return BASES[case[0]][case[1]]()
+
+
+@contextmanager
+def running(condition, base, count=1):
+    """The condition attached, and begun if a picture is painted on."""
+    with condition.attach(base, count):
+        if isinstance(condition, Canvas):
+            scheduler = DDIMScheduler.from_config(base.scheduler_config)
+            scheduler.set_timesteps(4)
+            condition.begin(torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(0)), scheduler)
+        yield
+
+
+def test_every_file_of_conditions_is_listed_here():
+    from pathlib import Path
+
+    folder = Path(conditions.__file__).parent
+    assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == set(CONDITIONS) == set(BASES)
+
+
+def test_the_null_form_has_the_same_keys_and_shapes(condition, base):
+    with running(condition, base, 2):
+        stacked = conditions.stack([condition.unet_kwargs(branch, STEP) for branch in Branch])
+    rows = {tensor.shape[0] for tensor in leaves(stacked)}
+    assert rows == ({4} if stacked else set())
+
+
+def leaves(tree):
+    for value in tree.values():
+        if isinstance(value, dict):
+            yield from leaves(value)
+        else:
+            yield value
+
+
+def test_no_residue_is_left_also_after_an_error(condition, base):
+    before = tiny.snapshot(base)
+    with pytest.raises(RuntimeError, match="on purpose"), condition.attach(base, 1):
+        raise RuntimeError("on purpose")
+    assert tiny.same(before, base)
+
+
+def test_arguments_fit_the_unet_and_the_branches_of_a_prompt_differ(condition, base):
+    """A condition alone where it is the text; else beside it, and beside a picture where the UNet reads one."""
+    others = [CONDITIONS[name]() for name in ("text", "inpaint") if not isinstance(condition, type(CONDITIONS[name]()))]
+    together = [condition, *others]
+    with ExitStack() as stack, torch.no_grad():
+        for one in together:
+            stack.enter_context(running(one, base))
+        sample = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        guesses = []
+        for branch in Branch:
+            given = conditions.merge([one.unet_kwargs(branch, STEP) for one in together])
+            joined = torch.cat([sample, given.pop(CONCAT, sample[:, :0])], dim=1)
+            guesses.append(base.unet(joined, STEP.timestep, **given).sample)
+    assert guesses[0].shape == sample.shape
+    assert not torch.equal(*guesses)
+
+
+def test_constraining_keeps_shape_and_type(condition, base):
+    latents = torch.randn(1, 4, 8, 8)
+    with running(condition, base):
+        constrained = condition.constrain(latents, STEP)
+    assert constrained.shape == latents.shape and constrained.dtype == latents.dtype
+
+
+def test_text_asks_nothing_of_the_latents():
+    latents = torch.randn(1, 4, 8, 8)
+    assert Text("a fox").constrain(latents, STEP) is latents
+
+
+def test_a_condition_can_be_used_again(condition, base):
+    given = []
+    for _ in range(2):
+        with running(condition, base):
+            given.append([*leaves(condition.unet_kwargs(Branch.POSITIVE, STEP)), condition.constrain(SAMPLE, STEP)])
+    assert all(torch.equal(*pair) for pair in zip(*given, strict=True))

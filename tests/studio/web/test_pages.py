@@ -1,0 +1,481 @@
+"""What the pages do with what a browser sends, without a browser: handlers, forms, the words on the page."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import re
+
+import gradio as gr
+import pytest
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from pipelines.concepts.card import ConceptCard
+from pipelines.concepts.concept import Concept
+from pipelines.pictures.metadata import Made, save_png
+from pipelines.request.request import ConceptUse, Defaults, Request
+from studio.jobs.jobs import Jobs
+from studio.jobs.store import Job
+from studio.library import concepts as catalogue
+from studio.web.app import build, mount_options
+from studio.web.components import base_choice
+from studio.web.forms import Form
+from studio.web.pages.concepts import LibraryPage, cards_of
+from studio.web.pages.edit import EditPage
+from studio.web.pages.example import EXAMPLE as PAIR
+from studio.web.pages.example import PARTS, ExamplePage
+from studio.web.pages.generate import EXAMPLES, LABELS, PRESETS, GeneratePage, concepts_used
+from studio.web.pages.measure import MeasurePage
+from studio.web.pages.teach import WOLF, TeachPage, curves
+from studio.web.panels.lessons import RECIPE_STEPS, WHATS
+from studio.web.panels.watching import Seen, curve, facts, picture_uri, progress, spoken, time_left
+
+DEFAULTS = Defaults(size=64, scheduler="ddim")
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    return Jobs(tmp_path / "studio", warm=False)
+
+
+def write_concept(path, card):
+    return Concept(card, (torch.ones(card.vectors, 96),)).save(path)
+
+
+def page(kind, jobs):
+    with gr.Blocks(analytics_enabled=False):
+        return kind(jobs) if kind in (LibraryPage, MeasurePage) else kind(jobs, base_choice(jobs.bases))
+
+
+def job(**more):
+    fields = {"id": "x", "kind": "training", "state": "running", "spec": {}, "created": 0.0, "started": 0.0} | more
+    return Job(**fields)
+
+
+# -- the whole --------------------------------------------------------------------------------------------------
+
+
+def test_clients_find_endpoints_by_name(jobs):
+    names = build(jobs).get_api_info()["named_endpoints"]
+    assert {"/generation", "/follow_generation", "/cancel_generation", "/teach", "/check", "/pause"} <= set(names)
+
+
+def test_nothing_on_the_page_names_another_host(jobs):
+    options = mount_options(jobs)
+    theme = options["theme"]
+    said = options["css"] + theme._get_theme_css() + "".join(map(str, theme._stylesheets))
+    assert not re.findall(r"https?://(?!www\.w3\.org)[^\s\"')]+", said)
+    assert theme._stylesheets == []
+
+
+# -- forms ------------------------------------------------------------------------------------------------------
+
+
+def test_fields_have_the_help_and_the_limits_of_the_settings():
+    with gr.Blocks(analytics_enabled=False):
+        form = Form(Request, LABELS)
+    by_path = dict(zip(form.paths, form.components, strict=True))
+    assert "works only while guidance is on" in by_path["negative_prompt"].info
+    assert (by_path["guidance.stop"].minimum, by_path["guidance.stop"].maximum) == (0, 1)
+    assert [choice[0] for choice in by_path["scheduler"].choices][:2] == ["the base's own", "ddim"]
+
+
+def test_a_form_gives_back_what_it_shows():
+    with gr.Blocks(analytics_enabled=False):
+        form = Form(Request, LABELS)
+    asked = Request(
+        prompt="x", negative_prompt="blurry", guidance={"scale": 3, "stop": 0.5}, steps=7, scheduler="euler"
+    )
+    fields = form.given(list(form.shown(asked)))
+    assert Request.read(fields | {"prompt": "x"}) == asked
+    assert form.given([""] * len(form.paths)) == {}
+
+
+# -- generating -------------------------------------------------------------------------------------------------
+
+
+def test_concepts_are_used_when_switched_on_or_said():
+    chips = [
+        {"id": "a", "token": "<a>", "on": True, "strength": 0.5},
+        {"id": "b", "token": "<b>", "on": False, "strength": 1.0},
+        {"id": "c", "token": "<c>"},
+        "not a chip",
+    ]
+    assert concepts_used(chips, "an <a>") == [{"source": "a", "strength": 0.5}]
+    assert [use["source"] for use in concepts_used(chips, "x", "a box with <b>")] == ["a", "b"]
+    assert concepts_used(None, "x") == []
+
+
+def asked(generate, prompt="a fox", chips=(), boxes=(), seed=3, count=2, **more):
+    fields = zip(generate.form.paths, generate.form.components, strict=True)
+    values = [more.get(path, component.value) for path, component in fields]
+    return generate.submit("pocket", prompt, list(chips), list(boxes), seed, count, *values)
+
+
+def test_a_request_is_queued_as_it_was_asked(jobs):
+    generate = page(GeneratePage, jobs)
+    job = jobs.get(asked(generate, steps="9"))
+    assert job.kind == "generation"
+    assert job.spec["request"]["prompt"] == "a fox"
+    assert {job.spec["request"][name] for name in ("seed", "count", "steps")} == {3, 2, 9}
+
+
+def test_boxes_without_words_are_left_out_and_no_file_is_named_by_a_browser(jobs):
+    boxes = [
+        {"phrase": "a <b>", "box": [0, 0, 0.5, 0.5], "picture": "/etc/passwd"},
+        {"phrase": " ", "box": [0, 0, 1, 1]},
+        "no box",
+    ]
+    write_concept(jobs.learned / "b.safetensors", ConceptCard(token="<b>"))
+    chips = [{"id": "b", "token": "<b>", "on": False}]
+    asked_for = jobs.get(asked(page(GeneratePage, jobs), boxes=boxes, chips=chips)).spec["request"]
+    assert asked_for["boxes"] == [{"phrase": "a <b>", "box": [0, 0, 0.5, 0.5]}]
+    assert asked_for["concepts"] == [{"source": "b", "strength": 1.0}]
+    with pytest.raises(gr.Error, match="outside the picture"):
+        asked(page(GeneratePage, jobs), boxes=[{"phrase": "x", "box": [0, 0, 1, 1.5]}])
+
+
+@pytest.mark.parametrize(("path", "value"), [("steps", "many"), ("width", "7"), ("guidance.scale", "-1")])
+def test_what_cannot_be_is_said_with_its_field(jobs, path, value):
+    with pytest.raises(gr.Error, match=path):
+        asked(page(GeneratePage, jobs), **{path: value})
+    assert jobs.list() == []
+
+
+def test_examples_and_presets_are_valid_requests():
+    for name, prompt, boxes in EXAMPLES:
+        assert len(Request.read({"prompt": prompt, "boxes": list(boxes)}).boxes) == len(boxes), name
+    for preset in PRESETS.values():
+        Request.read({"prompt": "x", "guidance": preset})
+
+
+def test_settings_come_back_from_a_picture_of_which_only_names_of_files_count(jobs, tmp_path):
+    write_concept(jobs.learned / "my-wolf.safetensors", ConceptCard(token="<my-wolf>"))
+    uses = (ConceptUse(source="/etc/my-wolf.safetensors", strength=0.7),)
+    made = Made(
+        Request(prompt="a <my-wolf>", seed=5, count=3, concepts=uses).resolved(DEFAULTS),
+        2,
+        "pocket",
+        "f",
+        digests=("d",),
+    )
+    path = save_png(Image.new("RGB", (8, 8)), tmp_path / "x.png", made)
+    generate = page(GeneratePage, jobs)
+    prompt, chips, _, seed, count, *_ = generate.reuse_dropped("pocket", str(path))
+    assert (prompt, seed, count) == ("a <my-wolf>", 7, 1)
+    assert [(chip["id"], chip["on"], chip["strength"]) for chip in chips] == [("my-wolf", True, 0.7)]
+    Image.new("RGB", (8, 8)).save(path)
+    with pytest.raises(gr.Error, match="does not say how it was made"):
+        generate.reuse_dropped("pocket", str(path))
+
+
+def test_a_picture_of_another_program_fills_the_form_and_says_what_is_not_taken(jobs, tmp_path, monkeypatch):
+    warned = []
+    monkeypatch.setattr(gr, "Warning", warned.append)
+    info = PngInfo()
+    info.add_text(
+        "parameters",
+        "a fox <lora:ink:1>\nNegative prompt: dog\nSteps: 7, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 3, "
+        "Seed: 9, Size: 64x96, Model: v1-5, Clip skip: 2, Version: v1.10.0",
+    )
+    Image.new("RGB", (8, 8)).save(tmp_path / "theirs.png", pnginfo=info)
+    generate = page(GeneratePage, jobs)
+    prompt, chips, boxes, seed, count, *form = generate.reuse_dropped("pocket", str(tmp_path / "theirs.png"))
+    assert (prompt, boxes, seed, count, [chip["on"] for chip in chips]) == ("a fox", [], 9, 1, [False for _ in chips])
+    asked = Request.read({"prompt": prompt} | generate.form.given(form))
+    assert (asked.negative_prompt, asked.steps, asked.scheduler, asked.spacing) == ("dog", 7, "dpm++2m", "karras")
+    assert (asked.width, asked.height, asked.guidance.scale, asked.clip_skip) == (64, 96, 3.0, 2)
+    assert len(warned) == 1 and "Model v1-5" in warned[0] and "lora:ink:1" in warned[0]
+
+
+def test_a_learned_concept_begins_a_prompt(jobs):
+    write_concept(jobs.learned / "r.safetensors", ConceptCard(token="<r>", kind="relation", example="a cat <r> a box"))
+    tabs, prompt, chips, words = page(GeneratePage, jobs).take("pocket", "r")
+    assert tabs["selected"] == "generate"
+    assert (prompt, chips[0]["on"], words["choices"]) == ("a cat <r> a box", True, ["<r>"])
+    with pytest.raises(gr.Error, match="no concept"):
+        page(GeneratePage, jobs).take("pocket", "../r")
+
+
+def test_the_canvas_has_the_shape_of_the_picture():
+    assert [GeneratePage.shape("64", "32")[side] for side in ("width", "height")] == [64, 32]
+    assert [GeneratePage.shape("", "32")[side] for side in ("width", "height")] == [32, 32]
+    assert [GeneratePage.shape("x", "")[side] for side in ("width", "height")] == [1, 1]
+
+
+# -- editing ----------------------------------------------------------------------------------------------------
+
+
+def address(picture):
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def repaint(edit, painted, **more):
+    fields = zip(edit.form.paths, edit.form.components, strict=True)
+    values = [more.get(path, component.value) for path, component in fields]
+    return edit.submit("pocket", painted, "a cat", [], 0, 1, *values)
+
+
+def test_what_was_painted_becomes_a_mask_of_the_pictures_size(jobs):
+    edit = page(EditPage, jobs)
+    painted, prompt = edit.take_example()
+    mask = Image.new("RGBA", (384, 384), "black")
+    mask.paste("white", (0, 0, 192, 384))
+    job = jobs.get(repaint(edit, painted | {"mask": address(mask)}, feather=3))
+    asked = job.spec["request"]["inpaint"]
+    with Image.open(jobs.pictures.path(asked["mask"])) as stored:
+        grey = stored.convert("L")
+    assert (grey.size, grey.getpixel((31, 5)), grey.getpixel((32, 5))) == ((64, 64), 255, 0)
+    assert (asked["image"], asked["feather"], prompt) == (painted["id"], 3, "a cat on a pink background")
+
+
+def test_without_picture_or_paint_nothing_is_queued_and_ids_lead_nowhere(jobs, tmp_path):
+    edit = page(EditPage, jobs)
+    painted, _ = edit.take_example()
+    black = address(Image.new("L", (64, 64)))
+    for wrong, said in (
+        (None, "no picture yet"),
+        (painted, "no PNG"),
+        (painted | {"mask": "data:image/png;base64,no"}, "no PNG"),
+        (painted | {"mask": black}, "Nothing in the picture is marked"),
+        ({"id": "../../etc/passwd", "mask": black}, "no picture of the id"),
+        (["x"], "no picture yet"),
+    ):
+        with pytest.raises(gr.Error, match=said):
+            repaint(edit, wrong)
+    assert jobs.list() == []
+
+
+# -- by example -------------------------------------------------------------------------------------------------
+
+
+def test_an_example_and_a_query_become_a_question(jobs):
+    ask = page(ExamplePage, jobs)
+    values = [component.value for component in ask.form.components]
+    pictures = [str(PAIR / f"{part}.png") for part in PARTS]
+    asked_for = jobs.get(ask.submit("pocket", *pictures, "", 4, *values)).spec["request"]
+    (pair,) = asked_for["in_context"]["examples"]
+    ids = [pair["before"], pair["after"], asked_for["in_context"]["query"]]
+    for identity, path in zip(ids, pictures, strict=True):
+        with Image.open(jobs.pictures.path(identity)) as kept, Image.open(path) as given:
+            assert kept.convert("RGB").tobytes() == given.convert("RGB").tobytes()
+    assert asked_for["seed"] == 4
+    with pytest.raises(gr.Error, match="'query' is missing"):
+        ask.submit("pocket", *pictures[:2], None, "", 0, *values)
+
+
+# -- teaching ---------------------------------------------------------------------------------------------------
+
+
+def test_presets_scale_the_recipes_of_the_methods():
+    from trainers.methods import methods
+
+    for what in WHATS.values():
+        method = methods()[what.method]
+        near = "class_word" if what.method == "dreambooth" else "init"
+        config = method.Config(token=what.token, **{near: what.start}, **what.settings)
+        assert method.recipe("pocket", config)["steps"] == RECIPE_STEPS[what.method]
+
+
+def test_words_that_are_suggested_are_words_of_pocket():
+    from pipelines.concepts.token_embeddings import single_rows
+    from pipelines.models.components import load
+
+    base = load("pocket")
+    for what in WHATS.values():
+        assert single_rows(base, what.start)
+
+
+def test_pictures_are_taken_in_turned_and_removed_and_what_is_said_of_them_stays(jobs, tmp_path):
+    teach = page(TeachPage, jobs)
+    wide = tmp_path / "wide.png"
+    Image.new("RGB", (40, 20), "red").save(wide)
+    (tmp_path / "bad.png").write_text("no picture")
+    dataset, rows, _, files = teach.take([str(wide), str(tmp_path / "bad.png")], "")
+    assert (len(rows["value"]), files) == (1, None)
+    told = [{"name": "0001.png", "caption": "a red <thing>"}]
+    teach.act(dataset, told, gr.EventData(None, {"name": "0001.png", "what": "turn"}))
+    entry = jobs.datasets.entry(dataset, "0001.png")
+    assert (entry.width, entry.height, entry.caption) == (20, 40, "a red <thing>")
+    teach.act(dataset, told, gr.EventData(None, {"name": "0001.png", "what": "square"}))
+    entry = jobs.datasets.entry(dataset, "0001.png")
+    assert (entry.width, entry.height) == (20, 20)
+    _, rows, _ = teach.act(dataset, told, gr.EventData(None, {"name": "0001.png", "what": "remove"}))
+    assert rows["value"] == []
+    with pytest.raises(gr.Error, match="no picture"):
+        teach.act(dataset, [], gr.EventData(None, {"name": "../../x.png", "what": "turn"}))
+
+
+@pytest.mark.parametrize("what", list(WHATS))
+def test_a_training_is_queued_with_the_settings_of_its_method(jobs, what):
+    teach, chosen = page(TeachPage, jobs), WHATS[what]
+    dataset, rows, _ = teach.take_example("")
+    told = [row | {"left": "cat", "right": "box"} for row in rows["value"]]
+    job = jobs.get(teach.submit(what, dataset, told, chosen.token, chosen.start, "a quick look", "", "pocket"))
+    assert job.spec["method"] == chosen.method
+    assert job.spec["settings"]["steps"] == round(0.3 * RECIPE_STEPS[chosen.method])
+    assert job.spec["settings"]["preview_every"] > 0
+    assert jobs.datasets.entry(dataset, "0001.png").pair == ("cat", "box")
+    check = jobs.get(teach.submit_check(what, dataset, told, chosen.token, chosen.start, "thorough", "12", "pocket"))
+    assert (check.spec["dry_run"], int(check.spec["settings"]["steps"])) == (True, 12)
+
+
+def test_a_training_without_pictures_or_with_wrong_settings_says_so(jobs):
+    teach = page(TeachPage, jobs)
+    with pytest.raises(gr.Error, match="no pictures yet"):
+        teach.submit("object", "", [], "<x>", "fox", "recommended", "", "pocket")
+    dataset, rows, _ = teach.take_example("")
+    with pytest.raises(gr.Error, match="steps"):
+        teach.submit("object", dataset, rows["value"], "<x>", "fox", "recommended", "soon", "pocket")
+    with pytest.raises(gr.Error, match="token"):
+        teach.submit("object", dataset, rows["value"], "", "fox", "recommended", "", "pocket")
+
+
+def test_the_example_is_there():
+    assert len(list(WOLF.glob("*.png"))) == 4
+
+
+# -- watching ---------------------------------------------------------------------------------------------------
+
+
+def test_words_of_a_job_are_text_and_never_markup():
+    notes = ["<img>", "Warning: <i>"]
+    seen = Seen(job(state="failed", error="<script>alert(1)</script>", hint="try <b>"), notes=notes)
+    said = progress(seen) + facts([("<a>", "<b>")]) + curve([(0, 1), (1, 2)], "<u>")
+    assert not re.findall(r"<(script|img|i|a|u)>", said)
+    assert "&lt;script&gt;" in said
+
+
+def test_all_that_a_job_said_can_be_read_each_sentence_once():
+    said = progress(Seen(job(state="done"), notes=["first", "Warning: second", "first", "third"]))
+    lines = re.findall(r'<li class="(.*?)">(.*?)</li>', said)
+    assert lines == [("", "first"), ("warn", "Warning: second"), ("", "third")]
+    assert "<ul" not in progress(Seen(job()))
+
+
+def test_time_left_is_taken_from_the_last_reports():
+    steps = [{"step": step, "steps": 100, "seconds": step * 0.5} for step in (10, 20, 30)]
+    assert time_left(Seen(job(), steps=steps)) == "35 s left"
+    assert time_left(Seen(job(), steps=steps[:1])) == ""
+    again = [*steps, {"step": 40, "steps": 100, "seconds": 2.0}, {"step": 50, "steps": 100, "seconds": 3.0}]
+    assert time_left(Seen(job(), steps=again)) == "5 s left"
+    assert time_left(Seen(job(state="done"), steps=steps)) == ""
+
+
+def test_durations_are_spoken():
+    assert [spoken(x) for x in (0.4, 59.6, 61, 3600, 7300)] == [
+        "0 s",
+        "1 min 0 s",
+        "1 min 1 s",
+        "1 h 0 min",
+        "2 h 1 min",
+    ]
+
+
+def test_curves_are_drawn_for_each_figure():
+    steps = [{"step": n, "steps": 30, "seconds": n, "terms": {"denoise": 1 / n, "norm": 1.0}} for n in (10, 20, 30)]
+    drawn = curves(Seen(job(), steps=steps))
+    assert drawn.count("<polyline") == 2
+    assert "nan" not in drawn.lower()
+    assert curve([(0, 1)], "x") == ""
+
+
+def test_a_picture_that_cannot_be_read_has_no_address(tmp_path):
+    (tmp_path / "x.png").write_text("no")
+    assert picture_uri(tmp_path / "x.png") == ""
+    Image.new("RGB", (300, 10)).save(tmp_path / "y.png")
+    assert picture_uri(tmp_path / "y.png").startswith("data:image/png;base64,")
+
+
+def test_a_job_is_followed_until_it_has_ended(jobs):
+    generate = page(GeneratePage, jobs)
+    identity = asked(generate)
+
+    async def follow():
+        seen = []
+        async for shown in generate.answer.follow(identity):
+            seen.append(shown[0])
+            if len(seen) == 1:
+                jobs.cancel(identity)
+        return seen
+
+    first, *_, last = asyncio.run(follow())
+    assert "Waiting" in first
+    assert "Cancelled" in last
+
+
+# -- the library ------------------------------------------------------------------------------------------------
+
+
+def test_cards_are_found_by_what_they_say(jobs):
+    write_concept(jobs.learned / "a.safetensors", ConceptCard(token="<a>", scores={"gain": 0.5}, family="pocket"))
+    write_concept(jobs.learned / "b.safetensors", ConceptCard(token="<b>", kind="style"))
+    (jobs.learned / "c.safetensors").write_bytes(b"broken")
+    assert [card["id"] for card in cards_of(jobs)] == ["a", "b", "c"]
+    assert "gain 0.50" in cards_of(jobs)[0]["words"]
+    assert [card["id"] for card in cards_of(jobs, "STYLE")] == ["b"]
+    assert cards_of(jobs, "style pocket") == []
+
+
+def test_what_is_deleted_can_be_brought_back_with_what_lies_beside_it(jobs):
+    path = write_concept(jobs.learned / "a.safetensors", ConceptCard(token="<a>"))
+    Image.new("RGB", (8, 8)).save(jobs.learned / "a.preview.png")
+    before = path.read_bytes()
+    library = page(LibraryPage, jobs)
+    cards, _, _, _, thrown = library.ask_delete("a", "")
+    assert cards == []
+    assert list(jobs.learned.glob("a*")) == []
+    cards, *_ = library.ask_undo(thrown, "")
+    assert [card["id"] for card in cards] == ["a"]
+    assert (path.read_bytes(), (jobs.learned / "a.preview.png").is_file()) == (before, True)
+    with pytest.raises(gr.Error, match="no longer in the trash"):
+        library.ask_undo("../..", "")
+
+
+def test_a_concept_of_the_same_name_is_not_replaced_by_one_from_the_trash(jobs):
+    path = write_concept(jobs.learned / "a.safetensors", ConceptCard(token="<a>"))
+    thrown = catalogue.discard(path)
+    write_concept(path, ConceptCard(token="<other>"))
+    with pytest.raises(gr.Error, match="another"):
+        page(LibraryPage, jobs).ask_undo(thrown, "")
+    assert catalogue.read_card(path).token == "<other>"
+
+
+def test_a_concept_gets_another_word(jobs):
+    write_concept(jobs.learned / "a.safetensors", ConceptCard(token="<a>"))
+    library = page(LibraryPage, jobs)
+    cards, chosen, _ = asyncio.run(library.ask_rename("a", "<tom>", ""))
+    assert (chosen, [card["token"] for card in cards]) == ("tom", ["<tom>"])
+    for word in ("--library", ""):
+        with pytest.raises(gr.Error):
+            asyncio.run(library.ask_rename("tom", word, ""))
+
+
+# -- figures ----------------------------------------------------------------------------------------------------
+
+
+def test_figures_stand_side_by_side(jobs):
+    write_concept(
+        jobs.learned / "a.safetensors",
+        ConceptCard(token="<a>", scores={"named": 0.5, "gain": -0.1, "named_chance": 0.125}),
+    )
+    write_concept(jobs.learned / "b.safetensors", ConceptCard(token="<b>", scores={"named": 0.25}))
+    lines = [json.dumps({"step": step, "denoise": 1 / step}) for step in (10, 20, 30)]
+    (jobs.learned / "a.losses.jsonl").write_text("\n".join(lines))
+    (jobs.learned / "b.losses.jsonl").write_text("not json")
+    measure = page(MeasurePage, jobs)
+    assert measure.refresh(None, None)[0]["value"] == ["a", "b"]
+    assert measure.refresh(["b", "gone"], None)[0]["value"] == ["b"]
+    said = measure.compare(["a", "b"])
+    assert said.count("<tr>") == 3
+    assert re.findall(r"width:(\d+)%", said) == ["50", "10", "25"]
+    assert "chance 0.125" in said
+    assert said.count("<polyline") == 1
+    assert "&lt;a&gt;" in said
+    assert "Nothing is measured" in measure.compare([])

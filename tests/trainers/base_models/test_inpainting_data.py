@@ -1,0 +1,191 @@
+"""A 9-channel UNet from a person's pictures and pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from pipelines.errors import ConfigError, DataError, ModelError
+from pipelines.models.components import load
+from pipelines.models.inpainting_unet import FOLDER, inpainting_components, repaints
+from studio.cli import main
+from tests import tiny
+from trainers.base_models.inpainting_data import pair_source, picture_source, read_tasks, start_from
+from trainers.base_models.inpainting_unet import widened
+from trainers.base_models.settings import InContextConfig, InpaintingConfig
+from trainers.data.folders import Example
+from trainers.data.picture_pairs import read_pairs
+
+COLOURS = ("red", "lime", "blue", "white")
+
+
+def chance(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def base():
+    return tiny.sd()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("base") / "tiny"
+    tiny.sd_pipeline().save_pretrained(path)
+    return str(path)
+
+
+def square(path, colour, size=(20, 20)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    for k, colour in enumerate(COLOURS):
+        square(tmp_path / "pairs" / f"{k}.before.png", colour)
+        square(tmp_path / "pairs" / f"{k}.after.png", "black")
+    return tmp_path / "pairs"
+
+
+# -- reading ----------------------------------------------------------------------------------------------------
+
+
+def test_pairs_are_read_beside_each_other_and_from_two_folders(pairs, tmp_path):
+    beside = read_pairs(pairs)
+    assert [pair.name for pair in beside] == ["0", "1", "2", "3"]
+    assert beside[0].before.getpixel((0, 0)) == (255, 0, 0) and beside[0].after.getpixel((0, 0)) == (0, 0, 0)
+    square(tmp_path / "two" / "before" / "x.png", "red")
+    square(tmp_path / "two" / "after" / "x.jpg", "blue")
+    (inside,) = read_pairs(tmp_path / "two")
+    assert inside.name == "x" and inside.before.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_what_is_no_pair_is_refused(pairs, tmp_path):
+    square(pairs / "1.after.png", "black", (20, 24))
+    with pytest.raises(DataError, match="The pair 1 has 20 x 20 pixels before and 20 x 24 after"):
+        read_pairs(pairs)
+    (pairs / "1.after.png").unlink()
+    (pairs / "2.before.png").write_text("no picture")
+    with pytest.raises(
+        DataError, match=r"2 pairs in .*1: it has a picture before and none after.*2\.before\.png is no"
+    ):
+        read_pairs(pairs)
+    assert [pair.name for pair in read_pairs(pairs, skip=True)] == ["0", "3"]
+    assert [pair.name for pair in read_tasks(pairs, skip=True)["pairs"]] == ["0", "3"]
+    for name in ("0", "3"):
+        (pairs / f"{name}.after.png").unlink()
+    with pytest.raises(DataError, match=r"4 pairs in .* cannot be learned from"):
+        read_pairs(pairs, skip=True)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match="There is no pair"):
+        read_pairs(tmp_path / "none")
+    with pytest.raises(DataError, match="There is no folder"):
+        read_pairs(tmp_path / "nowhere")
+
+
+def test_subfolders_are_tasks_and_each_needs_two_pairs(pairs, tmp_path):
+    assert list(read_tasks(pairs)) == ["pairs"]
+    square(tmp_path / "other" / "a.before.png", "red")
+    square(tmp_path / "other" / "a.after.png", "red")
+    with pytest.raises(DataError, match="other holds 1 pairs"):
+        read_tasks(tmp_path)
+    square(tmp_path / "other" / "b.before.png", "red")
+    square(tmp_path / "other" / "b.after.png", "red")
+    assert {name: len(found) for name, found in read_tasks(tmp_path).items()} == {"other": 2, "pairs": 4}
+
+
+# -- batches ----------------------------------------------------------------------------------------------------
+
+
+def test_pictures_have_holes_and_captions(base, tmp_path):
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (8, 8, 24, 24))
+    examples = [
+        Example("a", Image.new("RGB", (40, 32), "red"), ("a fox",)),
+        Example("b", Image.new("RGB", (32, 32), "blue"), ("a cat",), mask),
+    ]
+    config = InpaintingConfig(images=tmp_path, resolution=32, batch=40, empty=0.5)
+    batch = picture_source(base, examples, config)(0, chance())
+    assert batch.pictures.shape == (40, 3, 32, 32) and batch.holes.shape == (40, 1, 32, 32)
+    states = {tuple(row.flatten().tolist()) for row in batch.told["encoder_hidden_states"]}
+    assert len(states) == 3  # two captions and none
+    assert batch.holes.mean((1, 2, 3)).min() > 0
+    again = picture_source(base, examples, config)(0, chance())
+    assert torch.equal(again.holes, batch.holes) and torch.equal(again.pictures, batch.pictures)
+    with pytest.raises(ConfigError, match="33 pixels is no multiple"):
+        picture_source(base, examples, config.model_copy(update={"resolution": 33}))
+    with pytest.raises(DataError, match="no picture"):
+        picture_source(base, [], config)
+
+
+def test_visual_prompts_are_canvases_of_different_pairs_whose_answer_is_the_hole(base, pairs):
+    config = InContextConfig(pairs=pairs, cell=16, batch=12, hint="black", blank=0.4)
+    source = pair_source(base, read_tasks(pairs), config)
+    shapes, blank = set(), 0
+    for index in range(8):
+        canvas, hole, told = source(index, chance(index))
+        shapes.add(tuple(canvas.shape[-2:]))
+        answer = canvas[..., (hole[0, 0] == 1)]
+        assert hole.sum() == 256 and bool((answer == -1).all())
+        blank += int((canvas == 0).flatten(1).any(1).sum())
+        assert len({tuple(row.flatten().tolist()) for row in told["encoder_hidden_states"]}) == 2
+    assert shapes == {(32, 32), (48, 32)}
+    assert 0.2 < blank / (8 * 12) < 0.6
+    canvas, _, _ = pair_source(base, read_tasks(pairs), config.model_copy(update={"blank": 0.0}))(0, chance())
+    assert not bool((canvas[:, :, 0, 0] == canvas[:, :, 16, 0]).all(1).any()), "example and query differ"
+
+
+def test_training_starts_from_the_base_or_from_what_is_given(base, folder, tmp_path):
+    fresh = start_from(base, None)
+    assert torch.equal(fresh.conv_in.weight[:, :4], base.unet.conv_in.weight)
+    assert not fresh.conv_in.weight[:, 4:].any()
+    trained = widened(base.unet)
+    with torch.no_grad():
+        trained.conv_in.weight[:, 4:] = 0.5
+    trained.save_pretrained(tmp_path / FOLDER)
+    assert torch.equal(start_from(base, tmp_path).conv_in.weight, trained.conv_in.weight)
+    with pytest.raises(ModelError, match="There is no inpainting UNet"):
+        start_from(base, tmp_path / "nowhere")
+    with pytest.raises(ModelError, match="is an inpainting model already"):
+        start_from(tiny.sd_inpaint(), None)
+
+
+# -- from the command line --------------------------------------------------------------------------------------
+
+
+def learn(kind, folder, *more):
+    return main(["train", kind, "--base", folder, "--steps", "2", "--batch", "2", "--device", "cpu", *more])
+
+
+def test_a_new_model_is_written_that_paints_and_draws(folder, pairs, tmp_path, capsys):
+    output = tmp_path / "new"
+    assert learn("incontext", folder, "--pairs", str(pairs), "--cell", "16", "--output", str(output)) == 0
+    assert Path(capsys.readouterr().out.strip()) == output
+    found = load(output)
+    assert not repaints(found) and repaints(inpainting_components(found))
+    assert found.fingerprint() == load(folder).fingerprint()
+    assert not output.with_name(".new.state").exists()
+    assert learn("incontext", folder, "--pairs", str(pairs), "--cell", "16", "--output", str(output)) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_inpainting_goes_on_from_what_is_beside_the_base(folder, pairs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    args = ("--images", str(pairs), "--resolution", "16")
+    assert learn("inpainting", folder, *args) == 0
+    assert learn("inpainting", "outputs/models/tiny-inpainting", *args, "--output", "more", "--half") == 0
+    first, second = (inpainting_components(load(Path(p))).unet for p in ("outputs/models/tiny-inpainting", "more"))
+    assert first.conv_in.weight[:, 4:].abs().max() > 0
+    assert not torch.equal(first.conv_in.weight, second.conv_in.weight)
+
+
+def test_bad_input_is_a_sentence_and_exit_code_2(folder, pairs, tmp_path, capsys):
+    square(pairs / "1.after.png", "black", (20, 24))
+    assert learn("incontext", folder, "--pairs", str(pairs)) == 2
+    assert "The pair 1 has 20 x 20 pixels before and 20 x 24 after" in capsys.readouterr().err
+    assert learn("inpainting", folder, "--images", str(tmp_path / "nowhere")) == 2
+    assert "nowhere" in capsys.readouterr().err

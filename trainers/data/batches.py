@@ -1,0 +1,258 @@
+"""Training pictures as batches: latents encoded once, captions, masks, and the order in which they come."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipelines.errors import DataError
+from pipelines.models.components import Components, Posterior
+from trainers.data.folders import Example, read_examples
+from trainers.data.latents import Encoder, Shape, cut_off, fitted, fitted_mask, multiple, nearest, shapes
+from trainers.distributed import WHOLE, Part
+
+__all__ = ["Batch", "Example", "LatentSet", "digest", "read_examples", "templates", "usable"]
+
+WORDS = Path(__file__).parent / "words"
+
+
+def digest(examples: Sequence[Example]) -> str:
+    """16 hex digits of what is learned from: pixels, captions, masks and repeats, not file names."""
+    hashed = hashlib.sha256()
+    for example in examples:
+        hashed.update(f"{example.picture.size}{chr(0).join(example.captions) or None}".encode())
+        hashed.update(example.picture.tobytes())
+        if example.repeats != 1:
+            hashed.update(f"repeats {example.repeats}".encode())
+        if example.word is not None:
+            hashed.update(f"word {example.word}".encode())
+        if example.mask is not None:
+            hashed.update(b"mask" + example.mask.tobytes())
+    return hashed.hexdigest()[:16]
+
+
+def templates(name: str) -> tuple[str, ...]:
+    """Prompt templates with one `{}`: "object" and "style" of the official script, or "pocket"."""
+    return tuple((WORDS / f"{name}_templates.txt").read_text(encoding="utf-8").splitlines())
+
+
+def subject_templates(family: str, choice: str) -> tuple[str, ...]:
+    """Templates for a subject: those chosen, or with "auto" the one of the official scripts, or the few of `pocket`."""
+    own = "pocket" if family == "pocket" else "dreambooth"
+    return templates(own if choice == "auto" else choice)
+
+
+@cache
+def ordinary(family: str) -> tuple[str, ...]:
+    """Captions of ordinary things, alone and beside each other, that a base of the family knows well."""
+    name = "pocket" if family == "pocket" else "world"
+    return tuple((WORDS / f"{name}_captions.txt").read_text(encoding="utf-8").splitlines())
+
+
+def usable(caption: str, token: str) -> bool:
+    """Whether a caption has a place for the token; one that has none gives way to a template."""
+    return token in caption or "{}" in caption
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a method's losses are computed on.
+
+    Attributes:
+        latents: (B, C, h, w) scaled, float32, on the base's device.
+        captions: one for each picture, the token in them.
+        indices: which example each is.
+        frames: (B, 4) original height and width in pixels, then rows and columns cut off at the top and left after
+            scaling; SDXL is told them.
+        index: which draw this is.
+        masks: (B, 1, h, w) float32 in [0, 1], 1 where the thing is, on the base's device; None if no example has one.
+        prior: pictures of the class, for methods that must not forget it.
+        part: which part of the batch of all processes this is; chance is drawn with `part.of`.
+        together: the captions of the batch of all processes, for terms that are no mean over pictures.
+    """
+
+    latents: Tensor
+    captions: list[str]
+    indices: list[int]
+    frames: Tensor
+    index: int
+    masks: Tensor | None = None
+    prior: Batch | None = None
+    part: Part = WHOLE
+    together: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """Examples of one shape.
+
+    Attributes:
+        members: which examples.
+        posterior: (ways, members, C, h, w); the second way, if there is one, is mirrored.
+        masks: (ways, members, 1, h, w), or None.
+    """
+
+    members: tuple[int, ...]
+    posterior: Posterior
+    masks: Tensor | None
+
+
+class LatentSet:
+    """Examples whose posteriors (mean and spread, also mirrored) were encoded once; only noise is drawn each step.
+
+    Args:
+        components: whose autoencoder encodes.
+        examples: the pictures.
+        resolution: side in pixels, or with buckets the square root of the area.
+        center_crop: crop to a square rather than squeeze.
+        flip: chance of the mirrored version.
+        seed: decides the order, with the epoch.
+        buckets: keep shapes: scale each picture to cover the nearest of several shapes, crop the rest; a batch has one.
+        cache: folder that keeps what was encoded between runs.
+
+    Raises:
+        DataError: if there is no example.
+        ConfigError: if the cache cannot be written.
+    """
+
+    def __init__(
+        self,
+        components: Components,
+        examples: Sequence[Example],
+        *,
+        resolution: int,
+        center_crop: bool = False,
+        flip: float = 0.0,
+        seed: int = 0,
+        buckets: bool = False,
+        cache: Path | None = None,
+    ) -> None:
+        if not examples:
+            raise DataError("There is no picture to learn from.", "Give at least one.")
+        self.examples, self.flip, self.seed, self.device = list(examples), flip, seed, components.device
+        self.bucketed = buckets
+        self._own: dict[str, list[list[str]]] = {}
+        among = shapes(resolution, multiple(components)) if buckets else [(resolution, resolution)]
+        members: dict[Shape, list[int]] = {}
+        for index, example in enumerate(self.examples):
+            members.setdefault(nearest(example.picture.size, among), []).append(index)
+        encoder, crop = Encoder(components, cache), buckets or center_crop
+        self.frames = torch.zeros(len(examples), 4, dtype=torch.long)
+        for shape, index in ((shape, index) for shape, own in members.items() for index in own):
+            size = self.examples[index].picture.size
+            self.frames[index] = torch.tensor([size[1], size[0], *cut_off(size, shape, crop)])
+        self.buckets = [self._bucket(encoder, members[shape], shape, crop) for shape in sorted(members)]
+
+    def _bucket(self, encoder: Encoder, members: list[int], shape: Shape, crop: bool) -> _Bucket:
+        pictures = [fitted(self.examples[i].picture, shape, crop) for i in members]
+        ways = [encoder(pictures, mirrored) for mirrored in ((False, True) if self.flip > 0 else (False,))]
+        posterior = Posterior(torch.stack([way.mean for way in ways]), torch.stack([way.std for way in ways]))
+        if all(example.mask is None for example in self.examples):
+            return _Bucket(tuple(members), posterior, None)
+        height, width = posterior.mean.shape[-2:]
+        masks = torch.stack([fitted_mask(self.examples[i].mask, (width, height), crop) for i in members])
+        both = torch.stack([masks, masks.flip(-1)][: len(ways)]).to(posterior.mean.device)
+        return _Bucket(tuple(members), posterior, both)
+
+    def unused_captions(self, token: str) -> list[str]:
+        """For each caption that has no place for the token, and is therefore not used, the name of its picture."""
+        return [e.name for e in self.examples for caption in e.captions if not usable(caption, e.word or token)]
+
+    def draw(
+        self,
+        index: int,
+        batch: int,
+        token: str,
+        wordings: Sequence[str],
+        generator: torch.Generator,
+        part: Part = WHOLE,
+    ) -> Batch:
+        """The batch of an index: each example `repeats` times an epoch in an order given by (seed, epoch).
+
+        Captions that hold the token or a `{}` are used as they are; others, like missing ones, give way to a template.
+        The token is that of the example, where it has one. With several parts, `batch` is the size of one, and only
+        that one is given.
+        """
+        whole = self._whole(index, batch * part.count, token, wordings, generator)
+        if part.count == 1:
+            return whole
+        mine = slice(part.index * batch, (part.index + 1) * batch)
+        return Batch(
+            whole.latents[mine],
+            whole.captions[mine],
+            whole.indices[mine],
+            whole.frames[mine],
+            index,
+            None if whole.masks is None else whole.masks[mine],
+            part=part,
+            together=whole.captions,
+        )
+
+    def _whole(self, index: int, batch: int, token: str, wordings: Sequence[str], generator: torch.Generator) -> Batch:
+        bucket, indices = self._bucketed(index, batch) if self.bucketed else self._stream(index, batch)
+        mirrored = (torch.rand(batch, generator=generator) < self.flip).long()
+        chosen = torch.randint(max(1, len(wordings)), (batch,), generator=generator).tolist()
+        own = self._own_captions(token)
+        if any(len(several) > 1 for several in own):
+            picks = torch.rand(batch, generator=generator, dtype=torch.float64).tolist()
+        else:
+            picks = [0.0] * batch
+        at = {member: place for place, member in enumerate(bucket.members)}
+        which = torch.tensor([at[i] for i in indices])
+        posterior = Posterior(bucket.posterior.mean[mirrored, which], bucket.posterior.std[mirrored, which])
+        captions = [
+            (own[i][int(pick * len(own[i]))] if own[i] else wordings[int(k)]).replace(
+                "{}", self.examples[i].word or token
+            )
+            for i, k, pick in zip(indices, chosen, picks, strict=True)
+        ]
+        return Batch(
+            posterior.sample(generator).to(self.device),
+            captions,
+            indices,
+            self.frames[torch.tensor(indices)],
+            index,
+            None if bucket.masks is None else bucket.masks[mirrored, which].to(self.device),
+        )
+
+    def _own_captions(self, token: str) -> list[list[str]]:
+        """The captions of each example that have a place for the token; kept, as it is asked every step."""
+        if token not in self._own:
+            self._own = {token: [[c for c in e.captions if usable(c, e.word or token)] for e in self.examples]}
+        return self._own[token]
+
+    def _stream(self, index: int, batch: int) -> tuple[_Bucket, list[int]]:
+        """Epochs end to end; a batch may reach from one into the next."""
+        places = self._occurrences(range(len(self.examples)))
+        orders: dict[int, list[int]] = {}
+        indices: list[int] = []
+        for place in range(index * batch, (index + 1) * batch):
+            epoch, at = divmod(place, len(places))
+            if epoch not in orders:
+                orders[epoch] = torch.randperm(len(places), generator=self._chance(epoch)).tolist()
+            indices.append(places[orders[epoch][at]])
+        return self.buckets[0], indices
+
+    def _bucketed(self, index: int, batch: int) -> tuple[_Bucket, list[int]]:
+        """Whole batches of one bucket in mixed order; a bucket's last batch is filled up from its beginning."""
+        places = [self._occurrences(bucket.members) for bucket in self.buckets]
+        batches = [(which, start) for which, own in enumerate(places) for start in range(0, len(own), batch)]
+        epoch, at = divmod(index, len(batches))
+        chance = self._chance(epoch)
+        orders = [torch.randperm(len(own), generator=chance).tolist() for own in places]
+        which, start = batches[int(torch.randperm(len(batches), generator=chance)[at])]
+        order, own = orders[which], places[which]
+        return self.buckets[which], [own[order[k % len(own)]] for k in range(start, start + batch)]
+
+    def _occurrences(self, members: Sequence[int]) -> list[int]:
+        """Each example as often as it is repeated."""
+        return [i for i in members for _ in range(self.examples[i].repeats)]
+
+    def _chance(self, epoch: int) -> torch.Generator:
+        return torch.Generator().manual_seed((self.seed * 9_176_263 + epoch) % (1 << 63))

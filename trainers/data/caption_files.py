@@ -1,0 +1,75 @@
+"""Captions beside pictures, and the text of what people write by hand. Needs no torch.
+
+`fox.txt` or `fox.caption` for `fox.png` (also `fox.png.txt`, in capitals or not) is one caption; `fox.captions` has
+one in each line.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from pipelines.errors import DataError
+from pipelines.request.yolo import holds_labels
+from pipelines.words import composed
+
+SEVERAL = ".captions"
+CAPTION_SUFFIXES = (".txt", ".caption", SEVERAL)
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
+
+
+def key(path: Path) -> str:
+    """What a file is found by: its name in NFC, the ending in small letters."""
+    return composed(path.stem) + path.suffix.lower()
+
+
+def tidied(text: str) -> str:
+    """A caption in NFC on one line, without control characters."""
+    return " ".join(composed(_CONTROL.sub(" ", text)).split())
+
+
+def read_text(path: Path, what: str) -> str:
+    """The text of a file in UTF-8, or in UTF-16 if it begins with its mark.
+
+    Raises:
+        DataError: if it cannot be read, or is in another encoding.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{what} cannot be read: {error.strerror}.", "Allow reading it.") from None
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+        if 3 * text.count("\0") > len(text):  # UTF-16 without its mark, or UTF-32
+            raise UnicodeError
+        return text
+    except UnicodeError:
+        raise DataError(f"{what} is not UTF-8 text.", "Save it as UTF-8.") from None
+
+
+def holds_boxes(path: Path) -> bool:
+    """Whether a file is one of YOLO's labels, which has the name of a caption."""
+    try:
+        return path.suffix.lower() == ".txt" and holds_labels(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError):  # said when it is read as a caption
+        return False
+
+
+def caption_file(picture: Path, there: Mapping[str, Path]) -> Path | None:
+    """The caption of a picture among the files of its folder, which are given by their `key`."""
+    keys = [composed(name) + end for name in (picture.stem, picture.name) for end in CAPTION_SUFFIXES]
+    return next((there[one] for one in keys if one in there), None)
+
+
+def captions_in(path: Path) -> tuple[str, ...]:
+    """The captions of a file; none if it is empty.
+
+    Raises:
+        DataError: as `read_text`.
+    """
+    text = read_text(path, f"The caption {path.name}")
+    lines = text.splitlines() if path.suffix.lower() == SEVERAL else [text]
+    return tuple(filter(None, map(tidied, lines)))

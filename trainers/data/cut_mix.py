@@ -1,0 +1,124 @@
+"""Cut-Mix: training pictures of two subjects side by side, so that they are learned apart, and learned small.
+
+Source: SVDiff (Han et al., arXiv:2303.11305, 3.3), without its term on attention maps. Two differences: whole pictures
+are scaled down instead of cut in half, as a half of a thing is no thing, and they stand one above the other as well.
+Pictures whose rims are alike come together, so that the seam is seldom seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from trainers.data.folders import Example
+from trainers.data.latents import fitted
+from trainers.settings import SubjectConfig
+
+FEWEST, MOST = 48, 240
+"""Composed pictures: enough that none is learned by heart, and no more than are soon encoded."""
+
+SIDE = (0.44, 0.50)
+"""Smallest and largest side of a picture in a composed one, as a share of its side."""
+
+ORDERS = {"across": ("to the left of", "to the right of"), "down": ("above", "below")}
+"""How two things stand, and what is said of the first and of the second."""
+
+
+def cut_mixed(
+    examples: Sequence[Example],
+    config: SubjectConfig,
+    wordings: Sequence[str],
+    *,
+    side: int,
+    crop: bool,
+    generator: torch.Generator,
+) -> list[Example]:
+    """The examples with composed ones, which are `config.cut_mix` of all that are seen.
+
+    Args:
+        examples: the pictures, each with the word of its subject; some of each subject.
+        config: the subjects, and the share.
+        wordings: prompt templates with one `{}`.
+        side: of a composed picture in pixels.
+        crop: crop pictures to squares rather than squeeze them.
+        generator: draws pairs, sizes and places.
+    """
+    shown = {subject.trigger: [e for e in examples if e.word == subject.trigger] for subject in config.subjects}
+    odds = config.cut_mix / (1 - config.cut_mix) * sum(e.repeats for e in examples)
+    times = max(1, -int(-FEWEST // odds))
+    words = list(shown)
+    pairs = [(a, b) for place, a in enumerate(words) for b in words[place + 1 :]]
+    composed: list[Example] = []
+    wanted = round(odds * times)
+    count = min(wanted, MOST)
+    for number in range(count):
+        first, second = pairs[number % len(pairs)]
+        alike = _alike(shown[first], shown[second])
+        one, other = alike[_below(len(alike), generator)]
+        if _below(2, generator):
+            one, other = other, one
+        composed.append(_composed(f"cut-mix {number}", (one, other), wordings, side, crop, generator))
+    often = round(wanted / count)
+    return [replace(e, repeats=e.repeats * times) for e in examples] + [replace(e, repeats=often) for e in composed]
+
+
+def _below(limit: int, generator: torch.Generator) -> int:
+    return int(torch.randint(limit, (), generator=generator))
+
+
+def _alike(ones: Sequence[Example], others: Sequence[Example]) -> list[tuple[Example, Example]]:
+    """The quarter of all pairs whose rims differ least in colour."""
+    rims = {id(e): _rim(e.picture) for e in (*ones, *others)}
+    pairs = [(a, b) for a in ones for b in others]
+    pairs.sort(key=lambda pair: float(np.abs(rims[id(pair[0])] - rims[id(pair[1])]).sum()))
+    return pairs[: max(1, len(pairs) // 4)]
+
+
+def _rim(picture: Image.Image) -> np.ndarray:
+    """Median colour (3,) of the outermost pixels."""
+    pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
+    rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    return np.median(rim, axis=0)
+
+
+def _composed(
+    name: str,
+    pair: tuple[Example, Example],
+    wordings: Sequence[str],
+    side: int,
+    crop: bool,
+    generator: torch.Generator,
+) -> Example:
+    """Two pictures in one; the first stands left or on top."""
+    direction = tuple(ORDERS)[_below(2, generator)]
+    halves: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
+    masked = any(example.mask is not None for example in pair)
+    for place, example in enumerate(pair):
+        share = SIDE[0] + (SIDE[1] - SIDE[0]) * float(torch.rand((), generator=generator))
+        inner = max(1, min(side // 2, round(share * side)))
+        half = side // 2 if place == 0 else side - side // 2
+        shape = (side, half) if direction == "across" else (half, side)
+        room = [extent - inner for extent in shape]
+        offsets = [_below(extent + 1, generator) for extent in room]
+        around = [(offset, extent - offset) for offset, extent in zip(offsets, room, strict=True)]
+        small = np.asarray(fitted(example.picture, (inner, inner), crop))
+        halves.append(np.pad(small, [*around, (0, 0)], mode="edge"))
+        if masked:
+            white = Image.new("L", example.picture.size, 255)
+            mask = np.asarray(fitted(example.mask or white, (inner, inner), crop))
+            masks.append(np.pad(mask, around, mode="constant" if example.mask else "edge"))
+    axis = 1 if direction == "across" else 0
+    (first, second), (said, conversely) = pair, ORDERS[direction]
+    captions = [
+        wording.replace("{}", f"{a} {relation} {'a ' if 'a {}' in wording else ''}{b}")
+        for wording in wordings
+        for a, relation, b in ((first.word, said, second.word), (second.word, conversely, first.word))
+    ]
+    whole = Image.fromarray(np.concatenate(halves, axis))
+    mask = Image.fromarray(np.concatenate(masks, axis)) if masked else None
+    return Example(name, whole, tuple(captions), mask, word=first.word)

@@ -1,0 +1,334 @@
+"""What can be said of training pictures before training: counts, what is odd about them, memory and time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from pipelines.concepts.token_embeddings import check_token
+from pipelines.errors import ConceptError
+from pipelines.models.components import Components
+from trainers.data.batches import usable
+from trainers.data.folders import Example, Reading
+from trainers.data.latents import Shape, multiple, nearest, shapes
+from trainers.settings import DataConfig, TrainConfig
+
+ALIKE = 4
+"""Bits of 64 in which the hashes of two pictures may differ that count as the same."""
+
+FLAT = 3
+"""Difference of brightness, of 255, that is none."""
+
+SAME_COLOUR = 12.0
+"""Mean difference of colour, of 255, up to which two pictures may be the same."""
+
+PASSES = (20, 5000)
+"""Fewest and most usual passes over a picture."""
+
+PER_TRAINED = 16
+"""Bytes for a trained number: itself, its gradient and AdamW's two moments in float32."""
+
+NAMED = 3
+"""Names listed where many would do."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found; `lines` puts it into words.
+
+    Attributes:
+        count: pictures.
+        convention: how the folder was understood.
+        smallest: width and height of the picture of least area.
+        largest: of that of most.
+        passes: how often the least and the most repeated picture are seen.
+        captioned: pictures that have captions of their own.
+        masked: pictures that have a mask.
+        resolution: of training; None if not known.
+        batch: pictures of one batch.
+        buckets: shape -> pictures an epoch; empty without buckets.
+        duplicates: groups of names of pictures that look the same.
+        small: names of pictures that are scaled up.
+        unused: names of pictures, one for each caption without a place for the token.
+        long: names of pictures, one for each caption that is cut at the end of the text window.
+        sided: names of pictures that are mirrored although a caption says left or right.
+        collisions: sentences on where the token is taken for something else.
+        ignored: path -> why it was left out.
+        doubtful: path of a picture -> why it cannot be learned from as it is.
+        transparent: names of pictures that are laid on white.
+        words: what captions are to call what the pictures show.
+        memory: bytes for weights, what is trained and latents; None if not known.
+        seconds: of training; None if not known.
+    """
+
+    count: int
+    convention: str
+    smallest: Shape
+    largest: Shape
+    passes: tuple[float, float]
+    captioned: int = 0
+    masked: int = 0
+    resolution: int | None = None
+    batch: int = 1
+    buckets: Mapping[Shape, int] = field(default_factory=dict)
+    duplicates: tuple[tuple[str, ...], ...] = ()
+    small: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    long: tuple[str, ...] = ()
+    sided: tuple[str, ...] = ()
+    collisions: tuple[str, ...] = ()
+    ignored: Mapping[str, str] = field(default_factory=dict)
+    doubtful: Mapping[str, str] = field(default_factory=dict)
+    transparent: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    memory: int | None = None
+    seconds: float | None = None
+
+    @property
+    def problems(self) -> list[str]:
+        """Sentences that deserve a warning."""
+        found = [
+            f"{_listed(group)} look the same; a picture that comes twice counts twice." for group in self.duplicates
+        ]
+        found += [f"{name} is left out: {why}" for name, why in self.doubtful.items()]
+        if self.transparent:
+            found.append(
+                f"{_number(self.transparent, 'picture')} transparent in places, laid on white: "
+                f"{_listed(self.transparent)}."
+            )
+        if self.small:
+            found.append(
+                f"{_number(self.small, 'picture')} to be scaled up to {self.resolution} pixels: {_listed(self.small)}."
+            )
+        if self.unused:
+            said = " or ".join(repr(word) for word in self.words)
+            found.append(f"{_number(self.unused, 'caption')} without {said} or {{}}, not used: {_listed(self.unused)}.")
+        if self.long:
+            found.append(f"{_number(self.long, 'caption')} too long, the end is cut off: {_listed(self.long)}.")
+        if self.sided:
+            found.append(
+                f"{_number(self.sided, 'caption')} saying left or right, but pictures are mirrored "
+                f"(--flip 0 leaves them as they are): {_listed(self.sided)}."
+            )
+        found += self.collisions
+        found += [
+            f"Only {_times(count, 'picture')} an epoch of the shape {width} x {height}, where a batch has {self.batch}."
+            for (width, height), count in self.buckets.items()
+            if count < self.batch
+        ]
+        least, most = self.passes
+        if least < PASSES[0]:
+            found.append(f"A picture is seen only {_rounded(least)} times; {PASSES[0]} are few. Train for more steps.")
+        if most > PASSES[1]:
+            found.append(f"A picture is seen {_rounded(most)} times; over {PASSES[1]} it may be learned by heart.")
+        return found
+
+    def lines(self) -> list[str]:
+        """All of it in plain English, one fact a line; problems last."""
+        (w, h), (wide, high), (least, most) = self.smallest, self.largest, self.passes
+        said = [f"{_times(self.count, 'picture')} ({self.convention})."]
+        same = self.smallest == self.largest
+        said.append(f"Size {w} x {h}." if same else f"Sizes from {w} x {h} to {wide} x {high}.")
+        if self.captioned:
+            said.append(f"{self.captioned} of {self.count} pictures have captions of their own.")
+        if self.masked:
+            said.append(f"{self.masked} of {self.count} pictures have a mask.")
+        said += [f"{_times(n, 'picture')} an epoch as {w} x {h}." for (w, h), n in self.buckets.items()]
+        often = _rounded(least) if _rounded(least) == _rounded(most) else f"{_rounded(least)} to {_rounded(most)}"
+        said.append(f"Each picture is seen {often} times.")
+        if self.memory is not None:
+            said.append(
+                f"About {_bytes(self.memory)} for weights, what is trained and latents, activations not counted."
+            )
+        if self.seconds is not None:
+            said.append(f"About {_duration(self.seconds)} of training.")
+        said += [f"Ignored: {path} ({why})." for path, why in self.ignored.items()]
+        return said + [f"Warning: {problem}" for problem in self.problems]
+
+
+def examine(
+    reading: Reading | Sequence[Example],
+    *,
+    token: str,
+    config: TrainConfig,
+    data: DataConfig,
+    components: Components | None = None,
+    trained: int = 0,
+    seconds_per_step: float | None = None,
+    new_word: bool = True,
+) -> Report:
+    """Look training pictures over.
+
+    Args:
+        reading: what was read from a folder, or examples from elsewhere; at least one.
+        token: what captions call the concept.
+        config: pace.
+        data: how pictures are used; its folder is not looked at.
+        components: the base, for what depends on it: text window, words it knows, shapes, memory.
+        trained: how many numbers are trained.
+        seconds_per_step: as measured before.
+        new_word: whether the token must not be a word of the base yet.
+    """
+    if not isinstance(reading, Reading):
+        reading = Reading(tuple(reading), {}, "given pictures")
+    examples = reading.examples
+    sizes = sorted((e.picture.size for e in examples), key=lambda size: (size[0] * size[1], size))
+    resolution = data.resolution or (components and int(components.unet.config["sample_size"]) * components.factor)
+    each = config.steps * config.batch * config.accumulate / sum(e.repeats for e in examples)
+    repeats = [e.repeats for e in examples]
+    buckets = _buckets(examples, resolution, components) if data.buckets and components and resolution else {}
+    captions = [(e.name, caption, e.word or token) for e in examples for caption in e.captions]
+    spoken = [(name, caption, word) for name, caption, word in captions if usable(caption, word)]
+    sided = [name for name, caption, _ in spoken if re.search(r"\b(left|right)\b", caption, re.IGNORECASE)]
+    words = dict.fromkeys((token, *(e.word for e in examples if e.word)))
+    return Report(
+        count=len(examples),
+        convention=reading.convention,
+        smallest=sizes[0],
+        largest=sizes[-1],
+        passes=(each * min(repeats), each * max(repeats)),
+        captioned=sum(bool(e.captions) for e in examples),
+        masked=sum(e.mask is not None for e in examples),
+        resolution=resolution,
+        batch=config.batch,
+        buckets=buckets,
+        duplicates=duplicates(examples),
+        small=tuple(e.name for e in examples if resolution and _is_small(e.picture.size, resolution, data.buckets)),
+        unused=tuple(name for name, caption, word in captions if not usable(caption, word)),
+        long=tuple(name for name, caption, word in spoken if components and _is_long(caption, word, components)),
+        sided=tuple(sided) if data.flip > 0 else (),
+        collisions=tuple(_all_collisions(captions, words, components if new_word else None)),
+        ignored=reading.ignored,
+        doubtful=reading.doubtful,
+        transparent=reading.transparent,
+        words=tuple(words),
+        memory=components and _memory(components, trained, len(examples), resolution or 0, data),
+        seconds=None if seconds_per_step is None else seconds_per_step * config.steps,
+    )
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------
+
+
+def difference_hash(picture: Image.Image) -> int:
+    """64 bits, one for each place of an 8 x 8 grid: whether it gets darker to the right (dHash).
+
+    By more than `FLAT`, that is, for else the noise of compression would decide in flat places.
+    """
+    small = np.asarray(picture.convert("L").resize((9, 8), Image.Resampling.BILINEAR), dtype=np.int16)
+    return int.from_bytes(np.packbits(small[:, :-1] > small[:, 1:] + FLAT).tobytes(), "big")
+
+
+def duplicates(examples: Sequence[Example]) -> tuple[tuple[str, ...], ...]:
+    """Groups of names of pictures that look the same: their hashes differ in at most `ALIKE` bits, and colours agree.
+
+    The colours because a flat picture has no edges to hash, and because the same thing on another background is
+    another picture.
+    """
+    hashes = np.array([difference_hash(e.picture) for e in examples], dtype=np.uint64)
+    tiles = [e.picture.convert("RGB").resize((4, 4), Image.Resampling.BOX) for e in examples]
+    colours = np.array([np.asarray(tile, dtype=np.float32).ravel() for tile in tiles])
+    groups: dict[int, list[str]] = {}
+    first: dict[int, int] = {}
+    for index, example in enumerate(examples):
+        alike = np.bitwise_count(hashes[:index] ^ hashes[index]) <= ALIKE
+        alike &= np.abs(colours[:index] - colours[index]).mean(axis=1) <= SAME_COLOUR
+        first[index] = first[int(alike.argmax())] if alike.any() else index
+        groups.setdefault(first[index], []).append(example.name)
+    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+def _is_small(size: Shape, resolution: int, buckets: bool) -> bool:
+    return size[0] * size[1] < resolution**2 if buckets else min(size) < resolution
+
+
+def _buckets(examples: Sequence[Example], resolution: int, components: Components) -> dict[Shape, int]:
+    among = shapes(resolution, multiple(components))
+    found: dict[Shape, int] = {}
+    for example in examples:
+        shape = nearest(example.picture.size, among)
+        found[shape] = found.get(shape, 0) + example.repeats
+    return dict(sorted(found.items()))
+
+
+# -- captions ---------------------------------------------------------------------------------------------------
+
+
+def _is_long(caption: str, token: str, components: Components) -> bool:
+    """Whether a caption, the token counted as one word of it, exceeds the window of a text encoder."""
+    text = caption.replace("{}", "x").replace(token, "x")
+    return any(len(t(text, verbose=False).input_ids) > t.model_max_length for t in components.tokenizers)
+
+
+def _all_collisions(
+    captions: Sequence[tuple[str, str, str]], words: Iterable[str], components: Components | None
+) -> list[str]:
+    """Collisions of each word among the captions, as (name, caption, word), of its own pictures."""
+    return [
+        said
+        for word in words
+        for said in _collisions([(name, text) for name, text, own in captions if own == word], word, components)
+    ]
+
+
+def _collisions(captions: Sequence[tuple[str, str]], token: str, components: Components | None) -> list[str]:
+    """Sentences on where the token is, or could be taken for, something else."""
+    before, after = (r"(?<!\w)" if re.match(r"\w", token) else ""), (r"(?!\w)" if re.search(r"\w$", token) else "")
+    alone = re.compile(before + re.escape(token) + after)
+    inside = [name for name, caption in captions if len(alone.findall(caption)) < caption.count(token)]
+    other = [name for name, caption in captions if token.lower() in caption.lower() and not usable(caption, token)]
+    found: list[str] = []
+    if inside:
+        found.append(f"{_number(inside, 'caption')} with {token} inside another word: {_listed(inside)}.")
+    if other:
+        found.append(f"{_number(other, 'caption')} with {token} in other capitals, not used: {_listed(other)}.")
+    try:
+        if components is not None:
+            check_token(components, token)
+    except ConceptError as error:
+        found.append(str(error))
+    return found
+
+
+# -- figures ----------------------------------------------------------------------------------------------------
+
+
+def _memory(components: Components, trained: int, count: int, resolution: int, data: DataConfig) -> int:
+    """Bytes of all weights as they are, of what is trained, and of means and spreads of the latents."""
+    weights = sum(p.numel() * p.element_size() for module in components.modules() for p in module.parameters())
+    cells = int(components.vae.config["latent_channels"]) * (resolution // components.factor) ** 2
+    return weights + trained * PER_TRAINED + count * cells * 4 * 2 * (2 if data.flip > 0 else 1)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names, the first few of them if they are many."""
+    several = list(dict.fromkeys(names))
+    if len(several) > NAMED + 1:
+        return f"{', '.join(several[:NAMED])} and {len(several) - NAMED} more"
+    return " and ".join([", ".join(several[:-1]), several[-1]] if len(several) > 1 else several)
+
+
+def _times(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _number(names: Sequence[str], noun: str) -> str:
+    return f"There {'is' if len(names) == 1 else 'are'} {_times(len(names), noun)}"
+
+
+def _rounded(figure: float) -> str:
+    return f"{figure:.0f}" if figure >= 10 else f"{figure:.2g}"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{max(1, round(count / 2**20))} MiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 90 * 60 else f"{seconds / 3600:.1f} hours"

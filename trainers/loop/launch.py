@@ -1,0 +1,203 @@
+"""A run from beginning to end: pictures and a base in, a concept file out. What the command lines share."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipelines.concepts.concept import Concept
+from pipelines.denoising import generate
+from pipelines.errors import ConfigError, NoSpace, StudioError
+from pipelines.events import Note, OnEvent
+from pipelines.files import require_room, whole_file
+from pipelines.models.components import Components
+from pipelines.request.request import ConceptUse, Request
+from pipelines.words import file_stem
+from trainers.data.batches import templates
+from trainers.data.folders import Example, Reading, joined, read_folder
+from trainers.distributed import ALONE, Processes
+from trainers.loop.candidates import candidate, candidates_folder
+from trainers.loop.checkpoints import LOG, states
+from trainers.loop.previews import on_plain_ground
+from trainers.loop.train import Run, train, with_recipe
+from trainers.method import Method
+from trainers.settings import DataConfig, Destination, SubjectConfig, TrainConfig
+
+PREVIEW_STEPS = 12
+CANDIDATES = "candidates"
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def run_of(method: Method, family: str, images: Path, chosen: Mapping[str, Any]) -> Run:
+    """A run with settings by name, whichever of its configurations each belongs to; the recipe's for the rest."""
+
+    def of(kind: Any, **more: Any) -> Any:
+        return kind(**more, **{key: value for key, value in chosen.items() if key in kind.model_fields})
+
+    run = Run(method, of(method.Config), of(TrainConfig), of(DataConfig, images=images))
+    return with_recipe(method, family, run)
+
+
+def destinations(config: Any, where: Destination, candidates: int = 0) -> list[Path]:
+    """The concept files of a run: its own subject's as told, those of others beside it by their words.
+
+    Raises:
+        ConfigError: if one is there already, two are the same, candidates are wanted of several, or the disk is full.
+    """
+    first = where.output or Path("outputs/concepts") / f"{file_stem(config.trigger)}.safetensors"
+    if first.suffix != ".safetensors":
+        first = first.with_name(f"{first.name}.safetensors")
+    others = config.subjects[1:] if isinstance(config, SubjectConfig) else ()
+    outputs = [first, *(first.with_name(f"{file_stem(other.trigger)}.safetensors") for other in others)]
+    if candidates and len(outputs) > 1:
+        raise ConfigError("Candidates cannot be kept of several subjects.", "Use --candidates 0 with --also.")
+    for path in outputs:
+        if outputs.count(path) > 1:
+            raise ConfigError(f"Two subjects would be written to {path}.", "Choose other tokens, or another --output.")
+        if path.exists() and not where.overwrite:
+            raise ConfigError(f"{path} is there already.", "Choose another --output, or replace it with --overwrite.")
+    require_room(first.parent, 64 << 20)
+    return outputs
+
+
+def readings(config: Any, data: DataConfig) -> Reading:
+    """The pictures of a run; with several subjects those of all, each with its word."""
+    subjects = config.subjects if isinstance(config, SubjectConfig) else ()
+    if len(subjects) > 1:
+        return joined([(read_folder(one.images or data.images), one.trigger) for one in subjects])
+    return read_folder(data.images)
+
+
+def narrowed(components: Components, run: Run) -> Components:
+    """The base with what stays frozen in the precision of the run, in place.
+
+    Networks whose weights themselves are trained stay float32, and are computed in that precision where it is safe
+    (autocast); a text encoder that is trained, or trained through to a new word, stays float32 altogether.
+    """
+    dtype = DTYPES.get(run.train.precision)
+    if dtype is None:
+        return components
+    networks: list[torch.nn.Module] = [components.vae]
+    if not run.config.trains_weights:
+        networks.append(components.unet)
+    if not run.config.trains_text:
+        networks += components.text_encoders
+    for network in networks:
+        torch.nn.Module.to(network, dtype=dtype)
+    return components
+
+
+def teach(
+    components: Components,
+    run: Run,
+    examples: Sequence[Example],
+    outputs: Sequence[Path],
+    *,
+    keep_every: int,
+    on_event: OnEvent,
+    should_stop: Callable[[], bool] = lambda: False,
+    processes: Processes = ALONE,
+    preview: bool = False,
+) -> list[Path]:
+    """Train, write each concept and the loss log, and remove the training state; gives the concepts' paths.
+
+    What was interrupted goes on where it stopped. With `preview` a picture of each concept is drawn beside it.
+    """
+    output = outputs[0]
+    state = output.with_name(f".{output.stem}.state")
+    over = state.with_name(f"{state.name}.over")
+    kept = state / CANDIDATES  # they belong to the state until the run is over
+
+    def offer(step: int, one: Concept) -> None:
+        one.save(candidate(kept, step))
+
+    if processes.main:
+        shutil.rmtree(over, ignore_errors=True)
+    concept = train(
+        components,
+        run,
+        examples,
+        keep=state,
+        keep_every=keep_every,
+        offer=offer,
+        on_event=on_event,
+        should_stop=should_stop,
+        processes=processes,
+    )
+    if processes.main:
+        # The run's own concept last: once it is there, nothing is missing, wherever this process is killed.
+        try:
+            with whole_file(output.with_name(f"{output.stem}.losses.jsonl")) as log:
+                shutil.copyfile(states(state)[0] / LOG, log)
+        except NoSpace as error:  # the concept is worth more than its log, and smaller
+            on_event(Note(f"Warning: {error}"))
+        if preview:
+            for path, one in zip(outputs, (concept, *concept.partners), strict=True):
+                _draw(components, one, path, on_event)
+        for path, partner in zip(outputs[1:], concept.partners, strict=True):
+            partner.save(path)
+        _bring_in(kept, output, run.train)
+        concept.save(output)
+        state.rename(over)
+        shutil.rmtree(over, ignore_errors=True)
+    processes.told(None)  # nobody leaves before the file is there
+    return list(outputs)
+
+
+def _bring_in(kept: Path, output: Path, pace: TrainConfig) -> None:
+    """Put the candidates of a run that is over beside its concept, instead of those of an earlier one."""
+    place = candidates_folder(output)
+    if kept.is_dir() or not pace.candidates:
+        shutil.rmtree(place, ignore_errors=True)
+    if not kept.is_dir():  # brought in already, before the process was killed; or none
+        return
+    for file in kept.glob("*.safetensors"):
+        if int(file.stem) > pace.steps:  # of a longer run that this one cut short
+            file.unlink()
+    kept.rename(place)
+
+
+def _draw(components: Components, concept: Concept, path: Path, on_event: OnEvent) -> None:
+    """Draw a concept with a fixed seed and few steps, to know it by; it is worth nothing to fail for."""
+    card = concept.card
+    wording = "pocket" if components.family == "pocket" else "style" if card.kind == "style" else "object"
+    prompt = on_plain_ground(card.example or templates(wording)[0].replace("{}", concept.token), components.family)
+    request = Request(prompt=prompt, steps=PREVIEW_STEPS, seed=0, concepts=(ConceptUse(source=concept.token),))
+    try:
+        made = generate(components, request, concepts={concept.token: concept})
+        with whole_file(path.with_name(f"{path.stem}.preview.png")) as temporary:
+            made.pictures[0].save(temporary, format="PNG")
+    except (StudioError, RuntimeError, OSError) as error:
+        first, _, _ = str(error).partition("\n")
+        on_event(Note(f"no preview of {concept.token}: {first}"))
+
+
+@contextmanager
+def pausing() -> Iterator[Callable[[], bool]]:
+    """While the `with` lasts, Ctrl-C or a termination asks the training to keep its state and stop; twice ends it.
+
+    Gives the question whether it was asked. Outside the main thread there are no signals, and the answer is no.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,80 @@
+"""What a training shows on its way: previews, concepts to choose from, figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+from pipelines.concepts.concept import Concept
+from pipelines.denoising import generate
+from pipelines.errors import NotNumbers
+from pipelines.events import Note, OnEvent, Preview
+from pipelines.request.request import Request
+from trainers.data.batches import Example, usable
+from trainers.loop.candidates import candidate_steps
+from trainers.loop.ema import Average
+from trainers.method import Trainable
+
+if TYPE_CHECKING:
+    from trainers.loop.train import Run
+
+REPORT = 10  # steps between reports
+Offer = Callable[[int, Concept], None]
+
+
+def after_step(
+    run: Run,
+    trainable: Trainable,
+    examples: Sequence[Example],
+    average: Average,
+    on_event: OnEvent | None,
+    offer: Offer | None,
+) -> Callable[[int], dict[str, float]]:
+    """What happens after each step: the average goes on, and now and then there is a preview, a candidate, figures.
+
+    Args:
+        run: method and settings.
+        trainable: what is trained.
+        examples: the pictures.
+        average: of what is trained; what is shown is the average.
+        on_event: receives previews; None in processes that only help.
+        offer: receives candidates with the steps they were trained for; None for none.
+    """
+    wanted = candidate_steps(run.train.steps, run.train.candidates) if offer else frozenset[int]()
+
+    def after(done: int) -> dict[str, float]:
+        if run.train.ema:
+            average.update()
+        previews = on_event if run.train.preview_every and done % run.train.preview_every == 0 else None
+        with average.shown() if previews or done in wanted else nullcontext():
+            if previews:
+                try:
+                    previews(_preview(trainable, run, examples, done))
+                except NotNumbers as error:
+                    previews(Note(f"no preview after step {done}: {error.message}"))
+            # One that is no number any more would stop the run at its next report, and be refused when it is read.
+            if offer and done in wanted and all(bool(one.isfinite().all()) for one in trainable.parameters.values()):
+                offer(done, run.method.export(trainable))
+        return trainable.figures() if done % REPORT == 0 or done == run.train.steps else {}
+
+    return after
+
+
+def on_plain_ground(prompt: str, family: str) -> str:
+    """The prompt of a preview; pocket, which chooses any colour, is told one against which most things can be seen."""
+    return f"{prompt} on a blue background" if family == "pocket" and "background" not in prompt else prompt
+
+
+def _preview(trainable: Trainable, run: Run, examples: Sequence[Example], step: int) -> Preview:
+    """A picture of the concept as it is now."""
+    prompt = _sample(trainable, examples, run.config.trigger).replace("{}", run.config.trigger)
+    prompt = on_plain_ground(prompt, trainable.components.family)
+    made: Any = generate(trainable.components, Request(prompt=prompt, steps=15, seed=run.train.seed))
+    return Preview(step, made.pictures[0], prompt)
+
+
+def _sample(trainable: Trainable, examples: Sequence[Example], token: str) -> str:
+    """A caption to show the concept with: the first template, or else the first caption of a picture."""
+    own = (caption for example in examples for caption in example.captions if usable(caption, token))
+    return next(iter(trainable.wordings), None) or next(own)

@@ -1,0 +1,108 @@
+"""DreamBooth: bind a subject into the weights of the base, whole or low-rank, without losing its class.
+
+Source: Ruiz et al., arXiv:2208.12242, eq. 2: the denoising loss of the subject's pictures under "a photo of sks dog"
+plus the prior term of the class under "a photo of dog". Three differences from the paper and the official scripts:
+- The prior is by default the base's own prediction for the class word at the same noise, not pictures generated
+  beforehand: nothing to make, to store or to go stale. `prior="pictures"` is the paper's.
+- Min-SNR weights the subject's and the class's errors each by their own timesteps, also for v-prediction.
+- The text encoder's word table is never trained: a new word has rows of its own (`pivotal`), old ones stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.concepts.concept import Concept
+from pipelines.concepts.weight_deltas import PARTS
+from pipelines.models.components import Components
+from trainers.data.batches import Batch, subject_templates
+from trainers.method import Trainable
+from trainers.method_settings import DreamBoothConfig
+from trainers.methods.parts.adapters import BOXES, TEXT_TARGETS, UNET_TARGETS, Trained, layers, low_rank, whole
+from trainers.methods.parts.identifiers import check_identifier
+from trainers.methods.parts.subject_binding import bound, concepts_of, displacement, subject_losses, with_words
+
+SD = {"batch": 1, "scale_lr": False, "max_grad_norm": 1.0, "flip": 0.0, "center_crop": True}
+POCKET_STEPS = 600
+POCKET = SD | {
+    "batch": 8,
+    "warmup": 10,
+    "weight_decay": 0.0,
+    "decay": 0.5,
+    "rank": 16,
+    "center_crop": False,
+    # Its transformers alone bring the colours of a thing, not its drawing: that is in the convolutions.
+    "targets": "all",
+    "prior_every": 2,
+    # Without them it is learned at the size of its pictures alone, and is a smear beside other things.
+    "smaller_copies": 2,
+    # Its text encoder is small and has never seen the identifier: frozen, it hardly tells it from nothing.
+    "text_encoder": True,
+    "prior_scope": "world",
+}
+
+
+class DreamBooth:
+    """Binds a subject into the weights, low-rank or whole."""
+
+    name: ClassVar[str] = "dreambooth"
+    Config: ClassVar[Any] = DreamBoothConfig
+
+    def recipe(self, family: str, config: DreamBoothConfig) -> Mapping[str, Any]:
+        """The official scripts' values for each form, their steps for each subject; for `pocket` short ones."""
+        full, count = config.form == "full", len(config.subjects)
+        if family == "pocket":
+            return POCKET | {"learning_rate": 2e-4 if full else 2e-3, "steps": POCKET_STEPS * count}
+        steps = count * (800 if config.prior == "pictures" else 400 if full else 500)
+        if family == "sdxl" and not full:
+            return SD | {"steps": steps, "learning_rate": 1e-4, "text_rate": 0.05, "weight_decay": 1e-4}
+        return SD | {"steps": steps, "learning_rate": (2e-6 if config.text_encoder else 5e-6) if full else 1e-4}
+
+    @contextmanager
+    def prepare(
+        self, components: Components, config: DreamBoothConfig, generator: torch.Generator
+    ) -> Iterator[Trainable]:
+        """Make weights, and with `pivotal` a new word, trainable."""
+        wordings = subject_templates(components.family, config.wordings)
+        with ExitStack() as stack:
+            words: tuple[tuple[nn.Parameter, ...], ...] = ()
+            if config.pivotal:
+                components, words = stack.enter_context(with_words(components, config, config.vectors))
+            else:
+                for subject in config.subjects:
+                    check_identifier(components, subject.token)
+            trained = tuple(stack.enter_context(one) for one in _trained(components, config, generator))
+            binding = bound(components, config, trained, words, frozen=not words and not config.text_encoder)
+            rates = {name: config.text_rate for name in binding.parameters if name.startswith("text_encoder")}
+            rates |= dict.fromkeys(binding.rows, config.word_rate)
+            yield Trainable(components, binding.parameters, wordings, binding, displacement(binding), rates)
+
+    def losses(self, trainable: Trainable, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """The denoising loss of the subjects, and the prior term of their classes."""
+        return subject_losses(trainable.components, trainable.state, batch, generator)
+
+    def export(self, trainable: Trainable) -> Concept:
+        """The changes, and the new words, as they are now."""
+        return concepts_of(trainable.components, trainable.state, f"{self.name}-{trainable.state.config.form}")
+
+
+def _trained(
+    components: Components, config: DreamBoothConfig, generator: torch.Generator
+) -> Iterator[AbstractContextManager[Trained]]:
+    """What is to be trained: the UNet, and the text encoders if asked for."""
+    unet = components.unet
+    encoders = zip(PARTS[1:], components.text_encoders, strict=False) if config.text_encoder else ()
+    if config.form == "lora":
+        yield low_rank("unet", unet, layers(unet, UNET_TARGETS[config.targets]), config, generator)
+        for part, encoder in encoders:
+            yield low_rank(part, encoder, layers(encoder, TEXT_TARGETS), config, generator)
+    else:
+        names = [name for name, _ in unet.named_parameters() if not any(box in name.split(".") for box in BOXES)]
+        yield whole("unet", unet, names)
+        for part, encoder in encoders:
+            yield whole(part, encoder, [n for n, _ in encoder.named_parameters() if "token_embedding" not in n])

@@ -1,0 +1,217 @@
+"""Binding subjects into weights: what DreamBooth and Custom Diffusion share.
+
+A run learns one subject or several at once. Each picture carries the word of its own subject, each subject keeps its
+own class, and what is learned of the weights serves all of them: every subject is exported as a concept with its word
+and the same weights, which are laid into a base once however many of them are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.concepts.card import ConceptCard
+from pipelines.concepts.concept import Concept
+from pipelines.concepts.token_embeddings import new_words, single_rows
+from pipelines.concepts.weight_deltas import Change
+from pipelines.models.components import Components
+from trainers.data.batches import Batch, ordinary
+from trainers.distributed import Part
+from trainers.losses import Conditioning, drawn, noise_levels, pixels_of, predicted, target, weighted_error
+from trainers.methods.parts.adapters import Trained
+from trainers.settings import SubjectConfig
+
+
+@dataclass(frozen=True)
+class Binding:
+    """A base in which subjects are being bound.
+
+    Attributes:
+        config: objective, prior and subjects.
+        levels: (T,) of `noise_levels`.
+        conditioning: captions to arguments of the UNet.
+        trained: the weights.
+        words: for each subject the rows of its new word in each text encoder, or none.
+    """
+
+    config: SubjectConfig
+    levels: Tensor
+    conditioning: Conditioning
+    trained: tuple[Trained, ...]
+    words: tuple[tuple[nn.Parameter, ...], ...]
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """All that is trained, by name."""
+        return {name: value for one in self.trained for name, value in one.parameters.items()} | self.rows
+
+    @property
+    def rows(self) -> dict[str, nn.Parameter]:
+        """The rows of new words, by name; those of the run's own subject first."""
+        listed = [row for word in self.words for row in word]
+        return {f"rows_{i}": row for i, row in enumerate(listed)}
+
+
+@contextmanager
+def with_words(
+    components: Components, config: SubjectConfig, vectors: int = 1
+) -> Iterator[tuple[Components, tuple[tuple[nn.Parameter, ...], ...]]]:
+    """The base with a new word for each subject, starting as the last word of its class; gives their rows too."""
+    with ExitStack() as stack:
+        words: list[tuple[nn.Parameter, ...]] = []
+        starts = [single_rows(components, subject.class_word.split()[-1]) for subject in config.subjects]
+        for subject, start in zip(config.subjects, starts, strict=True):
+            initial = tuple(row.expand(vectors, -1) for row in start)
+            added = stack.enter_context(new_words(components, subject.token, initial))
+            components = added.components
+            words.append(added.rows)
+        yield components, tuple(words)
+
+
+def bound(
+    components: Components,
+    config: SubjectConfig,
+    trained: Sequence[Trained],
+    words: tuple[tuple[nn.Parameter, ...], ...],
+    frozen: bool,
+) -> Binding:
+    """What the losses and the export of subjects need; `frozen` if nothing of the text side is trained."""
+    levels = noise_levels(components.scheduler_config, components.device)
+    return Binding(config, levels, Conditioning(components, frozen), tuple(trained), words)
+
+
+def displacement(binding: Binding) -> Callable[[], dict[str, float]]:
+    """Figures of how far a run has come: what new words moved by in the mean, and the size of low-rank changes.
+
+    The size is the root of the summed squares of all changed weights: of B A of rank r it is tr((B' B)(A A')), which
+    takes r x r products alone. Weights that are trained whole have no copy of what they were, and no figure.
+    """
+    starts = {name: row.detach().clone() for name, row in binding.rows.items()}
+    pairs = [
+        (value, one.parameters[f"{name.removesuffix('.down')}.up"], one.scale)
+        for one in binding.trained
+        for name, value in one.parameters.items()
+        if name.endswith(".down")
+    ]
+
+    @torch.no_grad()
+    def figures() -> dict[str, float]:
+        told: dict[str, float] = {}
+        if starts:
+            moved = [(row - starts[name]).norm(dim=-1).mean() for name, row in binding.rows.items()]
+            told["displacement"] = float(torch.stack(moved).mean())
+        if pairs:
+            flat = [(down.flatten(1), up.flatten(1), scale) for down, up, scale in pairs]
+            squares = [scale**2 * ((up.T @ up) * (down @ down.T)).sum() for down, up, scale in flat]
+            told["change"] = float(torch.stack(squares).sum().clamp(min=0).sqrt())
+        return told
+
+    return figures
+
+
+def concepts_of(components: Components, binding: Binding, method: str) -> Concept:
+    """The run's own subject as a concept, the others beside it in `partners`; all with the same changes."""
+    config = binding.config
+    changes: dict[str, Change] = {key: change for one in binding.trained for key, change in one.changes().items()}
+    listed: list[Concept] = []
+    for place, subject in enumerate(config.subjects):
+        rows = tuple(row.detach().cpu().float().clone() for row in (binding.words[place] if binding.words else ()))
+        card = ConceptCard(
+            token=subject.trigger,
+            kind=config.kind,
+            method=method,
+            family=components.family,
+            base=components.name,
+            vectors=len(rows[0]) if rows else 0,
+            init=subject.class_word,
+        )
+        listed.append(Concept(card, rows, changes))
+    return replace(listed[0], partners=tuple(listed[1:]))
+
+
+# -- losses -----------------------------------------------------------------------------------------------------
+
+
+def subject_losses(
+    components: Components, binding: Binding, batch: Batch, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Terms of the subjects and of their classes; the two are predicted in one call of the UNet.
+
+    Args:
+        components: the base with what is trained in it.
+        binding: objective, prior and what is trained.
+        batch: the subjects' pictures, with those of their classes in `prior` where there are any.
+        generator: source of chance.
+    """
+    config, levels = binding.config, binding.levels
+    noise, timesteps = drawn(batch, config, len(levels), generator)
+    latents, captions, frames, count = batch.latents, batch.captions, batch.frames, len(batch.latents)
+    taught: Tensor | None = None
+    if batch.prior is not None:
+        prior_noise, prior_timesteps = drawn(batch.prior, config, len(levels), generator)
+        noise, timesteps = torch.cat((noise, prior_noise)), torch.cat((timesteps, prior_timesteps))
+        latents, frames = torch.cat((latents, batch.prior.latents)), torch.cat((frames, batch.prior.frames))
+        captions = captions + batch.prior.captions
+    elif config.prior == "model":
+        plain = [config.plain(caption) for caption in captions]
+        if config.prior_scope == "world":
+            plain = _every_second(plain, ordinary(components.family), generator, batch.part)
+        held = slice(None, None, config.prior_every)
+        inputs = _Held(latents[held], frames[held], plain[held], noise[held], timesteps[held])
+        taught = _base_prediction(components, binding, inputs)
+        noise, timesteps = torch.cat((noise, inputs.noise)), torch.cat((timesteps, inputs.timesteps))
+        latents, frames = torch.cat((latents, inputs.latents)), torch.cat((frames, inputs.frames))
+        captions = captions + inputs.captions
+    arguments = binding.conditioning(captions, frames, pixels_of(components, latents))
+    guess = predicted(components, latents, timesteps, noise, levels, arguments)
+    kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
+    wanted = target(kind, latents, noise, levels[timesteps])
+    if taught is not None:
+        wanted = torch.cat((wanted[:count], taught))
+    level = levels[timesteps]
+    own = weighted_error(components, guess[:count], wanted[:count], level[:count], config, batch.masks)
+    terms = {"denoise": own.mean()}
+    if len(latents) > count:
+        other = weighted_error(components, guess[count:], wanted[count:], level[count:], config)
+        terms["prior"] = config.prior_weight * other.mean()
+    return terms
+
+
+def _every_second(captions: list[str], others: tuple[str, ...], generator: torch.Generator, part: Part) -> list[str]:
+    """The captions, each replaced by one of others with a chance of one half."""
+    swapped = (part.of(lambda n: torch.rand(n, generator=generator), len(captions)) < 0.5).tolist()
+    chosen = part.of(lambda n: torch.randint(len(others), (n,), generator=generator), len(captions)).tolist()
+    return [others[k] if swap else own for own, swap, k in zip(captions, swapped, chosen, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Inputs on which the base's own prediction is held fast, a row for each picture.
+
+    Attributes:
+        latents: (N, C, h, w) clean.
+        frames: as in `Batch`.
+        captions: what the base is told.
+        noise: (N, C, h, w).
+        timesteps: (N,).
+    """
+
+    latents: Tensor
+    frames: Tensor
+    captions: list[str]
+    noise: Tensor
+    timesteps: Tensor
+
+
+@torch.no_grad()
+def _base_prediction(components: Components, binding: Binding, held: _Held) -> Tensor:
+    """Return what the base itself predicts, all that was learned switched off."""
+    with ExitStack() as stack:
+        for one in binding.trained:
+            stack.enter_context(one.off())
+        arguments = binding.conditioning.anew(held.captions, held.frames, pixels_of(components, held.latents))
+        return predicted(components, held.latents, held.timesteps, held.noise, binding.levels, arguments)

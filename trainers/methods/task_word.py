@@ -1,0 +1,109 @@
+"""A word for a task: Textual Inversion on grids, so that what example pairs show can be said in one word.
+
+The row of the new word minimises the denoising loss of the answer's cell (Gal et al., arXiv:2208.01618, eq. 2, under an
+inpainting UNet). In a share of the grids the example is left blank, so that the word must tell alone what is to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pipelines.concepts.card import ConceptCard
+from pipelines.concepts.concept import Concept
+from pipelines.concepts.token_embeddings import new_words, single_rows
+from pipelines.errors import DataError
+from pipelines.events import OnEvent, ignore
+from pipelines.models.components import Components
+from pipelines.pictures.grids import Grid
+from trainers.base_models.inpainting_unet import inputs_beside
+from trainers.loop.loop import Losses, Pace, optimise, warm_stable_decay
+from trainers.losses import conditioning, noise_levels, noised, target, uncropped
+from trainers.method_settings import TaskWordConfig
+
+METHOD = "task-word"
+
+
+def learn_word(
+    components: Components,
+    pairs: Tensor,
+    config: TaskWordConfig,
+    *,
+    on_event: OnEvent = ignore,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Concept:
+    """Learn a word for what pairs show.
+
+    Args:
+        components: with an inpainting UNet; bit-identical afterwards.
+        pairs: (N, 2, 3, h, w) in [-1, 1], before and after; at least two.
+        config: the word, and how long and fast it is learned.
+        on_event: receives the loop's events.
+        should_stop: asked before each step.
+
+    Raises:
+        DataError: if there are fewer than two pairs.
+        ConceptError: if the word or its initializer will not do.
+        Cancelled: if `should_stop` said so.
+    """
+    if len(pairs) < 2:
+        raise DataError(f"{len(pairs)} pairs; a word is learned from two at least.", "Give more pairs.")
+    starts = tuple(row.expand(config.vectors, -1) for row in single_rows(components, config.init))
+    with new_words(components, config.token, starts) as words:
+        optimise(
+            grid_losses(words.components, pairs, config),
+            [torch.optim.AdamW(words.rows, config.rate, weight_decay=0.0)],
+            Pace(config.steps, config.seed),
+            rate=lambda step, steps: warm_stable_decay(step, steps, 20),
+            on_event=on_event,
+            should_stop=should_stop,
+        )
+        rows = tuple(row.detach().cpu().float().clone() for row in words.rows)
+    card = ConceptCard(
+        token=config.token,
+        kind="style",
+        method=METHOD,
+        family=components.family,
+        base=components.name,
+        base_fingerprint=components.fingerprint(),
+        vectors=config.vectors,
+        init=config.init,
+        recipe=config.model_dump() | {"pairs": len(pairs)},
+    )
+    return Concept(card, rows)
+
+
+def grid_losses(components: Components, pairs: Tensor, config: TaskWordConfig) -> Losses:
+    """The loss of a step: squared error of the prediction in the answer's cell, under the word alone."""
+    batch = config.batch
+    grid, levels = Grid(), noise_levels(components.scheduler_config, components.device)
+    kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
+    side = grid.mask(*pairs.shape[-2:])
+    size = (side.shape[-2], side.shape[-1])
+
+    def losses(index: int, generator: torch.Generator) -> dict[str, Tensor]:
+        with torch.no_grad():
+            cells = _drawn(pairs, batch, config.blank, generator).to(components.device)
+            clean, mask, around = inputs_beside(components, grid.compose(cells), side.to(cells))
+        even = (torch.rand((), generator=generator) + torch.arange(batch) / batch) % 1
+        timesteps = (even * len(levels)).long().clamp(max=len(levels) - 1).to(levels.device)
+        noise = torch.randn(clean.shape, generator=generator).to(clean)
+        noisy = noised(clean, noise, levels[timesteps])
+        arguments = conditioning(components, [config.token] * batch, uncropped(batch, size), size)
+        seen = torch.cat((noisy, mask, around), 1).to(components.dtype)
+        guess = components.unet(seen, timesteps, **arguments).sample.float()
+        error = (guess - target(kind, clean, noise, levels[timesteps])).square() * mask
+        return {"denoise": error.sum() / (mask.sum() * clean.shape[1])}
+
+    return losses
+
+
+def _drawn(pairs: Tensor, batch: int, blank: float, generator: torch.Generator) -> Tensor:
+    """Cells (batch, 2, 2, 3, h, w): another pair as the example, or none, and a pair to be answered."""
+    query = torch.randint(len(pairs), (batch,), generator=generator)
+    other = (query + torch.randint(1, len(pairs), (batch,), generator=generator)) % len(pairs)
+    cells = torch.stack((pairs[other], pairs[query]), 1)
+    cells[torch.rand(batch, generator=generator) < blank, 0] = 0
+    return cells

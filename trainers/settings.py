@@ -1,0 +1,317 @@
+"""Configuration of training, typed once; command line, TOML and web form are derived from it. Needs no torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipelines.request.request import Frozen
+from pipelines.words import Composed, composed
+
+
+class DataConfig(Frozen):
+    """Which pictures to learn from, and how they are read."""
+
+    images: Path
+    """Folder of training pictures; a `.txt` file beside a picture is its caption."""
+
+    resolution: int | None = Field(default=None, ge=16, le=4096)
+    """Side in pixels that pictures are scaled to; the base model's own by default."""
+
+    center_crop: bool = False
+    """Crop to a square instead of squeezing."""
+
+    flip: float = Field(default=0.5, ge=0, le=1)
+    """Chance of mirroring a picture."""
+
+    buckets: bool = False
+    """Keep the shape of each picture: batches of equal aspect ratio instead of squares."""
+
+    smaller_copies: int = Field(default=0, ge=0, le=64)
+    """Copies of each picture to learn from beside it, scaled to between 0.4 and 1 and moved, the surroundings going on
+    from the picture's rim: the thing is then learned at any size and place."""
+
+    cache: Path | None = None
+    """Folder that keeps encoded pictures between runs."""
+
+    skip_doubtful: bool = False
+    """Learn without pictures that cannot be read or look like the mask of another, instead of stopping to name them."""
+
+
+class TrainConfig(Frozen):
+    """How long and how fast to train."""
+
+    steps: int = Field(default=3000, ge=1, le=1_000_000)
+    """Optimiser steps."""
+
+    batch: int = Field(default=4, ge=1, le=1024)
+    """Pictures a step."""
+
+    accumulate: int = Field(default=1, ge=1, le=1024)
+    """Batches per optimiser step, where memory is short; the gradient is their mean."""
+
+    learning_rate: float = Field(default=5e-4, gt=0, le=10)
+    """Learning rate, before `scale_lr`."""
+
+    scale_lr: bool = True
+    """Multiply the learning rate by batch and accumulation, as the official recipe does."""
+
+    weight_decay: float = Field(default=1e-2, ge=0, le=1)
+    """AdamW's decoupled weight decay."""
+
+    warmup: int = Field(default=0, ge=0)
+    """Steps of linear warm-up of the learning rate."""
+
+    decay: float = Field(default=0.0, ge=0, le=1)
+    """Share of the steps, at the end, over which the learning rate falls to 0 in a line; 0 keeps it constant."""
+
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Source of all chance; the same seed gives the same concept."""
+
+    preview_every: int = Field(default=0, ge=0)
+    """Steps between preview pictures; 0 for none."""
+
+    candidates: int = Field(default=0, ge=0, le=20)
+    """Keep the concept this many times, evenly over the run, beside its file; `studio choose` proposes one of them."""
+
+    max_grad_norm: float | None = Field(default=None, gt=0)
+    """Largest norm of the gradient; larger ones are scaled down to it."""
+
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of a moving average of what is trained, which is then the result; 0 for none, 0.99 to 0.9999 are usual."""
+
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """adamw8bit keeps its moments in 8 bits; needs bitsandbytes and a GPU."""
+
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them: less memory, a third more time."""
+
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """bf16 or fp16: what is frozen is kept in bfloat16 or float16, for a GPU; what is trained stays float32."""
+
+    @property
+    def rate(self) -> float:
+        """The learning rate that is used."""
+        return self.learning_rate * (self.batch * self.accumulate if self.scale_lr else 1)
+
+
+class ObjectiveConfig(Frozen):
+    """What of the denoising error counts how much."""
+
+    snr_gamma: float | None = Field(default=None, gt=0)
+    """Min-SNR weighting of timesteps (arXiv:2303.09556) with this gamma; 5 is the paper's. All count alike without."""
+
+    offset_noise: float = Field(default=0.0, ge=0, le=1)
+    """Strength of noise shared by a whole channel, which teaches very dark and very bright pictures; 0.1 is usual."""
+
+    spread_timesteps: bool = False
+    """Spread the timesteps evenly over each batch, for a calmer gradient, instead of drawing each by itself."""
+
+    background: float = Field(default=0.1, ge=0, le=1)
+    """Weight of what lies outside a picture's mask, where there are masks."""
+
+
+NUM_CLASS_IMAGES = 100
+
+
+class PriorConfig(Frozen):
+    """Keeping what the base knows of the class while it learns one of its members."""
+
+    class_word: str = Field(min_length=1)
+    """The kind of thing, as the base calls it: fox, dog, backpack."""
+
+    prior: Literal["none", "model", "pictures"] = "model"
+    """"pictures": also learn the class from pictures the base made of it beforehand, as in the paper. "model": make
+    the base's own prediction for the class word the target, which needs no pictures. "none": let the class drift."""
+
+    prior_scope: Literal["class", "world"] = "class"
+    """With prior "model", what is held fast: the class alone, as in the paper, or for every second picture an ordinary
+    caption of other things too, so that the subject stays out of what stands beside it."""
+
+    prior_every: int = Field(default=1, ge=1, le=64)
+    """With prior "model", hold the base fast on every so many-th picture of a batch; 4 saves a third of the time."""
+
+    prior_weight: float = Field(default=1.0, ge=0, le=100)
+    """Weight of the prior term."""
+
+    class_images: Path | None = None
+    """Folder of class pictures; without it they are generated, and kept for this base and prompt."""
+
+    num_class_images: int = Field(default=NUM_CLASS_IMAGES, ge=1, le=100_000)
+    """How many class pictures."""
+
+    class_prompt: str | None = None
+    """Prompt of the class pictures; must hold the class word. The training prompts with the class word by default."""
+
+    @model_validator(mode="after")
+    def _class_prompt_holds_the_class(self) -> Self:
+        if self.class_prompt is not None and self.class_word not in self.class_prompt:
+            raise ValueError(
+                f"the class prompt {self.class_prompt!r} lacks the class word {self.class_word!r}; "
+                "write for example 'a photo of a " + self.class_word + "'"
+            )
+        given = {"class_images": self.class_images, "class_prompt": self.class_prompt}
+        meant = [name for name, value in given.items() if value is not None]
+        meant += ["num_class_images"] * (self.num_class_images != NUM_CLASS_IMAGES)
+        if meant and self.prior != "pictures":
+            raise ValueError(f"{', '.join(meant)} belong to class pictures; say prior 'pictures' too")
+        return self
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One of the things that a run learns.
+
+    Attributes:
+        token: its identifier or new word.
+        class_word: the kind of thing it is.
+        trigger: what prompts say to call it.
+        images: folder of its pictures; None for the run's own.
+    """
+
+    token: str
+    class_word: str
+    trigger: str
+    images: Path | None = None
+
+
+class SubjectConfig(PriorConfig, ObjectiveConfig):
+    """Binding one subject, or several in one run, each with its pictures, its word and its class."""
+
+    token: Composed = Field(min_length=1, max_length=60)
+    """The subject's identifier or new word."""
+
+    also: tuple[str, ...] = ()
+    """A further subject to learn in the same run, as DIR:TOKEN:CLASS, for example my-cat:<my-cat>:cat. May be given
+    several times. Learned together they keep apart; each becomes a concept of its own."""
+
+    cut_mix: float = Field(default=0.0, ge=0, lt=1)
+    """Share of training pictures that are two of them side by side, of different subjects, with a caption that says
+    where each stands (Cut-Mix of SVDiff, arXiv:2303.11305); needs `also`."""
+
+    kind: Literal["subject", "object", "style"] = "subject"
+    """What is learned."""
+
+    wordings: Literal["auto", "object", "style", "pocket"] = "auto"
+    """Prompt templates for pictures without captions; "auto" is "a photo of {}", and for `pocket` its own few."""
+
+    @property
+    def learns_words(self) -> bool:
+        """Whether the tokens are new words; else they are words of the base that stand before the class."""
+        return True
+
+    @property
+    def subjects(self) -> tuple[Subject, ...]:
+        """All that is learned, the run's own first."""
+        split = (text.rsplit(":", 2) for text in self.also)
+        others = ((composed(token), kind, Path(place)) for place, token, kind in split)
+        listed = [(self.token, self.class_word, None), *others]
+        return tuple(
+            Subject(token, kind, token if self.learns_words else f"{token} {kind}", images)
+            for token, kind, images in listed
+        )
+
+    @property
+    def trigger(self) -> str:
+        """What prompts say to call the run's own subject: its new word, or the identifier with its class."""
+        return self.subjects[0].trigger
+
+    @property
+    def new_word(self) -> str | None:
+        """The word it adds to the base, if any."""
+        return self.token if self.learns_words else None
+
+    def plain(self, caption: str) -> str:
+        """The caption with the class word in the place of each subject."""
+        classes = {subject.trigger: subject.class_word for subject in self.subjects}
+        longest = sorted(classes, key=len, reverse=True)  # "zz fox" holds "z fox"
+        return re.sub("|".join(map(re.escape, longest)), lambda found: classes[found[0]], caption)
+
+    @model_validator(mode="after")
+    def _subjects_differ(self) -> Self:
+        for text in self.also:
+            parts = [part.strip() for part in text.rsplit(":", 2)]
+            if len(parts) < 3 or not all(parts):
+                raise ValueError(f"also {text!r} is not DIR:TOKEN:CLASS; write for example my-cat:<my-cat>:cat")
+        tokens = [subject.token.lower() for subject in self.subjects]
+        if twice := [token for token in tokens if tokens.count(token) > 1]:
+            raise ValueError(f"the token {twice[0]!r} is given to two subjects; give each its own")
+        given = [name for name in ("class_images", "class_prompt") if getattr(self, name) is not None]
+        if self.also and given:
+            raise ValueError(f"{given[0]} is of one class; with also leave it out, and each class gets pictures made")
+        if self.cut_mix and not self.also:
+            raise ValueError("cut_mix needs a second subject to stand beside the first; name it with also")
+        return self
+
+
+class LowRankConfig(Frozen):
+    """Shape of low-rank changes (LoRA)."""
+
+    rank: int = Field(default=4, ge=1, le=512)
+    """Rank of each change: 1 to 8 for a thing, 16 to 64 for a style or a face."""
+
+    alpha: float | None = Field(default=None, gt=0)
+    """Changes are scaled by alpha / rank; the rank by default."""
+
+    targets: Literal["attention", "transformer", "all"] = "attention"
+    """Which layers of the UNet: the attention projections, all of the transformers, or the convolutions too. Layers
+    for boxes are never touched."""
+
+    dora: bool = False
+    """Learn the direction and the length of each row apart (DoRA)."""
+
+
+class TokenConfig(Frozen):
+    """A method that learns a word."""
+
+    token: Composed = Field(min_length=1, max_length=100)
+    """The new word, for example `<my-fox>`."""
+
+    init: str = Field(min_length=1)
+    """An existing word of one token near the thing; training starts from it."""
+
+    vectors: int = Field(default=1, ge=1, le=64)
+    """Embedding vectors of the word: more hold more detail and edit less well."""
+
+    @property
+    def trigger(self) -> str:
+        """What prompts say to call it."""
+        return self.token
+
+    @property
+    def new_word(self) -> str | None:
+        """The word it adds to the base."""
+        return self.token
+
+    @property
+    def trains_weights(self) -> bool:
+        """Whether weights of the UNet themselves are trained, which then stay float32."""
+        return False
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether gradients go through the text encoders, which then stay float32."""
+        return True
+
+
+class Destination(Frozen):
+    """What is learned on, and where the result goes."""
+
+    output: Path | None = None
+    """The concept file; outputs/concepts/TOKEN.safetensors by default."""
+
+    overwrite: bool = False
+    """Replace a concept file that is there."""
+
+    base: str = "pocket"
+    """pocket, a diffusers folder, a .safetensors checkpoint, or a hub id."""
+
+    keep_every: int = Field(default=50, ge=1)
+    """Steps between writes of the training state; a large one is written less often."""
+
+    preview: bool = True
+    """Draw a picture of what was learned, with a fixed seed, beside the concept file."""

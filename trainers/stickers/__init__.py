@@ -1,0 +1,1 @@
+"""The sticker world of `pocket`: scenes with exact captions, boxes and masks."""
