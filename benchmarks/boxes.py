@@ -20,7 +20,7 @@ from diffusers import AutoencoderTiny, StableDiffusionGLIGENPipeline, UNet2DCond
 from diffusers.utils import logging
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from pipelines.denoising import generate
+from pipelines.generation import generate
 from pipelines.models.components import Components, load
 from pipelines.models.schedulers import build
 from pipelines.request.request import Box, Grounding, Guidance, Request

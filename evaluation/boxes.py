@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw
 from evaluation.concepts import PAIR_STRENGTH, teach
 from pipelines.concepts.concept import Concept
 from pipelines.conditions.boxes import Boxes
-from pipelines.denoising import generate
 from pipelines.events import OnEvent, ignore
+from pipelines.generation import generate
 from pipelines.measures.judge import Judge
 from pipelines.measures.stickers import crop, detect, name
 from pipelines.models.components import Components

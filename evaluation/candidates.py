@@ -6,8 +6,8 @@ whose likeness is within one standard error of the best (the one-standard-error 
 differences between pictures of the same seed), the one that follows prompts best is proposed, the earliest of equals.
 
 A judge is easily content: it likes real pictures of other things, too. Where the thing can be cut out of its pictures,
-likeness is the drawn one (`pipelines.measures.drawn`), and a step is proposed only if drawing and judge both say that it shows
-the pictures better than the word it started from, and the judge better than other things do.
+likeness is the drawn one (`pipelines.measures.drawn`), and a step is proposed only if drawing and judge both say that
+it shows the pictures better than the word it started from, and the judge better than other things do.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from evaluation.sticker_finder import Finder
 from evaluation.truth import crops_of, other_things
 from pipelines.concepts.card import ConceptCard, Kind
 from pipelines.concepts.concept import Concept
-from pipelines.denoising import generate
 from pipelines.errors import Cancelled, NotNumbers
 from pipelines.events import OnEvent, Preview, StepDone, ignore
+from pipelines.generation import generate
 from pipelines.measures.judge import INPUT, Judge
 from pipelines.models.components import Components
 from pipelines.pictures.sheet import Sheet

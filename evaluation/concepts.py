@@ -1,12 +1,12 @@
 """How well a concept shows its thing, measured against the class word with the same prompts and seeds.
 
-`drawn` is the drawn likeness (`pipelines.measures.drawn`): the true drawing laid over each picture, beside its floor (the
-nearest other sticker) and ceiling (the autoencoder alone). Likeness is the judge's cosine between what was generated
-and real pictures of the thing that training did not see (CLIP-I of arXiv:2208.12242, on the largest thing of each
-picture, so that backgrounds do not count), beside its floor (other real things) and ceiling (other real pictures of the
-thing), and as the share of the way between them. Alignment is the cosine to the prompt in plain words (CLIP-T): with
-the thing's name where it is given, else the class word. Naming is the share of generated things that the judge calls
-by the right name among all names.
+`drawn` is the drawn likeness (`pipelines.measures.drawn`): the true drawing laid over each picture, beside its floor
+(the nearest other sticker) and ceiling (the autoencoder alone). Likeness is the judge's cosine between what was
+generated and real pictures of the thing that training did not see (CLIP-I of arXiv:2208.12242, on the largest thing of
+each picture, so that backgrounds do not count), beside its floor (other real things) and ceiling (other real pictures
+of the thing), and as the share of the way between them. Alignment is the cosine to the prompt in plain words (CLIP-T):
+with the thing's name where it is given, else the class word. Naming is the share of generated things that the judge
+calls by the right name among all names.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from scipy.stats import spearmanr
 
 from evaluation.truth import Truth, composed, crops_of, drawn_between, judged_between, share, truth_of
 from pipelines.concepts.concept import Concept
-from pipelines.denoising import generate
 from pipelines.events import OnEvent, ignore
+from pipelines.generation import generate
 from pipelines.measures.drawn import Likeness
 from pipelines.measures.judge import Judge
 from pipelines.measures.stickers import detect, holds, name, picture_similarity, text_alignment

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from evaluation.sticker_finder import Finder
 from pipelines.concepts.concept import Concept
-from pipelines.denoising import generate
 from pipelines.events import OnEvent, ignore
+from pipelines.generation import generate
 from pipelines.models.components import Components
 from pipelines.pictures.sheet import Sheet
 from pipelines.pictures.tensors import to_pictures, to_tensor

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from pipelines.concepts.concept import Concept
-from pipelines.denoising import generate
 from pipelines.errors import DataError
 from pipelines.events import OnEvent, StepDone, ignore
+from pipelines.generation import generate
 from pipelines.measures.clip import Clip
 from pipelines.models.components import Components
 from pipelines.request.request import ConceptUse, Request

@@ -1,9 +1,10 @@
 """Finds stickers in a picture by their drawings: touching, overlapping and nested ones too.
 
-The detector of `pipelines.measures.stickers` tells things apart by the background between them, which relations like "inside" do
-not leave. Here a picture is explained step by step (matching pursuit, Mallat and Zhang 1993): of all stickers at all
-places and sizes, in front of or behind what was found before, the one that explains most of what is left is taken, as
-long as it explains most of its own pixels. Sticker pictures have few things, so three or four steps do.
+The detector of `pipelines.measures.stickers` tells things apart by the background between them, which relations like
+"inside" do not leave. Here a picture is explained step by step (matching pursuit, Mallat and Zhang 1993): of all
+stickers at all places and sizes, in front of or behind what was found before, the one that explains most of what is
+left is taken, as long as it explains most of its own pixels. Sticker pictures have few things, so three or four steps
+do.
 """
 
 from __future__ import annotations

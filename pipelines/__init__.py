@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from pipelines.concepts.card import ConceptCard as ConceptCard
     from pipelines.concepts.card import read_card as read_card
     from pipelines.concepts.concept import Concept as Concept
-    from pipelines.denoising import Result as Result
-    from pipelines.denoising import generate as generate
+    from pipelines.generation import generate as generate
     from pipelines.measures.judge import Judge as Judge
     from pipelines.models.components import Components as Components
     from pipelines.models.components import load as load
@@ -27,26 +26,27 @@ if TYPE_CHECKING:
     from pipelines.request.request import InContext as InContext
     from pipelines.request.request import Inpaint as Inpaint
     from pipelines.request.request import Request as Request
+    from pipelines.sampling import Result as Result
 
 _WHERE = {
-    "Axis": "comparison",
-    "cells": "comparison",
-    "Components": "components",
-    "load": "components",
-    "Concept": "concept",
-    "ConceptCard": "card",
-    "read_card": "card",
-    "Result": "denoising",
-    "Judge": "judge",
-    "Box": "request",
-    "ConceptUse": "request",
-    "generate": "denoising",
-    "ExamplePair": "request",
-    "Grounding": "request",
-    "Guidance": "request",
-    "InContext": "request",
-    "Inpaint": "request",
-    "Request": "request",
+    "Axis": "request.axes",
+    "cells": "request.axes",
+    "Components": "models.components",
+    "load": "models.components",
+    "Concept": "concepts.concept",
+    "ConceptCard": "concepts.card",
+    "read_card": "concepts.card",
+    "Result": "sampling",
+    "Judge": "measures.judge",
+    "Box": "request.request",
+    "ConceptUse": "request.request",
+    "generate": "generation",
+    "ExamplePair": "request.request",
+    "Grounding": "request.request",
+    "Guidance": "request.request",
+    "InContext": "request.request",
+    "Inpaint": "request.request",
+    "Request": "request.request",
 }
 
 __all__ = [*_WHERE]  # pyright: ignore[reportUnsupportedDunderAll]

@@ -56,5 +56,13 @@ class DataError(StudioError):
     """Training pictures or captions that cannot be used."""
 
 
+class Unknown(StudioError):  # noqa: N818 - what it says
+    """An id that nothing has."""
+
+
+class Conflict(StudioError):  # noqa: N818 - named as HTTP names it
+    """What is asked does not suit the state that something is in."""
+
+
 class Cancelled(StudioError):  # noqa: N818 - stopping on request is not an error
     """The person stopped the work. Not a failure."""

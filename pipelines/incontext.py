@@ -19,10 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipelines.concepts.concept import Concept
-from pipelines.conditions import Condition
+from pipelines.condition import Condition
 from pipelines.conditions.analogist import Analogist
 from pipelines.conditions.grid import Agreement, Canvases
-from pipelines.denoising import Result, generate
 from pipelines.errors import DataError, RequestError
 from pipelines.events import OnEvent, ignore
 from pipelines.measures.judge import Judge
@@ -32,6 +31,7 @@ from pipelines.pictures.files import PICTURE_SUFFIXES, decoded, open_picture
 from pipelines.pictures.grids import Grid
 from pipelines.pictures.tensors import to_pictures, to_tensor
 from pipelines.request.request import ExamplePair, Guidance, InContext, Request
+from pipelines.sampling import Result, sample
 
 ANALOGIST_GUIDANCE = Guidance(scale=15.0, rescale=0.7)
 """The paper's scale, which saturates colours unless it is rescaled."""
@@ -142,7 +142,7 @@ def paint(
     noise = _noise(components, request.seed, cells)
     blank = torch.cat((torch.zeros_like(cells[:, :-1]), cells[:, -1:]), 1)
     unguided = torch.cat([grid.compose(blank) for grid in grids]) if follow and request.guidance.scale != 1 else None
-    result = generate(
+    result = sample(
         components,
         request.model_copy(
             update={

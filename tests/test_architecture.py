@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import get_args
 
@@ -16,7 +18,7 @@ from studio.jobs.specs import unknown_texts
 from tests.waiting import LIMIT
 
 ROOT = Path(__file__).parent.parent
-LAYERS = ("studio", "trainers", "pipelines")
+LAYERS = ("studio", "evaluation", "trainers", "pipelines")
 SOURCES = [path for layer in LAYERS for path in sorted((ROOT / layer).rglob("*.py"))]
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "manager"}
 
@@ -79,7 +81,7 @@ def test_these_import_without_torch_or_ray(module):
 
 
 def test_ray_is_known_to_the_cluster_alone():
-    assert [path.name for path in SOURCES if any(n.split(".")[0] == "ray" for n in imports(path))] == ["cluster.py"]
+    assert [path.name for path in SOURCES if any(n.split(".")[0] == "ray" for n in imports(path))] == ["ray_engine.py"]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -90,6 +92,65 @@ def test_files_and_functions_stay_small(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno - node.lineno < 60, node.name
     assert not FORBIDDEN_NAMES & {path.stem} and not path.stem.startswith("base_")
+
+
+def rooms():
+    """Edges of the import graph, each with an import that makes it.
+
+    A node is a room, a folder without folders of its own; files beside rooms are nodes by themselves.
+    """
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in SOURCES
+    }
+    folders = {".".join(path.relative_to(ROOT).parent.parts) for path in SOURCES}
+    ground = {one for one in folders if any(other.startswith(f"{one}.") for other in folders)}
+
+    def room(module):
+        folder = ".".join(modules[module].relative_to(ROOT).parent.parts)
+        return module if folder in ground else folder
+
+    edges = {}
+    for module, path in modules.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                named = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                named = [f"{node.module}.{alias.name}" for alias in node.names]
+                named = [name if name in modules else node.module for name in named]
+            else:
+                continue
+            for name in named:
+                if name in modules and room(name) != room(module):
+                    edges.setdefault(room(module), {})[room(name)] = f"{module} imports {name}"
+    return edges
+
+
+def circle(edges):
+    """The imports along a circle of a graph, or nothing."""
+    done = set()
+
+    def walk(node, way):
+        if node in way:
+            names = [*way[way.index(node) :], node]
+            return [edges[a][b] for a, b in itertools.pairwise(names)]
+        if node in done:
+            return []
+        found = next(filter(None, (walk(after, [*way, node]) for after in edges.get(node, ()))), [])
+        done.add(node)
+        return found
+
+    return next(filter(None, (walk(node, []) for node in edges)), [])
+
+
+def test_rooms_import_in_no_circle():
+    edges = rooms()
+    assert len(edges) > 60 and not circle(edges)
+    assert circle({"a": {"b": "a imports b"}, "b": {"a": "b imports a"}}) == ["a imports b", "b imports a"]
+
+
+def test_no_room_is_crowded():
+    files = Counter(path.parent.relative_to(ROOT) for path in SOURCES)
+    assert not {str(room): count for room, count in files.items() if count > 16}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))

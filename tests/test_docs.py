@@ -35,7 +35,7 @@ def test_every_command_method_and_error_is_in_the_readme():
         assert app[command] is not None
     assert all(f"`{name}`" in README for name in methods())
     kinds = [n for n, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, errors.StudioError)]
-    assert len(kinds) == 10 and all(f"`{name}`" in README for name in kinds)
+    assert len(kinds) == 12 and all(f"`{name}`" in README for name in kinds)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

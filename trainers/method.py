@@ -1,4 +1,4 @@
-"""What a method is: how something is learned, in one file, enrolled by one line in `trainers.METHODS`.
+"""What a method is: how something is learned, in one file, enrolled by one line in `trainers.methods`.
 
 A method declares what is trainable, gives named loss terms for a batch, and exports what was learned. Loop, data,
 checkpoints, previews, command line, forms and file format are the same for all and not its business.

@@ -14,9 +14,8 @@ from safetensors import SafetensorError
 from pipelines.concepts.card import ConceptCard, read_header
 from pipelines.concepts.headers import FAMILY_NAMES
 from pipelines.errors import ConceptError
+from pipelines.models import POCKET
 from pipelines.models.fingerprint import SAMPLE, WORDS, Weight, identity
-
-POCKET = Path(__file__).parent / "pocket"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from pipelines.conditions import Branch, Step
+from pipelines.condition import Branch, Step
 from pipelines.models.components import Components
 from pipelines.pictures.grids import Grid
 

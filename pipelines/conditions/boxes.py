@@ -17,7 +17,7 @@ import torch
 from diffusers.models.attention import GatedSelfAttentionDense
 from torch import Tensor, nn
 
-from pipelines.conditions import Branch, Step
+from pipelines.condition import Branch, Step
 from pipelines.errors import RequestError
 from pipelines.gligen.pictures import picture_embeddings
 from pipelines.gligen.tokens import SLOTS, grounding_input, has_grounding, phrase_embeddings, read_as

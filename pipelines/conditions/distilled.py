@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from pipelines import guidance as guiding
-from pipelines.conditions import Branch, Step
+from pipelines.condition import Branch, Step
 from pipelines.models.components import Components
 from pipelines.request.request import Guidance
 

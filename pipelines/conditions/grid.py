@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipelines.conditions import CONCAT, Branch, Step
+from pipelines.condition import CONCAT, Branch, Step
 from pipelines.errors import RequestError
 from pipelines.models.components import Components, encode
 from pipelines.pictures.grids import Grid

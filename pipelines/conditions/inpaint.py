@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
-from pipelines.conditions import CONCAT, Branch, Step
+from pipelines.condition import CONCAT, Branch, Step
 from pipelines.errors import RequestError
 from pipelines.events import Note, OnEvent, ignore
 from pipelines.masks.files import require_mask, softened

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pipelines.conditions import Branch, Step
+from pipelines.condition import Branch, Step
 from pipelines.events import OnEvent, Preview
 from pipelines.models.components import Components, decode
 from pipelines.pictures.tensors import to_pictures

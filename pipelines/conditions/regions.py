@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.conditions import Branch, Step
+from pipelines.condition import Branch, Step
 from pipelines.errors import RequestError
 from pipelines.models.components import Components
 from pipelines.models.text import prompt_ids, window_count

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.conditions import Branch, Step
+from pipelines.condition import Branch, Step
 from pipelines.models.components import Components
 from pipelines.models.text import Encoded, encode_prompts
 

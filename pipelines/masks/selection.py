@@ -1,8 +1,8 @@
 """Masks from prompts: a click, a box, strokes of a brush.
 
 Without weights, things are told from the background by its colour at the rim of the picture, and from each other by
-the necks between them; good enough for stickers, drawings and flat pictures. For photographs `pipelines.masks.sam` does it
-with a Segment Anything model.
+the necks between them; good enough for stickers, drawings and flat pictures. For photographs `pipelines.masks.sam` does
+it with a Segment Anything model.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from pipelines.concepts.compatibility import POCKET
 from pipelines.errors import ModelError
+from pipelines.models import POCKET
 from pipelines.models.config_limits import UNREADABLE, require_buildable
 from pipelines.models.fingerprint import weights_identity
 from pipelines.request.request import Defaults

@@ -9,7 +9,7 @@ from fastapi import APIRouter, File, Form, Response, UploadFile, status
 from fastapi.responses import FileResponse
 
 from pipelines.concepts.card import read_card
-from pipelines.errors import ConceptError, DataError
+from pipelines.errors import ConceptError, DataError, Unknown
 from studio.api.forms import (
     ROOT,
     ConceptAnswer,
@@ -25,7 +25,6 @@ from studio.api.forms import (
     work,
 )
 from studio.jobs.jobs import Jobs
-from studio.jobs.store import Unknown
 from studio.library import archives
 from studio.library import concepts as catalogue
 from studio.library.datasets import Dataset, Entry

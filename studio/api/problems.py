@@ -12,10 +12,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from pipelines.errors import NoMemory, NoSpace, StudioError
+from pipelines.errors import Conflict, NoMemory, NoSpace, StudioError, Unknown
 from pipelines.exhaustion import hardship
 from pipelines.request.texts import without_paths
-from studio.jobs.store import Conflict, Unknown
 
 MEDIA = "application/problem+json"
 LONGEST = 300

@@ -13,10 +13,10 @@ from fastapi import APIRouter, Header, Query, Response, status
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from pipelines.errors import RequestError
+from pipelines.errors import RequestError, Unknown
 from studio.api.forms import PLACE, GenerationOrder, RunOrder, ScoreOrder, Work, settings_of, work
 from studio.jobs.jobs import Jobs
-from studio.jobs.store import Job, Kind, State, Unknown
+from studio.jobs.store import Job, Kind, State
 from trainers.method_settings import configs
 
 LOOK = 0.2

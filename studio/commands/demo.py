@@ -11,8 +11,8 @@ from typing import Any
 from evaluation import concepts as scoring
 from evaluation.truth import drawn_between, truth_of
 from pipelines.concepts.concept import Concept
-from pipelines.denoising import generate
 from pipelines.errors import StudioError
+from pipelines.generation import generate
 from pipelines.pictures.sheet import Sheet
 from pipelines.request.request import ConceptUse, Request
 from studio.commands.train import Output
@@ -23,7 +23,7 @@ from trainers.methods import methods
 from trainers.settings import DataConfig, TrainConfig
 from trainers.stickers.drawn import drawn_scene, summed
 
-EXAMPLES = Path(__file__).parent.parent / "examples" / "wolf"
+EXAMPLES = Path(__file__).parents[1] / "examples" / "wolf"
 WORD, THING = "fox", "wolf"
 WAYS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "<wolf-word>": ("Textual Inversion", "textual-inversion", {"init": WORD}),

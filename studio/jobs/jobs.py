@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from filelock import BaseFileLock
 
-from pipelines.errors import StudioError
+from pipelines.errors import Conflict, StudioError
 from pipelines.files import require_room
 from pipelines.locks import locked
 from pipelines.words import file_stem
@@ -28,7 +28,7 @@ from studio.jobs.specs import (
     outputs,
     scores_key,
 )
-from studio.jobs.store import LIVE, Conflict, Event, Job, Kind, Ledger
+from studio.jobs.store import LIVE, Event, Job, Kind, Ledger
 from studio.library import concepts as catalogue
 from studio.library.quota import QUOTA
 from studio.library.uploads import put_aside

@@ -233,7 +233,7 @@ class LocalEngine:
         self.settle()
 
     def _start(self) -> _Hand:
-        root = Path(__file__).parent.parent  # the process works in another folder than this one
+        root = Path(__file__).parents[2]  # the process works in another folder than this one
         path = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
         log = self.places.folder / LOG
         log.touch(mode=0o600)

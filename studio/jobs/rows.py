@@ -19,14 +19,6 @@ ENDED = ("done", "failed", "cancelled")
 LIVE = ("queued", "running", "paused")
 
 
-class Unknown(StudioError):  # noqa: N818 - what it says
-    """An id that nothing has."""
-
-
-class Conflict(StudioError):  # noqa: N818 - named as HTTP names it
-    """What is asked does not suit the state that something is in."""
-
-
 class Damaged(StudioError):  # noqa: N818 - what it says
     """A row of the record that cannot be read."""
 

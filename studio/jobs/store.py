@@ -18,11 +18,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipelines.errors import Conflict, Unknown
 from pipelines.exhaustion import hardship
 from studio.jobs.database import connect, prepare
 from studio.jobs.rows import ENDED as ENDED
 from studio.jobs.rows import LIVE as LIVE
-from studio.jobs.rows import Conflict, Event, Job, Kind, State, Unknown, job_of, jobs_of, told_by
+from studio.jobs.rows import Event, Job, Kind, State, job_of, jobs_of, told_by
 
 ATTEMPTS = 4
 """How often a job is begun whose process vanishes without a word."""

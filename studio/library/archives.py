@@ -1,6 +1,7 @@
 """Uploads of pictures to learn from. Needs no torch.
 
-Archives are read by the same rules as folders (`trainers.data.folders`); a picture that cannot be read is left out and told.
+Archives are read by the same rules as folders (`trainers.data.folders`); a picture that cannot be read is left out and
+told.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Training pictures that people send: folders with an id, in the layout that `trainers.data.folders` knows. Needs no torch.
+"""Training pictures that people send: folders with an id, as `trainers.data.folders` knows them. Needs no torch.
 
 A picture is `0001.png`, its caption `0001.txt` (several are lines of `0001.captions`), its mask `0001.mask.png`; names
 of two things are in `pairs.json`, and how often it comes in `repeats.json`.
@@ -21,11 +21,10 @@ from typing import Any
 
 from PIL import Image
 
-from pipelines.errors import DataError
+from pipelines.errors import DataError, Unknown
 from pipelines.files import require_room, whole_file
 from pipelines.pictures.files import grey
 from pipelines.request.texts import readable
-from studio.jobs.store import Unknown
 from studio.library.quota import Quota
 from studio.library.uploads import CAPTION, PICTURES, at_a_time, cleaned, write_png
 from trainers.data.caption_files import SEVERAL, tidied

@@ -10,13 +10,13 @@ from pathlib import Path
 from transformers import CLIPTokenizer
 
 from pipelines.concepts.card import ConceptCard, Kind
-from pipelines.concepts.compatibility import POCKET
 from pipelines.concepts.concept import Concept
 from pipelines.concepts.formats import peft_folders as adapter_folders
 from pipelines.concepts.formats.whole_weights import differences, needs_base, tensors_of
 from pipelines.concepts.token_embeddings import require_new
 from pipelines.concepts.writers import Dialect, export_as
 from pipelines.errors import ConceptError
+from pipelines.models import POCKET
 from pipelines.models.components import load
 from pipelines.models.single_files import clip_vocabulary
 from pipelines.words import check_word, composed, file_stem

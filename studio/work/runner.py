@@ -18,7 +18,7 @@ import torch
 
 from evaluation import concepts as scoring
 from evaluation.truth import truth_from, truth_of
-from pipelines import denoising
+from pipelines import generation
 from pipelines.concepts.concept import Concept
 from pipelines.concepts.model_export import export_model
 from pipelines.concepts.networks import networks
@@ -113,7 +113,7 @@ def generate(
     require_room(output, 1 << 20)
     components = components or open_base(base, machine)
     fingerprint = components.fingerprint()
-    result = denoising.generate(
+    result = generation.generate(
         components,
         request,
         conditions=(Watch(on_event),) if on_event is not None and watch else (),
@@ -380,7 +380,7 @@ def doctor(machine: Machine) -> Iterator[str]:
     start = time.monotonic()
     try:
         components = open_base("pocket", machine)
-        denoising.generate(components, Request(prompt="a fox", steps=1))
+        generation.generate(components, Request(prompt="a fox", steps=1))
         yield f"pocket loads and generates ({components.fingerprint()}, {time.monotonic() - start:.1f} s)"
     except ModelError as error:
         yield f"pocket does not load: {error}"

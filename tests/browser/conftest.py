@@ -9,7 +9,7 @@ from urllib.parse import urlparse
 
 import pytest
 
-from pipelines.concepts.compatibility import POCKET
+from pipelines.models import POCKET
 from tests.browser.waiting import SLOW, questions
 from tests.waiting import joined, until
 

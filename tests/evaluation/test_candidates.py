@@ -31,7 +31,7 @@ def row(step, fit, edit=None, kept=None):
     return Row(step, figures, fit, None if edit is None else torch.tensor(edit))
 
 
-EXAMPLE = ROOT / "examples" / "concepts" / "wolf.safetensors"
+EXAMPLE = ROOT / "studio" / "examples" / "concepts" / "wolf.safetensors"
 START = row(0, [0.0, 0.1, 0.0, 0.1], [0.5] * 4)
 
 

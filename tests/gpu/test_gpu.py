@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pipelines.concepts.concept import Concept
-from pipelines.denoising import generate
 from pipelines.errors import Cancelled
 from pipelines.events import Note, Preview, StepDone
+from pipelines.generation import generate
 from pipelines.models.components import load
 from pipelines.request.request import ConceptUse, Request
 from tests import tiny
@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 DEVICE = "cuda"
-WOLF = Path(__file__).parent.parent.parent / "examples" / "wolf"
+WOLF = Path(__file__).parent.parent.parent / "studio" / "examples" / "wolf"
 REQUEST = Request(prompt="a fox", steps=4, width=16, height=16, scheduler="ddim")
 
 

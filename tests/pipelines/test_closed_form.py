@@ -9,8 +9,8 @@ import torch
 
 from pipelines import Concept, ConceptCard
 from pipelines.concepts.token_embeddings import single_rows
-from pipelines.denoising import generate
 from pipelines.errors import Cancelled, ConceptError, RequestError
+from pipelines.generation import generate
 from pipelines.models.components import decode
 from pipelines.models.schedulers import KINDS
 from pipelines.pictures.tensors import to_pictures

@@ -5,10 +5,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from pipelines.conditions import Branch, merge, stack
+from pipelines.condition import Branch, merge, stack
 from pipelines.conditions.text import Text
-from pipelines.denoising import generate
 from pipelines.errors import Cancelled, RequestError
+from pipelines.generation import generate
 from pipelines.request.request import Guidance, Request
 from tests import tiny
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipelines import guidance as guiding
-from pipelines.conditions import Branch, Step
+from pipelines.condition import Branch, Step
 from pipelines.request.request import Guidance
 
 C, U = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.randn(2, 4, 8, 8)

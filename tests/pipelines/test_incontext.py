@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from pipelines import incontext
-from pipelines.conditions import CONCAT, Branch, Step
+from pipelines.condition import CONCAT, Branch, Step
 from pipelines.conditions.grid import Agreement, Canvases, laid
-from pipelines.denoising import generate
 from pipelines.errors import DataError, ModelError, RequestError
+from pipelines.generation import generate
 from pipelines.models.schedulers import build
 from pipelines.pictures.grids import Grid
 from pipelines.pictures.metadata import Made, read_made, save_png

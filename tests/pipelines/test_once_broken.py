@@ -18,7 +18,7 @@ from pipelines import Concept, ConceptCard, Guidance, Request, load
 from pipelines import guidance as guiding
 from pipelines.concepts.card import read_card
 from pipelines.concepts.token_embeddings import check_token, single_rows
-from pipelines.conditions import Step
+from pipelines.condition import Step
 from pipelines.errors import ConceptError, ConfigError, DataError, ModelError, RequestError
 from pipelines.files import whole_file
 from pipelines.measures.judge import Judge

@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 
 from evaluation import concepts as scoring
 from evaluation.truth import truth_of
-from pipelines.denoising import generate
+from pipelines.generation import generate
 from pipelines.measures.judge import Judge
 from pipelines.measures.stickers import detect, name, nearest_colour
 from pipelines.models.components import POCKET, load

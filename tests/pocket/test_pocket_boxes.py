@@ -6,7 +6,7 @@ import torch
 
 from evaluation import boxes as scoring
 from evaluation.boxes import drawn, figures, layouts, look
-from pipelines.denoising import generate
+from pipelines.generation import generate
 from pipelines.gligen.tokens import gated_parameters
 from pipelines.measures.judge import Judge
 from pipelines.models.components import POCKET, load

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipelines.conditions.preview import Watch
-from pipelines.denoising import generate
+from pipelines.generation import generate
 from pipelines.models.components import load
 from pipelines.models.schedulers import KINDS
 from pipelines.pictures.tensors import to_tensor

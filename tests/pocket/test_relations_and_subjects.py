@@ -49,7 +49,7 @@ def test_a_subject_looks_like_its_pictures_and_its_class_stays(base, judge, subj
 
 
 def test_half_the_strength_is_between_nothing_and_all(base, judge, subject):
-    from pipelines.denoising import generate
+    from pipelines.generation import generate
     from pipelines.request.request import ConceptUse, Request
 
     request = Request(prompt=f"a {subject.token}", seed=3)

@@ -11,7 +11,7 @@ import pytest
 
 from studio.jobs.jobs import Jobs
 
-WOLF = sorted((Path(__file__).parents[2] / "examples" / "wolf").glob("*.png"))
+WOLF = sorted((Path(__file__).parents[2] / "studio" / "examples" / "wolf").glob("*.png"))
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from pipelines.concepts.concept import Concept
-from pipelines.denoising import generate
 from pipelines.errors import Cancelled, ConfigError
 from pipelines.events import Note, Preview, StepDone
+from pipelines.generation import generate
 from pipelines.request.request import ConceptUse, Request
 from tests import tiny
 from trainers.data.batches import LatentSet

@@ -19,13 +19,13 @@ from pipelines.gligen.tokens import gated_parameters, phrase_embeddings
 from pipelines.models.components import Components
 from pipelines.request.request import Box
 from trainers.base_models.gligen import BoxedPictures, GroundingRun, train_grounding, with_gates
+from trainers.base_models.gligen_scenes import composed, pool
 from trainers.data.batches import digest
 from trainers.data.folders import Example, read_folder
 from trainers.data.latents import Encoder, fitted
 from trainers.data.training_boxes import COCO, TrainingBoxes, yolo_tree
 from trainers.losses import Conditioning
 from trainers.method_settings import GroundingConfig, GroundingDestination
-from trainers.pretrain.grounding import composed, pool
 
 POOL = 61  # seed of composed pictures
 

@@ -19,7 +19,7 @@ from trainers.distributed import WHOLE, Part
 
 __all__ = ["Batch", "Example", "LatentSet", "digest", "read_examples", "templates", "usable"]
 
-WORDS = Path(__file__).parent / "words"
+WORDS = Path(__file__).parents[1] / "words"
 
 
 def digest(examples: Sequence[Example]) -> str:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.denoising import generate
 from pipelines.errors import Cancelled, DataError
 from pipelines.events import OnEvent, StepDone, ignore
 from pipelines.files import whole_file
+from pipelines.generation import generate
 from pipelines.models.components import Components
 from pipelines.pictures.files import open_picture
 from pipelines.request.request import Request

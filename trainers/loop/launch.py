@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from pipelines.concepts.concept import Concept
-from pipelines.denoising import generate
 from pipelines.errors import ConfigError, NoSpace, StudioError
 from pipelines.events import Note, OnEvent
 from pipelines.files import require_room, whole_file
+from pipelines.generation import generate
 from pipelines.models.components import Components
 from pipelines.request.request import ConceptUse, Request
 from pipelines.words import file_stem

@@ -7,9 +7,9 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from pipelines.concepts.concept import Concept
-from pipelines.denoising import generate
 from pipelines.errors import NotNumbers
 from pipelines.events import Note, OnEvent, Preview
+from pipelines.generation import generate
 from pipelines.request.request import Request
 from trainers.data.batches import Example, usable
 from trainers.loop.candidates import candidate_steps

@@ -10,65 +10,20 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from pipelines.errors import ModelError
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
-from pipelines.gligen.tokens import UNNAMED, load_adapter, phrase_embeddings
-from pipelines.models.components import Components, encode, load
+from pipelines.gligen.tokens import load_adapter
+from pipelines.models.components import load
 from pipelines.models.fingerprint import is_gated
-from trainers.base_models.gligen import BoxedPictures, GroundingRun, gains, train_grounding
-from trainers.losses import prompt_ids
+from trainers.base_models.gligen import GroundingRun, gains, train_grounding
+from trainers.base_models.gligen_scenes import composed, pool
 from trainers.method_settings import GroundingConfig
 from trainers.pretrain.card import TRAINING, device_name, note_training
-from trainers.stickers.free_scenes import free_scenes
-from trainers.stickers.world import NAMES, Scene, Stickers, article, scenes
 
 ADAPTER = "grounding.safetensors"
 POOL, HELD_OUT_POOL = 51, 52  # seeds of what is trained on, and of what losses are reported on
-
-
-@torch.no_grad()
-def composed(components: Components, listed: list[Scene], at_once: int = 512) -> BoxedPictures:
-    """Scenes of trained names as pictures with boxes: composed, encoded, their captions read, on the base's device.
-
-    A thing is told by its name, or by its name with an article; its box is what is seen of it.
-    """
-    device = components.device
-    size = int(components.unet.config["sample_size"]) * components.factor
-    stickers = Stickers(size, device, names=NAMES)
-    latents: list[Tensor] = []
-    boxes: list[Tensor] = []
-    contexts: list[Tensor] = []
-    for start in range(0, len(listed), at_once):
-        part = listed[start : start + at_once]
-        rendered = stickers.render(part)
-        latents.append(encode(components, rendered.images).mean.half())
-        boxes.append(rendered.boxes)
-        ids = prompt_ids(components, 0, [item.caption for item in part])
-        contexts.append(components.text_encoders[0](ids).last_hidden_state.half())
-    context, box = torch.cat(contexts), torch.cat(boxes)
-    numbers = {name: index for index, name in enumerate(NAMES)}
-    things = torch.tensor([[*(numbers[one.name] for one in item.stickers), 0, 0][:3] for item in listed])
-    empty = components.text_encoders[0](prompt_ids(components, 0, [""])).last_hidden_state
-    return BoxedPictures(
-        latents=torch.cat(latents),
-        contexts=lambda which: context[which].float(),
-        empty=empty,
-        phrases=torch.stack(
-            [phrase_embeddings(components, NAMES), phrase_embeddings(components, [article(name) for name in NAMES])]
-        ),
-        unnamed=phrase_embeddings(components, [UNNAMED["pocket"]])[0],
-        things=things.to(device),
-        boxes=box.float(),
-        present=(box[..., 2] > box[..., 0]) & (box[..., 3] > box[..., 1]),
-    )
-
-
-def pool(count: int, seed: int) -> list[Scene]:
-    """Scenes to learn places from: a third of all kinds, the rest thrown freely."""
-    return [*scenes(count // 3, seed), *free_scenes(count - count // 3, seed + 1_000)]
 
 
 def grounding_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:

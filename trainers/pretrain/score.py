@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from pipelines.denoising import generate
+from pipelines.generation import generate
 from pipelines.measures.drawn import likeness
 from pipelines.measures.judge import Judge
 from pipelines.measures.stickers import detect, holds, name, nearest_colour

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from diffusers import AutoencoderTiny
 
-from pipelines.denoising import generate
 from pipelines.errors import ModelError
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
+from pipelines.generation import generate
 from pipelines.measures.judge import Judge
 from pipelines.models.components import Components, load
 from pipelines.models.inpainting_unet import FOLDER

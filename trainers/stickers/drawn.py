@@ -1,7 +1,7 @@
 """Drawn likeness in the sticker world: the true sprites by name, and the floor and ceiling of a figure.
 
-`pipelines.measures.drawn` measures one picture. Here are the drawings it should show, what the nearest other drawing would score
-(floor), and what the autoencoder alone leaves of a real picture (ceiling).
+`pipelines.measures.drawn` measures one picture. Here are the drawings it should show, what the nearest other drawing
+would score (floor), and what the autoencoder alone leaves of a real picture (ceiling).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Scenes whose things stand anywhere, at any size: what places are learned from, and what boxes are scored on.
 
-The kinds of `trainers.stickers.world` tell relations, and so know few places: a thing alone is large, two are in a row. Here
-one to three things are thrown freely; what is told of them is only that they are there.
+The kinds of `trainers.stickers.world` tell relations, and so know few places: a thing alone is large, two are in a row.
+Here one to three things are thrown freely; what is told of them is only that they are there.
 """
 
 from __future__ import annotations

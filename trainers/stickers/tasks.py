@@ -302,7 +302,7 @@ TRAINED_TASKS = tuple(name for name in TASKS if name not in HELD_OUT_TASKS)
 
 
 def pairs(task: Task, material: Material, generator: torch.Generator) -> Tensor:
-    """Cells (grids, pairs, 2, 3, S, S) of a task, before and after, as `pipelines.pictures.grids.Grid.compose` takes them."""
+    """Cells (grids, pairs, 2, 3, S, S) of a task, before and after, for `pipelines.pictures.grids.Grid.compose`."""
     return torch.stack(task.make(material, generator), 2)
 
 

@@ -2,8 +2,8 @@
 
 `pocket` is trained on pictures that this module composes, and everything that scores it asks this module for the
 truth. A `Scene` is the plain description (what, where, how large, on which colour); `Stickers.render` turns many
-scenes into pictures at once on any device. Sprites are drawn once from the vector art in `trainers/stickers/art` and kept at
-every size a scene may ask for, so that composing is one gather, without resampling.
+scenes into pictures at once on any device. Sprites are drawn once from the vector art in `trainers/stickers/art` and
+kept at every size a scene may ask for, so that composing is one gather, without resampling.
 
 The words of this world are all here: `NAMES` and `RELATIONS` are what the generator is trained on, `HELD_OUT` and
 `HELD_OUT_RELATIONS` are what it never sees, so that demos and tests can teach it something new.

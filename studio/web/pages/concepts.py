@@ -35,7 +35,7 @@ async def concept_command(*words: str) -> str:
     Raises:
         ConceptError: with the sentence it ended with, or if it does not end.
     """
-    root = str(Path(__file__).parents[2])
+    root = str(Path(__file__).parents[3])
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",

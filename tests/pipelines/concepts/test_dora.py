@@ -8,7 +8,7 @@ import torch
 from pipelines.concepts.card import ConceptCard
 from pipelines.concepts.concept import Concept
 from pipelines.concepts.weight_deltas import Difference, LowRank, applied
-from pipelines.denoising import generate
+from pipelines.generation import generate
 from pipelines.request.request import ConceptUse, Guidance, Request
 from tests import tiny
 

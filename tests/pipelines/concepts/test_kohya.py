@@ -19,8 +19,8 @@ from pipelines.concepts.formats.kohya import named, to_kohya
 from pipelines.concepts.lora_keys import kohya, parsed
 from pipelines.concepts.weight_deltas import Difference, LowRank
 from pipelines.concepts.writers import export_as
-from pipelines.denoising import generate
 from pipelines.errors import ConceptError
+from pipelines.generation import generate
 from pipelines.request.request import ConceptUse, Guidance, Request
 from studio.library import concepts as catalogue
 from tests import tiny

@@ -12,8 +12,8 @@ from pipelines.concepts.formats.delta_tensors import lora_metadata, read_stored,
 from pipelines.concepts.model_export import export_model
 from pipelines.concepts.token_embeddings import single_rows
 from pipelines.concepts.weight_deltas import Difference, LowRank, applied, check_fits
-from pipelines.denoising import generate
 from pipelines.errors import ConceptError, ConfigError
+from pipelines.generation import generate
 from pipelines.models.components import load
 from pipelines.request.request import ConceptUse, Guidance, Request
 from tests import tiny

@@ -16,8 +16,8 @@ from pipelines.concepts.formats.delta_tensors import stored
 from pipelines.concepts.lora_keys import from_sgm, parsed, to_sgm
 from pipelines.concepts.weight_deltas import Difference, LowRank
 from pipelines.concepts.writers import export_as
-from pipelines.denoising import generate
 from pipelines.errors import ConceptError
+from pipelines.generation import generate
 from pipelines.models.components import from_pipeline
 from pipelines.request.request import ConceptUse, Guidance, Request
 from tests import tiny

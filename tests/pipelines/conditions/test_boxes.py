@@ -11,8 +11,8 @@ from pipelines.concepts.card import ConceptCard
 from pipelines.concepts.concept import Concept
 from pipelines.conditions.boxes import Boxes
 from pipelines.conditions.inpaint import Inpaint
-from pipelines.denoising import generate
 from pipelines.errors import RequestError
+from pipelines.generation import generate
 from pipelines.models.components import from_pipeline, load
 from pipelines.request.request import Box, ConceptUse, Grounding, Guidance, Request
 from tests import tiny

@@ -10,8 +10,8 @@ from diffusers import LCMScheduler
 from PIL import Image
 
 from pipelines.conditions.inpaint import Inpaint
-from pipelines.denoising import generate
 from pipelines.events import Note
+from pipelines.generation import generate
 from pipelines.guidance import embedded
 from pipelines.models.components import from_pipeline
 from pipelines.request.request import Guidance, Request

@@ -11,9 +11,9 @@ from pipelines import Concept, ConceptCard
 from pipelines.concepts.token_embeddings import single_rows
 from pipelines.concepts.weight_deltas import Difference, LowRank, applied, check_fits
 from pipelines.conditions.inpaint import Inpaint
-from pipelines.denoising import generate
 from pipelines.errors import DataError, ModelError, RequestError
 from pipelines.events import Note
+from pipelines.generation import generate
 from pipelines.models.components import encode, load
 from pipelines.pictures.tensors import to_tensor
 from pipelines.request.request import ConceptUse, Guidance, Request

@@ -16,7 +16,7 @@ from diffusers import (
 from PIL import Image
 
 from pipelines.conditions.inpaint import Inpaint
-from pipelines.denoising import generate
+from pipelines.generation import generate
 from pipelines.models.components import from_pipeline
 from pipelines.request.request import Guidance, Request
 from tests import tiny

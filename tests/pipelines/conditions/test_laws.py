@@ -9,29 +9,36 @@ import torch
 from diffusers import DDIMScheduler
 from PIL import Image
 
-from pipelines import conditions
-from pipelines.conditions import CONCAT, Branch, Canvas, Step
+import pipelines.conditions
+from pipelines.condition import CONCAT, Branch, Canvas, Step, merge, stack
+from pipelines.conditions.analogist import Analogist
 from pipelines.conditions.boxes import Boxes
 from pipelines.conditions.distilled import DistilledGuidance
+from pipelines.conditions.grid import Canvases
 from pipelines.conditions.inpaint import Inpaint
 from pipelines.conditions.preview import Watch
 from pipelines.conditions.regions import Regions
 from pipelines.conditions.text import Text
 from pipelines.models.components import from_pipeline
+from pipelines.pictures.grids import Grid
 from pipelines.request.request import Box, Guidance
 from tests import tiny
 
+CANVAS, CELL = torch.zeros(1, 3, 16, 16), torch.ones(1, 1, 16, 16)
 CONDITIONS = {
     "text": lambda: Text("a fox", "a dog", (16, 16)),
     "inpaint": lambda: Inpaint(Image.new("RGB", (16, 16), "red"), Image.new("L", (16, 16), 255), strength=0.5),
     "boxes": lambda: Boxes([[Box(phrase="a fox", box=(0.1, 0.2, 0.5, 0.6))]], 1.0),
     "distilled": lambda: DistilledGuidance(Guidance(scale=8.0)),
-    "watch": lambda: Watch(lambda event: None),
+    "preview": lambda: Watch(lambda event: None),
+    "grid": lambda count=1: Canvases(CANVAS.expand(count, -1, -1, -1), CELL.expand(count, -1, -1, -1)),
+    "analogist": lambda: Analogist(Grid()),
     "regions": lambda: Regions([Box(phrase="a fox", box=(0.1, 0.2, 0.5, 0.6))], "a fox", "a dog", (16, 16)),
 }
 LCM = {"lcm": lambda: tiny.frozen(from_pipeline(tiny.lcm_pipeline(), "tiny-lcm"))}
 ANY = {"sd": tiny.sd, "sdxl": tiny.sdxl, "inpainting": tiny.sd_inpaint}
-BASES = {"text": ANY, "inpaint": ANY, "boxes": {"gated": tiny.gated}, "regions": ANY, "watch": ANY,
+BASES = {"text": ANY, "inpaint": ANY, "boxes": {"gated": tiny.gated}, "regions": ANY, "preview": ANY,
+         "grid": {"inpainting": tiny.sd_inpaint}, "analogist": ANY,
          "distilled": LCM | ANY}  # fmt: skip
 """For each condition, the bases it is for."""
 SAMPLE = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -67,13 +74,14 @@ def running(condition, base, count=1):
 def test_every_file_of_conditions_is_listed_here():
     from pathlib import Path
 
-    folder = Path(conditions.__file__).parent
+    folder = Path(pipelines.conditions.__file__).parent
     assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == set(CONDITIONS) == set(BASES)
 
 
-def test_the_null_form_has_the_same_keys_and_shapes(condition, base):
+def test_the_null_form_has_the_same_keys_and_shapes(case, base):
+    condition = CONDITIONS[case[0]](*([2] if case[0] == "grid" else []))  # it holds the canvas of each picture
     with running(condition, base, 2):
-        stacked = conditions.stack([condition.unet_kwargs(branch, STEP) for branch in Branch])
+        stacked = stack([condition.unet_kwargs(branch, STEP) for branch in Branch])
     rows = {tensor.shape[0] for tensor in leaves(stacked)}
     assert rows == ({4} if stacked else set())
 
@@ -95,7 +103,8 @@ def test_no_residue_is_left_also_after_an_error(condition, base):
 
 def test_arguments_fit_the_unet_and_the_branches_of_a_prompt_differ(condition, base):
     """A condition alone where it is the text; else beside it, and beside a picture where the UNet reads one."""
-    others = [CONDITIONS[name]() for name in ("text", "inpaint") if not isinstance(condition, type(CONDITIONS[name]()))]
+    named = ("text",) if isinstance(condition, Canvas) else ("text", "inpaint")
+    others = [CONDITIONS[name]() for name in named if not isinstance(condition, type(CONDITIONS[name]()))]
     together = [condition, *others]
     with ExitStack() as stack, torch.no_grad():
         for one in together:
@@ -103,7 +112,7 @@ def test_arguments_fit_the_unet_and_the_branches_of_a_prompt_differ(condition, b
         sample = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
         guesses = []
         for branch in Branch:
-            given = conditions.merge([one.unet_kwargs(branch, STEP) for one in together])
+            given = merge([one.unet_kwargs(branch, STEP) for one in together])
             joined = torch.cat([sample, given.pop(CONCAT, sample[:, :0])], dim=1)
             guesses.append(base.unet(joined, STEP.timestep, **given).sample)
     assert guesses[0].shape == sample.shape

@@ -7,11 +7,11 @@ import torch
 
 from pipelines.concepts.card import ConceptCard
 from pipelines.concepts.concept import Concept
-from pipelines.conditions import Branch, Step
+from pipelines.condition import Branch, Step
 from pipelines.conditions.regions import Regions, on_grid
 from pipelines.conditions.text import Text
-from pipelines.denoising import generate
 from pipelines.errors import RequestError
+from pipelines.generation import generate
 from pipelines.models.components import set_attention
 from pipelines.request.request import Box, ConceptUse, Grounding, Guidance, Request
 from tests import tiny

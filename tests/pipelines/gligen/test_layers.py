@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from pipelines.concepts.card import ConceptCard
 from pipelines.concepts.concept import Concept
 from pipelines.concepts.weight_deltas import Difference
-from pipelines.denoising import generate
 from pipelines.errors import ModelError, RequestError
+from pipelines.generation import generate
 from pipelines.gligen.layers import with_adapter
 from pipelines.gligen.tokens import gated_parameters, has_grounding, save_adapter
 from pipelines.models.components import Components, from_pipeline, load

@@ -9,8 +9,8 @@ from diffusers.pipelines.stable_diffusion.clip_image_project_model import CLIPIm
 from PIL import Image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from pipelines.denoising import generate
 from pipelines.errors import RequestError
+from pipelines.generation import generate
 from pipelines.models.components import Components, from_pipeline, load
 from pipelines.models.schedulers import build
 from pipelines.request.request import Box, Grounding, Guidance, Request

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipelines.denoising import generate
 from pipelines.errors import ModelError
+from pipelines.generation import generate
 from pipelines.models.components import decode, encode, load, set_attention
 from pipelines.request.request import Request
 from tests import tiny

@@ -12,8 +12,8 @@ import torch
 from diffusers import AutoencoderTiny
 from transformers.utils import logging as transformers_logging
 
-from pipelines.denoising import generate
 from pipelines.errors import ModelError
+from pipelines.generation import generate
 from pipelines.models.components import Posterior, decode, encode, from_pipeline, load
 from pipelines.request.request import Request
 from tests import tiny

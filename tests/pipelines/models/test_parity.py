@@ -12,7 +12,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from pipelines.denoising import generate
+from pipelines.generation import generate
 from pipelines.models.components import from_pipeline
 from pipelines.request.request import Guidance, Request
 from tests import tiny

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from pipelines.concepts.lora_keys import to_sgm
-from pipelines.denoising import generate
 from pipelines.errors import ModelError
+from pipelines.generation import generate
 from pipelines.models import single_files
 from pipelines.models.components import load
 from pipelines.models.single_files import FIRST, READER, family_of, written

@@ -17,8 +17,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from pipelines import Concept, ConceptCard
 from pipelines.concepts.token_embeddings import single_rows
-from pipelines.denoising import generate
 from pipelines.errors import RequestError
+from pipelines.generation import generate
 from pipelines.pictures.metadata import ATTENTIONS, DTYPES, KEY, LIMIT, Made, parameters, read_made, save_png
 from pipelines.request.request import ConceptUse, Defaults, Guidance, Inpaint, Request
 from pipelines.request.samplers import SAMPLERS

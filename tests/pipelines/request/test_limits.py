@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines import guidance as guiding
-from pipelines.conditions import Branch, Step, merge, stack
-from pipelines.denoising import generate
+from pipelines.condition import Branch, Step, merge, stack
 from pipelines.errors import ConfigError, RequestError
 from pipelines.files import require_room, whole_file
+from pipelines.generation import generate
 from pipelines.models.schedulers import KINDS, build
 from pipelines.request.request import Guidance, Request
 from tests import tiny

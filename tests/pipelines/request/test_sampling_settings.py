@@ -14,8 +14,8 @@ from diffusers import (
 
 from pipelines.concepts.card import ConceptCard
 from pipelines.concepts.concept import Concept
-from pipelines.denoising import generate
 from pipelines.errors import RequestError
+from pipelines.generation import generate
 from pipelines.models.components import from_pipeline
 from pipelines.models.text import _chunks, parse_weights
 from pipelines.pictures.metadata import Made, parameters

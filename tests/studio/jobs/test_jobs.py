@@ -8,9 +8,9 @@ import psutil
 import pytest
 
 from pipelines.concepts.card import read_card
-from pipelines.errors import ConceptError, ConfigError, RequestError
+from pipelines.errors import ConceptError, ConfigError, Conflict, RequestError, Unknown
 from pipelines.pictures.metadata import read_made
-from studio.jobs.store import Conflict, Ledger, Unknown
+from studio.jobs.store import Ledger
 from tests.waiting import joined
 
 

@@ -12,8 +12,9 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from pipelines.concepts.card import ConceptCard
-from pipelines.concepts.compatibility import POCKET, BaseFiles, base_files
+from pipelines.concepts.compatibility import BaseFiles, base_files
 from pipelines.concepts.concept import Concept
+from pipelines.models import POCKET
 from pipelines.models.components import load
 from studio.jobs.jobs import Jobs
 from studio.web.app import build

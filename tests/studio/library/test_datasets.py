@@ -13,9 +13,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pipelines.errors import DataError
+from pipelines.errors import DataError, Unknown
 from studio.jobs.jobs import Jobs
-from studio.jobs.store import Unknown
 from studio.library import archives, uploads
 from studio.library.datasets import Datasets, Pictures
 from trainers.data.folders import read_folder

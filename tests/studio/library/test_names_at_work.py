@@ -11,11 +11,10 @@ from starlette.testclient import TestClient
 
 from pipelines.concepts.card import ConceptCard
 from pipelines.concepts.concept import Concept
-from pipelines.errors import ConceptError
+from pipelines.errors import ConceptError, Conflict
 from studio.api.app import guarded, rest
 from studio.api.guard import Door
 from studio.jobs.jobs import Jobs
-from studio.jobs.store import Conflict
 from studio.jobs.worker import Worker
 from studio.library import concepts as catalogue
 from studio.settings import Machine

@@ -11,14 +11,13 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from pipelines.concepts.card import read_card
-from pipelines.errors import ConceptError, ConfigError
+from pipelines.errors import ConceptError, ConfigError, Conflict, Unknown
 from pipelines.events import StepDone
 from pipelines.models.components import load
 from studio.api.app import guarded, rest
 from studio.api.guard import Door
 from studio.cli import main
 from studio.commands.choose import choose
-from studio.jobs.store import Conflict, Unknown
 from studio.library import concepts as catalogue
 from studio.web.components import base_choice
 from studio.web.pages.measure import MeasurePage

@@ -78,8 +78,8 @@ def test_shapes_of_stable_diffusion_are_those_people_know():
 
 
 def test_the_multiple_is_what_generation_asks_for(base):
-    from pipelines.denoising import generate
     from pipelines.errors import RequestError
+    from pipelines.generation import generate
     from pipelines.request.request import Request
 
     step = multiple(base)

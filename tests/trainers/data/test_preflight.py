@@ -15,7 +15,7 @@ from trainers.data.folders import Reading, read_folder
 from trainers.data.preflight import PER_TRAINED, difference_hash, duplicates, examine
 from trainers.settings import DataConfig, TrainConfig
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def base():
 
 @pytest.fixture(scope="module")
 def wolves():
-    return read_examples(ROOT / "examples" / "wolf")
+    return read_examples(ROOT / "studio" / "examples" / "wolf")
 
 
 def look(examples, token="<x>", *, pace=None, data=None, **more):

@@ -21,7 +21,7 @@ from trainers.loop import checkpoints
 from trainers.loop.checkpoints import KEPT, LATEST, LOG, MANIFEST, STATE, Checkpoint, read, states, whole
 from trainers.loop.loop import Pace, optimise
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 
 
 def keeping(path, every=2):

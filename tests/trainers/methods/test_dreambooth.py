@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from pipelines.concepts.concept import Concept
 from pipelines.concepts.weight_deltas import Difference, LowRank
-from pipelines.denoising import generate
 from pipelines.errors import ConfigError
+from pipelines.generation import generate
 from pipelines.models.components import from_pipeline
 from pipelines.request.request import ConceptUse, Guidance, Request
 from tests import tiny

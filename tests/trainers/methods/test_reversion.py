@@ -9,9 +9,9 @@ import torch
 from torch.nn import functional as F
 
 from pipelines.concepts.concept import Concept
-from pipelines.denoising import generate
 from pipelines.errors import ConceptError, ConfigError, DataError
 from pipelines.events import Note, StepDone
+from pipelines.generation import generate
 from pipelines.request.request import ConceptUse, Request
 from tests import tiny
 from trainers.data.batches import Batch, Example

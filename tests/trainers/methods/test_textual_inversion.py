@@ -9,8 +9,8 @@ import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from torch.nn import functional as F
 
-from pipelines.denoising import generate
 from pipelines.events import StepDone
+from pipelines.generation import generate
 from pipelines.models.components import from_pipeline
 from pipelines.pictures.tensors import to_tensor
 from pipelines.request.request import ConceptUse, Guidance, Request

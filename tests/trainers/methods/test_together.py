@@ -13,9 +13,9 @@ from pipelines.concepts.concept import Concept, attached
 from pipelines.concepts.formats.delta_tensors import same
 from pipelines.concepts.model_export import export_model
 from pipelines.concepts.weight_deltas import Difference, LowRank
-from pipelines.denoising import generate
 from pipelines.errors import Cancelled, ConceptError, ConfigError, DataError
 from pipelines.events import StepDone
+from pipelines.generation import generate
 from pipelines.request.request import ConceptUse, Request
 from tests import tiny
 from trainers.data.batches import LatentSet

@@ -12,7 +12,8 @@ from pipelines.errors import ModelError
 from pipelines.gligen.tokens import gated_parameters, phrase_embeddings, save_adapter
 from pipelines.models.components import POCKET, load
 from pipelines.models.fingerprint import is_gated
-from trainers.pretrain.grounding import composed, pack_grounding, pool
+from trainers.base_models.gligen_scenes import composed, pool
+from trainers.pretrain.grounding import pack_grounding
 from trainers.stickers.free_scenes import free_scenes
 from trainers.stickers.world import NAMES
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from pipelines.denoising import generate
 from pipelines.errors import ModelError
 from pipelines.events import Note, StepDone
+from pipelines.generation import generate
 from pipelines.models.components import load
 from pipelines.models.fingerprint import is_gated
 from pipelines.request.request import Request

@@ -1,4 +1,4 @@
-"""What several tests of training share."""
+"""What tests of several rooms share."""
 
 from __future__ import annotations
 

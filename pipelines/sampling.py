@@ -1,0 +1,180 @@
+"""One request carried out: concepts laid in, conditions attached, latents denoised and decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipelines.concepts.concept import Concept, attached
+from pipelines.condition import Canvas, Condition
+from pipelines.conditions.boxes import Boxes
+from pipelines.conditions.distilled import DistilledGuidance
+from pipelines.conditions.inpaint import Inpaint
+from pipelines.conditions.regions import Regions
+from pipelines.conditions.text import Text
+from pipelines.denoising import denoise, initial_noise
+from pipelines.errors import RequestError
+from pipelines.events import Note, OnEvent, ignore
+from pipelines.gligen.layers import with_adapter
+from pipelines.models.components import Components, decode, saving_memory
+from pipelines.models.inpainting_unet import painting
+from pipelines.models.text import lacks_a_side, parse_weights
+from pipelines.overflow import require_numbers
+from pipelines.pictures.tensors import to_pictures
+from pipelines.request.request import Request
+from pipelines.words import notes
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out.
+
+    Attributes:
+        pictures: one for each of `request.count`.
+        latents: (count, C, h, w) float32 on the CPU, before decoding.
+        request: the request with nothing left open; the same request gives the same pictures.
+        concepts: the concepts used, in the order of the request.
+    """
+
+    pictures: list[Image.Image]
+    latents: Tensor
+    request: Request
+    concepts: tuple[Concept, ...] = ()
+
+
+def sample(
+    components: Components,
+    request: Request,
+    *,
+    concepts: Mapping[str, Concept] | None = None,
+    conditions: Sequence[Condition] = (),
+    noise: Tensor | None = None,
+    on_event: OnEvent = ignore,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Result:
+    """Carry out a request that is no question in pictures; `pipelines.generation.generate` takes both.
+
+    Args:
+        components: the base model; bit-identical afterwards, also after an error.
+        request: what to generate.
+        concepts: concepts already in memory, by the `source` the request names them with; others are read from disk.
+        conditions: further conditions beside those of the request; an `Inpaint` with a picture in memory, say.
+        noise: (count, C, h, w) to start from instead of that of the seed.
+        on_event: receives a `StepDone` for each step, and a `Note` on words without their concept and the reverse.
+        should_stop: asked before each step; true leaves with `Cancelled`.
+
+    Raises:
+        RequestError: if the size does not suit the base, conditions contradict each other, or what comes out is no
+            picture of numbers.
+        ConceptError: if a concept cannot be read or does not fit the base.
+        Cancelled: if `should_stop` said so.
+    """
+    components = painting(components, request.inpaint, on_event)
+    canvas = _canvas(components, request, conditions, on_event)
+    request = (canvas.sized(request, components) if canvas else request).resolved(components.defaults)
+    _check_size(components, request)
+    learned = _learned(components, request, concepts or {}, on_event)
+    strengths = [use.strength for use in request.concepts]
+    with ExitStack() as lasting, torch.no_grad():
+        if request.boxes and request.grounding.adapter:
+            components = lasting.enter_context(with_adapter(components, Path(request.grounding.adapter)))
+        components = lasting.enter_context(attached(components, list(zip(learned, strengths, strict=True))))
+        _note_words(components, request, learned, on_event)
+        size = (int(request.width or 0), int(request.height or 0))
+        everything = [*_conditions(request, size, learned), *conditions]
+        everything += [canvas] if canvas and canvas not in conditions else []
+        for condition in everything:
+            lasting.enter_context(condition.attach(components, request.count))
+        drawn, generators = initial_noise(components, request)
+        start = (drawn if noise is None else noise.to(drawn), generators)
+        latents = denoise(components, request, everything, start, on_event, should_stop)
+        require_numbers(latents, "The picture", components, request, learned)
+        with saving_memory(components, request.vae_tiling, request.vae_slicing):
+            shown = torch.cat([decode(components, part) for part in latents.split(8)])
+        pictures = to_pictures(require_numbers(shown, "The decoded picture", components, request, learned))
+        pictures = canvas.finish(pictures) if canvas else pictures
+    return Result(pictures, latents.float().cpu(), request, tuple(learned))
+
+
+def _learned(
+    components: Components, request: Request, concepts: Mapping[str, Concept], on_event: OnEvent
+) -> list[Concept]:
+    """The concepts of a request, from memory or from their files; what will have no effect is noted."""
+    if components.distilled and (request.negative_prompt or request.guidance.rescale):
+        on_event(Note(f"{components.name} was distilled with guidance: negative prompt and rescale do nothing here."))
+    learned = [concepts.get(use.source) or Concept.load(Path(use.source)) for use in request.concepts]
+    for concept in learned:
+        if concept.card.kind == "relation" and lacks_a_side(request.prompt, concept.token):
+            said = f"name one thing before it and one after it, as in: a cat {concept.token} a box."
+            on_event(Note(f"{concept.token} is a relation: {said}"))
+    return learned
+
+
+def _note_words(components: Components, request: Request, learned: Sequence[Concept], on_event: OnEvent) -> None:
+    """Note concepts whose word nothing of the request says, and words in angle brackets that nobody taught the base."""
+    tokenizer = components.tokenizers[0]
+
+    def known(word: str) -> bool:
+        return word in tokenizer.get_vocab()
+
+    prompts = (request.prompt, request.negative_prompt)
+    texts = ["".join(text for text, _ in parse_weights(prompt)) for prompt in prompts]
+    # A LoRA of another program may have no word at all; it is called by its file then.
+    called = [one.token for one in learned if one.rows or one.card.recipe]
+    if said := notes([*texts, *(box.phrase for box in request.boxes)], called, known, components.name):
+        on_event(Note(said))
+
+
+def _conditions(request: Request, size: tuple[int, int], learned: Sequence[Concept]) -> list[Condition]:
+    """The conditions of a request, but for the picture that is painted on."""
+    skip, empty = request.clip_skip - 1, request.guidance.encode_empty
+    text = Text(request.prompt, request.negative_prompt, size, skip=skip, encode_empty=empty)
+    return [text, DistilledGuidance(request.guidance), *_placing(request, size, learned)]
+
+
+def _placing(request: Request, size: tuple[int, int], learned: Sequence[Concept]) -> list[Condition]:
+    """The conditions of a request's boxes."""
+    if not request.boxes:
+        return []
+    kinds = {concept.token: concept.card.init for concept in learned}
+    boxes: list[Condition] = [Boxes([request.boxes], float(request.grounding.beta or 0), kinds)]
+    if request.grounding.region:
+        boxes.append(Regions(request.boxes, request.prompt, request.negative_prompt, size))
+    return boxes
+
+
+def _canvas(
+    components: Components, request: Request, conditions: Sequence[Condition], on_event: OnEvent
+) -> Canvas | None:
+    """What is painted on: one condition of those given, the picture of the request, or nothing.
+
+    An inpainting UNet is asked for a whole picture, if there is none, by a mask that covers all of an empty one.
+
+    Raises:
+        RequestError: if there are two of them.
+    """
+    found = [condition for condition in conditions if isinstance(condition, Canvas)]
+    if request.inpaint is not None:
+        found.append(Inpaint.asked(request.inpaint, on_event))
+    if len(found) > 1:
+        raise RequestError(f"There are {len(found)} pictures to paint on.", "Give one.")
+    if not found and components.unet.config["in_channels"] != components.unet.config["out_channels"]:
+        side = components.defaults.size
+        return Inpaint(Image.new("RGB", (side, side), "gray"))
+    return found[0] if found else None
+
+
+def _check_size(components: Components, request: Request) -> None:
+    multiple = components.multiple
+    for name, value in (("width", request.width), ("height", request.height)):
+        if int(value or 0) % multiple:
+            raise RequestError(
+                f"The {name} {value} is no multiple of {multiple}, which {components.name} needs.",
+                f"Use {max(multiple, round(int(value or 0) / multiple) * multiple)}.",
+            )
