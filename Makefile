@@ -47,16 +47,9 @@ torture: setup
 	$(BIN)/python -m tests.torture.page --values 3000
 	$(BIN)/python -m tests.torture.faults --rounds 40
 
-# Every figure of the README; some hours on two cores.
+# Every figure of the docs, kept in docs/results.json; some hours on two cores.
 results: setup
-	$(BIN)/python -m trainers.pretrain score
-	$(BIN)/studio score --all-held-out
-	$(BIN)/studio score --all-held-out --way pivotal
-	$(BIN)/studio score --all-ways --only wolf --only taxi --only tiger --only tangerine
-	$(BIN)/studio score --relations --sheet docs/relations.png
-	$(BIN)/studio score --boxes --sheet docs/boxes.png
-	$(BIN)/studio score --masks --pictures 20
-	$(BIN)/studio score --incontext --pictures 8 --sheet docs/incontext.png
+	$(BIN)/python -m benchmarks.results
 
 # Side by side with the programs it is compared to; see benchmarks/README.md.
 bench: setup
