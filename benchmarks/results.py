@@ -62,7 +62,7 @@ def pocket_table(figures: Figures) -> list[str]:
     floors = {
         name: figures["drawn_floor"] for name in ("reconstruction_drawn", "one_object_drawn", "two_objects_drawn")
     }
-    tops = dict.fromkeys(("one_object_drawn", "two_objects_drawn"), figures["reconstruction_drawn"])
+    tops: dict[str, float] = dict.fromkeys(("one_object_drawn", "two_objects_drawn"), figures["reconstruction_drawn"])
     rows: list[list[str]] = []
     for key, (meaning, least, goal) in GOALS.items():
         half = figures.get(f"{key}_half")
@@ -229,7 +229,7 @@ MEASUREMENTS: dict[str, Measurement] = {
     ),
     "boxes": Measurement(
         "Things in boxes",
-        _score("--boxes"),
+        _score("--boxes", "--pictures", "48"),
         plain_table,
         "Layouts of one to three things; the same seeds without boxes.",
         "unet/diffusion_pytorch_model.safetensors",

@@ -81,7 +81,7 @@ def _trainings(facts: dict[str, Any]) -> list[str]:
         )
         if before := boxes.get("earlier"):
             lines[-1] += (
-                f" They went on from layers of the base before: {before['device']}, {before['steps']} steps of "
+                f" They went on from earlier layers: {before['device']}, {before['steps']} steps of "
                 f"{before['batch']}."
             )
     if holes := facts.get("inpainting"):
