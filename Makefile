@@ -8,7 +8,7 @@ export MALLOC_TRIM_THRESHOLD_ = 4294967296
 # Nothing is fetched at run time.
 export HF_HUB_OFFLINE = 1
 
-.PHONY: setup browser demo test check torture results bench clean
+.PHONY: setup browser demo test check torture results pictures bench clean
 
 setup: $(VENV)/.ready
 
@@ -50,6 +50,10 @@ torture: setup
 # Every figure of the docs, kept in docs/results.json; some hours on two cores.
 results: setup
 	$(BIN)/python -m benchmarks.results
+
+# Pictures of the docs that are no figures of a measurement.
+pictures: setup
+	$(BIN)/python -m benchmarks.pictures
 
 # Side by side with the programs it is compared to; see benchmarks/README.md.
 bench: setup

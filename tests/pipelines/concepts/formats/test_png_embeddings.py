@@ -28,16 +28,16 @@ def picture(path, held):
 
 
 def embedding(rows, **more):
-    return {"string_to_token": {"*": 265}, "string_to_param": {"*": {"TORCHTENSOR": rows}}, "name": "cat"} | more
+    return {"string_to_token": {"*": 265}, "string_to_param": {"*": {"TORCHTENSOR": rows}}, "name": "catling"} | more
 
 
 def test_the_word_is_read_and_imported(tmp_path):
     rows = torch.randn(2, 768)
     path = picture(tmp_path / "x.png", embedding(rows.tolist()))
     read = Concept.load_picture(path)
-    assert (read.token, read.card.family) == ("cat", "sd1") and torch.equal(read.rows[0], rows)
+    assert (read.token, read.card.family) == ("catling", "sd1") and torch.equal(read.rows[0], rows)
     assert main(["concepts", "import", str(path), "--library", str(tmp_path / "library")]) == 0
-    assert Concept.load(tmp_path / "library" / "cat.safetensors").digest() == read.digest()
+    assert Concept.load(tmp_path / "library" / "catling.safetensors").digest() == read.digest()
     assert Concept.load_picture(picture(path, embedding(rows.tolist(), name=None))).token == "x"
 
 
@@ -99,9 +99,9 @@ def test_the_word_is_read_from_the_pixels_where_the_text_is_gone(tmp_path, frame
     rows = torch.randn(2, 768)
     path = hidden(tmp_path / "x.png", json.dumps(embedding(rows.tolist())).encode(), frame=frame)
     read = Concept.load_picture(path)
-    assert (read.token, read.card.family) == ("cat", "sd1") and torch.equal(read.rows[0], rows)
+    assert (read.token, read.card.family) == ("catling", "sd1") and torch.equal(read.rows[0], rows)
     assert main(["concepts", "import", str(path), "--library", str(tmp_path / "library")]) == 0
-    assert Concept.load(tmp_path / "library" / "cat.safetensors").digest() == read.digest()
+    assert Concept.load(tmp_path / "library" / "catling.safetensors").digest() == read.digest()
 
 
 @pytest.mark.parametrize(
