@@ -39,15 +39,16 @@ Composed = Annotated[str, AfterValidator(composed)]
 
 
 def check_word(word: str, hint: str = "Use one plain word, for example <my-fox>.") -> None:
-    """Refuse a word that no prompt can say.
+    """Refuse a word that no prompt can say, or that no file can be called by.
 
     Raises:
-        ConceptError: if it is empty, too long, or has spaces or prompt syntax.
+        ConceptError: if it is empty, too long, has spaces or prompt syntax, or is a name that Windows keeps.
     """
     if not 0 < len(word) <= 100:
         raise ConceptError(f"A word has 1 to 100 letters, not {len(word)}.", hint)
     if word == "__metadata__" or _UNSAID.search(word):
         raise ConceptError(f"The token {word!r} is empty or has a space, bracket, colon or comma in it.", hint)
+    file_stem(word)
 
 
 def file_stem(word: str) -> str:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar, cast
 
 from PIL import Image
 
-from pipelines.errors import DataError, NoMemory
+from pipelines.errors import ConceptError, DataError, NoMemory
 from pipelines.files import whole_file
 from pipelines.pictures.files import decoded
 from pipelines.words import file_stem
@@ -207,7 +207,11 @@ def put_aside(content: bytes, name: str, folder: Path) -> Path:
     """
     stem, _, suffix = name.replace("\\", "/").rpartition("/")[2].rpartition(".")
     kind = suffix.lower() if suffix.lower() in IMPORTED else "safetensors"
-    file = folder / f"{file_stem(stem or suffix)[:80]}.{kind}"
+    try:
+        called = file_stem(stem or suffix)[:80]
+    except ConceptError:  # a name that Windows keeps: whoever sends it may give it another word
+        called = "upload"
+    file = folder / f"{called}.{kind}"
     try:
         with whole_file(file) as temporary:
             temporary.write_bytes(content)

@@ -129,3 +129,9 @@ def test_the_server_sends_small_answers_at_once(address, monkeypatch):
         kept.sendall(HEAD)
         answer(kept)
     assert len(options) == 1 and options[0], "small packets wait for the client's acknowledgement, 40 ms"
+
+
+@pytest.mark.parametrize("name", ["con.safetensors", "AUX.pt", "x/nul.bin"])
+def test_a_file_called_as_windows_calls_a_device_is_put_aside_by_another_name(name, tmp_path):
+    (tmp_path / "in").mkdir()
+    assert uploads.put_aside(b"x", name, tmp_path / "in").stem == "upload"  # --token, or its header, gives it a word
