@@ -16,7 +16,7 @@ from pipelines.condition import Canvas, Condition
 from pipelines.conditions.boxes import Boxes
 from pipelines.conditions.distilled import DistilledGuidance
 from pipelines.conditions.inpaint import Inpaint
-from pipelines.conditions.regions import Regions
+from pipelines.conditions.regions import Regions, wanted
 from pipelines.conditions.text import Text
 from pipelines.denoising import denoise, initial_noise
 from pipelines.errors import RequestError
@@ -86,6 +86,7 @@ def sample(
             components = lasting.enter_context(with_adapter(components, Path(request.grounding.adapter)))
         components = lasting.enter_context(attached(components, list(zip(learned, strengths, strict=True))))
         _note_words(components, request, learned, on_event)
+        request = _placed(components, request, learned)
         size = (int(request.width or 0), int(request.height or 0))
         everything = [*_conditions(request, size, learned), *conditions]
         everything += [canvas] if canvas and canvas not in conditions else []
@@ -129,6 +130,14 @@ def _note_words(components: Components, request: Request, learned: Sequence[Conc
     called = [one.token for one in learned if one.rows or one.card.recipe]
     if said := notes([*texts, *(box.phrase for box in request.boxes)], called, known, components.name):
         on_event(Note(said))
+
+
+def _placed(components: Components, request: Request, learned: Sequence[Concept]) -> Request:
+    """The request with nothing left open of how its boxes act."""
+    if request.grounding.region is not None:
+        return request
+    region = wanted(components, request.boxes, request.prompt, [concept.token for concept in learned])
+    return request.model_copy(update={"grounding": request.grounding.model_copy(update={"region": region})})
 
 
 def _conditions(request: Request, size: tuple[int, int], learned: Sequence[Concept]) -> list[Condition]:

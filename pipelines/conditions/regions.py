@@ -19,6 +19,7 @@ from pipelines.errors import RequestError
 from pipelines.models.components import Components
 from pipelines.models.text import prompt_ids, window_count
 from pipelines.request.request import Box
+from pipelines.words import says
 
 _ARTICLE = ("a ", "an ", "the ")
 
@@ -45,7 +46,7 @@ class Regions:
             RequestError: if the prompt does not say a box's phrase.
         """
         unet = components.unet
-        words = self._words(components)
+        words = phrases_within(components, self.boxes, self.prompt)
         length = (
             window_count(components, [self.prompt, self.negative_prompt]) * components.tokenizers[0].model_max_length
         )
@@ -77,26 +78,52 @@ class Regions:
         """Regions ask nothing of the latents."""
         return latents
 
-    def _words(self, components: Components) -> list[tuple[list[int], list[Box]]]:
-        """For each phrase its places in the encoded prompt and its boxes."""
-        ids, places = prompt_ids(components, self.prompt)
-        grouped: dict[tuple[int, ...], list[Box]] = {}
-        for number, box in enumerate(self.boxes, 1):
-            bare = box.phrase.strip()
-            for article in _ARTICLE:
-                bare = bare[len(article) :] if bare.lower().startswith(article) else bare
-            key = tuple(prompt_ids(components, bare)[0])
-            if not key or not _occurrences(key, ids):
-                raise RequestError(
-                    f"Box {number} ({box.phrase!r:.60}): the prompt does not say {bare!r:.60}, "
-                    "so its words cannot be kept to the box.",
-                    "Write it in the prompt, or leave --grounding-region out.",
-                )
-            grouped.setdefault(key, []).append(box)
-        return [
-            ([places[start + k] for start in _occurrences(key, ids) for k in range(len(key))], boxes)
-            for key, boxes in grouped.items()
-        ]
+
+def phrases_within(components: Components, boxes: Sequence[Box], prompt: str) -> list[tuple[list[int], list[Box]]]:
+    """Return for each phrase of the boxes its places in the encoded prompt, and its boxes.
+
+    Raises:
+        RequestError: if the prompt does not say a box's phrase.
+    """
+    ids, places = prompt_ids(components, prompt)
+    grouped: dict[tuple[int, ...], list[Box]] = {}
+    for number, box in enumerate(boxes, 1):
+        bare = box.phrase.strip()
+        for article in _ARTICLE:
+            bare = bare[len(article) :] if bare.lower().startswith(article) else bare
+        key = tuple(prompt_ids(components, bare)[0])
+        if not key or not _occurrences(key, ids):
+            raise RequestError(
+                f"Box {number} ({box.phrase!r:.60}): the prompt does not say {bare!r:.60}, "
+                "so its words cannot be kept to the box.",
+                "Write it in the prompt, or turn --grounding-region off.",
+            )
+        grouped.setdefault(key, []).append(box)
+    return [
+        ([places[start + k] for start in _occurrences(key, ids) for k in range(len(key))], boxes)
+        for key, boxes in grouped.items()
+    ]
+
+
+def wanted(components: Components, boxes: Sequence[Box], prompt: str, learned: Sequence[str]) -> bool:
+    """Return whether words are kept to their boxes where a request leaves that open.
+
+    A learned word is told to the gated layers by what kind of thing it is, or as a thing without a name: the words of
+    the other boxes would fill its box. Between things that the layers know by name little leaks.
+
+    Args:
+        components: the base, with the learned words in it.
+        boxes: of the request.
+        prompt: of the request.
+        learned: words of its concepts.
+    """
+    if len(boxes) < 2 or not any(says(box.phrase, word) for box in boxes for word in learned):
+        return False
+    try:
+        phrases_within(components, boxes, prompt)
+    except RequestError:
+        return False
+    return True
 
 
 def _occurrences(key: Sequence[int], ids: Sequence[int]) -> list[int]:

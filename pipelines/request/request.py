@@ -228,8 +228,9 @@ class Grounding(Frozen):
     """Share of the steps, from the first, in which boxes act (scheduled sampling, section 4.2): more keeps to the boxes
     more strictly, less leaves the base more freedom. The base's own by default."""
 
-    region: bool = False
-    """Let the words of a boxed thing act in its box alone, so that things do not leak into one another."""
+    region: bool | None = None
+    """Let the words of a boxed thing act in its box alone, so that things do not leak into one another. By default
+    where one of several boxes names a learned word, if the prompt says what is in each box."""
 
     adapter: str | None = Field(default=None, min_length=1)
     """File of gated layers for a base that has none, or instead of its own."""

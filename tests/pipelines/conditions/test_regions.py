@@ -163,3 +163,25 @@ def test_the_negative_branch_sees_everything_from_everywhere():
             seen = (hidden[places][0] == 0).reshape(-1, 8 if places == "64" else 4, 77)
             assert not seen[:, : seen.shape[1] // 2, 5].any() and seen[:, seen.shape[1] // 2 :, 5].all()
             assert seen[..., :5].all() and seen[..., 6:].all()
+
+
+def test_words_are_kept_to_their_boxes_where_one_of_several_is_learned():
+    base = tiny.gated()
+    rows = tuple(torch.randn(1, encoder.config.hidden_size) for encoder in base.text_encoders)
+    concept = Concept(ConceptCard(token="<x>", family=base.family, vectors=1), rows)
+    use = (ConceptUse(source="x"),)
+
+    def made(*phrases, prompt="a <x> beside a house", region=None):
+        boxes = tuple(Box(phrase=phrase, box=box) for phrase, box in zip(phrases, (LEFT, RIGHT), strict=False))
+        request = Request(
+            prompt=prompt, boxes=boxes, concepts=use, steps=1, grounding=Grounding(beta=1.0, region=region)
+        )
+        return generate(base, request, concepts={"x": concept})
+
+    decided = made("a <x>", "a house")
+    assert decided.request.grounding.region is True
+    assert torch.equal(decided.latents, made("a <x>", "a house", region=True).latents)
+    assert not torch.equal(decided.latents, made("a <x>", "a house", region=False).latents)
+    assert made("a <x>").request.grounding.region is False  # there is nothing to leak from
+    assert made("a house", "a house").request.grounding.region is False
+    assert made("a <x>", "a tree").request.grounding.region is False  # the prompt does not say it
