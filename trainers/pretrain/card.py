@@ -81,8 +81,7 @@ def _trainings(facts: dict[str, Any]) -> list[str]:
         )
         if before := boxes.get("earlier"):
             lines[-1] += (
-                f" They went on from earlier layers: {before['device']}, {before['steps']} steps of "
-                f"{before['batch']}."
+                f" They went on from earlier layers: {before['device']}, {before['steps']} steps of {before['batch']}."
             )
     if holes := facts.get("inpainting"):
         lines.append(
