@@ -22,7 +22,7 @@ from pipelines.events import OnEvent, ignore
 from pipelines.gligen.tokens import gated_parameters, grounding_input, has_grounding, save_adapter
 from trainers.loop.checkpoints import Checkpoint, states
 from trainers.loop.clock import Clock, until
-from trainers.loop.ema import Average
+from trainers.loop.ema import EMA
 from trainers.loop.loop import Losses, Pace, optimise
 from trainers.loop.muon import Muon
 from trainers.losses import noise_levels, noised, target
@@ -282,7 +282,7 @@ def train_grounding(
     trained = opened(unet)
     if config.gate and not states(run.keep):
         begin_open(trained, config.gate, config.seed)
-    average, clock = Average(trained, config.ema), Clock(run.minutes)
+    average, clock = EMA(trained, config.ema), Clock(run.minutes)
     optimizers = optimizers_of(trained, config)
 
     def after(done: int) -> dict[str, float]:
@@ -325,7 +325,7 @@ def decay(share: float, over: float = 0.4) -> float:
 def _checkpoint(
     run: GroundingRun,
     trained: Mapping[str, nn.Parameter],
-    average: Average,
+    average: EMA,
     optimizers: list[torch.optim.Optimizer],
     clock: Clock,
     config: GroundingConfig,

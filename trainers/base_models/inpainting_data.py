@@ -30,7 +30,7 @@ from trainers.data.batches import digest
 from trainers.data.folders import Example
 from trainers.data.latents import multiple
 from trainers.data.picture_pairs import PicturePair, holds_pairs, read_pairs
-from trainers.loop.ema import Average
+from trainers.loop.ema import EMA
 from trainers.losses import Conditioning, uncropped
 
 RECIPES = {"pocket": (1e-3, "muon")}
@@ -238,7 +238,7 @@ def teach_unet(
 def _write(
     components: Components,
     unet: UNet2DConditionModel,
-    average: Average,
+    average: EMA,
     folder: Path,
     about: Mapping[str, Any],
     half: bool,

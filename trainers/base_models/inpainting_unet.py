@@ -26,7 +26,7 @@ from pipelines.models.fingerprint import is_gated
 from pipelines.models.inpainting_unet import widened_shape
 from trainers.loop.clock import Clock
 from trainers.loop.cuda_graphs import Recorded
-from trainers.loop.ema import Average, averaged_checkpoint
+from trainers.loop.ema import EMA, averaged_checkpoint
 from trainers.loop.loop import Losses, Pace, optimise, warm_stable_decay
 from trainers.loop.muon import Muon
 from trainers.losses import noise_levels, noised, target
@@ -180,10 +180,10 @@ def train_unet(
     state: Path,
     plan: Plan,
     *,
-    after: Callable[[int, Average], dict[str, float] | None] = lambda done, average: None,
+    after: Callable[[int, EMA], dict[str, float] | None] = lambda done, average: None,
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
-) -> Average:
+) -> EMA:
     """Train a widened UNet in place; gives the moving average of its weights, which is what is to be used.
 
     Args:
@@ -201,7 +201,7 @@ def train_unet(
         ConfigError: if a loss is not finite, or the state is of other settings.
     """
     unet.train().requires_grad_(True)
-    clock, average = Clock(plan.minutes), Average(dict(unet.named_parameters()), plan.ema)
+    clock, average = Clock(plan.minutes), EMA(dict(unet.named_parameters()), plan.ema)
     optimizers = optimizers_of(unet, plan.rate, plan.muon)
 
     def after_step(done: int) -> dict[str, float] | None:
@@ -227,7 +227,7 @@ def train_unet(
     return average
 
 
-def save_unet(unet: UNet2DConditionModel, average: Average, folder: Path, dtype: torch.dtype = torch.float16) -> Path:
+def save_unet(unet: UNet2DConditionModel, average: EMA, folder: Path, dtype: torch.dtype = torch.float16) -> Path:
     """Write the average in the diffusers layout; `pipelines.models.inpainting_unet` reads it."""
     with average.shown():
         copy = widened_shape(unet)

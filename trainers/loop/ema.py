@@ -15,7 +15,7 @@ from trainers.loop.checkpoints import Checkpoint, require_same
 from trainers.loop.clock import Clock
 
 
-class Average:
+class EMA:
     """Exponential moving average of parameters.
 
     Args:
@@ -67,7 +67,7 @@ def averaged_checkpoint(
     path: Path,
     every: int,
     weights: Mapping[str, Tensor],
-    average: Average,
+    average: EMA,
     optimizers: Sequence[torch.optim.Optimizer],
     clock: Clock,
     about: Mapping[str, Any] | None = None,

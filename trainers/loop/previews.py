@@ -13,7 +13,7 @@ from pipelines.generation import generate
 from pipelines.request.request import Request
 from trainers.data.batches import Example, usable
 from trainers.loop.candidates import candidate_steps
-from trainers.loop.ema import Average
+from trainers.loop.ema import EMA
 from trainers.method import Trainable
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def after_step(
     run: Run,
     trainable: Trainable,
     examples: Sequence[Example],
-    average: Average,
+    average: EMA,
     on_event: OnEvent | None,
     offer: Offer | None,
 ) -> Callable[[int], dict[str, float]]:

@@ -23,7 +23,7 @@ from trainers.data.cut_mix import cut_mixed
 from trainers.data.smaller_copies import with_smaller_copies
 from trainers.distributed import ALONE, WHOLE, Part, Processes
 from trainers.loop.checkpoints import KEPT, Checkpoint, require_same
-from trainers.loop.ema import Average
+from trainers.loop.ema import EMA
 from trainers.loop.loop import Pace, optimise, warm_stable_decay
 from trainers.loop.previews import REPORT, Offer, after_step
 from trainers.method import Method, Trainable
@@ -110,7 +110,7 @@ def train(
         examples = _of_subjects(components, run, examples, trainable)
         begun_with = _begun_with(components, run, [*examples, *class_pictures], processes)
         optimizer = _optimizer(run.train, trainable, processes)
-        average = Average(trainable.parameters, run.train.ema)
+        average = EMA(trainable.parameters, run.train.ema)
         draw = _batches(components, run, examples, class_pictures, trainable, on_event, processes.part)
         optimise(
             _losses(components, run, trainable, draw),
@@ -343,7 +343,7 @@ def _checkpoint(
     run: Run,
     trainable: Trainable,
     optimizer: torch.optim.Optimizer,
-    average: Average,
+    average: EMA,
     begun_with: dict[str, Any],
 ) -> Checkpoint | None:
     """Where the state is kept, if it is to be."""

@@ -24,7 +24,7 @@ from pipelines.pictures.sheet import Sheet
 from pipelines.pictures.tensors import to_pictures
 from trainers.base_models.inpainting_unet import Holed, Plan, Source, painted, save_unet, train_unet, widened
 from trainers.base_models.random_masks import random_holes
-from trainers.loop.ema import Average
+from trainers.loop.ema import EMA
 from trainers.pretrain.card import TRAINING, device_name, note_training
 from trainers.pretrain.stages import minutes_in
 from trainers.stickers.tasks import TASKS, TRAINED_TASKS, Drawings, Pool, pairs, pools, scenes_for
@@ -207,7 +207,7 @@ def inpainting_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
     def spent() -> float:
         return minutes_in(work / "log.jsonl", "inpainting") if (work / "log.jsonl").exists() else 0.0
 
-    def keep(done: int, average: Average) -> None:
+    def keep(done: int, average: EMA) -> None:
         save_unet(unet, average, work / f".{FOLDER}.part")
         _replace(work / f".{FOLDER}.part", work / FOLDER)
         with average.shown():
@@ -218,7 +218,7 @@ def inpainting_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
             record = facts | {"steps": done, "minutes": round(spent(), 1), "errors": figures}
             path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
-    def after(done: int, average: Average) -> None:
+    def after(done: int, average: EMA) -> None:
         last[0] = done
         if done % arguments.keep_every == 0:
             keep(done, average)

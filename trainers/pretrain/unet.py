@@ -18,7 +18,7 @@ from pipelines.files import whole_file
 from pipelines.models.fingerprint import is_gated
 from trainers.loop.clock import Clock, until
 from trainers.loop.cuda_graphs import Recorded
-from trainers.loop.ema import Average, averaged_checkpoint
+from trainers.loop.ema import EMA, averaged_checkpoint
 from trainers.loop.loop import Losses, Pace, optimise, warm_stable_decay
 from trainers.loop.muon import Muon
 from trainers.losses import noise_levels, noised, target
@@ -140,7 +140,7 @@ def train_unet(
     latents, captions = encoded(work, vae, pictures, seed, size, device, on_event)
     model = _begun(work, size, device, go_on_from)
 
-    def shown(average: Average, done: int) -> None:
+    def shown(average: EMA, done: int) -> None:
         if done % show_every == 0 or done == steps:
             with average.shown():
                 show(model, done)
@@ -177,7 +177,7 @@ def _trained(
     pace: Pace,
     time: tuple[Clock, float],
     state: tuple[Path, int],
-    after_step: Callable[[Average, int], None],
+    after_step: Callable[[EMA, int], None],
     on_event: OnEvent,
 ) -> Generator:
     """Run the loop and return the model with its moving average; `time` is a clock and the share of decay.
@@ -185,7 +185,7 @@ def _trained(
     `state` is a path and the steps between states; `after_step` sees the average.
     """
     (clock, decay), (path, keep_every) = time, state
-    average = Average(dict(model.named_parameters()), AVERAGED)
+    average = EMA(dict(model.named_parameters()), AVERAGED)
 
     def after(done: int) -> None:
         clock.steps = done

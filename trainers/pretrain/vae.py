@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from pipelines.events import Note, OnEvent
 from pipelines.measures.drawn import luminance, ssim
 from trainers.loop.clock import Clock, until
-from trainers.loop.ema import Average, averaged_checkpoint
+from trainers.loop.ema import EMA, averaged_checkpoint
 from trainers.loop.loop import Losses, Pace, optimise, warm_stable_decay
 from trainers.loop.muon import Muon
 from trainers.pretrain.parts import autoencoder
@@ -164,7 +164,7 @@ def train_averaged(vae: AutoencoderTiny, losses: Losses, plan: Schedule, state: 
     """
     trained = {name: value for name, value in vae.named_parameters() if value.requires_grad}
     optimizers = _optimizers(list(trained.values()), plan.rate)
-    average, clock = Average(trained, 0.998), Clock(plan.minutes)
+    average, clock = EMA(trained, 0.998), Clock(plan.minutes)
 
     def rate(step: int, steps: int) -> float:
         done = round(clock.share(step, steps) * 1e6)

@@ -11,14 +11,14 @@ from pipelines.models.fingerprint import is_gated
 from pipelines.models.inpainting_unet import FOLDER, inpainting_components, repaints
 from tests import tiny
 from trainers.base_models.inpainting_unet import save_unet, widened
-from trainers.loop.ema import Average
+from trainers.loop.ema import EMA
 
 
 def saved(base, folder):
     unet = widened(base.unet)
     with torch.no_grad():
         unet.conv_in.weight[:, 4:] = 0.5
-    return unet, save_unet(unet, Average(dict(unet.named_parameters()), 0), folder / FOLDER, torch.float32)
+    return unet, save_unet(unet, EMA(dict(unet.named_parameters()), 0), folder / FOLDER, torch.float32)
 
 
 def test_a_widened_unet_paints_as_the_base_whatever_the_mask_says():

@@ -13,7 +13,7 @@ from pipelines.errors import Cancelled, ConceptError, ConfigError, DataError
 from pipelines.events import StepDone
 from tests import tiny
 from trainers.data.class_images import class_examples
-from trainers.loop.ema import Average
+from trainers.loop.ema import EMA
 from trainers.loop.train import Run, probe, train
 from trainers.methods.custom_diffusion import CustomDiffusion, CustomDiffusionConfig, merged, readers
 from trainers.methods.dreambooth import DreamBooth, DreamBoothConfig
@@ -135,7 +135,7 @@ def test_a_word_that_looks_free_and_is_not_is_said():
 
 def test_a_moving_average_is_its_closed_form():
     weight = torch.nn.Parameter(torch.zeros(3))
-    average, expected = Average({"w": weight}, 0.9), torch.zeros(3)
+    average, expected = EMA({"w": weight}, 0.9), torch.zeros(3)
     for step in range(1, 200):
         with torch.no_grad():
             weight.fill_(float(step))
