@@ -25,7 +25,7 @@ from pipelines.models.components import Components, encode
 from pipelines.models.fingerprint import is_gated
 from pipelines.models.inpainting_unet import widened_shape
 from trainers.loop.clock import Clock
-from trainers.loop.cuda_graphs import Recorded
+from trainers.loop.cuda_graphs import CudaGraphUNet
 from trainers.loop.ema import EMA, averaged_checkpoint
 from trainers.loop.loop import Losses, Pace, optimise, warm_stable_decay
 from trainers.loop.muon import Muon
@@ -89,7 +89,7 @@ def losses_of(
     Timesteps are spread evenly over each batch, which calms the gradient.
     """
     device = unet.device
-    levels, call = noise_levels(components.scheduler_config, device), Recorded(unet, on_event=on_event)
+    levels, call = noise_levels(components.scheduler_config, device), CudaGraphUNet(unet, on_event=on_event)
     kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
     total = len(levels)
 

@@ -30,7 +30,7 @@ class _Tensors(nn.Module):
         return self.unet(sample, timesteps, context).sample
 
 
-class Recorded:
+class CudaGraphUNet:
     """Call it as the UNet: (B, C, h, w), timesteps (B,), text states (B, L, dim); gives the prediction.
 
     The parameters may change between calls, but only in place; the set of them must not.
@@ -75,7 +75,7 @@ class Recorded:
         return self._own
 
 
-class RecordedStep:
+class CudaGraphStep:
     """Clipping and the steps of optimisers, recorded as one CUDA graph after some steps without.
 
     Learning rates become tensors on the device, which the caller fills; see `set_rate`.

@@ -18,7 +18,7 @@ from pipelines.errors import Cancelled, ConfigError
 from pipelines.events import Note, OnEvent, StepDone, ignore
 from trainers.distributed import ALONE, Processes
 from trainers.loop.checkpoints import Checkpoint, Log
-from trainers.loop.cuda_graphs import RecordedStep, set_rate
+from trainers.loop.cuda_graphs import CudaGraphStep, set_rate
 from trainers.loop.muon import Muon
 
 Losses = Callable[[int, torch.Generator], dict[str, Tensor]]
@@ -159,7 +159,7 @@ class _Stepper:
         self.optimizers, self.clip, self.processes, self.scaler = optimizers, clip, processes, scaler
         self.parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
         recordable = any(isinstance(one, Muon) for one in optimizers) and all(p.is_cuda for p in self.parameters)
-        self.recorded = RecordedStep(optimizers, clip, on_event) if recordable and scaler is None else None
+        self.recorded = CudaGraphStep(optimizers, clip, on_event) if recordable and scaler is None else None
 
     def backward(self, loss: Tensor) -> None:
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()

@@ -17,7 +17,7 @@ from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
 from pipelines.models.fingerprint import is_gated
 from trainers.loop.clock import Clock, until
-from trainers.loop.cuda_graphs import Recorded
+from trainers.loop.cuda_graphs import CudaGraphUNet
 from trainers.loop.ema import EMA, averaged_checkpoint
 from trainers.loop.loop import Losses, Pace, optimise, warm_stable_decay
 from trainers.loop.muon import Muon
@@ -222,7 +222,7 @@ def _denoising(
     the UNet is computed in bfloat16 and as CUDA graphs.
     """
     device, noising, tokenizer = latents.device, scheduler(), build_tokenizer()
-    call = Recorded(model.unet, on_event=on_event)
+    call = CudaGraphUNet(model.unet, on_event=on_event)
     ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
     empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids[0].to(device)
     levels, count = noise_levels(noising.config, device), int(noising.config["num_train_timesteps"])
