@@ -23,7 +23,7 @@ from pipelines.models.inpainting_unet import FOLDER, inpainting_components, repa
 from pipelines.pictures.grids import Grid
 from pipelines.pictures.tensors import fit, to_tensor
 from pipelines.words import file_stem
-from trainers.base_models.inpainting_unet import Holed, Plan, Source, save_unet, train_unet, widened
+from trainers.base_models.inpainting_unet import MaskedBatch, Plan, Source, save_unet, train_unet, widened
 from trainers.base_models.random_masks import random_holes
 from trainers.base_models.settings import InContextConfig, InpaintingConfig, ModelDestination, RepaintingConfig
 from trainers.data.batches import digest
@@ -69,7 +69,7 @@ def picture_source(components: Components, examples: Sequence[Example], config: 
     things = (torch.stack(white)[:, :1] > 0).to(components.device) & there[:, None, None, None]
     conditioning = Conditioning(components, frozen=True)
 
-    def source(index: int, chance: torch.Generator) -> Holed:
+    def source(index: int, chance: torch.Generator) -> MaskedBatch:
         which = torch.randint(len(kept), (config.batch,), generator=chance, device=chance.device)
         coins = torch.rand(3, config.batch, generator=chance, device=chance.device)
         pictures, shown = _floats(kept[which]), things[which]
@@ -80,7 +80,9 @@ def picture_source(components: Components, examples: Sequence[Example], config: 
             "" if coin < config.empty or not examples[i].captions else _chosen(examples[i].captions, pick)
             for i, coin, pick in zip(which.tolist(), coins[1].tolist(), coins[2].tolist(), strict=True)
         ]
-        return Holed(pictures, holes, conditioning(captions, uncropped(len(captions), (side, side)), (side, side)))
+        return MaskedBatch(
+            pictures, holes, conditioning(captions, uncropped(len(captions), (side, side)), (side, side))
+        )
 
     return source
 
@@ -120,7 +122,7 @@ def pair_source(components: Components, tasks: Mapping[str, Sequence[PicturePair
     most = min(config.examples, min(map(len, kept)) - 1)
     conditioning = Conditioning(components, frozen=True)
 
-    def source(index: int, chance: torch.Generator) -> Holed:
+    def source(index: int, chance: torch.Generator) -> MaskedBatch:
         grid = _grid(index, most)
         coins = torch.rand(3, config.batch, generator=chance, device=chance.device)
         chosen: list[Tensor] = []
@@ -133,7 +135,9 @@ def pair_source(components: Components, tasks: Mapping[str, Sequence[PicturePair
         hints = [config.hint if coin < config.hinted else "" for coin in coins[2].tolist()]
         canvas = grid.compose(cells)
         size = (canvas.shape[-2], canvas.shape[-1])
-        return Holed(canvas, grid.mask(side, side).to(canvas), conditioning(hints, uncropped(config.batch, size), size))
+        return MaskedBatch(
+            canvas, grid.mask(side, side).to(canvas), conditioning(hints, uncropped(config.batch, size), size)
+        )
 
     return source
 

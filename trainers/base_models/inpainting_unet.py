@@ -35,7 +35,7 @@ OUTSIDE = 0.1
 """Weight of what lies outside the hole in the loss: it can be copied, so it teaches little."""
 
 
-class Holed(NamedTuple):
+class MaskedBatch(NamedTuple):
     """Pictures with holes.
 
     Attributes:
@@ -49,7 +49,7 @@ class Holed(NamedTuple):
     told: Mapping[str, Any]
 
 
-Source = Callable[[int, torch.Generator], Holed]
+Source = Callable[[int, torch.Generator], MaskedBatch]
 """Gives the batch of a step by its index; the generator is that of the device."""
 
 
@@ -238,7 +238,7 @@ def save_unet(unet: UNet2DConditionModel, average: EMA, folder: Path, dtype: tor
 
 @torch.no_grad()
 def painted(
-    unet: UNet2DConditionModel, components: Components, batch: Holed, generator: torch.Generator, steps: int = 20
+    unet: UNet2DConditionModel, components: Components, batch: MaskedBatch, generator: torch.Generator, steps: int = 20
 ) -> Tensor:
     """Pictures (B, 3, H, W) in [-1, 1] with their holes painted, without guidance; for looking while training."""
     from pipelines.models.components import decode

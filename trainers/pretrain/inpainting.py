@@ -22,7 +22,7 @@ from pipelines.models.inpainting_unet import FOLDER
 from pipelines.pictures.grids import Grid
 from pipelines.pictures.sheet import Sheet
 from pipelines.pictures.tensors import to_pictures
-from trainers.base_models.inpainting_unet import Holed, Plan, Source, painted, save_unet, train_unet, widened
+from trainers.base_models.inpainting_unet import MaskedBatch, Plan, Source, painted, save_unet, train_unet, widened
 from trainers.base_models.random_masks import random_holes
 from trainers.loop.ema import EMA
 from trainers.pretrain.card import TRAINING, device_name, note_training
@@ -99,13 +99,13 @@ def _told(states: Tensor) -> dict[str, Tensor]:
 def plain_source(made: World, batch: int) -> Source:
     """Single pictures with random holes; nine captions in ten are kept."""
 
-    def source(index: int, chance: torch.Generator) -> Holed:
+    def source(index: int, chance: torch.Generator) -> MaskedBatch:
         pool, device = made.pools["any"], chance.device
         which = torch.randint(len(pool), (batch,), generator=chance, device=device)
         material = pool.take(which)
         holes = random_holes(batch, (material.size, material.size), chance, material.masks)
         kept = torch.rand(batch, 1, 1, generator=chance, device=device) >= EMPTY
-        return Holed(material.pictures, holes, _told(torch.where(kept, made.captions[which], made.empty)))
+        return MaskedBatch(material.pictures, holes, _told(torch.where(kept, made.captions[which], made.empty)))
 
     return source
 
@@ -113,7 +113,7 @@ def plain_source(made: World, batch: int) -> Source:
 def grid_source(made: World, batch: int) -> Source:
     """Visual prompts of all trained tasks in equal shares."""
 
-    def source(index: int, chance: torch.Generator) -> Holed:
+    def source(index: int, chance: torch.Generator) -> MaskedBatch:
         grid, device = GRIDS[index % len(GRIDS)], chance.device
         each = max(1, round(batch * 2 / grid.pairs / len(TRAINED_TASKS)))
         cells = torch.cat([task_cells(made, name, (each, grid.pairs), chance) for name in TRAINED_TASKS])
@@ -122,7 +122,7 @@ def grid_source(made: World, batch: int) -> Source:
         words = torch.stack([made.words[name] for name in TRAINED_TASKS]).repeat_interleave(each, 0)
         hinted = torch.rand(len(cells), 1, 1, generator=chance, device=device) < HINTED
         side = cells.shape[-1]
-        return Holed(
+        return MaskedBatch(
             grid.compose(cells), grid.mask(side, side).to(device), _told(torch.where(hinted, words, made.empty))
         )
 
@@ -165,7 +165,7 @@ def preview(
         cells = task_cells(made, name, (count, 2), chance)
         hole = grid.mask(cells.shape[-1], cells.shape[-1]).to(unet.device)
         told = _told(made.empty.expand(count, -1, -1))
-        answers = grid.crop(painted(unet, components, Holed(grid.compose(cells), hole, told), chance))
+        answers = grid.crop(painted(unet, components, MaskedBatch(grid.compose(cells), hole, told), chance))
         figures[name] = float((answers - cells[:, -1, 1]).abs().mean())
         for k in range(min(2, count)):
             example, query = cells[k]

@@ -13,7 +13,7 @@ from pipelines.models.components import encode
 from tests import tiny
 from trainers.base_models.inpainting_unet import (
     OUTSIDE,
-    Holed,
+    MaskedBatch,
     Plan,
     inputs_beside,
     learning_rate,
@@ -40,7 +40,7 @@ def batch(base, count=2, side=16, seed=0):
     holes = torch.zeros(count, 1, side, side)
     holes[..., : side // 2, :] = 1
     words = torch.randn(count, 5, 32, generator=chance(seed + 1))
-    return Holed(pictures, holes, {"encoder_hidden_states": words})
+    return MaskedBatch(pictures, holes, {"encoder_hidden_states": words})
 
 
 def test_what_lies_beside_the_noise_is_the_mask_and_the_picture_without_its_hole(base):
