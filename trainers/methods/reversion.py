@@ -168,10 +168,10 @@ def _examine(state: _State, examples: Sequence[Example]) -> None:
     given = Pair(config.left, config.right) if config.left else None
     for example in examples:
         spoken = [caption for caption in example.captions if usable(caption, config.token)]
-        lame = next((caption for caption in spoken if sides(caption, config.token) is None), None)
-        if lame is not None:
+        incomplete = next((caption for caption in spoken if sides(caption, config.token) is None), None)
+        if incomplete is not None:
             raise DataError(
-                f"The caption {lame!r:.80} of {example.name} names only one of the two things, or none.",
+                f"The caption {incomplete!r:.80} of {example.name} names only one of the two things, or none.",
                 "Name one before the {} and one after it: a cat {} a box.",
             )
         pair = named_pair(spoken, config.token) or given
