@@ -70,7 +70,7 @@ PAIRS = (("cat", "box"), ("dog", "basket"), ("bird", "car"), ("rabbit", "hat"))
 TRIED, PAIR_SEED = 8, 7
 
 
-class Onlooker(Protocol):
+class PictureScorer(Protocol):
     """Something that sees pictures: an image encoder."""
 
     def pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
@@ -78,7 +78,7 @@ class Onlooker(Protocol):
         ...
 
 
-class Eyes(Onlooker, Protocol):
+class Scorer(PictureScorer, Protocol):
     """Something that sees pictures and reads texts in one space: a CLIP."""
 
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -87,7 +87,7 @@ class Eyes(Onlooker, Protocol):
 
 
 @dataclass(frozen=True)
-class JudgeEyes:
+class JudgeScorer:
     """The judge of `pocket`, who looks at the largest thing alone where a thing was learned."""
 
     judge: Judge
@@ -167,9 +167,9 @@ def choose(
     components: Components,
     candidates: Mapping[int, Concept],
     examples: Sequence[Example],
-    eyes: Eyes | None,
+    scorer: Scorer | None,
     *,
-    second: Onlooker | None = None,
+    second: PictureScorer | None = None,
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Choice:
@@ -179,7 +179,7 @@ def choose(
         components: the base they were trained on; bit-identical afterwards.
         candidates: steps -> concept, at least one; each is asked for in its turn, so they need not be in memory.
         examples: pictures to compare with: better ones that training did not see, usually those it did.
-        eyes: who measures; without any, the error on the pictures alone tells.
+        scorer: who measures; without any, the error on the pictures alone tells.
         second: a judge whose likeness is reported and decides nothing, so that the choice can be checked by it.
         on_event: a `StepDone` and a `Preview` for each of them.
         should_stop: asked before each and within.
@@ -189,7 +189,7 @@ def choose(
         ConceptError: if one does not fit the base.
     """
     card = candidates[max(candidates)].card
-    trial = _Trial(components, card, examples, eyes, second, should_stop)
+    trial = _Trial(components, card, examples, scorer, second, should_stop)
     word = card.init or "thing"
     rows: list[Row] = []
     began = time.monotonic()
@@ -226,11 +226,11 @@ class _Trial:
         components: Components,
         card: ConceptCard,
         examples: Sequence[Example],
-        eyes: Eyes | None,
-        second: Onlooker | None,
+        scorer: Scorer | None,
+        second: PictureScorer | None,
         should_stop: Callable[[], bool],
     ) -> None:
-        self.components, self.eyes, self.should_stop, self.second = components, eyes, should_stop, second
+        self.components, self.scorer, self.should_stop, self.second = components, scorer, should_stop, second
         self.shown = second.pictures([one.picture for one in examples]) if second is not None else None
         pocket, relation = components.family == "pocket", card.kind == "relation"
         # Captions say the concept's word, which stands for the baseline's as well.
@@ -240,12 +240,12 @@ class _Trial:
         self.prompts = _prompts(card.kind, pocket, self.pairs)
         self.seeds = 1 if relation and pocket else SEEDS
         self.finder = Finder(sorted({name for pair in self.pairs for name in pair})) if relation and pocket else None
-        seen = eyes is not None and not relation
+        seen = scorer is not None and not relation
         pictures = [one.picture for one in examples]
-        self.real = eyes.pictures(pictures) if eyes is not None and seen else None
-        things = isinstance(eyes, JudgeEyes) and eyes.things
+        self.real = scorer.pictures(pictures) if scorer is not None and seen else None
+        things = isinstance(scorer, JudgeScorer) and scorer.things
         self.drawings = cut_from(pictures)[:DRAWINGS] if things else ()
-        self.others = eyes.pictures(other_things()) if eyes is not None and things else None
+        self.others = scorer.pictures(other_things()) if scorer is not None and things else None
         size = int(components.unet.config["sample_size"]) * components.factor
         self.latents = LatentSet(components, self.examples, resolution=size)
 
@@ -260,9 +260,9 @@ class _Trial:
         if self.finder is not None:
             edit = self._both_there(pictures)
             return Row(step, {"both_there": float(edit.mean())} | figures, -error, edit, pictures)
-        if self.eyes is None or self.real is None:
+        if self.scorer is None or self.real is None:
             return Row(step, figures, -error, None, pictures)
-        seen = self.eyes.pictures(pictures)
+        seen = self.scorer.pictures(pictures)
         fit, edit = (seen @ self.real.T).mean(1), self._aligned(seen, word)
         figures = {"likeness": float(fit.mean()), "alignment": float(edit.mean())} | figures
         drawn: Tensor | None = None
@@ -272,7 +272,7 @@ class _Trial:
         if self.others is not None and concept is not None:
             figures["likeness_floor"] = float((self.others @ self.real.T).mean())
         if concept is not None and concept.changes and baseline is not None and baseline.figures.get("alignment"):
-            kept = self._aligned(self.eyes.pictures(self._pictures(concept, word)), word)
+            kept = self._aligned(self.scorer.pictures(self._pictures(concept, word)), word)
             figures["class_kept"] = float(kept.mean()) / baseline.figures["alignment"]
         return Row(step, _finite(figures), fit, edit, pictures, drawn)
 
@@ -295,9 +295,9 @@ class _Trial:
         return made
 
     def _aligned(self, seen: Tensor, word: str) -> Tensor:
-        assert self.eyes is not None
+        assert self.scorer is not None
         wording = [prompt.replace("{}", word) for prompt in self.prompts for _ in range(self.seeds)]
-        return (seen * self.eyes.texts(wording)).sum(1)
+        return (seen * self.scorer.texts(wording)).sum(1)
 
     def _both_there(self, pictures: Sequence[Image.Image]) -> Tensor:
         assert self.finder is not None

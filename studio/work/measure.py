@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.candidates import Choice, Eyes, JudgeEyes, choose
+from evaluation.candidates import Choice, JudgeScorer, Scorer, choose
 from pipelines.concepts.card import HASH_KEY, read_header
 from pipelines.concepts.concept import Concept
 from pipelines.errors import ConceptError
@@ -55,10 +55,10 @@ def measure(
         steps = concept.card.recipe.get("steps")
         files = {steps if isinstance(steps, int) and steps > 0 else 1: path}
     written = {file: _sum(file) for file in (*files.values(), path)}
-    eyes = eyes_for(components, concept, clip)
+    scorer = scorer_for(components, concept, clip)
     second = None if dino is None else PictureEncoder.load(dino, str(components.device))
     choice = choose(
-        components, _Learned(files), examples, eyes, second=second, on_event=on_event, should_stop=should_stop
+        components, _Learned(files), examples, scorer, second=second, on_event=on_event, should_stop=should_stop
     )
     for step, file in files.items():
         for place in dict.fromkeys((file, path)):
@@ -95,13 +95,13 @@ def _note(path: Path, written: str, scores: dict[str, float]) -> None:
             Concept.load(path).with_scores(scores).save(path)
 
 
-def eyes_for(components: Components, concept: Concept, clip: Path | None) -> Eyes | None:
+def scorer_for(components: Components, concept: Concept, clip: Path | None) -> Scorer | None:
     """Who measures pictures of a base: the CLIP that is named, the judge of `pocket`, or nobody."""
     if clip is not None:
         return Clip.load(clip, str(components.device))
     if components.family != "pocket":
         return None
-    return JudgeEyes(judge(), concept.card.kind in ("object", "subject"))
+    return JudgeScorer(judge(), concept.card.kind in ("object", "subject"))
 
 
 def told(choice: Choice) -> dict[str, Any]:
