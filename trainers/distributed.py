@@ -94,7 +94,7 @@ class Processes:
         """Whether it is true in any process."""
         return flag if self.count == 1 else self.mean({"flag": float(flag)})["flag"] > 0
 
-    def told(self, value: Value) -> Value:
+    def broadcast(self, value: Value) -> Value:
         """What the main process has; it must be picklable."""
         if self.count == 1:
             return value

@@ -147,7 +147,7 @@ def teach(
         concept.save(output)
         state.rename(over)
         shutil.rmtree(over, ignore_errors=True)
-    processes.told(None)  # nobody leaves before the file is there
+    processes.broadcast(None)  # nobody leaves before the file is there
     return list(outputs)
 
 

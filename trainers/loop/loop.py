@@ -118,7 +118,7 @@ def optimise(
             keeper.require_finite(means, done, weights=last)
             keeper.log.append({"step": done, **means})
             on_event(StepDone(done, pace.steps, means | figures, time.monotonic() - start))
-        if checkpoint and (last or (done % checkpoint.every == 0 and processes.told(checkpoint.due(done)))):
+        if checkpoint and (last or (done % checkpoint.every == 0 and processes.broadcast(checkpoint.due(done)))):
             keeper.keep(done)
     return pace.steps
 
@@ -219,7 +219,7 @@ class _Keeper:
         begun, loop, self.log = self.checkpoint.load(self.on_event)
         for group in (group for optimizer in self.stepper.optimizers for group in optimizer.param_groups):
             group["lr"] = float(group["lr"])  # the state of recorded steps holds tensors
-        if self.processes.told(begun) != begun:
+        if self.processes.broadcast(begun) != begun:
             raise ConfigError(
                 f"This process found a state of step {begun}, the main one another.",
                 f"Let all processes see the same {self.checkpoint.path}.",
