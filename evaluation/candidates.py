@@ -214,8 +214,8 @@ def _pairs(card: ConceptCard, pocket: bool) -> Sequence[tuple[str, str]]:
     """Things a relation is tried between, on `pocket` none that its pictures show."""
     if not pocket:
         return PAIRS
-    unseen, chance = [name for name in RELATED if name not in card.left + card.right], random.Random(PAIR_SEED)
-    return [(one, other) for one, other in (chance.sample(unseen, 2) for _ in range(TRIED))]
+    unseen, rng = [name for name in RELATED if name not in card.left + card.right], random.Random(PAIR_SEED)
+    return [(one, other) for one, other in (rng.sample(unseen, 2) for _ in range(TRIED))]
 
 
 class _Trial:
@@ -319,9 +319,9 @@ class _Trial:
         for index in range(LEVELS):
             if self.should_stop():
                 raise Cancelled("stopped while errors were measured.")
-            chance = torch.Generator().manual_seed(index)
-            batch = self.latents.draw(index, min(len(self.examples), 8), said, wordings, chance)
-            noise = torch.randn(batch.latents.shape, generator=chance).to(components.device)
+            generator = torch.Generator().manual_seed(index)
+            batch = self.latents.draw(index, min(len(self.examples), 8), said, wordings, generator)
+            noise = torch.randn(batch.latents.shape, generator=generator).to(components.device)
             at = torch.full((len(batch.latents),), int((index + 0.5) / LEVELS * len(levels)), device=components.device)
             arguments = conditioning(components, batch.captions, batch.frames, pixels_of(components, batch.latents))
             errors.append(denoising_errors(components, batch, (noise, at), levels, arguments, ObjectiveConfig()))

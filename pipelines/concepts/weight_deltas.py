@@ -241,6 +241,6 @@ def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype != torch.bfloat16:
         return weight.to(dtype)
     generator = torch.Generator().manual_seed(weight.numel())
-    chance = torch.randint(0, 1 << 16, weight.shape, generator=generator, dtype=torch.int32).to(weight.device)
-    bits = (weight.contiguous().view(torch.int32) + chance) & ~0xFFFF
+    noise = torch.randint(0, 1 << 16, weight.shape, generator=generator, dtype=torch.int32).to(weight.device)
+    bits = (weight.contiguous().view(torch.int32) + noise) & ~0xFFFF
     return bits.view(torch.float32).to(dtype)

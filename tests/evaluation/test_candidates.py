@@ -75,9 +75,9 @@ def test_what_is_proposed_is_better_than_the_word_itself():
 
 
 def test_luck_is_not_taken_for_learning():
-    chance, found = torch.Generator().manual_seed(0), 0
+    generator, found = torch.Generator().manual_seed(0), 0
     for _ in range(200):
-        noise = torch.randn(6, 12, generator=chance)
+        noise = torch.randn(6, 12, generator=generator)
         rows = [Row(10 * k, {"likeness": float(noise[k].mean())}, noise[k]) for k in range(1, 6)]
         found += not proposed(Row(0, {"likeness": 0.0}, noise[0]), rows, "fox")[1].startswith("No step")
     assert found < 40  # of 200; at one standard error it would be twice as many
@@ -143,8 +143,8 @@ def test_the_word_itself_scores_as_the_word(judge):
     base = tiny.sd()
     before, events = tiny.snapshot(base), []
     own = word(base)
-    chance = torch.Generator().manual_seed(0)
-    moved = replace(own, rows=tuple(20 * torch.randn(rows.shape, generator=chance) for rows in own.rows))
+    generator = torch.Generator().manual_seed(0)
+    moved = replace(own, rows=tuple(20 * torch.randn(rows.shape, generator=generator) for rows in own.rows))
     examples = [replace(one, captions=("a <x> on grass",)) for one in tiny.examples()]
     examples[0] = replace(examples[0], picture=examples[0].picture.resize((30, 17)))
     choice = choose(base, {5: own, 10: moved}, examples, JudgeScorer(judge, False), on_event=events.append)

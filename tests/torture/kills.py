@@ -80,7 +80,7 @@ def newest(folder: Path) -> int:
 
 def torture(kills: int, seed: int, work: Path) -> dict[str, int]:
     """Kill so often, the methods in turn; raises at the first difference."""
-    chance, base = random.Random(seed), tiny.sd()
+    rng, base = random.Random(seed), tiny.sd()
     count = {"kills": 0, "while a state was written": 0, "before a state was kept": 0}
     count |= {"after the concept was there": 0, "runs": 0}
     seconds, alone = {}, {}
@@ -93,7 +93,7 @@ def torture(kills: int, seed: int, work: Path) -> dict[str, int]:
         name = list(SETTINGS)[count["runs"] % len(SETTINGS)]
         output = work / f"{count['runs']}.safetensors"
         state, reached = output.with_name(f".{output.stem}.state"), 0
-        while not finished(forked(base, name, output), chance.uniform(0, seconds[name])):
+        while not finished(forked(base, name, output), rng.uniform(0, seconds[name])):
             count["kills"] += 1
             assert count["kills"] < 20 * kills + 100, f"it does not end: {count}"
             count["while a state was written"] += any(state.glob(".part-*"))

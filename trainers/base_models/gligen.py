@@ -129,19 +129,19 @@ def groups(trained: Mapping[str, nn.Parameter], config: GroundingConfig) -> list
     ]
 
 
-def grounding_of(pictures: BoxedPictures, which: Tensor, config: GroundingConfig, chance: torch.Generator) -> Any:
+def grounding_of(pictures: BoxedPictures, which: Tensor, config: GroundingConfig, generator: torch.Generator) -> Any:
     """The grounding of picture numbers `which` (B,), with what is left out left out; for a UNet call."""
     device = which.device
     things, boxes, told = pictures.things[which], pictures.boxes[which], pictures.present[which]
     size, places = things.shape
 
     def coin(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=chance, device=device)
+        return torch.rand(shape, generator=generator, device=device)
 
-    wording = torch.randint(len(pictures.phrases), things.shape, generator=chance, device=device)
+    wording = torch.randint(len(pictures.phrases), things.shape, generator=generator, device=device)
     embeddings = pictures.phrases[wording, things]
     spread = pictures.phrases.flatten(0, 1).std(0, correction=0)  # of a single phrase there is none
-    noise = torch.randn(embeddings.shape, generator=chance, device=device) * spread * config.blur
+    noise = torch.randn(embeddings.shape, generator=generator, device=device) * spread * config.blur
     embeddings = embeddings + noise * (coin(size, 1, 1) < 0.2)
     embeddings = torch.where((coin(size, places) < config.unnamed)[..., None], pictures.unnamed, embeddings)
     told = told & (coin(size, 1) >= config.grounding_drop)
@@ -171,16 +171,16 @@ def denoising(
     levels, kind = noise_levels(scheduler_config, device), str(scheduler_config.get("prediction_type", "epsilon"))
 
     def losses(index: int, generator: torch.Generator) -> dict[str, Tensor]:
-        chance = torch.Generator(device).manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
-        which = torch.randint(len(pictures.latents), (config.batch,), generator=chance, device=device)
-        start = torch.rand((), generator=chance, device=device)
+        generator = torch.Generator(device).manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
+        which = torch.randint(len(pictures.latents), (config.batch,), generator=generator, device=device)
+        start = torch.rand((), generator=generator, device=device)
         even = (start + torch.arange(config.batch, device=device) / config.batch) % 1
         places = done() < config.places_first
         even = PLACES_FROM + (1 - PLACES_FROM) * even if places else even
         timesteps = (even * len(levels)).long().clamp(max=len(levels) - 1)
         clean = pictures.latents[which].float()
-        noise = torch.randn(clean.shape, generator=chance, device=device)
-        silent = torch.rand((config.batch, 1, 1), generator=chance, device=device) < (
+        noise = torch.randn(clean.shape, generator=generator, device=device)
+        silent = torch.rand((config.batch, 1, 1), generator=generator, device=device) < (
             PLACES_DROP if places else config.caption_drop
         )
         context = torch.where(silent, pictures.empty, pictures.contexts(which)).to(unet.dtype)
@@ -189,7 +189,7 @@ def denoising(
             noised(clean, noise, at).to(unet.dtype),
             timesteps,
             context,
-            cross_attention_kwargs=grounding_of(pictures, which, config, chance),
+            cross_attention_kwargs=grounding_of(pictures, which, config, generator),
         ).sample
         return {"denoise": (guess.float() - target(kind, clean, noise, at)).square().mean()}
 
@@ -206,10 +206,10 @@ def gains(
     """
     device = pictures.latents.device
     levels, kind = noise_levels(scheduler_config, device), str(scheduler_config.get("prediction_type", "epsilon"))
-    chance = torch.Generator(device).manual_seed(1)
+    generator = torch.Generator(device).manual_seed(1)
     which = torch.arange(min(count, len(pictures.latents)), device=device)
     clean = pictures.latents[which].float()
-    noise = torch.randn(clean.shape, generator=chance, device=device)
+    noise = torch.randn(clean.shape, generator=generator, device=device)
     timesteps = (torch.arange(len(which), device=device) * len(levels) // len(which)).flip(0)
     at, context = levels[timesteps], pictures.contexts(which).to(unet.dtype)
     told, boxes = pictures.present[which], pictures.boxes[which]

@@ -69,13 +69,13 @@ def picture_source(components: Components, examples: Sequence[Example], config: 
     things = (torch.stack(white)[:, :1] > 0).to(components.device) & there[:, None, None, None]
     conditioning = Conditioning(components, frozen=True)
 
-    def source(index: int, chance: torch.Generator) -> MaskedBatch:
-        which = torch.randint(len(kept), (config.batch,), generator=chance, device=chance.device)
-        coins = torch.rand(3, config.batch, generator=chance, device=chance.device)
+    def source(index: int, generator: torch.Generator) -> MaskedBatch:
+        which = torch.randint(len(kept), (config.batch,), generator=generator, device=generator.device)
+        coins = torch.rand(3, config.batch, generator=generator, device=generator.device)
         pictures, shown = _floats(kept[which]), things[which]
         mirrored = (coins[0] < config.flip)[:, None, None, None]
         pictures = torch.where(mirrored, pictures.flip(-1), pictures)
-        holes = random_holes(config.batch, (side, side), chance, torch.where(mirrored, shown.flip(-1), shown))
+        holes = random_holes(config.batch, (side, side), generator, torch.where(mirrored, shown.flip(-1), shown))
         captions = [
             "" if coin < config.empty or not examples[i].captions else _chosen(examples[i].captions, pick)
             for i, coin, pick in zip(which.tolist(), coins[1].tolist(), coins[2].tolist(), strict=True)
@@ -122,12 +122,12 @@ def pair_source(components: Components, tasks: Mapping[str, Sequence[PicturePair
     most = min(config.examples, min(map(len, kept)) - 1)
     conditioning = Conditioning(components, frozen=True)
 
-    def source(index: int, chance: torch.Generator) -> MaskedBatch:
+    def source(index: int, generator: torch.Generator) -> MaskedBatch:
         grid = _grid(index, most)
-        coins = torch.rand(3, config.batch, generator=chance, device=chance.device)
+        coins = torch.rand(3, config.batch, generator=generator, device=generator.device)
         chosen: list[Tensor] = []
         for place in (coins[0] * len(kept)).long().tolist():
-            order = torch.randperm(len(kept[place]), generator=chance, device=chance.device)
+            order = torch.randperm(len(kept[place]), generator=generator, device=generator.device)
             chosen.append(kept[place][order[: grid.pairs]])
         cells = _floats(torch.stack(chosen))
         blank = (coins[1] < config.blank)[:, None, None, None, None, None]

@@ -93,17 +93,17 @@ def losses_of(
     kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
     total = len(levels)
 
-    def loss(source: Source, index: int, chance: torch.Generator) -> Tensor:
+    def loss(source: Source, index: int, generator: torch.Generator) -> Tensor:
         with torch.no_grad():
-            batch = source(index, chance)
+            batch = source(index, generator)
             # Large autoencoders overflow in float16; a tiny one is quicker and as exact.
             with _half(device, torch.float16) if isinstance(components.vae, AutoencoderTiny) else nullcontext():
                 clean, mask, around = inputs_beside(components, batch.pictures, batch.holes)
             count = len(clean)
-            start = torch.rand((), generator=chance, device=device)
+            start = torch.rand((), generator=generator, device=device)
             even = (start + torch.arange(count, device=device) / count) % 1
             timesteps = (even * total).long().clamp(max=total - 1)
-            noise = torch.randn(clean.shape, generator=chance, device=device)
+            noise = torch.randn(clean.shape, generator=generator, device=device)
             at = levels[timesteps]
             noisy, wanted = noised(clean, noise, at), target(kind, clean, noise, at)
             weight = mask + OUTSIDE * (1 - mask)
@@ -118,8 +118,8 @@ def losses_of(
 
     def losses(index: int, generator: torch.Generator) -> dict[str, Tensor]:
         seed = int(torch.randint(1 << 62, (), generator=generator))
-        chance = torch.Generator(device).manual_seed(seed)
-        return {name: loss(source, index, chance) for name, source in sources.items()}
+        generator = torch.Generator(device).manual_seed(seed)
+        return {name: loss(source, index, generator) for name, source in sources.items()}
 
     return losses
 

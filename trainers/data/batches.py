@@ -235,7 +235,7 @@ class LatentSet:
         for place in range(index * batch, (index + 1) * batch):
             epoch, at = divmod(place, len(places))
             if epoch not in orders:
-                orders[epoch] = torch.randperm(len(places), generator=self._chance(epoch)).tolist()
+                orders[epoch] = torch.randperm(len(places), generator=self._generator(epoch)).tolist()
             indices.append(places[orders[epoch][at]])
         return self.buckets[0], indices
 
@@ -244,9 +244,9 @@ class LatentSet:
         places = [self._occurrences(bucket.members) for bucket in self.buckets]
         batches = [(which, start) for which, own in enumerate(places) for start in range(0, len(own), batch)]
         epoch, at = divmod(index, len(batches))
-        chance = self._chance(epoch)
-        orders = [torch.randperm(len(own), generator=chance).tolist() for own in places]
-        which, start = batches[int(torch.randperm(len(batches), generator=chance)[at])]
+        generator = self._generator(epoch)
+        orders = [torch.randperm(len(own), generator=generator).tolist() for own in places]
+        which, start = batches[int(torch.randperm(len(batches), generator=generator)[at])]
         order, own = orders[which], places[which]
         return self.buckets[which], [own[order[k % len(own)]] for k in range(start, start + batch)]
 
@@ -254,5 +254,5 @@ class LatentSet:
         """Each example as often as it is repeated."""
         return [i for i in members for _ in range(self.examples[i].repeats)]
 
-    def _chance(self, epoch: int) -> torch.Generator:
+    def _generator(self, epoch: int) -> torch.Generator:
         return torch.Generator().manual_seed((self.seed * 9_176_263 + epoch) % (1 << 63))

@@ -239,8 +239,10 @@ def _of_subjects(
             "Mirrored pictures would contradict captions that say left and right.", "Use --flip 0 with --cut-mix."
         )
     side = run.data.resolution or int(components.unet.config["sample_size"]) * components.factor
-    chance = torch.Generator().manual_seed(run.train.seed * 6_151 + 29)
-    return cut_mixed(examples, run.config, trainable.wordings, side=side, crop=run.data.center_crop, generator=chance)
+    generator = torch.Generator().manual_seed(run.train.seed * 6_151 + 29)
+    return cut_mixed(
+        examples, run.config, trainable.wordings, side=side, crop=run.data.center_crop, generator=generator
+    )
 
 
 def _batches(

@@ -176,8 +176,8 @@ def train_decoder(
     pairs = _pairs(work / f"pairs-{size}-{count}.pt", components, count, size, on_event)
 
     def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        chance = torch.Generator(components.device)
-        latents, truth = pairs.batch(batch, chance.manual_seed(int(torch.randint(1 << 62, (), generator=generator))))
+        seed = int(torch.randint(1 << 62, (), generator=generator))
+        latents, truth = pairs.batch(batch, torch.Generator(components.device).manual_seed(seed))
         with torch.autocast(latents.device.type, torch.bfloat16, enabled=latents.is_cuda):
             made = vae.decoder(latents)
         made = made.float()

@@ -99,12 +99,12 @@ def _told(states: Tensor) -> dict[str, Tensor]:
 def plain_source(made: World, batch: int) -> Source:
     """Single pictures with random holes; nine captions in ten are kept."""
 
-    def source(index: int, chance: torch.Generator) -> MaskedBatch:
-        pool, device = made.pools["any"], chance.device
-        which = torch.randint(len(pool), (batch,), generator=chance, device=device)
+    def source(index: int, generator: torch.Generator) -> MaskedBatch:
+        pool, device = made.pools["any"], generator.device
+        which = torch.randint(len(pool), (batch,), generator=generator, device=device)
         material = pool.take(which)
-        holes = random_holes(batch, (material.size, material.size), chance, material.masks)
-        kept = torch.rand(batch, 1, 1, generator=chance, device=device) >= EMPTY
+        holes = random_holes(batch, (material.size, material.size), generator, material.masks)
+        kept = torch.rand(batch, 1, 1, generator=generator, device=device) >= EMPTY
         return MaskedBatch(material.pictures, holes, _told(torch.where(kept, made.captions[which], made.empty)))
 
     return source
@@ -113,14 +113,14 @@ def plain_source(made: World, batch: int) -> Source:
 def grid_source(made: World, batch: int) -> Source:
     """Visual prompts of all trained tasks in equal shares."""
 
-    def source(index: int, chance: torch.Generator) -> MaskedBatch:
-        grid, device = GRIDS[index % len(GRIDS)], chance.device
+    def source(index: int, generator: torch.Generator) -> MaskedBatch:
+        grid, device = GRIDS[index % len(GRIDS)], generator.device
         each = max(1, round(batch * 2 / grid.pairs / len(TRAINED_TASKS)))
-        cells = torch.cat([task_cells(made, name, (each, grid.pairs), chance) for name in TRAINED_TASKS])
-        blank = torch.rand(len(cells), 1, 1, 1, 1, 1, generator=chance, device=device) < BLANK
+        cells = torch.cat([task_cells(made, name, (each, grid.pairs), generator) for name in TRAINED_TASKS])
+        blank = torch.rand(len(cells), 1, 1, 1, 1, 1, generator=generator, device=device) < BLANK
         cells[:, :-1] = torch.where(blank, 0.0, cells[:, :-1])
         words = torch.stack([made.words[name] for name in TRAINED_TASKS]).repeat_interleave(each, 0)
-        hinted = torch.rand(len(cells), 1, 1, generator=chance, device=device) < HINTED
+        hinted = torch.rand(len(cells), 1, 1, generator=generator, device=device) < HINTED
         side = cells.shape[-1]
         return MaskedBatch(
             grid.compose(cells), grid.mask(side, side).to(device), _told(torch.where(hinted, words, made.empty))
@@ -129,9 +129,9 @@ def grid_source(made: World, batch: int) -> Source:
     return source
 
 
-def task_cells(made: World, name: str, shape: tuple[int, int], chance: torch.Generator) -> Tensor:
+def task_cells(made: World, name: str, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
     """Cells (grids, pairs, 2, 3, S, S) of a task on scenes drawn at random."""
-    return pairs(TASKS[name], made.pools[TASKS[name].scenes].draw(shape, chance), chance)
+    return pairs(TASKS[name], made.pools[TASKS[name].scenes].draw(shape, generator), generator)
 
 
 # -- looking ----------------------------------------------------------------------------------------------------
@@ -150,10 +150,10 @@ def preview(
         path: where the sheet is written.
     """
     unet.eval()
-    chance = torch.Generator(unet.device).manual_seed(1)
+    generator = torch.Generator(unet.device).manual_seed(1)
     sheet, figures = Sheet(cell=64, label=150), {}
-    batch = plain_source(made, 8)(0, chance)
-    result = painted(unet, components, batch, chance)
+    batch = plain_source(made, 8)(0, generator)
+    result = painted(unet, components, batch, generator)
     for caption, shown in (
         ("pictures", batch.pictures),
         ("with holes", batch.pictures * (batch.holes < 0.5)),
@@ -162,10 +162,10 @@ def preview(
         sheet.row(caption, to_pictures(shown))
     grid = Grid()
     for name in TASKS:
-        cells = task_cells(made, name, (count, 2), chance)
+        cells = task_cells(made, name, (count, 2), generator)
         hole = grid.mask(cells.shape[-1], cells.shape[-1]).to(unet.device)
         told = _told(made.empty.expand(count, -1, -1))
-        answers = grid.crop(painted(unet, components, MaskedBatch(grid.compose(cells), hole, told), chance))
+        answers = grid.crop(painted(unet, components, MaskedBatch(grid.compose(cells), hole, told), generator))
         figures[name] = float((answers - cells[:, -1, 1]).abs().mean())
         for k in range(min(2, count)):
             example, query = cells[k]

@@ -229,13 +229,13 @@ def _denoising(
     context = nullcontext if text else torch.no_grad
 
     def losses(index: int, generator: torch.Generator) -> dict[str, Tensor]:
-        chance = torch.Generator(device).manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
-        which = torch.randint(len(latents), (batch,), generator=chance, device=device)
-        even = torch.rand((), generator=chance, device=device) + torch.arange(batch, device=device) / batch
+        generator = torch.Generator(device).manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
+        which = torch.randint(len(latents), (batch,), generator=generator, device=device)
+        even = torch.rand((), generator=generator, device=device) + torch.arange(batch, device=device) / batch
         timesteps = (even % 1 * count).long().clamp(max=count - 1)
         clean = latents[which].float()
-        noise = torch.randn(clean.shape, generator=chance, device=device)
-        dropped = torch.rand((batch, 1), generator=chance, device=device) < EMPTY
+        noise = torch.randn(clean.shape, generator=generator, device=device)
+        dropped = torch.rand((batch, 1), generator=generator, device=device) < EMPTY
         with context():
             states = model.text(torch.where(dropped, empty, ids[which])).last_hidden_state
         at = levels[timesteps]

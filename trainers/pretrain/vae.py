@@ -114,14 +114,14 @@ def _losses(vae: AutoencoderTiny, pool: Tensor, plan: VaePlan) -> Losses:
     axis, colours = torch.arange(plan.crop, device=device), torch.arange(3, device=device)[:, None, None]
 
     def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        chance = torch.Generator(device).manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
-        which = torch.randint(len(pool), (plan.batch,), generator=chance, device=device)
-        down, across = torch.randint(free + 1, (2, plan.batch, 1), generator=chance, device=device)
+        generator = torch.Generator(device).manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
+        which = torch.randint(len(pool), (plan.batch,), generator=generator, device=device)
+        down, across = torch.randint(free + 1, (2, plan.batch, 1), generator=generator, device=device)
         rows, columns = (down + axis)[:, None, :, None], (across + axis)[:, None, None, :]
         x = as_images(pool[which[:, None, None, None], colours, rows, columns])
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             z = vae.encoder(x)
-            made = vae.decoder(z + SLACK * torch.randn(z.shape, generator=chance, device=device))
+            made = vae.decoder(z + SLACK * torch.randn(z.shape, generator=generator, device=device))
         made, z = made.float(), z.float()
         return {
             "l1": F.l1_loss(made, x),

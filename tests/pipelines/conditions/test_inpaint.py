@@ -198,9 +198,9 @@ def test_other_words_paint_otherwise(base):
 @pytest.mark.parametrize("leaf", [".diff", ".lora"])
 def test_changes_of_the_first_layer_fit_the_latents_of_an_inpainting_unet(leaf):
     """What was learned on 4 channels changes those of the 9, as much as it changes the 4."""
-    chance = torch.Generator().manual_seed(0)
-    difference = torch.randn(16, 4, 3, 3, generator=chance)
-    low = LowRank(torch.randn(2, 4, 3, 3, generator=chance), torch.randn(16, 2, 1, 1, generator=chance), 0.5)
+    generator = torch.Generator().manual_seed(0)
+    difference = torch.randn(16, 4, 3, 3, generator=generator)
+    low = LowRank(torch.randn(2, 4, 3, 3, generator=generator), torch.randn(16, 2, 1, 1, generator=generator), 0.5)
     change = Difference(difference) if leaf == ".diff" else low
     key, plain, wide = "unet.conv_in.weight", BASES[4], BASES[9]
     check_fits(wide, {key: change}, "it")

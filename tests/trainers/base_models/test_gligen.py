@@ -177,12 +177,12 @@ def test_shares_that_are_left_out_are_those_asked_for():
     data, which = pictures(512), torch.arange(512)
     data = replace(data, things=torch.zeros(512, 4, dtype=torch.int64), boxes=data.boxes.expand(-1, 4, -1),
                    present=torch.tensor([[True, True, True, False]]).expand(512, -1))  # fmt: skip
-    chance = torch.Generator().manual_seed(1)
-    masks = grounding_of(data, which, CONFIG, chance)["gligen"]["masks"]
+    rng = torch.Generator().manual_seed(1)
+    masks = grounding_of(data, which, CONFIG, rng)["gligen"]["masks"]
     assert masks.shape == (512, 30) and not bool(masks[:, 3:].any())
     assert float((masks.sum(1) == 0).float().mean()) == pytest.approx(0.1, abs=0.05)
     none = changed(grounding_drop=0, box_drop=0, unnamed=0, blur=0)
-    given = grounding_of(data, which, none, chance)["gligen"]
+    given = grounding_of(data, which, none, rng)["gligen"]
     assert float(given["masks"].sum()) == 3 * 512
     said = given["positive_embeddings"][:, :3].flatten(0, 1)
     assert {tuple(row) for row in said.tolist()} == {tuple(row) for row in data.phrases[:, 0].tolist()}

@@ -26,7 +26,7 @@ from trainers.base_models.random_masks import random_holes
 from trainers.loop.clock import Clock
 
 
-def chance(seed=0):
+def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
@@ -36,10 +36,10 @@ def base():
 
 
 def batch(base, count=2, side=16, seed=0):
-    pictures = torch.rand(count, 3, side, side, generator=chance(seed)) * 2 - 1
+    pictures = torch.rand(count, 3, side, side, generator=seeded(seed)) * 2 - 1
     holes = torch.zeros(count, 1, side, side)
     holes[..., : side // 2, :] = 1
-    words = torch.randn(count, 5, 32, generator=chance(seed + 1))
+    words = torch.randn(count, 5, 32, generator=seeded(seed + 1))
     return MaskedBatch(pictures, holes, {"encoder_hidden_states": words})
 
 
@@ -65,9 +65,9 @@ def test_the_loss_is_weighed_by_the_hole(base):
         for parameter in unet.conv_out.parameters():
             parameter.zero_()
     one = batch(base)
-    (loss,) = losses_of(unet, base, {"x": lambda index, own: one})(0, chance(3)).values()
+    (loss,) = losses_of(unet, base, {"x": lambda index, own: one})(0, seeded(3)).values()
     # A UNet that says nothing errs by the target itself: weighed unit noise.
-    generator = torch.Generator().manual_seed(int(torch.randint(1 << 62, (), generator=chance(3))))
+    generator = torch.Generator().manual_seed(int(torch.randint(1 << 62, (), generator=seeded(3))))
     torch.rand((), generator=generator)
     clean, mask, _ = inputs_beside(base, one.pictures, one.holes)
     noise = torch.randn(clean.shape, generator=generator)
@@ -133,7 +133,7 @@ def test_the_clock_ends_a_training_in_order_and_counts_what_was_spent_before(bas
 
 def test_what_is_outside_the_hole_stays_as_it_is(base):
     one = batch(base)
-    result = painted(widened(base.unet).eval(), base, one, chance(), steps=2)
+    result = painted(widened(base.unet).eval(), base, one, seeded(), steps=2)
     assert torch.equal(result[:, :, 8:], one.pictures[:, :, 8:])
     assert not torch.equal(result[:, :, :8], one.pictures[:, :, :8])
 
@@ -141,7 +141,7 @@ def test_what_is_outside_the_hole_stays_as_it_is(base):
 def test_holes_are_of_all_kinds_and_never_empty():
     things = torch.zeros(300, 3, 32, 32, dtype=torch.bool)
     things[:, 1, 10:20, 12:22] = True
-    holes = random_holes(300, (32, 32), chance(), things)
+    holes = random_holes(300, (32, 32), seeded(), things)
     assert holes.shape == (300, 1, 32, 32) and set(holes.unique().tolist()) == {0.0, 1.0}
     share = holes.mean((1, 2, 3))
     assert share.min() > 0 and 0.03 < (share == 1).float().mean() < 0.16
@@ -150,6 +150,6 @@ def test_holes_are_of_all_kinds_and_never_empty():
     same = (holes[:, 0] == grown).all(2).all(1).float().mean()
     rest = (holes[:, 0] == 1 - grown).all(2).all(1).float().mean()
     assert 0.12 < same < 0.4 and 0.03 < rest < 0.2
-    assert torch.equal(random_holes(9, (16, 24), chance(5)), random_holes(9, (16, 24), chance(5)))
-    hidden = random_holes(200, (32, 32), chance(), torch.zeros(200, 3, 32, 32, dtype=torch.bool))
+    assert torch.equal(random_holes(9, (16, 24), seeded(5)), random_holes(9, (16, 24), seeded(5)))
+    hidden = random_holes(200, (32, 32), seeded(), torch.zeros(200, 3, 32, 32, dtype=torch.bool))
     assert hidden.mean((1, 2, 3)).min() > 0

@@ -30,8 +30,8 @@ def example(word, size=(40, 40), **more):
 
 
 def mixed(examples, own=None, side=32, seed=0, crop=False):
-    chance = torch.Generator().manual_seed(seed)
-    return cut_mixed(examples, own or config(), WORDINGS, side=side, crop=crop, generator=chance)
+    generator = torch.Generator().manual_seed(seed)
+    return cut_mixed(examples, own or config(), WORDINGS, side=side, crop=crop, generator=generator)
 
 
 def place_of(picture, word):
