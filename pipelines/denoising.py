@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines import guidance as guiding
+from pipelines import guidance
 from pipelines.condition import CONCAT, Canvas, Condition, Step, merge, stack
 from pipelines.errors import Cancelled
 from pipelines.events import OnEvent, StepDone
@@ -62,7 +62,7 @@ def denoise(
             raise Cancelled(f"stopped after step {index} of {len(timesteps)}.")
         following = timesteps[index + 1] if index + 1 < len(timesteps) else None
         step = Step(index, len(timesteps), timestep, following)
-        branches = guiding.branches(request.guidance, step, components.distilled)
+        branches = guidance.branches(request.guidance, step, components.distilled)
         arguments: dict[str, Any] = stack(
             [merge([condition.unet_kwargs(branch, step) for condition in conditions]) for branch in branches]
         )
@@ -71,7 +71,7 @@ def denoise(
             sample = torch.cat([sample, arguments.pop(CONCAT)], dim=1)
         output = components.unet(sample, timestep, **arguments).sample
         predictions = dict(zip(branches, output.chunk(len(branches)), strict=True))
-        prediction = guiding.combine(request.guidance, predictions)
+        prediction = guidance.combine(request.guidance, predictions)
         stepped = scheduler.step(prediction, timestep, latents, **options)
         step = replace(step, estimate=partial(estimate, scheduler, stepped, prediction, latents))
         latents = stepped.prev_sample

@@ -49,7 +49,7 @@ def embedded(scale: float, width: int) -> Tensor:
     return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()]), (0, width % 2))[None]
 
 
-def told(components: Components, scale: float, count: int) -> dict[str, Any]:
+def distilled_conditioning(components: Components, scale: float, count: int) -> dict[str, Any]:
     """UNet arguments that tell a distilled base the guidance scale of `count` pictures; none for others."""
     width = components.unet.config["time_cond_proj_dim"]
     if width is None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipelines.errors import ModelError
-from pipelines.guidance import told
+from pipelines.guidance import distilled_conditioning
 from pipelines.models.components import Components
 from pipelines.models.text import encode_ids
 from trainers.data.batches import Batch
@@ -90,7 +90,9 @@ def uncropped(count: int, size: tuple[int, int]) -> Tensor:
 def _arguments(components: Components, encoded: Sequence[Any], frames: Tensor, size: tuple[int, int]) -> dict[str, Any]:
     """UNet arguments from the states and the pooled text of each text encoder."""
     context = torch.cat([part for part, _ in encoded], dim=-1).to(components.dtype)
-    unguided = told(components, 1.0, len(context))  # what is learned is the prediction without guidance
+    unguided = distilled_conditioning(
+        components, 1.0, len(context)
+    )  # what is learned is the prediction without guidance
     if components.family != "sdxl":
         return {"encoder_hidden_states": context, **unguided}
     ids = torch.cat((frames, torch.tensor([size]).expand(len(frames), 2)), dim=1).to(

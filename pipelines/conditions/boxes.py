@@ -142,10 +142,10 @@ def _given(components: Components, sets: Sequence[Sequence[Box]], learned: Mappi
             edges[row, place] = torch.tensor(box.box)
     arguments = grounding_input(embeddings, edges, masks)["gligen"]
     if _reads_pictures(components):
-        phrases, told = arguments.pop("positive_embeddings"), arguments["masks"]
+        phrases, masks = arguments.pop("positive_embeddings"), arguments["masks"]
         pictures, shown = _table(components, [[box.picture for box in boxes] for boxes in sets], picture_embeddings)
         shown_as = grounding_input(pictures, edges, shown)["gligen"]
-        arguments |= {"phrases_embeddings": phrases, "phrases_masks": told}
+        arguments |= {"phrases_embeddings": phrases, "phrases_masks": masks}
         arguments |= {"image_embeddings": shown_as["positive_embeddings"], "image_masks": shown_as["masks"]}
     return {name: tensor.to(components.device) for name, tensor in arguments.items()}
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pipelines import guidance as guiding
 from pipelines.condition import Branch, Step
+from pipelines.guidance import active, distilled_conditioning
 from pipelines.models.components import Components
 from pipelines.request.request import Guidance
 
@@ -26,21 +26,21 @@ class DistilledGuidance:
 
     def __init__(self, guidance: Guidance) -> None:
         self.guidance = guidance
-        self._told: dict[bool, dict[str, Tensor]] = {True: {}, False: {}}
+        self._conditioning: dict[bool, dict[str, Tensor]] = {True: {}, False: {}}
 
     @contextmanager
     def attach(self, components: Components, count: int) -> Iterator[None]:
         """Compute the embeddings of the scale and of 1, if the UNet reads them."""
         for on, scale in ((True, self.guidance.scale), (False, 1.0)):
-            self._told[on] = guiding.told(components, 1.0 if scale is None else scale, count)
+            self._conditioning[on] = distilled_conditioning(components, 1.0 if scale is None else scale, count)
         try:
             yield
         finally:
-            self._told = {True: {}, False: {}}
+            self._conditioning = {True: {}, False: {}}
 
     def unet_kwargs(self, branch: Branch, step: Step) -> dict[str, Any]:
         """The embedding of the scale at this step."""
-        return self._told[guiding.active(self.guidance, step)]
+        return self._conditioning[active(self.guidance, step)]
 
     def constrain(self, latents: Tensor, step: Step) -> Tensor:
         """Guidance asks nothing of the latents."""

@@ -132,7 +132,7 @@ def groups(trained: Mapping[str, nn.Parameter], config: GroundingConfig) -> list
 def grounding_of(pictures: BoxedPictures, which: Tensor, config: GroundingConfig, generator: torch.Generator) -> Any:
     """The grounding of picture numbers `which` (B,), with what is left out left out; for a UNet call."""
     device = which.device
-    things, boxes, told = pictures.things[which], pictures.boxes[which], pictures.present[which]
+    things, boxes, present = pictures.things[which], pictures.boxes[which], pictures.present[which]
     size, places = things.shape
 
     def coin(*shape: int) -> Tensor:
@@ -144,9 +144,9 @@ def grounding_of(pictures: BoxedPictures, which: Tensor, config: GroundingConfig
     noise = torch.randn(embeddings.shape, generator=generator, device=device) * spread * config.blur
     embeddings = embeddings + noise * (coin(size, 1, 1) < 0.2)
     embeddings = torch.where((coin(size, places) < config.unnamed)[..., None], pictures.unnamed, embeddings)
-    told = told & (coin(size, 1) >= config.grounding_drop)
-    told = told & ((coin(size, places) >= config.box_drop) | (coin(size, 1) < 0.5))
-    return grounding_input(embeddings, boxes, told)
+    present = present & (coin(size, 1) >= config.grounding_drop)
+    present = present & ((coin(size, places) >= config.box_drop) | (coin(size, 1) < 0.5))
+    return grounding_input(embeddings, boxes, present)
 
 
 def denoising(
@@ -212,11 +212,11 @@ def gains(
     noise = torch.randn(clean.shape, generator=generator, device=device)
     timesteps = (torch.arange(len(which), device=device) * len(levels) // len(which)).flip(0)
     at, context = levels[timesteps], pictures.contexts(which).to(unet.dtype)
-    told, boxes = pictures.present[which], pictures.boxes[which]
+    present, boxes = pictures.present[which], pictures.boxes[which]
     embeddings = pictures.phrases[0][pictures.things[which]]
     given = {
-        "boxes": grounding_input(embeddings, boxes, told),
-        "null": grounding_input(embeddings, boxes, torch.zeros_like(told)),
+        "boxes": grounding_input(embeddings, boxes, present),
+        "null": grounding_input(embeddings, boxes, torch.zeros_like(present)),
         "base": None,
     }
     figures: dict[str, float] = {}

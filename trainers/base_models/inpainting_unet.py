@@ -41,12 +41,12 @@ class MaskedBatch(NamedTuple):
     Attributes:
         pictures: (B, 3, H, W) in [-1, 1].
         holes: (B, 1, H, W) or (1, 1, H, W), 1 = repaint.
-        told: arguments of the UNet that tell it the captions: `encoder_hidden_states` and, for SDXL, more.
+        conditioning: UNet arguments made from the captions: `encoder_hidden_states` and, for SDXL, more.
     """
 
     pictures: Tensor
     holes: Tensor
-    told: Mapping[str, Any]
+    conditioning: Mapping[str, Any]
 
 
 Source = Callable[[int, torch.Generator], MaskedBatch]
@@ -108,11 +108,11 @@ def losses_of(
             noisy, wanted = noised(clean, noise, at), target(kind, clean, noise, at)
             weight = mask + OUTSIDE * (1 - mask)
         inputs = torch.cat((noisy, mask, around), 1)
-        if set(batch.told) == {"encoder_hidden_states"}:
-            guess = call(inputs, timesteps, batch.told["encoder_hidden_states"])
+        if set(batch.conditioning) == {"encoder_hidden_states"}:
+            guess = call(inputs, timesteps, batch.conditioning["encoder_hidden_states"])
         else:
             with _half(device, torch.bfloat16):
-                guess = unet(inputs, timesteps, **batch.told).sample
+                guess = unet(inputs, timesteps, **batch.conditioning).sample
         error = (guess.float() - wanted).square().mean(1, keepdim=True)
         return (error * weight).sum() / weight.sum()
 
@@ -248,6 +248,6 @@ def painted(
     clean, mask, around = inputs_beside(components, batch.pictures, batch.holes)
     latents = torch.randn(clean.shape, generator=generator, device=clean.device)
     for timestep in schedule.timesteps:
-        guess = unet(torch.cat((latents, mask, around), 1), timestep.to(clean.device), **batch.told).sample
+        guess = unet(torch.cat((latents, mask, around), 1), timestep.to(clean.device), **batch.conditioning).sample
         latents = schedule.step(guess.float(), timestep, latents).prev_sample
     return torch.where(batch.holes > 0.5, decode(components, latents), batch.pictures)

@@ -92,7 +92,7 @@ def world(components: Components, count: int, seed: int, drawings: Drawings, nam
     )
 
 
-def _told(states: Tensor) -> dict[str, Tensor]:
+def _conditioning(states: Tensor) -> dict[str, Tensor]:
     return {"encoder_hidden_states": states}
 
 
@@ -105,7 +105,7 @@ def plain_source(made: World, batch: int) -> Source:
         material = pool.take(which)
         holes = random_holes(batch, (material.size, material.size), generator, material.masks)
         kept = torch.rand(batch, 1, 1, generator=generator, device=device) >= EMPTY
-        return MaskedBatch(material.pictures, holes, _told(torch.where(kept, made.captions[which], made.empty)))
+        return MaskedBatch(material.pictures, holes, _conditioning(torch.where(kept, made.captions[which], made.empty)))
 
     return source
 
@@ -123,7 +123,7 @@ def grid_source(made: World, batch: int) -> Source:
         hinted = torch.rand(len(cells), 1, 1, generator=generator, device=device) < HINTED
         side = cells.shape[-1]
         return MaskedBatch(
-            grid.compose(cells), grid.mask(side, side).to(device), _told(torch.where(hinted, words, made.empty))
+            grid.compose(cells), grid.mask(side, side).to(device), _conditioning(torch.where(hinted, words, made.empty))
         )
 
     return source
@@ -164,8 +164,8 @@ def preview(
     for name in TASKS:
         cells = task_cells(made, name, (count, 2), generator)
         hole = grid.mask(cells.shape[-1], cells.shape[-1]).to(unet.device)
-        told = _told(made.empty.expand(count, -1, -1))
-        answers = grid.crop(painted(unet, components, MaskedBatch(grid.compose(cells), hole, told), generator))
+        conditioning = _conditioning(made.empty.expand(count, -1, -1))
+        answers = grid.crop(painted(unet, components, MaskedBatch(grid.compose(cells), hole, conditioning), generator))
         figures[name] = float((answers - cells[:, -1, 1]).abs().mean())
         for k in range(min(2, count)):
             example, query = cells[k]
@@ -212,8 +212,8 @@ def inpainting_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
         _replace(work / f".{FOLDER}.part", work / FOLDER)
         with average.shown():
             figures = preview(unet, components, looked, arguments.show, work / "inpainting.png")
-        told = " ".join(f"{name} {value:.3f}" for name, value in figures.items())
-        on_event(Note(f"after step {done}, mean error on unseen stickers: {told}"))
+        said = " ".join(f"{name} {value:.3f}" for name, value in figures.items())
+        on_event(Note(f"after step {done}, mean error on unseen stickers: {said}"))
         with whole_file(work / RECORD) as path:
             record = facts | {"steps": done, "minutes": round(spent(), 1), "errors": figures}
             path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -249,8 +249,8 @@ def put_in_place(work: Path, out: Path) -> Path:
     shutil.copytree(work / FOLDER, work / f".{FOLDER}.part")
     _replace(work / f".{FOLDER}.part", out / FOLDER)
     facts = json.loads((out / TRAINING).read_text(encoding="utf-8"))
-    told = json.loads(record.read_text(encoding="utf-8"))
-    note_training(out, facts | {"inpainting": told})
+    training = json.loads(record.read_text(encoding="utf-8"))
+    note_training(out, facts | {"inpainting": training})
     return out / FOLDER
 
 

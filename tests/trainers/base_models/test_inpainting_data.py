@@ -111,7 +111,7 @@ def test_pictures_have_holes_and_captions(base, tmp_path):
     config = InpaintingConfig(images=tmp_path, resolution=32, batch=40, empty=0.5)
     batch = picture_source(base, examples, config)(0, seeded())
     assert batch.pictures.shape == (40, 3, 32, 32) and batch.holes.shape == (40, 1, 32, 32)
-    states = {tuple(row.flatten().tolist()) for row in batch.told["encoder_hidden_states"]}
+    states = {tuple(row.flatten().tolist()) for row in batch.conditioning["encoder_hidden_states"]}
     assert len(states) == 3  # two captions and none
     assert batch.holes.mean((1, 2, 3)).min() > 0
     again = picture_source(base, examples, config)(0, seeded())
@@ -127,12 +127,12 @@ def test_visual_prompts_are_canvases_of_different_pairs_whose_answer_is_the_hole
     source = pair_source(base, read_tasks(pairs), config)
     shapes, blank = set(), 0
     for index in range(8):
-        canvas, hole, told = source(index, seeded(index))
+        canvas, hole, conditioning = source(index, seeded(index))
         shapes.add(tuple(canvas.shape[-2:]))
         answer = canvas[..., (hole[0, 0] == 1)]
         assert hole.sum() == 256 and bool((answer == -1).all())
         blank += int((canvas == 0).flatten(1).any(1).sum())
-        assert len({tuple(row.flatten().tolist()) for row in told["encoder_hidden_states"]}) == 2
+        assert len({tuple(row.flatten().tolist()) for row in conditioning["encoder_hidden_states"]}) == 2
     assert shapes == {(32, 32), (48, 32)}
     assert 0.2 < blank / (8 * 12) < 0.6
     canvas, _, _ = pair_source(base, read_tasks(pairs), config.model_copy(update={"blank": 0.0}))(0, seeded())
