@@ -313,7 +313,7 @@ class _Trial:
             return self._errors(attached, said)
 
     def _errors(self, components: Components, said: str) -> Tensor:
-        levels = noise_levels(components.scheduler_config, components.device)
+        alphas_cumprod = noise_levels(components.scheduler_config, components.device)
         wordings = templates("pocket" if components.family == "pocket" else "object")
         errors: list[Tensor] = []
         for index in range(LEVELS):
@@ -322,9 +322,10 @@ class _Trial:
             generator = torch.Generator().manual_seed(index)
             batch = self.latents.draw(index, min(len(self.examples), 8), said, wordings, generator)
             noise = torch.randn(batch.latents.shape, generator=generator).to(components.device)
-            at = torch.full((len(batch.latents),), int((index + 0.5) / LEVELS * len(levels)), device=components.device)
+            timestep = int((index + 0.5) / LEVELS * len(alphas_cumprod))
+            draw = noise, torch.full((len(batch.latents),), timestep, device=components.device)
             arguments = conditioning(components, batch.captions, batch.frames, pixels_of(components, batch.latents))
-            errors.append(denoising_errors(components, batch, (noise, at), levels, arguments, ObjectiveConfig()))
+            errors.append(denoising_errors(components, batch, draw, alphas_cumprod, arguments, ObjectiveConfig()))
         return torch.cat(errors).cpu()
 
 

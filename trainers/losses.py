@@ -24,25 +24,25 @@ def noise_levels(config: Any, device: torch.device) -> Tensor:
     return DDPMScheduler.from_config(known).alphas_cumprod.to(device, torch.float32)  # pyright: ignore
 
 
-def noised(clean: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
+def noised(clean: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tensor:
     """Latents at noise levels (B,): sqrt(a) clean + sqrt(1 - a) noise (arXiv:2006.11239, eq. 4)."""
-    a = levels[:, None, None, None]
+    a = alphas_cumprod[:, None, None, None]
     return a.sqrt() * clean + (1 - a).sqrt() * noise
 
 
-def target(kind: str, clean: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
+def target(kind: str, clean: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tensor:
     """What the UNet is to predict.
 
     Args:
         kind: "epsilon", "v_prediction" (arXiv:2202.00512, appendix D) or "sample".
         clean: (B, C, h, w) scaled latents.
         noise: the noise in them.
-        levels: (B,) cumulative products at their timesteps.
+        alphas_cumprod: (B,) cumulative products at their timesteps.
 
     Raises:
         ModelError: for another kind.
     """
-    a = levels[:, None, None, None]
+    a = alphas_cumprod[:, None, None, None]
     if kind == "epsilon":
         return noise
     if kind == "v_prediction":
@@ -139,7 +139,7 @@ class Conditioning:
         return conditioning(self.components, captions, frames, size)
 
 
-def min_snr_weights(kind: str, levels: Tensor, gamma: float) -> Tensor:
+def min_snr_weights(kind: str, alphas_cumprod: Tensor, gamma: float) -> Tensor:
     """Weights (B,) of timesteps with which the clean picture counts min(SNR, gamma) (arXiv:2303.09556).
 
     For epsilon min(SNR, gamma) / SNR, for v-prediction min(SNR, gamma) / (SNR + 1), for sample min(SNR, gamma). Where
@@ -147,10 +147,10 @@ def min_snr_weights(kind: str, levels: Tensor, gamma: float) -> Tensor:
 
     Args:
         kind: what the UNet predicts.
-        levels: (B,) cumulative products at the timesteps.
+        alphas_cumprod: (B,) cumulative products at the timesteps.
         gamma: the cap.
     """
-    snr = levels / (1 - levels)
+    snr = alphas_cumprod / (1 - alphas_cumprod)
     capped = snr.clamp(max=gamma)
     if kind == "epsilon":
         return torch.where(snr > 0, capped / snr.clamp(min=1e-30), torch.ones_like(snr))
@@ -189,10 +189,15 @@ def drawn(
 
 
 def predicted(
-    components: Components, clean: Tensor, timesteps: Tensor, noise: Tensor, levels: Tensor, arguments: dict[str, Any]
+    components: Components,
+    clean: Tensor,
+    timesteps: Tensor,
+    noise: Tensor,
+    alphas_cumprod: Tensor,
+    arguments: dict[str, Any],
 ) -> Tensor:
     """The UNet's prediction (B, C, h, w) float32 for latents noised to timesteps (B,)."""
-    noisy = noised(clean, noise, levels[timesteps]).to(components.dtype)
+    noisy = noised(clean, noise, alphas_cumprod[timesteps]).to(components.dtype)
     return components.unet(noisy, timesteps, **arguments).sample.float()
 
 
@@ -200,7 +205,7 @@ def weighted_error(
     components: Components,
     guess: Tensor,
     wanted: Tensor,
-    levels: Tensor,
+    alphas_cumprod: Tensor,
     objective: ObjectiveConfig,
     masks: Tensor | None = None,
 ) -> Tensor:
@@ -212,8 +217,8 @@ def weighted_error(
         components: the base; says what is predicted.
         guess: (B, C, h, w).
         wanted: (B, C, h, w).
-        levels: (B,) cumulative products at the timesteps of these pictures, so that each half of a joined batch is
-            weighted by its own.
+        alphas_cumprod: (B,) at the timesteps of these pictures, so that each half of a joined batch is weighted by its
+            own.
         objective: gamma and the weight of the background.
         masks: (B, 1, h, w), 1 where the thing is, or None.
     """
@@ -225,7 +230,7 @@ def weighted_error(
         errors = (squared * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp(min=1e-6)
     if objective.snr_gamma is not None:
         kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
-        errors = errors * min_snr_weights(kind, levels, objective.snr_gamma)
+        errors = errors * min_snr_weights(kind, alphas_cumprod, objective.snr_gamma)
     return errors
 
 
@@ -233,7 +238,7 @@ def denoising_errors(
     components: Components,
     batch: Batch,
     draw: tuple[Tensor, Tensor],
-    levels: Tensor,
+    alphas_cumprod: Tensor,
     arguments: dict[str, Any],
     objective: ObjectiveConfig,
 ) -> Tensor:
@@ -243,13 +248,13 @@ def denoising_errors(
         components: the base.
         batch: scaled latents and masks.
         draw: noise and timesteps, of `drawn`.
-        levels: (T,) of `noise_levels`.
+        alphas_cumprod: (T,) of `noise_levels`.
         arguments: conditioning of the UNet.
         objective: weighting.
     """
     noise, timesteps = draw
-    level = levels[timesteps]
-    guess = predicted(components, batch.latents, timesteps, noise, levels, arguments)
+    level = alphas_cumprod[timesteps]
+    guess = predicted(components, batch.latents, timesteps, noise, alphas_cumprod, arguments)
     kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
     wanted = target(kind, batch.latents, noise, level)
     return weighted_error(components, guess, wanted, level, objective, batch.masks)

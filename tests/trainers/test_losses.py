@@ -38,10 +38,10 @@ TIMES = torch.tensor([0, 500, 999])
 
 def test_noise_levels_and_noising_are_the_schedulers(base):
     scheduler = DDPMScheduler.from_config(base.scheduler_config)
-    levels = noise_levels(base.scheduler_config, torch.device("cpu"))
-    torch.testing.assert_close(levels, scheduler.alphas_cumprod)
+    alphas_cumprod = noise_levels(base.scheduler_config, torch.device("cpu"))
+    torch.testing.assert_close(alphas_cumprod, scheduler.alphas_cumprod)
     expected = scheduler.add_noise(latents(0), latents(1), TIMES)
-    torch.testing.assert_close(noised(latents(0), latents(1), levels[TIMES]), expected)
+    torch.testing.assert_close(noised(latents(0), latents(1), alphas_cumprod[TIMES]), expected)
 
 
 def test_zero_terminal_snr_is_respected():
@@ -100,11 +100,11 @@ def batch_of(count=3, masks=None):
 
 
 def test_the_loss_is_the_mean_squared_error_and_reaches_the_rows(base):
-    levels = noise_levels(base.scheduler_config, torch.device("cpu"))
+    alphas_cumprod = noise_levels(base.scheduler_config, torch.device("cpu"))
     with new_words(base, "<x>", single_rows(base, "fox")) as words:
         arguments = conditioning(words.components, ["a <x>"] * 3, torch.ones(3, 2), (16, 16))
-        errors = denoising_errors(words.components, batch_of(), (latents(1), TIMES), levels, arguments, PLAIN)
-        noisy = noised(latents(0), latents(1), levels[TIMES])
+        errors = denoising_errors(words.components, batch_of(), (latents(1), TIMES), alphas_cumprod, arguments, PLAIN)
+        noisy = noised(latents(0), latents(1), alphas_cumprod[TIMES])
         guess = base.unet(noisy, TIMES, arguments["encoder_hidden_states"]).sample
         torch.testing.assert_close(errors, (guess - latents(1)).square().mean((1, 2, 3)))
         errors.mean().backward()

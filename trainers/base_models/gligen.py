@@ -168,7 +168,10 @@ def denoising(
         done: gives the share of the training that is over, for `config.places_first`.
     """
     device = pictures.latents.device
-    levels, kind = noise_levels(scheduler_config, device), str(scheduler_config.get("prediction_type", "epsilon"))
+    alphas_cumprod, kind = (
+        noise_levels(scheduler_config, device),
+        str(scheduler_config.get("prediction_type", "epsilon")),
+    )
 
     def losses(index: int, generator: torch.Generator) -> dict[str, Tensor]:
         generator = torch.Generator(device).manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
@@ -177,14 +180,14 @@ def denoising(
         even = (start + torch.arange(config.batch, device=device) / config.batch) % 1
         places = done() < config.places_first
         even = PLACES_FROM + (1 - PLACES_FROM) * even if places else even
-        timesteps = (even * len(levels)).long().clamp(max=len(levels) - 1)
+        timesteps = (even * len(alphas_cumprod)).long().clamp(max=len(alphas_cumprod) - 1)
         clean = pictures.latents[which].float()
         noise = torch.randn(clean.shape, generator=generator, device=device)
         silent = torch.rand((config.batch, 1, 1), generator=generator, device=device) < (
             PLACES_DROP if places else config.caption_drop
         )
         context = torch.where(silent, pictures.empty, pictures.contexts(which)).to(unet.dtype)
-        at = levels[timesteps]
+        at = alphas_cumprod[timesteps]
         guess = unet(
             noised(clean, noise, at).to(unet.dtype),
             timesteps,
@@ -205,13 +208,16 @@ def gains(
     Lower with boxes than without: the layers know where things are.
     """
     device = pictures.latents.device
-    levels, kind = noise_levels(scheduler_config, device), str(scheduler_config.get("prediction_type", "epsilon"))
+    alphas_cumprod, kind = (
+        noise_levels(scheduler_config, device),
+        str(scheduler_config.get("prediction_type", "epsilon")),
+    )
     generator = torch.Generator(device).manual_seed(1)
     which = torch.arange(min(count, len(pictures.latents)), device=device)
     clean = pictures.latents[which].float()
     noise = torch.randn(clean.shape, generator=generator, device=device)
-    timesteps = (torch.arange(len(which), device=device) * len(levels) // len(which)).flip(0)
-    at, context = levels[timesteps], pictures.contexts(which).to(unet.dtype)
+    timesteps = (torch.arange(len(which), device=device) * len(alphas_cumprod) // len(which)).flip(0)
+    at, context = alphas_cumprod[timesteps], pictures.contexts(which).to(unet.dtype)
     present, boxes = pictures.present[which], pictures.boxes[which]
     embeddings = pictures.phrases[0][pictures.things[which]]
     given = {

@@ -89,9 +89,9 @@ def losses_of(
     Timesteps are spread evenly over each batch, which calms the gradient.
     """
     device = unet.device
-    levels, call = noise_levels(components.scheduler_config, device), CudaGraphUNet(unet, on_event=on_event)
+    alphas_cumprod, call = noise_levels(components.scheduler_config, device), CudaGraphUNet(unet, on_event=on_event)
     kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
-    total = len(levels)
+    total = len(alphas_cumprod)
 
     def loss(source: Source, index: int, generator: torch.Generator) -> Tensor:
         with torch.no_grad():
@@ -104,7 +104,7 @@ def losses_of(
             even = (start + torch.arange(count, device=device) / count) % 1
             timesteps = (even * total).long().clamp(max=total - 1)
             noise = torch.randn(clean.shape, generator=generator, device=device)
-            at = levels[timesteps]
+            at = alphas_cumprod[timesteps]
             noisy, wanted = noised(clean, noise, at), target(kind, clean, noise, at)
             weight = mask + OUTSIDE * (1 - mask)
         inputs = torch.cat((noisy, mask, around), 1)

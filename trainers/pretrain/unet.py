@@ -225,7 +225,7 @@ def _denoising(
     call = CudaGraphUNet(model.unet, on_event=on_event)
     ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
     empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids[0].to(device)
-    levels, count = noise_levels(noising.config, device), int(noising.config["num_train_timesteps"])
+    alphas_cumprod, count = noise_levels(noising.config, device), int(noising.config["num_train_timesteps"])
     context = nullcontext if text else torch.no_grad
 
     def losses(index: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -238,7 +238,7 @@ def _denoising(
         dropped = torch.rand((batch, 1), generator=generator, device=device) < EMPTY
         with context():
             states = model.text(torch.where(dropped, empty, ids[which])).last_hidden_state
-        at = levels[timesteps]
+        at = alphas_cumprod[timesteps]
         guess = call(noised(clean, noise, at), timesteps, states)
         return {"denoise": (guess.float() - target("v_prediction", clean, noise, at)).square().mean()}
 

@@ -48,7 +48,7 @@ def learn(base, the_run, examples=None, **more):
 # -- the loss ----------------------------------------------------------------------------------------------------
 
 
-def official_loss(base, batch, prior, levels, snr_gamma=None):
+def official_loss(base, batch, prior, alphas_cumprod, snr_gamma=None):
     """The official script's loss for one joined batch, with the weights of its advanced version (split by halves).
 
     The script never weights the class by its SNR; here each half is weighted by its own timesteps.

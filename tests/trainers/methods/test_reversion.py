@@ -63,10 +63,10 @@ def test_a_step_is_the_authors_arithmetic_with_every_caption_steered(make):
         batch = batch_of(base, CAPTIONS[:2], seeded(1))
         with torch.no_grad():
             got = ReVersion().losses(trainable, batch, seeded(9))
-        generator, levels = seeded(9), noise_levels(base.scheduler_config, base.device)
-        noise, _ = drawn(batch, config, len(levels), generator)
-        timesteps = focal_timesteps(2, len(levels), 0.7, generator)
-        level = levels[timesteps].view(-1, 1, 1, 1)
+        generator, alphas_cumprod = seeded(9), noise_levels(base.scheduler_config, base.device)
+        noise, _ = drawn(batch, config, len(alphas_cumprod), generator)
+        timesteps = focal_timesteps(2, len(alphas_cumprod), 0.7, generator)
+        level = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         noisy = level.sqrt() * batch.latents + (1 - level).sqrt() * noise
         with torch.no_grad():
             arguments = trainable.state.conditioning(batch.captions, batch.frames, pixels_of(base, batch.latents))
