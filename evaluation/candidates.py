@@ -35,7 +35,7 @@ from pipelines.models.components import Components
 from pipelines.pictures.sheet import Sheet
 from pipelines.pictures.tensors import fit, to_tensor
 from pipelines.request.request import ConceptUse, Request
-from trainers.data.batches import LatentSet, templates
+from trainers.data.batches import LatentSet, prompt_templates
 from trainers.data.folders import Example
 from trainers.losses import conditioning, denoising_errors, noise_levels, pixels_of
 from trainers.settings import ObjectiveConfig
@@ -314,13 +314,13 @@ class _Trial:
 
     def _errors(self, components: Components, said: str) -> Tensor:
         alphas_cumprod = noise_levels(components.scheduler_config, components.device)
-        wordings = templates("pocket" if components.family == "pocket" else "object")
+        templates = prompt_templates("pocket" if components.family == "pocket" else "object")
         errors: list[Tensor] = []
         for index in range(LEVELS):
             if self.should_stop():
                 raise Cancelled("stopped while errors were measured.")
             generator = torch.Generator().manual_seed(index)
-            batch = self.latents.draw(index, min(len(self.examples), 8), said, wordings, generator)
+            batch = self.latents.draw(index, min(len(self.examples), 8), said, templates, generator)
             noise = torch.randn(batch.latents.shape, generator=generator).to(components.device)
             timestep = int((index + 0.5) / LEVELS * len(alphas_cumprod))
             draw = noise, torch.full((len(batch.latents),), timestep, device=components.device)

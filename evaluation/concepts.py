@@ -32,7 +32,7 @@ from pipelines.measures.stickers import detect, holds, name, picture_similarity,
 from pipelines.models.components import Components
 from pipelines.pictures.tensors import to_tensor
 from pipelines.request.request import ConceptUse, Request
-from trainers.data.batches import Example, ordinary, templates
+from trainers.data.batches import Example, ordinary, prompt_templates
 from trainers.loop.launch import run_of
 from trainers.loop.train import train
 from trainers.methods import methods
@@ -298,7 +298,7 @@ def compare(
         for a, b in ring:
             two = [taught[a], taught[b]]
             if way == "custom-diffusion":
-                two = merged(components, two, ordinary(components.family), templates("pocket"))
+                two = merged(components, two, ordinary(components.family), prompt_templates("pocket"))
             strength = 1.0 if way in TOGETHER else PAIR_STRENGTH
             pairs[f"{a} {b}"] = score_pair(components, judge, dict(zip((a, b), two, strict=True)), strength)
             say(f"{way}: {a} and {b} both there {pairs[f'{a} {b}']['both']:.3f}")

@@ -34,7 +34,7 @@ from pipelines.request.request import ConceptUse, Request, concept_use
 from pipelines.words import file_stem
 from studio.settings import Machine
 from studio.work.progress import Progress
-from trainers.data.batches import ordinary, templates
+from trainers.data.batches import ordinary, prompt_templates
 from trainers.data.folders import Reading
 from trainers.data.preflight import examine
 from trainers.data.sound_pictures import sound_examples
@@ -263,7 +263,7 @@ def merge(concepts: tuple[Path, ...], output: Path, base: str, machine: Machine)
         components,
         learned,
         ordinary(components.family),
-        templates("pocket" if components.family == "pocket" else "object"),
+        prompt_templates("pocket" if components.family == "pocket" else "object"),
     )
     return [one.save(path) for one, path in zip(joined, paths, strict=True)]
 

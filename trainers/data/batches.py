@@ -17,7 +17,7 @@ from trainers.data.folders import Example, read_examples
 from trainers.data.latents import Encoder, Shape, cut_off, fitted, fitted_mask, multiple, nearest, shapes
 from trainers.distributed import WHOLE, Part
 
-__all__ = ["Batch", "Example", "LatentSet", "digest", "read_examples", "templates", "usable"]
+__all__ = ["Batch", "Example", "LatentSet", "digest", "read_examples", "prompt_templates", "usable"]
 
 WORDS = Path(__file__).parents[1] / "words"
 
@@ -37,7 +37,7 @@ def digest(examples: Sequence[Example]) -> str:
     return hashed.hexdigest()[:16]
 
 
-def templates(name: str) -> tuple[str, ...]:
+def prompt_templates(name: str) -> tuple[str, ...]:
     """Prompt templates with one `{}`: "object" and "style" of the official script, or "pocket"."""
     return tuple((WORDS / f"{name}_templates.txt").read_text(encoding="utf-8").splitlines())
 
@@ -45,7 +45,7 @@ def templates(name: str) -> tuple[str, ...]:
 def subject_templates(family: str, choice: str) -> tuple[str, ...]:
     """Templates for a subject: those chosen, or with "auto" the one of the official scripts, or the few of `pocket`."""
     own = "pocket" if family == "pocket" else "dreambooth"
-    return templates(own if choice == "auto" else choice)
+    return prompt_templates(own if choice == "auto" else choice)
 
 
 @cache
@@ -169,7 +169,7 @@ class LatentSet:
         index: int,
         batch: int,
         token: str,
-        wordings: Sequence[str],
+        templates: Sequence[str],
         generator: torch.Generator,
         part: Part = WHOLE,
     ) -> Batch:
@@ -179,7 +179,7 @@ class LatentSet:
         The token is that of the example, where it has one. With several parts, `batch` is the size of one, and only
         that one is given.
         """
-        whole = self._whole(index, batch * part.count, token, wordings, generator)
+        whole = self._whole(index, batch * part.count, token, templates, generator)
         if part.count == 1:
             return whole
         mine = slice(part.index * batch, (part.index + 1) * batch)
@@ -194,10 +194,10 @@ class LatentSet:
             together=whole.captions,
         )
 
-    def _whole(self, index: int, batch: int, token: str, wordings: Sequence[str], generator: torch.Generator) -> Batch:
+    def _whole(self, index: int, batch: int, token: str, templates: Sequence[str], generator: torch.Generator) -> Batch:
         bucket, indices = self._bucketed(index, batch) if self.bucketed else self._stream(index, batch)
         mirrored = (torch.rand(batch, generator=generator) < self.flip).long()
-        chosen = torch.randint(max(1, len(wordings)), (batch,), generator=generator).tolist()
+        chosen = torch.randint(max(1, len(templates)), (batch,), generator=generator).tolist()
         own = self._own_captions(token)
         if any(len(several) > 1 for several in own):
             picks = torch.rand(batch, generator=generator, dtype=torch.float64).tolist()
@@ -207,7 +207,7 @@ class LatentSet:
         which = torch.tensor([at[i] for i in indices])
         posterior = Posterior(bucket.posterior.mean[mirrored, which], bucket.posterior.std[mirrored, which])
         captions = [
-            (own[i][int(pick * len(own[i]))] if own[i] else wordings[int(k)]).replace(
+            (own[i][int(pick * len(own[i]))] if own[i] else templates[int(k)]).replace(
                 "{}", self.examples[i].word or token
             )
             for i, k, pick in zip(indices, chosen, picks, strict=True)

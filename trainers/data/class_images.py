@@ -29,15 +29,15 @@ SEED = 40_000  # away from the seeds people look at
 TOGETHER = 2  # pictures generated at once: more would not fit a GPU that just holds the training
 
 
-def class_prompts(config: PriorConfig, wordings: Sequence[str]) -> list[str]:
+def class_prompts(config: PriorConfig, templates: Sequence[str]) -> list[str]:
     """What class pictures are asked for with: the given prompt, or the training prompts with the class word."""
-    return [config.class_prompt] if config.class_prompt else [w.replace("{}", config.class_word) for w in wordings]
+    return [config.class_prompt] if config.class_prompt else [w.replace("{}", config.class_word) for w in templates]
 
 
 def class_examples(
     components: Components,
     config: PriorConfig,
-    wordings: Sequence[str],
+    templates: Sequence[str],
     *,
     folder: Path = CLASS_FOLDER,
     on_event: OnEvent = ignore,
@@ -48,7 +48,7 @@ def class_examples(
     Args:
         components: the base, as yet untrained.
         config: how many, of what, from where.
-        wordings: training prompts with a `{}`.
+        templates: training prompts with a `{}`.
         folder: where generated ones are kept.
         on_event: receives a `StepDone` for each picture, and a `Note` for each that is left out.
         should_stop: asked between pictures.
@@ -57,7 +57,7 @@ def class_examples(
         DataError: if the given folder was made with another base, or holds no picture.
         Cancelled: if `should_stop` said so; what was made is kept.
     """
-    prompts = class_prompts(config, wordings)
+    prompts = class_prompts(config, templates)
     made_with = {"base": components.fingerprint(), "prompts": prompts}
     if config.class_images is not None:
         return _given(config.class_images, made_with, prompts, on_event)

@@ -31,7 +31,7 @@ ORDERS = {"across": ("to the left of", "to the right of"), "down": ("above", "be
 def cut_mixed(
     examples: Sequence[Example],
     config: SubjectConfig,
-    wordings: Sequence[str],
+    templates: Sequence[str],
     *,
     side: int,
     crop: bool,
@@ -42,7 +42,7 @@ def cut_mixed(
     Args:
         examples: the pictures, each with the word of its subject; some of each subject.
         config: the subjects, and the share.
-        wordings: prompt templates with one `{}`.
+        templates: prompt templates with one `{}`.
         side: of a composed picture in pixels.
         crop: crop pictures to squares rather than squeeze them.
         generator: draws pairs, sizes and places.
@@ -61,7 +61,7 @@ def cut_mixed(
         one, other = alike[_below(len(alike), generator)]
         if _below(2, generator):
             one, other = other, one
-        composed.append(_composed(f"cut-mix {number}", (one, other), wordings, side, crop, generator))
+        composed.append(_composed(f"cut-mix {number}", (one, other), templates, side, crop, generator))
     often = round(wanted / count)
     return [replace(e, repeats=e.repeats * times) for e in examples] + [replace(e, repeats=often) for e in composed]
 
@@ -88,7 +88,7 @@ def _rim(picture: Image.Image) -> np.ndarray:
 def _composed(
     name: str,
     pair: tuple[Example, Example],
-    wordings: Sequence[str],
+    templates: Sequence[str],
     side: int,
     crop: bool,
     generator: torch.Generator,
@@ -116,7 +116,7 @@ def _composed(
     (first, second), (said, conversely) = pair, ORDERS[direction]
     captions = [
         wording.replace("{}", f"{a} {relation} {'a ' if 'a {}' in wording else ''}{b}")
-        for wording in wordings
+        for wording in templates
         for a, relation, b in ((first.word, said, second.word), (second.word, conversely, first.word))
     ]
     whole = Image.fromarray(np.concatenate(halves, axis))

@@ -20,7 +20,7 @@ from pipelines.generation import generate
 from pipelines.models.components import Components
 from pipelines.request.request import ConceptUse, Request
 from pipelines.words import file_stem
-from trainers.data.batches import templates
+from trainers.data.batches import prompt_templates
 from trainers.data.folders import Example, Reading, joined, read_folder
 from trainers.distributed import ALONE, Processes
 from trainers.loop.candidates import candidate, candidates_folder
@@ -168,7 +168,9 @@ def _draw(components: Components, concept: Concept, path: Path, on_event: OnEven
     """Draw a concept with a fixed seed and few steps, to know it by; it is worth nothing to fail for."""
     card = concept.card
     wording = "pocket" if components.family == "pocket" else "style" if card.kind == "style" else "object"
-    prompt = on_plain_ground(card.example or templates(wording)[0].replace("{}", concept.token), components.family)
+    prompt = on_plain_ground(
+        card.example or prompt_templates(wording)[0].replace("{}", concept.token), components.family
+    )
     request = Request(prompt=prompt, steps=PREVIEW_STEPS, seed=0, concepts=(ConceptUse(source=concept.token),))
     try:
         made = generate(components, request, concepts={concept.token: concept})
