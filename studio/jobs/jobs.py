@@ -23,10 +23,10 @@ from studio.jobs.specs import (
     checked_comparison,
     checked_request,
     forget_training,
-    lesson,
-    lesson_of,
     outputs,
     scores_key,
+    spec_of_job,
+    training_spec,
 )
 from studio.jobs.store import LIVE, Event, Job, Kind, Ledger
 from studio.library import concepts as catalogue
@@ -129,7 +129,7 @@ class Jobs:
         Raises:
             StudioError: if it cannot be carried out, or its concept is there already or being learned.
         """
-        one = lesson(method, settings, dataset, base, self.places)
+        one = training_spec(method, settings, dataset, base, self.places)
         spec = {"method": method, "settings": dict(settings), "dataset": dataset, "base": base, "dry_run": dry_run}
         require_room(self.folder, 64 << 20)
         with self._asking:
@@ -276,7 +276,7 @@ class Jobs:
             if job.spec["dry_run"]:
                 continue
             try:
-                theirs = outputs(lesson_of(job, self.places))
+                theirs = outputs(spec_of_job(job, self.places))
             except StudioError:  # what it needs has been deleted; it will say so itself
                 continue
             if taken := [path.name for path in theirs if path.name in names]:

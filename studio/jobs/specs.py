@@ -194,7 +194,7 @@ def _mapped(value: Any, change: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingSpec:
     """A training with everything it needs.
 
     Attributes:
@@ -212,7 +212,7 @@ class Lesson:
     where: Destination
 
 
-def lesson(method: str, settings: Mapping[str, Any], dataset: str, base: str, places: Places) -> Lesson:
+def training_spec(method: str, settings: Mapping[str, Any], dataset: str, base: str, places: Places) -> TrainingSpec:
     """A training from settings by name, whichever of the configurations each belongs to.
 
     Raises:
@@ -243,7 +243,8 @@ def lesson(method: str, settings: Mapping[str, Any], dataset: str, base: str, pl
         raise ConfigError("Candidates cannot be kept of several subjects.", "Leave candidates out, or also.")
     # Seen from the folder of the server, where its processes work, so that a concept does not tell where that is.
     output = places.learned / f"{file_stem(config.trigger)}.safetensors"
-    return Lesson(method, config, data, train, where.model_copy(update={"base": places.base(base), "output": output}))
+    where = where.model_copy(update={"base": places.base(base), "output": output})
+    return TrainingSpec(method, config, data, train, where)
 
 
 def forget_training(job: Job, places: Places) -> None:
@@ -251,7 +252,7 @@ def forget_training(job: Job, places: Places) -> None:
     if job.kind != "training" or job.spec["dry_run"]:
         return
     try:
-        output = outputs(lesson_of(job, places))[0]
+        output = outputs(spec_of_job(job, places))[0]
     except StudioError:  # its pictures are gone; the next training of this name says so if the state is in its way
         return
     forget_state(output)
@@ -263,10 +264,10 @@ def forget_state(output: Path) -> None:
         shutil.rmtree(output.with_name(f".{output.stem}.{end}"), ignore_errors=True)
 
 
-def lesson_of(job: Job, places: Places) -> Lesson:
-    """The training that a job is; raises as `lesson`."""
+def spec_of_job(job: Job, places: Places) -> TrainingSpec:
+    """The training that a job is; raises as `training_spec`."""
     spec = job.spec
-    return lesson(spec["method"], spec["settings"], spec["dataset"], spec["base"], places)
+    return training_spec(spec["method"], spec["settings"], spec["dataset"], spec["base"], places)
 
 
 def scores_key(training: str) -> str:
@@ -274,14 +275,14 @@ def scores_key(training: str) -> str:
     return f"scores of {training}"
 
 
-def outputs(one: Lesson) -> list[Path]:
+def outputs(one: TrainingSpec) -> list[Path]:
     """The concept files of a training: its own first."""
     subjects = getattr(one.config, "subjects", ())[1:]
     first = one.where.output or Path()
     return [first, *(first.with_name(f"{file_stem(subject.trigger)}.safetensors") for subject in subjects)]
 
 
-def learned(one: Lesson) -> bool:
+def learned(one: TrainingSpec) -> bool:
     """Whether all that a training writes is there; its log, which an imported concept lacks, tells whose it is."""
     first, *others = outputs(one)
     return all(path.is_file() for path in (first.with_name(f"{first.stem}.losses.jsonl"), *others, first))

@@ -33,9 +33,9 @@ from studio.jobs.specs import (
     forget_state,
     forget_training,
     learned,
-    lesson_of,
     outputs,
     scores_key,
+    spec_of_job,
     with_paths,
 )
 from studio.jobs.store import Job, Ledger, Record, State
@@ -101,7 +101,7 @@ class Worker:
             return self._score(job, should_stop)
         self._bases.clear()  # a training gets all the memory
         spec = job.spec
-        one = lesson_of(job, self.places)
+        one = spec_of_job(job, self.places)
         parts = (methods()[one.method], one.config, one.data, one.train, one.where, self.machine)
         if spec["dry_run"]:
             for line in runner.preflight(*parts):

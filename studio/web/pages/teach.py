@@ -17,9 +17,9 @@ from studio.library import archives
 from studio.library.quota import said as size_of
 from studio.web.components import picture_rows, told_by
 from studio.web.panels.following import Following, said, shown, told
-from studio.web.panels.lessons import KINDS, PRESETS, RECIPE_STEPS, WHATS
 from studio.web.panels.pictures import Marking, keep_words, reshape, rows_of, squared, turned
 from studio.web.panels.scores import ScoresPanel
+from studio.web.panels.subjects import KINDS, PRESETS, RECIPE_STEPS, WHATS
 from studio.web.panels.watching import Seen, curve, picture_uri, progress
 
 PREVIEWS = 6
