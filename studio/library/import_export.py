@@ -11,7 +11,7 @@ from transformers import CLIPTokenizer
 
 from pipelines.concepts.card import ConceptCard, Kind
 from pipelines.concepts.concept import Concept
-from pipelines.concepts.formats import peft_folders as adapter_folders
+from pipelines.concepts.formats import peft_folders
 from pipelines.concepts.formats.whole_weights import differences, needs_base, tensors_of
 from pipelines.concepts.token_embeddings import require_new
 from pipelines.concepts.writers import Dialect, export_as
@@ -67,9 +67,9 @@ def import_concept(
 
 def _read(source: Path) -> Concept:
     """The concept in a file, or a folder, of another program; by what is in it rather than by its name."""
-    if source.name == adapter_folders.MODEL and adapter_folders.is_adapter(source.parent):
+    if source.name == peft_folders.MODEL and peft_folders.is_adapter(source.parent):
         source = source.parent  # the file alone does not tell its alpha
-    if adapter_folders.is_adapter(source):
+    if peft_folders.is_adapter(source):
         return Concept.load_adapter(source)
     if (source / f"{EMBEDS}_2.safetensors").is_file():
         return _both_embeds(source)
@@ -88,7 +88,7 @@ def _read(source: Path) -> Concept:
 
 def _read_beside(source: Path, base: str) -> Concept:
     """The concept in a file or folder that is one only beside its base; others are read as they are."""
-    file = _of_a_script(source) if source.is_dir() and not adapter_folders.is_adapter(source) else source
+    file = _of_a_script(source) if source.is_dir() and not peft_folders.is_adapter(source) else source
     if not file.is_file() or file.suffix == ".png" or not needs_base(tensors := tensors_of(file)):
         return _read(source)
     components = load(base)
@@ -135,7 +135,7 @@ def _of_a_script(folder: Path) -> Path:
                   if (path := folder / f"{name}{end}").is_file()), None)  # fmt: skip
     if found is None:
         raise ConceptError(
-            f"There is no {adapter_folders.CONFIG} in the folder {folder}, nor {', '.join(SCRIPTS)}.", "Check the path."
+            f"There is no {peft_folders.CONFIG} in the folder {folder}, nor {', '.join(SCRIPTS)}.", "Check the path."
         )
     return found
 

@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from pipelines.concepts.concept import Concept
-from pipelines.concepts.formats import png_embeddings as embedding_pictures
+from pipelines.concepts.formats import png_embeddings
 from pipelines.errors import ConceptError
 from studio.cli import main
 
@@ -112,7 +112,7 @@ def test_the_word_is_read_from_the_pixels_where_the_text_is_gone(tmp_path, frame
         (b"{}", None),
         (b"", b"not packed at all"),
         (b"", zlib.compress(b"{}")[:-3] + b"zzz"),
-        (b" " * (embedding_pictures.LIMIT + 1), None),  # a few kilobytes that would unpack to far more
+        (b" " * (png_embeddings.LIMIT + 1), None),  # a few kilobytes that would unpack to far more
     ],
 )
 def test_what_is_hidden_and_no_embedding_is_one_sentence(tmp_path, text, packed):
@@ -128,6 +128,6 @@ def test_ordinary_pictures_hide_nothing(tmp_path, monkeypatch):
         with pytest.raises(ConceptError, match="without an embedding"):
             Concept.load_picture(tmp_path / f"{number}.png")
     path = hidden(tmp_path / "x.png", b"{}")
-    monkeypatch.setattr(embedding_pictures, "PIXELS", 100)  # too many to look at
+    monkeypatch.setattr(png_embeddings, "PIXELS", 100)  # too many to look at
     with pytest.raises(ConceptError, match="without an embedding"):
         Concept.load_picture(path)
