@@ -15,7 +15,7 @@ from pipelines.concepts.concept import Concept, attached
 from pipelines.condition import Canvas, Condition
 from pipelines.conditions.boxes import Boxes
 from pipelines.conditions.distilled import DistilledGuidance
-from pipelines.conditions.inpaint import Inpaint
+from pipelines.conditions.inpaint import Inpainting
 from pipelines.conditions.regions import Regions
 from pipelines.conditions.text import Text
 from pipelines.denoising import denoise, initial_noise
@@ -64,7 +64,7 @@ def sample(
         components: the base model; bit-identical afterwards, also after an error.
         request: what to generate.
         concepts: concepts already in memory, by the `source` the request names them with; others are read from disk.
-        conditions: further conditions beside those of the request; an `Inpaint` with a picture in memory, say.
+        conditions: further conditions beside those of the request; an `Inpainting` with a picture in memory, say.
         noise: (count, C, h, w) to start from instead of that of the seed.
         on_event: receives a `StepDone` for each step, and a `Note` on words without their concept and the reverse.
         should_stop: asked before each step; true leaves with `Cancelled`.
@@ -161,12 +161,12 @@ def _canvas(
     """
     found = [condition for condition in conditions if isinstance(condition, Canvas)]
     if request.inpaint is not None:
-        found.append(Inpaint.asked(request.inpaint, on_event))
+        found.append(Inpainting.asked(request.inpaint, on_event))
     if len(found) > 1:
         raise RequestError(f"There are {len(found)} pictures to paint on.", "Give one.")
     if not found and components.unet.config["in_channels"] != components.unet.config["out_channels"]:
         side = components.defaults.size
-        return Inpaint(Image.new("RGB", (side, side), "gray"))
+        return Inpainting(Image.new("RGB", (side, side), "gray"))
     return found[0] if found else None
 
 

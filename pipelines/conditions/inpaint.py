@@ -31,7 +31,7 @@ from pipelines.masks.selection import selected
 from pipelines.models.components import Components, encode
 from pipelines.pictures.files import decoded, grey, laid_on, open_mask, upright_rgb
 from pipelines.pictures.tensors import fit, to_tensor
-from pipelines.request.inpaint import Inpaint as Settings
+from pipelines.request.inpaint import Inpaint
 from pipelines.request.request import Request
 
 
@@ -56,7 +56,7 @@ class _Run:
     region: tuple[int, int, int, int]
 
 
-class Inpaint:
+class Inpainting:
     """Repaint what a mask shows of a picture, or change the whole picture.
 
     The result has the picture's own size if there is a mask, whatever size is generated at.
@@ -97,7 +97,7 @@ class Inpaint:
         self._run: _Run | None = None
 
     @classmethod
-    def asked(cls, settings: Settings, on_event: OnEvent = ignore) -> Inpaint:
+    def asked(cls, settings: Inpaint, on_event: OnEvent = ignore) -> Inpainting:
         """The condition of a request, its files read.
 
         Raises:

@@ -9,7 +9,7 @@ import torch
 from diffusers import LCMScheduler
 from PIL import Image
 
-from pipelines.conditions.inpaint import Inpaint
+from pipelines.conditions.inpaint import Inpainting
 from pipelines.events import Note
 from pipelines.generation import generate
 from pipelines.guidance import embedded
@@ -53,8 +53,8 @@ def test_a_negative_prompt_does_nothing_there_and_is_noted():
 def test_pictures_are_changed_with_it_too():
     base = tiny.frozen(from_pipeline(tiny.lcm_pipeline(), "tiny-lcm"))
     asked, picture = request(count=1, steps=4), Image.new("RGB", (16, 16), "teal")
-    drawn = generate(base, asked, conditions=[Inpaint(picture, strength=0.5)]).latents
-    without = generate(base, request(2.0, count=1), conditions=[Inpaint(picture, strength=0.5)]).latents
+    drawn = generate(base, asked, conditions=[Inpainting(picture, strength=0.5)]).latents
+    without = generate(base, request(2.0, count=1), conditions=[Inpainting(picture, strength=0.5)]).latents
     assert not torch.allclose(drawn, without, atol=1e-3)
 
 
