@@ -52,7 +52,7 @@ def target(kind: str, clean: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> T
     raise ModelError(f"The base predicts {kind!r}.", "Known are epsilon, v_prediction and sample.")
 
 
-def prompt_ids(components: Components, which: int, captions: list[str]) -> Tensor:
+def caption_ids(components: Components, which: int, captions: list[str]) -> Tensor:
     """Token ids (B, window) of captions, concepts of several vectors written out, cut at the window."""
     tokenizer = components.tokenizers[which]
     room, window = tokenizer.model_max_length - 2, tokenizer.model_max_length
@@ -76,7 +76,7 @@ def conditioning(components: Components, captions: list[str], frames: Tensor, si
         size: height and width of the training pictures in pixels, for SDXL.
     """
     encoded = [
-        encode_ids(components, which, prompt_ids(components, which, captions))
+        encode_ids(components, which, caption_ids(components, which, captions))
         for which in range(len(components.text_encoders))
     ]
     return _arguments(components, encoded, frames, size)
@@ -123,7 +123,7 @@ class Conditioning:
         for caption in {caption for caption in captions if caption not in self._known}:
             with torch.no_grad():
                 self._known[caption] = [
-                    encode_ids(self.components, which, prompt_ids(self.components, which, [caption]))
+                    encode_ids(self.components, which, caption_ids(self.components, which, [caption]))
                     for which in encoders
                 ]
         encoded = [

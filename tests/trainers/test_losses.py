@@ -11,13 +11,13 @@ from tests import tiny
 from trainers.data.batches import Batch
 from trainers.losses import (
     Conditioning,
+    caption_ids,
     conditioning,
     denoising_errors,
     drawn,
     min_snr_weights,
     noise_levels,
     noised,
-    prompt_ids,
     target,
     weighted_error,
 )
@@ -77,7 +77,7 @@ def test_an_unknown_target_is_said():
 
 
 def test_captions_are_padded_and_cut_to_the_window(base):
-    ids = prompt_ids(base, 0, ["a fox", "fox " * 200])
+    ids = caption_ids(base, 0, ["a fox", "fox " * 200])
     assert ids.shape == (2, 77)
     tokenizer = base.tokenizers[0]
     assert ids[0].tolist() == tokenizer("a fox", padding="max_length").input_ids

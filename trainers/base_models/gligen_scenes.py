@@ -8,7 +8,7 @@ from torch import Tensor
 from pipelines.gligen.tokens import UNNAMED, phrase_embeddings
 from pipelines.models.components import Components, encode
 from trainers.base_models.gligen import BoxedPictures
-from trainers.losses import prompt_ids
+from trainers.losses import caption_ids
 from trainers.stickers.free_scenes import free_scenes
 from trainers.stickers.world import NAMES, Scene, Stickers, article, scenes
 
@@ -30,12 +30,12 @@ def composed(components: Components, listed: list[Scene], at_once: int = 512) ->
         rendered = stickers.render(part)
         latents.append(encode(components, rendered.images).mean.half())
         boxes.append(rendered.boxes)
-        ids = prompt_ids(components, 0, [item.caption for item in part])
+        ids = caption_ids(components, 0, [item.caption for item in part])
         contexts.append(components.text_encoders[0](ids).last_hidden_state.half())
     context, box = torch.cat(contexts), torch.cat(boxes)
     numbers = {name: index for index, name in enumerate(NAMES)}
     things = torch.tensor([[*(numbers[one.name] for one in item.stickers), 0, 0][:3] for item in listed])
-    empty = components.text_encoders[0](prompt_ids(components, 0, [""])).last_hidden_state
+    empty = components.text_encoders[0](caption_ids(components, 0, [""])).last_hidden_state
     return BoxedPictures(
         latents=torch.cat(latents),
         contexts=lambda which: context[which].float(),

@@ -33,11 +33,11 @@ from trainers.data.batches import Batch, Example, ordinary, usable
 from trainers.data.named_pairs import Pair, named_pair, pair_captions, sides
 from trainers.losses import (
     Conditioning,
+    caption_ids,
     drawn,
     noise_levels,
     pixels_of,
     predicted,
-    prompt_ids,
     target,
     weighted_error,
 )
@@ -132,7 +132,7 @@ class ReVersion:
                 count = min(config.positives, len(basis.rows))
                 picked = [torch.randperm(len(basis.rows), generator=generator)[:count] for _ in captions]
                 positives = basis.rows[torch.cat(picked).to(basis.rows.device)]
-                negatives = basis.negatives(prompt_ids(components, which, captions))
+                negatives = basis.negatives(caption_ids(components, which, captions))
                 loss = weight * steering_loss(row, positives, negatives, config.temperature)
                 terms["steer"] = terms.get("steer", 0) + loss
             if config.norm_pull:

@@ -22,7 +22,7 @@ from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
 from pipelines.measures.drawn import luminance, ssim
 from pipelines.models.components import Components
-from trainers.losses import prompt_ids
+from trainers.losses import caption_ids
 from trainers.pretrain.parts import autoencoder, scheduler
 from trainers.pretrain.vae import Schedule, as_bytes, as_images, train_averaged
 from trainers.stickers.art import Style
@@ -71,7 +71,7 @@ def redrawn(components: Components, latents: Tensor, captions: list[str], genera
     level = alphas[at][:, None, None, None]
     x = level.sqrt() * latents + (1 - level).sqrt() * noise
     states = [
-        components.text_encoders[0](prompt_ids(components, 0, text)).last_hidden_state for text in ([""], captions)
+        components.text_encoders[0](caption_ids(components, 0, text)).last_hidden_state for text in ([""], captions)
     ]
     context = torch.cat((states[0].expand(len(latents), -1, -1), states[1]))
     steps = torch.ceil(at / STRIDE).long()

@@ -16,7 +16,7 @@ from pipelines.request.request import ConceptUse, Request
 from tests import tiny
 from trainers.data.batches import Batch, Example
 from trainers.loop.train import Run, train
-from trainers.losses import drawn, noise_levels, pixels_of, prompt_ids, uncropped
+from trainers.losses import caption_ids, drawn, noise_levels, pixels_of, uncropped
 from trainers.methods.parts.steering import bases, focal_timesteps
 from trainers.methods.reversion import PAPER, ReVersion, ReVersionConfig
 from trainers.settings import DataConfig, TrainConfig
@@ -76,7 +76,7 @@ def test_a_step_is_the_authors_arithmetic_with_every_caption_steered(make):
         for which, (basis, row) in enumerate(zip(words, trainable.state.rows, strict=True)):
             picked = [torch.randperm(len(basis.rows), generator=generator)[:3] for _ in batch.captions]
             toward = F.cosine_similarity(row.detach(), basis.rows[torch.cat(picked)]) / 0.07
-            others = [i for i in prompt_ids(base, which, batch.captions).flatten().tolist() if i not in basis.stops]
+            others = [i for i in caption_ids(base, which, batch.captions).flatten().tolist() if i not in basis.stops]
             others = [i for i in others if i < len(basis.table)]
             away = F.cosine_similarity(row.detach(), basis.table[others]) / 0.07
             ratio = toward.exp().sum() / (toward.exp().sum() + away.exp().sum())

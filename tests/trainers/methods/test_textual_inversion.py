@@ -207,10 +207,10 @@ def test_upper_case_words_of_several_vectors_work_here(tmp_path):
     base = tiny.sd()
     concept, _ = learn(base, run(token="<R>", vectors=3))
     with concept.attach(base) as taught:
-        from trainers.losses import prompt_ids
+        from trainers.losses import caption_ids
 
-        ids = prompt_ids(taught, 0, ["a <R> b"])[0].tolist()
-        fox = prompt_ids(taught, 0, ["a <r> b"])[0].tolist()
+        ids = caption_ids(taught, 0, ["a <R> b"])[0].tolist()
+        fox = caption_ids(taught, 0, ["a <r> b"])[0].tolist()
     first = len(base.tokenizers[0])
     assert ids[2:5] == [first, first + 1, first + 2]
     assert first not in fox

@@ -15,7 +15,7 @@ from pipelines.concepts.token_embeddings import new_words, single_rows
 from pipelines.errors import ConfigError
 from pipelines.models.components import from_pipeline
 from tests import tiny
-from trainers.losses import prompt_ids
+from trainers.losses import caption_ids
 from trainers.methods.parts.steering import bases, focal_timesteps, listed, steering_loss
 
 
@@ -143,7 +143,7 @@ def negatives_of(base, caption):
     """Words among the negatives of a caption."""
     (basis,) = bases(base, ())
     with new_words(base, "<r>", single_rows(base, "of")) as words:
-        ids = prompt_ids(words.components, 0, [caption])
+        ids = caption_ids(words.components, 0, [caption])
     rows = basis.negatives(ids)
     table = basis.table
     return sorted(
