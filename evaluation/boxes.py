@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
-from evaluation.concepts import PAIR_STRENGTH, teach
+from evaluation.concepts import PAIR_STRENGTH, teach_sticker
 from pipelines.concepts.concept import Concept
 from pipelines.conditions.boxes import Boxes
 from pipelines.events import OnEvent, ignore
@@ -339,7 +339,7 @@ def score_concepts(
     """
     rows: dict[str, dict[str, float]] = {}
     for way in ways:
-        taught = {thing: teach(components, thing, way, on_event=on_event, **settings) for thing in things}
+        taught = {thing: teach_sticker(components, thing, way, on_event=on_event, **settings) for thing in things}
         ring = [(a, things[(i + 1) % len(things)]) for i, a in enumerate(things)][: 1 if len(things) == 2 else None]
         cases: dict[str, tuple[list[tuple[str, ...]], float | None, bool]] = {
             f"{way}, text alone": ([(thing,) for thing in things], None, False),

@@ -132,7 +132,7 @@ TOGETHER: dict[str, tuple[str, dict[str, Any]]] = {
 """Ways of teaching several stickers in one run: way of `WAYS` and settings."""
 
 
-def teach(
+def teach_sticker(
     components: Components,
     thing: str,
     way: str = "textual-inversion",
@@ -165,7 +165,7 @@ def teach_together(
     on_event: OnEvent = ignore,
     **settings: Any,
 ) -> dict[str, Concept]:
-    """Teach held-out stickers in one run, each from its four example pictures; as `teach`, but for several.
+    """Teach held-out stickers in one run, each from its four example pictures; as `teach_sticker`, but for several.
 
     Args:
         components: the base.
@@ -212,7 +212,7 @@ def teach_and_score(
 ) -> tuple[Concept, dict[str, float]]:
     """Teach a held-out sticker and score it; with the seconds it took and the size of its file in KiB."""
     began = time.monotonic()
-    concept = teach(components, thing, way, on_event=on_event, **settings)
+    concept = teach_sticker(components, thing, way, on_event=on_event, **settings)
     seconds = time.monotonic() - began
     row = score_concept(components, judge, concept, truth_of(thing))
     return concept, {**row, "seconds": seconds, "kib": _kib(concept)}

@@ -38,7 +38,7 @@ from trainers.data.batches import ordinary, prompt_templates
 from trainers.data.folders import Reading
 from trainers.data.preflight import examine
 from trainers.data.sound_pictures import sound_examples
-from trainers.loop.launch import destinations, narrowed, pausing, readings, teach
+from trainers.loop.launch import destinations, narrowed, pausing, readings, train_and_save
 from trainers.loop.train import Run, probe, with_recipe
 from trainers.method import Method
 from trainers.methods.custom_diffusion import merged
@@ -179,7 +179,7 @@ def train(
         progress(Note(line))
     try:
         with sole_training(outputs[0]), pausing() as asked:
-            return teach(
+            return train_and_save(
                 components,
                 run,
                 reading.examples,

@@ -25,7 +25,7 @@ from tests import tiny
 from tests.waiting import statuses
 from trainers.loop import train as loop_of_a_run
 from trainers.loop.checkpoints import states, whole
-from trainers.loop.launch import teach
+from trainers.loop.launch import train_and_save
 from trainers.loop.train import Run
 from trainers.methods import methods
 from trainers.settings import DataConfig, TrainConfig
@@ -51,7 +51,7 @@ def forked(base, name: str, output: Path) -> int:
     if child:
         return child
     try:
-        teach(base, run(name), tiny.examples(), [output], keep_every=1, on_event=lambda event: None)
+        train_and_save(base, run(name), tiny.examples(), [output], keep_every=1, on_event=lambda event: None)
         os._exit(0)
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)

@@ -94,7 +94,7 @@ def narrowed(components: Components, run: Run) -> Components:
     return components
 
 
-def teach(
+def train_and_save(
     components: Components,
     run: Run,
     examples: Sequence[Example],

@@ -64,7 +64,7 @@ def test_a_mask_is_scaled_with_its_picture(wolf):
 
 def test_a_training_learns_from_them_and_repeats_itself():
     base = tiny.sd()
-    made = [scoring.teach(base, "wolf", steps=2, batch=2, smaller_copies=copies) for copies in (0, 3, 3)]
+    made = [scoring.teach_sticker(base, "wolf", steps=2, batch=2, smaller_copies=copies) for copies in (0, 3, 3)]
     assert not torch.equal(made[0].rows[0], made[1].rows[0])
     assert torch.equal(made[1].rows[0], made[2].rows[0])
     assert made[1].card.recipe["smaller_copies"] == 3

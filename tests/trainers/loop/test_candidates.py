@@ -10,7 +10,7 @@ from pipelines.errors import Cancelled, ConceptError, ConfigError
 from pipelines.events import StepDone
 from tests import tiny
 from trainers.loop.candidates import candidate, candidate_steps, candidates, candidates_folder, kept_step, take
-from trainers.loop.launch import destinations, teach
+from trainers.loop.launch import destinations, train_and_save
 from trainers.loop.train import Run, train
 from trainers.methods import methods
 from trainers.settings import DataConfig, Destination, TrainConfig
@@ -40,7 +40,9 @@ def run():
 
 
 def training(run, output, **more):
-    return teach(tiny.sd(), run, tiny.examples(), [output], **{"keep_every": 5, "on_event": lambda event: None} | more)
+    return train_and_save(
+        tiny.sd(), run, tiny.examples(), [output], **{"keep_every": 5, "on_event": lambda event: None} | more
+    )
 
 
 def test_they_are_kept_beside_the_concept_also_when_it_was_interrupted(run, tmp_path):
