@@ -46,7 +46,7 @@ def _learn(folder: Path, machine: Machine) -> dict[str, tuple[Path, float]]:
     for token, (said, name, settings) in WAYS.items():
         began, method = time.monotonic(), methods()[name]
         print(f"{said}: learning {token}", flush=True)
-        (path,) = runner.train(
+        (path,) = runner.write_concepts(
             method,
             method.Config(token=token, **settings),
             DataConfig(images=EXAMPLES),

@@ -79,7 +79,7 @@ def ask(
     request = Request.read({"prompt": hint, **given(asked), "in_context": question})
     from studio.work import runner
 
-    for path in runner.generate(request, base, output, machine):
+    for path in runner.write_pictures(request, base, output, machine):
         print(path)
 
 

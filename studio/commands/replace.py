@@ -48,7 +48,7 @@ def replace(
     request = Request.read({**wishes, "prompt": replacement, "inpaint": inpaint})
     from studio.work import runner
 
-    for path in runner.generate(request, base, output, machine):
+    for path in runner.write_pictures(request, base, output, machine):
         print(path)
 
 

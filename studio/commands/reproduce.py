@@ -51,7 +51,7 @@ def repeat(
                 f"It cannot be repeated exactly; give --concept {use.source} to use it nonetheless.",
             )
     if not wishes and not axes:
-        return runner.generate(made.request, base or made.base, output, machine, made.index)
+        return runner.write_pictures(made.request, base or made.base, output, machine, made.index)
     if "inpaint" in wishes:
         wishes = wishes | {"inpaint": {"digests": (), **wishes["inpaint"]}}
     stored = made.request.model_dump() | {"seed": made.request.seed + made.index, "count": 1}

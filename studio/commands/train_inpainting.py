@@ -22,7 +22,7 @@ from trainers.data.folders import read_examples
 from trainers.loop.launch import pausing
 
 
-def train(config: InpaintingConfig | InContextConfig, where: ModelDestination, machine: Machine) -> Path:
+def train_inpainting(config: InpaintingConfig | InContextConfig, where: ModelDestination, machine: Machine) -> Path:
     """Read the pictures or pairs, train, and write the new model; gives its folder.
 
     Raises:

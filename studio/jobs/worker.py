@@ -111,7 +111,7 @@ class Worker:
             paths = outputs(one)
             forget_state(paths[0])
         else:
-            paths = runner.train(*parts, on_event=lambda event: self.tell(job, event), should_stop=should_stop)
+            paths = runner.write_concepts(*parts, on_event=lambda event: self.tell(job, event), should_stop=should_stop)
         with suppress(NoSpace):  # what was learned is worth more than what comes after
             self._after(job, paths[0], one.train.candidates)
         return paths

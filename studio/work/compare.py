@@ -63,7 +63,7 @@ def draw(
         Cancelled: if `should_stop` said so; cells that are done stay.
     """
     if not axes:
-        return runner.generate(
+        return runner.write_pictures(
             request, base, output, machine, components=components, on_event=on_event, should_stop=should_stop
         )
     each = [cell for row in cells(request, axes) for cell in row]
@@ -73,7 +73,7 @@ def draw(
     together = _Together(on_event or Progress("compare"), steps)
     paths: list[Path] = []
     for cell, label in zip(each, labels(axes), strict=True):
-        made = runner.generate(
+        made = runner.write_pictures(
             cell,
             base,
             output,

@@ -90,7 +90,7 @@ def on_gpu(machine: Machine) -> bool:
 # -- generating -------------------------------------------------------------------------------------------------
 
 
-def generate(
+def write_pictures(
     request: Request,
     base: str,
     output: Path,
@@ -152,7 +152,7 @@ def free_path(folder: Path, stem: str) -> Path:
 # -- training ---------------------------------------------------------------------------------------------------
 
 
-def train(
+def write_concepts(
     method: Method,
     config: Any,
     data: DataConfig,
