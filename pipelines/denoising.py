@@ -1,4 +1,4 @@
-"""The denoising loop: conditions and noise in, latents out. What is asked of a picture plugs in as a condition."""
+"""The denoising loop: conditions and noise in, latents out. Everything asked of a picture plugs in as a condition."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipelines.request.request import Request
 
 
 def initial_noise(components: Components, request: Request) -> tuple[Tensor, list[torch.Generator]]:
-    """Unit noise (count, C, h, w), picture i from seed + i, and the generators that go on from there.
+    """Return unit noise (count, C, h, w), picture i from seed + i, and the generators that go on from there.
 
     Drawn on the CPU, so that a seed means the same picture on every device; the draw equals that of a diffusers
     pipeline given one CPU generator a picture.
@@ -42,7 +42,7 @@ def denoise(
     on_event: OnEvent,
     should_stop: Callable[[], bool],
 ) -> Tensor:
-    """The loop itself: predict each branch in one UNet call, combine, step, constrain."""
+    """Run the loop: predict each branch in one UNet call, combine, step, constrain."""
     noise, generators = start
     scheduler = build(
         request.scheduler or "ddim",

@@ -1,4 +1,4 @@
-"""What one process at a time may work on: the folder of a server, the file of a training. Importable without torch."""
+"""Locks that one process at a time holds: on the folder of a server, the file of a training. Needs no torch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def locked(path: Path, said: str, hint: str) -> BaseFileLock:
 
 @contextmanager
 def sole_training(output: Path) -> Iterator[None]:
-    """While the `with` lasts, no other process may learn a concept into this file; folders made for it alone go again.
+    """Keep other processes from training into this file inside the `with`; remove folders made only for it.
 
     Raises:
         ConfigError: if one does.

@@ -1,4 +1,4 @@
-"""One request carried out: concepts laid in, conditions attached, latents denoised and decoded."""
+"""Execution of a request: concepts and conditions attached, latents denoised and decoded."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from pipelines.words import notes
 
 @dataclass(frozen=True)
 class Result:
-    """What came out.
+    """The result of a request.
 
     Attributes:
         pictures: one for each of `request.count`.
@@ -58,7 +58,7 @@ def sample(
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Result:
-    """Carry out a request that is no question in pictures; `pipelines.generation.generate` takes both.
+    """Carry out a request without an in-context question; `pipelines.generation.generate` takes both.
 
     Args:
         components: the base model; bit-identical afterwards, also after an error.
@@ -105,7 +105,7 @@ def sample(
 def _learned(
     components: Components, request: Request, concepts: Mapping[str, Concept], on_event: OnEvent
 ) -> list[Concept]:
-    """The concepts of a request, from memory or from their files; what will have no effect is noted."""
+    """Return the concepts of a request, from memory or from their files; note those without effect."""
     if components.distilled and (request.negative_prompt or request.guidance.rescale):
         on_event(Note(f"{components.name} was distilled with guidance: negative prompt and rescale do nothing here."))
     learned = [concepts.get(use.source) or Concept.load(Path(use.source)) for use in request.concepts]
@@ -117,7 +117,7 @@ def _learned(
 
 
 def _note_words(components: Components, request: Request, learned: Sequence[Concept], on_event: OnEvent) -> None:
-    """Note concepts whose word nothing of the request says, and words in angle brackets that nobody taught the base."""
+    """Note concepts whose word the request never says, and words in angle brackets that nobody taught the base."""
     tokenizer = components.tokenizers[0]
 
     def known(word: str) -> bool:
@@ -132,14 +132,14 @@ def _note_words(components: Components, request: Request, learned: Sequence[Conc
 
 
 def _conditions(request: Request, size: tuple[int, int], learned: Sequence[Concept]) -> list[Condition]:
-    """The conditions of a request, but for the picture that is painted on."""
+    """Return the conditions of a request, except the picture that is painted on."""
     skip, empty = request.clip_skip - 1, request.guidance.encode_empty
     text = Text(request.prompt, request.negative_prompt, size, skip=skip, encode_empty=empty)
     return [text, DistilledGuidance(request.guidance), *_placing(request, size, learned)]
 
 
 def _placing(request: Request, size: tuple[int, int], learned: Sequence[Concept]) -> list[Condition]:
-    """The conditions of a request's boxes."""
+    """Return the conditions of a request's boxes."""
     if not request.boxes:
         return []
     kinds = {concept.token: concept.card.init for concept in learned}
@@ -152,7 +152,7 @@ def _placing(request: Request, size: tuple[int, int], learned: Sequence[Concept]
 def _canvas(
     components: Components, request: Request, conditions: Sequence[Condition], on_event: OnEvent
 ) -> Canvas | None:
-    """What is painted on: one condition of those given, the picture of the request, or nothing.
+    """Return the picture to paint on: of the conditions given, or of the request, or None.
 
     An inpainting UNet is asked for a whole picture, if there is none, by a mask that covers all of an empty one.
 

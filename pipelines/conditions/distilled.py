@@ -1,4 +1,4 @@
-"""Guidance that a UNet was distilled with (LCM and the like): told as an embedding, computed in one branch."""
+"""Guidance of a UNet that was distilled with it (LCM and the like): an embedding of the scale, in one branch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipelines.request.request import Guidance
 
 
 class DistilledGuidance:
-    """Tell the guidance scale to a UNet that reads it; ask nothing of others.
+    """The guidance scale for a UNet that takes it as an input; without effect on others.
 
     Such a UNet predicts at once what two branches would give together (Luo et al., arXiv:2310.04378, section 4.2), so
     there is no negative branch. Where guidance is off it is told the scale 1.
@@ -39,9 +39,9 @@ class DistilledGuidance:
             self._conditioning = {True: {}, False: {}}
 
     def unet_kwargs(self, branch: Branch, step: Step) -> dict[str, Any]:
-        """The embedding of the scale at this step."""
+        """Return the embedding of the scale at this step."""
         return self._conditioning[active(self.guidance, step)]
 
     def constrain(self, latents: Tensor, step: Step) -> Tensor:
-        """Guidance asks nothing of the latents."""
+        """Return the latents unchanged."""
         return latents

@@ -64,11 +64,11 @@ class Text:
             self._kwargs = {}
 
     def unet_kwargs(self, branch: Branch, step: Step) -> dict[str, Any]:
-        """The encoded prompt of the branch."""
+        """Return the encoded prompt of the branch."""
         return self._kwargs[branch]
 
     def constrain(self, latents: Tensor, step: Step) -> Tensor:
-        """Text asks nothing of the latents."""
+        """Return the latents unchanged."""
         return latents
 
 

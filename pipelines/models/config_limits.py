@@ -1,4 +1,4 @@
-"""Configurations of a base's parts, looked at before anything is built from them: they come with files of strangers."""
+"""Limits for configurations of a base's parts, checked before anything is built: they come with files of strangers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ UNREADABLE = (
 
 
 def require_buildable(folder: Path, what: str) -> None:
-    """Refuse a part whose configuration asks for absurdly many layers, which would be built for minutes.
+    """Refuse a part whose configuration asks for absurdly many layers, which would take minutes to build.
 
     Args:
         folder: of the part; without a `config.json` nothing is refused.
@@ -54,7 +54,7 @@ def require_buildable(folder: Path, what: str) -> None:
 
 
 def _counts(name: str, value: Any) -> Iterator[tuple[str, int]]:
-    """How often things are repeated: numbers whose names speak of layers, and lengths of lists."""
+    """Return the numbers of repetitions: numbers whose names speak of layers, and lengths of lists."""
     if isinstance(value, dict):
         for inner, one in value.items():
             yield from _counts(str(inner), one)

@@ -40,7 +40,7 @@ _SETTINGS: Mapping[Spacing, dict[str, Any]] = MappingProxyType(
 
 
 def build(name: Scheduler, config: Mapping[str, Any], steps: int, device: Any, spacing: Spacing = "own") -> Any:
-    """A scheduler with its timesteps set.
+    """Return a scheduler with its timesteps set.
 
     Args:
         name: which.
@@ -84,7 +84,7 @@ def build(name: Scheduler, config: Mapping[str, Any], steps: int, device: Any, s
 
 
 def step_options(scheduler: Any, generators: list[Any], eta: float = 0.0) -> dict[str, Any]:
-    """Arguments of this scheduler's `step` for explicit chance, as far as it takes any.
+    """Return arguments of this scheduler's `step` for explicit random numbers, where it takes any.
 
     Args:
         scheduler: whose.
@@ -102,7 +102,7 @@ def step_options(scheduler: Any, generators: list[Any], eta: float = 0.0) -> dic
 
 
 def estimate(scheduler: Any, stepped: Any, prediction: Tensor, sample: Tensor) -> Tensor:
-    """The finished latents (B, C, h, w) as one prediction has them: with x = alpha x0 + sigma noise, x0.
+    """Return the finished latents (B, C, h, w) of one prediction: with x = alpha x0 + sigma noise, x0.
 
     Args:
         scheduler: after its step.

@@ -1,4 +1,4 @@
-"""What a request says of a picture that is painted on: where, how much, how it joins. Importable without torch."""
+"""Settings of inpainting: the picture, the mask, the transition between them. Importable without torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipelines.request.settings import FileOf, Frozen
 
 
 def _numbers(given: object) -> object:
-    """`0.5,0.4` to its numbers; anything else is left to the validation."""
+    """Read `0.5,0.4` as numbers; anything else is left to the validation."""
     try:
         return tuple(float(number) for number in given.split(",")) if isinstance(given, str) else given
     except ValueError:
@@ -35,7 +35,7 @@ class Stroke(Frozen):
 
 
 class Selection(Frozen):
-    """What was pointed at in a picture."""
+    """A click, a box or strokes in a picture."""
 
     clicks: tuple[Place, ...] = ()
     """Places in what is meant."""
@@ -54,7 +54,7 @@ class Selection(Frozen):
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was pointed at."""
+        """Return whether the selection is empty."""
         return not (self.clicks or self.box or self.strokes)
 
 
@@ -63,7 +63,7 @@ BLEND = "blend"
 
 
 class Inpaint(Frozen):
-    """A picture to repaint a part of, or, without a mask, to change as a whole (image-to-image)."""
+    """A picture of which a part is repainted or, without a mask, that is changed as a whole (image-to-image)."""
 
     image: Annotated[str, FileOf("picture")] = Field(min_length=1)
     """Path of the picture. Transparency is laid on white."""
@@ -106,12 +106,12 @@ class Inpaint(Frozen):
 
     @property
     def whole(self) -> bool:
-        """Whether all of the picture is changed: image-to-image."""
+        """Return whether the whole picture is changed: image-to-image."""
         return self.mask is None and self.selection.empty
 
     @property
     def selection(self) -> Selection:
-        """What is pointed at."""
+        """The selection in the picture."""
         return Selection(clicks=() if self.click is None else (self.click,), box=self.box, sam=self.sam)
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The request: everything that decides a picture, as plain validated data.
+"""The request: all settings of a picture, as plain validated data.
 
 The same class is used in Python, on the command line, by REST, in the web form and in the metadata of the picture, so
 it must be importable without torch. Fields left at None mean "the base model's own default"; `Request.resolved`
@@ -37,7 +37,7 @@ class ConceptUse(Frozen):
 
 
 def concept_use(text: str) -> dict[str, object]:
-    """`file.safetensors:0.8` to the fields of a `ConceptUse`."""
+    """Convert `file.safetensors:0.8` to the fields of a `ConceptUse`."""
     source, colon, strength = text.rpartition(":")
     try:
         return {"source": source, "strength": float(strength)} if colon and source else {"source": text}
@@ -79,7 +79,7 @@ LARGEST_GRID = 16
 
 
 class ExamplePair(Frozen):
-    """What was done to a picture, as two pictures."""
+    """An example of a change: a picture before and after it."""
 
     before: Annotated[str, FileOf("picture")] = Field(min_length=1)
     """Path of the picture as it was."""
@@ -89,7 +89,7 @@ class ExamplePair(Frozen):
 
 
 class InContext(Frozen):
-    """A question asked in pictures: do to the query what was done in the examples (arXiv:2209.00647)."""
+    """A question asked in pictures: change the query as in the examples (arXiv:2209.00647)."""
 
     examples: tuple[ExamplePair, ...] = ()
     """Up to 16 pairs; all show the same change. None only if the prompt says what to do, in a learned word say."""
@@ -145,7 +145,7 @@ Edges = tuple[float, float, float, float]
 
 
 class Box(Frozen):
-    """A thing and where it is to stand."""
+    """A thing and its box."""
 
     phrase: Composed = Field(min_length=1)
     """What stands there, in words of the prompt; the word of a learned concept too."""
@@ -171,12 +171,12 @@ class Box(Frozen):
 
 
 def snapped(edge: float, reach: float = 1e-6) -> float:
-    """An edge that lies outside the picture by no more than an error of rounding, put on its border."""
+    """Return an edge, moved to the border if it lies outside by no more than a rounding error."""
     return min(max(edge, 0.0), 1.0) if -reach <= edge <= 1 + reach else edge
 
 
 def misplaced(box: Edges) -> str:
-    """What is wrong with a box of fractions, and what to do about it; empty if nothing is.
+    """Return what is wrong with a box of fractions, and what to do about it; empty if nothing is.
 
     >>> misplaced((0.5, 0.1, 0.2, 0.6))
     'has its right edge left of its left edge; give left, top, right, bottom'
@@ -201,7 +201,7 @@ _BOX = re.compile(r"(?P<phrase>.+):(?P<box>[^:@]*)(?:@(?P<picture>.+))?", re.DOT
 
 
 def box_use(text: str) -> dict[str, object]:
-    """`fox:0.1,0.2,0.5,0.6`, with `@reference.png` behind it if wanted, to the fields of a `Box`.
+    """Convert `fox:0.1,0.2,0.5,0.6`, with `@reference.png` behind it if wanted, to the fields of a `Box`.
 
     Raises:
         RequestError: if it is not of that form.
@@ -222,7 +222,7 @@ def box_use(text: str) -> dict[str, object]:
 
 
 class Grounding(Frozen):
-    """How boxes act (GLIGEN, Li et al., arXiv:2301.07093)."""
+    """The effect of boxes (GLIGEN, Li et al., arXiv:2301.07093)."""
 
     beta: float | None = Field(default=None, ge=0, le=1)
     """Share of the steps, from the first, in which boxes act (scheduled sampling, section 4.2): more keeps to the boxes
@@ -236,7 +236,7 @@ class Grounding(Frozen):
 
 
 class Request(Frozen):
-    """What to generate."""
+    """All settings of pictures to generate."""
 
     prompt: Composed
     """What the picture shows. `(word:1.3)` weighs a word, any length is used whole."""
@@ -312,7 +312,7 @@ class Request(Frozen):
         return self
 
     def resolved(self, defaults: Defaults) -> Request:
-        """The same request with nothing left open."""
+        """Return the request with all fields decided."""
         beta = defaults.beta if self.grounding.beta is None else self.grounding.beta
         guidance = self.guidance.model_copy(
             update={
@@ -345,7 +345,7 @@ class Request(Frozen):
 
 
 class Defaults(Frozen):
-    """What a base model uses where a request says nothing."""
+    """The settings of a base model for requests that give none."""
 
     size: int
     """Side of its pictures in pixels."""
@@ -362,7 +362,7 @@ class Defaults(Frozen):
 
 
 def problems(error: ValidationError) -> str:
-    """All problems of a validation in one sentence: field, value, reason."""
+    """Return all problems of a validation in one sentence: field, value, reason."""
     listed = []
     for one in error.errors():
         place = one["loc"]

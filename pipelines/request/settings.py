@@ -1,4 +1,4 @@
-"""What all settings are made of. Importable without torch."""
+"""Base classes of all settings. Importable without torch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pipelines.request.texts import flaw, texts
 
 @dataclass(frozen=True)
 class Encoded:
-    """Marks a field whose text is the content of a file, in base64: it has its own limit."""
+    """Marks a field whose text is the content of a file, in base64: it has a limit of its own."""
 
 
 class Sound(BaseModel):
-    """Base of everything that is read from outside: all its texts keep to the one rule of `pipelines.request.texts`."""
+    """Base of everything that is read from outside: all texts are checked by `pipelines.request.texts`."""
 
     @field_validator("*")
     @classmethod
