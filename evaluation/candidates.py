@@ -1,4 +1,4 @@
-"""Which step of a training to keep: concepts kept on the way are measured, and one is proposed with its reason.
+"""The choice among candidates of a training: each is measured, and one is proposed with its reason.
 
 All are shown the same prompts and seeds, beside the word that training started from. How well a concept shows its
 pictures usually rises until the end while how well it follows prompts falls, so neither alone decides: among the steps
@@ -71,42 +71,42 @@ TRIED, PAIR_SEED = 8, 7
 
 
 class PictureScorer(Protocol):
-    """Something that sees pictures: an image encoder."""
+    """An image encoder."""
 
     def pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Unit vectors (N, D)."""
+        """Return unit vectors (N, D)."""
         ...
 
 
 class Scorer(PictureScorer, Protocol):
-    """Something that sees pictures and reads texts in one space: a CLIP."""
+    """An encoder of pictures and texts into one space: a CLIP."""
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors (N, D)."""
+        """Return unit vectors (N, D)."""
         ...
 
 
 @dataclass(frozen=True)
 class JudgeScorer:
-    """The judge of `pocket`, who looks at the largest thing alone where a thing was learned."""
+    """The judge of `pocket`, applied to the largest thing of a picture where a thing was learned."""
 
     judge: Judge
     things: bool
 
     def pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Unit vectors (N, D)."""
+        """Return unit vectors (N, D)."""
         if self.things:
             return self.judge.embed_pictures(crops_of(pictures))
         return self.judge.embed_pictures(torch.stack([to_tensor(fit(one, INPUT, INPUT)) for one in pictures]))
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors (N, D)."""
+        """Return unit vectors (N, D)."""
         return self.judge.embed_texts(list(texts))
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """What was measured of a concept, or of the word that training started from.
+    """The measurements of a concept, or of the word that training started from.
 
     Attributes:
         step: steps it was trained for; 0 for that word.
@@ -127,13 +127,13 @@ class Row:
 
     @property
     def alike(self) -> Tensor:
-        """What decides: the drawn likeness, or `fit` without one."""
+        """The deciding likeness: the drawn likeness, or `fit` without one."""
         return self.fit if self.drawn is None else self.drawn
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What came out.
+    """The candidate proposed, and the measurements.
 
     Attributes:
         baseline: the word that training started from.
@@ -150,12 +150,12 @@ class Choice:
     word: str
 
     def scores(self, step: int) -> dict[str, float]:
-        """Figures of a step for the card, with those of the baseline beside them as NAME_word."""
+        """Return figures of a step for the card, with those of the baseline beside them as NAME_word."""
         row = next(row for row in self.rows if row.step == step)
         return row.figures | {f"{name}_word": value for name, value in self.baseline.figures.items()}
 
     def sheet(self, cell: int = 96) -> Sheet:
-        """The pictures that were looked at, a row for each step."""
+        """Return the measured pictures, a row for each step."""
         sheet = Sheet(cell=cell, title="The same prompts and seeds for every step")
         for row, name in ((self.baseline, f"“{self.word}”, before"), *((row, f"step {row.step}") for row in self.rows)):
             said = "\n".join(f"{figure.replace('_', ' ')} {value:.3f}" for figure, value in row.figures.items())
@@ -202,7 +202,7 @@ def choose(
 
 
 def _prompts(kind: Kind, pocket: bool, pairs: Sequence[tuple[str, str]]) -> tuple[str, ...]:
-    """Prompts with a `{}`, which a concept is shown in."""
+    """Return prompts with a `{}`, to show a concept in."""
     if kind == "relation":
         return tuple(f"{article(one)} {one} {{}} {article(other)} {other}" for one, other in pairs)
     if kind == "style":
@@ -211,7 +211,7 @@ def _prompts(kind: Kind, pocket: bool, pairs: Sequence[tuple[str, str]]) -> tupl
 
 
 def _pairs(card: ConceptCard, pocket: bool) -> Sequence[tuple[str, str]]:
-    """Things a relation is tried between, on `pocket` none that its pictures show."""
+    """Return the things a relation is tried between, on `pocket` none that its pictures show."""
     if not pocket:
         return PAIRS
     unseen, rng = [name for name in RELATED if name not in card.left + card.right], random.Random(PAIR_SEED)
@@ -219,7 +219,7 @@ def _pairs(card: ConceptCard, pocket: bool) -> Sequence[tuple[str, str]]:
 
 
 class _Trial:
-    """What all concepts of a training are put through."""
+    """The measurements that all candidates of a training go through."""
 
     def __init__(
         self,
@@ -250,7 +250,7 @@ class _Trial:
         self.latents = LatentSet(components, self.examples, resolution=size)
 
     def row(self, step: int, concept: Concept | None, word: str, baseline: Row | None) -> Row:
-        """Everything about one concept, or about the word without any."""
+        """Measure one concept, or the word alone."""
         said = concept.token if concept else word
         error = self._error(concept, said)
         figures = _finite({"error": float(error.mean())})
@@ -306,7 +306,7 @@ class _Trial:
 
     @torch.no_grad()
     def _error(self, concept: Concept | None, said: str) -> Tensor:
-        """Denoising errors on the pictures at evenly spread timesteps; the same noise whatever is measured."""
+        """Return denoising errors on the pictures at evenly spread timesteps, with equal noise for every candidate."""
         if concept is None:
             return self._errors(self.components, said)
         with concept.attach(self.components) as attached:
@@ -330,12 +330,12 @@ class _Trial:
 
 
 def _finite(figures: dict[str, float]) -> dict[str, float]:
-    """Those that are numbers: a network in float16 may overflow."""
+    """Return the finite ones: a network in float16 may overflow."""
     return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
 def proposed(baseline: Row, rows: Sequence[Row], word: str) -> tuple[int, str]:
-    """The step to keep and why.
+    """Return the step to keep and the reason.
 
     Args:
         baseline: the word training started from.
@@ -369,7 +369,7 @@ def proposed(baseline: Row, rows: Sequence[Row], word: str) -> tuple[int, str]:
 
 
 def _shows(row: Row, baseline: Row) -> bool:
-    """Whether judge and drawing both say that it shows the pictures better than the word, and than other things do."""
+    """Return whether judge and drawing both prefer it to the word, and to other things, in likeness to the pictures."""
     drawn = row.drawn is None or baseline.drawn is None or _above(row.drawn, baseline.drawn, CERTAIN)
     floor = row.figures.get("likeness_floor")
     known = floor is None or _above(row.fit, torch.full_like(row.fit, floor), CERTAIN)
@@ -377,7 +377,7 @@ def _shows(row: Row, baseline: Row) -> bool:
 
 
 def _above(one: Tensor, other: Tensor, errors: float = 1.0) -> bool:
-    """Whether one is higher by more than so many standard errors of the mean difference, picture by picture."""
+    """Return whether one is higher by a number of standard errors of the mean difference, picture by picture."""
     difference = (one - other).double()
     spread = float(difference.std()) / len(difference) ** 0.5 if len(difference) > 1 else 0.0
     return float(difference.mean()) > errors * spread
@@ -392,7 +392,7 @@ def _measured(row: Row) -> str:
 
 
 def _edited(chosen: Row, best: Row) -> str:
-    """What speaks for the one that is not the very best."""
+    """Return the reason for a candidate that is not the best in likeness."""
     if chosen.edit is None or best.edit is None:
         return "took longer."
     what = "shows both things" if "both_there" in chosen.figures else "follows prompts"

@@ -96,7 +96,7 @@ PAPER = {name: _scenario(*scene) for name, scene in _SCENES.items()}
 
 
 def read_scenarios(path: Path) -> dict[str, Scenario]:
-    """Scenarios from JSON: `{"hug": {"phrase": "hugs", "left": ["cat", ...], "right": [...]}}`.
+    """Read scenarios from JSON: `{"hug": {"phrase": "hugs", "left": ["cat", ...], "right": [...]}}`.
 
     Raises:
         DataError: if it is not so.
@@ -127,7 +127,7 @@ def paper_scores(
     *,
     on_event: OnEvent = ignore,
 ) -> dict[str, float]:
-    """Mean relation and entity score of learned relations.
+    """Return the mean relation and entity scores of learned relations.
 
     Args:
         components: the base they were learned on.
