@@ -1,4 +1,4 @@
-"""Loss terms and what they need, as functions of plain tensors."""
+"""Loss terms and their inputs, as functions of plain tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trainers.settings import ObjectiveConfig
 
 
 def noise_levels(config: Any, device: torch.device) -> Tensor:
-    """Cumulative products of 1 - beta (T,) float32 of a base's noise schedule."""
+    """Return cumulative products of 1 - beta (T,) float32 of a base's noise schedule."""
     from diffusers import DDPMScheduler
 
     known = {key: value for key, value in dict(config).items() if not key.startswith("_")}
@@ -25,13 +25,13 @@ def noise_levels(config: Any, device: torch.device) -> Tensor:
 
 
 def noised(clean: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tensor:
-    """Latents at noise levels (B,): sqrt(a) clean + sqrt(1 - a) noise (arXiv:2006.11239, eq. 4)."""
+    """Return latents noised to alphas_cumprod (B,): sqrt(a) clean + sqrt(1 - a) noise (arXiv:2006.11239, eq. 4)."""
     a = alphas_cumprod[:, None, None, None]
     return a.sqrt() * clean + (1 - a).sqrt() * noise
 
 
 def target(kind: str, clean: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tensor:
-    """What the UNet is to predict.
+    """Return the target of the UNet's prediction.
 
     Args:
         kind: "epsilon", "v_prediction" (arXiv:2202.00512, appendix D) or "sample".
@@ -53,7 +53,7 @@ def target(kind: str, clean: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> T
 
 
 def caption_ids(components: Components, which: int, captions: list[str]) -> Tensor:
-    """Token ids (B, window) of captions, concepts of several vectors written out, cut at the window."""
+    """Return token ids (B, window) of captions, concepts of several vectors written out, cut at the window."""
     tokenizer = components.tokenizers[which]
     room, window = tokenizer.model_max_length - 2, tokenizer.model_max_length
     rows: list[list[int]] = []
@@ -67,7 +67,7 @@ def caption_ids(components: Components, which: int, captions: list[str]) -> Tens
 
 
 def conditioning(components: Components, captions: list[str], frames: Tensor, size: tuple[int, int]) -> dict[str, Any]:
-    """UNet arguments for captions; gradients reach the text encoders and their input rows.
+    """Return UNet arguments for captions; gradients reach the text encoders and their input rows.
 
     Args:
         components: the base, with any new words attached.
@@ -83,12 +83,12 @@ def conditioning(components: Components, captions: list[str], frames: Tensor, si
 
 
 def uncropped(count: int, size: tuple[int, int]) -> Tensor:
-    """Frames (count, 4) of whole pictures of a height and width in pixels."""
+    """Return frames (count, 4) of whole pictures of a height and width in pixels."""
     return torch.tensor([[*size, 0, 0]]).expand(count, 4)
 
 
 def _arguments(components: Components, encoded: Sequence[Any], frames: Tensor, size: tuple[int, int]) -> dict[str, Any]:
-    """UNet arguments from the states and the pooled text of each text encoder."""
+    """Return UNet arguments from the states and the pooled text of each text encoder."""
     context = torch.cat([part for part, _ in encoded], dim=-1).to(components.dtype)
     unguided = distilled_conditioning(
         components, 1.0, len(context)
@@ -116,7 +116,7 @@ class Conditioning:
         self._known: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def __call__(self, captions: list[str], frames: Tensor, size: tuple[int, int]) -> dict[str, Any]:
-        """As `conditioning`; gradients reach the text side unless it is frozen."""
+        """Return the `conditioning` of captions; gradients reach the text side unless it is frozen."""
         if not self.frozen:
             return conditioning(self.components, captions, frames, size)
         encoders = range(len(self.components.text_encoders))
@@ -133,14 +133,14 @@ class Conditioning:
         return _arguments(self.components, encoded, frames, size)
 
     def anew(self, captions: list[str], frames: Tensor, size: tuple[int, int]) -> dict[str, Any]:
-        """As `conditioning`, from the text encoders as they are at this moment."""
+        """Return the `conditioning` of captions by the text encoders as they are at this moment."""
         if self.frozen:
             return self(captions, frames, size)
         return conditioning(self.components, captions, frames, size)
 
 
 def min_snr_weights(kind: str, alphas_cumprod: Tensor, gamma: float) -> Tensor:
-    """Weights (B,) of timesteps with which the clean picture counts min(SNR, gamma) (arXiv:2303.09556).
+    """Return weights (B,) of timesteps with which the clean picture counts min(SNR, gamma) (arXiv:2303.09556).
 
     For epsilon min(SNR, gamma) / SNR, for v-prediction min(SNR, gamma) / (SNR + 1), for sample min(SNR, gamma). Where
     the SNR is 0 the first is 1, its limit.
@@ -158,14 +158,14 @@ def min_snr_weights(kind: str, alphas_cumprod: Tensor, gamma: float) -> Tensor:
 
 
 def pixels_of(components: Components, latents: Tensor) -> tuple[int, int]:
-    """Height and width in pixels of the pictures that latents (B, C, h, w) stand for."""
+    """Return height and width in pixels of the pictures of latents (B, C, h, w)."""
     return latents.shape[-2] * components.factor, latents.shape[-1] * components.factor
 
 
 def drawn(
     batch: Batch, objective: ObjectiveConfig, timesteps: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Noise (B, C, h, w) and timesteps (B,) of a batch, on its device.
+    """Return noise (B, C, h, w) and timesteps (B,) of a batch, on its device.
 
     Args:
         batch: what is noised.
@@ -196,7 +196,7 @@ def predicted(
     alphas_cumprod: Tensor,
     arguments: dict[str, Any],
 ) -> Tensor:
-    """The UNet's prediction (B, C, h, w) float32 for latents noised to timesteps (B,)."""
+    """Return the UNet's prediction (B, C, h, w) float32 for latents noised to timesteps (B,)."""
     noisy = noised(clean, noise, alphas_cumprod[timesteps]).to(components.dtype)
     return components.unet(noisy, timesteps, **arguments).sample.float()
 
@@ -209,7 +209,7 @@ def weighted_error(
     objective: ObjectiveConfig,
     masks: Tensor | None = None,
 ) -> Tensor:
-    """Squared errors (B,) in float32, each the mean over its picture, weighted by timestep and mask.
+    """Return squared errors (B,) in float32, each the mean over its picture, weighted by timestep and mask.
 
     Under a mask it is a weighted mean: a small thing counts as much as a large one.
 
@@ -242,7 +242,7 @@ def denoising_errors(
     arguments: dict[str, Any],
     objective: ObjectiveConfig,
 ) -> Tensor:
-    """Weighted squared errors (B,) of the UNet's prediction (arXiv:2112.10752, eq. 2).
+    """Return weighted squared errors (B,) of the UNet's prediction (arXiv:2112.10752, eq. 2).
 
     Args:
         components: the base.

@@ -48,17 +48,17 @@ class DreamBoothConfig(SubjectConfig, LowRankConfig):
 
     @property
     def learns_words(self) -> bool:
-        """Whether the tokens are new words."""
+        """Return whether the tokens are new words."""
         return self.pivotal
 
     @property
     def trains_weights(self) -> bool:
-        """Whether weights of the UNet themselves are trained, which then stay float32."""
+        """Return whether weights of the UNet themselves are trained, which then stay float32."""
         return self.form == "full"
 
     @property
     def trains_text(self) -> bool:
-        """Whether gradients go through the text encoders, which then stay float32."""
+        """Return whether gradients go through the text encoders, which then stay float32."""
         return self.pivotal or self.text_encoder
 
     @model_validator(mode="after")
@@ -79,12 +79,12 @@ class CustomDiffusionConfig(SubjectConfig):
 
     @property
     def trains_weights(self) -> bool:
-        """Whether weights of the UNet themselves are trained, which then stay float32."""
+        """Return whether weights of the UNet themselves are trained, which then stay float32."""
         return True
 
     @property
     def trains_text(self) -> bool:
-        """Whether gradients go through the text encoders, which then stay float32."""
+        """Return whether gradients go through the text encoders, which then stay float32."""
         return True
 
 
@@ -132,7 +132,7 @@ class ReVersionConfig(TokenConfig, LowRankConfig, ObjectiveConfig):
 
 
 def configs() -> dict[str, type[Frozen]]:
-    """The settings of each method, by its name."""
+    """Return the settings class of each method, by its name."""
     return {
         "textual-inversion": TextualInversionConfig,
         "dreambooth": DreamBoothConfig,
@@ -192,7 +192,7 @@ class GroundingConfig(Frozen):
 
 
 class GroundingDestination(Frozen):
-    """What gated layers learn from, on which base, for how long, and where they go."""
+    """Data, base, duration and output file of a training of gated layers."""
 
     images: Path | None = None
     """Folder of pictures with boxes: captions beside them as for other methods, boxes as fox.bbox (lines of JSON with
@@ -230,7 +230,7 @@ class GroundingDestination(Frozen):
 
 
 class TaskWordConfig(Frozen):
-    """Settings of a word for what pairs of pictures show."""
+    """Settings of a word that is learned from pairs of pictures."""
 
     token: Composed = Field(min_length=1, max_length=60)
     """The new word, for example <my-task>."""

@@ -14,7 +14,7 @@ from pipelines.words import Composed, composed
 
 
 class DataConfig(Frozen):
-    """Which pictures to learn from, and how they are read."""
+    """The training pictures, and how they are read."""
 
     images: Path
     """Folder of training pictures; a `.txt` file beside a picture is its caption."""
@@ -43,7 +43,7 @@ class DataConfig(Frozen):
 
 
 class TrainConfig(Frozen):
-    """How long and how fast to train."""
+    """Duration and speed of a training."""
 
     steps: int = Field(default=3000, ge=1, le=1_000_000)
     """Optimiser steps."""
@@ -100,7 +100,7 @@ class TrainConfig(Frozen):
 
 
 class ObjectiveConfig(Frozen):
-    """What of the denoising error counts how much."""
+    """Weights of the denoising error."""
 
     snr_gamma: float | None = Field(default=None, gt=0)
     """Min-SNR weighting of timesteps (arXiv:2303.09556) with this gamma; 5 is the paper's. All count alike without."""
@@ -119,7 +119,7 @@ NUM_CLASS_IMAGES = 100
 
 
 class PriorConfig(Frozen):
-    """Keeping what the base knows of the class while it learns one of its members."""
+    """Prior preservation: the class stays as it is while one of its members is learned."""
 
     class_word: str = Field(min_length=1)
     """The kind of thing, as the base calls it: fox, dog, backpack."""
@@ -201,12 +201,12 @@ class SubjectConfig(PriorConfig, ObjectiveConfig):
 
     @property
     def learns_words(self) -> bool:
-        """Whether the tokens are new words; else they are words of the base that stand before the class."""
+        """Return whether the tokens are new words; else they are words of the base that stand before the class."""
         return True
 
     @property
     def subjects(self) -> tuple[Subject, ...]:
-        """All that is learned, the run's own first."""
+        """The subjects of the run, its own first."""
         split = (text.rsplit(":", 2) for text in self.also)
         others = ((composed(token), kind, Path(place)) for place, token, kind in split)
         listed = [(self.token, self.class_word, None), *others]
@@ -217,7 +217,7 @@ class SubjectConfig(PriorConfig, ObjectiveConfig):
 
     @property
     def trigger(self) -> str:
-        """What prompts say to call the run's own subject: its new word, or the identifier with its class."""
+        """The words in prompts for the run's own subject: its new word, or the identifier with its class."""
         return self.subjects[0].trigger
 
     @property
@@ -226,7 +226,7 @@ class SubjectConfig(PriorConfig, ObjectiveConfig):
         return self.token if self.learns_words else None
 
     def plain(self, caption: str) -> str:
-        """The caption with the class word in the place of each subject."""
+        """Return the caption with the class word in the place of each subject."""
         classes = {subject.trigger: subject.class_word for subject in self.subjects}
         longest = sorted(classes, key=len, reverse=True)  # "zz fox" holds "z fox"
         return re.sub("|".join(map(re.escape, longest)), lambda found: classes[found[0]], caption)
@@ -279,7 +279,7 @@ class TokenConfig(Frozen):
 
     @property
     def trigger(self) -> str:
-        """What prompts say to call it."""
+        """The words in prompts for it."""
         return self.token
 
     @property
@@ -289,17 +289,17 @@ class TokenConfig(Frozen):
 
     @property
     def trains_weights(self) -> bool:
-        """Whether weights of the UNet themselves are trained, which then stay float32."""
+        """Return whether weights of the UNet themselves are trained, which then stay float32."""
         return False
 
     @property
     def trains_text(self) -> bool:
-        """Whether gradients go through the text encoders, which then stay float32."""
+        """Return whether gradients go through the text encoders, which then stay float32."""
         return True
 
 
 class Destination(Frozen):
-    """What is learned on, and where the result goes."""
+    """The base of a training, and the file of its result."""
 
     output: Path | None = None
     """The concept file; outputs/concepts/TOKEN.safetensors by default."""

@@ -1,4 +1,4 @@
-"""Training of GLIGEN's gated layers on a frozen base (Li et al., arXiv:2301.07093): where things are, from boxes.
+"""Training of GLIGEN's gated layers on a frozen base (Li et al., arXiv:2301.07093), from pictures with boxes.
 
 Only the gated self-attention layers and what reads boxes for them learn. Their gates start at 0, where the base is
 what it was, and learn at a rate of their own: at that of the other layers they would open over tens of thousands of
@@ -59,7 +59,7 @@ class BoxedPictures:
 
 
 def check_data(pictures: BoxedPictures) -> None:
-    """Refuse data that cannot teach places.
+    """Refuse data from which positions cannot be learned.
 
     Raises:
         ConfigError: if there is no picture, or none has a box.
@@ -69,7 +69,7 @@ def check_data(pictures: BoxedPictures) -> None:
 
 
 def opened(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
-    """Freeze a UNet but for its gated layers, and give these.
+    """Freeze a UNet except its gated layers; return these.
 
     Raises:
         ModelError: if it has none.
@@ -86,7 +86,7 @@ def opened(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
 
 
 def with_gates(unet: UNet2DConditionModel, seed: int = 0) -> UNet2DConditionModel:
-    """The UNet with gated layers, closed: it gives bit for bit what the base gives. The same one if it has some."""
+    """Return the UNet with gated layers, closed, so that outputs stay equal to the bit; itself if it has some."""
     if has_grounding(unet):
         return unet
     torch.manual_seed(seed)  # initial values of the layers
@@ -120,7 +120,7 @@ def optimizers_of(trained: Mapping[str, nn.Parameter], config: GroundingConfig) 
 
 
 def groups(trained: Mapping[str, nn.Parameter], config: GroundingConfig) -> list[dict[str, Any]]:
-    """Parameter groups for AdamW: the layers, and the gates, which no decay may close."""
+    """Return parameter groups for AdamW: the layers, and the gates, which must not decay."""
     gates = [value for name, value in trained.items() if name.endswith(GATES)]
     rest = [value for name, value in trained.items() if not name.endswith(GATES)]
     return [
@@ -130,7 +130,7 @@ def groups(trained: Mapping[str, nn.Parameter], config: GroundingConfig) -> list
 
 
 def grounding_of(pictures: BoxedPictures, which: Tensor, config: GroundingConfig, generator: torch.Generator) -> Any:
-    """The grounding of picture numbers `which` (B,), with what is left out left out; for a UNet call."""
+    """Return the grounding of picture numbers `which` (B,), some of it dropped at random; for a UNet call."""
     device = which.device
     things, boxes, present = pictures.things[which], pictures.boxes[which], pictures.present[which]
     size, places = things.shape
@@ -156,7 +156,7 @@ def denoising(
     config: GroundingConfig,
     done: Callable[[], float] = lambda: 1.0,
 ) -> Losses:
-    """The loss of a batch: what the base was trained with, at timesteps spread evenly over the batch.
+    """Return the loss of a batch: the base's own objective, at timesteps spread evenly over the batch.
 
     All chance is drawn on the device, from one number of the step's generator: nothing waits for the device.
 
@@ -203,7 +203,7 @@ def denoising(
 def gains(
     unet: UNet2DConditionModel, scheduler_config: Mapping[str, Any], pictures: BoxedPictures, count: int = 256
 ) -> dict[str, float]:
-    """Losses on the same noise with the boxes, with the null form and by the base alone, and how far the gates are.
+    """Return losses on equal noise with boxes, with the null form and by the base alone, and the openness of the gates.
 
     Lower with boxes than without: the layers know where things are.
     """
@@ -236,7 +236,7 @@ def gains(
 
 @dataclass(frozen=True)
 class GroundingRun:
-    """How long a training lasts, and where it is kept.
+    """Duration of a training, and where its state is kept.
 
     Attributes:
         steps: at most so many.
@@ -268,7 +268,7 @@ def train_grounding(
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Train the gated layers of a UNet and write them; gives the steps done.
+    """Train the gated layers of a UNet and write them; return the steps done.
 
     Args:
         unet: gated; its other layers are never written. It ends with the average of what was learned.
@@ -324,7 +324,7 @@ def _write(trained: Mapping[str, nn.Parameter], run: GroundingRun, clock: Clock)
 
 
 def decay(share: float, over: float = 0.4) -> float:
-    """Factor on the learning rate after a share of the training: 1, then linear to 0 over the last `over` of it."""
+    """Return the factor on the learning rate at a share of the training: 1, then linear to 0 over the last `over`."""
     return min(1.0, max(0.0, (1 - share) / over))
 
 

@@ -15,7 +15,7 @@ from trainers.stickers.world import NAMES, Scene, Stickers, article, scenes
 
 @torch.no_grad()
 def composed(components: Components, listed: list[Scene], at_once: int = 512) -> BoxedPictures:
-    """Scenes of trained names as pictures with boxes: composed, encoded, their captions read, on the base's device.
+    """Return scenes of trained names as pictures with boxes, composed and encoded, on the base's device.
 
     A thing is told by its name, or by its name with an article; its box is what is seen of it.
     """
@@ -51,5 +51,5 @@ def composed(components: Components, listed: list[Scene], at_once: int = 512) ->
 
 
 def pool(count: int, seed: int) -> list[Scene]:
-    """Scenes to learn places from: a third of all kinds, the rest thrown freely."""
+    """Return scenes to learn positions from: a third of all kinds, the rest with free positions."""
     return [*scenes(count // 3, seed), *free_scenes(count - count // 3, seed + 1_000)]

@@ -1,4 +1,4 @@
-"""A 9-channel UNet from a person's pictures or pairs: what `studio train inpainting` and `incontext` carry out."""
+"""A 9-channel UNet from a person's pictures or pairs: the work of `studio train inpainting` and `incontext`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ OTHERS = (1e-5, "adamw")
 
 
 def _bytes(pictures: Sequence[Any]) -> Tensor:
-    """Pictures of one size as (N, 3, H, W) uint8."""
+    """Return pictures of one size as (N, 3, H, W) uint8."""
     return torch.stack([((to_tensor(one) + 1) * 127.5).round().to(torch.uint8) for one in pictures])
 
 
@@ -52,7 +52,7 @@ def _floats(pictures: Tensor) -> Tensor:
 
 
 def picture_source(components: Components, examples: Sequence[Example], config: InpaintingConfig) -> Source:
-    """Pictures with random holes; where they have masks, what these show is a hole now and then.
+    """Return a source of pictures with random holes; of those with masks, some holes are the masks.
 
     Raises:
         DataError: if there is no picture.
@@ -92,7 +92,7 @@ def _chosen(captions: Sequence[str], pick: float) -> str:
 
 
 def read_tasks(folder: Path, fewest: int = 2, skip: bool = False) -> dict[str, list[PicturePair]]:
-    """The pairs of a folder as one task, or of its subfolders as one task each; `skip` as for `read_pairs`.
+    """Read the pairs of a folder as one task, or of its subfolders as one task each; `skip` as for `read_pairs`.
 
     Raises:
         DataError: as `read_pairs`, or if a task has fewer pairs than a visual prompt needs.
@@ -107,7 +107,7 @@ def read_tasks(folder: Path, fewest: int = 2, skip: bool = False) -> dict[str, l
 
 
 def pair_source(components: Components, tasks: Mapping[str, Sequence[PicturePair]], config: InContextConfig) -> Source:
-    """Visual prompts: an example and a query of one task, in changing arrangements; some with several examples.
+    """Return a source of visual prompts: examples and a query of one task, in changing layouts.
 
     Raises:
         ConfigError: if the base cannot paint that size.
@@ -143,7 +143,7 @@ def pair_source(components: Components, tasks: Mapping[str, Sequence[PicturePair
 
 
 def _grid(index: int, most: int) -> Grid:
-    """The arrangement of a step: half of them plain, the others swapped, reversed or with several examples."""
+    """Return the layout of a step: half of them plain, the others swapped, reversed or with several examples."""
     turn = index % 4
     if turn == 3 and most > 1:
         return Grid(2 + index // 4 % (most - 1))
@@ -161,7 +161,7 @@ def _side(components: Components, asked: int | None) -> int:
 
 
 def start_from(components: Components, start: Path | None) -> UNet2DConditionModel:
-    """The UNet that training starts from: one given, the one beside the base, or the base widened; float32.
+    """Return the UNet that training starts from: one given, the one beside the base, or the base widened; float32.
 
     Raises:
         ModelError: if what is given is none for this base, or the base has 9 channels itself.
@@ -182,7 +182,7 @@ def start_from(components: Components, start: Path | None) -> UNet2DConditionMod
 
 
 def model_folder(where: ModelDestination) -> Path:
-    """Where the new model goes.
+    """Return the folder for the new model.
 
     Raises:
         ConfigError: if something is there.
@@ -204,7 +204,7 @@ def teach_unet(
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Path:
-    """Train and write the base with its new UNet as a model folder; gives the folder, which is whole or not there.
+    """Train and write the base with its new UNet as a model folder, complete or absent; return the folder.
 
     What was interrupted goes on where it stopped.
 
@@ -247,7 +247,7 @@ def _write(
     about: Mapping[str, Any],
     half: bool,
 ) -> None:
-    """The base with the UNet beside its own, as a model folder that is whole or not there."""
+    """Write the base with the UNet beside its own as a model folder that is complete or absent."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -260,7 +260,7 @@ def _write(
 
 
 def digest_of_pairs(tasks: Mapping[str, Sequence[PicturePair]]) -> str:
-    """16 hex digits of what visual prompts are made from."""
+    """Return 16 hex digits that identify the data of visual prompts."""
     both = [Example(f"{pair.name}{k}", one) for pairs in tasks.values() for pair in pairs for k, one in
             enumerate((pair.before, pair.after))]  # fmt: skip
     return digest(both)

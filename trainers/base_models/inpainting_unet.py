@@ -1,4 +1,4 @@
-"""Inpainting: a base of 4 channels becomes one of 9, which sees the mask and what lies around it.
+"""Inpainting UNets: a base of 4 channels becomes one of 9, with mask and surroundings as inputs.
 
 The first convolution gets five more inputs with weights of zero, so that training starts from what the base paints;
 then the whole UNet is trained on pictures with holes. Latents, mask and latents of the masked picture follow each other
@@ -54,7 +54,7 @@ Source = Callable[[int, torch.Generator], MaskedBatch]
 
 
 def widened(base: UNet2DConditionModel) -> UNet2DConditionModel:
-    """A copy of a UNet with 9 channels that paints as the base does, whatever the mask says.
+    """Return a copy of a UNet with 9 channels whose output equals the base's, whatever the mask is.
 
     Layers for boxes are left out: they stay those of the base.
     """
@@ -70,7 +70,7 @@ def widened(base: UNet2DConditionModel) -> UNet2DConditionModel:
 
 
 def inputs_beside(components: Components, pictures: Tensor, holes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents of the pictures, mask (B, 1, h, w) on their grid, and latents of the pictures without their holes.
+    """Return latents of the pictures, mask (B, 1, h, w) on their grid, and latents of the masked pictures.
 
     As `StableDiffusionInpaintPipeline` does it: the hole is mid-grey, its mask on the latents the nearest pixel.
     """
@@ -84,7 +84,7 @@ def inputs_beside(components: Components, pictures: Tensor, holes: Tensor) -> tu
 def losses_of(
     unet: UNet2DConditionModel, components: Components, sources: Mapping[str, Source], on_event: OnEvent = ignore
 ) -> Losses:
-    """The losses of a step, one for each source: squared error in the hole, and a little outside it.
+    """Return the losses of a step, one for each source: squared error in the hole, and a little outside it.
 
     Timesteps are spread evenly over each batch, which calms the gradient.
     """
@@ -129,13 +129,13 @@ def _half(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[An
 
 
 def learning_rate(clock: Clock, step: int, steps: int) -> float:
-    """Factor on the learning rate: warm-up by steps, a plateau, a linear fall over the last two fifths."""
+    """Return the factor on the learning rate: warm-up by steps, a plateau, a linear fall over the last two fifths."""
     done = clock.share(step, steps)
     return min((step + 1) / min(100, max(1, steps // 5)), warm_stable_decay(round(done * 1e6), 10**6, 1, 0.4))
 
 
 def optimizers_of(unet: UNet2DConditionModel, rate: float, muon: bool = True) -> list[torch.optim.Optimizer]:
-    """Muon for hidden matrices and AdamW for the rest, or AdamW for all."""
+    """Return Muon for hidden matrices and AdamW for the rest, or AdamW for all."""
     if not muon:
         return [torch.optim.AdamW(unet.parameters(), rate, fused=True)]
     hidden: list[Tensor] = []
@@ -148,7 +148,7 @@ def optimizers_of(unet: UNet2DConditionModel, rate: float, muon: bool = True) ->
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast a UNet is trained.
+    """Duration and speed of the training of a UNet.
 
     Attributes:
         steps: optimiser steps in all.
@@ -184,7 +184,7 @@ def train_unet(
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> EMA:
-    """Train a widened UNet in place; gives the moving average of its weights, which is what is to be used.
+    """Train a widened UNet in place; return the moving average of its weights, which is the result.
 
     Args:
         components: the base: its autoencoder encodes, its schedule noises.
@@ -240,7 +240,7 @@ def save_unet(unet: UNet2DConditionModel, average: EMA, folder: Path, dtype: tor
 def painted(
     unet: UNet2DConditionModel, components: Components, batch: MaskedBatch, generator: torch.Generator, steps: int = 20
 ) -> Tensor:
-    """Pictures (B, 3, H, W) in [-1, 1] with their holes painted, without guidance; for looking while training."""
+    """Return pictures (B, 3, H, W) in [-1, 1] with their holes filled, without guidance; for previews."""
     from pipelines.models.components import decode
 
     schedule: Any = DDIMScheduler.from_config(dict(components.scheduler_config))

@@ -11,7 +11,7 @@ from pipelines.request.request import Frozen
 
 
 class RepaintingConfig(Frozen):
-    """How long and how fast a 9-channel UNet is trained."""
+    """Duration and speed of the training of a 9-channel UNet."""
 
     steps: int = Field(default=3000, ge=1, le=1_000_000)
     """Optimiser steps."""
@@ -81,7 +81,7 @@ class InContextConfig(RepaintingConfig):
 
 
 class ModelDestination(Frozen):
-    """What is trained on, and where the result goes."""
+    """The base to train on, and the folder of the result."""
 
     output: Path | None = None
     """The new model folder: the base with unet_inpainting/ in it; outputs/models/BASE-inpainting by default."""

@@ -1,4 +1,4 @@
-"""Training pictures as batches: latents encoded once, captions, masks, and the order in which they come."""
+"""Training pictures as batches: latents encoded once, captions, masks, and the order of drawing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WORDS = Path(__file__).parents[1] / "words"
 
 
 def digest(examples: Sequence[Example]) -> str:
-    """16 hex digits of what is learned from: pixels, captions, masks and repeats, not file names."""
+    """Return 16 hex digits that identify training data: pixels, captions, masks and repeats, not file names."""
     hashed = hashlib.sha256()
     for example in examples:
         hashed.update(f"{example.picture.size}{chr(0).join(example.captions) or None}".encode())
@@ -38,31 +38,31 @@ def digest(examples: Sequence[Example]) -> str:
 
 
 def prompt_templates(name: str) -> tuple[str, ...]:
-    """Prompt templates with one `{}`: "object" and "style" of the official script, or "pocket"."""
+    """Return prompt templates with one `{}`: "object" and "style" of the official script, or "pocket"."""
     return tuple((WORDS / f"{name}_templates.txt").read_text(encoding="utf-8").splitlines())
 
 
 def subject_templates(family: str, choice: str) -> tuple[str, ...]:
-    """Templates for a subject: those chosen, or with "auto" the one of the official scripts, or the few of `pocket`."""
+    """Return templates for a subject: those chosen, or with "auto" the official one, or the few of `pocket`."""
     own = "pocket" if family == "pocket" else "dreambooth"
     return prompt_templates(own if choice == "auto" else choice)
 
 
 @cache
 def ordinary(family: str) -> tuple[str, ...]:
-    """Captions of ordinary things, alone and beside each other, that a base of the family knows well."""
+    """Return captions of ordinary things, alone and beside each other, that a base of the family knows well."""
     name = "pocket" if family == "pocket" else "world"
     return tuple((WORDS / f"{name}_captions.txt").read_text(encoding="utf-8").splitlines())
 
 
 def usable(caption: str, token: str) -> bool:
-    """Whether a caption has a place for the token; one that has none gives way to a template."""
+    """Return whether a caption has a place for the token; one without is replaced by a template."""
     return token in caption or "{}" in caption
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a method's losses are computed on.
+    """The inputs of a method's losses.
 
     Attributes:
         latents: (B, C, h, w) scaled, float32, on the base's device.
@@ -161,7 +161,7 @@ class LatentSet:
         return _Bucket(tuple(members), posterior, both)
 
     def unused_captions(self, token: str) -> list[str]:
-        """For each caption that has no place for the token, and is therefore not used, the name of its picture."""
+        """Return, for each caption without a place for the token, which is not used, the name of its picture."""
         return [e.name for e in self.examples for caption in e.captions if not usable(caption, e.word or token)]
 
     def draw(
@@ -173,7 +173,7 @@ class LatentSet:
         generator: torch.Generator,
         part: Part = WHOLE,
     ) -> Batch:
-        """The batch of an index: each example `repeats` times an epoch in an order given by (seed, epoch).
+        """Return the batch of an index: each example `repeats` times an epoch in an order given by (seed, epoch).
 
         Captions that hold the token or a `{}` are used as they are; others, like missing ones, give way to a template.
         The token is that of the example, where it has one. With several parts, `batch` is the size of one, and only
@@ -222,13 +222,13 @@ class LatentSet:
         )
 
     def _own_captions(self, token: str) -> list[list[str]]:
-        """The captions of each example that have a place for the token; kept, as it is asked every step."""
+        """Return the captions of each example that have a place for the token; cached, as every step asks for them."""
         if token not in self._own:
             self._own = {token: [[c for c in e.captions if usable(c, e.word or token)] for e in self.examples]}
         return self._own[token]
 
     def _stream(self, index: int, batch: int) -> tuple[_Bucket, list[int]]:
-        """Epochs end to end; a batch may reach from one into the next."""
+        """Return epochs end to end; a batch may reach from one into the next."""
         places = self._occurrences(range(len(self.examples)))
         orders: dict[int, list[int]] = {}
         indices: list[int] = []
@@ -240,7 +240,7 @@ class LatentSet:
         return self.buckets[0], indices
 
     def _bucketed(self, index: int, batch: int) -> tuple[_Bucket, list[int]]:
-        """Whole batches of one bucket in mixed order; a bucket's last batch is filled up from its beginning."""
+        """Return whole batches of one bucket in mixed order; a bucket's last batch is filled from its beginning."""
         places = [self._occurrences(bucket.members) for bucket in self.buckets]
         batches = [(which, start) for which, own in enumerate(places) for start in range(0, len(own), batch)]
         epoch, at = divmod(index, len(batches))
@@ -251,7 +251,7 @@ class LatentSet:
         return self.buckets[which], [own[order[k % len(own)]] for k in range(start, start + batch)]
 
     def _occurrences(self, members: Sequence[int]) -> list[int]:
-        """Each example as often as it is repeated."""
+        """Return each example as often as it is repeated."""
         return [i for i in members for _ in range(self.examples[i].repeats)]
 
     def _generator(self, epoch: int) -> torch.Generator:

@@ -1,4 +1,4 @@
-"""Cut-Mix: training pictures of two subjects side by side, so that they are learned apart, and learned small.
+"""Cut-Mix: training pictures of two subjects side by side, so that they are learned apart, and at small sizes.
 
 Source: SVDiff (Han et al., arXiv:2303.11305, 3.3), without its term on attention maps. Two differences: whole pictures
 are scaled down instead of cut in half, as a half of a thing is no thing, and they stand one above the other as well.
@@ -37,7 +37,7 @@ def cut_mixed(
     crop: bool,
     generator: torch.Generator,
 ) -> list[Example]:
-    """The examples with composed ones, which are `config.cut_mix` of all that are seen.
+    """Return the examples with composed ones, which are `config.cut_mix` of all that are seen.
 
     Args:
         examples: the pictures, each with the word of its subject; some of each subject.
@@ -71,7 +71,7 @@ def _below(limit: int, generator: torch.Generator) -> int:
 
 
 def _alike(ones: Sequence[Example], others: Sequence[Example]) -> list[tuple[Example, Example]]:
-    """The quarter of all pairs whose rims differ least in colour."""
+    """Return the quarter of all pairs whose rims differ least in colour."""
     rims = {id(e): _rim(e.picture) for e in (*ones, *others)}
     pairs = [(a, b) for a in ones for b in others]
     pairs.sort(key=lambda pair: float(np.abs(rims[id(pair[0])] - rims[id(pair[1])]).sum()))
@@ -79,7 +79,7 @@ def _alike(ones: Sequence[Example], others: Sequence[Example]) -> list[tuple[Exa
 
 
 def _rim(picture: Image.Image) -> np.ndarray:
-    """Median colour (3,) of the outermost pixels."""
+    """Return the median colour (3,) of the outermost pixels."""
     pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
     rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     return np.median(rim, axis=0)
@@ -93,7 +93,7 @@ def _composed(
     crop: bool,
     generator: torch.Generator,
 ) -> Example:
-    """Two pictures in one; the first stands left or on top."""
+    """Return two pictures in one; the first stands left or on top."""
     direction = tuple(ORDERS)[_below(2, generator)]
     halves: list[np.ndarray] = []
     masks: list[np.ndarray] = []

@@ -43,12 +43,12 @@ class PicturePair:
 
 
 def holds_pairs(folder: Path) -> bool:
-    """Whether a folder looks like one of pairs."""
+    """Return whether a folder looks like one of pairs."""
     return any(_halves(folder))
 
 
 def read_pairs(folder: Path, skip: bool = False) -> list[PicturePair]:
-    """The pairs of a folder, in the order of their names.
+    """Read the pairs of a folder, in the order of their names.
 
     Args:
         folder: where they are.
@@ -86,7 +86,7 @@ def read_pairs(folder: Path, skip: bool = False) -> list[PicturePair]:
 
 
 def _halves(folder: Path) -> Sequence[dict[str, Path]]:
-    """The pictures before and after, by name."""
+    """Return the pictures before and after, by name."""
     found: list[dict[str, Path]] = []
     for side in SIDES:
         beside = {path.stem.removesuffix(f".{side}"): path for path in _pictures(folder) if _ends(path, side)}

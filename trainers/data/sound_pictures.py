@@ -1,4 +1,4 @@
-"""Pictures of a folder that are only looked at: what is doubtful is noted and left out. Needs no torch."""
+"""Usable pictures of a folder: doubtful ones are noted and left out. Needs no torch."""
 
 from __future__ import annotations
 

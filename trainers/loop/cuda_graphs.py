@@ -20,7 +20,7 @@ Call = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class _Tensors(nn.Module):
-    """A UNet whose call takes and gives tensors alone."""
+    """A UNet with tensors only as inputs and output."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class _Tensors(nn.Module):
 
 
 class CudaGraphUNet:
-    """Call it as the UNet: (B, C, h, w), timesteps (B,), text states (B, L, dim); gives the prediction.
+    """A UNet call: (B, C, h, w), timesteps (B,), text states (B, L, dim) to the prediction.
 
     The parameters may change between calls, but only in place; the set of them must not.
 
@@ -98,7 +98,7 @@ class CudaGraphStep:
         self.gradients: list[Tensor] = []
 
     def __call__(self) -> None:
-        """Clip and step by the gradients that there are."""
+        """Clip gradients and step."""
         self.done += 1
         if self.done == self.AFTER:
             self._record()

@@ -1,4 +1,4 @@
-"""A better decoder for a finished model: the encoder, and with it every latent and every UNet, stays as it is.
+"""A better decoder for a finished model: the encoder, and with it every latent and every UNet, stays unchanged.
 
 The autoencoder's decoder is trained once more, deeper and on two kinds of latents: those of real pictures, so that it
 restores them well, and those of the same pictures noised half-way and drawn to the end by the UNet, which carry the
@@ -92,7 +92,7 @@ def redrawn(components: Components, latents: Tensor, captions: list[str], genera
 
 @dataclass(frozen=True)
 class Pairs:
-    """Latents with the pictures that they should become.
+    """Latents with the pictures they are decoded to.
 
     Attributes:
         pictures: (N, 3, H, W) uint8.
@@ -191,7 +191,7 @@ def train_decoder(
 
 
 def _pairs(path: Path, components: Components, count: int, size: int, on_event: OnEvent) -> Pairs:
-    """The pairs that are kept at a path for this base, or new ones, kept there."""
+    """Return the pairs that are kept at a path for this base, or new ones, kept there."""
     of = components.fingerprint()
     if path.exists():
         kept = torch.load(path, map_location=components.device, weights_only=True)

@@ -57,7 +57,7 @@ GRIDS = (
 
 @dataclass(frozen=True)
 class World:
-    """What batches are drawn from, on the device.
+    """The sources of batches, on the device.
 
     Attributes:
         pools: for each kind of scenes.
@@ -74,14 +74,14 @@ class World:
 
 @torch.no_grad()
 def states_of(components: Components, texts: list[str]) -> Tensor:
-    """States (N, T, D) of texts by the base's text encoder."""
+    """Return states (N, T, D) of texts by the base's text encoder."""
     tokenizer, encoder = components.tokenizers[0], components.text_encoders[0]
     ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(encoder.device)
     return torch.cat([encoder(part).last_hidden_state.float() for part in ids.split(512)])
 
 
 def world(components: Components, count: int, seed: int, drawings: Drawings, names: tuple[str, ...] = NAMES) -> World:
-    """Pools of `count` scenes of each kind, and the states of their captions."""
+    """Return pools of `count` scenes of each kind, and the states of their captions."""
     captions = [item.caption for item in scenes_for("any", count, seed, names)]
     words = states_of(components, [task.words for task in TASKS.values()])
     return World(
@@ -97,7 +97,7 @@ def _conditioning(states: Tensor) -> dict[str, Tensor]:
 
 
 def plain_source(made: World, batch: int) -> Source:
-    """Single pictures with random holes; nine captions in ten are kept."""
+    """Return a source of single pictures with random holes; nine captions in ten are kept."""
 
     def source(index: int, generator: torch.Generator) -> MaskedBatch:
         pool, device = made.pools["any"], generator.device
@@ -111,7 +111,7 @@ def plain_source(made: World, batch: int) -> Source:
 
 
 def grid_source(made: World, batch: int) -> Source:
-    """Visual prompts of all trained tasks in equal shares."""
+    """Return a source of visual prompts of all trained tasks in equal shares."""
 
     def source(index: int, generator: torch.Generator) -> MaskedBatch:
         grid, device = GRIDS[index % len(GRIDS)], generator.device
@@ -130,7 +130,7 @@ def grid_source(made: World, batch: int) -> Source:
 
 
 def task_cells(made: World, name: str, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Cells (grids, pairs, 2, 3, S, S) of a task on scenes drawn at random."""
+    """Return cells (grids, pairs, 2, 3, S, S) of a task on scenes drawn at random."""
     return pairs(TASKS[name], made.pools[TASKS[name].scenes].draw(shape, generator), generator)
 
 
@@ -140,7 +140,7 @@ def task_cells(made: World, name: str, shape: tuple[int, int], generator: torch.
 def preview(
     unet: UNet2DConditionModel, components: Components, made: World, count: int, path: Path
 ) -> dict[str, float]:
-    """A sheet of inpainted pictures and of answers, and the mean error (0 to 2) of the answers to each task.
+    """Draw a sheet of inpainted pictures and of answers; return the mean error (0 to 2) of the answers to each task.
 
     Args:
         unet: the UNet to look at.
@@ -238,7 +238,7 @@ def inpainting_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
 
 
 def put_in_place(work: Path, out: Path) -> Path:
-    """Put the trained UNet beside the parts of the model in `out`, and tell of it in its card.
+    """Put the trained UNet beside the parts of the model in `out`, and record it in its card.
 
     Raises:
         ModelError: if there is none in `work`.

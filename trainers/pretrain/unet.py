@@ -33,7 +33,7 @@ AVERAGED = 0.998
 
 
 class Generator(nn.Module):
-    """What is trained together: the UNet and the text encoder that feeds it."""
+    """The parts that are trained together: the UNet and its text encoder."""
 
     def __init__(self, size: int, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Generator(nn.Module):
         self.text = CLIPTextModel(text_config(tokenizer))
 
     def go_on_from(self, folder: Path) -> None:
-        """Take UNet and text encoder of a finished model in the diffusers layout, to train them further."""
+        """Return UNet and text encoder of a finished model in the diffusers layout, to train them further."""
         self.text.load_state_dict(CLIPTextModel.from_pretrained(folder / "text_encoder").float().state_dict())
         self.unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder / "unet").float().state_dict())
 
@@ -70,7 +70,7 @@ class Generator(nn.Module):
 
 
 def training_stream(count: int, seed: int) -> list[Scene]:
-    """The scenes the generator is trained on: trained names and trained relations alone."""
+    """Return the scenes the generator is trained on: trained names and trained relations alone."""
     return scenes(count, seed)
 
 
@@ -78,7 +78,7 @@ def training_stream(count: int, seed: int) -> list[Scene]:
 def encoded(
     work: Path, vae: AutoencoderTiny, count: int, seed: int, size: int, device: str, on_event: OnEvent
 ) -> tuple[Tensor, list[str]]:
-    """Scaled latents (count, 4, size/4, size/4) fp16 of the training stream, and its captions; kept on disk."""
+    """Return latents (count, 4, size/4, size/4) fp16 of the training stream, and its captions; kept on disk."""
     listed = training_stream(count, seed)
     # Latents belong to the encoder they come from.
     last: Any = vae.encoder.layers[-1]
@@ -158,7 +158,7 @@ def train_unet(
 
 
 def _begun(work: Path, size: int, device: str, go_on_from: Path | None) -> Generator:
-    """The generator that training starts from: a finished model, or new weights under the text encoder in `work`."""
+    """Return the initial generator: a finished model, or new weights under the text encoder in `work`."""
     torch.manual_seed(4)  # initial weights
     model = Generator(size, build_tokenizer()).to(device)
     if device.startswith("cuda"):  # as its tensor cores read convolutions
@@ -209,14 +209,14 @@ def _trained(
 
 
 def _rate(clock: Clock, step: int, steps: int, decay: float) -> float:
-    """The factor on the learning rate: 200 steps of warm-up, then by what is over of the steps or of the minutes."""
+    """Return the factor on the learning rate: 200 steps of warm-up, then by the progress in steps or minutes."""
     return min((step + 1) / 200, warm_stable_decay(round(clock.share(step, steps) * 1e6), 10**6, 1, decay))
 
 
 def _denoising(
     model: Generator, latents: Tensor, captions: list[str], batch: int, text: bool, on_event: OnEvent
 ) -> Losses:
-    """The loss of a batch: velocity at timesteps spread evenly over the batch, a tenth of the captions left empty.
+    """Return the loss of a batch: velocity at timesteps spread evenly over it, a tenth of the captions left empty.
 
     All chance is drawn on the device, from one number of the step's generator: nothing waits for the device. On a GPU
     the UNet is computed in bfloat16 and as CUDA graphs.
