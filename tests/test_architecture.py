@@ -163,7 +163,7 @@ def test_every_parameter_is_annotated(path):
             assert not bare, f"{node.name}: {bare}"
 
 
-PLAIN_ENGLISH = ("pipelines", "evaluation", "trainers")
+PLAIN_ENGLISH = ("pipelines", "evaluation", "trainers", "studio")
 OTHERS = ("pipelines/concepts", "trainers/methods/", "trainers/method.py")
 
 

@@ -15,7 +15,7 @@ from trainers.settings import DataConfig, Destination, TrainConfig
 
 
 class Output(Destination):
-    """Where the result goes."""
+    """The folder and file of the result."""
 
     dry_run: bool = False
     """Only look at the pictures and say what training would take."""
@@ -59,7 +59,7 @@ ALIASES = {
 
 
 def translate(arguments: list[str]) -> list[str]:
-    """Arguments with other programs' spellings replaced by ours."""
+    """Return arguments with other programs' spellings replaced by ours."""
     translated: list[str] = []
     for argument in arguments:
         flag, equals, value = argument.partition("=")

@@ -1,4 +1,4 @@
-"""Uploads of pictures to learn from. Needs no torch.
+"""Uploads of training pictures. Needs no torch.
 
 Archives are read by the same rules as folders (`trainers.data.folders`); a picture that cannot be read is left out and
 told.
@@ -30,7 +30,7 @@ NAMED = 5
 
 @dataclass(frozen=True)
 class Taken:
-    """What was taken in of an upload.
+    """The files stored from an upload, and those left out.
 
     Attributes:
         entries: the pictures.
@@ -42,7 +42,7 @@ class Taken:
 
 
 def take_all(datasets: Datasets, dataset: str, files: Iterable[tuple[str, bytes]]) -> Taken:
-    """Take files into a dataset: pictures, and archives of them. What cannot be learned from is left out and told.
+    """Store files in a dataset: pictures, and archives of them. Unusable files are left out and reported.
 
     Args:
         datasets: of the server.
@@ -85,7 +85,7 @@ def _nothing(ignored: Mapping[str, str], source: str) -> DataError:
 
 
 def take(datasets: Datasets, dataset: str, data: bytes) -> Taken:
-    """Take the pictures of a zip into a dataset, with all that a folder to learn from may have.
+    """Store the pictures of a zip in a dataset, with captions, masks and index files.
 
     What cannot be learned from is left out and told.
 
@@ -113,7 +113,7 @@ def take(datasets: Datasets, dataset: str, data: bytes) -> Taken:
 
 
 def _add(datasets: Datasets, dataset: str, listed: Listing, added: list[str]) -> dict[str, str]:
-    """Add pictures with what belongs to them, their names to `added`; gives what was left out, and why."""
+    """Add pictures with their captions and masks, their names to `added`; return the files left out, with reasons."""
     ignored = dict(listed.ignored)
     for one in listed.found:
         try:

@@ -1,4 +1,4 @@
-"""Measures a concept and the candidates beside it, and writes what came out into their cards. Loads torch."""
+"""Measurement of a concept and its candidates, with the figures written into their cards. Loads torch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def measure(
     on_event: OnEvent,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Choice:
-    """Measure a concept with its candidates against the word it started from; their cards hold the figures then.
+    """Measure a concept with its candidates against the initial word; their cards hold the figures then.
 
     Args:
         components: the base it was trained on.
@@ -69,7 +69,7 @@ def measure(
 
 @dataclass(frozen=True)
 class _Learned(Mapping[int, Concept]):
-    """Concepts by their steps, each read when it is asked for: all of them need not fit into memory."""
+    """Concepts by their steps, each read on access: all of them need not fit into memory."""
 
     files: Mapping[int, Path]
 
@@ -84,7 +84,7 @@ class _Learned(Mapping[int, Concept]):
 
 
 def _sum(path: Path) -> str:
-    """The sum of a concept's numbers, as its header has it."""
+    """Return the checksum of a concept's tensors, as its header has it."""
     return read_header(path).get("__metadata__", {}).get(HASH_KEY, "")
 
 
@@ -96,7 +96,7 @@ def _note(path: Path, written: str, scores: dict[str, float]) -> None:
 
 
 def scorer_for(components: Components, concept: Concept, clip: Path | None) -> Scorer | None:
-    """Who measures pictures of a base: the CLIP that is named, the judge of `pocket`, or nobody."""
+    """Return the scorer of pictures of a base: the CLIP that is named, the judge of `pocket`, or None."""
     if clip is not None:
         return Clip.load(clip, str(components.device))
     if components.family != "pocket":
@@ -105,7 +105,7 @@ def scorer_for(components: Components, concept: Concept, clip: Path | None) -> S
 
 
 def told(choice: Choice) -> dict[str, Any]:
-    """What came out as plain data."""
+    """Return a choice as plain data."""
     return {
         "word": choice.word,
         "baseline": choice.baseline.figures,

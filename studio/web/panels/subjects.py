@@ -1,4 +1,4 @@
-"""What can be taught on the page, and what each costs, in words for people who know no methods."""
+"""The kinds of learning on the page and their cost, in words for people who know no methods."""
 
 from __future__ import annotations
 
