@@ -26,7 +26,7 @@ class DataConfig(Frozen):
     """Crop to a square instead of squeezing."""
 
     flip: float = Field(default=0.5, ge=0, le=1)
-    """Chance of mirroring a picture."""
+    """Probability of mirroring a picture."""
 
     buckets: bool = False
     """Keep the shape of each picture: batches of equal aspect ratio instead of squares."""
@@ -70,7 +70,7 @@ class TrainConfig(Frozen):
     """Share of the steps, at the end, over which the learning rate falls to 0 in a line; 0 keeps it constant."""
 
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Source of all chance; the same seed gives the same concept."""
+    """Seed of all random numbers; the same seed gives the same concept."""
 
     preview_every: int = Field(default=0, ge=0)
     """Steps between preview pictures; 0 for none."""
@@ -82,7 +82,7 @@ class TrainConfig(Frozen):
     """Largest norm of the gradient; larger ones are scaled down to it."""
 
     ema: float = Field(default=0.0, ge=0, lt=1)
-    """Decay of a moving average of what is trained, which is then the result; 0 for none, 0.99 to 0.9999 are usual."""
+    """Decay of a moving average of the parameters, which is then the result; 0 for none, 0.99 to 0.9999 are usual."""
 
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     """adamw8bit keeps its moments in 8 bits; needs bitsandbytes and a GPU."""
@@ -91,7 +91,7 @@ class TrainConfig(Frozen):
     """Compute activations twice instead of keeping them: less memory, a third more time."""
 
     precision: Literal["no", "bf16", "fp16"] = "no"
-    """bf16 or fp16: what is frozen is kept in bfloat16 or float16, for a GPU; what is trained stays float32."""
+    """bf16 or fp16: frozen parts are kept in bfloat16 or float16, for a GPU; trained parts stay float32."""
 
     @property
     def rate(self) -> float:
@@ -142,7 +142,7 @@ class PriorConfig(Frozen):
     """Folder of class pictures; without it they are generated, and kept for this base and prompt."""
 
     num_class_images: int = Field(default=NUM_CLASS_IMAGES, ge=1, le=100_000)
-    """How many class pictures."""
+    """Number of class pictures."""
 
     class_prompt: str | None = None
     """Prompt of the class pictures; must hold the class word. The training prompts with the class word by default."""
@@ -194,7 +194,7 @@ class SubjectConfig(PriorConfig, ObjectiveConfig):
     where each stands (Cut-Mix of SVDiff, arXiv:2303.11305); needs `also`."""
 
     kind: Literal["subject", "object", "style"] = "subject"
-    """What is learned."""
+    """Kind of concept to learn."""
 
     wordings: Literal["auto", "object", "style", "pocket"] = "auto"
     """Prompt templates for pictures without captions; "auto" is "a photo of {}", and for `pocket` its own few."""
@@ -258,8 +258,8 @@ class LowRankConfig(Frozen):
     """Changes are scaled by alpha / rank; the rank by default."""
 
     targets: Literal["attention", "transformer", "all"] = "attention"
-    """Which layers of the UNet: the attention projections, all of the transformers, or the convolutions too. Layers
-    for boxes are never touched."""
+    """Layers of the UNet to change: the attention projections, all of the transformers, or the convolutions too. Layers
+    for boxes are never changed."""
 
     dora: bool = False
     """Learn the direction and the length of each row apart (DoRA)."""

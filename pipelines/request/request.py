@@ -33,7 +33,7 @@ class ConceptUse(Frozen):
     """Path of the concept file, or its name in the library."""
 
     strength: float = Field(default=1.0, ge=0, le=2)
-    """0 gives the word the concept started from, 1 what was learned, more exaggerates it."""
+    """Weight of the concept: 0 gives the word it started from, 1 what was learned, more exaggerates it."""
 
 
 def concept_use(text: str) -> dict[str, object]:
@@ -49,7 +49,7 @@ class Guidance(Frozen):
     """Classifier-free guidance (Ho and Salimans, arXiv:2207.12598) and its corrections."""
 
     scale: float | None = Field(default=None, ge=0, le=50)
-    """How far to follow the prompt; 1 switches guidance off. The base's own by default."""
+    """Strength of the prompt; 1 switches guidance off. The base's own by default."""
 
     rescale: float | None = Field(default=None, ge=0, le=1)
     """Pull the guided prediction to the spread of the unguided one (arXiv:2305.08891, 3.4); 0.7 for zero-SNR models.
@@ -59,7 +59,7 @@ class Guidance(Frozen):
     """Share of the steps before which guidance is off (arXiv:2404.07724)."""
 
     stop: float = Field(default=1.0, ge=0, le=1)
-    """Share of the steps after which guidance is off; the same as `start` switches it off wholly."""
+    """Share of the steps after which guidance is off; equal to `start` it switches guidance off."""
 
     encode_empty: bool = False
     """Encode an empty negative prompt also where the base takes zeros for it (SDXL)."""
@@ -82,10 +82,10 @@ class ExamplePair(Frozen):
     """An example of a change: a picture before and after it."""
 
     before: Annotated[str, FileOf("picture")] = Field(min_length=1)
-    """Path of the picture as it was."""
+    """Path of the picture before the change."""
 
     after: Annotated[str, FileOf("picture")] = Field(min_length=1)
-    """Path of the picture as it became; of the same size."""
+    """Path of the picture after the change, of the same size."""
 
 
 class InContext(Frozen):
@@ -101,19 +101,19 @@ class InContext(Frozen):
     """grid for a model trained on grids, analogist for any inpainting model of Stable Diffusion (one example)."""
 
     direction: Literal["after", "before"] = "after"
-    """before undoes the change: the query is a picture as it became."""
+    """Direction of the change: "before" undoes it, and the query is a picture after it."""
 
     cell: Literal["bottom-right", "bottom-left", "top-right", "top-left"] = "bottom-right"
-    """Where the answer is painted; the query stands beside it."""
+    """Cell of the answer on the canvas; the query is beside it."""
 
     transposed: bool = False
-    """Pairs stand in columns instead of rows."""
+    """Arrange pairs in columns instead of rows."""
 
     ensemble: int = Field(default=1, ge=1, le=8)
-    """How many arrangements of the grid are averaged: rows reversed, columns swapped, both; then cells mirrored."""
+    """Number of arrangements of the grid to average: rows reversed, columns swapped, both; then cells mirrored."""
 
     cloning: float = Field(default=1.3, ge=0, le=10)
-    """Analogist: how much stronger than the original the cloned relation is."""
+    """Analogist: strength of the cloned attention, relative to the original."""
 
     strength: float = Field(default=0.98, gt=0, le=1)
     """Analogist: share of noise that the copy of the query in the answer's place starts with."""
@@ -148,7 +148,7 @@ class Box(Frozen):
     """A thing and its box."""
 
     phrase: Composed = Field(min_length=1)
-    """What stands there, in words of the prompt; the word of a learned concept too."""
+    """The thing in the box, in words of the prompt; also the word of a learned concept."""
 
     box: Edges
     """Left, top, right and bottom edge, as fractions of the width and height from the top left corner."""
@@ -239,19 +239,19 @@ class Request(Frozen):
     """All settings of pictures to generate."""
 
     prompt: Composed
-    """What the picture shows. `(word:1.3)` weighs a word, any length is used whole."""
+    """Description of the picture, of any length. `(word:1.3)` weights a word."""
 
     negative_prompt: Composed = ""
-    """What to keep away from; works only while guidance is on."""
+    """Description of what to avoid; works only while guidance is on."""
 
     concepts: tuple[ConceptUse, ...] = Field(default=(), max_length=100)
     """Learned concepts whose tokens the prompts use."""
 
     boxes: tuple[Box, ...] = ()
-    """Things and where they are to stand."""
+    """Things and their boxes."""
 
     grounding: Grounding = Grounding()
-    """How the boxes act."""
+    """Settings of the boxes."""
     inpaint: Inpaint | None = None
     """A picture to repaint instead of an empty one."""
 
@@ -275,7 +275,7 @@ class Request(Frozen):
     """Noise that ddim adds in each step: 0 none, 1 as much as DDPM (arXiv:2010.02502, eq. 16)."""
 
     clip_skip: int = Field(default=1, ge=1, le=12)
-    """Which layer of the text encoders is read, from the end, for both prompts: 2 leaves the last one out. SDXL always
+    """Layer of the text encoders to read, from the end, for both prompts: 2 leaves the last one out. SDXL always
     leaves out one more."""
 
     vae_tiling: bool = False
@@ -294,7 +294,7 @@ class Request(Frozen):
     """Picture number i starts from the noise of seed + i."""
 
     count: int = Field(default=1, ge=1, le=256)
-    """How many pictures."""
+    """Number of pictures."""
 
     @model_validator(mode="after")
     def _asks_something(self) -> Self:

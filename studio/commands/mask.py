@@ -54,7 +54,7 @@ def mask(
     brush
         A stroke of a round brush: places, and its width behind a colon: "0.1,0.2 0.3,0.4:0.05". May be repeated.
     sam
-        Folder of a Segment Anything model that finds the outlines; without one, colours and edges do.
+        Folder of a Segment Anything model that finds the outlines; by default colours and edges decide.
     grow
         Pixels by which the mask is widened.
     feather

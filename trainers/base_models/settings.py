@@ -32,7 +32,7 @@ class RepaintingConfig(Frozen):
     """Decay of the moving average that is written; 0 for none."""
 
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Source of all chance."""
+    """Seed of all random numbers."""
 
 
 class InpaintingConfig(RepaintingConfig):
@@ -51,7 +51,7 @@ class InpaintingConfig(RepaintingConfig):
     """Share of captions that are left empty."""
 
     flip: float = Field(default=0.5, ge=0, le=1)
-    """Chance of mirroring a picture."""
+    """Probability of mirroring a picture."""
 
 
 class InContextConfig(RepaintingConfig):
@@ -71,10 +71,10 @@ class InContextConfig(RepaintingConfig):
     """Most examples on a canvas; every fourth step has more than one."""
 
     hint: str = Field(default="", max_length=300)
-    """The task in words, told with some of the visual prompts."""
+    """The task in words, given with some of the visual prompts."""
 
     hinted: float = Field(default=0.5, ge=0, le=1)
-    """Share of visual prompts that are told it."""
+    """Share of visual prompts that are given it."""
 
     blank: float = Field(default=0.1, ge=0, le=1)
     """Share of visual prompts whose examples are left blank, so that an example can guide."""
