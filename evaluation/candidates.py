@@ -66,7 +66,7 @@ POCKET_STYLES = ("a {} fox", "a {} house on a yellow background", "a {} car on a
 THINGS = ("a photo of a {}", "a {} on the beach", "a {} in the snow", "a {} with a city in the background")
 STYLES = tuple(f"a {one} in the style of {{}}" for one in ("house", "dog", "tree", "car"))
 PAIRS = (("cat", "box"), ("dog", "basket"), ("bird", "car"), ("rabbit", "hat"))
-"""What relations are tried between on real bases; on `pocket` it is stickers that were in no picture."""
+"""Things that relations are tried between on real bases; on `pocket`, stickers that were in no picture."""
 TRIED, PAIR_SEED = 8, 7
 
 

@@ -30,7 +30,7 @@ PICTURES = 12
 """Questions of each task."""
 SEED = 7_000
 WAYS = ("answer", "copy", "no example", "wrong example")
-"""What the model answers, then the baselines."""
+"""The model's answers, then the baselines."""
 BATCH = 16
 STEPS = 10
 """Denoising steps of an answer: more change little where an example leaves little open."""

@@ -20,7 +20,7 @@ STEM_BYTES = 100
 """Longest name of a file that a word gives, without ending: file systems take 255 bytes, and some endings are long."""
 
 CLOSE = 0.8
-"""How alike, of 1, two words are of which one may be meant by the other."""
+"""Least similarity, of 1, of two words of which one may be meant by the other."""
 
 DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])(\..*)?", re.IGNORECASE)
 """Names of files that Windows keeps for itself, with whatever ending."""

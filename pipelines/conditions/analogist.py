@@ -26,7 +26,7 @@ from pipelines.models.components import Components
 from pipelines.pictures.grids import Grid
 
 STRENGTH = 1.3
-"""How much stronger than the original the cloned relation is (the paper's s)."""
+"""Strength of the cloned attention relative to the original (the paper's s)."""
 PAPER_BLOCKS = (3 / 16, 11 / 16)
 """The paper patches blocks 3 to 10 of the 16 of Stable Diffusion 1.x: the same share of any UNet."""
 

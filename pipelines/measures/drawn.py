@@ -34,7 +34,7 @@ LEAST_SIDE = 12
 FAINT = 0.06
 """Difference from the background from which a thing in its colour is looked for: a grey wolf on grey."""
 REACH = 0.25
-"""How far from the middle of the thing the drawing may be centred, as a share of the thing's longer side."""
+"""Largest distance between the centres of the drawing and of the thing, as a share of the thing's longer side."""
 NEARBY = 2
 """Pixels by which side and place may move from the least squared error for a better SSIM."""
 LUMINANCE = (0.299, 0.587, 0.114)

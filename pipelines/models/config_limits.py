@@ -29,7 +29,7 @@ UNREADABLE = (
     SafetensorError,
     StrictDataclassError,
 )
-"""What loading a part raises if its configuration or weights are not what they should be."""
+"""Errors of loading a part with an invalid configuration or invalid weights."""
 
 
 def require_buildable(folder: Path, what: str) -> None:

@@ -16,7 +16,7 @@ What was learned on that base names it so.
 """
 
 SAMPLE, WORDS = 64, 65536
-"""How many numbers of each weight, and of the table of words, are looked at."""
+"""Sampled values of each weight, and of the table of words."""
 
 Weight = tuple[str, tuple[int, ...], bytes]
 """Name, shape, and the first `SAMPLE` numbers as float16."""

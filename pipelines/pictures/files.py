@@ -22,7 +22,7 @@ from pipelines.pictures.png import PNG, PROFILE_LIMIT, pixels_alone
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
-"""What is read, by Pillow's names; others it knows would start programs (EPS) or are none of these by any name."""
+"""Kinds read, by Pillow's names; others it knows would start programs (EPS) or are none of these by any name."""
 
 PIXEL_LIMIT = 100_000_000
 """Largest picture that is decoded: a 100-megapixel camera; more is taken for a decompression bomb."""
@@ -37,7 +37,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What brings a picture upright, by the value of EXIF's orientation."""
+"""Operations that make a picture upright, by the value of EXIF's orientation."""
 
 DAMAGE = (
     OSError,
@@ -54,7 +54,7 @@ DAMAGE = (
     struct.error,
     zlib.error,
 )
-"""What Pillow raises at files that are damaged."""
+"""Errors of Pillow at damaged files."""
 
 
 def open_picture(path: Path) -> Image.Image:

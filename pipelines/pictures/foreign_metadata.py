@@ -25,7 +25,7 @@ _NODES = frozenset(  # of ComfyUI, that are read or change nothing
     "CLIPSetLastLayer VAELoader".split()
 )
 NAMES, LETTERS = 20, 80
-"""So much of what is left out is named, and so long."""
+"""Most settings named as left out, and most letters of each."""
 
 Fields = dict[str, Any]
 """Fields of a `Request`."""
@@ -38,7 +38,7 @@ class Told(NamedTuple):
     """Of a request."""
 
     left: tuple[str, ...]
-    """What is not taken and would change the picture, in words: `Model v1-5`."""
+    """Settings that are not used and would change the picture, in words: `Model v1-5`."""
 
 
 def read_fields(chunks: Mapping[str, Any]) -> Told | None:

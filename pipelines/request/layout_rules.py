@@ -15,7 +15,7 @@ from pipelines.errors import RequestError
 from pipelines.request.request import BOXES, Box
 
 Planner = Callable[[str], tuple[Box, ...]]
-"""What makes boxes of a sentence: `plan`, or a language model."""
+"""Type of planners, which make boxes of a sentence: `plan`, or a language model."""
 
 _NUMBERS = "one two three four five six seven eight nine ten eleven twelve".split()
 _COUNTS = {word: number for number, word in enumerate(_NUMBERS, 1)} | {"a pair of": 2, "a couple of": 2, "several": 3}

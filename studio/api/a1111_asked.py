@@ -65,7 +65,7 @@ USUAL: dict[str, tuple[Any, ...]] = {"sd_vae": ("Automatic", "None"), "samples_s
 
 NONE = ("", "none")
 NAMES = 50
-"""So many fields are named at most."""
+"""Most fields that are named."""
 
 HARMLESS = frozenset(
     "sampler_index subseed save_images do_not_save_samples do_not_save_grid include_init_images image_cfg_scale "

@@ -16,7 +16,7 @@ from studio.jobs.jobs import Jobs
 from studio.library import concepts as catalogue
 
 LETTERS = 2000
-"""So much is told of one field of a header."""
+"""Most letters shown of one field of a header."""
 
 NOTHING = (
     "upscalers",

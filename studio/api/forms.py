@@ -23,7 +23,7 @@ class GenerationOrder(Frozen):
     """An order of pictures."""
 
     request: Request
-    """What to generate; files in it are ids."""
+    """The pictures to generate; files in it are ids."""
 
     base: str = "pocket"
     """Id of the base model."""
@@ -110,7 +110,7 @@ class Work(Answer):
     error: str
     hint: str
     links: dict[str, str]
-    """Where events, pictures and concepts are."""
+    """Addresses of events, pictures and concepts."""
     pictures: list[str] = []
     concepts: list[str] = []
     notes: list[str] = []
@@ -135,7 +135,7 @@ class DatasetForm(Frozen):
     """A new dataset."""
 
     name: str = Field(default="", max_length=200)
-    """What you call it."""
+    """Name of the dataset."""
 
 
 class PictureForm(Frozen):
@@ -145,7 +145,7 @@ class PictureForm(Frozen):
     """In words; each line is a caption of its own; empty for none."""
 
     repeats: int | None = Field(default=None, ge=1, le=10_000)
-    """How often it comes in an epoch."""
+    """Number of times the picture comes in an epoch."""
 
     pair: tuple[str, str] | None = None
     """Names of the two things it relates; two empty ones for none."""
@@ -192,9 +192,9 @@ class StorageAnswer(Answer):
     """The bytes that uploads take."""
 
     used: int
-    """What datasets, pictures and files to import take now."""
+    """Bytes of datasets, pictures and files to import now."""
     quota: int
-    """What they may take together."""
+    """Most bytes of these together."""
 
 
 class ConceptAnswer(Answer):

@@ -47,7 +47,7 @@ VALUES = 100_000
 """Most values of a JSON body: a list of a million is read and checked for a minute, in which nobody is answered."""
 
 MARKS = (b",", b"[", b"{")
-"""What stands before each value of a JSON body but the first; those within texts count too."""
+"""Characters before each value of a JSON body but the first; those within texts count too."""
 
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),

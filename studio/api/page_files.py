@@ -37,7 +37,7 @@ OTHERS = ("/api/", "/sdapi/")
 
 PREFIX, JSON = "/gradio_api/", "application/json"
 ASKED = ("queue/join", "run/", "api/", "call/", "cancel", "reset")
-"""What may be posted below the prefix, beside uploads; other routes of the framework are not used by this page."""
+"""Routes for POST below the prefix, beside uploads; other routes of the framework are not used by this page."""
 
 FILES, FETCHED = ("/file=", "/file/"), "/proxy="
 COPIES = 2 << 30

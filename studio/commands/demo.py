@@ -37,7 +37,7 @@ PROMPTS: dict[str, tuple[str, ...]] = {
     "a {} to the left of a house": ("house",),
     "a {} above a car": ("car",),
 }
-"""What is drawn with each word, and what else is to be there."""
+"""Prompts drawn with each word, and the other thing in them."""
 
 
 def _learn(folder: Path, machine: Machine) -> dict[str, tuple[Path, float]]:

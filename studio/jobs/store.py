@@ -26,7 +26,7 @@ from studio.jobs.rows import LIVE as LIVE
 from studio.jobs.rows import Event, Job, Kind, State, job_of, jobs_of, told_by
 
 ATTEMPTS = 4
-"""How often a job is begun whose process vanishes without a word."""
+"""Most attempts at a job whose process vanishes without a message."""
 
 
 class Record(Protocol):

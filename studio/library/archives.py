@@ -19,13 +19,13 @@ from studio.library.uploads import cleaned, decoding, members
 from trainers.data.folders import Found, Listing, listing
 
 ARCHIVE_MARK = b"PK\x03\x04"
-"""How a zip begins."""
+"""First bytes of a zip."""
 
 NAME = 80
 """Longest name of an upload that is told, in letters."""
 
 NAMED = 5
-"""So many reasons are told where nothing is left."""
+"""Most reasons reported where no file is usable."""
 
 
 @dataclass(frozen=True)

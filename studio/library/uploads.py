@@ -42,14 +42,14 @@ ARCHIVE = 256 << 20
 """Largest archive, packed or unpacked."""
 
 RATIO = 200
-"""How much smaller than its content a member of an archive may be; text that repeats packs to a thousandth."""
+"""Largest compression ratio of a member of an archive; text that repeats packs to a thousandth."""
 
 CAPTION = 4000
 """Longest caption, in letters."""
 
 _MEMBER = re.compile(r"(?![A-Za-z]:)[^\x00-\x1f\x7f\\]{1,200}")
 _WINDOWS = re.compile(r"[:*?\"<>|]")
-"""What no name of a file has on Windows; elsewhere times of day and questions are names."""
+"""Characters that no file name has on Windows; elsewhere times of day and questions are names."""
 
 
 WAIT = 600.0

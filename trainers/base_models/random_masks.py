@@ -10,7 +10,7 @@ BOXES, STROKES, FULL, THINGS, AROUND = range(5)
 """Kinds of holes: boxes, brush strokes, the whole picture, one thing of it (grown), all but the things."""
 
 SHARES = (0.32, 0.25, 0.08, 0.25, 0.10)
-"""How often each kind is drawn; without masks of things, those become boxes."""
+"""Probability of each kind; without masks of things, those become boxes."""
 
 
 def random_holes(count: int, size: tuple[int, int], generator: torch.Generator, things: Tensor | None = None) -> Tensor:

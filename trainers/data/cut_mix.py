@@ -25,7 +25,7 @@ SIDE = (0.44, 0.50)
 """Smallest and largest side of a picture in a composed one, as a share of its side."""
 
 ORDERS = {"across": ("to the left of", "to the right of"), "down": ("above", "below")}
-"""How two things stand, and what is said of the first and of the second."""
+"""Layouts of two things, with the words for the first and for the second."""
 
 
 def cut_mixed(

@@ -25,7 +25,7 @@ MOST = 10_000
 Captions = dict[Path, tuple[str, ...]]
 
 LITTER = ("__macosx", "thumbs.db", "desktop.ini")
-"""What systems leave in folders and archives; not worth a word."""
+"""Files that systems leave in folders and archives; ignored without a note."""
 
 
 def parsed(text: str, where: str) -> dict[str, Any]:

@@ -37,7 +37,7 @@ BRIEF = 1.0
 """Seconds; a write that takes less is never put off."""
 
 Log = list[dict[str, Any]]
-"""What was reported: step and terms of each report."""
+"""Log of a training: step and terms of each report."""
 
 
 class Damaged(Exception):  # noqa: N818 - found while looking for a whole one, never shown by itself

@@ -26,7 +26,7 @@ GOALS: dict[str, tuple[str, float, float]] = {
 """Figure -> what it is, the least a CPU training must reach, the goal."""
 
 TRAINING = "training.json"
-"""How the weights beside it were trained."""
+"""Record of the training of the weights beside it."""
 
 CHANCE = {
     "one_object_drawn": "drawn_floor",

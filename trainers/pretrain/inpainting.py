@@ -31,13 +31,13 @@ from trainers.stickers.tasks import TASKS, TRAINED_TASKS, Drawings, Pool, pairs,
 from trainers.stickers.world import HELD_OUT, NAMES, UNIT
 
 RECORD = "inpainting.json"
-"""How the UNet in the same folder was trained."""
+"""Record of the training of the UNet in the same folder."""
 
 EMPTY = 0.1
 """Share of captions left empty in plain inpainting."""
 
 HINTED = 0.3
-"""Share of visual prompts that are told the task in words as well."""
+"""Share of visual prompts with the task in words as well."""
 
 BLANK = 0.08
 """Share of visual prompts whose examples are left blank, so that an example can guide."""

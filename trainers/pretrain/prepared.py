@@ -35,7 +35,7 @@ SHARES = {"vae": 0.15, "unet": 0.5, "together": 0.35}
 SPARE = 0.6
 """Minutes of the last trainings kept for loading, composing and writing."""
 TOGETHER = {"grounding": 0.5, "inpainting": 1.0, "decoder": 0.4}
-"""What is trained at the same time when the base is done, none of which changes what another reads: shares of time."""
+"""Parts trained at the same time when the base is done, independent of each other: shares of time."""
 ON_GPU: dict[str, dict[str, object]] = {
     "unet": {
         "batch": 512,

@@ -38,7 +38,7 @@ WORTH = ("one_object_drawn", "two_objects_drawn", "background_right", "two_objec
 VAE_PICTURES = 4096
 """Pictures composed ahead for the autoencoder on a CPU; composing each step would halve the speed."""
 WORDS = "words.json"
-"""How judge and text encoder were trained, in the folder of work."""
+"""Record of the training of judge and text encoder, in the folder of work."""
 
 PREVIEW = (
     "a dog",

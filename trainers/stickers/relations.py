@@ -166,7 +166,7 @@ RELATIONS_TO_TEACH: dict[str, Relation] = {
 EXEMPLARS = 10
 EXEMPLAR_SEED, PAIR_SEED = 301, 401
 RELATED = NAMES[:48]
-"""What relations are taught and tried with: these are told apart at 16 px as well, where some of all names are not."""
+"""Names that relations are taught and tried with: distinguishable at 16 px as well, which not all names are."""
 ROUND = 0.8
 """A thing that holds another fills at least this share of its square, both ways."""
 

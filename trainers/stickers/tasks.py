@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from trainers.stickers.world import COLOURS, NAMES, SIDES, UNIT, Placed, Scene, Stickers, article, scene
 
 SHIFT = 12
-"""How far `move` moves the sticker, in 64ths of the picture."""
+"""Distance by which `move` moves the sticker, in 64ths of the picture."""
 
 NOISE = (0.25, 0.5)
 """Standard deviation of the noise of `denoise`, in a range of 2: least and most."""

@@ -90,7 +90,7 @@ HELD_OUT_RELATIONS = {"inside": ("inside",), "on top of": ("on top of",)}
 """Relations the generator never sees: the first thing drawn over the second; the first resting on the second."""
 
 TOGETHER = ("and", "and", "with")
-"""How two things that stand anywhere are told."""
+"""Phrases for two things at free positions."""
 
 Kind = Literal["one", "relation", "two", "three", "scatter", "group"]
 PLURALS = {

@@ -36,7 +36,7 @@ FIELDS: Mapping[str, tuple[str, str]] = {
 
 STRENGTHS = FIELDS["concepts.1.strength"][1]
 THINGS = ("fox", "cat", "dog")
-"""What is offered in the place of a word of the prompt."""
+"""Words offered in the place of a word of the prompt."""
 
 UNLIKELY = ("a", "an", "the", "one", "two", "three", "of")
 

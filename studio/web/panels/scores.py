@@ -24,7 +24,7 @@ MEANINGS = {
     "class_kept": "share of its alignment that “{word}” keeps",
     "both_there": "share of pictures with both things, of pairs never shown",
 }
-"""What each figure tells, for people."""
+"""Meaning of each figure, for people."""
 
 
 def figures(said: Mapping[str, Any]) -> str:
