@@ -69,7 +69,7 @@ class Look:
 
     Attributes:
         found: the things found.
-        inside: what the judge calls the content of each asked box.
+        inside: the judge's name for the content of each requested box.
         alike: drawn likeness of each thing asked for.
     """
 
@@ -144,7 +144,7 @@ def average_precision(hits: Sequence[tuple[float, bool]], wanted: int) -> float:
 
     Args:
         hits: for each detection how sure it was, and whether it was right.
-        wanted: how many there were to find.
+        wanted: number of things to find.
     """
     ranked = [right for _, right in sorted(hits, key=lambda hit: -hit[0])]
     precisions = [sum(ranked[: index + 1]) / (index + 1) for index in range(len(ranked))]
@@ -293,7 +293,7 @@ def score_boxes(
 
     Args:
         components: `pocket`.
-        judge: who names.
+        judge: names the things.
         count: layouts.
         say: is told each way as it comes.
     """
@@ -328,7 +328,7 @@ def score_concepts(
 
     Args:
         components: `pocket`.
-        judge: who names.
+        judge: names the things.
         things: held-out stickers.
         ways: keys of `evaluation.concepts.WAYS`.
         count: layouts of each thing, and of each pair.

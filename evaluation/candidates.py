@@ -111,10 +111,10 @@ class Row:
     Attributes:
         step: steps it was trained for; 0 for that word.
         figures: means by name.
-        fit: how well it shows the training pictures by the judge, or by the error, higher is better, (N,); the same
+        fit: similarity to the training pictures by the judge, or by the error, higher is better, (N,); the same
             order in all rows.
-        edit: how well it follows prompts, (M,), or None if nobody can tell.
-        pictures: what was looked at, the seeds of a prompt together.
+        edit: agreement with prompts, (M,), or None without a scorer.
+        pictures: measured pictures, the seeds of a prompt together.
         drawn: drawn likeness of each picture, (N,), or None where the thing could not be cut out.
     """
 
@@ -179,7 +179,7 @@ def choose(
         components: the base they were trained on; bit-identical afterwards.
         candidates: steps -> concept, at least one; each is asked for in its turn, so they need not be in memory.
         examples: pictures to compare with: better ones that training did not see, usually those it did.
-        scorer: who measures; without any, the error on the pictures alone tells.
+        scorer: measures the pictures; None measures the error on the training pictures alone.
         second: a judge whose likeness is reported and decides nothing, so that the choice can be checked by it.
         on_event: a `StepDone` and a `Preview` for each of them.
         should_stop: asked before each and within.

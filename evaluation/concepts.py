@@ -62,9 +62,9 @@ def score_concept(components: Components, judge: Judge, concept: Concept, truth:
 
     Args:
         components: the base.
-        judge: who measures.
-        concept: what is measured.
-        truth: what its thing looks like; `named` is measured only if it has a name.
+        judge: measures the pictures.
+        concept: the concept to measure.
+        truth: true look of its thing; `named` is measured only if it has a name.
     """
     thing = truth.thing if truth.thing in ALL_NAMES else None  # the judge has no word for what other hands drew
     word = concept.card.init or "thing"
@@ -233,7 +233,7 @@ def score_pair(
 
     Args:
         components: the base.
-        judge: who names.
+        judge: names the things.
         taught: two held-out names, each with its concept.
         strength: of both.
     """
@@ -274,7 +274,7 @@ def compare(
 
     Args:
         components: the base.
-        judge: who measures.
+        judge: measures the pictures.
         things: held-out stickers; each is paired with the next one, in a ring.
         ways: keys of `WAYS` and `TOGETHER`; all by default, those of `TOGETHER` if there are several things.
         on_event: receives the trainings' events.

@@ -79,7 +79,7 @@ def questions(name: str, count: int, drawings: Drawings, names: Sequence[str], s
 
     Args:
         name: a key of `TASKS`.
-        count: how many.
+        count: number of items.
         drawings: of the stickers.
         names: stickers to choose from.
         seed: source of chance.
@@ -127,7 +127,7 @@ class TaskScore:
     Attributes:
         name: of the task.
         figures: way -> measure -> figures (B,).
-        questions: what was asked.
+        questions: the questions.
         answers: way -> (B, 3, S, S).
         measure: the one it is judged by.
     """
@@ -177,7 +177,7 @@ def score_task(
         components: with an inpainting UNet.
         name: of the task.
         asked: the questions.
-        judge: who measures likeness.
+        judge: measures likeness.
         request: sampler and guidance; by default the base's own with `STEPS`, without guidance.
         grids: arrangements that are averaged.
         batch: questions at once.
@@ -220,7 +220,7 @@ def score_tasks(
         count: questions of each.
         stickers: names of what the scenes show.
         request: sampler and guidance.
-        judge: who measures likeness.
+        judge: measures likeness.
         on_score: receives each score as it comes.
         on_event: receives a note for each task.
     """

@@ -201,7 +201,7 @@ class BestPhrase:
 
     Args:
         components: the base.
-        finder: who looks.
+        finder: detects stickers.
         count: pictures of each phrase.
     """
 
@@ -248,7 +248,7 @@ def compare_relation(
 
     Args:
         components: the base.
-        finder: who looks.
+        finder: detects stickers.
         relation: a key of `RELATIONS_TO_TEACH`.
         phrase: its best phrase.
         ways: keys of `WAYS` or `EXTENSIONS`.

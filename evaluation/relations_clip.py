@@ -131,9 +131,9 @@ def paper_scores(
 
     Args:
         components: the base they were learned on.
-        clip: who measures.
+        clip: measures the pictures.
         concepts: relation -> concept; some or all of the scenarios.
-        scenarios: what each is tried between; all of them are the classifier's choices.
+        scenarios: things that each is tried between; all of them are the classifier's choices.
         count: pictures of each pair of things; the paper's is 10.
         on_event: receives a step for each pair.
     """

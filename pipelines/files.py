@@ -67,7 +67,7 @@ def require_room(folder: Path, needed: int) -> None:
     """Refuse to begin if there is too little free space to write the result.
 
     Args:
-        folder: where something is to be written; need not exist yet.
+        folder: folder to write to; need not exist yet.
         needed: bytes.
 
     Raises:

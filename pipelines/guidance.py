@@ -31,7 +31,7 @@ def branches(guidance: Guidance, step: Step, distilled: bool = False) -> tuple[B
 
     Args:
         guidance: of the request.
-        step: where the loop is.
+        step: position of the loop.
         distilled: whether the UNet reads the scale instead (`Components.distilled`).
     """
     return (Branch.NEGATIVE, Branch.POSITIVE) if active(guidance, step) and not distilled else (Branch.POSITIVE,)

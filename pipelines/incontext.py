@@ -321,7 +321,7 @@ def nearest(query: Image.Image, pairs: Sequence[ExamplePair], embed: Embed, coun
         query: the picture to be changed.
         pairs: to choose from.
         embed: gives unit vectors.
-        count: how many.
+        count: number of items.
     """
     seen = torch.cat([embed([open_picture(Path(pair.before))]) for pair in pairs])
     likeness = F.cosine_similarity(seen, embed([query]))

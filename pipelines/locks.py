@@ -16,8 +16,8 @@ def locked(path: Path, said: str, hint: str) -> BaseFileLock:
 
     Args:
         path: of the lock file, which is made.
-        said: what to say if another process holds it.
-        hint: what to do about it then.
+        said: error if another process holds it.
+        hint: next step for that error.
 
     Raises:
         ConfigError: if another process holds it, or nothing can be written there.

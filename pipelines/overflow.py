@@ -27,9 +27,9 @@ def require_numbers(
 
     Args:
         values: latents or pictures, of any shape.
-        what: what to call them in the error.
+        what: their name in the error.
         components: the base that made them.
-        request: what was asked.
+        request: the request.
         learned: the concepts of the request, in its order.
 
     Raises:

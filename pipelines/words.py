@@ -108,7 +108,7 @@ def notes(texts: Sequence[str], learned: Sequence[str], known: Callable[[str], b
         texts: prompts and phrases, without the syntax of weights.
         learned: words of the concepts that are used.
         known: whether a word in angle brackets is one of the base or of a concept that is used.
-        base: what the base is called.
+        base: name of the base.
     """
     text = "\n".join(texts)
     found: list[str] = []

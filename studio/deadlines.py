@@ -18,9 +18,9 @@ def within(seconds: float, call: Callable[[], Value], late: Exception) -> Value:
     ends a call that is late: it is left behind, and keeps nobody from ending the process.
 
     Args:
-        seconds: how long to wait.
-        call: what to call.
-        late: what to raise when the time is over.
+        seconds: time limit.
+        call: function to call.
+        late: error to raise at the time limit.
 
     Raises:
         Exception: `late`, or what the call raises.

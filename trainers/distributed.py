@@ -50,7 +50,7 @@ class Processes:
 
     Attributes:
         rank: which this is, from 0.
-        count: how many there are.
+        count: number of processes.
         accelerator: accelerate's, where there are several.
     """
 

@@ -146,7 +146,7 @@ def min_snr_weights(kind: str, alphas_cumprod: Tensor, gamma: float) -> Tensor:
     the SNR is 0 the first is 1, its limit.
 
     Args:
-        kind: what the UNet predicts.
+        kind: prediction type of the UNet.
         alphas_cumprod: (B,) cumulative products at the timesteps.
         gamma: the cap.
     """
@@ -168,7 +168,7 @@ def drawn(
     """Return noise (B, C, h, w) and timesteps (B,) of a batch, on its device.
 
     Args:
-        batch: what is noised.
+        batch: latents to noise.
         objective: decides offset noise and how timesteps spread.
         timesteps: length of the noise schedule.
         generator: on the CPU.

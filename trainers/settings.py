@@ -169,7 +169,7 @@ class Subject:
     Attributes:
         token: its identifier or new word.
         class_word: the kind of thing it is.
-        trigger: what prompts say to call it.
+        trigger: words for it in prompts.
         images: folder of its pictures; None for the run's own.
     """
 

@@ -81,7 +81,7 @@ def cloned(logits: Tensor, square: Square, strength: float) -> Tensor:
 
     Args:
         logits: (heads, tokens, tokens), queries first, already divided by the root of the head's size.
-        square: where the cells are.
+        square: places of the cells.
         strength: factor of what is cloned.
 
     Returns:

@@ -18,7 +18,7 @@ class Watch:
 
     Args:
         on_event: receives a `Preview` each time.
-        times: how often, at most; spread evenly, never after the last step, when the picture itself comes.
+        times: most previews; spread evenly, never after the last step, when the picture itself comes.
     """
 
     def __init__(self, on_event: OnEvent, times: int = 5) -> None:

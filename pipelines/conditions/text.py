@@ -18,10 +18,10 @@ class Text:
     """Cross-attention to the prompt; the null form is the negative prompt.
 
     Args:
-        prompt: what to show.
-        negative_prompt: what the unconditional branch sees; empty for the empty text.
+        prompt: description of the picture.
+        negative_prompt: prompt of the unconditional branch; empty for the empty text.
         size: width and height in pixels, which SDXL is told.
-        skip: how many of the last layers of the text encoders are left out beside those the family leaves out.
+        skip: number of last layers of the text encoders to leave out beside those the family leaves out.
         encode_empty: encode an empty negative prompt also where the base takes zeros for it.
     """
 

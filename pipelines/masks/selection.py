@@ -52,7 +52,7 @@ def selected(picture: Image.Image, selection: Selection) -> list[Guess]:
 
     Args:
         picture: RGB.
-        selection: what was pointed at, and with which model to read it.
+        selection: click, box or strokes, and the model that reads them.
 
     Raises:
         RequestError: if nothing was pointed at.

@@ -66,7 +66,7 @@ class Likeness:
         likeness: SSIM of the luminance averaged inside the drawing's shape, at most 1; 0 where no thing was found.
         explained: share of the drawing's energy against the background that the picture explains: 1 at best, 0 for the
             bare background, negative for what is farther from the drawing than the background is.
-        box: where the drawing was laid, x0 y0 x1 y1 in fractions; None where no thing was found.
+        box: box of the drawing, x0 y0 x1 y1 in fractions; None where no thing was found.
     """
 
     likeness: float

@@ -41,7 +41,7 @@ class Components:
         text_encoders: one, or two for SDXL (the second with a projection).
         tokenizers: one for each text encoder.
         scheduler_config: configuration every scheduler is built from.
-        name: what the person called it.
+        name: name the person gave.
         family: decides text encoding, defaults and compatibility.
         zero_empty: SDXL's rule that an empty negative prompt is all zeros rather than an encoded empty text.
         expansions: token id -> ids it stands for, for concepts of several vectors.
@@ -202,7 +202,7 @@ def load(
 
     Args:
         base: "pocket", a folder in the diffusers layout, a single-file `.safetensors` checkpoint, or a hub id.
-        device: where to.
+        device: target device.
         dtype: precision; always the one asked for, whatever the files hold.
         attention: implementation used in the UNet.
         download: whether a hub id may be fetched from the network; otherwise only an earlier download is used.

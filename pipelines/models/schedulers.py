@@ -89,7 +89,7 @@ def step_options(scheduler: Any, generators: list[Any], eta: float = 0.0) -> dic
     Args:
         scheduler: whose.
         generators: one for each picture.
-        eta: how much noise is added.
+        eta: noise to add in each step.
 
     Raises:
         RequestError: if it adds none and is asked to.
@@ -106,7 +106,7 @@ def estimate(scheduler: Any, stepped: Any, prediction: Tensor, sample: Tensor) -
 
     Args:
         scheduler: after its step.
-        stepped: what the step gave; most say their estimate there.
+        stepped: output of the step; most schedulers give their estimate there.
         prediction: (B, C, h, w) of the UNet, guidance done.
         sample: (B, C, h, w) latents before the step.
 

@@ -50,7 +50,7 @@ def written(family: str, folder: Path, channels: int, said: Mapping[str, str]) -
 
     Args:
         family: sd1, sd2 or sdxl.
-        folder: where to.
+        folder: target folder.
         channels: that the UNet reads, 9 for inpainting.
         said: the header of the checkpoint. Nothing else tells whether a 2.x predicts velocities, as most do, or noise.
     """

@@ -158,7 +158,7 @@ def encode_prompts(components: Components, prompts: list[str], skip: int = 0) ->
     Args:
         components: the base.
         prompts: one or several.
-        skip: how many of the last layers of the text encoders are left out, as in `encode_ids`.
+        skip: number of last layers of the text encoders to leave out, as in `encode_ids`.
 
     Raises:
         RequestError: if they do not have so many.

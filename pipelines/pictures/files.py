@@ -99,7 +99,7 @@ def decoded(
 
     Args:
         source: the file, or its content.
-        name: what to call it in errors.
+        name: its name in errors.
         limit: most pixels that are decoded.
         formats: names of the formats that are taken.
 

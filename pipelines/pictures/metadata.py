@@ -55,7 +55,7 @@ class Made:
         base: name or path of the base model.
         fingerprint: of that base.
         concepts: cards of the concepts used.
-        digests: what each of them had learned, `Concept.digest()`.
+        digests: digests of their contents, `Concept.digest()`.
         attention: implementation used.
         dtype: precision used.
         networks: files of the concepts as other programs name them; only written into the text for these.

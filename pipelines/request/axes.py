@@ -140,7 +140,7 @@ class _Place:
 
     Attributes:
         keys: names and positions that lead to it.
-        info: what is known of it.
+        info: its definition.
     """
 
     keys: tuple[str | int, ...]

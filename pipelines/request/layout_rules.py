@@ -59,7 +59,7 @@ class Thing:
 
     Attributes:
         name: without article and number, in the singular: "red fox".
-        count: how many of it.
+        count: number of copies.
         scale: its size beside the others', by words such as "small".
     """
 

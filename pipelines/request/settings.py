@@ -40,7 +40,7 @@ class FileOf:
     """Marks a field whose text names a file: a path in Python and on the command line, an id by REST and on the page.
 
     Attributes:
-        kind: what file.
+        kind: kind of file.
     """
 
     kind: Literal["concept", "picture"]

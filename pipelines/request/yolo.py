@@ -59,7 +59,7 @@ def rows(text: str, label: Path) -> list[tuple[str, Sequence[float]]]:
 
     Args:
         text: of the label file.
-        label: where it lies, for the names of its classes.
+        label: path of the label file, for the names of its classes.
 
     Raises:
         RequestError: as `class_names`, or for a class that has no name.

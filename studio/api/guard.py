@@ -136,7 +136,7 @@ class Guard:
 
     Args:
         app: the application.
-        door: who may come in.
+        door: address and admitted clients.
     """
 
     def __init__(self, app: ASGIApp, door: Door) -> None:

@@ -27,8 +27,8 @@ def problem(status: int, detail: str, hint: str = "", **more: Any) -> JSONRespon
 
     Args:
         status: of HTTP.
-        detail: what is wrong, in a sentence.
-        hint: what to do about it.
+        detail: the error in a sentence.
+        hint: the next step.
         more: further members.
     """
     content = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}

@@ -28,9 +28,9 @@ class Dispatcher:
     """Hands jobs to the processes of an engine, up to its number of slots, the oldest first.
 
     Args:
-        places: where files are.
+        places: folders of the server.
         ledger: the record.
-        engine: where processes come from.
+        engine: starts processes.
         slots: jobs at a time.
     """
 

@@ -45,7 +45,7 @@ class Jobs:
     Args:
         folder: of everything: record, concepts, datasets, pictures.
         bases: id -> base model that may be asked for.
-        machine: what to compute on.
+        machine: device settings.
         slots: jobs at a time.
         warm: keep a process ready for generations.
         engine: makes where processes come from; those of this machine by default.
@@ -142,7 +142,7 @@ class Jobs:
 
         Args:
             content: of an embedding or a LoRA.
-            name: what the file was called, which says its word if nothing else does.
+            name: original name of the file, which gives its word if nothing else does.
             token: the word to use it by; its own by default.
 
         Raises:

@@ -156,9 +156,9 @@ class LocalEngine:
     record. As they read their jobs from the server, they end by themselves once it is gone and their job done.
 
     Args:
-        places: where the files are.
-        machine: what to compute on.
-        slots: how many.
+        places: folders of the server.
+        machine: device settings.
+        slots: number of processes.
         warm: have them ready before they are needed.
     """
 

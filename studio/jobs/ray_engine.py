@@ -98,7 +98,7 @@ class FarWorker:
     """The actor of a slot; its second thread receives the order to end.
 
     Args:
-        setup: what the server says about itself.
+        setup: settings of the server.
         keeper: handle of a `Ledger` on the server's machine.
 
     Raises:
@@ -136,10 +136,10 @@ class _Hand:
 
     Attributes:
         actor: its handle.
-        ready: what Ray gives for its start.
+        ready: Ray's reference to its start.
         able: whether it has started.
-        job: what it was handed.
-        task: what Ray gives for the work on that; none before it has started.
+        job: id of its job.
+        task: Ray's reference to the work on that; none before it has started.
         rested: when it last had nothing to do, in seconds of the monotonic clock.
     """
 
@@ -171,9 +171,9 @@ class RayEngine:
     To be made in a thread that lives as long as the server: a Ray of our own ends with the thread that began it.
 
     Args:
-        places: where the files are, on every machine.
-        machine: what to compute on; with `device` auto a GPU each if the cluster has any.
-        slots: how many.
+        places: folders of the server, the same on every machine.
+        machine: device settings; with `device` auto a GPU each if the cluster has any.
+        slots: number of processes.
         address: of a Ray that this machine is part of, as HOST:PORT or auto; by default one of our own on this machine.
 
     Raises:

@@ -29,22 +29,22 @@ class Job:
 
     Attributes:
         id: unguessable name.
-        kind: what it is.
-        state: how far it is.
-        spec: what was asked for; files in it are ids.
+        kind: kind of work.
+        state: its state.
+        spec: the order; files in it are ids.
         created: when it was asked for, in seconds since 1970.
         started: when it was last begun.
         finished: when it ended.
         step: steps done.
         steps: steps planned; 0 while unknown.
-        error: what went wrong, in a sentence.
-        hint: what to do about it.
-        wish: what its process is asked to do: "cancel", "pause" or nothing.
+        error: the error in a sentence.
+        hint: the next step.
+        wish: order to its process: "cancel", "pause" or nothing.
         wished: when that was asked.
         pid: of the process that runs it.
         born: when that process began, which tells it from a later one with the same number.
-        lost: how often its process vanished without a word.
-        begun: how often it was claimed.
+        lost: times that its process vanished.
+        begun: times that it was claimed.
         results: files it made, within the folder of all jobs.
     """
 

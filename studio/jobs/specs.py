@@ -200,7 +200,7 @@ class TrainingSpec:
     Attributes:
         method: its name.
         config: its own settings.
-        data: how pictures are read.
+        data: settings of reading pictures.
         train: pace and optimiser.
         where: base and concept file.
     """

@@ -53,8 +53,8 @@ class Worker:
     """Does jobs, one at a time.
 
     Attributes:
-        places: where the files are.
-        machine: what to compute on.
+        places: folders of the server.
+        machine: device settings.
         ledger: the record.
         over: whether this process is to end; set from another thread, it keeps the state of the job first.
     """

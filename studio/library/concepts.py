@@ -31,7 +31,7 @@ class Entry:
 
     Attributes:
         path: of the file.
-        card: what it says of itself; None if it cannot be read.
+        card: its card; None if it cannot be read.
         problem: why it cannot be read.
     """
 

@@ -43,9 +43,9 @@ class Dataset:
 
     Attributes:
         id: unguessable name.
-        name: what the person calls it.
+        name: name the person gave.
         created: seconds since 1970.
-        pictures: how many.
+        pictures: number of pictures.
     """
 
     id: str
@@ -62,10 +62,10 @@ class Entry:
         name: `0001.png`.
         width: in pixels.
         height: in pixels.
-        caption: what it shows; empty for the method's own wordings.
+        caption: its caption; empty for the method's own templates.
         pair: names of the two things it relates, for relations.
         mask: whether it has one.
-        repeats: how often it comes in an epoch.
+        repeats: times per epoch.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Datasets:
     """All datasets of a server.
 
     Args:
-        folder: where they are.
+        folder: folder to read.
         quota: room they share with other uploads; None for no limit but the disk's.
     """
 
@@ -150,8 +150,8 @@ class Datasets:
         Args:
             dataset: id.
             data: content of a file of any usual kind.
-            name: what the person calls it, for errors alone.
-            caption: what it shows.
+            name: original name, for errors alone.
+            caption: its caption.
 
         Raises:
             DataError: if it is no picture, too large, or one too many.
@@ -307,7 +307,7 @@ class Pictures:
     """Pictures that requests refer to.
 
     Args:
-        folder: where they are.
+        folder: folder to read.
         quota: room they share with datasets; None for no limit but the disk's.
     """
 

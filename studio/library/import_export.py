@@ -36,7 +36,7 @@ def import_concept(
         token: another word for the first.
         folder: of concepts.
         kind: instead of what it says itself.
-        base: what whole weights and IA3 belong to, of which they become differences.
+        base: the base of whole weights and IA3, which become differences from it.
 
     Raises:
         ConceptError: if it is none, or a file of its name is there.

@@ -96,7 +96,7 @@ def cleaned(data: bytes, name: str = "the picture") -> Image.Image:
 
     Args:
         data: content of the file.
-        name: what to call it in errors.
+        name: its name in errors.
 
     Raises:
         DataError: if it is too large, of another kind, or damaged.

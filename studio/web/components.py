@@ -20,7 +20,7 @@ def _own(name: str, label: str, fields: Mapping[str, Any], example: Mapping[str,
 
     Args:
         name: of the files.
-        label: what people call it.
+        label: label for people.
         fields: schema of a record.
         example: one of them.
         more: properties that the script reads, and arguments of `gr.HTML`.

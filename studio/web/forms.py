@@ -39,7 +39,7 @@ def component(model: type[BaseModel], path: str, label: str, **more: Any) -> Com
     Args:
         model: the settings.
         path: of the field, with dots into groups: `guidance.scale`.
-        label: what people call it.
+        label: label for people.
         more: for the component.
     """
     field = _field(model, path)

@@ -45,11 +45,11 @@ def draw(
     Cells are made one by one, so that each is, bit for bit, what its request alone makes.
 
     Args:
-        request: what is asked for; what all cells have in common.
+        request: the request, common to all cells.
         axes: none, one or two; the first runs across.
         base: the base model.
         output: folder for the pictures.
-        machine: what to compute on.
+        machine: device settings.
         components: the base if it is in memory already.
         on_event: receives events instead of a progress line: of a comparison the steps of all cells as one work, and a
             preview of each cell when it is done.

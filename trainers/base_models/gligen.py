@@ -163,8 +163,8 @@ def denoising(
     Args:
         unet: gated.
         scheduler_config: the base's noise schedule and what its UNet predicts.
-        pictures: what it learns from.
-        config: how.
+        pictures: training data.
+        config: settings.
         done: gives the share of the training that is over, for `config.places_first`.
     """
     device = pictures.latents.device
@@ -242,7 +242,7 @@ class GroundingRun:
         steps: at most so many.
         adapter: `.safetensors` file of the gated layers, written at every checkpoint and at the end.
         keep: folder of the training state; a run that was interrupted goes on from it.
-        about: what is told in the header of the adapter; a state of another training is refused by it.
+        about: entries for the header of the adapter; a state with other entries is refused.
         minutes: ends after so much time if that is sooner; the decay of the rates is then planned on time.
         keep_every: steps between checkpoints.
         report: steps between reports.
@@ -273,9 +273,9 @@ def train_grounding(
     Args:
         unet: gated; its other layers are never written. It ends with the average of what was learned.
         scheduler_config: the base's noise schedule and what its UNet predicts.
-        pictures: what it learns from.
-        config: how.
-        run: how long, and where it is kept.
+        pictures: training data.
+        config: settings.
+        run: duration, and folder of the state.
         held_out: pictures that losses with and without boxes are reported on, at every checkpoint.
         on_event: receives steps and notes.
         should_stop: asked once a step.

@@ -52,7 +52,7 @@ def read_boxed(folder: Path, skip: bool | None = None, on_event: OnEvent = ignor
     without boxes are shown without. What `TrainingBoxes` changed is noted.
 
     Args:
-        folder: where they are.
+        folder: folder to read.
         skip: whether pictures that are doubtful are to be left out; see `Reading.sound`.
         on_event: receives notes.
 
@@ -122,8 +122,8 @@ def learn_grounding(
 
     Args:
         components: the base, float32; its own weights stay what they are.
-        where: what to learn from, for how long, and where to.
-        config: how.
+        where: data, duration and output.
+        config: settings.
         on_event: receives steps and notes.
         should_stop: asked once a step.
 

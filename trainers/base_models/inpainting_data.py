@@ -211,7 +211,7 @@ def teach_unet(
     Args:
         components: the base, in float32.
         source: the batches.
-        config: how long and how fast.
+        config: duration and speed.
         where: the new model folder and what to start from.
         data: digest of what is learned from; a training goes on only from the same.
         on_event: receives reports.

@@ -191,7 +191,7 @@ def train_unet(
         unet: from `widened`, or one trained before.
         sources: named batches with holes; the loss of each is a term.
         state: folder of the training state; what is there is gone on from.
-        plan: how long and how fast.
+        plan: duration and speed.
         after: called with the steps done, for previews.
         on_event: receives reports.
         should_stop: asked once a step.

@@ -17,7 +17,7 @@ def random_holes(count: int, size: tuple[int, int], generator: torch.Generator, 
     """Return masks (count, 1, H, W) float32, each 0 or 1; none is empty.
 
     Args:
-        count: how many.
+        count: number of items.
         size: height and width.
         generator: source of chance; its device is that of the masks.
         things: (count, N, H, W) bool, where the things of each picture are; rows may be empty.

@@ -47,9 +47,9 @@ def class_examples(
 
     Args:
         components: the base, as yet untrained.
-        config: how many, of what, from where.
+        config: number, class and folder of class pictures.
         templates: training prompts with a `{}`.
-        folder: where generated ones are kept.
+        folder: folder of generated ones.
         on_event: receives a `StepDone` for each picture, and a `Note` for each that is left out.
         should_stop: asked between pictures.
 

@@ -58,8 +58,8 @@ class Example:
         picture: upright RGB.
         captions: its own captions, one of which is drawn each time; none for templates.
         mask: grey, of the picture's size, white where the thing is; None for everywhere.
-        repeats: how often it comes in an epoch.
-        word: what its captions and templates call what it shows; None for what the run calls it.
+        repeats: times per epoch.
+        word: word for its thing in captions and templates; None for that of the run.
 
     Raises:
         DataError: if the mask is of another size, or it is to come less than once.
@@ -90,7 +90,7 @@ class Reading:
     Attributes:
         examples: the pictures, in the order of their names.
         ignored: path inside the folder -> why it was left out; hidden files are not mentioned.
-        convention: how the folder was understood, in words.
+        convention: name of the folder convention that was recognised.
         doubtful: path of a picture -> why it cannot be learned from as it is; none of `examples`.
         transparent: names of examples that are transparent in places, and are laid on white.
     """
@@ -125,7 +125,7 @@ class Found:
         name: path inside the folder that was given.
         captions: its own captions.
         mask: file of its mask.
-        repeats: how often it comes in an epoch.
+        repeats: times per epoch.
         pair: the two things it relates, if `pairs.json` names them.
     """
 
@@ -144,7 +144,7 @@ class Listing:
     Attributes:
         found: the pictures, in the order of their names.
         ignored: path inside the folder -> why it was left out.
-        convention: how the folder was understood, in words.
+        convention: name of the folder convention that was recognised.
     """
 
     found: tuple[Found, ...]
@@ -187,7 +187,7 @@ def read_folder(folder: Path, deep: bool = False) -> Reading:
     A picture that cannot be read, has a mask that cannot be used, or is rather that of another, is among the doubtful.
 
     Args:
-        folder: where they are.
+        folder: folder to read.
         deep: also those of plain folders within.
 
     Raises:
@@ -217,7 +217,7 @@ def joined(readings: Sequence[tuple[Reading, str]]) -> Reading:
     """Join several folders, each example with the word of its folder.
 
     Args:
-        readings: what was found in each folder, and what its captions call what it shows.
+        readings: contents of each folder, with the word for its thing in captions.
     """
     examples = tuple(
         replace(one, name=f"{word} {one.name}", word=word) for reading, word in readings for one in reading.examples
@@ -236,7 +236,7 @@ def listing(folder: Path, deep: bool = False) -> Listing:
     """Return the pictures of a folder with their captions and masks, none of them read yet.
 
     Args:
-        folder: where they are.
+        folder: folder to read.
         deep: also those of plain folders within, each by its own convention, as in archives.
 
     Raises:
@@ -255,7 +255,7 @@ class _Place:
 
     Attributes:
         path: the folder.
-        entries: what is in it, in the order of names, without hidden files.
+        entries: its files, sorted by name, without hidden ones.
         pictures: the pictures in it.
     """
 

@@ -67,7 +67,7 @@ def shown(mask: Image.Image, what: str) -> Image.Image:
 
     Args:
         mask: grey.
-        what: what to call it in the error.
+        what: its name in the error.
 
     Raises:
         DataError: if nothing is.

@@ -22,7 +22,7 @@ class PicturePair:
     """One pair.
 
     Attributes:
-        name: what both files are called.
+        name: common name of both files.
         before: upright RGB.
         after: upright RGB, of the same size.
 
@@ -51,7 +51,7 @@ def read_pairs(folder: Path, skip: bool = False) -> list[PicturePair]:
     """Read the pairs of a folder, in the order of their names.
 
     Args:
-        folder: where they are.
+        folder: folder to read.
         skip: leave out pairs that lack a half, cannot be read or are of two sizes.
 
     Raises:

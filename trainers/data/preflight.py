@@ -42,10 +42,10 @@ class Report:
 
     Attributes:
         count: pictures.
-        convention: how the folder was understood.
+        convention: name of the folder convention.
         smallest: width and height of the picture of least area.
         largest: of that of most.
-        passes: how often the least and the most repeated picture are seen.
+        passes: times that the least and the most repeated picture are seen.
         captioned: pictures that have captions of their own.
         masked: pictures that have a mask.
         resolution: of training; None if not known.
@@ -60,7 +60,7 @@ class Report:
         ignored: path -> why it was left out.
         doubtful: path of a picture -> why it cannot be learned from as it is.
         transparent: names of pictures that are laid on white.
-        words: what captions are to call what the pictures show.
+        words: words that captions should use for the things.
         memory: bytes for weights, what is trained and latents; None if not known.
         seconds: of training; None if not known.
     """
@@ -164,12 +164,12 @@ def examine(
     """Check training pictures.
 
     Args:
-        reading: what was read from a folder, or examples from elsewhere; at least one.
-        token: what captions call the concept.
+        reading: contents of a folder, or examples from elsewhere; at least one.
+        token: word for the concept in captions.
         config: pace.
-        data: how pictures are used; its folder is not looked at.
+        data: use of the pictures; its folder is ignored.
         components: the base, for what depends on it: text window, words it knows, shapes, memory.
-        trained: how many numbers are trained.
+        trained: number of trained values.
         seconds_per_step: as measured before.
         new_word: whether the token must not be a word of the base yet.
     """

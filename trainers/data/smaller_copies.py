@@ -26,7 +26,7 @@ def with_smaller_copies(examples: Sequence[Example], count: int, generator: torc
     """Return the examples, each followed by `count` copies of it.
 
     Args:
-        examples: what is learned from.
+        examples: training pictures.
         count: copies of each.
         generator: source of sizes (even in their logarithm) and places.
     """

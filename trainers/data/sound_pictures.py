@@ -14,7 +14,7 @@ def sound_examples(folder: Path, on_event: OnEvent) -> list[Example]:
     A training asks before it leaves a picture out (`Reading.sound`); what compares with pictures need not.
 
     Args:
-        folder: where they are.
+        folder: folder to read.
         on_event: receives a note for each picture that is left out.
 
     Raises:

@@ -47,9 +47,9 @@ class TrainingBoxes:
     """The boxes of a folder's pictures: `fox.bbox` beside `fox.png`, or one `annotations.json`, or YOLO's label files.
 
     Attributes:
-        folder: where the pictures are.
+        folder: folder of the pictures.
         labels: folder with a label file for each, by the same name; None if they are beside the pictures.
-        counts: what was changed: edges "clipped", boxes "empty", pictures "crowded", "unlabelled" and "unlisted".
+        counts: changes: edges "clipped", boxes "empty", pictures "crowded", "unlabelled" and "unlisted".
     """
 
     folder: Path

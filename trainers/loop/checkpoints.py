@@ -74,7 +74,7 @@ class Checkpoint:
 
         Args:
             step: steps done.
-            loop: what the loop itself has to remember.
+            loop: state of the loop itself.
             log: all that was reported so far.
 
         Raises:
@@ -235,9 +235,9 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any], path: Path, 
     """Refuse to resume a state that was begun with other settings.
 
     Args:
-        before: what the run that is kept was begun with.
-        now: what this one is.
-        path: where its state is kept, to tell.
+        before: settings of the saved run.
+        now: settings of this run.
+        path: its state, for the error.
         may_change: names of settings that may differ.
 
     Raises:

@@ -19,7 +19,7 @@ class EMA:
     """Exponential moving average of parameters.
 
     Args:
-        parameters: what is averaged.
+        parameters: parameters to average.
         decay: share of the old average that stays at each update; early updates count more, min(decay, (1+n)/(10+n)),
             so that a short run is not mostly its start. 0 makes the average the parameters themselves.
     """
@@ -77,7 +77,7 @@ def averaged_checkpoint(
     Args:
         path: folder of the states.
         every: steps between them.
-        weights: what is trained, as `state_dict` gives it; written to in place.
+        weights: trained weights, as `state_dict` gives them; written to in place.
         average: of it.
         optimizers: of it.
         clock: of the training.

@@ -35,7 +35,7 @@ def after_step(
 
     Args:
         run: method and settings.
-        trainable: what is trained.
+        trainable: the trained parts.
         examples: the pictures.
         average: of what is trained; what is shown is the average.
         on_event: receives previews; None in processes that only help.

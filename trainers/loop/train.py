@@ -35,10 +35,10 @@ class Run:
     """All settings of a training except the pictures themselves.
 
     Attributes:
-        method: how.
+        method: the method.
         config: the method's own settings.
         train: pace and optimiser.
-        data: how pictures are read.
+        data: settings of reading pictures.
     """
 
     method: Method
@@ -88,7 +88,7 @@ def train(
         examples: the pictures; with several subjects each has the word of its own.
         keep: folder for the training state; if there is one in it, training goes on from it.
         keep_every: steps between writes, more for a state that takes long to write.
-        class_folder: where class pictures are kept, for methods that want some.
+        class_folder: folder of class pictures, for methods that use some.
         processes: those that train together, each with a batch of its own; they give the same concept.
         offer: receives the candidates that the run asks for, each with its steps; the last equals the result.
         on_event: receives steps with losses and figures, previews and notes.

@@ -159,7 +159,7 @@ def train_decoder(
     """Train a decoder for the base and return the autoencoder with it; encoded pairs are kept in `work`.
 
     Args:
-        work: where states are kept.
+        work: folder of states.
         components: the base; its encoder stays.
         steps: optimiser steps at most.
         size: side of the pictures in pixels.

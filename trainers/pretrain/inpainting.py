@@ -147,7 +147,7 @@ def preview(
         components: the base.
         made: unseen scenes.
         count: visual prompts of each task.
-        path: where the sheet is written.
+        path: file of the sheet.
     """
     unet.eval()
     generator = torch.Generator(unet.device).manual_seed(1)

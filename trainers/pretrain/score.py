@@ -65,7 +65,7 @@ def score(folder: Path, count: int, device: str, steps: int = 25) -> dict[str, A
     Args:
         folder: the model in the diffusers layout, with its judge.
         count: prompts of each kind.
-        device: where to compute.
+        device: device to compute on.
         steps: denoising steps.
     """
     components, judge = load(folder, device=device), Judge.load(folder / "judge")

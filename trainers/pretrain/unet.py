@@ -119,11 +119,11 @@ def train_unet(
     """Train and return the moving average of the generator: v-prediction on zero-terminal-SNR noise.
 
     Args:
-        work: where states and encoded pictures are kept.
+        work: folder of states and encoded pictures.
         vae: the autoencoder.
         steps: optimiser steps at most.
         size: side of the pictures in pixels.
-        device: where to train.
+        device: device to train on.
         on_event: receives progress.
         batch: pictures a step.
         pictures: composed pictures to learn from.

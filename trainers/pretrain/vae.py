@@ -84,9 +84,9 @@ def train_vae(work: Path, plan: VaePlan, device: str, on_event: OnEvent) -> Auto
     """Train, even out the latent channels, adapt the decoder to that, and return the autoencoder.
 
     Args:
-        work: where the state is kept.
-        plan: how long.
-        device: where to train.
+        work: folder of the state.
+        plan: duration.
+        device: device to train on.
         on_event: receives progress.
     """
     torch.manual_seed(1)  # initial weights
@@ -158,8 +158,8 @@ def train_averaged(vae: AutoencoderTiny, losses: Losses, plan: Schedule, state: 
     Args:
         vae: the autoencoder.
         losses: of a batch.
-        plan: how long.
-        state: where the state is kept.
+        plan: duration.
+        state: folder of the state.
         on_event: receives progress.
     """
     trained = {name: value for name, value in vae.named_parameters() if value.requires_grad}

@@ -27,7 +27,7 @@ def thrown(rng: random.Random, count: int, sides: tuple[int, ...] = SIDES, overl
 
     Args:
         rng: the only source of chance.
-        count: how many.
+        count: number of items.
         sides: sides to choose from.
         overlap: largest share of any that another may cover.
     """
@@ -63,7 +63,7 @@ def free_scene(
 
     Args:
         rng: the only source of chance.
-        count: how many things; one to three by default.
+        count: number of things; one to three by default.
         names: stickers to choose from.
         sides: sides to choose from.
         overlap: largest share of any that another may cover.

@@ -141,7 +141,7 @@ class Relation:
     """A relation that can be drawn and recognised exactly.
 
     Attributes:
-        phrases: how one would say it in words.
+        phrases: descriptions in words.
         layout: the stickers in the order of drawing, for the names of the first and the second thing.
         holds: whether it holds between the first and the second thing, given all that is there.
     """

@@ -76,7 +76,7 @@ def scenes_for(kind: str, count: int, seed: int, names: Sequence[str] = NAMES) -
 
     Args:
         kind: "any" of this world, "one" thing, a "pair" side by side, or a "movable" thing.
-        count: how many.
+        count: number of items.
         seed: source of chance.
         names: stickers to choose from.
     """
@@ -270,7 +270,7 @@ class Task:
         words: a hint in words, as a person would say it.
         scenes: the kind of scenes it is made from, see `scenes_for`.
         make: pairs of pictures from material of the shape (grids, pairs).
-        reveals: what only the example tells, beside the task itself.
+        reveals: facts that only the example gives, beside the task itself.
     """
 
     words: str

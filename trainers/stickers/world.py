@@ -305,7 +305,7 @@ class Stickers:
 
     Args:
         size: side of the pictures in pixels, a multiple of 64.
-        device: where the sprites are kept and the pictures are composed.
+        device: device of the sprites and the pictures.
         style: "fluent" (shaded) or "flat".
         names: stickers to prepare; fewer are quicker to load.
 

@@ -44,7 +44,7 @@ class Answer(Following):
         jobs: of the server.
         name: of the page, in the address and in the names of components.
         go: the button that asks.
-        uses: what may be done with the picture chosen; a button each.
+        uses: actions for the chosen picture; a button each.
     """
 
     def __init__(self, jobs: Jobs, name: str, go: gr.Button, uses: Sequence[str]) -> None:

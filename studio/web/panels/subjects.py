@@ -14,7 +14,7 @@ class What:
 
     Attributes:
         method: that learns it.
-        says: what it costs, in a sentence.
+        says: its cost in a sentence.
         near: label of the field for a word the base knows: the kind of thing, or where training starts.
         token: a word to suggest.
         start: a word the base knows, to suggest.
