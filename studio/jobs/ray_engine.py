@@ -138,7 +138,7 @@ class _Hand:
         actor: its handle.
         ready: Ray's reference to its start.
         able: whether it has started.
-        job: id of its job.
+        job: its job.
         task: Ray's reference to the work on that; none before it has started.
         rested: when it last had nothing to do, in seconds of the monotonic clock.
     """

@@ -26,7 +26,7 @@ Losses = Callable[[int, torch.Generator], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Pace:
-    """Duration, batch and precision of a loop.
+    """Duration, seed, gradient limits and reports of a loop.
 
     Attributes:
         steps: optimiser steps in all.
