@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipelines.errors import ConfigError, DataError, ModelError
 from pipelines.models.components import load
-from pipelines.models.inpainting_unet import FOLDER, inpainting_components, repaints
+from pipelines.models.inpainting_unet import FOLDER, has_inpainting_unet, inpainting_components
 from studio.cli import main
 from tests import tiny
 from trainers.base_models.inpainting_data import pair_source, picture_source, read_tasks, start_from
@@ -166,7 +166,7 @@ def test_a_new_model_is_written_that_paints_and_draws(folder, pairs, tmp_path, c
     assert learn("incontext", folder, "--pairs", str(pairs), "--cell", "16", "--output", str(output)) == 0
     assert Path(capsys.readouterr().out.strip()) == output
     found = load(output)
-    assert not repaints(found) and repaints(inpainting_components(found))
+    assert not has_inpainting_unet(found) and has_inpainting_unet(inpainting_components(found))
     assert found.fingerprint() == load(folder).fingerprint()
     assert not output.with_name(".new.state").exists()
     assert learn("incontext", folder, "--pairs", str(pairs), "--cell", "16", "--output", str(output)) == 2
