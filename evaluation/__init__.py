@@ -1,1 +1,1 @@
-"""Measuring: models and trainings in, figures out. One file for each question."""
+"""Evaluation: models and trainings in, figures out. One file for each question."""

@@ -1,4 +1,4 @@
-"""How well things stand where boxes put them, beside what the same prompts give from the same seeds without boxes.
+"""Accuracy of boxes: positions of things with boxes and, from the same prompts and seeds, without them.
 
 Layouts are those of composed pictures: one to three things apart from each other, each with the box of what would be
 seen of it. Things are found by the exact detector and named by the judge among all names, as everywhere.
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
-from evaluation.concepts import PAIR_STRENGTH, teach
+from evaluation.concepts import PAIR_STRENGTH, teach_sticker
 from pipelines.concepts.concept import Concept
 from pipelines.conditions.boxes import Boxes
 from pipelines.events import OnEvent, ignore
@@ -48,7 +48,7 @@ APART = 4
 
 @dataclass(frozen=True)
 class Layout:
-    """Things and the boxes they are to stand in."""
+    """Things and their boxes."""
 
     things: tuple[str, ...]
     boxes: tuple[Corners, ...]
@@ -56,7 +56,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Sighting:
-    """A thing found in a picture: what the judge calls it, where, and how sure it is in [0, 1]."""
+    """A thing found in a picture: the judge's name for it, its box, and the judge's certainty in [0, 1]."""
 
     name: str
     box: Corners
@@ -65,11 +65,11 @@ class Sighting:
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen in one picture.
+    """The things seen in one picture.
 
     Attributes:
         found: the things found.
-        inside: what the judge calls the content of each asked box.
+        inside: the judge's name for the content of each requested box.
         alike: drawn likeness of each thing asked for.
     """
 
@@ -79,7 +79,7 @@ class Look:
 
 
 def layouts(count: int, seed: int = SEED, things: Sequence[tuple[str, ...]] = ()) -> list[Layout]:
-    """Seeded layouts, each `GROUP` in a row of the same things: one, two, three of them, or those given, in turn."""
+    """Return seeded layouts, each `GROUP` in a row of the same things: one, two, three, or those given, in turn."""
     rng = random.Random(seed)
     scenes: list[Scene] = []
     while len(scenes) < count:
@@ -96,7 +96,7 @@ def layouts(count: int, seed: int = SEED, things: Sequence[tuple[str, ...]] = ()
 
 
 def _placed(rng: random.Random, used: tuple[str, ...]) -> tuple[Placed, ...]:
-    """The things anywhere, with space between them."""
+    """Return the things at random places, with space between them."""
     grown = tuple(side + APART for side in SIDES[len(used)])
     while True:
         squares = thrown(rng, len(used), grown, overlap=0.0)
@@ -109,7 +109,7 @@ def _placed(rng: random.Random, used: tuple[str, ...]) -> tuple[Placed, ...]:
 
 
 def overlap(one: Corners, other: Corners) -> float:
-    """Intersection over union of two boxes."""
+    """Return the intersection over union of two boxes."""
     across = min(one[2], other[2]) - max(one[0], other[0])
     down = min(one[3], other[3]) - max(one[1], other[1])
     both = max(0.0, across) * max(0.0, down)
@@ -140,11 +140,11 @@ def look(judge: Judge, picture: Image.Image, layout: Layout, names: Sequence[str
 
 
 def average_precision(hits: Sequence[tuple[float, bool]], wanted: int) -> float:
-    """Area under the precision-recall curve of detections, precision taken as the best at no lower recall.
+    """Return the area under the precision-recall curve of detections, with interpolated precision.
 
     Args:
         hits: for each detection how sure it was, and whether it was right.
-        wanted: how many there were to find.
+        wanted: number of things to find.
     """
     ranked = [right for _, right in sorted(hits, key=lambda hit: -hit[0])]
     precisions = [sum(ranked[: index + 1]) / (index + 1) for index in range(len(ranked))]
@@ -153,7 +153,7 @@ def average_precision(hits: Sequence[tuple[float, bool]], wanted: int) -> float:
 
 
 def _hits(layout: Layout, seen: Look) -> list[tuple[float, bool]]:
-    """Each thing found: how sure it is, and whether it stands in a box of its name that no surer one stands in."""
+    """Return, for each thing found, its certainty, and whether it is the surest one in a box of its name."""
     taken: set[int] = set()
     hits: list[tuple[float, bool]] = []
     for one in sorted(seen.found, key=lambda thing: -thing.sure):
@@ -170,7 +170,7 @@ def _hits(layout: Layout, seen: Look) -> list[tuple[float, bool]]:
 
 
 def overlaps(layout: Layout, seen: Look) -> list[float]:
-    """For each box the largest overlap with a thing of its name; 0 if there is none."""
+    """Return, for each box, the largest overlap with a thing of its name; 0 if there is none."""
     return [
         max((overlap(one.box, box) for one in seen.found if one.name == thing), default=0.0)
         for thing, box in zip(layout.things, layout.boxes, strict=True)
@@ -178,7 +178,7 @@ def overlaps(layout: Layout, seen: Look) -> list[float]:
 
 
 def leaks(layout: Layout, seen: Look) -> bool:
-    """Whether a thing is where another should be, or also somewhere else."""
+    """Return whether a thing is where another should be, or in a second place."""
     for thing in layout.things:
         others = [inside for place, inside in zip(layout.things, seen.inside, strict=True) if place != thing]
         if thing in others or sum(one.name == thing for one in seen.found) > layout.things.count(thing):
@@ -187,7 +187,7 @@ def leaks(layout: Layout, seen: Look) -> bool:
 
 
 def figures(asked: Sequence[Layout], seen: Sequence[Look]) -> dict[str, float]:
-    """Figures over pictures, one for each layout.
+    """Return figures over pictures, one for each layout.
 
     Returns:
         `iou`, mean over boxes of the overlap with the thing of its name; `in_place`, share of boxes where it is at
@@ -228,7 +228,7 @@ def drawn(
     region: bool = False,
     seed: int = SEED,
 ) -> list[Image.Image]:
-    """One picture for each layout, each from its own seed; layouts of the same things in one batch.
+    """Draw one picture for each layout from its own seed; layouts of the same things go in one batch.
 
     Args:
         components: the base.
@@ -271,7 +271,7 @@ def drawn(
 
 
 def said(things: Sequence[str], words: Mapping[str, str]) -> str:
-    """The prompt that names the things and says nothing of their places."""
+    """Return the prompt that names the things without their places."""
     text = listed(list(things))
     for thing, word in words.items():
         text = text.replace(thing, word)
@@ -280,7 +280,7 @@ def said(things: Sequence[str], words: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A way of drawing layouts: its figures and its pictures."""
+    """A way of drawing layouts with its figures and its pictures."""
 
     figures: Mapping[str, float]
     pictures: Sequence[Image.Image]
@@ -293,9 +293,9 @@ def score_boxes(
 
     Args:
         components: `pocket`.
-        judge: who names.
+        judge: names the things.
         count: layouts.
-        say: is told each way as it comes.
+        say: receives each way when it is done.
     """
     asked = layouts(count)
     ways: dict[str, Drawn] = {}
@@ -324,22 +324,22 @@ def score_concepts(
     say: Callable[[str], None] | None = None,
     **settings: Any,
 ) -> dict[str, dict[str, float]]:
-    """Teach held-out stickers and put them in boxes: each alone, and beside the next one, each in a box of its own.
+    """Teach held-out stickers and draw them in boxes: each alone, and beside the next one in boxes of their own.
 
     Args:
         components: `pocket`.
-        judge: who names.
+        judge: names the things.
         things: held-out stickers.
         ways: keys of `evaluation.concepts.WAYS`.
         count: layouts of each thing, and of each pair.
         beta: share of the steps in which the boxes act.
         on_event: receives the trainings' events.
-        say: is told each row as it comes.
+        say: receives each row when it is done.
         settings: of the methods or of training, instead of the recipes'.
     """
     rows: dict[str, dict[str, float]] = {}
     for way in ways:
-        taught = {thing: teach(components, thing, way, on_event=on_event, **settings) for thing in things}
+        taught = {thing: teach_sticker(components, thing, way, on_event=on_event, **settings) for thing in things}
         ring = [(a, things[(i + 1) % len(things)]) for i, a in enumerate(things)][: 1 if len(things) == 2 else None]
         cases: dict[str, tuple[list[tuple[str, ...]], float | None, bool]] = {
             f"{way}, text alone": ([(thing,) for thing in things], None, False),
@@ -372,7 +372,7 @@ FIGURES = ("iou", "ap50", "in_place", "drawn", "named", "both", "both_in_place",
 
 
 def box_row(way: str, row: Mapping[str, float]) -> str:
-    """The figures of a way in a line."""
+    """Return the figures of a way as a line."""
     return f"{way:<36}" + "  ".join(f"{figure} {row[figure]:.3f}" for figure in FIGURES if figure in row)
 
 
@@ -380,7 +380,7 @@ COLOURS = ("#d62728", "#1f4fd6", "#111111")
 
 
 def outlined(picture: Image.Image, layout: Layout, scale: int = 2) -> Image.Image:
-    """The picture, enlarged, with the boxes of its layout drawn over it."""
+    """Return the picture, enlarged, with the boxes of its layout drawn over it."""
     large = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.NEAREST)
     pen = ImageDraw.Draw(large)
     for box, colour in zip(layout.boxes, COLOURS, strict=False):
@@ -389,7 +389,7 @@ def outlined(picture: Image.Image, layout: Layout, scale: int = 2) -> Image.Imag
 
 
 def box_sheet(asked: Sequence[Layout], ways: Mapping[str, Drawn], shown: int = 12) -> Sheet:
-    """Rows layouts, columns ways, the boxes drawn over every picture."""
+    """Return a sheet: layouts as rows, ways as columns, the boxes drawn over every picture."""
     sheet = Sheet(cell=128, label=170)
     sheet.head([way for way in ways])
     for index in range(0, min(len(asked), shown * GROUP), GROUP):

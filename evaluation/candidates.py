@@ -1,4 +1,4 @@
-"""Which step of a training to keep: concepts kept on the way are measured, and one is proposed with its reason.
+"""The choice among candidates of a training: each is measured, and one is proposed with its reason.
 
 All are shown the same prompts and seeds, beside the word that training started from. How well a concept shows its
 pictures usually rises until the end while how well it follows prompts falls, so neither alone decides: among the steps
@@ -35,7 +35,7 @@ from pipelines.models.components import Components
 from pipelines.pictures.sheet import Sheet
 from pipelines.pictures.tensors import fit, to_tensor
 from pipelines.request.request import ConceptUse, Request
-from trainers.data.batches import LatentSet, templates
+from trainers.data.batches import LatentSet, prompt_templates
 from trainers.data.folders import Example
 from trainers.losses import conditioning, denoising_errors, noise_levels, pixels_of
 from trainers.settings import ObjectiveConfig
@@ -57,7 +57,7 @@ MEASURED = {
     "likeness": "Likeness to your pictures",
     "error": "Error on your pictures",
 }
-"""Figures by which a step is told, the first that it has."""
+"""Figures that describe a step in words; the first of them that it has is used."""
 DRAWINGS = 2
 """Pictures whose thing is cut out and compared with what was drawn."""
 
@@ -66,55 +66,55 @@ POCKET_STYLES = ("a {} fox", "a {} house on a yellow background", "a {} car on a
 THINGS = ("a photo of a {}", "a {} on the beach", "a {} in the snow", "a {} with a city in the background")
 STYLES = tuple(f"a {one} in the style of {{}}" for one in ("house", "dog", "tree", "car"))
 PAIRS = (("cat", "box"), ("dog", "basket"), ("bird", "car"), ("rabbit", "hat"))
-"""What relations are tried between on real bases; on `pocket` it is stickers that were in no picture."""
+"""Things that relations are tried between on real bases; on `pocket`, stickers that were in no picture."""
 TRIED, PAIR_SEED = 8, 7
 
 
-class Onlooker(Protocol):
-    """Something that sees pictures: an image encoder."""
+class PictureScorer(Protocol):
+    """An image encoder."""
 
     def pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Unit vectors (N, D)."""
+        """Return unit vectors (N, D)."""
         ...
 
 
-class Eyes(Onlooker, Protocol):
-    """Something that sees pictures and reads texts in one space: a CLIP."""
+class Scorer(PictureScorer, Protocol):
+    """An encoder of pictures and texts into one space: a CLIP."""
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors (N, D)."""
+        """Return unit vectors (N, D)."""
         ...
 
 
 @dataclass(frozen=True)
-class JudgeEyes:
-    """The judge of `pocket`, who looks at the largest thing alone where a thing was learned."""
+class JudgeScorer:
+    """The judge of `pocket`, applied to the largest thing of a picture where a thing was learned."""
 
     judge: Judge
     things: bool
 
     def pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Unit vectors (N, D)."""
+        """Return unit vectors (N, D)."""
         if self.things:
             return self.judge.embed_pictures(crops_of(pictures))
         return self.judge.embed_pictures(torch.stack([to_tensor(fit(one, INPUT, INPUT)) for one in pictures]))
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors (N, D)."""
+        """Return unit vectors (N, D)."""
         return self.judge.embed_texts(list(texts))
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """What was measured of a concept, or of the word that training started from.
+    """The measurements of a concept, or of the word that training started from.
 
     Attributes:
         step: steps it was trained for; 0 for that word.
         figures: means by name.
-        fit: how well it shows the training pictures by the judge, or by the error, higher is better, (N,); the same
+        fit: similarity to the training pictures by the judge, or by the error, higher is better, (N,); the same
             order in all rows.
-        edit: how well it follows prompts, (M,), or None if nobody can tell.
-        pictures: what was looked at, the seeds of a prompt together.
+        edit: agreement with prompts, (M,), or None without a scorer.
+        pictures: measured pictures, the seeds of a prompt together.
         drawn: drawn likeness of each picture, (N,), or None where the thing could not be cut out.
     """
 
@@ -127,13 +127,13 @@ class Row:
 
     @property
     def alike(self) -> Tensor:
-        """What decides: the drawn likeness, or `fit` without one."""
+        """The deciding likeness: the drawn likeness, or `fit` without one."""
         return self.fit if self.drawn is None else self.drawn
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What came out.
+    """The candidate proposed, and the measurements.
 
     Attributes:
         baseline: the word that training started from.
@@ -150,12 +150,12 @@ class Choice:
     word: str
 
     def scores(self, step: int) -> dict[str, float]:
-        """Figures of a step for the card, with those of the baseline beside them as NAME_word."""
+        """Return figures of a step for the card, with those of the baseline beside them as NAME_word."""
         row = next(row for row in self.rows if row.step == step)
         return row.figures | {f"{name}_word": value for name, value in self.baseline.figures.items()}
 
     def sheet(self, cell: int = 96) -> Sheet:
-        """The pictures that were looked at, a row for each step."""
+        """Return the measured pictures, a row for each step."""
         sheet = Sheet(cell=cell, title="The same prompts and seeds for every step")
         for row, name in ((self.baseline, f"“{self.word}”, before"), *((row, f"step {row.step}") for row in self.rows)):
             said = "\n".join(f"{figure.replace('_', ' ')} {value:.3f}" for figure, value in row.figures.items())
@@ -167,9 +167,9 @@ def choose(
     components: Components,
     candidates: Mapping[int, Concept],
     examples: Sequence[Example],
-    eyes: Eyes | None,
+    scorer: Scorer | None,
     *,
-    second: Onlooker | None = None,
+    second: PictureScorer | None = None,
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Choice:
@@ -179,7 +179,7 @@ def choose(
         components: the base they were trained on; bit-identical afterwards.
         candidates: steps -> concept, at least one; each is asked for in its turn, so they need not be in memory.
         examples: pictures to compare with: better ones that training did not see, usually those it did.
-        eyes: who measures; without any, the error on the pictures alone tells.
+        scorer: measures the pictures; None measures the error on the training pictures alone.
         second: a judge whose likeness is reported and decides nothing, so that the choice can be checked by it.
         on_event: a `StepDone` and a `Preview` for each of them.
         should_stop: asked before each and within.
@@ -189,7 +189,7 @@ def choose(
         ConceptError: if one does not fit the base.
     """
     card = candidates[max(candidates)].card
-    trial = _Trial(components, card, examples, eyes, second, should_stop)
+    trial = _Trial(components, card, examples, scorer, second, should_stop)
     word = card.init or "thing"
     rows: list[Row] = []
     began = time.monotonic()
@@ -202,7 +202,7 @@ def choose(
 
 
 def _prompts(kind: Kind, pocket: bool, pairs: Sequence[tuple[str, str]]) -> tuple[str, ...]:
-    """Prompts with a `{}`, which a concept is shown in."""
+    """Return prompts with a `{}`, to show a concept in."""
     if kind == "relation":
         return tuple(f"{article(one)} {one} {{}} {article(other)} {other}" for one, other in pairs)
     if kind == "style":
@@ -211,26 +211,26 @@ def _prompts(kind: Kind, pocket: bool, pairs: Sequence[tuple[str, str]]) -> tupl
 
 
 def _pairs(card: ConceptCard, pocket: bool) -> Sequence[tuple[str, str]]:
-    """Things a relation is tried between, on `pocket` none that its pictures show."""
+    """Return the things a relation is tried between, on `pocket` none that its pictures show."""
     if not pocket:
         return PAIRS
-    unseen, chance = [name for name in RELATED if name not in card.left + card.right], random.Random(PAIR_SEED)
-    return [(one, other) for one, other in (chance.sample(unseen, 2) for _ in range(TRIED))]
+    unseen, rng = [name for name in RELATED if name not in card.left + card.right], random.Random(PAIR_SEED)
+    return [(one, other) for one, other in (rng.sample(unseen, 2) for _ in range(TRIED))]
 
 
 class _Trial:
-    """What all concepts of a training are put through."""
+    """The measurements that all candidates of a training go through."""
 
     def __init__(
         self,
         components: Components,
         card: ConceptCard,
         examples: Sequence[Example],
-        eyes: Eyes | None,
-        second: Onlooker | None,
+        scorer: Scorer | None,
+        second: PictureScorer | None,
         should_stop: Callable[[], bool],
     ) -> None:
-        self.components, self.eyes, self.should_stop, self.second = components, eyes, should_stop, second
+        self.components, self.scorer, self.should_stop, self.second = components, scorer, should_stop, second
         self.shown = second.pictures([one.picture for one in examples]) if second is not None else None
         pocket, relation = components.family == "pocket", card.kind == "relation"
         # Captions say the concept's word, which stands for the baseline's as well.
@@ -240,17 +240,17 @@ class _Trial:
         self.prompts = _prompts(card.kind, pocket, self.pairs)
         self.seeds = 1 if relation and pocket else SEEDS
         self.finder = Finder(sorted({name for pair in self.pairs for name in pair})) if relation and pocket else None
-        seen = eyes is not None and not relation
+        seen = scorer is not None and not relation
         pictures = [one.picture for one in examples]
-        self.real = eyes.pictures(pictures) if eyes is not None and seen else None
-        things = isinstance(eyes, JudgeEyes) and eyes.things
+        self.real = scorer.pictures(pictures) if scorer is not None and seen else None
+        things = isinstance(scorer, JudgeScorer) and scorer.things
         self.drawings = cut_from(pictures)[:DRAWINGS] if things else ()
-        self.others = eyes.pictures(other_things()) if eyes is not None and things else None
+        self.others = scorer.pictures(other_things()) if scorer is not None and things else None
         size = int(components.unet.config["sample_size"]) * components.factor
         self.latents = LatentSet(components, self.examples, resolution=size)
 
     def row(self, step: int, concept: Concept | None, word: str, baseline: Row | None) -> Row:
-        """Everything about one concept, or about the word without any."""
+        """Measure one concept, or the word alone."""
         said = concept.token if concept else word
         error = self._error(concept, said)
         figures = _finite({"error": float(error.mean())})
@@ -260,9 +260,9 @@ class _Trial:
         if self.finder is not None:
             edit = self._both_there(pictures)
             return Row(step, {"both_there": float(edit.mean())} | figures, -error, edit, pictures)
-        if self.eyes is None or self.real is None:
+        if self.scorer is None or self.real is None:
             return Row(step, figures, -error, None, pictures)
-        seen = self.eyes.pictures(pictures)
+        seen = self.scorer.pictures(pictures)
         fit, edit = (seen @ self.real.T).mean(1), self._aligned(seen, word)
         figures = {"likeness": float(fit.mean()), "alignment": float(edit.mean())} | figures
         drawn: Tensor | None = None
@@ -272,7 +272,7 @@ class _Trial:
         if self.others is not None and concept is not None:
             figures["likeness_floor"] = float((self.others @ self.real.T).mean())
         if concept is not None and concept.changes and baseline is not None and baseline.figures.get("alignment"):
-            kept = self._aligned(self.eyes.pictures(self._pictures(concept, word)), word)
+            kept = self._aligned(self.scorer.pictures(self._pictures(concept, word)), word)
             figures["class_kept"] = float(kept.mean()) / baseline.figures["alignment"]
         return Row(step, _finite(figures), fit, edit, pictures, drawn)
 
@@ -295,9 +295,9 @@ class _Trial:
         return made
 
     def _aligned(self, seen: Tensor, word: str) -> Tensor:
-        assert self.eyes is not None
+        assert self.scorer is not None
         wording = [prompt.replace("{}", word) for prompt in self.prompts for _ in range(self.seeds)]
-        return (seen * self.eyes.texts(wording)).sum(1)
+        return (seen * self.scorer.texts(wording)).sum(1)
 
     def _both_there(self, pictures: Sequence[Image.Image]) -> Tensor:
         assert self.finder is not None
@@ -306,35 +306,36 @@ class _Trial:
 
     @torch.no_grad()
     def _error(self, concept: Concept | None, said: str) -> Tensor:
-        """Denoising errors on the pictures at evenly spread timesteps; the same noise whatever is measured."""
+        """Return denoising errors on the pictures at evenly spread timesteps, with equal noise for every candidate."""
         if concept is None:
             return self._errors(self.components, said)
         with concept.attach(self.components) as attached:
             return self._errors(attached, said)
 
     def _errors(self, components: Components, said: str) -> Tensor:
-        levels = noise_levels(components.scheduler_config, components.device)
-        wordings = templates("pocket" if components.family == "pocket" else "object")
+        alphas_cumprod = noise_levels(components.scheduler_config, components.device)
+        templates = prompt_templates("pocket" if components.family == "pocket" else "object")
         errors: list[Tensor] = []
         for index in range(LEVELS):
             if self.should_stop():
                 raise Cancelled("stopped while errors were measured.")
-            chance = torch.Generator().manual_seed(index)
-            batch = self.latents.draw(index, min(len(self.examples), 8), said, wordings, chance)
-            noise = torch.randn(batch.latents.shape, generator=chance).to(components.device)
-            at = torch.full((len(batch.latents),), int((index + 0.5) / LEVELS * len(levels)), device=components.device)
+            generator = torch.Generator().manual_seed(index)
+            batch = self.latents.draw(index, min(len(self.examples), 8), said, templates, generator)
+            noise = torch.randn(batch.latents.shape, generator=generator).to(components.device)
+            timestep = int((index + 0.5) / LEVELS * len(alphas_cumprod))
+            draw = noise, torch.full((len(batch.latents),), timestep, device=components.device)
             arguments = conditioning(components, batch.captions, batch.frames, pixels_of(components, batch.latents))
-            errors.append(denoising_errors(components, batch, (noise, at), levels, arguments, ObjectiveConfig()))
+            errors.append(denoising_errors(components, batch, draw, alphas_cumprod, arguments, ObjectiveConfig()))
         return torch.cat(errors).cpu()
 
 
 def _finite(figures: dict[str, float]) -> dict[str, float]:
-    """Those that are numbers: a network in float16 may overflow."""
+    """Return the finite ones: a network in float16 may overflow."""
     return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 
 def proposed(baseline: Row, rows: Sequence[Row], word: str) -> tuple[int, str]:
-    """The step to keep and why.
+    """Return the step to keep and the reason.
 
     Args:
         baseline: the word training started from.
@@ -368,7 +369,7 @@ def proposed(baseline: Row, rows: Sequence[Row], word: str) -> tuple[int, str]:
 
 
 def _shows(row: Row, baseline: Row) -> bool:
-    """Whether judge and drawing both say that it shows the pictures better than the word, and than other things do."""
+    """Return whether judge and drawing both prefer it to the word, and to other things, in likeness to the pictures."""
     drawn = row.drawn is None or baseline.drawn is None or _above(row.drawn, baseline.drawn, CERTAIN)
     floor = row.figures.get("likeness_floor")
     known = floor is None or _above(row.fit, torch.full_like(row.fit, floor), CERTAIN)
@@ -376,7 +377,7 @@ def _shows(row: Row, baseline: Row) -> bool:
 
 
 def _above(one: Tensor, other: Tensor, errors: float = 1.0) -> bool:
-    """Whether one is higher by more than so many standard errors of the mean difference, picture by picture."""
+    """Return whether one is higher by a number of standard errors of the mean difference, picture by picture."""
     difference = (one - other).double()
     spread = float(difference.std()) / len(difference) ** 0.5 if len(difference) > 1 else 0.0
     return float(difference.mean()) > errors * spread
@@ -391,7 +392,7 @@ def _measured(row: Row) -> str:
 
 
 def _edited(chosen: Row, best: Row) -> str:
-    """What speaks for the one that is not the very best."""
+    """Return the reason for a candidate that is not the best in likeness."""
     if chosen.edit is None or best.edit is None:
         return "took longer."
     what = "shows both things" if "both_there" in chosen.figures else "follows prompts"

@@ -1,4 +1,4 @@
-"""How well a concept shows its thing, measured against the class word with the same prompts and seeds.
+"""Quality of a concept, measured against the class word with the same prompts and seeds.
 
 `drawn` is the drawn likeness (`pipelines.measures.drawn`): the true drawing laid over each picture, beside its floor
 (the nearest other sticker) and ceiling (the autoencoder alone). Likeness is the judge's cosine between what was
@@ -32,7 +32,7 @@ from pipelines.measures.stickers import detect, holds, name, picture_similarity,
 from pipelines.models.components import Components
 from pipelines.pictures.tensors import to_tensor
 from pipelines.request.request import ConceptUse, Request
-from trainers.data.batches import Example, ordinary, templates
+from trainers.data.batches import Example, ordinary, prompt_templates
 from trainers.loop.launch import run_of
 from trainers.loop.train import train
 from trainers.methods import methods
@@ -48,7 +48,7 @@ TEACHING_COLOURS = ("pink", "green", "blue", "gray")
 
 
 def teaching_scenes(thing: str, count: int = 4) -> list[Scene]:
-    """The example pictures of a held-out sticker or of one by other hands: alone, each on another background."""
+    """Return the example pictures of a held-out sticker or of one by other hands: alone, backgrounds differ."""
     import random
 
     rng = random.Random(TEACHING_SEED + list(CLASS_WORDS).index(thing))
@@ -62,9 +62,9 @@ def score_concept(components: Components, judge: Judge, concept: Concept, truth:
 
     Args:
         components: the base.
-        judge: who measures.
-        concept: what is measured.
-        truth: what its thing looks like; `named` is measured only if it has a name.
+        judge: measures the pictures.
+        concept: the concept to measure.
+        truth: true look of its thing; `named` is measured only if it has a name.
     """
     thing = truth.thing if truth.thing in ALL_NAMES else None  # the judge has no word for what other hands drew
     word = concept.card.init or "thing"
@@ -100,7 +100,7 @@ def score_concept(components: Components, judge: Judge, concept: Concept, truth:
 
 
 def _pictures(components: Components, concept: Concept, text: str, always: bool = False) -> list[Image.Image]:
-    """The scoring pictures with `text` in the place of the thing; the same seeds for every text.
+    """Return the scoring pictures with `text` in the place of the thing; the same seeds for every text.
 
     The concept is there if it is meant, or `always`.
     """
@@ -132,7 +132,7 @@ TOGETHER: dict[str, tuple[str, dict[str, Any]]] = {
 """Ways of teaching several stickers in one run: way of `WAYS` and settings."""
 
 
-def teach(
+def teach_sticker(
     components: Components,
     thing: str,
     way: str = "textual-inversion",
@@ -165,7 +165,7 @@ def teach_together(
     on_event: OnEvent = ignore,
     **settings: Any,
 ) -> dict[str, Concept]:
-    """Teach held-out stickers in one run, each from its four example pictures; as `teach`, but for several.
+    """Teach held-out stickers in one run; as `teach_sticker`, but for several.
 
     Args:
         components: the base.
@@ -194,7 +194,7 @@ def teach_together(
 
 
 def _word(components: Components, thing: str, way: str) -> str:
-    """The word a sticker is taught by: <my-THING>, or a rare identifier of its own for ways that need one."""
+    """Return the word a sticker is taught by: <my-THING>, or a rare identifier of its own for ways that need one."""
     if way not in ("lora", "full"):
         return f"<my-{thing}>"
     place = list(CLASS_WORDS).index(thing)
@@ -210,9 +210,9 @@ def teach_and_score(
     on_event: OnEvent = ignore,
     **settings: Any,
 ) -> tuple[Concept, dict[str, float]]:
-    """Teach a held-out sticker and score it; with the seconds it took and the size of its file in KiB."""
+    """Teach a held-out sticker and score it; also return the seconds it took and the KiB of its file."""
     began = time.monotonic()
-    concept = teach(components, thing, way, on_event=on_event, **settings)
+    concept = teach_sticker(components, thing, way, on_event=on_event, **settings)
     seconds = time.monotonic() - began
     row = score_concept(components, judge, concept, truth_of(thing))
     return concept, {**row, "seconds": seconds, "kib": _kib(concept)}
@@ -226,14 +226,14 @@ PAIR_STRENGTH = 0.85
 def score_pair(
     components: Components, judge: Judge, taught: Mapping[str, Concept], strength: float = PAIR_STRENGTH
 ) -> dict[str, float]:
-    """Two concepts in one picture: how often both are there by name, stand as told, and how alike they are drawn.
+    """Score two concepts in one picture: presence of both by name, their places, and their drawn likeness.
 
     Each of the four relations gets a quarter of the `PAIR_SEEDS` seeds. Things are found by the detector and
     named by the judge among all names, so chance is below 1 in 1000.
 
     Args:
         components: the base.
-        judge: who names.
+        judge: names the things.
         taught: two held-out names, each with its concept.
         strength: of both.
     """
@@ -270,15 +270,15 @@ def compare(
     say: Callable[[str], None] = lambda line: None,
     **settings: Any,
 ) -> dict[str, dict[str, float]]:
-    """Ways of teaching: their mean figures over held-out stickers, and how their concepts stand beside each other.
+    """Compare ways of teaching: mean figures over held-out stickers, and how their concepts go together.
 
     Args:
         components: the base.
-        judge: who measures.
+        judge: measures the pictures.
         things: held-out stickers; each is paired with the next one, in a ring.
         ways: keys of `WAYS` and `TOGETHER`; all by default, those of `TOGETHER` if there are several things.
         on_event: receives the trainings' events.
-        say: is told each row as it comes.
+        say: receives each row when it is done.
         settings: of the methods or of training, instead of the recipes'.
     """
     compared: dict[str, dict[str, float]] = {}
@@ -298,7 +298,7 @@ def compare(
         for a, b in ring:
             two = [taught[a], taught[b]]
             if way == "custom-diffusion":
-                two = merged(components, two, ordinary(components.family), templates("pocket"))
+                two = merged(components, two, ordinary(components.family), prompt_templates("pocket"))
             strength = 1.0 if way in TOGETHER else PAIR_STRENGTH
             pairs[f"{a} {b}"] = score_pair(components, judge, dict(zip((a, b), two, strict=True)), strength)
             say(f"{way}: {a} and {b} both there {pairs[f'{a} {b}']['both']:.3f}")
@@ -315,7 +315,7 @@ def _together(
     on_event: OnEvent,
     settings: Mapping[str, Any],
 ) -> tuple[dict[str, Concept], dict[str, dict[str, float]]]:
-    """Concepts taught in one run and their scores; its seconds are shared out among them."""
+    """Return concepts taught in one run and their scores; its seconds are shared out among them."""
     name, own = TOGETHER[way]
     began = time.monotonic()
     taught = teach_together(components, dict.fromkeys(things), name, on_event=on_event, **(own | dict(settings)))
@@ -328,13 +328,13 @@ def _together(
 
 
 def _kib(concept: Concept) -> float:
-    """Size of a concept's file."""
+    """Return the size of a concept's file in KiB."""
     with TemporaryDirectory() as folder:
         return concept.save(Path(folder) / "concept.safetensors").stat().st_size / 1024
 
 
 def mean(rows: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Mean of each figure over the rows that have it."""
+    """Return the mean of each figure over the rows that have it."""
     figures = dict.fromkeys(figure for row in rows.values() for figure in row)
     return {
         figure: sum(row[figure] for row in rows.values() if figure in row) / sum(figure in row for row in rows.values())
@@ -352,7 +352,7 @@ AGREEMENT = 0.5
 
 
 def rank_agreement(rows: Mapping[str, Mapping[str, float]]) -> float | None:
-    """Return Spearman's correlation of the judge's likeness and the drawn one over things; None for fewer than four."""
+    """Return Spearman's correlation of judged and drawn likeness over things; None for fewer than four."""
     both = [(row["likeness"], row["drawn"]) for row in rows.values() if "likeness" in row and "drawn" in row]
     if len(both) < 4:
         return None
@@ -363,7 +363,7 @@ def rank_agreement(rows: Mapping[str, Mapping[str, float]]) -> float | None:
 
 
 def table(rows: Mapping[str, Mapping[str, float]], with_mean: bool = True) -> str:
-    """Rows of figures as text, with their mean where there are several."""
+    """Return rows of figures as text, with their mean where there are several."""
     shown = {**rows, **({"mean": mean(rows)} if with_mean and len(rows) > 1 else {})}
     figures = [f for f in FIGURES if any(f in row for row in shown.values())]
     width = max(12, *(len(key) + 1 for key in shown))

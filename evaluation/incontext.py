@@ -1,7 +1,7 @@
-"""How well visual prompts are answered: tasks of the sticker world on scenes and stickers no model was trained on.
+"""Quality of answers to visual prompts: tasks of the sticker world on scenes and stickers held out of training.
 
 Beside the answers stand three baselines: the query itself, the answer without an example (its cells blank), and the
-answer to a wrong example: of another task, or of the same task with another parameter where only the example tells it.
+answer to a wrong example: of another task, or of the same task with another parameter that only the example shows.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PICTURES = 12
 """Questions of each task."""
 SEED = 7_000
 WAYS = ("answer", "copy", "no example", "wrong example")
-"""What the model answers, then the baselines."""
+"""The model's answers, then the baselines."""
 BATCH = 16
 STEPS = 10
 """Denoising steps of an answer: more change little where an example leaves little open."""
@@ -60,11 +60,11 @@ class Questions:
 
     @property
     def truths(self) -> Tensor:
-        """What the answers should be, (B, 3, S, S)."""
+        """The right answers, (B, 3, S, S)."""
         return self.cells[:, -1, 1]
 
     def asked(self, way: str) -> Tensor:
-        """The cells with the truth greyed, and with the example of a way."""
+        """Return the cells with the truth greyed, and with the example of a way."""
         cells = self.cells.clone()
         cells[:, -1, 1] = 0
         if way == "no example":
@@ -75,11 +75,11 @@ class Questions:
 
 
 def questions(name: str, count: int, drawings: Drawings, names: Sequence[str], seed: int = SEED) -> Questions:
-    """Questions of a task about scenes of these stickers, every scene used once.
+    """Return questions of a task about scenes of these stickers, every scene used once.
 
     Args:
         name: a key of `TASKS`.
-        count: how many.
+        count: number of items.
         drawings: of the stickers.
         names: stickers to choose from.
         seed: source of chance.
@@ -94,7 +94,7 @@ def questions(name: str, count: int, drawings: Drawings, names: Sequence[str], s
 
 
 def _otherwise(name: str, material: Material, cells: Tensor, seed: int) -> Tensor:
-    """Examples of the same task with another parameter: one under which the query's answer is another."""
+    """Return examples of the same task with another parameter, one that changes the query's answer."""
     wrong, missing = cells[:, 0].clone(), torch.ones(len(cells), dtype=torch.bool)
     attempt = seed
     while missing.any():
@@ -107,7 +107,7 @@ def _otherwise(name: str, material: Material, cells: Tensor, seed: int) -> Tenso
 
 
 def _elsewise(name: str, material: Material, seed: int) -> Tensor:
-    """Examples of other tasks in turn, on the same pictures.
+    """Return examples of other tasks in turn, on the same pictures.
 
     An example of masks is none that is wrong for boxes: the box around a mask is the right one.
     """
@@ -122,12 +122,12 @@ def _elsewise(name: str, material: Material, seed: int) -> Tensor:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """A task answered.
+    """The answers to the questions of a task, and their figures.
 
     Attributes:
         name: of the task.
         figures: way -> measure -> figures (B,).
-        questions: what was asked.
+        questions: the questions.
         answers: way -> (B, 3, S, S).
         measure: the one it is judged by.
     """
@@ -146,16 +146,16 @@ class TaskScore:
 
     @property
     def beats_all(self) -> bool:
-        """Whether the answer is better than every baseline, by the task's own measure."""
+        """Return whether the answer is better than every baseline, by the task's own measure."""
         return all(self.measure.better(self.mean("answer"), self.mean(way)) for way in WAYS[1:])
 
     def mean(self, way: str) -> float:
-        """Mean of the task's own measure."""
+        """Return the mean of the task's own measure."""
         return self.table[way][self.main]
 
     @property
     def margin(self) -> tuple[float, float]:
-        """By how much the right example is better than the wrong one, with half its 95 % interval (paired)."""
+        """Return the advantage of the right example over the wrong one, with half its 95 % interval (paired)."""
         gain = self.figures["answer"][self.main] - self.figures["wrong example"][self.main]
         gain = gain if self.measure.higher else -gain
         return float(gain.mean()), 1.96 * float(gain.std(correction=0)) / math.sqrt(len(gain))
@@ -171,13 +171,13 @@ def score_task(
     grids: Sequence[Grid] = (Grid(),),
     batch: int = BATCH,
 ) -> TaskScore:
-    """Answer the questions of a task in every way, and measure.
+    """Answer the questions of a task in every way, and measure the answers.
 
     Args:
         components: with an inpainting UNet.
         name: of the task.
         asked: the questions.
-        judge: who measures likeness.
+        judge: measures likeness.
         request: sampler and guidance; by default the base's own with `STEPS`, without guidance.
         grids: arrangements that are averaged.
         batch: questions at once.
@@ -220,7 +220,7 @@ def score_tasks(
         count: questions of each.
         stickers: names of what the scenes show.
         request: sampler and guidance.
-        judge: who measures likeness.
+        judge: measures likeness.
         on_score: receives each score as it comes.
         on_event: receives a note for each task.
     """
@@ -237,7 +237,7 @@ def score_tasks(
 
 
 def row(score: TaskScore) -> str:
-    """The figures of a task as a line of text."""
+    """Return the figures of a task as a line of text."""
     figures = "  ".join(f"{way} {score.mean(way):.3f}" for way in WAYS)
     gain, half = score.margin
     kind = "trained" if score.name in TRAINED_TASKS else "held out"
@@ -249,7 +249,7 @@ def row(score: TaskScore) -> str:
 
 
 def summary(scores: Mapping[str, TaskScore]) -> list[str]:
-    """Sentences that say what follows from all."""
+    """Return sentences with the conclusions from all tasks."""
     trained = [score for name, score in scores.items() if name in TRAINED_TASKS]
     lines = [f"trained tasks above all three baselines: {sum(s.beats_all for s in trained)} of {len(trained)}"]
     below = [score.name for score in trained if not score.beats_all]
@@ -260,7 +260,7 @@ def summary(scores: Mapping[str, TaskScore]) -> list[str]:
 
 
 def as_json(scores: Mapping[str, TaskScore]) -> dict[str, Any]:
-    """All figures as plain data."""
+    """Return all figures as plain data."""
     return {
         name: {
             "trained": name in TRAINED_TASKS,
@@ -276,7 +276,7 @@ def as_json(scores: Mapping[str, TaskScore]) -> dict[str, Any]:
 
 
 def sheet(scores: Mapping[str, TaskScore], shown: int = 2) -> Sheet:
-    """Rows of tasks: example pair, query, answer, truth."""
+    """Return rows of tasks: example pair, query, answer, truth."""
     drawn = Sheet(cell=96, label=150)
     drawn.head(["before", "after", "query", "answer", "truth"] * shown)
     for name, score in scores.items():

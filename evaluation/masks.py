@@ -1,4 +1,4 @@
-"""How well masks from clicks and boxes fit: against the exact masks of composed pictures, kind of picture by kind."""
+"""Accuracy of masks from clicks and boxes against the exact masks of composed pictures, by kind of picture."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def score_masks(count: int = 40, seed: int = 3, sam: str | None = None) -> dict[
 
 
 def overlap(one: np.ndarray, other: np.ndarray) -> float:
-    """Intersection over union."""
+    """Return the intersection over union."""
     return float((one & other).sum() / max(1, (one | other).sum()))
 
 
 def figures(tallies: Mapping[str, MaskTally]) -> dict[str, dict[str, float]]:
-    """Means of each kind of picture."""
+    """Return the means of each kind of picture."""
     return {
         kind: {"click": fmean(t.click), "offered": fmean(t.offered), "box": fmean(t.box), "things": len(t.click)}
         for kind, t in tallies.items()
@@ -74,7 +74,7 @@ def figures(tallies: Mapping[str, MaskTally]) -> dict[str, dict[str, float]]:
 
 
 def mask_table(tallies: Mapping[str, MaskTally]) -> str:
-    """The figures as text."""
+    """Return the figures as text."""
     lines = [f"{'mean IoU':<12}{'click':>10}{'offered':>10}{'box':>10}{'things':>10}"]
     for kind, row in figures(tallies).items():
         lines.append(f"{kind:<12}{row['click']:>10.3f}{row['offered']:>10.3f}{row['box']:>10.3f}{row['things']:>10.0f}")

@@ -19,19 +19,19 @@ from pipelines.measures.stickers import FOREGROUND, background
 
 
 def white(pictures: Tensor) -> Tensor:
-    """Where pictures (B, 3, H, W) in [-1, 1] are nearer to white than to black, (B, H, W) bool."""
+    """Return where pictures (B, 3, H, W) in [-1, 1] are nearer to white than to black, (B, H, W) bool."""
     return pictures.mean(1) > 0
 
 
 def mask_iou(answers: Tensor, truths: Tensor) -> Tensor:
-    """Intersection over union (B,) of the white parts; two empty ones agree."""
+    """Return the intersection over union (B,) of the white parts; 1 where both are empty."""
     made, true = white(answers), white(truths)
     both, either = (made & true).sum((1, 2)), (made | true).sum((1, 2))
     return torch.where(either > 0, both / either.clamp(min=1), 1.0)
 
 
 def largest_box(shown: Tensor) -> tuple[int, int, int, int] | None:
-    """Box x0 y0 x1 y1 in pixels of the largest connected part of a mask (H, W); None of an empty one."""
+    """Return the box x0 y0 x1 y1 in pixels of the largest connected part of a mask (H, W); None if it is empty."""
     labelled: Any = ndimage.label(shown.numpy())
     regions, count = labelled
     if not count:
@@ -42,7 +42,7 @@ def largest_box(shown: Tensor) -> tuple[int, int, int, int] | None:
 
 
 def box_iou(answers: Tensor, truths: Tensor) -> Tensor:
-    """Intersection over union (B,) of the boxes around the largest white parts; 0 where there is none."""
+    """Return the intersection over union (B,) of the boxes around the largest white parts; 0 where there is none."""
     figures: list[float] = []
     for made, true in zip(white(answers).cpu(), white(truths).cpu(), strict=True):
         a, b = largest_box(made), largest_box(true)
@@ -56,18 +56,18 @@ def box_iou(answers: Tensor, truths: Tensor) -> Tensor:
 
 
 def lab_error(answers: Tensor, truths: Tensor) -> Tensor:
-    """Mean squared difference (B,) in CIE L*a*b*, over pixels and channels."""
+    """Return the mean squared difference (B,) in CIE L*a*b*, over pixels and channels."""
     a, b = (rgb2lab(((one.cpu().double() + 1) / 2).permute(0, 2, 3, 1).numpy()) for one in (answers, truths))
     return torch.from_numpy(np.square(a - b).mean((1, 2, 3))).float()
 
 
 def pixel_error(answers: Tensor, truths: Tensor) -> Tensor:
-    """Root of the mean squared difference (B,) as a share of the range."""
+    """Return the root of the mean squared difference (B,) as a share of the range."""
     return (answers - truths).square().mean((1, 2, 3)).sqrt().cpu() / 2
 
 
 def direction(answers: Tensor, truths: Tensor, queries: Tensor) -> Tensor:
-    """Cosine (B,) between the way from query to answer and that from query to truth, in embeddings (B, D).
+    """Return the cosine (B,) of the ways from query to answer and from query to truth, in embeddings (B, D).
 
     The measure of Analogist (arXiv:2405.10316); 0 for an answer that is the query.
     """
@@ -75,7 +75,7 @@ def direction(answers: Tensor, truths: Tensor, queries: Tensor) -> Tensor:
 
 
 def drawn_likeness(answers: Tensor, truths: Tensor) -> Tensor:
-    """Drawn likeness (B,): SSIM of the luminance inside the things that the truth shows, which stand where they should.
+    """Return the drawn likeness (B,): SSIM of the luminance inside the things of the truth, where they should stand.
 
     1 where the truth shows none.
     """
@@ -102,12 +102,12 @@ class Measure:
     higher: bool = False
 
     def better(self, a: float, b: float) -> bool:
-        """Whether the figure `a` is better than `b`."""
+        """Return whether the figure `a` is better than `b`."""
         return a > b if self.higher else a < b
 
 
 def measures(judge: Judge) -> dict[str, Measure]:
-    """All measures by a short name."""
+    """Return all measures by a short name."""
 
     def plain(take: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         return lambda answers, truths, queries: take(answers, truths)

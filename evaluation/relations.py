@@ -1,4 +1,4 @@
-"""How well a learned relation puts two things that it never saw into their places, beside three baselines.
+"""Accuracy of a learned relation between things it was not trained on, beside three baselines.
 
 Every picture is of another pair, from another seed, the same for all ways. Relation accuracy is the share of pictures
 that show both things named, standing as the relation says, by the exact finder; entity accuracy the share that show
@@ -63,7 +63,7 @@ EXTENSIONS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def pictures_of(relation: str, masks: bool = False) -> list[Example]:
-    """The exemplar pictures of a relation, each with its captions, and with masks of the two things if wanted."""
+    """Return the exemplar pictures of a relation with their captions, and with masks of the two things if wanted."""
     listed = exemplars(relation)
     rendered = Stickers(64).render([one.scene for one in listed])
     shown = [Image.fromarray((mask.any(0).numpy() * 255).astype("uint8")) for mask in rendered.masks]
@@ -103,7 +103,7 @@ INIT = "above"
 
 @dataclass(frozen=True)
 class Tally:
-    """What was found in pictures of one relation.
+    """Counts over pictures of one relation.
 
     Attributes:
         held: for each picture, whether both things are there and stand as told.
@@ -120,7 +120,7 @@ class Tally:
     alike: tuple[float, ...] = ()
 
     def figures(self) -> dict[str, float]:
-        """Shares, with 95 % intervals of the relation's."""
+        """Return shares, with 95 % intervals of the relation's."""
         low, high = wilson(sum(self.held), len(self.held))
         return {
             "relation": sum(self.held) / len(self.held),
@@ -133,7 +133,7 @@ class Tally:
 
 
 def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a share; z 1.96 for 95 %, 1.645 for 90 %."""
+    """Return Wilson's score interval of a share; z 1.96 for 95 %, 1.645 for 90 %."""
     share, spread = successes / trials, z * z / trials
     middle = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(share * (1 - share) / trials + spread / trials / 4)
@@ -141,7 +141,7 @@ def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def holds_in(relation: str, first: str, second: str, things: Sequence[Seen]) -> bool:
-    """Whether a relation holds between any two things of these names."""
+    """Return whether a relation holds between any two things of these names."""
     check = RELATIONS_TO_TEACH[relation].holds
     return any(check(a, b, things) for a in things if a.name == first for b in things if b.name == second)
 
@@ -149,7 +149,7 @@ def holds_in(relation: str, first: str, second: str, things: Sequence[Seen]) -> 
 def drawn_pairs(
     components: Components, pairs: Sequence[tuple[str, str]], said: str, concept: Concept | None, seed: int
 ) -> list[Image.Image]:
-    """One picture of each pair, the relation said in these words, each from its own seed."""
+    """Draw one picture of each pair, the relation in these words, each from its own seed."""
     concepts = {"relation": concept} if concept else {}
     uses = tuple(ConceptUse(source=name) for name in concepts)
     return [
@@ -163,7 +163,7 @@ def drawn_pairs(
 
 
 def true_pictures(relation: str, pairs: Sequence[tuple[str, str]]) -> list[Tensor]:
-    """Composed pictures of pairs in a relation: how far the finder itself can be trusted."""
+    """Return composed pictures of pairs in a relation, to measure the accuracy of the finder itself."""
     rng = random.Random(SEED)
     check = RELATIONS_TO_TEACH[relation]
     listed = [Scene("", check.layout(rng, a, b), rng.choice(tuple(COLOURS))) for a, b in pairs]
@@ -177,7 +177,7 @@ def tally(
     seconds: float = 0.0,
     alike: tuple[float, ...] = (),
 ) -> Tally:
-    """Count what was found in one picture of each pair."""
+    """Count the things and relations found in one picture of each pair."""
     shown = {name for one in exemplars(relation) for name in (one.first, one.second)}
     names = [{thing.name for thing in things} for things in seen]
     return Tally(
@@ -190,18 +190,18 @@ def tally(
 
 
 def phrases() -> tuple[str, ...]:
-    """Everything that a relation might be called in words, trained phrases first."""
+    """Return all phrases for a relation, trained phrases first."""
     known = [phrase for said in RELATIONS.values() for phrase in said]
     own = [phrase for relation in RELATIONS_TO_TEACH.values() for phrase in relation.phrases]
     return tuple(dict.fromkeys((*known, "and", *own)))
 
 
 class BestPhrase:
-    """Chooses for a relation the phrase that does best, on pairs and seeds apart from the scored ones.
+    """A choice of the best phrase for a relation, on pairs and seeds apart from the scored ones.
 
     Args:
         components: the base.
-        finder: who looks.
+        finder: detects stickers.
         count: pictures of each phrase.
     """
 
@@ -213,7 +213,7 @@ class BestPhrase:
         }
 
     def __call__(self, relation: str) -> str:
-        """The phrase; of equals the one with more of the things named there."""
+        """Return the phrase; among equals the one with more of the things named there."""
         counted = {said: tally(relation, self.pairs, seen) for said, seen in self.seen.items()}
         return max(counted, key=lambda said: (sum(counted[said].held), sum(counted[said].entities)))
 
@@ -248,7 +248,7 @@ def compare_relation(
 
     Args:
         components: the base.
-        finder: who looks.
+        finder: detects stickers.
         relation: a key of `RELATIONS_TO_TEACH`.
         phrase: its best phrase.
         ways: keys of `WAYS` or `EXTENSIONS`.
@@ -274,7 +274,7 @@ def compare_relation(
 
 
 def summary(compared: Mapping[str, Compared], ours: str = "reversion", plain: str = "textual-inversion") -> list[str]:
-    """Sentences that say how `ours` stands to the untrained token and to `plain`, over all relations."""
+    """Return sentences that compare `ours` with the untrained token and with `plain`, over all relations."""
     lines: list[str] = []
     apart: list[str] = []
     for relation, one in compared.items():
@@ -296,13 +296,13 @@ def _ways(compared: Mapping[str, Compared]) -> list[str]:
 
 
 def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over relations of the figures that all of them have."""
+    """Return means over relations of the figures that all of them have."""
     told = ("relation", "entities", "drawn", "leakage")
     return {figure: sum(row[figure] for row in rows) / len(rows) for figure in told if all(figure in r for r in rows)}
 
 
 def relation_table(relation: str, one: Compared) -> str:
-    """The figures of a relation as text."""
+    """Return the figures of a relation as text."""
     lines = [f"{relation} (best phrase: {one.phrase!r})"]
     for way, tallied in one.tallies.items():
         row = tallied.figures()
@@ -316,7 +316,7 @@ def relation_table(relation: str, one: Compared) -> str:
 
 
 def relation_sheet(compared: Mapping[str, Compared], shown: int = 3) -> Sheet:
-    """Rows relation, columns exemplars, then the same pairs and seeds in each way."""
+    """Return a sheet: a row for the relation, exemplars first, then the same pairs and seeds in each way."""
     sheet = Sheet(cell=96, label=150)
     ways = list(next(iter(compared.values())).pictures)
     sheet.head(["exemplars"] * shown + [way for way in ways for _ in range(shown)])

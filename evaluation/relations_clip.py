@@ -96,7 +96,7 @@ PAPER = {name: _scenario(*scene) for name, scene in _SCENES.items()}
 
 
 def read_scenarios(path: Path) -> dict[str, Scenario]:
-    """Scenarios from JSON: `{"hug": {"phrase": "hugs", "left": ["cat", ...], "right": [...]}}`.
+    """Read scenarios from JSON: `{"hug": {"phrase": "hugs", "left": ["cat", ...], "right": [...]}}`.
 
     Raises:
         DataError: if it is not so.
@@ -127,13 +127,13 @@ def paper_scores(
     *,
     on_event: OnEvent = ignore,
 ) -> dict[str, float]:
-    """Mean relation and entity score of learned relations.
+    """Return the mean relation and entity scores of learned relations.
 
     Args:
         components: the base they were learned on.
-        clip: who measures.
+        clip: measures the pictures.
         concepts: relation -> concept; some or all of the scenarios.
-        scenarios: what each is tried between; all of them are the classifier's choices.
+        scenarios: things that each is tried between; all of them are the classifier's choices.
         count: pictures of each pair of things; the paper's is 10.
         on_event: receives a step for each pair.
     """

@@ -1,4 +1,4 @@
-"""Finds stickers in a picture by their drawings: touching, overlapping and nested ones too.
+"""A detector of stickers by their drawings: touching, overlapping and nested ones too.
 
 The detector of `pipelines.measures.stickers` tells things apart by the background between them, which relations like
 "inside" do not leave. Here a picture is explained step by step (matching pursuit, Mallat and Zhang 1993): of all
@@ -66,7 +66,7 @@ class _Guess:
 
 
 class Finder:
-    """Looks for stickers by name.
+    """A detector of stickers by name.
 
     Args:
         names: stickers to look for.
@@ -88,7 +88,7 @@ class Finder:
 
     @torch.no_grad()
     def __call__(self, image: Tensor, most: int = 4) -> list[Seen]:
-        """Things in a picture (3, H, W) in [-1, 1], the hindmost first."""
+        """Return the things in a picture (3, H, W) in [-1, 1], the hindmost first."""
         full = F.interpolate(image[None].float(), (UNIT, UNIT), mode="area")[0]
         behind_all = background(full)[:, None, None].expand_as(full).clone()
         found: list[_Guess] = []
@@ -113,7 +113,7 @@ class Finder:
         return covered
 
     def _best(self, full: Tensor, so_far: Tensor, covered: Tensor) -> _Guess | None:
-        """The sticker that explains most of what is left, or None if none explains enough."""
+        """Return the sticker that explains most of the residual, or None if none explains enough."""
         small = F.interpolate(torch.stack((full, so_far)), (GRID, GRID), mode="area")
         if float((small[0] - small[1]).square().sum()) < LEAST:
             return None
@@ -142,13 +142,13 @@ class Finder:
         return _refined(max(guesses, key=lambda guess: guess.gain), full, so_far, covered)
 
     def _correlate(self, maps: Tensor) -> Tensor:
-        """Correlation of (5, g, g) with every shape's opacity, colours and squares, summed: (N, S, S)."""
+        """Return the correlation of (5, g, g) with every shape's opacity, colours and squares, summed: (N, S, S)."""
         padded = torch.fft.rfft2(maps, s=(SPECTRUM, SPECTRUM))
         return torch.fft.irfft2(torch.einsum("cyx,ncyx->nyx", padded, self.spectra), s=(SPECTRUM, SPECTRUM))
 
 
 def _laid(guess: _Guess) -> tuple[Tensor, Tensor]:
-    """Premultiplied colours (3, 64, 64) and opacity (64, 64) of a guess in its place."""
+    """Return premultiplied colours (3, 64, 64) and opacity (64, 64) of a guess in its place."""
     side, left, top = guess.side, guess.left, guess.top
     one = _drawing(guess.name, side)
     colours, opacity = torch.zeros(3, UNIT, UNIT), torch.zeros(UNIT, UNIT)
@@ -161,7 +161,7 @@ def _laid(guess: _Guess) -> tuple[Tensor, Tensor]:
 
 
 def _energies(guess: _Guess, full: Tensor, so_far: Tensor, covered: Tensor) -> tuple[float, float, float]:
-    """What is unexplained of a guess's pixels before it and with it, and the share of its pixels that show."""
+    """Return the residual energy of a guess's pixels before it and with it, and its visible share of pixels."""
     colours, opacity = _laid(guess)
     weight = opacity * (1 - covered) if guess.behind else opacity
     drawn = colours / opacity.clamp(min=1e-4)
@@ -175,7 +175,7 @@ def _explains(guess: _Guess, full: Tensor, so_far: Tensor, covered: Tensor) -> b
 
 
 def _refined(guess: _Guess, full: Tensor, so_far: Tensor, covered: Tensor) -> _Guess:
-    """The best of the neighbouring sizes and places at full resolution."""
+    """Return the best of the neighbouring sizes and places at full resolution."""
     best, most = guess, -1.0
     for wider in (-2, 0, 2):
         for x in range(-3, 4):
@@ -193,7 +193,7 @@ def _refined(guess: _Guess, full: Tensor, so_far: Tensor, covered: Tensor) -> _G
 
 
 def _visible(guess: _Guess) -> Box:
-    """Box of what is visible of a sticker, were nothing in front of it."""
+    """Return the box of the visible part of a sticker with nothing in front of it."""
     from trainers.stickers.relations import extent
 
     wide, high = (share * guess.side for share in extent(guess.name))

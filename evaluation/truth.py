@@ -1,4 +1,4 @@
-"""What a learned thing should look like, and between which floor and ceiling its figures stand."""
+"""The true look of a learned thing, and the floor and ceiling of its figures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REAL_SEED, OTHER_SEED, SECOND_SEED = 202, 203, 204
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What a thing looks like.
+    """The true look of a thing.
 
     Attributes:
         crops: real pictures of it that no training saw, cut to the thing, (N, 3, 64, 64) in [-1, 1].
@@ -62,7 +62,7 @@ def truth_of(thing: str) -> Truth:
 
 
 def truth_from(pictures: Sequence[Image.Image], drawings: int = 2) -> Truth:
-    """Return the truth of something else from pictures of it; at most so many of them are cut out as drawings."""
+    """Return the truth of something else from pictures of it, some of them cut out as drawings."""
     return Truth(crops_of(pictures), cut_from(pictures)[:drawings])
 
 
@@ -74,12 +74,12 @@ def other_things() -> list[Image.Image]:
 
 @cache
 def _others() -> Tensor:
-    """One real crop of each sticker."""
+    """Return one real crop of each sticker."""
     return crops_of(other_things())
 
 
 def judged_between(judge: Judge, truth: Truth) -> dict[str, float]:
-    """Return what the judge's likeness is for real pictures of other things (floor) and of this one (ceiling).
+    """Return the judge's likeness for real pictures of other things (floor) and of this one (ceiling).
 
     The ceiling is missing where there is only one picture.
     """
@@ -103,7 +103,7 @@ def drawn_between(components: Components, truth: Truth) -> dict[str, float]:
 
 
 def share(row: Mapping[str, float]) -> dict[str, float]:
-    """Return how much of the way from floor to ceiling the judge's likeness went, if both are known and apart."""
+    """Return the judge's likeness as a share of the way from floor to ceiling, if both are known and apart."""
     if "likeness_ceiling" not in row or row["likeness_ceiling"] <= row["likeness_floor"]:
         return {}
     way = row["likeness_ceiling"] - row["likeness_floor"]

@@ -26,7 +26,7 @@ CONCAT = "concat"
 
 
 class Branch(Enum):
-    """Which prediction of classifier-free guidance is being computed."""
+    """A prediction of classifier-free guidance: conditional or unconditional."""
 
     NEGATIVE = "negative"
     POSITIVE = "positive"
@@ -38,7 +38,7 @@ def _not_yet() -> Tensor:
 
 @dataclass(frozen=True)
 class Step:
-    """Where the denoising loop is.
+    """The position of the denoising loop.
 
     Attributes:
         index: 0-based.
@@ -56,7 +56,7 @@ class Step:
     estimate: Callable[[], Tensor] = _not_yet
 
     def within(self, share: float) -> bool:
-        """Whether this is among the first `share` of the steps; 0.29 of 100 is 29, whatever floats make of it."""
+        """Return whether this is among the first `share` of the steps; 0.29 of 100 is 29 despite rounding of floats."""
         return self.index < int(share * self.count + 1e-9)
 
 
@@ -68,31 +68,31 @@ class Condition(Protocol):
         ...
 
     def unet_kwargs(self, branch: Branch, step: Step) -> dict[str, Any]:
-        """Arguments for the UNet, tensors with one row for each picture; the same keys for every branch.
+        """Return arguments for the UNet, tensors with one row for each picture; the same keys for every branch.
 
         What is given as `CONCAT`, (B, c, h, w), is joined to the latents as further channels.
         """
         ...
 
     def constrain(self, latents: Tensor, step: Step) -> Tensor:
-        """Latents (B, C, h, w) after the scheduler's step, put right where this condition demands it."""
+        """Return the latents (B, C, h, w) after the scheduler's step, corrected where this condition demands it."""
         ...
 
 
 @runtime_checkable
 class Canvas(Condition, Protocol):
-    """A condition with a picture of its own that is painted on. A run has at most one."""
+    """A condition that edits a given picture. A run has at most one."""
 
     def sized(self, request: Request, components: Components) -> Request:
-        """The request with the size to generate at, where it leaves that open."""
+        """Return the request with the size to generate at, where it leaves that open."""
         ...
 
     def begin(self, noise: Tensor, scheduler: Any) -> tuple[Tensor, Tensor]:
-        """What denoising begins with: latents like the unit noise (B, C, h, w), and the timesteps left."""
+        """Return the start latents, made from the unit noise (B, C, h, w), and the timesteps left."""
         ...
 
     def finish(self, pictures: list[Image.Image]) -> list[Image.Image]:
-        """The generated pictures put back into the one that is painted on."""
+        """Return the edited picture with the generated ones put back into it."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Consoles that lack letters: what is printed never ends work that was done."""
+"""Consoles with few characters: printing never ends work that is done."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 
 def print_anything() -> None:
-    """Have letters that the console lacks, and bytes of file names that are none, printed as escapes.
+    """Print characters that the console lacks, and undecodable bytes of file names, as escapes.
 
     Windows writes cp1252 into files and pipes, LC_ALL=C means ASCII, and no encoding has the bytes of a name that is
     not UTF-8.

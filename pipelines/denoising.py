@@ -1,4 +1,4 @@
-"""The denoising loop: conditions and noise in, latents out. What is asked of a picture plugs in as a condition."""
+"""The denoising loop: conditions and noise in, latents out. Everything asked of a picture plugs in as a condition."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines import guidance as guiding
+from pipelines import guidance
 from pipelines.condition import CONCAT, Canvas, Condition, Step, merge, stack
 from pipelines.errors import Cancelled
 from pipelines.events import OnEvent, StepDone
@@ -21,7 +21,7 @@ from pipelines.request.request import Request
 
 
 def initial_noise(components: Components, request: Request) -> tuple[Tensor, list[torch.Generator]]:
-    """Unit noise (count, C, h, w), picture i from seed + i, and the generators that go on from there.
+    """Return unit noise (count, C, h, w), picture i from seed + i, and the generators that go on from there.
 
     Drawn on the CPU, so that a seed means the same picture on every device; the draw equals that of a diffusers
     pipeline given one CPU generator a picture.
@@ -42,7 +42,7 @@ def denoise(
     on_event: OnEvent,
     should_stop: Callable[[], bool],
 ) -> Tensor:
-    """The loop itself: predict each branch in one UNet call, combine, step, constrain."""
+    """Run the loop: predict each branch in one UNet call, combine, step, constrain."""
     noise, generators = start
     scheduler = build(
         request.scheduler or "ddim",
@@ -62,7 +62,7 @@ def denoise(
             raise Cancelled(f"stopped after step {index} of {len(timesteps)}.")
         following = timesteps[index + 1] if index + 1 < len(timesteps) else None
         step = Step(index, len(timesteps), timestep, following)
-        branches = guiding.branches(request.guidance, step, components.distilled)
+        branches = guidance.branches(request.guidance, step, components.distilled)
         arguments: dict[str, Any] = stack(
             [merge([condition.unet_kwargs(branch, step) for condition in conditions]) for branch in branches]
         )
@@ -71,7 +71,7 @@ def denoise(
             sample = torch.cat([sample, arguments.pop(CONCAT)], dim=1)
         output = components.unet(sample, timestep, **arguments).sample
         predictions = dict(zip(branches, output.chunk(len(branches)), strict=True))
-        prediction = guiding.combine(request.guidance, predictions)
+        prediction = guidance.combine(request.guidance, predictions)
         stepped = scheduler.step(prediction, timestep, latents, **options)
         step = replace(step, estimate=partial(estimate, scheduler, stepped, prediction, latents))
         latents = stepped.prev_sample

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 
 class StudioError(Exception):
-    """Something a person can put right.
+    """An error that a person can correct.
 
     Args:
         message: one sentence: what is wrong, with the value.
@@ -29,7 +29,7 @@ class ConfigError(StudioError):
 
 
 class NoSpace(ConfigError, OSError):  # noqa: N818 - what it says
-    """The disk is full. An `OSError` too, for whoever goes on without a file."""
+    """The disk is full. An `OSError` too, for callers that go on without a file."""
 
 
 class NoMemory(StudioError):  # noqa: N818 - what it says
@@ -41,7 +41,7 @@ class RequestError(StudioError):
 
 
 class NotNumbers(RequestError):  # noqa: N818 - named for what the picture is
-    """What came out is no picture: it is infinite, or no numbers at all."""
+    """A result that is no picture: it has infinite or undefined values."""
 
 
 class ModelError(StudioError):
@@ -57,11 +57,11 @@ class DataError(StudioError):
 
 
 class Unknown(StudioError):  # noqa: N818 - what it says
-    """An id that nothing has."""
+    """An id that does not exist."""
 
 
 class Conflict(StudioError):  # noqa: N818 - named as HTTP names it
-    """What is asked does not suit the state that something is in."""
+    """A request that does not fit the state of what it is about."""
 
 
 class Cancelled(StudioError):  # noqa: N818 - stopping on request is not an error

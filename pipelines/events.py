@@ -1,4 +1,4 @@
-"""What long work reports while it runs: plain frozen records, importable without torch.
+"""Reports of long work while it runs: plain frozen records, importable without torch.
 
 Everything that takes longer than a moment has an `on_event` argument and calls it with these; progress bars, the web
 page and the job log are only different readers of the same stream.

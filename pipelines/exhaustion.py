@@ -1,4 +1,4 @@
-"""What a machine lacks, recognised in whatever error it comes as: space on the disk, or memory. Needs no torch."""
+"""Lack of disk space or memory, recognised in whatever error it appears as. Needs no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: temp file, fsync, rename."""
+"""Files that are either complete or absent: temporary file, fsync, rename."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def require_room(folder: Path, needed: int) -> None:
-    """Refuse to begin what could not be written.
+    """Refuse to begin if there is too little free space to write the result.
 
     Args:
-        folder: where something is to be written; need not exist yet.
+        folder: folder to write to; need not exist yet.
         needed: bytes.
 
     Raises:

@@ -29,9 +29,9 @@ def generate(
 
     Args:
         components: the base model; bit-identical afterwards, also after an error.
-        request: what to generate.
+        request: the pictures to generate.
         concepts: concepts already in memory, by the `source` the request names them with; others are read from disk.
-        conditions: further conditions beside those of the request; an `Inpaint` with a picture in memory, say.
+        conditions: further conditions beside those of the request; an `Inpainting` with a picture in memory, say.
         noise: (count, C, h, w) to start from instead of that of the seed.
         on_event: receives a `StepDone` for each step, and a `Note` on words without their concept and the reverse.
         should_stop: asked before each step; true leaves with `Cancelled`.

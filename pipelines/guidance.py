@@ -1,4 +1,4 @@
-"""Guidance: how the predictions of the branches become one.
+"""Guidance: the combination of the predictions of the branches into one.
 
 c is the prediction under the prompt, u under the negative prompt. Plain functions of tensors (B, C, h, w).
 """
@@ -16,29 +16,29 @@ from pipelines.request.request import Guidance
 
 
 def active(guidance: Guidance, step: Step) -> bool:
-    """Whether guidance acts at this step: its scale is not 1 and the step lies in [start, stop)."""
+    """Return whether guidance acts at this step: its scale is not 1 and the step lies in [start, stop)."""
     first, last = _place(guidance.start, step), _place(guidance.stop, step)
     return guidance.scale not in (None, 1.0) and first <= step.index < last
 
 
 def _place(share: float, step: Step) -> int:
-    """The step a share of all steps falls on; 0.29 of 100 is 29, whatever floats make of it."""
+    """Return the step at a share of all steps; 0.29 of 100 is 29 despite rounding of floats."""
     return int(share * step.count + 1e-9)
 
 
 def branches(guidance: Guidance, step: Step, distilled: bool = False) -> tuple[Branch, ...]:
-    """Branches to compute at this step, in the order of the batch (diffusers': negative first).
+    """Return the branches to compute at this step, in the order of the batch (diffusers': negative first).
 
     Args:
         guidance: of the request.
-        step: where the loop is.
+        step: position of the loop.
         distilled: whether the UNet reads the scale instead (`Components.distilled`).
     """
     return (Branch.NEGATIVE, Branch.POSITIVE) if active(guidance, step) and not distilled else (Branch.POSITIVE,)
 
 
 def embedded(scale: float, width: int) -> Tensor:
-    """The embedding (1, width) float32 of a guidance scale, as distilled UNets read it.
+    """Return the embedding (1, width) float32 of a guidance scale, as distilled UNets read it.
 
     Sines, then cosines, of 1000 (scale - 1) at frequencies from 1 to 1/10000, as diffusers' Latent Consistency
     pipelines have it.
@@ -49,8 +49,8 @@ def embedded(scale: float, width: int) -> Tensor:
     return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()]), (0, width % 2))[None]
 
 
-def told(components: Components, scale: float, count: int) -> dict[str, Any]:
-    """UNet arguments that tell a distilled base the guidance scale of `count` pictures; none for others."""
+def distilled_conditioning(components: Components, scale: float, count: int) -> dict[str, Any]:
+    """Return UNet arguments with the guidance scale of `count` pictures; none if the base takes none."""
     width = components.unet.config["time_cond_proj_dim"]
     if width is None:
         return {}
@@ -59,7 +59,7 @@ def told(components: Components, scale: float, count: int) -> dict[str, Any]:
 
 
 def classifier_free(c: Tensor, u: Tensor, scale: float) -> Tensor:
-    """U + scale (c - u) (arXiv:2207.12598, in the form of Imagen): scale 1 gives c, 0 gives u."""
+    """Return u + scale (c - u) (arXiv:2207.12598, in the form of Imagen): scale 1 gives c, 0 gives u."""
     return u + scale * (c - u)
 
 
@@ -77,7 +77,7 @@ def rescaled(guided: Tensor, c: Tensor, amount: float) -> Tensor:
 
 
 def combine(guidance: Guidance, predictions: dict[Branch, Tensor]) -> Tensor:
-    """One prediction from those of the branches."""
+    """Combine the predictions of the branches."""
     c = predictions[Branch.POSITIVE]
     if Branch.NEGATIVE not in predictions:
         return c

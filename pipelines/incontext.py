@@ -1,4 +1,4 @@
-"""Visual in-context prompts: example pairs and a query on one canvas, whose last cell is painted by inpainting.
+"""Visual in-context prompts: example pairs and a query on one canvas, whose last cell is filled by inpainting.
 
 There is no loop here: the canvas and its mask are built, `generate` paints, the answer is cropped.
 
@@ -48,7 +48,7 @@ def answer(
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Result:
-    """Carry out a request with `in_context`; `generate` comes here by itself.
+    """Carry out a request with `in_context`; `generate` calls it for such requests.
 
     Args:
         components: the base model; its inpainting UNet is found where there is one.
@@ -96,7 +96,7 @@ def answer(
 
 @dataclass(frozen=True)
 class Painted:
-    """What was painted into the answers' cells.
+    """The contents of the answers' cells.
 
     Attributes:
         answers: (B, 3, h, w) in [-1, 1].
@@ -164,18 +164,18 @@ def paint(
 
 
 def _noise(components: Components, seed: int, cells: Tensor) -> Tensor:
-    """Noise (B, pairs, 2, C, h, w) by cell, so that a question starts alike in every arrangement."""
+    """Return noise (B, pairs, 2, C, h, w) by cell, so that a question starts alike in every arrangement."""
     height, width = (side // components.factor for side in cells.shape[-2:])
     shape = (*cells.shape[1:3], int(components.unet.config["out_channels"]), height, width)
     drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(seed + i)) for i in range(len(cells))]
     return torch.stack(drawn).to(components.dtype)
 
 
-# -- what is asked ----------------------------------------------------------------------------------------------
+# -- the question -----------------------------------------------------------------------------------------------
 
 
 def settled(components: Components, request: Request) -> Request:
-    """The request with nothing left open; a cell is as large as the base's own pictures.
+    """Return the request with all fields decided; a cell has the base's native size.
 
     Analogist halves them, as in the paper, except on `pocket`, whose pictures are small already: its canvas is one
     picture of the base. A grid without words needs no guidance.
@@ -199,7 +199,7 @@ def settled(components: Components, request: Request) -> Request:
 
 
 def grid_of(asked: InContext) -> Grid:
-    """The grid of a question."""
+    """Return the grid of a question."""
     vertical, _, horizontal = asked.cell.partition("-")
     top, left = vertical == "top", horizontal == "left"
     # In columns the query's pair is the last column, its answer the lower cell.
@@ -208,7 +208,7 @@ def grid_of(asked: InContext) -> Grid:
 
 
 def lay_out(asked: InContext, pictures: Sequence[Image.Image], size: tuple[int, int]) -> Tensor:
-    """The cells (1, pairs, 2, 3, h, w) of a question; the answer's holds the query.
+    """Return the cells (1, pairs, 2, 3, h, w) of a question; the answer's holds the query.
 
     Every picture is stretched to the cell: the answer is stretched back to the query's size. Without an example its
     cells are grey.
@@ -223,7 +223,7 @@ def lay_out(asked: InContext, pictures: Sequence[Image.Image], size: tuple[int, 
 
 
 def read_pictures(asked: InContext) -> list[Image.Image]:
-    """The pictures of a question, examples first.
+    """Return the pictures of a question, examples first.
 
     Raises:
         DataError: if one cannot be read or is transparent.
@@ -242,7 +242,7 @@ def read_pictures(asked: InContext) -> list[Image.Image]:
 
 
 def require_same_size(pair: ExamplePair, before: Image.Image, after: Image.Image) -> None:
-    """See that the pictures of an example cover each other.
+    """Check that the pictures of an example have the same size.
 
     Raises:
         RequestError: if they differ in size.
@@ -255,7 +255,7 @@ def require_same_size(pair: ExamplePair, before: Image.Image, after: Image.Image
 
 
 def cells_of(pairs: Sequence[ExamplePair], side: int) -> Tensor:
-    """Pairs as (N, 2, 3, side, side) in [-1, 1], stretched to the cell.
+    """Return pairs as (N, 2, 3, side, side) in [-1, 1], stretched to the cell.
 
     Raises:
         DataError: if a picture cannot be read or is transparent.
@@ -268,12 +268,12 @@ def cells_of(pairs: Sequence[ExamplePair], side: int) -> Tensor:
 
 
 def digests(asked: InContext) -> tuple[str, ...]:
-    """SHA-256 of every picture's file."""
+    """Return the SHA-256 of every picture's file."""
     return tuple(hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in asked.pictures)
 
 
 def open_opaque(path: Path) -> Image.Image:
-    """Read a picture that hides nothing: what lies behind a transparent one would be part of the example.
+    """Read a picture without transparency, since hidden colours would become part of the example.
 
     Raises:
         DataError: if it cannot be read, or is transparent somewhere.
@@ -313,7 +313,7 @@ _LANCZOS = Image.Resampling.LANCZOS
 
 
 def nearest(query: Image.Image, pairs: Sequence[ExamplePair], embed: Embed, count: int = 1) -> tuple[ExamplePair, ...]:
-    """The examples whose picture before is most like the query, by cosine; the nearest last, beside the query.
+    """Return the examples whose picture before is most like the query, by cosine, the nearest last.
 
     Unsupervised retrieval (Zhang et al., "What Makes Good Examples for Visual In-Context Learning?", arXiv:2301.13670).
 
@@ -321,7 +321,7 @@ def nearest(query: Image.Image, pairs: Sequence[ExamplePair], embed: Embed, coun
         query: the picture to be changed.
         pairs: to choose from.
         embed: gives unit vectors.
-        count: how many.
+        count: number of items.
     """
     seen = torch.cat([embed([open_picture(Path(pair.before))]) for pair in pairs])
     likeness = F.cosine_similarity(seen, embed([query]))
@@ -330,7 +330,7 @@ def nearest(query: Image.Image, pairs: Sequence[ExamplePair], embed: Embed, coun
 
 
 def judges_eye(judge: Judge) -> Embed:
-    """How pocket's judge sees pictures, as an embedding."""
+    """Return the picture encoder of pocket's judge."""
 
     @torch.no_grad()
     def embed(pictures: Sequence[Image.Image]) -> Tensor:
@@ -340,7 +340,7 @@ def judges_eye(judge: Judge) -> Embed:
 
 
 def pairs_in(folder: Path) -> tuple[ExamplePair, ...]:
-    """The pairs of a folder: `before/NAME.png` and `after/NAME.png`, by name.
+    """Return the pairs of a folder: `before/NAME.png` and `after/NAME.png`, by name.
 
     Raises:
         DataError: if there are none, or a picture has no other half.

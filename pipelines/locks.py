@@ -1,4 +1,4 @@
-"""What one process at a time may work on: the folder of a server, the file of a training. Importable without torch."""
+"""Locks that one process at a time holds: on the folder of a server, the file of a training. Needs no torch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def locked(path: Path, said: str, hint: str) -> BaseFileLock:
 
     Args:
         path: of the lock file, which is made.
-        said: what to say if another process holds it.
-        hint: what to do about it then.
+        said: error if another process holds it.
+        hint: next step for that error.
 
     Raises:
         ConfigError: if another process holds it, or nothing can be written there.
@@ -35,7 +35,7 @@ def locked(path: Path, said: str, hint: str) -> BaseFileLock:
 
 @contextmanager
 def sole_training(output: Path) -> Iterator[None]:
-    """While the `with` lasts, no other process may learn a concept into this file; folders made for it alone go again.
+    """Keep other processes from training into this file inside the `with`; remove folders made only for it.
 
     Raises:
         ConfigError: if one does.

@@ -1,4 +1,4 @@
-"""Pictures that are no numbers: told with what made them so, instead of drawn black."""
+"""Results with infinite or undefined values: reported with their cause, instead of drawn black."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ LARGE = 100.0
 def require_numbers(
     values: Tensor, what: str, components: Components, request: Request, learned: Sequence[Concept]
 ) -> Tensor:
-    """The values, if all of them are numbers.
+    """Return the values if all of them are finite.
 
     Args:
         values: latents or pictures, of any shape.
-        what: what to call them in the error.
+        what: their name in the error.
         components: the base that made them.
-        request: what was asked.
+        request: the request.
         learned: the concepts of the request, in its order.
 
     Raises:
@@ -42,7 +42,7 @@ def require_numbers(
 
 
 def _cause(components: Components, request: Request, learned: Sequence[Concept]) -> tuple[str, str]:
-    """What did it, as the end of a sentence, and what to do."""
+    """Return the cause as the end of a sentence, and what to do."""
     weighed = [pair for text in (request.prompt, request.negative_prompt) for pair in parse_weights(text)]
     word, weight = max(weighed, key=lambda pair: abs(pair[1]))
     if not abs(weight) <= STRONG:
@@ -60,7 +60,7 @@ def _cause(components: Components, request: Request, learned: Sequence[Concept])
 
 
 def _largest(concept: Concept) -> float:
-    """The largest size of a number in a concept."""
+    """Return the largest absolute value in a concept."""
     held: list[Tensor] = list(concept.rows)
     for change in concept.changes.values():
         held += [part for part in vars(change).values() if isinstance(part, Tensor)]

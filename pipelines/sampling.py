@@ -1,4 +1,4 @@
-"""One request carried out: concepts laid in, conditions attached, latents denoised and decoded."""
+"""Execution of a request: concepts and conditions attached, latents denoised and decoded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipelines.concepts.concept import Concept, attached
 from pipelines.condition import Canvas, Condition
 from pipelines.conditions.boxes import Boxes
 from pipelines.conditions.distilled import DistilledGuidance
-from pipelines.conditions.inpaint import Inpaint
+from pipelines.conditions.inpaint import Inpainting
 from pipelines.conditions.regions import Regions, wanted
 from pipelines.conditions.text import Text
 from pipelines.denoising import denoise, initial_noise
@@ -23,7 +23,7 @@ from pipelines.errors import RequestError
 from pipelines.events import Note, OnEvent, ignore
 from pipelines.gligen.layers import with_adapter
 from pipelines.models.components import Components, decode, saving_memory
-from pipelines.models.inpainting_unet import painting
+from pipelines.models.inpainting_unet import with_inpainting_unet
 from pipelines.models.text import lacks_a_side, parse_weights
 from pipelines.overflow import require_numbers
 from pipelines.pictures.tensors import to_pictures
@@ -33,7 +33,7 @@ from pipelines.words import notes
 
 @dataclass(frozen=True)
 class Result:
-    """What came out.
+    """The result of a request.
 
     Attributes:
         pictures: one for each of `request.count`.
@@ -58,13 +58,13 @@ def sample(
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Result:
-    """Carry out a request that is no question in pictures; `pipelines.generation.generate` takes both.
+    """Carry out a request without an in-context question; `pipelines.generation.generate` takes both.
 
     Args:
         components: the base model; bit-identical afterwards, also after an error.
-        request: what to generate.
+        request: the pictures to generate.
         concepts: concepts already in memory, by the `source` the request names them with; others are read from disk.
-        conditions: further conditions beside those of the request; an `Inpaint` with a picture in memory, say.
+        conditions: further conditions beside those of the request; an `Inpainting` with a picture in memory, say.
         noise: (count, C, h, w) to start from instead of that of the seed.
         on_event: receives a `StepDone` for each step, and a `Note` on words without their concept and the reverse.
         should_stop: asked before each step; true leaves with `Cancelled`.
@@ -75,7 +75,7 @@ def sample(
         ConceptError: if a concept cannot be read or does not fit the base.
         Cancelled: if `should_stop` said so.
     """
-    components = painting(components, request.inpaint, on_event)
+    components = with_inpainting_unet(components, request.inpaint, on_event)
     canvas = _canvas(components, request, conditions, on_event)
     request = (canvas.sized(request, components) if canvas else request).resolved(components.defaults)
     _check_size(components, request)
@@ -106,7 +106,7 @@ def sample(
 def _learned(
     components: Components, request: Request, concepts: Mapping[str, Concept], on_event: OnEvent
 ) -> list[Concept]:
-    """The concepts of a request, from memory or from their files; what will have no effect is noted."""
+    """Return the concepts of a request, from memory or from their files; note those without effect."""
     if components.distilled and (request.negative_prompt or request.guidance.rescale):
         on_event(Note(f"{components.name} was distilled with guidance: negative prompt and rescale do nothing here."))
     learned = [concepts.get(use.source) or Concept.load(Path(use.source)) for use in request.concepts]
@@ -118,7 +118,7 @@ def _learned(
 
 
 def _note_words(components: Components, request: Request, learned: Sequence[Concept], on_event: OnEvent) -> None:
-    """Note concepts whose word nothing of the request says, and words in angle brackets that nobody taught the base."""
+    """Note concepts whose word the request never says, and words in angle brackets that nobody taught the base."""
     tokenizer = components.tokenizers[0]
 
     def known(word: str) -> bool:
@@ -133,7 +133,7 @@ def _note_words(components: Components, request: Request, learned: Sequence[Conc
 
 
 def _placed(components: Components, request: Request, learned: Sequence[Concept]) -> Request:
-    """The request with nothing left open of how its boxes act."""
+    """Return the request with nothing left open of how its boxes act."""
     if request.grounding.region is not None:
         return request
     region = wanted(components, request.boxes, request.prompt, [concept.token for concept in learned])
@@ -141,14 +141,14 @@ def _placed(components: Components, request: Request, learned: Sequence[Concept]
 
 
 def _conditions(request: Request, size: tuple[int, int], learned: Sequence[Concept]) -> list[Condition]:
-    """The conditions of a request, but for the picture that is painted on."""
+    """Return the conditions of a request, except the picture that is painted on."""
     skip, empty = request.clip_skip - 1, request.guidance.encode_empty
     text = Text(request.prompt, request.negative_prompt, size, skip=skip, encode_empty=empty)
     return [text, DistilledGuidance(request.guidance), *_placing(request, size, learned)]
 
 
 def _placing(request: Request, size: tuple[int, int], learned: Sequence[Concept]) -> list[Condition]:
-    """The conditions of a request's boxes."""
+    """Return the conditions of a request's boxes."""
     if not request.boxes:
         return []
     kinds = {concept.token: concept.card.init for concept in learned}
@@ -161,7 +161,7 @@ def _placing(request: Request, size: tuple[int, int], learned: Sequence[Concept]
 def _canvas(
     components: Components, request: Request, conditions: Sequence[Condition], on_event: OnEvent
 ) -> Canvas | None:
-    """What is painted on: one condition of those given, the picture of the request, or nothing.
+    """Return the picture to paint on: of the conditions given, or of the request, or None.
 
     An inpainting UNet is asked for a whole picture, if there is none, by a mask that covers all of an empty one.
 
@@ -170,12 +170,12 @@ def _canvas(
     """
     found = [condition for condition in conditions if isinstance(condition, Canvas)]
     if request.inpaint is not None:
-        found.append(Inpaint.asked(request.inpaint, on_event))
+        found.append(Inpainting.asked(request.inpaint, on_event))
     if len(found) > 1:
         raise RequestError(f"There are {len(found)} pictures to paint on.", "Give one.")
     if not found and components.unet.config["in_channels"] != components.unet.config["out_channels"]:
         side = components.defaults.size
-        return Inpaint(Image.new("RGB", (side, side), "gray"))
+        return Inpainting(Image.new("RGB", (side, side), "gray"))
     return found[0] if found else None
 
 

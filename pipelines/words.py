@@ -1,4 +1,4 @@
-"""Words that call what was learned: which can be said, how they are compared, named as files, and missed. No torch.
+"""Words of concepts: which are valid, how they are compared, named as files, and missed. No torch.
 
 Words and prompts are compared with their letters composed (NFC): a name that was copied on macOS has its accents apart.
 """
@@ -20,7 +20,7 @@ STEM_BYTES = 100
 """Longest name of a file that a word gives, without ending: file systems take 255 bytes, and some endings are long."""
 
 CLOSE = 0.8
-"""How alike, of 1, two words are of which one may be meant by the other."""
+"""Least similarity, of 1, of two words of which one may be meant by the other."""
 
 DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])(\..*)?", re.IGNORECASE)
 """Names of files that Windows keeps for itself, with whatever ending."""
@@ -30,7 +30,7 @@ _ANGLED = re.compile(r"<[^<>\s:,()]{1,100}>")
 
 
 def composed(text: str) -> str:
-    """Text with its letters composed (NFC)."""
+    """Return text with its letters composed (NFC)."""
     return unicodedata.normalize("NFC", text)
 
 
@@ -52,7 +52,7 @@ def check_word(word: str, hint: str = "Use one plain word, for example <my-fox>.
 
 
 def file_stem(word: str) -> str:
-    """A name for a word's file that every system takes: `<my cat>` -> `my-cat`, `<猫>` -> `猫`.
+    """Return a file name for a word that every system takes: `<my cat>` -> `my-cat`, `<猫>` -> `猫`.
 
     Letters and digits of all scripts stay; spaces become dashes. Where anything else was lost, other than the angle
     brackets around it, eight digits of its sum are added, so that different words have different files.
@@ -79,7 +79,7 @@ def _stays(letter: str) -> bool:
 
 
 def says(text: str, word: str) -> bool:
-    """Whether a text says a word as the tokenizers read it: new words to the letter, others in whole words.
+    """Return whether a text contains a word as the tokenizers read it: new words exactly, others as whole words.
 
     >>> says("a photo of <cat>s", "<cat>"), says("a wolfram", "wolf")
     (True, False)
@@ -91,7 +91,7 @@ def says(text: str, word: str) -> bool:
 
 
 def near_miss(text: str, word: str) -> str:
-    """The word of a text that may be meant by one that is not in it: `<my-wolf>` for `<My-Wolf>`; empty if none is."""
+    """Return the word of a text that may be meant by one that is not in it: `<my-wolf>` for `<My-Wolf>`; else empty."""
     said = re.findall(r"<[^<>\s]{1,100}>|[\w-]+", composed(text))
     rated = [(SequenceMatcher(None, _bare(one), _bare(word)).ratio(), one) for one in dict.fromkeys(said)]
     best = max(rated, default=(0.0, ""), key=lambda pair: pair[0])
@@ -103,13 +103,13 @@ def _bare(word: str) -> str:
 
 
 def notes(texts: Sequence[str], learned: Sequence[str], known: Callable[[str], bool], base: str) -> str:
-    """What to say of words that are used without their concept, or concepts without their word; empty if all is well.
+    """Return notes on words used without their concept, or concepts without their word; empty if all is well.
 
     Args:
         texts: prompts and phrases, without the syntax of weights.
         learned: words of the concepts that are used.
         known: whether a word in angle brackets is one of the base or of a concept that is used.
-        base: what the base is called.
+        base: name of the base.
     """
     text = "\n".join(texts)
     found: list[str] = []

@@ -1,1 +1,1 @@
-"""People, files and processes: the command line, the demo, and what reports to them. Never imports torch by itself."""
+"""People, files and processes: command line, server, page and jobs. Never imports torch by itself."""

@@ -1,4 +1,4 @@
-"""The command line. No logic: arguments in, one call, a line out.
+"""The command line: flags and commands; the work is done elsewhere.
 
 Flags of training are derived from its configurations, those of `generate` from `Request`, which checks them.
 Nothing here imports torch, so `studio --help` answers at once.
@@ -259,7 +259,7 @@ def score(
 
 @app.command
 def doctor(machine: OnThisMachine = Machine()) -> None:  # noqa: B008
-    """Say what is installed, what the machine offers, and whether pocket loads."""
+    """Show what is installed, what the machine offers, and whether pocket loads."""
     from studio.work import runner
 
     for line in runner.doctor(machine):
@@ -267,7 +267,7 @@ def doctor(machine: OnThisMachine = Machine()) -> None:  # noqa: B008
 
 
 def _of_a_path(error: Exception) -> StudioError | None:
-    """What the system says of a path it was given, too long or closed to us, say; None of other errors."""
+    """Return an error of the system about a path (too long, or closed to us); None for other errors."""
     if not isinstance(error, OSError) or error.filename is None:
         return None
     return StudioError(f"{error.filename!s:.200} cannot be used: {error.strerror}.", "Check the path and its rights.")

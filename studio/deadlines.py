@@ -1,4 +1,4 @@
-"""A limit for calls into libraries that have none of their own."""
+"""Time limits for calls into libraries that have none of their own."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ Value = TypeVar("Value")
 
 
 def within(seconds: float, call: Callable[[], Value], late: Exception) -> Value:
-    """Return what a call gives, which is made in a thread of its own.
+    """Return the result of a call that runs in a thread of its own.
 
     The thread stays as long as the process, since what a library begins may end with the thread that began it. Nothing
     ends a call that is late: it is left behind, and keeps nobody from ending the process.
 
     Args:
-        seconds: how long to wait.
-        call: what to call.
-        late: what to raise when the time is over.
+        seconds: time limit.
+        call: function to call.
+        late: error to raise at the time limit.
 
     Raises:
         Exception: `late`, or what the call raises.

@@ -94,7 +94,7 @@ def _check(port: int, slots: int, quota: float) -> None:
 
 
 def _bases(given: tuple[str, ...]) -> dict[str, str]:
-    """Name -> base of all that are offered.
+    """Return name -> base of all that are offered.
 
     Raises:
         ConfigError: if two have the same name.
@@ -106,7 +106,7 @@ def _bases(given: tuple[str, ...]) -> dict[str, str]:
 
 
 def _engine(name: str, cluster: str | None, machine: Machine, slots: int) -> Callable[[Places], Engine] | None:
-    """How to make the engine; none for that of this machine.
+    """Return a function that makes the engine; None for that of this machine.
 
     Raises:
         ConfigError: if a cluster is named that nothing would use.
@@ -121,7 +121,7 @@ def _engine(name: str, cluster: str | None, machine: Machine, slots: int) -> Cal
 
 
 def _listen(app: Any, host: str, port: int) -> None:
-    """Answer until told to stop; says where, once it can be called."""
+    """Serve until stopped; say where, once it can be called."""
     import uvicorn
 
     from studio.api.connections import Timely
@@ -149,7 +149,7 @@ def _listen(app: Any, host: str, port: int) -> None:
 
 
 def prompt(listening: socket.socket) -> socket.socket:
-    """The same socket as one of TCP by name: of others, asyncio does not switch off the wait that joins small packets.
+    """Return the same socket with TCP as its protocol, without which asyncio leaves Nagle's algorithm on.
 
     An answer on a kept connection takes 40 ms more with it.
     """

@@ -1,4 +1,4 @@
-"""What is decided by the machine rather than by the picture. Importable without torch."""
+"""Settings of the machine rather than of the picture. Importable without torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pipelines.request.request import Frozen
 
 
 class Machine(Frozen):
-    """Where and how to compute."""
+    """The device, its precision and its memory settings."""
 
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""

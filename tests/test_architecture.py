@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -160,6 +161,40 @@ def test_every_parameter_is_annotated(path):
             arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             bare = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
             assert not bare, f"{node.name}: {bare}"
+
+
+PLAIN_ENGLISH = ("pipelines", "evaluation", "trainers", "studio")
+OTHERS = ("pipelines/concepts", "trainers/methods/", "trainers/method.py")
+
+
+def docstrings(text):
+    """All docstrings of a module, those below its fields and constants among them."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(node) or ""
+        if isinstance(node, ast.Module | ast.ClassDef):
+            for one, after in itertools.pairwise(node.body):
+                if isinstance(one, ast.Assign | ast.AnnAssign) and isinstance(after, ast.Expr):
+                    yield str(getattr(after.value, "value", ""))
+
+
+def riddles(text):
+    """First lines of docstrings that ask instead of saying: a function returns or does something, a class is one."""
+    asked = re.compile(r"(What|Whether|How|Why|Where|Who)\b")
+    return [said.splitlines()[0] for said in docstrings(text) if asked.match(said)]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_docstrings_begin_with_a_verb_or_a_noun(path):
+    name = path.relative_to(ROOT).as_posix()
+    if name.startswith(PLAIN_ENGLISH) and not name.startswith(OTHERS):
+        assert not riddles(path.read_text(encoding="utf-8"))
+
+
+def test_riddles_are_found():
+    assert riddles('def f():\n    """What it is.\n\n    More.\n    """\n') == ["What it is."]
+    assert riddles('class A:\n    b: int\n    """How many."""\n') == ["How many."]
+    assert riddles('"""Whether."""') and not riddles('"""Return whether."""')
 
 
 def waits_for_ever(call):

@@ -36,7 +36,7 @@ def _carry_out(method: Method, config: Any, data: DataConfig, train: TrainConfig
 
     from pipelines.models.components import load
     from trainers.distributed import launched
-    from trainers.loop.launch import destinations, narrowed, pausing, readings, teach
+    from trainers.loop.launch import destinations, narrowed, pausing, readings, train_and_save
     from trainers.loop.train import Run, with_recipe
 
     processes = launched()
@@ -51,7 +51,7 @@ def _carry_out(method: Method, config: Any, data: DataConfig, train: TrainConfig
     if processes.count > 1 and processes.main:
         _say(Note(f"{processes.count} processes, {run.train.batch} pictures each"))
     with pausing() as asked:
-        teach(
+        train_and_save(
             narrowed(components, run),
             run,
             reading.examples,

@@ -14,7 +14,7 @@ from trainers.settings import DataConfig, TrainConfig
 
 
 def commands(name: str, carry_out: Callable[..., None], more: Mapping[str, Any]) -> App:
-    """A command line with a command for each method.
+    """Return a command line with a command for each method.
 
     Args:
         name: of the program.

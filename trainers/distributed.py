@@ -1,4 +1,4 @@
-"""Several processes that train one thing together, started by `accelerate launch` or torchrun.
+"""Training in several processes, started by `accelerate launch` or torchrun.
 
 Every process holds the whole base and draws the same batch, of which it computes its part; the gradients of what is
 trained are averaged. So two processes give what one gives with twice the batch. A run in one process passes through
@@ -21,7 +21,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Part:
-    """Which part of a batch is this process's.
+    """The part of a batch that one process computes.
 
     Attributes:
         index: from 0.
@@ -32,7 +32,7 @@ class Part:
     count: int = 1
 
     def of(self, draw: Callable[[int], Tensor], size: int) -> Tensor:
-        """The rows (size, ...) of this part, of what `draw` gives for all parts together.
+        """Return the rows (size, ...) of this part, out of the `draw` for all parts together.
 
         Chance is drawn for the whole batch in every process, so that how many there are does not change what is drawn.
         """
@@ -50,7 +50,7 @@ class Processes:
 
     Attributes:
         rank: which this is, from 0.
-        count: how many there are.
+        count: number of processes.
         accelerator: accelerate's, where there are several.
     """
 
@@ -60,16 +60,16 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this is the one that writes and reports."""
+        """Return whether this process writes and reports."""
         return self.rank == 0
 
     @property
     def part(self) -> Part:
-        """Its part of every batch."""
+        """The part of every batch that this process computes."""
         return Part(self.rank, self.count)
 
     def average(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Make the gradient of each parameter the mean over all processes; one message for all of them."""
+        """Replace the gradient of each parameter by the mean over all processes; one message for all of them."""
         if self.count == 1:
             return
         listed = list(parameters)
@@ -84,18 +84,18 @@ class Processes:
             gradient.copy_(piece.reshape(gradient.shape))
 
     def mean(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Figures as the mean over all processes, by the same names in the same order everywhere."""
+        """Return figures as the mean over all processes, by the same names in the same order everywhere."""
         if self.count == 1 or not values:
             return dict(values)
         figures = torch.tensor(list(values.values()), dtype=torch.float32, device=self.accelerator.device)
         return dict(zip(values, self.accelerator.reduce(figures, "mean").tolist(), strict=True))
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true in any process."""
+        """Return whether a flag is true in any process."""
         return flag if self.count == 1 else self.mean({"flag": float(flag)})["flag"] > 0
 
-    def told(self, value: Value) -> Value:
-        """What the main process has; it must be picklable."""
+    def broadcast(self, value: Value) -> Value:
+        """Return the value of the main process; it must be picklable."""
         if self.count == 1:
             return value
         from accelerate.utils import broadcast_object_list
@@ -105,7 +105,7 @@ class Processes:
         return holder[0]
 
     def main_first(self) -> AbstractContextManager[Any]:
-        """The main process goes through the `with` before the others, which find what it made."""
+        """Let the main process go through the `with` before the others, which find its results."""
         return nullcontext() if self.count == 1 else self.accelerator.main_process_first()
 
 
@@ -113,7 +113,7 @@ ALONE = Processes()
 
 
 def launched() -> Processes:
-    """The processes that a launcher started, or this one alone."""
+    """Return the processes that a launcher started, or this one alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
     from accelerate import Accelerator

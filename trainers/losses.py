@@ -1,4 +1,4 @@
-"""Loss terms and what they need, as functions of plain tensors."""
+"""Loss terms and their inputs, as functions of plain tensors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipelines.errors import ModelError
-from pipelines.guidance import told
+from pipelines.guidance import distilled_conditioning
 from pipelines.models.components import Components
 from pipelines.models.text import encode_ids
 from trainers.data.batches import Batch
@@ -17,32 +17,32 @@ from trainers.settings import ObjectiveConfig
 
 
 def noise_levels(config: Any, device: torch.device) -> Tensor:
-    """Cumulative products of 1 - beta (T,) float32 of a base's noise schedule."""
+    """Return cumulative products of 1 - beta (T,) float32 of a base's noise schedule."""
     from diffusers import DDPMScheduler
 
     known = {key: value for key, value in dict(config).items() if not key.startswith("_")}
     return DDPMScheduler.from_config(known).alphas_cumprod.to(device, torch.float32)  # pyright: ignore
 
 
-def noised(clean: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
-    """Latents at noise levels (B,): sqrt(a) clean + sqrt(1 - a) noise (arXiv:2006.11239, eq. 4)."""
-    a = levels[:, None, None, None]
+def noised(clean: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """Return latents noised to alphas_cumprod (B,): sqrt(a) clean + sqrt(1 - a) noise (arXiv:2006.11239, eq. 4)."""
+    a = alphas_cumprod[:, None, None, None]
     return a.sqrt() * clean + (1 - a).sqrt() * noise
 
 
-def target(kind: str, clean: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
-    """What the UNet is to predict.
+def target(kind: str, clean: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """Return the target of the UNet's prediction.
 
     Args:
         kind: "epsilon", "v_prediction" (arXiv:2202.00512, appendix D) or "sample".
         clean: (B, C, h, w) scaled latents.
         noise: the noise in them.
-        levels: (B,) cumulative products at their timesteps.
+        alphas_cumprod: (B,) cumulative products at their timesteps.
 
     Raises:
         ModelError: for another kind.
     """
-    a = levels[:, None, None, None]
+    a = alphas_cumprod[:, None, None, None]
     if kind == "epsilon":
         return noise
     if kind == "v_prediction":
@@ -52,8 +52,8 @@ def target(kind: str, clean: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
     raise ModelError(f"The base predicts {kind!r}.", "Known are epsilon, v_prediction and sample.")
 
 
-def prompt_ids(components: Components, which: int, captions: list[str]) -> Tensor:
-    """Token ids (B, window) of captions, concepts of several vectors written out, cut at the window."""
+def caption_ids(components: Components, which: int, captions: list[str]) -> Tensor:
+    """Return token ids (B, window) of captions, concepts of several vectors written out, cut at the window."""
     tokenizer = components.tokenizers[which]
     room, window = tokenizer.model_max_length - 2, tokenizer.model_max_length
     rows: list[list[int]] = []
@@ -67,7 +67,7 @@ def prompt_ids(components: Components, which: int, captions: list[str]) -> Tenso
 
 
 def conditioning(components: Components, captions: list[str], frames: Tensor, size: tuple[int, int]) -> dict[str, Any]:
-    """UNet arguments for captions; gradients reach the text encoders and their input rows.
+    """Return UNet arguments for captions; gradients reach the text encoders and their input rows.
 
     Args:
         components: the base, with any new words attached.
@@ -76,21 +76,23 @@ def conditioning(components: Components, captions: list[str], frames: Tensor, si
         size: height and width of the training pictures in pixels, for SDXL.
     """
     encoded = [
-        encode_ids(components, which, prompt_ids(components, which, captions))
+        encode_ids(components, which, caption_ids(components, which, captions))
         for which in range(len(components.text_encoders))
     ]
     return _arguments(components, encoded, frames, size)
 
 
 def uncropped(count: int, size: tuple[int, int]) -> Tensor:
-    """Frames (count, 4) of whole pictures of a height and width in pixels."""
+    """Return frames (count, 4) of whole pictures of a height and width in pixels."""
     return torch.tensor([[*size, 0, 0]]).expand(count, 4)
 
 
 def _arguments(components: Components, encoded: Sequence[Any], frames: Tensor, size: tuple[int, int]) -> dict[str, Any]:
-    """UNet arguments from the states and the pooled text of each text encoder."""
+    """Return UNet arguments from the states and the pooled text of each text encoder."""
     context = torch.cat([part for part, _ in encoded], dim=-1).to(components.dtype)
-    unguided = told(components, 1.0, len(context))  # what is learned is the prediction without guidance
+    unguided = distilled_conditioning(
+        components, 1.0, len(context)
+    )  # what is learned is the prediction without guidance
     if components.family != "sdxl":
         return {"encoder_hidden_states": context, **unguided}
     ids = torch.cat((frames, torch.tensor([size]).expand(len(frames), 2)), dim=1).to(
@@ -114,14 +116,14 @@ class Conditioning:
         self._known: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def __call__(self, captions: list[str], frames: Tensor, size: tuple[int, int]) -> dict[str, Any]:
-        """As `conditioning`; gradients reach the text side unless it is frozen."""
+        """Return the `conditioning` of captions; gradients reach the text side unless it is frozen."""
         if not self.frozen:
             return conditioning(self.components, captions, frames, size)
         encoders = range(len(self.components.text_encoders))
         for caption in {caption for caption in captions if caption not in self._known}:
             with torch.no_grad():
                 self._known[caption] = [
-                    encode_ids(self.components, which, prompt_ids(self.components, which, [caption]))
+                    encode_ids(self.components, which, caption_ids(self.components, which, [caption]))
                     for which in encoders
                 ]
         encoded = [
@@ -131,24 +133,24 @@ class Conditioning:
         return _arguments(self.components, encoded, frames, size)
 
     def anew(self, captions: list[str], frames: Tensor, size: tuple[int, int]) -> dict[str, Any]:
-        """As `conditioning`, from the text encoders as they are at this moment."""
+        """Return the `conditioning` of captions by the text encoders as they are at this moment."""
         if self.frozen:
             return self(captions, frames, size)
         return conditioning(self.components, captions, frames, size)
 
 
-def min_snr_weights(kind: str, levels: Tensor, gamma: float) -> Tensor:
-    """Weights (B,) of timesteps with which the clean picture counts min(SNR, gamma) (arXiv:2303.09556).
+def min_snr_weights(kind: str, alphas_cumprod: Tensor, gamma: float) -> Tensor:
+    """Return weights (B,) of timesteps with which the clean picture counts min(SNR, gamma) (arXiv:2303.09556).
 
     For epsilon min(SNR, gamma) / SNR, for v-prediction min(SNR, gamma) / (SNR + 1), for sample min(SNR, gamma). Where
     the SNR is 0 the first is 1, its limit.
 
     Args:
-        kind: what the UNet predicts.
-        levels: (B,) cumulative products at the timesteps.
+        kind: prediction type of the UNet.
+        alphas_cumprod: (B,) cumulative products at the timesteps.
         gamma: the cap.
     """
-    snr = levels / (1 - levels)
+    snr = alphas_cumprod / (1 - alphas_cumprod)
     capped = snr.clamp(max=gamma)
     if kind == "epsilon":
         return torch.where(snr > 0, capped / snr.clamp(min=1e-30), torch.ones_like(snr))
@@ -156,17 +158,17 @@ def min_snr_weights(kind: str, levels: Tensor, gamma: float) -> Tensor:
 
 
 def pixels_of(components: Components, latents: Tensor) -> tuple[int, int]:
-    """Height and width in pixels of the pictures that latents (B, C, h, w) stand for."""
+    """Return height and width in pixels of the pictures of latents (B, C, h, w)."""
     return latents.shape[-2] * components.factor, latents.shape[-1] * components.factor
 
 
 def drawn(
     batch: Batch, objective: ObjectiveConfig, timesteps: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Noise (B, C, h, w) and timesteps (B,) of a batch, on its device.
+    """Return noise (B, C, h, w) and timesteps (B,) of a batch, on its device.
 
     Args:
-        batch: what is noised.
+        batch: latents to noise.
         objective: decides offset noise and how timesteps spread.
         timesteps: length of the noise schedule.
         generator: on the CPU.
@@ -187,10 +189,15 @@ def drawn(
 
 
 def predicted(
-    components: Components, clean: Tensor, timesteps: Tensor, noise: Tensor, levels: Tensor, arguments: dict[str, Any]
+    components: Components,
+    clean: Tensor,
+    timesteps: Tensor,
+    noise: Tensor,
+    alphas_cumprod: Tensor,
+    arguments: dict[str, Any],
 ) -> Tensor:
-    """The UNet's prediction (B, C, h, w) float32 for latents noised to timesteps (B,)."""
-    noisy = noised(clean, noise, levels[timesteps]).to(components.dtype)
+    """Return the UNet's prediction (B, C, h, w) float32 for latents noised to timesteps (B,)."""
+    noisy = noised(clean, noise, alphas_cumprod[timesteps]).to(components.dtype)
     return components.unet(noisy, timesteps, **arguments).sample.float()
 
 
@@ -198,11 +205,11 @@ def weighted_error(
     components: Components,
     guess: Tensor,
     wanted: Tensor,
-    levels: Tensor,
+    alphas_cumprod: Tensor,
     objective: ObjectiveConfig,
     masks: Tensor | None = None,
 ) -> Tensor:
-    """Squared errors (B,) in float32, each the mean over its picture, weighted by timestep and mask.
+    """Return squared errors (B,) in float32, each the mean over its picture, weighted by timestep and mask.
 
     Under a mask it is a weighted mean: a small thing counts as much as a large one.
 
@@ -210,8 +217,8 @@ def weighted_error(
         components: the base; says what is predicted.
         guess: (B, C, h, w).
         wanted: (B, C, h, w).
-        levels: (B,) cumulative products at the timesteps of these pictures, so that each half of a joined batch is
-            weighted by its own.
+        alphas_cumprod: (B,) at the timesteps of these pictures, so that each half of a joined batch is weighted by its
+            own.
         objective: gamma and the weight of the background.
         masks: (B, 1, h, w), 1 where the thing is, or None.
     """
@@ -223,7 +230,7 @@ def weighted_error(
         errors = (squared * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp(min=1e-6)
     if objective.snr_gamma is not None:
         kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
-        errors = errors * min_snr_weights(kind, levels, objective.snr_gamma)
+        errors = errors * min_snr_weights(kind, alphas_cumprod, objective.snr_gamma)
     return errors
 
 
@@ -231,23 +238,23 @@ def denoising_errors(
     components: Components,
     batch: Batch,
     draw: tuple[Tensor, Tensor],
-    levels: Tensor,
+    alphas_cumprod: Tensor,
     arguments: dict[str, Any],
     objective: ObjectiveConfig,
 ) -> Tensor:
-    """Weighted squared errors (B,) of the UNet's prediction (arXiv:2112.10752, eq. 2).
+    """Return weighted squared errors (B,) of the UNet's prediction (arXiv:2112.10752, eq. 2).
 
     Args:
         components: the base.
         batch: scaled latents and masks.
         draw: noise and timesteps, of `drawn`.
-        levels: (T,) of `noise_levels`.
+        alphas_cumprod: (T,) of `noise_levels`.
         arguments: conditioning of the UNet.
         objective: weighting.
     """
     noise, timesteps = draw
-    level = levels[timesteps]
-    guess = predicted(components, batch.latents, timesteps, noise, levels, arguments)
+    level = alphas_cumprod[timesteps]
+    guess = predicted(components, batch.latents, timesteps, noise, alphas_cumprod, arguments)
     kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
     wanted = target(kind, batch.latents, noise, level)
     return weighted_error(components, guess, wanted, level, objective, batch.masks)

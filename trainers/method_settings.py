@@ -16,7 +16,7 @@ class TextualInversionConfig(TokenConfig, ObjectiveConfig):
     """Settings of Textual Inversion."""
 
     kind: Literal["object", "style"] = "object"
-    """What the pictures share; decides the prompt templates."""
+    """Kind of concept that the pictures share; decides the prompt templates."""
 
     wordings: Literal["auto", "object", "style", "pocket"] = "auto"
     """Prompt templates; "auto" takes those of `kind`, and for `pocket` the few it understands."""
@@ -48,17 +48,17 @@ class DreamBoothConfig(SubjectConfig, LowRankConfig):
 
     @property
     def learns_words(self) -> bool:
-        """Whether the tokens are new words."""
+        """Return whether the tokens are new words."""
         return self.pivotal
 
     @property
     def trains_weights(self) -> bool:
-        """Whether weights of the UNet themselves are trained, which then stay float32."""
+        """Return whether weights of the UNet themselves are trained, which then stay float32."""
         return self.form == "full"
 
     @property
     def trains_text(self) -> bool:
-        """Whether gradients go through the text encoders, which then stay float32."""
+        """Return whether gradients go through the text encoders, which then stay float32."""
         return self.pivotal or self.text_encoder
 
     @model_validator(mode="after")
@@ -79,12 +79,12 @@ class CustomDiffusionConfig(SubjectConfig):
 
     @property
     def trains_weights(self) -> bool:
-        """Whether weights of the UNet themselves are trained, which then stay float32."""
+        """Return whether weights of the UNet themselves are trained, which then stay float32."""
         return True
 
     @property
     def trains_text(self) -> bool:
-        """Whether gradients go through the text encoders, which then stay float32."""
+        """Return whether gradients go through the text encoders, which then stay float32."""
         return True
 
 
@@ -92,7 +92,7 @@ class ReVersionConfig(TokenConfig, LowRankConfig, ObjectiveConfig):
     """Settings of ReVersion."""
 
     kind: Literal["relation"] = "relation"
-    """What is learned."""
+    """Kind of concept to learn."""
 
     init: str = Field(default="and", min_length=1)
     """An existing word of one token to start from."""
@@ -116,7 +116,7 @@ class ReVersionConfig(TokenConfig, LowRankConfig, ObjectiveConfig):
     """Prepositions to steer toward; those of the paper that the base knows by default."""
 
     focal: float = Field(default=0.5, ge=0, le=1)
-    """How strongly timesteps are drawn toward the noisy end; 0 for all alike."""
+    """Preference for timesteps at the noisy end; 0 for none."""
 
     norm_pull: float = Field(default=0.0, ge=0, le=10)
     """Weight of a pull of the word's length to the median length of prepositions; 0 for none."""
@@ -132,7 +132,7 @@ class ReVersionConfig(TokenConfig, LowRankConfig, ObjectiveConfig):
 
 
 def configs() -> dict[str, type[Frozen]]:
-    """The settings of each method, by its name."""
+    """Return the settings class of each method, by its name."""
     return {
         "textual-inversion": TextualInversionConfig,
         "dreambooth": DreamBoothConfig,
@@ -172,13 +172,13 @@ class GroundingConfig(Frozen):
     """Share of captions left empty."""
 
     grounding_drop: float = Field(default=0.1, ge=0, le=1)
-    """Share of pictures of which no box is told."""
+    """Share of pictures without any of their boxes."""
 
     box_drop: float = Field(default=0.3, ge=0, le=1)
-    """In half of the pictures, the share of single boxes not told."""
+    """In half of the pictures, the share of single boxes left out."""
 
     unnamed: float = Field(default=0.1, ge=0, le=1)
-    """Share of boxes told with a phrase that names nothing; what the caption says then goes there."""
+    """Share of boxes with a phrase that names nothing; the caption then decides the thing."""
 
     blur: float = Field(default=0.5, ge=0, le=10)
     """Noise on the phrases of a fifth of the pictures, in standard deviations of all phrases: words learned later,
@@ -192,7 +192,7 @@ class GroundingConfig(Frozen):
 
 
 class GroundingDestination(Frozen):
-    """What gated layers learn from, on which base, for how long, and where they go."""
+    """Data, base, duration and output file of a training of gated layers."""
 
     images: Path | None = None
     """Folder of pictures with boxes: captions beside them as for other methods, boxes as fox.bbox (lines of JSON with
@@ -230,7 +230,7 @@ class GroundingDestination(Frozen):
 
 
 class TaskWordConfig(Frozen):
-    """Settings of a word for what pairs of pictures show."""
+    """Settings of a word that is learned from pairs of pictures."""
 
     token: Composed = Field(min_length=1, max_length=60)
     """The new word, for example <my-task>."""
@@ -239,7 +239,7 @@ class TaskWordConfig(Frozen):
     """The known word it starts from."""
 
     vectors: int = Field(default=1, ge=1, le=64)
-    """How many rows it has."""
+    """Embedding vectors of the word."""
 
     steps: int = Field(default=200, ge=1, le=100_000)
     """Optimiser steps."""
@@ -254,4 +254,4 @@ class TaskWordConfig(Frozen):
     """Share of grids whose example is left out, so that the word must tell alone what is to be done."""
 
     seed: int = Field(default=0, ge=0)
-    """Source of chance."""
+    """Seed of all random numbers."""

@@ -14,7 +14,7 @@ from pipelines.words import Composed, composed
 
 
 class DataConfig(Frozen):
-    """Which pictures to learn from, and how they are read."""
+    """The training pictures, and how they are read."""
 
     images: Path
     """Folder of training pictures; a `.txt` file beside a picture is its caption."""
@@ -26,7 +26,7 @@ class DataConfig(Frozen):
     """Crop to a square instead of squeezing."""
 
     flip: float = Field(default=0.5, ge=0, le=1)
-    """Chance of mirroring a picture."""
+    """Probability of mirroring a picture."""
 
     buckets: bool = False
     """Keep the shape of each picture: batches of equal aspect ratio instead of squares."""
@@ -43,7 +43,7 @@ class DataConfig(Frozen):
 
 
 class TrainConfig(Frozen):
-    """How long and how fast to train."""
+    """Duration and speed of a training."""
 
     steps: int = Field(default=3000, ge=1, le=1_000_000)
     """Optimiser steps."""
@@ -70,7 +70,7 @@ class TrainConfig(Frozen):
     """Share of the steps, at the end, over which the learning rate falls to 0 in a line; 0 keeps it constant."""
 
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Source of all chance; the same seed gives the same concept."""
+    """Seed of all random numbers; the same seed gives the same concept."""
 
     preview_every: int = Field(default=0, ge=0)
     """Steps between preview pictures; 0 for none."""
@@ -82,7 +82,7 @@ class TrainConfig(Frozen):
     """Largest norm of the gradient; larger ones are scaled down to it."""
 
     ema: float = Field(default=0.0, ge=0, lt=1)
-    """Decay of a moving average of what is trained, which is then the result; 0 for none, 0.99 to 0.9999 are usual."""
+    """Decay of a moving average of the parameters, which is then the result; 0 for none, 0.99 to 0.9999 are usual."""
 
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     """adamw8bit keeps its moments in 8 bits; needs bitsandbytes and a GPU."""
@@ -91,7 +91,7 @@ class TrainConfig(Frozen):
     """Compute activations twice instead of keeping them: less memory, a third more time."""
 
     precision: Literal["no", "bf16", "fp16"] = "no"
-    """bf16 or fp16: what is frozen is kept in bfloat16 or float16, for a GPU; what is trained stays float32."""
+    """bf16 or fp16: frozen parts are kept in bfloat16 or float16, for a GPU; trained parts stay float32."""
 
     @property
     def rate(self) -> float:
@@ -100,7 +100,7 @@ class TrainConfig(Frozen):
 
 
 class ObjectiveConfig(Frozen):
-    """What of the denoising error counts how much."""
+    """Weights of the denoising error."""
 
     snr_gamma: float | None = Field(default=None, gt=0)
     """Min-SNR weighting of timesteps (arXiv:2303.09556) with this gamma; 5 is the paper's. All count alike without."""
@@ -119,7 +119,7 @@ NUM_CLASS_IMAGES = 100
 
 
 class PriorConfig(Frozen):
-    """Keeping what the base knows of the class while it learns one of its members."""
+    """Prior preservation: the class stays as it is while one of its members is learned."""
 
     class_word: str = Field(min_length=1)
     """The kind of thing, as the base calls it: fox, dog, backpack."""
@@ -142,7 +142,7 @@ class PriorConfig(Frozen):
     """Folder of class pictures; without it they are generated, and kept for this base and prompt."""
 
     num_class_images: int = Field(default=NUM_CLASS_IMAGES, ge=1, le=100_000)
-    """How many class pictures."""
+    """Number of class pictures."""
 
     class_prompt: str | None = None
     """Prompt of the class pictures; must hold the class word. The training prompts with the class word by default."""
@@ -169,7 +169,7 @@ class Subject:
     Attributes:
         token: its identifier or new word.
         class_word: the kind of thing it is.
-        trigger: what prompts say to call it.
+        trigger: words for it in prompts.
         images: folder of its pictures; None for the run's own.
     """
 
@@ -194,19 +194,19 @@ class SubjectConfig(PriorConfig, ObjectiveConfig):
     where each stands (Cut-Mix of SVDiff, arXiv:2303.11305); needs `also`."""
 
     kind: Literal["subject", "object", "style"] = "subject"
-    """What is learned."""
+    """Kind of concept to learn."""
 
     wordings: Literal["auto", "object", "style", "pocket"] = "auto"
     """Prompt templates for pictures without captions; "auto" is "a photo of {}", and for `pocket` its own few."""
 
     @property
     def learns_words(self) -> bool:
-        """Whether the tokens are new words; else they are words of the base that stand before the class."""
+        """Return whether the tokens are new words; else they are words of the base that stand before the class."""
         return True
 
     @property
     def subjects(self) -> tuple[Subject, ...]:
-        """All that is learned, the run's own first."""
+        """The subjects of the run, its own first."""
         split = (text.rsplit(":", 2) for text in self.also)
         others = ((composed(token), kind, Path(place)) for place, token, kind in split)
         listed = [(self.token, self.class_word, None), *others]
@@ -217,7 +217,7 @@ class SubjectConfig(PriorConfig, ObjectiveConfig):
 
     @property
     def trigger(self) -> str:
-        """What prompts say to call the run's own subject: its new word, or the identifier with its class."""
+        """The words in prompts for the run's own subject: its new word, or the identifier with its class."""
         return self.subjects[0].trigger
 
     @property
@@ -226,7 +226,7 @@ class SubjectConfig(PriorConfig, ObjectiveConfig):
         return self.token if self.learns_words else None
 
     def plain(self, caption: str) -> str:
-        """The caption with the class word in the place of each subject."""
+        """Return the caption with the class word in the place of each subject."""
         classes = {subject.trigger: subject.class_word for subject in self.subjects}
         longest = sorted(classes, key=len, reverse=True)  # "zz fox" holds "z fox"
         return re.sub("|".join(map(re.escape, longest)), lambda found: classes[found[0]], caption)
@@ -258,8 +258,8 @@ class LowRankConfig(Frozen):
     """Changes are scaled by alpha / rank; the rank by default."""
 
     targets: Literal["attention", "transformer", "all"] = "attention"
-    """Which layers of the UNet: the attention projections, all of the transformers, or the convolutions too. Layers
-    for boxes are never touched."""
+    """Layers of the UNet to change: the attention projections, all of the transformers, or the convolutions too. Layers
+    for boxes are never changed."""
 
     dora: bool = False
     """Learn the direction and the length of each row apart (DoRA)."""
@@ -279,7 +279,7 @@ class TokenConfig(Frozen):
 
     @property
     def trigger(self) -> str:
-        """What prompts say to call it."""
+        """The words in prompts for it."""
         return self.token
 
     @property
@@ -289,17 +289,17 @@ class TokenConfig(Frozen):
 
     @property
     def trains_weights(self) -> bool:
-        """Whether weights of the UNet themselves are trained, which then stay float32."""
+        """Return whether weights of the UNet themselves are trained, which then stay float32."""
         return False
 
     @property
     def trains_text(self) -> bool:
-        """Whether gradients go through the text encoders, which then stay float32."""
+        """Return whether gradients go through the text encoders, which then stay float32."""
         return True
 
 
 class Destination(Frozen):
-    """What is learned on, and where the result goes."""
+    """The base of a training, and the file of its result."""
 
     output: Path | None = None
     """The concept file; outputs/concepts/TOKEN.safetensors by default."""

@@ -227,12 +227,12 @@ def _added(change: Change, weight: Tensor, strength: float) -> Tensor:
     """A weight, which others may have changed already, with what a change makes of the base's own."""
     base = _base_of(weight)
     if base is weight:
-        return _narrowed(change.changed(weight, strength), weight.dtype)
+        return _cast(change.changed(weight, strength), weight.dtype)
     difference = change.changed(base, strength) - base.detach().float()
-    return _narrowed(weight.detach().float() + difference, weight.dtype)
+    return _cast(weight.detach().float() + difference, weight.dtype)
 
 
-def _narrowed(weight: Tensor, dtype: torch.dtype) -> Tensor:
+def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """The weight in another precision. To bfloat16 it is rounded up or down by chance, the same each time.
 
     Rounded to the nearest, changes smaller than half a step of bfloat16 would vanish, and most of a careful
@@ -241,6 +241,6 @@ def _narrowed(weight: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype != torch.bfloat16:
         return weight.to(dtype)
     generator = torch.Generator().manual_seed(weight.numel())
-    chance = torch.randint(0, 1 << 16, weight.shape, generator=generator, dtype=torch.int32).to(weight.device)
-    bits = (weight.contiguous().view(torch.int32) + chance) & ~0xFFFF
+    noise = torch.randint(0, 1 << 16, weight.shape, generator=generator, dtype=torch.int32).to(weight.device)
+    bits = (weight.contiguous().view(torch.int32) + noise) & ~0xFFFF
     return bits.view(torch.float32).to(dtype)

@@ -1,1 +1,1 @@
-"""Conditions: everything that can be asked of a picture, one file each; `pipelines.condition` says what one is."""
+"""Conditions: everything that can be asked of a picture, one file each. `pipelines.condition` has their protocol."""

@@ -26,7 +26,7 @@ from pipelines.models.components import Components
 from pipelines.pictures.grids import Grid
 
 STRENGTH = 1.3
-"""How much stronger than the original the cloned relation is (the paper's s)."""
+"""Strength of the cloned attention relative to the original (the paper's s)."""
 PAPER_BLOCKS = (3 / 16, 11 / 16)
 """The paper patches blocks 3 to 10 of the 16 of Stable Diffusion 1.x: the same share of any UNet."""
 
@@ -35,7 +35,7 @@ Place = tuple[slice, slice]
 
 @dataclass(frozen=True)
 class Square:
-    """Where the four cells are: row and column of each, 0 or 1.
+    """The places of the four cells: row and column of each, 0 or 1.
 
     Attributes:
         a: before, of the example.
@@ -53,7 +53,7 @@ class Square:
 
     @classmethod
     def of(cls, grid: Grid, ratio: float = 1.0) -> Square:
-        """The cells of a grid of one example; whatever cell is painted is B'.
+        """Return the cells of a grid of one example; the painted cell is B'.
 
         Raises:
             ValueError: if the grid has more or fewer examples than one.
@@ -65,23 +65,23 @@ class Square:
         return cls(*(grid.place(*cell) for cell in cells), ratio=ratio)
 
     def shape(self, tokens: int) -> tuple[int, int]:
-        """Rows and columns of a map of so many tokens."""
+        """Return the rows and columns of a map of this many tokens."""
         rows = round(math.sqrt(tokens * self.ratio))
         return rows, tokens // rows
 
     def place(self, cell: tuple[int, int], shape: tuple[int, int]) -> Place:
-        """The rows and columns of a cell on a map of that shape."""
+        """Return the rows and columns of a cell on a map of that shape."""
         height, width = shape[0] // 2, shape[1] // 2
         row, column = cell
         return slice(row * height, (row + 1) * height), slice(column * width, (column + 1) * width)
 
 
 def cloned(logits: Tensor, square: Square, strength: float) -> Tensor:
-    """Self-attention logits with what relates A and B laid over what relates A' and B'.
+    """Return self-attention logits where those between A and B replace those between A' and B'.
 
     Args:
         logits: (heads, tokens, tokens), queries first, already divided by the root of the head's size.
-        square: where the cells are.
+        square: places of the cells.
         strength: factor of what is cloned.
 
     Returns:
@@ -110,7 +110,7 @@ class ClonedSelfAttention:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        """Self-attention over tokens (B, N, C) with the cloned logits."""
+        """Apply self-attention over tokens (B, N, C) with the cloned logits."""
         projections: tuple[Any, ...] = (attn.to_q, attn.to_k, attn.to_v)
         query, key, value = (attn.head_to_batch_dim(layer(hidden_states)) for layer in projections)
         logits = query.float() @ key.float().transpose(1, 2) * attn.scale
@@ -121,7 +121,7 @@ class ClonedSelfAttention:
 
 
 def blocks(unet: UNet2DConditionModel) -> list[Any]:
-    """The transformer blocks in the order they are computed: down, middle, up, which is not that of their names."""
+    """Return the transformer blocks in the order of computation, down, middle, up, which their names do not follow."""
     stages = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
     spatial = [one for stage in stages for one in getattr(stage, "attentions", None) or ()]
     return [block for one in spatial for block in one.transformer_blocks]
@@ -143,14 +143,14 @@ class Analogist:
         self.square, self.strength, self.within = Square.of(grid, ratio), strength, within
 
     def chosen(self, unet: UNet2DConditionModel) -> list[Any]:
-        """The blocks that are patched."""
+        """Return the blocks that are patched."""
         listed = blocks(unet)
         first, last = (round(share * len(listed)) for share in self.within)
         return listed[first:last]
 
     @contextmanager
     def attach(self, components: Components, count: int) -> Iterator[None]:
-        """Patch the chosen blocks; they are as before afterwards."""
+        """Patch the chosen blocks; put them back on exit."""
         with ExitStack() as lasting:
             for block in self.chosen(components.unet):
                 lasting.callback(block.attn1.set_processor, block.attn1.processor)
@@ -162,15 +162,15 @@ class Analogist:
             yield
 
     def unet_kwargs(self, branch: Branch, step: Step) -> dict[str, Any]:
-        """Nothing: it acts within the UNet, on all branches alike."""
+        """Return nothing: the patched blocks act on all branches alike."""
         return {}
 
     def constrain(self, latents: Tensor, step: Step) -> Tensor:
-        """It asks nothing of the latents."""
+        """Return the latents unchanged."""
         return latents
 
     def _masked(self, layer: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
-        """What the prompt adds, (B, tokens, C), kept for the answer's cell alone."""
+        """Return what the prompt adds, (B, tokens, C), kept for the answer's cell alone."""
         attended = arguments[0]
         shape = self.square.shape(attended.shape[1])
         keep = attended.new_zeros(shape)

@@ -1,4 +1,4 @@
-"""Boxes: things stand where they are told (GLIGEN, Li et al., arXiv:2301.07093).
+"""Boxes: things placed at given positions (GLIGEN, Li et al., arXiv:2301.07093).
 
 Tokens of the boxed things are read by gated self-attention layers ("fusers") between self- and cross-attention. They do
 not depend on the step, so everything up to the layers' own projections of them is computed once a run.
@@ -83,18 +83,18 @@ class Boxes:
             self._objects = {}
 
     def unet_kwargs(self, branch: Branch, step: Step) -> dict[str, Any]:
-        """The things' tokens for every layer; nothing once the boxes' share of the steps is over."""
+        """Return the things' tokens for every layer; nothing once the boxes' share of the steps is over."""
         if not self._objects or not step.within(self.beta):
             return {}
         # The UNet calls its position net with what is in "gligen", and hands the layers what that gives.
         return {"cross_attention_kwargs": {"gligen": {"objects": self._objects[branch]}}}
 
     def constrain(self, latents: Tensor, step: Step) -> Tensor:
-        """Boxes ask nothing of the latents."""
+        """Return the latents unchanged."""
         return latents
 
     def _checked(self, components: Components, count: int) -> list[Sequence[Box]]:
-        """One box set for each picture, each of which this base can follow."""
+        """Return one box set for each picture, all of which this base can follow."""
         sets = [*self.sets] * (count if len(self.sets) == 1 else 1)
         if len(sets) != count and any(sets):
             raise RequestError(
@@ -108,7 +108,7 @@ class Boxes:
 
 
 def _refusal(components: Components, number: int, box: Box) -> tuple[str, str] | None:
-    """Why this base cannot follow a box, and what to do about it."""
+    """Return why this base cannot follow a box, and what to do about it; None if it can."""
     if not has_grounding(components.unet):
         return (
             f"{components.name} has no grounding.",
@@ -133,7 +133,7 @@ def _reads_pictures(components: Components) -> bool:
 
 
 def _given(components: Components, sets: Sequence[Sequence[Box]], learned: Mapping[str, str]) -> dict[str, Tensor]:
-    """What the position net reads, one row for each picture; boxes with the same phrase or picture share the work."""
+    """Return the inputs of the position net, one row for each picture; equal phrases or pictures are encoded once."""
     listed = [read_as([box.phrase for box in boxes], components.family, learned) for boxes in sets]
     embeddings, masks = _table(components, listed, phrase_embeddings)
     edges = torch.zeros(*masks.shape, 4)
@@ -142,10 +142,10 @@ def _given(components: Components, sets: Sequence[Sequence[Box]], learned: Mappi
             edges[row, place] = torch.tensor(box.box)
     arguments = grounding_input(embeddings, edges, masks)["gligen"]
     if _reads_pictures(components):
-        phrases, told = arguments.pop("positive_embeddings"), arguments["masks"]
+        phrases, masks = arguments.pop("positive_embeddings"), arguments["masks"]
         pictures, shown = _table(components, [[box.picture for box in boxes] for boxes in sets], picture_embeddings)
         shown_as = grounding_input(pictures, edges, shown)["gligen"]
-        arguments |= {"phrases_embeddings": phrases, "phrases_masks": told}
+        arguments |= {"phrases_embeddings": phrases, "phrases_masks": masks}
         arguments |= {"image_embeddings": shown_as["positive_embeddings"], "image_masks": shown_as["masks"]}
     return {name: tensor.to(components.device) for name, tensor in arguments.items()}
 
@@ -155,7 +155,7 @@ def _table(
     listed: Sequence[Sequence[str | None]],
     embed: Callable[[Components, Sequence[str]], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Embeddings (B, n, dim) of what is listed for each picture, and masks (B, n), 0 where nothing is."""
+    """Return embeddings (B, n, dim) of the entries of each picture, and masks (B, n), 0 where there is no entry."""
     different = sorted({one for row in listed for one in row if one is not None})
     embedded = dict(zip(different, embed(components, different) if different else (), strict=True))
     masks = torch.zeros(len(listed), max(len(row) for row in listed))
@@ -169,12 +169,12 @@ def _table(
 
 
 def _as_given(objects: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the position net does while the things' tokens are already known."""
+    """Return a forward for the position net that gives tokens computed before."""
     return objects
 
 
 def _fused(fuser: Any, name: str) -> Callable[[Tensor, Mapping[str, Tensor]], Tensor]:
-    """The layer (section 4.1, eq. 8), which looks the things' tokens up under its name.
+    """Return a forward for the gated layer (section 4.1, eq. 8) that looks up the things' tokens by its name.
 
     Visual tokens alone ask: the answers of the things' tokens would be thrown away.
     """
@@ -191,7 +191,7 @@ def _fused(fuser: Any, name: str) -> Callable[[Tensor, Mapping[str, Tensor]], Te
 
 @contextmanager
 def _instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Have a module do something else for as long as the `with` lasts."""
+    """Replace the forward of a module inside the `with`."""
     before = vars(module).get("forward")
     module.forward = forward
     try:

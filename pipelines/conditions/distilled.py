@@ -1,4 +1,4 @@
-"""Guidance that a UNet was distilled with (LCM and the like): told as an embedding, computed in one branch."""
+"""Guidance of a UNet that was distilled with it (LCM and the like): an embedding of the scale, in one branch."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 from torch import Tensor
 
-from pipelines import guidance as guiding
 from pipelines.condition import Branch, Step
+from pipelines.guidance import active, distilled_conditioning
 from pipelines.models.components import Components
 from pipelines.request.request import Guidance
 
 
 class DistilledGuidance:
-    """Tell the guidance scale to a UNet that reads it; ask nothing of others.
+    """The guidance scale for a UNet that takes it as an input; without effect on others.
 
     Such a UNet predicts at once what two branches would give together (Luo et al., arXiv:2310.04378, section 4.2), so
-    there is no negative branch. Where guidance is off it is told the scale 1.
+    there is no negative branch. Where guidance is off its scale is 1.
 
     Args:
         guidance: of the request.
@@ -26,22 +26,22 @@ class DistilledGuidance:
 
     def __init__(self, guidance: Guidance) -> None:
         self.guidance = guidance
-        self._told: dict[bool, dict[str, Tensor]] = {True: {}, False: {}}
+        self._conditioning: dict[bool, dict[str, Tensor]] = {True: {}, False: {}}
 
     @contextmanager
     def attach(self, components: Components, count: int) -> Iterator[None]:
         """Compute the embeddings of the scale and of 1, if the UNet reads them."""
         for on, scale in ((True, self.guidance.scale), (False, 1.0)):
-            self._told[on] = guiding.told(components, 1.0 if scale is None else scale, count)
+            self._conditioning[on] = distilled_conditioning(components, 1.0 if scale is None else scale, count)
         try:
             yield
         finally:
-            self._told = {True: {}, False: {}}
+            self._conditioning = {True: {}, False: {}}
 
     def unet_kwargs(self, branch: Branch, step: Step) -> dict[str, Any]:
-        """The embedding of the scale at this step."""
-        return self._told[guiding.active(self.guidance, step)]
+        """Return the embedding of the scale at this step."""
+        return self._conditioning[active(self.guidance, step)]
 
     def constrain(self, latents: Tensor, step: Step) -> Tensor:
-        """Guidance asks nothing of the latents."""
+        """Return the latents unchanged."""
         return latents

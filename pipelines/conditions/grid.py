@@ -1,4 +1,4 @@
-"""Conditions of a batch of canvases: each row has its own picture and mask; rows may be arrangements of one question.
+"""Conditions for a batch of canvases: each row has its own picture and mask; rows may be layouts of one question.
 
 `pipelines.conditions.inpaint` paints on one picture of a person's and pastes the untouched part back; here only a cell
 is wanted of each canvas, so nothing is pasted.
@@ -22,7 +22,7 @@ from pipelines.request.request import Request
 
 
 class Canvases:
-    """What an inpainting UNet sees: the canvases without the cells that are to be painted.
+    """The canvases without the cells to be painted, as inputs of an inpainting UNet.
 
     Args:
         images: (B, 3, H, W) in [-1, 1].
@@ -39,7 +39,7 @@ class Canvases:
         self._clean: Tensor | None = None
 
     def sized(self, request: Request, components: Components) -> Request:
-        """The request at the size of the canvases."""
+        """Return the request at the size of the canvases."""
         return request.model_copy(update={"width": self.images.shape[-1], "height": self.images.shape[-2]})
 
     @contextmanager
@@ -69,7 +69,7 @@ class Canvases:
             self._seen, self._clean = {}, None
 
     def begin(self, noise: Tensor, scheduler: Any) -> tuple[Tensor, Tensor]:
-        """Start latents (B, C, h, w) and the timesteps left: all for strength 1, else the last `strength` of them."""
+        """Return start latents (B, C, h, w) and the timesteps left: all for strength 1, else its last share."""
         timesteps: Tensor = scheduler.timesteps
         kept = max(1, int(self.strength * len(timesteps) + 1e-9))
         if self._clean is None:
@@ -80,25 +80,25 @@ class Canvases:
         return scheduler.add_noise(self._clean, noise, timesteps[:1].expand(len(noise))), timesteps
 
     def unet_kwargs(self, branch: Branch, step: Step) -> dict[str, Any]:
-        """Mask and canvases."""
+        """Return the mask and the canvases."""
         return {CONCAT: self._seen[branch]}
 
     def constrain(self, latents: Tensor, step: Step) -> Tensor:
-        """The UNet knows what is around the cell."""
+        """Return the latents unchanged: the UNet takes the rest of the canvas as an input."""
         return latents
 
     def finish(self, pictures: list[Image.Image]) -> list[Image.Image]:
-        """As they are: the answer is cropped, the rest is not wanted."""
+        """Return the pictures as they are: only the answer is used, and it is cropped later."""
         return pictures
 
 
 def _encoded(components: Components, images: Tensor) -> Tensor:
-    """Latents (B, C, h, w): the mean, since what is shown needs no noise of its own."""
+    """Return latents (B, C, h, w) of pictures: the mean of the posterior, since inputs need no noise of their own."""
     return torch.cat([encode(components, part).mean for part in images.split(16)]).to(components.dtype)
 
 
 class Agreement:
-    """Rows that ask the same in several arrangements agree on the answer after every step.
+    """The average of the answers of rows that ask the same in several layouts, after every step.
 
     A step is linear in the prediction, and the answer starts alike in all rows: the mean of the answers is the answer
     of the mean prediction. Mirrored arrangements are averaged among themselves, because the latents of a mirrored
@@ -113,15 +113,15 @@ class Agreement:
 
     @contextmanager
     def attach(self, components: Components, count: int) -> Iterator[None]:
-        """There is nothing to prepare."""
+        """Prepare nothing."""
         yield
 
     def unet_kwargs(self, branch: Branch, step: Step) -> dict[str, Any]:
-        """Nothing."""
+        """Return nothing."""
         return {}
 
     def constrain(self, latents: Tensor, step: Step) -> Tensor:
-        """Latents (len(grids) * B, C, h, w) with the answers' cells of a question averaged."""
+        """Return latents (len(grids) * B, C, h, w) with the answers' cells of a question averaged."""
         parts = list(latents.chunk(len(self.grids)))
         for mirrored in (False, True):
             group = [index for index, grid in enumerate(self.grids) if grid.mirrored == mirrored]
@@ -134,6 +134,6 @@ class Agreement:
 
 
 def laid(grid: Grid, canvas: Tensor, answer: Tensor) -> Tensor:
-    """The canvas (B, C, H, W) with the answer (B, C, h, w) in its cell: what `Grid.crop` takes out, put back."""
+    """Return the canvas (B, C, H, W) with the answer (B, C, h, w) in its cell, the inverse of `Grid.crop`."""
     everywhere = grid.compose(answer[:, None, None].expand(-1, grid.pairs, 2, *answer.shape[1:]))
     return torch.where(grid.mask(*answer.shape[-2:]).bool().to(canvas.device), everywhere, canvas)

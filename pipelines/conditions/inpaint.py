@@ -1,4 +1,4 @@
-"""Inpainting: a part of a given picture is painted anew. Image-to-image is the same with no mask.
+"""Inpainting: a part of a given picture is generated anew. Image-to-image is the same without a mask.
 
 An inpainting UNet (9 channels: latents 4, mask 1, latents of the picture without what is to be repainted 4) sees the
 rest of the picture; under any other UNet the latents outside the mask are put back after every step, at the noise
@@ -31,13 +31,13 @@ from pipelines.masks.selection import selected
 from pipelines.models.components import Components, encode
 from pipelines.pictures.files import decoded, grey, laid_on, open_mask, upright_rgb
 from pipelines.pictures.tensors import fit, to_tensor
-from pipelines.request.inpaint import Inpaint as Settings
+from pipelines.request.inpaint import Inpaint
 from pipelines.request.request import Request
 
 
 @dataclass(frozen=True)
 class _Run:
-    """What a run needs.
+    """State of one run.
 
     Attributes:
         scheduler: of the run.
@@ -56,8 +56,8 @@ class _Run:
     region: tuple[int, int, int, int]
 
 
-class Inpaint:
-    """Repaint what a mask shows of a picture, or change the whole picture.
+class Inpainting:
+    """Repaints the masked part of a picture, or changes the whole picture.
 
     The result has the picture's own size if there is a mask, whatever size is generated at.
 
@@ -72,7 +72,7 @@ class Inpaint:
         padding: pixels of context around the mask then.
 
     Raises:
-        RequestError: if the mask is of another size, or asks for nothing.
+        RequestError: if the mask is of another size, or empty.
     """
 
     def __init__(
@@ -97,8 +97,8 @@ class Inpaint:
         self._run: _Run | None = None
 
     @classmethod
-    def asked(cls, settings: Settings, on_event: OnEvent = ignore) -> Inpaint:
-        """The condition of a request, its files read.
+    def asked(cls, settings: Inpaint, on_event: OnEvent = ignore) -> Inpainting:
+        """Return the condition of a request, its files read.
 
         Raises:
             RequestError: if a file is missing, or the mask does not suit the picture.
@@ -127,7 +127,7 @@ class Inpaint:
         return condition
 
     def sized(self, request: Request, components: Components) -> Request:
-        """The request with the size to generate at, where it leaves that open.
+        """Return the request with the size to generate at, where it leaves that open.
 
         That is the base's own size for the surroundings of a mask; else the picture's size if that suits the base, or
         the picture's proportions in the base's own number of pixels.
@@ -167,7 +167,7 @@ class Inpaint:
             self._components = self._run = None
 
     def begin(self, noise: Tensor, scheduler: Any) -> tuple[Tensor, Tensor]:
-        """Start latents (B, C, h, w) and the timesteps left: all for strength 1, else the last `strength` of them.
+        """Return start latents (B, C, h, w) and the timesteps left: all for strength 1, else its last share.
 
         Raises:
             RequestError: if the strength is less than one step, or the mask vanishes at the size of the run.
@@ -188,11 +188,11 @@ class Inpaint:
         return scheduler.add_noise(run.clean, noise, timesteps[:1].expand(len(noise))), timesteps
 
     def unet_kwargs(self, branch: Branch, step: Step) -> dict[str, Any]:
-        """What an inpainting UNet sees beside the latents, alike in every branch."""
+        """Return the additional inputs of an inpainting UNet, alike in every branch."""
         return {} if self._run is None or self._run.extra is None else {CONCAT: self._run.extra}
 
     def constrain(self, latents: Tensor, step: Step) -> Tensor:
-        """Under a UNet that does not know the picture, the latents outside the mask are the picture's."""
+        """Put the picture's latents back outside the mask, unless the UNet takes the picture as an input."""
         run = self._run
         if run is None or run.extra is not None or self.mask is None:
             return latents
@@ -202,7 +202,7 @@ class Inpaint:
         return (1 - run.cells) * known + run.cells * latents
 
     def finish(self, pictures: list[Image.Image]) -> list[Image.Image]:
-        """The given picture with what was repainted in it; where the mask is 0, to the bit."""
+        """Return the given picture with the repainted part in it; where the mask is 0 it is equal to the bit."""
         if self.mask is None or self._run is None:
             return pictures
         left, top, right, bottom = region = self._run.region
@@ -216,7 +216,7 @@ class Inpaint:
         return done
 
     def _prepared(self, noise: Tensor, scheduler: Any) -> _Run:
-        """The picture and the mask at the size of the run."""
+        """Return the picture and the mask at the size of the run."""
         components = self._components
         if components is None:
             raise ValueError("the condition is not attached")
@@ -242,7 +242,7 @@ class Inpaint:
         return _Run(scheduler, clean, noise, cells.to(noise), extra, region)
 
     def _cells(self, region: tuple[int, int, int, int], size: tuple[int, int], factor: int) -> Tensor:
-        """Latents to repaint, (1, 1, h, w) of 0 and 1: all with a pixel that is.
+        """Return the latents to repaint, (1, 1, h, w) of 0 and 1: all that contain a pixel to repaint.
 
         diffusers looks at the first pixel of each alone, so that thin strokes are lost and rims shine through.
         """

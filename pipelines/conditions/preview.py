@@ -1,4 +1,4 @@
-"""A condition that asks nothing of a picture: it only shows the first one on its way."""
+"""A condition that changes nothing: it shows previews of the first picture."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pipelines.pictures.tensors import to_pictures
 
 
 class Watch:
-    """Shows what the first picture is going to be, as far as it can be told, some times on the way to it.
+    """Previews of the first picture, estimated from the latents, at some of the steps.
 
     Args:
         on_event: receives a `Preview` each time.
-        times: how often, at most; spread evenly, never after the last step, when the picture itself comes.
+        times: most previews; spread evenly, never after the last step, when the picture itself comes.
     """
 
     def __init__(self, on_event: OnEvent, times: int = 5) -> None:
@@ -26,16 +26,16 @@ class Watch:
         self._components: Components | None = None
 
     def attach(self, components: Components, count: int) -> AbstractContextManager[None]:
-        """Remember what decodes."""
+        """Keep the autoencoder for the previews."""
         self._components = components
         return nullcontext()
 
     def unet_kwargs(self, branch: Branch, step: Step) -> dict[str, Any]:
-        """Nothing."""
+        """Return nothing."""
         return {}
 
     def constrain(self, latents: Tensor, step: Step) -> Tensor:
-        """The latents as they are."""
+        """Send a preview if one is due; return the latents unchanged."""
         done, every = step.index + 1, -(-step.count // (self.times + 1))
         if self._components is not None and done % every == 0 and done < step.count:
             self.on_event(Preview(done, to_pictures(decode(self._components, step.estimate()[:1]))[0]))

@@ -1,4 +1,4 @@
-"""Regions: the words of a boxed thing act in its box alone, so that things do not leak into one another.
+"""Regions: the words of a boxed thing act inside its box only, so that attributes do not leak between things.
 
 In every cross-attention, places outside a box do not see the words of its phrase in the prompt; all else is seen from
 everywhere. What the text encoder carried from those words into later ones stays visible.
@@ -25,7 +25,7 @@ _ARTICLE = ("a ", "an ", "the ")
 
 
 class Regions:
-    """Cross-attention kept to boxes in the conditional branch; the null form lets everything be seen.
+    """Cross-attention restricted to boxes in the conditional branch; the null form has no restriction.
 
     Args:
         boxes: each with a phrase that the prompt says; boxes of the same phrase share its words.
@@ -40,7 +40,7 @@ class Regions:
 
     @contextmanager
     def attach(self, components: Components, count: int) -> Iterator[None]:
-        """Find the phrases in the prompt, and draw the boxes on the grids of all levels of the UNet.
+        """Find the phrases in the prompt, and draw the boxes on the grids of all resolutions of the UNet.
 
         Raises:
             RequestError: if the prompt does not say a box's phrase.
@@ -71,11 +71,11 @@ class Regions:
             self._masks = {}
 
     def unet_kwargs(self, branch: Branch, step: Step) -> dict[str, Any]:
-        """What each place may not see, for each number of places there is in the UNet."""
+        """Return the attention masks for each number of positions in the UNet."""
         return {"cross_attention_kwargs": {"regions": self._masks[branch]}}
 
     def constrain(self, latents: Tensor, step: Step) -> Tensor:
-        """Regions ask nothing of the latents."""
+        """Return the latents unchanged."""
         return latents
 
 
@@ -131,7 +131,7 @@ def _occurrences(key: Sequence[int], ids: Sequence[int]) -> list[int]:
 
 
 def on_grid(box: tuple[float, float, float, float], width: int, height: int) -> Tensor:
-    """Cells (height, width) whose centres lie in a box, true; at least one row and one column of them."""
+    """Return the cells (height, width) whose centres lie in a box, as true; at least one row and one column of them."""
 
     def along(low: float, high: float, cells: int) -> Tensor:
         centres = (torch.arange(cells) + 0.5) / cells
@@ -145,7 +145,7 @@ def on_grid(box: tuple[float, float, float, float], width: int, height: int) -> 
 
 
 class _InRegions:
-    """An attention processor that hides words from places; self-attention is as before."""
+    """An attention processor that masks words at some positions; self-attention is as before."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor

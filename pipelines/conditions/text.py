@@ -18,10 +18,10 @@ class Text:
     """Cross-attention to the prompt; the null form is the negative prompt.
 
     Args:
-        prompt: what to show.
-        negative_prompt: what the unconditional branch sees; empty for the empty text.
-        size: width and height in pixels, which SDXL is told.
-        skip: how many of the last layers of the text encoders are left out beside those the family leaves out.
+        prompt: description of the picture.
+        negative_prompt: prompt of the unconditional branch; empty for the empty text.
+        size: width and height in pixels, an input of SDXL.
+        skip: number of last layers of the text encoders to leave out beside those the family leaves out.
         encode_empty: encode an empty negative prompt also where the base takes zeros for it.
     """
 
@@ -64,11 +64,11 @@ class Text:
             self._kwargs = {}
 
     def unet_kwargs(self, branch: Branch, step: Step) -> dict[str, Any]:
-        """The encoded prompt of the branch."""
+        """Return the encoded prompt of the branch."""
         return self._kwargs[branch]
 
     def constrain(self, latents: Tensor, step: Step) -> Tensor:
-        """Text asks nothing of the latents."""
+        """Return the latents unchanged."""
         return latents
 
 

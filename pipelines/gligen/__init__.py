@@ -1,1 +1,1 @@
-"""The gated layers of GLIGEN: what they read, and how a base is lent some."""
+"""The gated layers of GLIGEN: their inputs, and how they are attached to a base."""

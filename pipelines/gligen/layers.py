@@ -64,7 +64,7 @@ def with_adapter(components: Components, path: Path) -> Iterator[Components]:
 
 
 def _fuser(block: BasicTransformerBlock, width: int) -> nn.Module:
-    """A layer without numbers, with the heads of the block and the attention it uses."""
+    """Return a gated layer without weights, with the heads of the block and the attention it uses."""
     host: Any = block.attn1
     with torch.device("meta"):
         layer = GatedSelfAttentionDense(block.dim, width, host.heads, host.inner_dim // host.heads)
@@ -73,14 +73,14 @@ def _fuser(block: BasicTransformerBlock, width: int) -> nn.Module:
 
 
 def _position_net(tensors: Mapping[str, Tensor], width: int) -> nn.Module:
-    """What reads boxes, without numbers, of the kind the tensors are of."""
+    """Return a position net without weights, of the kind the tensors are of."""
     kind = "text-image" if "linears_image.0.weight" in tensors else "text-only"
     with torch.device("meta"):
         return GLIGENTextBoundingboxProjection(width, width, feature_type=kind)
 
 
 def _filled(layer: nn.Module, tensors: Mapping[str, Tensor], what: str, base: Components) -> nn.Module:
-    """The layer with its numbers, frozen, as precise as the base and where it is.
+    """Return the layer with its weights, frozen, in the precision and on the device of the base.
 
     Raises:
         ModelError: if they are not all there, or of another size.
@@ -96,7 +96,7 @@ def _filled(layer: nn.Module, tensors: Mapping[str, Tensor], what: str, base: Co
 
 @contextmanager
 def _instead(owner: nn.Module, name: str, module: nn.Module) -> Iterator[None]:
-    """Put a module into a place that was empty or taken, and the former one back."""
+    """Put a module into a place inside the `with`, and the former one back on exit."""
     before = getattr(owner, name, None)
     setattr(owner, name, module)
     try:

@@ -1,4 +1,4 @@
-"""Pictures as GLIGEN's layers for texts and pictures read them: where CLIP puts them among its texts.
+"""Pictures as inputs of GLIGEN's layers for texts and pictures: their CLIP embeddings, mapped among those of texts.
 
 A base whose gated layers read pictures brings what is needed in its folder: `image_encoder` (CLIP's picture tower with
 its projection), `image_project` (from the shared space back to that of texts before their projection) and the
@@ -28,7 +28,7 @@ LENGTH = 28.7
 
 @torch.no_grad()
 def picture_embeddings(components: Components, paths: Sequence[str]) -> Tensor:
-    """What the gated layers know pictures by, (n, dim) float32.
+    """Return the inputs of the gated layers for pictures, (n, dim) float32.
 
     A picture is padded to a square with white, so that CLIP's centre crop keeps all of the thing.
 

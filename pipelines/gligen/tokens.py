@@ -1,4 +1,4 @@
-"""Grounding: phrases and boxes as the gated self-attention layers of GLIGEN (Li et al., arXiv:2301.07093) read them.
+"""Grounding: phrases and boxes as inputs of the gated self-attention of GLIGEN (Li et al., arXiv:2301.07093).
 
 A picture has `SLOTS` places for things. A thing is the pooled text of its phrase beside the Fourier features of its
 box; a place without one holds two learned vectors instead, as the whole of the null form does. Places that are empty
@@ -36,12 +36,12 @@ FORM = "studio-grounding"
 
 
 def has_grounding(unet: nn.Module) -> bool:
-    """Whether a UNet has gated layers, trained or not."""
+    """Return whether a UNet has gated layers, trained or not."""
     return hasattr(unet, "position_net")
 
 
 def read_as(phrases: Sequence[str], family: str, learned: Mapping[str, str]) -> list[str]:
-    """The phrases of a picture's boxes as gated layers can read them, which were trained before words were learned.
+    """Return the phrases of a picture's boxes as the gated layers can read them, without learned words.
 
     Given the embedding of a learned word they put something else in its box, or nothing. A single one is told as a
     thing without a name: what goes there comes from the prompt. Several are told by what kind of thing each is, which
@@ -62,7 +62,7 @@ def read_as(phrases: Sequence[str], family: str, learned: Mapping[str, str]) -> 
 
 
 def phrase_embeddings(components: Components, phrases: Sequence[str]) -> Tensor:
-    """What the gated layers know a phrase by: the text encoder's last state at the end of the phrase.
+    """Return the inputs of the gated layers for phrases: the text encoder's last state at the phrase's end.
 
     It is the pooled output before any projection, of `CLIPTextModel`, taken at the first end token whatever the
     configuration says (old ones pool at the largest token, which a learned word would be). Words of several vectors
@@ -96,7 +96,7 @@ def phrase_embeddings(components: Components, phrases: Sequence[str]) -> Tensor:
 
 
 def grounding_input(embeddings: Tensor, boxes: Tensor, masks: Tensor) -> dict[str, Any]:
-    """`cross_attention_kwargs` of a UNet call, padded to `SLOTS` things a picture.
+    """Return `cross_attention_kwargs` of a UNet call, padded to `SLOTS` things a picture.
 
     Args:
         embeddings: (B, n, dim) of the phrases; the UNet's precision.
@@ -120,7 +120,7 @@ def grounding_input(embeddings: Tensor, boxes: Tensor, masks: Tensor) -> dict[st
 
 
 def gated_parameters(unet: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The named parameters of the gated layers."""
+    """Return the named parameters of the gated layers."""
     return ((name, parameter) for name, parameter in unet.named_parameters() if is_gated(name))
 
 
@@ -138,7 +138,7 @@ def save_adapter(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, 
 
 
 def load_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of an adapter file, and the strings of its header.
+    """Return the tensors of an adapter file, and the strings of its header.
 
     A whole gated UNet is read too: its other tensors are left out.
 

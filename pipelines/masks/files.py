@@ -29,7 +29,7 @@ def softened(mask: Image.Image, grow: int = 0, feather: int = 0) -> Image.Image:
 
 
 def require_mask(mask: Image.Image, image: Image.Image) -> None:
-    """See that a mask is one for this picture.
+    """Check that a mask fits this picture.
 
     Raises:
         RequestError: if it is of another size, or nothing in it is to be repainted.

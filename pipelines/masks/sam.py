@@ -47,7 +47,7 @@ class Sam:
 
     @torch.no_grad()
     def __call__(self, picture: Image.Image, selection: Selection) -> list[Guess]:
-        """Masks, best first. One click is ambiguous (whole, part, part of that) and gives three, anything more one.
+        """Return masks, best first. One click is ambiguous (whole, part, part of that) and gives three, others one.
 
         Args:
             picture: RGB.

@@ -36,7 +36,7 @@ EVERYWHERE = 0.9
 
 @dataclass(frozen=True)
 class Guess:
-    """A mask and how good it is thought to be.
+    """A mask with an estimate of its quality.
 
     Attributes:
         mask: grey, of the picture's size; white is what was pointed at.
@@ -48,11 +48,11 @@ class Guess:
 
 
 def selected(picture: Image.Image, selection: Selection) -> list[Guess]:
-    """What a person may have meant, likeliest first: one click is ambiguous, so what else it could mean follows.
+    """Return the masks a selection may stand for, likeliest first; one click is ambiguous and gives several.
 
     Args:
         picture: RGB.
-        selection: what was pointed at, and with which model to read it.
+        selection: click, box or strokes, and the model that reads them.
 
     Raises:
         RequestError: if nothing was pointed at.
@@ -73,7 +73,7 @@ def selected(picture: Image.Image, selection: Selection) -> list[Guess]:
 
 
 def brushed(size: tuple[int, int], strokes: tuple[Stroke, ...]) -> Image.Image:
-    """Strokes of a round brush as a mask."""
+    """Return strokes of a round brush as a mask."""
     mask = Image.new("L", size)
     draw = ImageDraw.Draw(mask)
     for stroke in strokes:
@@ -86,7 +86,7 @@ def brushed(size: tuple[int, int], strokes: tuple[Stroke, ...]) -> Image.Image:
 
 
 def foreground(picture: Image.Image) -> Mask:
-    """Pixels of things, (H, W): of another colour than most of the rim; half covered ones count by the larger half."""
+    """Return the pixels of things, (H, W): of another colour than most of the rim; mixed ones by their larger half."""
     away = _from_background(picture)
     visible = away > VISIBLE
     near_background = np.asarray(ndimage.binary_dilation(~visible), dtype=np.bool_)
@@ -100,7 +100,7 @@ def foreground(picture: Image.Image) -> Mask:
 
 
 def _from_background(picture: Image.Image) -> NDArray[np.float64]:
-    """Distance of every pixel from the background's colour in units of which `VISIBLE` are seen.
+    """Return the distance of every pixel from the background's colour, in units that are visible from `VISIBLE`.
 
     Where the rim itself varies, that much more is needed.
     """
@@ -112,7 +112,7 @@ def _from_background(picture: Image.Image) -> NDArray[np.float64]:
 
 
 def _meant(picture: Image.Image, selection: Selection) -> list[Mask]:
-    """Masks a selection may stand for, likeliest first; none is empty, none comes twice."""
+    """Return masks a selection may stand for, likeliest first; none is empty, none comes twice."""
     things = foreground(picture)
     allowed = np.ones_like(things)
     if selection.box is not None:
@@ -138,12 +138,12 @@ def _meant(picture: Image.Image, selection: Selection) -> list[Mask]:
 
 
 def _pixel(picture: Image.Image, click: tuple[float, float]) -> tuple[int, int]:
-    """Row and column of a place in fractions."""
+    """Return the row and column of a position in fractions."""
     return tuple(min(int(share * side), side - 1) for share, side in zip(click[::-1], picture.size[::-1], strict=True))  # pyright: ignore[reportReturnType]
 
 
 def _readings(things: Mask, segments: NDArray[np.int_], at: tuple[int, int]) -> tuple[Mask, Mask, Mask]:
-    """What a click may mean: the thing with what touches it, the thing to its necks, the part of one colour."""
+    """Return three masks for a click: the thing and what touches it, the thing to its necks, the part of one colour."""
     part = segments == segments[at]
     joined = np.asarray(label(things if things[at] else ~things))
     whole = joined == joined[at]
@@ -157,7 +157,7 @@ def _readings(things: Mask, segments: NDArray[np.int_], at: tuple[int, int]) -> 
 
 
 def _contrast(picture: Image.Image) -> NDArray[np.float64]:
-    """How much the colour changes around each pixel, (H, W), in CIELAB."""
+    """Return the change of colour around each pixel, (H, W), in CIELAB."""
     lab = rgb2lab(np.asarray(picture))
     return np.max(
         [ndimage.maximum_filter(c, 3) - ndimage.minimum_filter(c, 3) for c in np.moveaxis(lab, -1, 0)], axis=0
@@ -165,6 +165,6 @@ def _contrast(picture: Image.Image) -> NDArray[np.float64]:
 
 
 def _on_edges(contrast: NDArray[np.float64], mask: Mask) -> float:
-    """Share of a mask's outline along which the colour changes visibly."""
+    """Return the share of a mask's outline along which the colour changes visibly."""
     outline = mask & ~np.asarray(ndimage.binary_erosion(mask), dtype=np.bool_)
     return float((contrast[outline] > 2 * VISIBLE).mean()) if outline.any() else 0.0

@@ -46,14 +46,14 @@ class Clip:
 
     @torch.no_grad()
     def pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Unit vectors (N, D)."""
+        """Return unit vectors (N, D)."""
         pixels = self.processor(images=list(pictures), return_tensors="pt")["pixel_values"].to(self.model.device)
         seen: Any = self.model.get_image_features(pixel_values=pixels)
         return torch.nn.functional.normalize(seen.pooler_output, dim=-1)
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit vectors (N, D)."""
+        """Return unit vectors (N, D)."""
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
         tokens = {name: value.to(self.model.device) for name, value in tokens.items()}
         read: Any = self.model.get_text_features(**tokens)

@@ -1,4 +1,4 @@
-"""Drawn likeness: how much a picture looks like what it should show, measured on pixels and without a network.
+"""Drawn likeness: the similarity of a picture to the drawing it should show, on pixels and without a network.
 
 A judge that was trained to tell things apart is content with the right colours in the right place. Here the true
 drawing itself is laid over the picture, at the side and place that fit best, and the two are compared inside its shape
@@ -34,7 +34,7 @@ LEAST_SIDE = 12
 FAINT = 0.06
 """Difference from the background from which a thing in its colour is looked for: a grey wolf on grey."""
 REACH = 0.25
-"""How far from the middle of the thing the drawing may be centred, as a share of the thing's longer side."""
+"""Largest distance between the centres of the drawing and of the thing, as a share of the thing's longer side."""
 NEARBY = 2
 """Pixels by which side and place may move from the least squared error for a better SSIM."""
 LUMINANCE = (0.299, 0.587, 0.114)
@@ -60,13 +60,13 @@ class Sprite:
 
 @dataclass(frozen=True)
 class Likeness:
-    """How alike a picture and a drawing are.
+    """The similarity of a picture and a drawing.
 
     Attributes:
         likeness: SSIM of the luminance averaged inside the drawing's shape, at most 1; 0 where no thing was found.
         explained: share of the drawing's energy against the background that the picture explains: 1 at best, 0 for the
             bare background, negative for what is farther from the drawing than the background is.
-        box: where the drawing was laid, x0 y0 x1 y1 in fractions; None where no thing was found.
+        box: box of the drawing, x0 y0 x1 y1 in fractions; None where no thing was found.
     """
 
     likeness: float
@@ -196,7 +196,7 @@ def ssim(images: Tensor, others: Tensor) -> Tensor:
 
 
 def _smoothed(maps: Tensor) -> Tensor:
-    """Maps (..., H, W) under the Gaussian window."""
+    """Return maps (..., H, W) filtered with the Gaussian window."""
     reach = int(3.5 * WINDOW + 0.5)
     taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=maps.device) / WINDOW) ** 2)
     taps = taps / taps.sum()
@@ -211,7 +211,7 @@ def _smoothed(maps: Tensor) -> Tensor:
 
 
 def _refined(image: Tensor, others: Tensor, sprite: Sprite, place: _Place) -> _Place:
-    """The place near `place` with the best SSIM inside the shape; `others` is the picture with all else laid."""
+    """Return the place near `place` with the best SSIM inside the shape; `others` has all else drawn."""
     seen = luminance(image)[None]
     for _ in range(NEARBY):
         tried = [
@@ -231,14 +231,14 @@ def _refined(image: Tensor, others: Tensor, sprite: Sprite, place: _Place) -> _P
 
 
 def _composed(plain: Tensor, sprites: Sequence[Sprite], places: Sequence[_Place]) -> Tensor:
-    """The background with the sprites laid over it in turn."""
+    """Return the background with the sprites drawn over it in turn."""
     for place in places:
         plain, _ = _laid(plain, sprites[place.sprite], place)
     return plain
 
 
 def _laid(whole: Tensor, sprite: Sprite, place: _Place) -> tuple[Tensor, Tensor]:
-    """The picture with the sprite laid over it, and the sprite's shape (H, W) in it; what is beyond the rim is lost."""
+    """Return the picture with the sprite drawn over it, and the sprite's shape (H, W) in it, cut at the rim."""
     colours, opacity = sprite.at(place.side)
     height, width = whole.shape[1:]
     rows = slice(max(0, place.top), min(height, place.top + place.side))
@@ -256,7 +256,7 @@ def _laid(whole: Tensor, sprite: Sprite, place: _Place) -> tuple[Tensor, Tensor]
 
 
 def _assigned(difference: Tensor, ground: Tensor, sprites: Sequence[Sprite]) -> list[_Place]:
-    """The best place of each sprite, no two around one thing unless there are too few; those behind come first.
+    """Return the best place of each sprite, no two around one thing unless there are too few; rearmost first.
 
     Things are looked for twice, plainly and in the colour of their background, and the look that explains more counts.
     """
@@ -271,7 +271,7 @@ def _assigned(difference: Tensor, ground: Tensor, sprites: Sequence[Sprite]) -> 
 def _placed(
     difference: Tensor, ground: Tensor, sprites: Sequence[Sprite], boxes: Sequence[tuple[float, float, float, float]]
 ) -> list[_Place]:
-    """The best place of each sprite around boxes."""
+    """Return the best place of each sprite around boxes."""
     merged = len(boxes) < len(sprites)
     table = [
         [_best(difference, ground, sprite, index, box, merged) for box in boxes] for index, sprite in enumerate(sprites)
@@ -291,7 +291,7 @@ def _best(
     box: tuple[float, float, float, float],
     merged: bool,
 ) -> _Place:
-    """The side and place near a box at which the sprite leaves the least squared error (correlation, by FFT)."""
+    """Return the side and place near a box with the least squared error of the sprite (correlation, by FFT)."""
     height, width = difference.shape[1:]
     x0, x1, y0, y1 = box[0] * width, box[2] * width, box[1] * height, box[3] * height
     extent = max(x1 - x0, y1 - y0)

@@ -66,13 +66,13 @@ class Judge(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(2.66))  # CLIP's initial temperature, 1/0.07
 
     def embed_pictures(self, images: Tensor) -> Tensor:
-        """Unit vectors (B, D) of pictures (B, 3, H, W) in [-1, 1]; other sizes are resized to 64."""
+        """Return unit vectors (B, D) of pictures (B, 3, H, W) in [-1, 1]; other sizes are resized to 64."""
         if images.shape[-2:] != (INPUT, INPUT):
             images = F.interpolate(images, size=(INPUT, INPUT), mode="bilinear", antialias=True, align_corners=False)
         return F.normalize(self.pictures(images), dim=-1)
 
     def embed_texts(self, texts: list[str]) -> Tensor:
-        """Unit vectors (B, D) of captions."""
+        """Return unit vectors (B, D) of captions."""
         # Attention is causal and the vector is read at the end token, so padding to the longest changes nothing.
         ids = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt").input_ids
         return F.normalize(self.text(ids.to(self.log_scale.device)).text_embeds, dim=-1)

@@ -27,7 +27,7 @@ SIDE = 224
 
 @dataclass(frozen=True)
 class PictureEncoder:
-    """An image encoder with how its pictures are prepared.
+    """An image encoder with the preprocessing of its pictures.
 
     Attributes:
         model: of transformers; takes `pixel_values`.

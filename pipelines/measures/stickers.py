@@ -36,25 +36,25 @@ class Found:
 
     @property
     def centre(self) -> tuple[float, float]:
-        """Middle of the box."""
+        """Return the middle of the box."""
         return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
 
 
 def background(image: Tensor) -> Tensor:
-    """Colour (3,) of the rim of a picture (3, H, W): the median, so a thing at the rim does no harm."""
+    """Return the colour (3,) of the rim of a picture (3, H, W): the median, robust against a thing at the rim."""
     rim = torch.cat((image[:, 0], image[:, -1], image[:, :, 0], image[:, :, -1]), dim=1)
     return rim.median(dim=1).values
 
 
 def nearest_colour(image: Tensor, colours: dict[str, tuple[int, int, int]]) -> str:
-    """Name of the colour nearest to the background of a picture (3, H, W) in [-1, 1]."""
+    """Return the name of the colour nearest to the background of a picture (3, H, W) in [-1, 1]."""
     table = torch.tensor(list(colours.values()), dtype=torch.float32) / 127.5 - 1
     distance = (table - background(image)[None].cpu()).square().sum(1)
     return list(colours)[int(distance.argmin())]
 
 
 def detect(image: Tensor, foreground: float = FOREGROUND) -> list[Found]:
-    """Things in a picture (3, H, W) in [-1, 1], largest first: regions that differ from the background by so much.
+    """Return the things in a picture (3, H, W) in [-1, 1], largest first: regions that differ from the background.
 
     A region whose box lies mostly within that of a larger one is part of it: a stripe in the background colour may cut
     a thing in two.
@@ -88,14 +88,14 @@ def detect(image: Tensor, foreground: float = FOREGROUND) -> list[Found]:
 
 
 def _share_inside(box: Sequence[float], other: Sequence[float]) -> float:
-    """Share of the area of `box` that lies in `other`."""
+    """Return the share of the area of `box` that lies in `other`."""
     across = max(0.0, min(box[2], other[2]) - max(box[0], other[0]))
     down = max(0.0, min(box[3], other[3]) - max(box[1], other[1]))
     return across * down / ((box[2] - box[0]) * (box[3] - box[1]))
 
 
 def crop(image: Tensor, box: tuple[float, float, float, float]) -> Tensor:
-    """The square around a box with a margin, (3, 64, 64); beyond the rim the rim goes on."""
+    """Return the square around a box with a margin, (3, 64, 64), padded with the rim's pixels."""
     x0, y0, x1, y1 = box
     half = max((x1 - x0) * image.shape[2], (y1 - y0) * image.shape[1]) / 2 * MARGIN
     axis = torch.linspace(-1, 1, INPUT)
@@ -107,7 +107,7 @@ def crop(image: Tensor, box: tuple[float, float, float, float]) -> Tensor:
 
 @torch.no_grad()
 def name(judge: Judge, crops: Sequence[Tensor], names: Sequence[str]) -> list[str]:
-    """The judge's word for each crop, out of `names`."""
+    """Return the judge's word for each crop, out of `names`."""
     if not crops:
         return []
     texts = judge.embed_texts([f"{'an' if word[0] in 'aeiou' else 'a'} {word}" for word in names])
@@ -116,7 +116,7 @@ def name(judge: Judge, crops: Sequence[Tensor], names: Sequence[str]) -> list[st
 
 
 def holds(relation: str, first: Found, second: Found) -> bool:
-    """Whether a relation holds between two things, by their boxes.
+    """Return whether a relation holds between two things, by their boxes.
 
     Left/right and above/below compare middles and demand that the named direction is the larger difference.
     """
@@ -131,11 +131,11 @@ def holds(relation: str, first: Found, second: Found) -> bool:
 
 @torch.no_grad()
 def picture_similarity(judge: Judge, made: Tensor, real: Tensor) -> float:
-    """Mean cosine between all made and all real pictures (CLIP-I of the DreamBooth paper), in [-1, 1]."""
+    """Return the mean cosine between all made and all real pictures (CLIP-I of DreamBooth), in [-1, 1]."""
     return float((judge.embed_pictures(made) @ judge.embed_pictures(real).T).mean())
 
 
 @torch.no_grad()
 def text_alignment(judge: Judge, made: Tensor, prompts: Sequence[str]) -> float:
-    """Mean cosine between each picture and its prompt (CLIP-T), in [-1, 1]."""
+    """Return the mean cosine between each picture and its prompt (CLIP-T), in [-1, 1]."""
     return float((judge.embed_pictures(made) * judge.embed_texts(list(prompts))).sum(1).mean())

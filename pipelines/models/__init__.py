@@ -1,4 +1,4 @@
-"""Base models: how they are loaded, their text encoders, schedulers and UNets; and `pocket`, which is shipped."""
+"""Base models: loading, text encoders, schedulers and UNets; and `pocket`, which is shipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Components: the real diffusers and transformers objects of one base model, and how to load them.
+"""Components: the diffusers and transformers objects of one base model, and their loading.
 
 No wrapper and no globals: a `Components` is a frozen bundle, `dataclasses.replace` gives a variant of it. Stable
 Diffusion 1.x, 2.x and XL in the diffusers layout are read, single-file checkpoints are converted, and `"pocket"` is the
@@ -41,7 +41,7 @@ class Components:
         text_encoders: one, or two for SDXL (the second with a projection).
         tokenizers: one for each text encoder.
         scheduler_config: configuration every scheduler is built from.
-        name: what the person called it.
+        name: name the person gave.
         family: decides text encoding, defaults and compatibility.
         zero_empty: SDXL's rule that an empty negative prompt is all zeros rather than an encoded empty text.
         expansions: token id -> ids it stands for, for concepts of several vectors.
@@ -61,7 +61,7 @@ class Components:
 
     @property
     def device(self) -> torch.device:
-        """Where the UNet is."""
+        """The device of the UNet."""
         return next(self.unet.parameters()).device  # diffusers' own property walks over all modules each time
 
     @property
@@ -76,17 +76,17 @@ class Components:
 
     @property
     def multiple(self) -> int:
-        """What width and height of a picture in pixels must be a multiple of."""
+        """The number that width and height of a picture in pixels must be a multiple of."""
         return self.factor * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
 
     @property
     def distilled(self) -> bool:
-        """Whether the UNet was distilled with guidance and reads its scale (LCM)."""
+        """Return whether the UNet was distilled with guidance and takes its scale (LCM)."""
         return self.unet.config["time_cond_proj_dim"] is not None
 
     @property
     def defaults(self) -> Defaults:
-        """What a request that says nothing gets."""
+        """The settings of a request that gives none."""
         size = int(self.unet.config["sample_size"]) * self.factor
         if self.family == "pocket":
             return Defaults(size=size, scale=2.0, rescale=0.0, scheduler="ddim", steps=25, beta=1.0)
@@ -96,7 +96,7 @@ class Components:
         return Defaults(size=size, scale=5.0 if self.family == "sdxl" else 7.5, rescale=0.7 if zero_snr else 0.0)
 
     def modules(self) -> tuple[torch.nn.Module, ...]:
-        """All networks."""
+        """Return all networks."""
         return (self.unet, self.vae, *self.text_encoders)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Components:
@@ -107,12 +107,12 @@ class Components:
         return self
 
     def fingerprint(self) -> str:
-        """16 hex digits that tell base models apart, whatever their file layout or the precision they are used in."""
+        """Return 16 hex digits that identify a base model, whatever its file layout or the precision it is used in."""
         return self.identity or weights_identity(self)
 
 
 def word_table(encoder: torch.nn.Module) -> Any:
-    """The module that looks token ids up; its `weight` is (words, dim)."""
+    """Return the module that looks token ids up; its `weight` is (words, dim)."""
     return encoder.get_input_embeddings()  # pyright: ignore[reportCallIssue]
 
 
@@ -121,7 +121,7 @@ def word_table(encoder: torch.nn.Module) -> Any:
 
 @dataclass(frozen=True)
 class Posterior:
-    """What the autoencoder knows of a picture: scaled latents are mean + std * noise.
+    """The autoencoder's distribution for a picture: scaled latents are mean + std * noise.
 
     Attributes:
         mean: (B, C, h, w), already scaled.
@@ -132,7 +132,7 @@ class Posterior:
     std: Tensor
 
     def sample(self, generator: torch.Generator | None) -> Tensor:
-        """Scaled latents; draws noise even where the spread is zero, so that all autoencoders use chance alike."""
+        """Return scaled latents; draws noise even where std is zero, so that any base advances the generator alike."""
         noise = torch.randn(self.mean.shape, generator=generator, dtype=torch.float32)
         return self.mean + self.std * noise.to(self.mean)
 
@@ -162,7 +162,7 @@ def decode(components: Components, latents: Tensor) -> Tensor:
 
 @contextmanager
 def saving_memory(components: Components, tiling: bool, slicing: bool) -> Iterator[None]:
-    """Let the autoencoder work in tiles, or on one picture at a time, while the `with` lasts."""
+    """Let the autoencoder work in tiles, or on one picture at a time, inside the `with`."""
     vae: Any = components.vae
     before = vae.use_tiling, vae.use_slicing
     vae.use_tiling, vae.use_slicing = before[0] or tiling, before[1] or slicing
@@ -174,7 +174,7 @@ def saving_memory(components: Components, tiling: bool, slicing: bool) -> Iterat
 
 @contextmanager
 def _wide_enough(vae: AutoencoderKL | AutoencoderTiny) -> Iterator[None]:
-    """SDXL's autoencoder overflows in float16 and says so in its configuration: float32 for as long as it is used."""
+    """Use SDXL's autoencoder in float32 inside the `with` where its configuration says that float16 overflows."""
     dtype = vae.dtype
     upcast = dtype == torch.float16 and bool(vae.config["force_upcast"])
     if upcast:
@@ -202,7 +202,7 @@ def load(
 
     Args:
         base: "pocket", a folder in the diffusers layout, a single-file `.safetensors` checkpoint, or a hub id.
-        device: where to.
+        device: target device.
         dtype: precision; always the one asked for, whatever the files hold.
         attention: implementation used in the UNet.
         download: whether a hub id may be fetched from the network; otherwise only an earlier download is used.
@@ -231,7 +231,7 @@ def load(
 
 
 def _is(path: Path, kind: Callable[[Path], bool]) -> bool:
-    """`path.is_dir()` or `is_file()`, also for names no file system takes."""
+    """Return `path.is_dir()` or `is_file()`, false for names that no file system takes."""
     try:
         return kind(path)
     except OSError:
@@ -240,7 +240,7 @@ def _is(path: Path, kind: Callable[[Path], bool]) -> bool:
 
 @contextmanager
 def _without_progress_bars() -> Iterator[None]:
-    """Loading takes a moment; transformers' bars for it would only clutter the terminal."""
+    """Hide transformers' progress bars while a model loads."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -317,7 +317,7 @@ def _from_folder(path: Path, name: str) -> Components:
 
 
 def _part(folder: Path, kind: str, what: str) -> Any:
-    """One part, in float32 whatever its files hold: safetensors alone, fp16 files if those are all there are."""
+    """Load one part in float32 whatever its files hold: safetensors only, fp16 files if there are no others."""
     if kind not in _KINDS:
         raise ModelError(f"The {what} is a {kind}, which is not supported.", "Use Stable Diffusion 1.x, 2.x or XL.")
     if kind.startswith("CLIPTokenizer"):
@@ -351,7 +351,7 @@ def _bundle(parts: dict[str, Any], config: Mapping[str, Any], name: str, zero_em
 
 
 def from_pipeline(pipeline: Any, name: str) -> Components:
-    """The parts of a loaded Stable Diffusion (1.x, 2.x, XL) pipeline; they are shared, not copied."""
+    """Return the parts of a loaded Stable Diffusion (1.x, 2.x, XL) pipeline; they are shared, not copied."""
     names = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
     parts = {part: getattr(pipeline, part) for part in names if getattr(pipeline, part, None) is not None}
     zero = bool(pipeline.config.get("force_zeros_for_empty_prompt", False))
@@ -359,7 +359,7 @@ def from_pipeline(pipeline: Any, name: str) -> Components:
 
 
 def _given(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a scheduler that its file gives; what its class added are no settings of the base.
+    """Return the settings of a scheduler that its file gives, without those that its class added.
 
     A sampler of another class has defaults of its own (`timestep_spacing`, say), as `from_config` of diffusers has it.
     """

@@ -1,4 +1,4 @@
-"""Configurations of a base's parts, looked at before anything is built from them: they come with files of strangers."""
+"""Limits for configurations of a base's parts, checked before anything is built: they come with files of strangers."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ UNREADABLE = (
     SafetensorError,
     StrictDataclassError,
 )
-"""What loading a part raises if its configuration or weights are not what they should be."""
+"""Errors of loading a part with an invalid configuration or invalid weights."""
 
 
 def require_buildable(folder: Path, what: str) -> None:
-    """Refuse a part whose configuration asks for absurdly many layers, which would be built for minutes.
+    """Refuse a part whose configuration asks for absurdly many layers, which would take minutes to build.
 
     Args:
         folder: of the part; without a `config.json` nothing is refused.
@@ -54,7 +54,7 @@ def require_buildable(folder: Path, what: str) -> None:
 
 
 def _counts(name: str, value: Any) -> Iterator[tuple[str, int]]:
-    """How often things are repeated: numbers whose names speak of layers, and lengths of lists."""
+    """Return the numbers of repetitions: numbers whose names speak of layers, and lengths of lists."""
     if isinstance(value, dict):
         for inner, one in value.items():
             yield from _counts(str(inner), one)

@@ -1,4 +1,4 @@
-"""What tells base models apart: a fingerprint of their weights, whatever their files look like. Needs no torch."""
+"""The identity of a base model: a fingerprint of its weights, whatever its file layout. Needs no torch."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ What was learned on that base names it so.
 """
 
 SAMPLE, WORDS = 64, 65536
-"""How many numbers of each weight, and of the table of words, are looked at."""
+"""Sampled values of each weight, and of the table of words."""
 
 Weight = tuple[str, tuple[int, ...], bytes]
 """Name, shape, and the first `SAMPLE` numbers as float16."""
 
 
 def is_gated(name: str) -> bool:
-    """Whether a parameter of a UNet belongs to its gated layers or to what reads boxes for them."""
+    """Return whether a parameter of a UNet belongs to its gated layers or to their position net."""
     return ".fuser." in name or name.startswith("position_net.")
 
 
 def identity(family: str, networks: Iterable[Iterable[Weight]], words: Iterable[bytes]) -> str:
-    """16 hex digits for a base.
+    """Return 16 hex digits for a base.
 
     The gated layers are left out: a base that is given boxes is the same base to all that was learned on it.
 
@@ -49,7 +49,7 @@ def identity(family: str, networks: Iterable[Iterable[Weight]], words: Iterable[
 
 
 def weights_identity(components: Components) -> str:
-    """Hash of a sample of every weight as float16, so that an fp16 copy of a base counts as that base.
+    """Return a hash of a sample of every weight as float16, so that an fp16 copy counts as the same base.
 
     To be taken before the weights are cast to bfloat16, which loses digits: `load` does.
     """
@@ -62,5 +62,5 @@ def weights_identity(components: Components) -> str:
 
 
 def _start(tensor: Any, count: int) -> bytes:
-    """The first numbers of a tensor as float16."""
+    """Return the first numbers of a tensor as float16."""
     return tensor.detach().flatten()[:count].half().cpu().numpy().tobytes()

@@ -30,13 +30,13 @@ CHANNELS = 9
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def repaints(components: Components) -> bool:
-    """Whether the UNet in place is one of 9 channels already."""
+def has_inpainting_unet(components: Components) -> bool:
+    """Return whether the UNet in place has 9 channels already."""
     return int(components.unet.config["in_channels"]) == CHANNELS
 
 
 def inpainting_components(components: Components, source: str | Path | None = None) -> Components:
-    """The base with a 9-channel UNet in place of its own, on the same device and in the same precision.
+    """Return the base with a 9-channel UNet in place of its own, same device, same precision.
 
     A base whose UNet has 9 channels is given back as it is.
 
@@ -47,7 +47,7 @@ def inpainting_components(components: Components, source: str | Path | None = No
     Raises:
         ModelError: if there is none, or it is none for this base; says how to get one.
     """
-    if source is None and repaints(components):
+    if source is None and has_inpainting_unet(components):
         return components
     folder = found(components, source)
     if folder is None:
@@ -74,7 +74,7 @@ NEXT = (
 
 
 def found(components: Components, source: str | Path | None = None) -> Path | None:
-    """Folder of the inpainting UNet `inpainting_components` would read, or None."""
+    """Return the folder of the inpainting UNet that `inpainting_components` would read, or None."""
     place = Path(source) if source is not None else POCKET if components.name == "pocket" else Path(components.name)
     for folder in (place / FOLDER, place):
         if (folder / "config.json").is_file() and (folder / WEIGHTS).is_file():
@@ -82,8 +82,8 @@ def found(components: Components, source: str | Path | None = None) -> Path | No
     return None
 
 
-def painting(components: Components, asked: Inpaint | None, on_event: OnEvent = ignore) -> Components:
-    """The base as a request paints with it: with its inpainting UNet, if there is a mask and there is such a UNet.
+def with_inpainting_unet(components: Components, asked: Inpaint | None, on_event: OnEvent = ignore) -> Components:
+    """Return the base with its inpainting UNet if the request has a mask and there is such a UNet, else the base.
 
     Image-to-image goes with any UNet, and the base's own is the better one for it. Without an inpainting UNet the
     latents of the base's own are blended, and a note says how to get one.
@@ -91,7 +91,7 @@ def painting(components: Components, asked: Inpaint | None, on_event: OnEvent = 
     Raises:
         ModelError: if the UNet the request names is none for this base, or cannot be read.
     """
-    if asked is None or asked.whole or asked.unet == BLEND or (asked.unet is None and repaints(components)):
+    if asked is None or asked.whole or asked.unet == BLEND or (asked.unet is None and has_inpainting_unet(components)):
         return components
     if asked.unet is None and found(components) is None:
         said = f"{components.name} has no inpainting UNet, so its latents are blended."
@@ -101,7 +101,7 @@ def painting(components: Components, asked: Inpaint | None, on_event: OnEvent = 
 
 
 def _with_layers_of(base: UNet2DConditionModel, stored: dict[str, Tensor], folder: Path) -> UNet2DConditionModel:
-    """A UNet of 9 channels with the stored weights, and the base's own layers for boxes."""
+    """Return a UNet of 9 channels with the stored weights, and the base's own layers for boxes."""
     unet = widened_shape(base, base.config["attention_type"])
     weights = {name: tensor for name, tensor in base.state_dict().items() if is_gated(name)}
     try:
@@ -114,7 +114,7 @@ def _with_layers_of(base: UNet2DConditionModel, stored: dict[str, Tensor], folde
 
 
 def widened_shape(base: UNet2DConditionModel, attention_type: str = "default") -> UNet2DConditionModel:
-    """A UNet like the base with 9 channels, its weights still to be filled in."""
+    """Return a UNet like the base with 9 channels, its weights still to be filled in."""
     config = {key: value for key, value in dict(base.config).items() if not key.startswith("_")}
     unet: UNet2DConditionModel = UNet2DConditionModel.from_config(  # pyright: ignore[reportAssignmentType]
         config | {"in_channels": CHANNELS, "attention_type": attention_type}

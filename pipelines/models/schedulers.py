@@ -40,7 +40,7 @@ _SETTINGS: Mapping[Spacing, dict[str, Any]] = MappingProxyType(
 
 
 def build(name: Scheduler, config: Mapping[str, Any], steps: int, device: Any, spacing: Spacing = "own") -> Any:
-    """A scheduler with its timesteps set.
+    """Return a scheduler with its timesteps set.
 
     Args:
         name: which.
@@ -84,12 +84,12 @@ def build(name: Scheduler, config: Mapping[str, Any], steps: int, device: Any, s
 
 
 def step_options(scheduler: Any, generators: list[Any], eta: float = 0.0) -> dict[str, Any]:
-    """Arguments of this scheduler's `step` for explicit chance, as far as it takes any.
+    """Return arguments of this scheduler's `step` for explicit random numbers, where it takes any.
 
     Args:
         scheduler: whose.
         generators: one for each picture.
-        eta: how much noise is added.
+        eta: noise to add in each step.
 
     Raises:
         RequestError: if it adds none and is asked to.
@@ -102,11 +102,11 @@ def step_options(scheduler: Any, generators: list[Any], eta: float = 0.0) -> dic
 
 
 def estimate(scheduler: Any, stepped: Any, prediction: Tensor, sample: Tensor) -> Tensor:
-    """The finished latents (B, C, h, w) as one prediction has them: with x = alpha x0 + sigma noise, x0.
+    """Return the finished latents (B, C, h, w) of one prediction: with x = alpha x0 + sigma noise, x0.
 
     Args:
         scheduler: after its step.
-        stepped: what the step gave; most say their estimate there.
+        stepped: output of the step; most schedulers give their estimate there.
         prediction: (B, C, h, w) of the UNet, guidance done.
         sample: (B, C, h, w) latents before the step.
 

@@ -32,7 +32,7 @@ SHIPPED = Path(__file__).parent / "configurations"
 
 
 def family_of(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """The family of a checkpoint whose configuration is known here, by the shapes of its tensors.
+    """Return the family of a checkpoint whose configuration is known here, by the shapes of its tensors.
 
     >>> family_of({FIRST: (320, 4, 3, 3), READER.format(1): (320, 768)})
     'sd1'
@@ -46,11 +46,11 @@ def family_of(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
 
 
 def written(family: str, folder: Path, channels: int, said: Mapping[str, str]) -> Path:
-    """Write the configuration of a family as diffusers reads it; gives the folder.
+    """Write the configuration of a family as diffusers reads it; return the folder.
 
     Args:
         family: sd1, sd2 or sdxl.
-        folder: where to.
+        folder: target folder.
         channels: that the UNet reads, 9 for inpainting.
         said: the header of the checkpoint. Nothing else tells whether a 2.x predicts velocities, as most do, or noise.
     """
@@ -80,7 +80,7 @@ def _merges() -> list[str]:
 
 
 def clip_vocabulary() -> dict[str, int]:
-    """The tokens of CLIP, which all of Stable Diffusion 1.x, 2.x and XL have, with their numbers.
+    """Return the tokens of CLIP, which all of Stable Diffusion 1.x, 2.x and XL have, with their numbers.
 
     Bytes, bytes that end a word, and what is merged of them, in this order.
     """
@@ -102,14 +102,14 @@ def _tokenizer(folder: Path, pad: str) -> None:
 
 
 def bytes_to_unicode() -> dict[int, str]:
-    """The letter that stands for each byte in byte-pair vocabularies of GPT-2 and CLIP: itself if it can be printed."""
+    """Return the letter for each byte in byte-pair vocabularies of GPT-2 and CLIP: itself if printable."""
     printed = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printed]
     return {byte: chr(byte) for byte in printed} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
 def _missing(pipeline: Any) -> list[str]:
-    """Tensors that the file did not give; the converter leaves those of text encoders without numbers."""
+    """Return the tensors that the file did not give; the converter leaves those of text encoders without values."""
     return [
         f"{part}.{name}"
         for part, network in pipeline.components.items()

@@ -26,7 +26,7 @@ COMMA_REACH = 20  # tokens before a chunk's end in which a comma is preferred as
 
 
 class _Fragments:
-    """Fragments of a prompt with their weights, and the brackets that are open."""
+    """Fragments of a prompt with their weights, and the open brackets."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -38,12 +38,12 @@ class _Fragments:
         self.weights.append(1.0)
 
     def close(self, bracket: str, factor: float) -> None:
-        """Weigh everything since the innermost open bracket of that kind."""
+        """Weight everything since the innermost open bracket of that kind."""
         for index in range(self.open[bracket].pop(), len(self.texts)):
             self.weights[index] *= factor
 
     def joined(self) -> list[tuple[str, float]]:
-        """Neighbours of equal weight as one."""
+        """Merge neighbours of equal weight."""
         pairs = zip(self.texts, self.weights, strict=True)
         grouped = groupby(pairs, key=lambda pair: pair[1])
         return [("".join(text for text, _ in group), weight) for weight, group in grouped] or [("", 1.0)]
@@ -76,7 +76,7 @@ def parse_weights(prompt: str) -> list[tuple[str, float]]:
 
 
 def lacks_a_side(prompt: str, token: str) -> bool:
-    """Whether the word of a relation stands somewhere with nothing before or nothing after it to relate.
+    """Return whether the word of a relation stands anywhere without a thing before it or after it.
 
     >>> lacks_a_side("a cat <r> a box", "<r>"), lacks_a_side("a photo of <r>", "<r>")
     (False, True)
@@ -107,7 +107,7 @@ class Encoded:
 def _chunks(
     components: Components, which: int, fragments: list[tuple[str, float]]
 ) -> list[tuple[list[int], list[float]]]:
-    """Token ids and weights of each window, without start and end."""
+    """Return token ids and weights of each window, without start and end."""
     tokenizer = components.tokenizers[which]
     room = tokenizer.model_max_length - 2
     ids: list[int] = []
@@ -131,7 +131,7 @@ def _chunks(
 
 
 def window_count(components: Components, prompts: list[str]) -> int:
-    """How many windows of text `encode_prompts` makes of each of these prompts."""
+    """Return the number of windows of text that `encode_prompts` makes of each of these prompts."""
     return max(
         len(_chunks(components, which, parse_weights(prompt)))
         for which in range(len(components.tokenizers))
@@ -140,7 +140,7 @@ def window_count(components: Components, prompts: list[str]) -> int:
 
 
 def prompt_ids(components: Components, prompt: str) -> tuple[list[int], list[int]]:
-    """Token ids of a prompt for the first text encoder, and the place of each in the encoded prompt."""
+    """Return token ids of a prompt for the first text encoder, and the position of each in the encoded prompt."""
     window = components.tokenizers[0].model_max_length
     ids: list[int] = []
     places: list[int] = []
@@ -158,7 +158,7 @@ def encode_prompts(components: Components, prompts: list[str], skip: int = 0) ->
     Args:
         components: the base.
         prompts: one or several.
-        skip: how many of the last layers of the text encoders are left out, as in `encode_ids`.
+        skip: number of last layers of the text encoders to leave out, as in `encode_ids`.
 
     Raises:
         RequestError: if they do not have so many.

@@ -1,4 +1,4 @@
-"""Picture files read as a person sees them: upright, in sRGB, 8 bits, without what stands beside the pixels. No torch.
+"""Picture files read as a viewer shows them: upright, in sRGB, 8 bits, without hidden data. No torch.
 
 Whatever else a file carries (text, camera data, thumbnails, profiles that are no profiles) is left unread, so that it
 can neither hinder nor harm. Of EXIF the orientation alone is used; a colour profile is applied if it can be.
@@ -22,7 +22,7 @@ from pipelines.pictures.png import PNG, PROFILE_LIMIT, pixels_alone
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
-"""What is read, by Pillow's names; others it knows would start programs (EPS) or are none of these by any name."""
+"""Kinds read, by Pillow's names; others it knows would start programs (EPS) or are none of these by any name."""
 
 PIXEL_LIMIT = 100_000_000
 """Largest picture that is decoded: a 100-megapixel camera; more is taken for a decompression bomb."""
@@ -37,7 +37,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What brings a picture upright, by the value of EXIF's orientation."""
+"""Operations that make a picture upright, by the value of EXIF's orientation."""
 
 DAMAGE = (
     OSError,
@@ -54,7 +54,7 @@ DAMAGE = (
     struct.error,
     zlib.error,
 )
-"""What Pillow raises at files that are damaged."""
+"""Errors of Pillow at damaged files."""
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -67,7 +67,7 @@ def open_picture(path: Path) -> Image.Image:
 
 
 def open_mask(path: Path) -> Image.Image:
-    """Read a mask as upright grey; what is transparent counts as black, since people paint white on nothing.
+    """Read a mask as upright grey; transparent counts as black, since people paint white on nothing.
 
     Raises:
         DataError: as `open_picture`.
@@ -76,17 +76,17 @@ def open_mask(path: Path) -> Image.Image:
 
 
 def grey(mask: Image.Image) -> Image.Image:
-    """A mask as a person sees it, in grey, on black where it is transparent."""
+    """Return a mask as a viewer shows it, in grey, on black where it is transparent."""
     return laid_on(seen(mask), "black").convert("L")
 
 
 def upright_rgb(picture: Image.Image) -> Image.Image:
-    """The picture as a person sees it, in RGB, on white where it is transparent."""
+    """Return the picture as a viewer shows it, in RGB, on white where it is transparent."""
     return laid_on(seen(picture), "white")
 
 
 def laid_on(picture: Image.Image, colour: str) -> Image.Image:
-    """RGB: the picture itself if it is opaque, else laid on a colour."""
+    """Return RGB: the picture itself if it is opaque, else on a background of a colour."""
     if picture.mode != "RGBA":
         return picture.convert("RGB")
     return Image.alpha_composite(Image.new("RGBA", picture.size, colour), picture).convert("RGB")
@@ -95,11 +95,11 @@ def laid_on(picture: Image.Image, colour: str) -> Image.Image:
 def decoded(
     source: Path | bytes, name: str, limit: int = PIXEL_LIMIT, formats: tuple[str, ...] = FORMATS
 ) -> Image.Image:
-    """Decode a picture: what `seen` gives of it.
+    """Decode a picture and return the result of `seen`.
 
     Args:
         source: the file, or its content.
-        name: what to call it in errors.
+        name: its name in errors.
         limit: most pixels that are decoded.
         formats: names of the formats that are taken.
 
@@ -133,7 +133,7 @@ def decoded(
 
 
 def seen(picture: Image.Image) -> Image.Image:
-    """A picture as a viewer shows it: upright, in sRGB; RGBA if it is transparent somewhere, else RGB.
+    """Return a picture as a viewer shows it: upright, in sRGB; RGBA if it is transparent somewhere, else RGB.
 
     Grey of 16 or 32 bits and real numbers keep their range: it is scaled to 8 bits, where Pillow would clip.
     """
@@ -163,7 +163,7 @@ def _seen(picture: Image.Image, turn: Image.Transpose | None) -> Image.Image:
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Grey of another depth, scaled: integers as of 16 bits, or 32 if any needs them; real numbers by their range."""
+    """Scale grey of another depth: integers as of 16 bits, or 32 if any needs them; floats by their range."""
     values = np.nan_to_num(np.asarray(picture).astype(np.float64), nan=0.0, posinf=np.inf, neginf=0.0)
     values = np.where(np.isinf(values), values[np.isfinite(values)].max(initial=1.0), values)
     most = values.max(initial=0)
@@ -175,7 +175,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 
 
 def _clear_level(picture: Image.Image) -> Image.Image | None:
-    """The transparency of a picture of many levels of grey of which one is clear."""
+    """Return the opacity of a grey picture of which one grey value is transparent; None without such a value."""
     level = picture.info.get("transparency")
     if not isinstance(level, int):
         return None
@@ -186,7 +186,7 @@ def _clear_level(picture: Image.Image) -> Image.Image | None:
 
 
 def _turn(exif: bytes | None, picture: Image.Image) -> Image.Transpose | None:
-    """What brings a picture upright; nothing if its EXIF cannot be read."""
+    """Return the operation that makes a picture upright; None if its EXIF cannot be read."""
     try:
         if exif is None:
             data = picture.getexif()
@@ -204,7 +204,7 @@ def _turn(exif: bytes | None, picture: Image.Image) -> Image.Transpose | None:
 
 
 def _in_srgb(picture: Image.Image, profile: Any) -> Image.Image:
-    """L, RGB or CMYK in the colours of its profile, as RGB in those of the screen; itself without one that fits."""
+    """Convert L, RGB or CMYK from its profile to sRGB; return the picture itself without a profile that fits."""
     if not isinstance(profile, bytes) or not profile or len(profile) > PROFILE_LIMIT:
         return picture
     transform = _transform(profile, picture.mode)
@@ -213,7 +213,7 @@ def _in_srgb(picture: Image.Image, profile: Any) -> Image.Image:
 
 @lru_cache(maxsize=16)
 def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """From a profile to sRGB; None if it is damaged, of other channels, or all but sRGB already.
+    """Return the transform from a profile to sRGB; None if it is damaged, of other channels, or nearly sRGB.
 
     The last so that pixels that mean what they say stay what they are, to the bit.
     """
@@ -235,7 +235,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 
 
 def _opened(source: Path | bytes) -> tuple[Any, bytes, bytes | None]:
-    """What Pillow is given to decode; of a PNG its pixels alone, its colour profile and its EXIF."""
+    """Return the bytes Pillow decodes; of a PNG its pixels alone, its colour profile and its EXIF."""
     if isinstance(source, Path):
         with source.open("rb") as stream:
             if stream.read(len(PNG)) != PNG:

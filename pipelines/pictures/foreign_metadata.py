@@ -1,4 +1,4 @@
-"""What pictures of AUTOMATIC1111, InvokeAI and ComfyUI say of how they were made, as fields of a request.
+"""Generation settings in pictures of AUTOMATIC1111, InvokeAI and ComfyUI, as fields of a request.
 
 Prompts, seed, steps, sampler, size and scale are taken; what else they tell and would change the picture (models, LoRA,
 upscaling) is named. Only JSON and plain text are parsed, of a limited length.
@@ -25,24 +25,24 @@ _NODES = frozenset(  # of ComfyUI, that are read or change nothing
     "CLIPSetLastLayer VAELoader".split()
 )
 NAMES, LETTERS = 20, 80
-"""So much of what is left out is named, and so long."""
+"""Most settings named as left out, and most letters of each."""
 
 Fields = dict[str, Any]
 """Fields of a `Request`."""
 
 
 class Told(NamedTuple):
-    """What a picture tells."""
+    """The settings found in a picture."""
 
     fields: Fields
     """Of a request."""
 
     left: tuple[str, ...]
-    """What is not taken and would change the picture, in words: `Model v1-5`."""
+    """Settings that are not used and would change the picture, in words: `Model v1-5`."""
 
 
 def read_fields(chunks: Mapping[str, Any]) -> Told | None:
-    """What the text chunks of a picture tell; None if they are of no program that is known.
+    """Read the settings in the text chunks of a picture; None if no known program wrote them.
 
     Args:
         chunks: name -> text of the picture's chunks.
@@ -64,7 +64,7 @@ def read_fields(chunks: Mapping[str, Any]) -> Told | None:
 
 
 def not_taken(name: str, left: Sequence[str]) -> str:
-    """Say what of a picture is not taken.
+    """Return a sentence about the settings of a picture that are not used.
 
     >>> not_taken("a.png", ["Model v1-5", "<lora:wolf:1>"])
     'Of a.png is not taken: Model v1-5, <lora:wolf:1>.'
@@ -73,7 +73,7 @@ def not_taken(name: str, left: Sequence[str]) -> str:
 
 
 def _sampled(sampler: str, spacing: str = "") -> tuple[Fields, list[str]]:
-    """Sampler and spacing by the names of other programs, and those that are left to the base."""
+    """Return sampler and spacing by the names of other programs, and the names that are unknown here."""
     known, wanted = sampler_of(sampler), spacing_of(spacing, sampler)
     left = [f"Sampler {sampler.strip()}"] if sampler.strip() and known is None else []
     spaced = able(known, wanted)
@@ -83,7 +83,7 @@ def _sampled(sampler: str, spacing: str = "") -> tuple[Fields, list[str]]:
 
 
 def _of_a1111(text: str) -> Told | None:
-    """The infotext: prompt, `Negative prompt: ...`, and a last line of `Name: value` pairs."""
+    """Read the infotext: prompt, `Negative prompt: ...`, and a last line of `Name: value` pairs."""
     *lines, last = text.strip().split("\n")
     pairs = dict(_PAIR.findall(last))
     if len(pairs) < 3 or "Steps" not in pairs:
@@ -128,7 +128,7 @@ def _of_invokeai(text: str) -> Told | None:
 
 
 def _of_comfyui(text: str) -> Told | None:
-    """The graph as it was sent: the sampler, what is wired to it, and the empty picture it starts from."""
+    """Read the graph as it was sent: the sampler, its inputs, and the empty picture it starts from."""
     graph = json.loads(text)
     nodes = [node for node in graph.values() if str(node.get("class_type", "")).startswith("KSampler")]
     if not nodes:
@@ -152,18 +152,18 @@ def _of_comfyui(text: str) -> Told | None:
 
 
 def _node(node: Mapping[str, Any]) -> str:
-    """A node in words: what it is, and the file it reads."""
+    """Return a node in words: its kind, and the file it reads."""
     named = [value for name, value in node.get("inputs", {}).items() if name.endswith("_name") and value]
     return " ".join([str(node.get("class_type", "")), *map(str, named)])
 
 
 def _inputs(graph: Mapping[str, Any], wire: Any) -> Mapping[str, Any]:
-    """The inputs of the node at the other end of a wire."""
+    """Return the inputs of the node at the other end of a wire."""
     return graph[str(wire[0])]["inputs"] if isinstance(wire, list) else {}
 
 
 def _text(graph: Mapping[str, Any], wire: Any, depth: int = 0) -> str:
-    """The text that reaches a wire, through nodes that pass conditioning on."""
+    """Return the text that reaches a wire, through nodes that pass conditioning on."""
     inputs = _inputs(graph, wire)
     text = inputs.get("text", inputs.get("text_g"))
     if isinstance(text, str):

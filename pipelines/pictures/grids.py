@@ -1,4 +1,4 @@
-"""The geometry of a visual prompt: example pairs and a query on one canvas, of which one cell is to be painted.
+"""The geometry of a visual prompt: example pairs and a query on one canvas, of which one cell is painted.
 
 Every cell keeps the model's own picture size, so the canvas is larger than it (two pairs of 64 px make 128 x 128), and
 cells touch: a gap would not fall on the grid of the latents. Pairs are always given in the same order, the examples
@@ -50,23 +50,23 @@ class Grid:
 
     @property
     def pairs(self) -> int:
-        """The examples and the query."""
+        """The number of pairs: the examples and the query."""
         return self.examples + 1
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Cells of the canvas as (rows, columns)."""
+        """The cells of the canvas as (rows, columns)."""
         return (2, self.pairs) if self.transposed else (self.pairs, 2)
 
     def place(self, pair: int, side: int) -> tuple[int, int]:
-        """Row and column of a cell on the canvas."""
+        """Return the row and column of a cell on the canvas."""
         pair %= self.pairs
         along = self.pairs - 1 - pair if self.reversed else pair
         across = 1 - side if self.swapped else side
         return (across, along) if self.transposed else (along, across)
 
     def compose(self, cells: Tensor) -> Tensor:
-        """The canvas of pairs.
+        """Return the canvas of pairs.
 
         Args:
             cells: (B, pairs, 2, C, h, w), the examples first and the query last, before and after. What the answer's
@@ -91,7 +91,7 @@ class Grid:
         return cells.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
     def mask(self, height: int, width: int) -> Tensor:
-        """Mask (1, 1, rows * height, columns * width) float32, 1 on the answer's cell.
+        """Return the mask (1, 1, rows * height, columns * width) float32, 1 on the answer's cell.
 
         Args:
             height: of a cell, in whatever unit the mask is wanted: pixels or latents.
@@ -103,7 +103,7 @@ class Grid:
         return mask
 
     def crop(self, canvas: Tensor) -> Tensor:
-        """The answer's cell (B, C, h, w) of a canvas of pixels or latents, as it would stand alone.
+        """Return the answer's cell (B, C, h, w) of a canvas of pixels or latents, in its own orientation.
 
         Raises:
             ValueError: if the canvas is not made of whole cells.
@@ -120,7 +120,7 @@ class Grid:
         return canvas[..., row * height : (row + 1) * height, column * width : (column + 1) * width]
 
     def arrangements(self) -> tuple[Grid, ...]:
-        """This grid and its seven others: rows reversed, columns swapped, cells mirrored; for averaging answers.
+        """Return this grid and its seven variants: rows reversed, columns swapped, cells mirrored; for averaging.
 
         Their answers stand in the same orientation once cropped. Transposing is left out: a model trained on rows
         reads columns as other pairs.

@@ -1,4 +1,4 @@
-"""What a picture carries: AUTOMATIC1111's `parameters` for other programs, and our JSON with the exact request.
+"""Metadata of a picture: AUTOMATIC1111's `parameters` for other programs, and our JSON with the exact request.
 
 The JSON is only ever parsed, never evaluated; its size is capped, because pictures come from anywhere.
 """
@@ -47,7 +47,7 @@ class Network(NamedTuple):
 
 @dataclass(frozen=True)
 class Made:
-    """How a picture was made.
+    """The settings a picture was made with.
 
     Attributes:
         request: the resolved request.
@@ -55,7 +55,7 @@ class Made:
         base: name or path of the base model.
         fingerprint: of that base.
         concepts: cards of the concepts used.
-        digests: what each of them had learned, `Concept.digest()`.
+        digests: digests of their contents, `Concept.digest()`.
         attention: implementation used.
         dtype: precision used.
         networks: files of the concepts as other programs name them; only written into the text for these.
@@ -73,7 +73,7 @@ class Made:
 
 
 def own_version() -> str:
-    """Version of this package, or "unknown" outside an installation."""
+    """Return the version of this package, or "unknown" outside an installation."""
     try:
         return version("promptstudio")
     except PackageNotFoundError:
@@ -86,7 +86,7 @@ def _quoted(value: object) -> str:
 
 
 def parameters(made: Made) -> str:
-    """The text AUTOMATIC1111 writes for a picture, so that other programs read the basics."""
+    """Return the text AUTOMATIC1111 writes for a picture, so that other programs read the basics."""
     request = made.request
     tags = [f"<lora:{one.name}:{one.strength:g}>" for one in made.networks if not one.word]
     lines = [" ".join([request.prompt, *(tag for tag in tags if tag not in request.prompt)])]
@@ -128,7 +128,7 @@ def parameters(made: Made) -> str:
 
 
 def save_png(picture: Image.Image, path: Path, made: Made) -> Path:
-    """Write the picture with its metadata; the file is either whole or not there."""
+    """Write the picture with its metadata; the file is either complete or absent."""
     info = PngInfo()
     info.add_itxt("parameters", parameters(made))
     own = {
@@ -151,7 +151,7 @@ def save_png(picture: Image.Image, path: Path, made: Made) -> Path:
 
 
 def read_foreign(path: Path) -> Told | None:
-    """What a picture of AUTOMATIC1111, InvokeAI or ComfyUI tells; None if it is no such picture."""
+    """Read the settings in a picture of AUTOMATIC1111, InvokeAI or ComfyUI; None if there are none."""
     try:
         chunks = texts(path)
     except OSError:
@@ -160,7 +160,7 @@ def read_foreign(path: Path) -> Told | None:
 
 
 def read_made(path: Path) -> Made:
-    """What a picture says about how it was made.
+    """Read the settings a picture was made with.
 
     Raises:
         RequestError: if it is no such picture, or its data are damaged or from a newer version.

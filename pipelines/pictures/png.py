@@ -1,4 +1,4 @@
-"""Chunks of PNG files: pixels without what stands beside them, and texts without the pixels. Needs no torch.
+"""Chunks of PNG files: pixels without metadata, and texts without the pixels. Needs no torch.
 
 Pillow reads texts and profile before the pixels, and gives up on all of it if one is damaged or large.
 """
@@ -16,7 +16,7 @@ TEXT_LIMIT = 32 << 20  # bytes of an unpacked text
 
 
 def chunks(content: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
-    """The chunks of a PNG: kind, data, and whether its sum is right; ends where the file does."""
+    """Return the chunks of a PNG: kind, data, and whether its checksum is right; stops where the file ends."""
     place = len(PNG)
     while place + 8 <= len(content):
         length, kind = struct.unpack_from(">I4s", content, place)
@@ -27,7 +27,7 @@ def chunks(content: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
 
 
 def pixels_alone(content: bytes) -> tuple[bytes, bytes, bytes]:
-    """A PNG without all that is not needed to decode it; its colour profile; its EXIF; each empty if there is none."""
+    """Return a PNG reduced to what decoding needs, its colour profile, and its EXIF; empty where there is none."""
     kept, profile, exif = [PNG], b"", b""
     for kind, data, sound in chunks(content):
         if kind == b"eXIf" and sound:
@@ -41,7 +41,7 @@ def pixels_alone(content: bytes) -> tuple[bytes, bytes, bytes]:
 
 
 def texts(source: Path | bytes) -> dict[str, str]:
-    """The texts of a PNG by their names; none of another file, and without those that are damaged or too long.
+    """Return the texts of a PNG by their names; none of another file, and without those that are damaged or too long.
 
     Raises:
         OSError: if the file cannot be read.
@@ -58,7 +58,7 @@ def texts(source: Path | bytes) -> dict[str, str]:
 
 
 def _text(kind: bytes, data: bytes) -> str | None:
-    """A text from what follows its name; None if it is damaged or too long."""
+    """Return the text of a chunk from the bytes after its name; None if it is damaged or too long."""
     if kind == b"tEXt":
         return data.decode("latin-1")
     if kind == b"zTXt":
@@ -73,7 +73,7 @@ def _text(kind: bytes, data: bytes) -> str | None:
 
 
 def _unpacked(data: bytes, limit: int) -> bytes | None:
-    """What was packed; None if it is damaged or longer than `limit`."""
+    """Return the unpacked bytes; None if they are damaged or longer than `limit`."""
     unpacking = zlib.decompressobj()
     try:
         plain = unpacking.decompress(data, limit + 1)

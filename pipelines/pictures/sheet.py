@@ -1,4 +1,4 @@
-"""Labelled contact sheets: rows of pictures with a caption, for looking rather than reading."""
+"""Labelled contact sheets: rows of pictures with a caption."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 class Sheet:
-    """Rows are added and laid out when the sheet is drawn.
+    """Rows of pictures, laid out when the sheet is drawn.
 
     Args:
         cell: side of a picture on the sheet, in pixels; small pictures are enlarged in whole steps.
@@ -35,11 +35,11 @@ class Sheet:
         self.rows.append((caption, list(pictures)))
 
     def head(self, captions: Sequence[str]) -> None:
-        """Say what the columns are; a caption that is repeated spans its columns, a long one wraps."""
+        """Set the captions of the columns; a caption that is repeated spans its columns, a long one wraps."""
         self.heads = list(captions)
 
     def draw(self) -> Image.Image:
-        """The sheet as a picture."""
+        """Return the sheet as a picture."""
         columns = max((len(pictures) for _, pictures in self.rows), default=0)
         width, font = self.label + columns * (self.cell + GAP) + GAP, ImageFont.load_default(TEXT)
         heads = self._heads(font)
@@ -63,7 +63,7 @@ class Sheet:
         return sheet
 
     def _heads(self, font: Font) -> list[tuple[int, list[str]]]:
-        """Left edge and lines of each caption of columns."""
+        """Return the left edge and the lines of each caption of columns."""
         pen, column = ImageDraw.Draw(Image.new("RGB", (1, 1))), 0
         found: list[tuple[int, list[str]]] = []
         for caption, same in groupby(self.heads):
@@ -96,7 +96,7 @@ def _sized(picture: Image.Image, cell: int) -> Image.Image:
 
 
 def _fitted(text: str, pen: ImageDraw.ImageDraw, font: Font, width: int, most: int) -> list[str]:
-    """At most so many lines that are no wider than the width, in pixels; what is cut ends in dots."""
+    """Return at most so many lines that fit the width in pixels; text that is cut ends in dots."""
     lines = _wrapped(text, pen, font, width)
     cut = len(lines) > most
     lines = lines[:most]

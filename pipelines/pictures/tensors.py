@@ -1,4 +1,4 @@
-"""Pictures as tensors and back; the only place that knows that networks see [-1, 1]. Files: `picture_files`."""
+"""Conversion between pictures and tensors; the only place that knows the range [-1, 1]. Files: `pictures.files`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def fit(picture: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
-    """RGB picture to (3, H, W) float32 in [-1, 1]."""
+    """Convert an RGB picture to (3, H, W) float32 in [-1, 1]."""
     array = np.asarray(picture.convert("RGB"), dtype=np.float32)
     return torch.from_numpy(array).permute(2, 0, 1).div(127.5).sub(1).contiguous()
 
 
 def to_pictures(images: Tensor) -> list[Image.Image]:
-    """(B, 3, H, W) in [-1, 1] to RGB pictures."""
+    """Convert (B, 3, H, W) in [-1, 1] to RGB pictures."""
     array = (images.float().cpu().clamp(-1, 1) + 1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(one) for one in array]

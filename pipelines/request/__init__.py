@@ -1,1 +1,1 @@
-"""What is asked of a picture: plain validated data. Nothing here needs torch."""
+"""The request: plain validated data. Nothing here needs torch."""

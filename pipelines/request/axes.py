@@ -31,7 +31,7 @@ Value = Annotated[str, Field(max_length=4000)] | bool | int | Annotated[float, F
 
 
 class Axis(Frozen):
-    """What is varied in one direction of a comparison."""
+    """The values of a setting that one direction of a comparison varies."""
 
     field: str = Field(min_length=1, max_length=200)
     """A field of the request, with dots into groups: guidance.scale, steps, scheduler, seed, prompt,
@@ -42,7 +42,7 @@ class Axis(Frozen):
     """One for each column or row; text is read as the field needs it."""
 
     def label(self, value: Value) -> str:
-        """What stands beside the pictures of a value.
+        """Return the label of a value.
 
         >>> Axis(field="guidance.scale", values=(2.5,)).label(2.5)
         'guidance scale 2.5'
@@ -53,7 +53,7 @@ class Axis(Frozen):
 
 
 def values_in(text: str) -> tuple[str, ...]:
-    """Values with commas between them, or with `|` where they hold commas themselves.
+    """Split values at commas, or at `|` where they contain commas themselves.
 
     >>> values_in("1, 2,4"), values_in("a fox, asleep|a cat")
     (('1', '2', '4'), ('a fox, asleep', 'a cat'))
@@ -63,7 +63,7 @@ def values_in(text: str) -> tuple[str, ...]:
 
 
 def axis_of(text: str) -> Axis:
-    """`steps=5,10,20` as an axis.
+    """Read `steps=5,10,20` as an axis.
 
     Raises:
         RequestError: if it is not of that form.
@@ -78,7 +78,7 @@ def axis_of(text: str) -> Axis:
 
 
 def axes_of(given: Sequence[Any]) -> tuple[Axis, ...]:
-    """Axes from untrusted data.
+    """Read axes from untrusted data.
 
     Raises:
         RequestError: with every problem found.
@@ -90,7 +90,7 @@ def axes_of(given: Sequence[Any]) -> tuple[Axis, ...]:
 
 
 def cells(request: Request, axes: Sequence[Axis]) -> tuple[tuple[Request, ...], ...]:
-    """The requests of a comparison: rows of columns. The first axis runs across, the second down.
+    """Return the requests of a comparison: rows of columns. The first axis runs across, the second down.
 
     All have the seed of the request, unless the seed is what is compared.
 
@@ -121,13 +121,13 @@ def cells(request: Request, axes: Sequence[Axis]) -> tuple[tuple[Request, ...], 
 
 
 def labels(axes: Sequence[Axis]) -> list[str]:
-    """What tells each cell from the others, row by row."""
+    """Return the label of each cell, the values it has of the axes, row by row."""
     across, *down = ([axis.label(value) for value in axis.values] for axis in axes)
     return [f"{column}, {row}" for row in down[0] for column in across] if down else across
 
 
 def comparable() -> list[str]:
-    """The fields that an axis may name, derived from `Request`; NAME stands for one of several."""
+    """Return the fields that an axis may name, derived from `Request`; NAME stands for one of several."""
     return [WORDS, *_leaves(Request, "")]
 
 
@@ -140,7 +140,7 @@ class _Place:
 
     Attributes:
         keys: names and positions that lead to it.
-        info: what is known of it.
+        info: its definition.
     """
 
     keys: tuple[str | int, ...]
@@ -148,7 +148,7 @@ class _Place:
 
 
 def _model(kind: Any) -> type[BaseModel] | None:
-    """The settings that a type is, or may be."""
+    """Return the settings class that a type is, or may be."""
     for one in (kind, *get_args(kind)):
         if isinstance(one, type) and issubclass(one, BaseModel):
             return one
@@ -156,17 +156,17 @@ def _model(kind: Any) -> type[BaseModel] | None:
 
 
 def _listed(info: FieldInfo) -> type[BaseModel] | None:
-    """The settings of which a field holds several."""
+    """Return the settings class of which a field holds several."""
     return _model(info.annotation) if get_origin(info.annotation) is tuple else None
 
 
 def _group(info: FieldInfo) -> type[BaseModel] | None:
-    """The settings group that a field is."""
+    """Return the settings group that a field is."""
     return None if _listed(info) else _model(info.annotation)
 
 
 def _why_not(path: str, info: FieldInfo) -> str:
-    """Why a field cannot be compared; empty if it can."""
+    """Return why a field cannot be compared; empty if it can."""
     if path == "count":
         return "is always 1 in a comparison"
     if any(isinstance(mark, FileOf) for mark in info.metadata):
@@ -175,7 +175,7 @@ def _why_not(path: str, info: FieldInfo) -> str:
 
 
 def _scalar(info: FieldInfo) -> Any:
-    """The type of a field's one value: a type, or a `Literal`; None if it holds several."""
+    """Return the type of a field's one value: a type, or a `Literal`; None if it holds several."""
     kind = info.annotation
     if get_origin(kind) is tuple:
         return None
@@ -195,7 +195,7 @@ def _leaves(kind: type[BaseModel], before: str) -> Iterator[str]:
 
 
 def _place(request: Request, path: str) -> _Place:
-    """Where an axis leads.
+    """Return the field that an axis names.
 
     Raises:
         RequestError: if nowhere.
@@ -232,13 +232,13 @@ def _place(request: Request, path: str) -> _Place:
 
 
 def _offer(path: str) -> str:
-    """Fields to compare instead: those that are called alike, or the most useful ones."""
+    """Return fields to compare instead: those with similar names, or the most useful ones."""
     near = get_close_matches(path, comparable(), 4, 0.6)
     return f"These can be: {', '.join(near or ('guidance.scale', 'steps', 'scheduler', 'seed', 'prompt', WORDS))}."
 
 
 def _index(name: str, several: Sequence[Any], which: str) -> int:
-    """Position of one of several concepts or boxes by its name, or by its number from 1."""
+    """Return the position of one of several concepts or boxes by its name, or by its number from 1."""
     if not several:
         raise RequestError(f"The request has no {name} to compare.", f"Give it {name}.")
     called = [_called(one) for one in several]
@@ -254,7 +254,7 @@ def _index(name: str, several: Sequence[Any], which: str) -> int:
 
 
 def _called(one: Any) -> str:
-    """What a concept or a box is called in the name of an axis."""
+    """Return the name of a concept or a box in the name of an axis."""
     if (source := getattr(one, "source", None)) is not None:
         return PurePath(source).name.removesuffix(".safetensors")
     return str(getattr(one, "phrase", ""))
@@ -267,7 +267,7 @@ _Setting = tuple[Axis, _Place | None, Value]
 
 
 def _cell(request: Request, settings: Sequence[_Setting]) -> Request:
-    """The request with a value of each axis; fields first, so that words are replaced in prompts that are compared."""
+    """Return the request with a value of each axis; fields first, so that words are replaced in compared prompts."""
     fields = request.model_dump(exclude_unset=True)
     for _, place, value in settings:
         if place is not None:
@@ -288,7 +288,7 @@ def _put(fields: Any, keys: Sequence[str | int], value: Value) -> None:
 
 
 def _reworded(fields: dict[str, Any], found: str, instead: str) -> dict[str, Any]:
-    """Prompts and phrases of boxes with other words.
+    """Return prompts and phrases of boxes with words replaced.
 
     Raises:
         RequestError: if no prompt has them, or one would become too long.
@@ -308,7 +308,7 @@ def _reworded(fields: dict[str, Any], found: str, instead: str) -> dict[str, Any
 
 
 def _replaced(text: str, found: str, instead: str) -> str:
-    """A text with other words, measured before it is made.
+    """Return a text with words replaced, its length checked before it is made.
 
     Raises:
         RequestError: if it would have more than `LETTERS`.
@@ -325,7 +325,7 @@ def _replaced(text: str, found: str, instead: str) -> str:
 
 
 def _refused(error: ValidationError, settings: Sequence[_Setting]) -> RequestError:
-    """What is wrong with a cell, blamed on the axes that made it so."""
+    """Return an error that names the axes with which a cell is invalid, and their ranges."""
     said = {one["loc"]: one["msg"] for one in error.errors()}
     for axis, place, value in settings:
         if place is not None and (why := said.get(place.keys)):
@@ -340,7 +340,7 @@ def _refused(error: ValidationError, settings: Sequence[_Setting]) -> RequestErr
 
 
 def allowed(info: FieldInfo) -> str:
-    """The range of a field in words.
+    """Return the range of a field in words.
 
     >>> allowed(Request.model_fields["steps"])
     'whole numbers from 1 to 1000'

@@ -31,19 +31,19 @@ _INKS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6
 
 
 def to_pixels(box: Edges, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Fractions to whole pixels (left, top, right, bottom) of a picture of `size` (width, height)."""
+    """Convert fractions to whole pixels (left, top, right, bottom) of a picture of `size` (width, height)."""
     (left, top, right, bottom), (width, height) = box, size
     return round(left * width), round(top * height), round(right * width), round(bottom * height)
 
 
 def from_pixels(box: Edges, size: tuple[int, int]) -> Edges:
-    """Pixels (left, top, right, bottom) to fractions."""
+    """Convert pixels (left, top, right, bottom) to fractions."""
     (left, top, right, bottom), (width, height) = box, size
     return left / width, top / height, right / width, bottom / height
 
 
 def checked(found: Iterable[Row], source: str) -> tuple[Box, ...]:
-    """Phrases and fractions from anywhere as boxes.
+    """Return phrases and fractions from untrusted data as boxes.
 
     Raises:
         RequestError: naming the source, and the box by its number and phrase.
@@ -56,7 +56,7 @@ def checked(found: Iterable[Row], source: str) -> tuple[Box, ...]:
 
 
 def one_box(phrase: str, edges: Sequence[float], where: str) -> Box:
-    """A box from a phrase and fractions.
+    """Return a box from a phrase and fractions.
 
     Raises:
         RequestError: if it cannot be one, naming where it is from.
@@ -120,7 +120,7 @@ def _write(path: Path, text: str) -> Path:
 
 
 def read_boxes(path: Path, picture: str | None = None) -> tuple[Box, ...]:
-    """Read boxes of one picture in any of the forms, which its name and content tell apart.
+    """Read boxes of one picture in any of the formats, recognised by name and content.
 
     Args:
         path: `.bbox`, `.txt` (YOLO, with `classes.txt` beside it or `data.yaml` in a folder around it) or `.json` (COCO
@@ -147,7 +147,7 @@ def read_boxes(path: Path, picture: str | None = None) -> tuple[Box, ...]:
 
 
 def rows_of(path: Path) -> list[Row]:
-    """The boxes of a `.bbox` or YOLO file as they stand there.
+    """Return the boxes of a `.bbox` or YOLO file as written there.
 
     Raises:
         RequestError: if it cannot be read.
@@ -165,7 +165,7 @@ def rows_of(path: Path) -> list[Row]:
 
 
 def coco_rows(path: Path, limit: int) -> Coco:
-    """The boxes of all pictures of a COCO file as they stand there, in fractions of the sizes it tells.
+    """Return the boxes of all pictures of a COCO file as written there, in fractions of the sizes in it.
 
     Raises:
         RequestError: if it cannot be read, or has more than `limit` bytes.
@@ -175,13 +175,13 @@ def coco_rows(path: Path, limit: int) -> Coco:
 
 
 def of_picture(name: str, listed: Coco) -> list[Row] | None:
-    """The boxes of a picture by its path in the folder, or by its name alone; None if it is not listed."""
+    """Return the boxes of a picture by its path in the folder, or by its name alone; None if it is not listed."""
     names = _meant(name, listed)
     return listed[names[0]] if len(names) == 1 else None
 
 
 def _meant(name: str, listed: Coco) -> list[str]:
-    """The names of a COCO file that a name means: the same, or the only ones of that name in other folders."""
+    """Return the names of a COCO file that fit a name: the same, or the only ones so called in other folders."""
     own = composed(name)
     whole = [one for one in listed if composed(one) == own]
     return whole or [one for one in listed if PurePath(composed(one)).name == PurePath(own).name]
@@ -189,7 +189,7 @@ def _meant(name: str, listed: Coco) -> list[str]:
 
 @contextmanager
 def _told(path: Path) -> Iterator[None]:
-    """Say in a sentence what is wrong with a file."""
+    """Turn errors inside the `with` into a sentence about the file."""
     try:
         yield
     except (
@@ -223,7 +223,7 @@ def _text(path: Path, limit: int = LIMIT) -> str:
 
 
 def _object(text: str) -> dict[str, Any]:
-    """A JSON object, as COCO's annotations and the form of pixels are."""
+    """Return a JSON object, the root of COCO's annotations and of the pixel format."""
     content = json.loads(text)
     if not isinstance(content, dict):
         raise ValueError("it is no JSON object with annotations or boxes in it")
@@ -231,7 +231,7 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def _from_coco(content: dict[str, Any]) -> Coco:
-    """`file_name` -> boxes of each picture, crowds left out."""
+    """Return `file_name` -> boxes of each picture, crowds left out."""
     images = {image["id"]: image for image in content["images"]}
     listed: Coco = {str(image["file_name"]): [] for image in images.values()}
     names = {category["id"]: category["name"] for category in content["categories"]}
@@ -253,12 +253,12 @@ def _from_listed(content: dict[str, Any]) -> list[Row]:
 
 
 def rounded(rows: Iterable[Row]) -> list[Row]:
-    """The same rows, edges that lie outside by what six digits or a pixel's rounding do put on the border."""
+    """Return the rows with edges that lie outside by a rounding of six digits or a pixel moved to the border."""
     return [(phrase, [snapped(edge, 1e-4) for edge in edges]) for phrase, edges in rows]
 
 
 def draw_boxes(picture: Image.Image, boxes: Sequence[Box]) -> Image.Image:
-    """A copy of a picture with boxes and phrases drawn over it; small pictures are enlarged in whole steps first."""
+    """Draw boxes and phrases on a copy of a picture; small pictures are enlarged in whole steps first."""
     times = max(1, -(-384 // max(picture.size)))
     canvas = picture.convert("RGB").resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(14)

@@ -1,4 +1,4 @@
-"""What a request says of a picture that is painted on: where, how much, how it joins. Importable without torch."""
+"""Settings of inpainting: the picture, the mask, the transition between them. Importable without torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipelines.request.settings import FileOf, Frozen
 
 
 def _numbers(given: object) -> object:
-    """`0.5,0.4` to its numbers; anything else is left to the validation."""
+    """Read `0.5,0.4` as numbers; anything else is left to the validation."""
     try:
         return tuple(float(number) for number in given.split(",")) if isinstance(given, str) else given
     except ValueError:
@@ -28,33 +28,33 @@ class Stroke(Frozen):
     """A stroke of a round brush."""
 
     points: tuple[Place, ...] = Field(min_length=1)
-    """Where it goes."""
+    """Points of the stroke."""
 
     width: float = Field(default=0.08, gt=0, le=1)
     """Width as a fraction of the picture's shorter side."""
 
 
 class Selection(Frozen):
-    """What was pointed at in a picture."""
+    """A click, a box or strokes in a picture."""
 
     clicks: tuple[Place, ...] = ()
-    """Places in what is meant."""
+    """Points inside the thing."""
 
     without: tuple[Place, ...] = ()
-    """Places in what is not meant."""
+    """Points outside the thing."""
 
     box: Area | None = None
-    """A box around what is meant."""
+    """A box around the thing."""
 
     strokes: tuple[Stroke, ...] = ()
-    """Strokes over what is meant."""
+    """Strokes over the thing."""
 
     sam: str | None = None
-    """Folder of a Segment Anything model that finds the outlines; without one, colours and edges do."""
+    """Folder of a Segment Anything model that finds the outlines; by default colours and edges decide."""
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was pointed at."""
+        """Return whether the selection is empty."""
         return not (self.clicks or self.box or self.strokes)
 
 
@@ -63,7 +63,7 @@ BLEND = "blend"
 
 
 class Inpaint(Frozen):
-    """A picture to repaint a part of, or, without a mask, to change as a whole (image-to-image)."""
+    """A picture of which a part is repainted or, without a mask, that is changed as a whole (image-to-image)."""
 
     image: Annotated[str, FileOf("picture")] = Field(min_length=1)
     """Path of the picture. Transparency is laid on white."""
@@ -73,21 +73,21 @@ class Inpaint(Frozen):
     other; transparent counts as black. None repaints everything."""
 
     click: Place | None = None
-    """A place in the thing that is repainted, in fractions such as 0.5,0.4, instead of a mask."""
+    """A point in the thing to repaint, in fractions such as 0.5,0.4, instead of a mask."""
 
     box: Area | None = None
     """Left, top, right and bottom edge of a box around the thing that is repainted, in fractions, instead of a mask."""
 
     sam: str | None = None
-    """Folder of a Segment Anything model that finds the outline of that thing; without one, colours and edges do."""
+    """Folder of a Segment Anything model that finds the outline of that thing; by default colours and edges decide."""
 
     unet: str | None = None
     """Folder of the inpainting UNet, or "blend" to do without and blend latents; by default that of the base, if it has
     one."""
 
     strength: float = Field(default=1.0, gt=0, le=1)
-    """How far to go from the picture: 1 starts from noise alone, less from the noised picture at that share of the
-    steps before the end (SDEdit, arXiv:2108.01073)."""
+    """Strength of the change: 1 starts from noise alone, less from the noised picture at that share of the steps
+    before the end (SDEdit, arXiv:2108.01073)."""
 
     grow: int = Field(default=0, ge=0, le=512)
     """Pixels by which the mask is widened."""
@@ -106,12 +106,12 @@ class Inpaint(Frozen):
 
     @property
     def whole(self) -> bool:
-        """Whether all of the picture is changed: image-to-image."""
+        """Return whether the whole picture is changed: image-to-image."""
         return self.mask is None and self.selection.empty
 
     @property
     def selection(self) -> Selection:
-        """What is pointed at."""
+        """The selection in the picture."""
         return Selection(clicks=() if self.click is None else (self.click,), box=self.box, sam=self.sam)
 
     @model_validator(mode="after")

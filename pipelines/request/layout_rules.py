@@ -1,4 +1,4 @@
-"""Planner: from a sentence to boxes, by rules. Importable without torch.
+"""Planner: boxes from a sentence, by rules. Importable without torch.
 
 Least-to-most: first the things and how many of each, then how they stand to one another, then boxes. It reads simple
 sentences like "two foxes to the left of a house and a tree on a blue background"; what comes of it can be changed.
@@ -15,7 +15,7 @@ from pipelines.errors import RequestError
 from pipelines.request.request import BOXES, Box
 
 Planner = Callable[[str], tuple[Box, ...]]
-"""What makes boxes of a sentence: `plan`, or a language model."""
+"""Type of planners, which make boxes of a sentence: `plan`, or a language model."""
 
 _NUMBERS = "one two three four five six seven eight nine ten eleven twelve".split()
 _COUNTS = {word: number for number, word in enumerate(_NUMBERS, 1)} | {"a pair of": 2, "a couple of": 2, "several": 3}
@@ -55,11 +55,11 @@ FILL = 0.86  # of its cell, that a thing takes: room between neighbours
 
 @dataclass(frozen=True)
 class Thing:
-    """Something named in a sentence.
+    """A thing named in a sentence.
 
     Attributes:
         name: without article and number, in the singular: "red fox".
-        count: how many of it.
+        count: number of copies.
         scale: its size beside the others', by words such as "small".
     """
 
@@ -69,7 +69,7 @@ class Thing:
 
 
 def singular(word: str) -> str:
-    """One of several: "foxes" to "fox"; words in angle brackets and those that are no plural stay as they are.
+    """Return the singular: "foxes" to "fox"; words in angle brackets and those that are no plural stay as they are.
 
     >>> [singular(word) for word in ("foxes", "cats", "wolves", "glass", "berries", "houses", "<my-cats>")]
     ['fox', 'cat', 'wolf', 'glass', 'berry', 'house', '<my-cats>']
@@ -116,7 +116,7 @@ Clause = list[tuple[Thing, int, int]]
 
 
 def understood(sentence: str) -> list[Clause]:
-    """The things of a sentence, in clauses that stand beside one another from left to right ("and", commas).
+    """Return the things of a sentence, in clauses that stand side by side from left to right ("and", commas).
 
     Raises:
         RequestError: if there is no thing, or a relation is none of those that are read.
@@ -139,7 +139,7 @@ def understood(sentence: str) -> list[Clause]:
 
 
 def _clause(clause: str) -> Clause:
-    """A chain of relations, "a left of b above c": each thing placed from the one before it."""
+    """Read a chain of relations, "a left of b above c": each thing placed from the one before it."""
     parts = _RELATION.split(f" {clause} ")
     column = row = 0
     placed = [(thing(parts[0]), 0, 0)]
@@ -153,7 +153,7 @@ def _clause(clause: str) -> Clause:
 
 
 def plan(sentence: str) -> tuple[Box, ...]:
-    """Boxes for the things of a sentence, by rules.
+    """Return boxes for the things of a sentence, by rules.
 
     >>> [(box.phrase, box.box) for box in plan("a fox left of a house")]
     [('fox', (0.035, 0.285, 0.465, 0.715)), ('house', (0.535, 0.285, 0.965, 0.715))]
@@ -182,18 +182,18 @@ def plan(sentence: str) -> tuple[Box, ...]:
 
 
 def _cells(needed: list[tuple[int, int]]) -> dict[int, int]:
-    """How many cells each column (or row) must have."""
+    """Return the number of cells each column (or row) needs."""
     return {place: max(cells for other, cells in needed if other == place) for place, _ in needed}
 
 
 def _shape(count: int) -> tuple[int, int]:
-    """Columns and rows for some copies of a thing."""
+    """Return columns and rows for a number of copies of a thing."""
     columns = count if count <= 3 else math.ceil(math.sqrt(count))
     return columns, math.ceil(count / columns)
 
 
 def _copies(one: Thing, cell: tuple[float, float, float, float]) -> list[Box]:
-    """Square boxes of all copies of a thing in a cell (left, top, width, height)."""
+    """Return square boxes of all copies of a thing in a cell (left, top, width, height)."""
     left, top, width, height = cell
     columns, rows = _shape(one.count)
     across, down = width / columns, height / rows

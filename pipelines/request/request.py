@@ -1,4 +1,4 @@
-"""The request: everything that decides a picture, as plain validated data.
+"""The request: all settings of a picture, as plain validated data.
 
 The same class is used in Python, on the command line, by REST, in the web form and in the metadata of the picture, so
 it must be importable without torch. Fields left at None mean "the base model's own default"; `Request.resolved`
@@ -33,11 +33,11 @@ class ConceptUse(Frozen):
     """Path of the concept file, or its name in the library."""
 
     strength: float = Field(default=1.0, ge=0, le=2)
-    """0 gives the word the concept started from, 1 what was learned, more exaggerates it."""
+    """Weight of the concept: 0 gives the word it started from, 1 what was learned, more exaggerates it."""
 
 
 def concept_use(text: str) -> dict[str, object]:
-    """`file.safetensors:0.8` to the fields of a `ConceptUse`."""
+    """Convert `file.safetensors:0.8` to the fields of a `ConceptUse`."""
     source, colon, strength = text.rpartition(":")
     try:
         return {"source": source, "strength": float(strength)} if colon and source else {"source": text}
@@ -49,7 +49,7 @@ class Guidance(Frozen):
     """Classifier-free guidance (Ho and Salimans, arXiv:2207.12598) and its corrections."""
 
     scale: float | None = Field(default=None, ge=0, le=50)
-    """How far to follow the prompt; 1 switches guidance off. The base's own by default."""
+    """Strength of the prompt; 1 switches guidance off. The base's own by default."""
 
     rescale: float | None = Field(default=None, ge=0, le=1)
     """Pull the guided prediction to the spread of the unguided one (arXiv:2305.08891, 3.4); 0.7 for zero-SNR models.
@@ -59,7 +59,7 @@ class Guidance(Frozen):
     """Share of the steps before which guidance is off (arXiv:2404.07724)."""
 
     stop: float = Field(default=1.0, ge=0, le=1)
-    """Share of the steps after which guidance is off; the same as `start` switches it off wholly."""
+    """Share of the steps after which guidance is off; equal to `start` it switches guidance off."""
 
     encode_empty: bool = False
     """Encode an empty negative prompt also where the base takes zeros for it (SDXL)."""
@@ -79,17 +79,17 @@ LARGEST_GRID = 16
 
 
 class ExamplePair(Frozen):
-    """What was done to a picture, as two pictures."""
+    """An example of a change: a picture before and after it."""
 
     before: Annotated[str, FileOf("picture")] = Field(min_length=1)
-    """Path of the picture as it was."""
+    """Path of the picture before the change."""
 
     after: Annotated[str, FileOf("picture")] = Field(min_length=1)
-    """Path of the picture as it became; of the same size."""
+    """Path of the picture after the change, of the same size."""
 
 
 class InContext(Frozen):
-    """A question asked in pictures: do to the query what was done in the examples (arXiv:2209.00647)."""
+    """A question asked in pictures: change the query as in the examples (arXiv:2209.00647)."""
 
     examples: tuple[ExamplePair, ...] = ()
     """Up to 16 pairs; all show the same change. None only if the prompt says what to do, in a learned word say."""
@@ -101,19 +101,19 @@ class InContext(Frozen):
     """grid for a model trained on grids, analogist for any inpainting model of Stable Diffusion (one example)."""
 
     direction: Literal["after", "before"] = "after"
-    """before undoes the change: the query is a picture as it became."""
+    """Direction of the change: "before" undoes it, and the query is a picture after it."""
 
     cell: Literal["bottom-right", "bottom-left", "top-right", "top-left"] = "bottom-right"
-    """Where the answer is painted; the query stands beside it."""
+    """Cell of the answer on the canvas; the query is beside it."""
 
     transposed: bool = False
-    """Pairs stand in columns instead of rows."""
+    """Arrange pairs in columns instead of rows."""
 
     ensemble: int = Field(default=1, ge=1, le=8)
-    """How many arrangements of the grid are averaged: rows reversed, columns swapped, both; then cells mirrored."""
+    """Number of arrangements of the grid to average: rows reversed, columns swapped, both; then cells mirrored."""
 
     cloning: float = Field(default=1.3, ge=0, le=10)
-    """Analogist: how much stronger than the original the cloned relation is."""
+    """Analogist: strength of the cloned attention, relative to the original."""
 
     strength: float = Field(default=0.98, gt=0, le=1)
     """Analogist: share of noise that the copy of the query in the answer's place starts with."""
@@ -145,10 +145,10 @@ Edges = tuple[float, float, float, float]
 
 
 class Box(Frozen):
-    """A thing and where it is to stand."""
+    """A thing and its box."""
 
     phrase: Composed = Field(min_length=1)
-    """What stands there, in words of the prompt; the word of a learned concept too."""
+    """The thing in the box, in words of the prompt; also the word of a learned concept."""
 
     box: Edges
     """Left, top, right and bottom edge, as fractions of the width and height from the top left corner."""
@@ -171,12 +171,12 @@ class Box(Frozen):
 
 
 def snapped(edge: float, reach: float = 1e-6) -> float:
-    """An edge that lies outside the picture by no more than an error of rounding, put on its border."""
+    """Return an edge, moved to the border if it lies outside by no more than a rounding error."""
     return min(max(edge, 0.0), 1.0) if -reach <= edge <= 1 + reach else edge
 
 
 def misplaced(box: Edges) -> str:
-    """What is wrong with a box of fractions, and what to do about it; empty if nothing is.
+    """Return what is wrong with a box of fractions, and what to do about it; empty if nothing is.
 
     >>> misplaced((0.5, 0.1, 0.2, 0.6))
     'has its right edge left of its left edge; give left, top, right, bottom'
@@ -201,7 +201,7 @@ _BOX = re.compile(r"(?P<phrase>.+):(?P<box>[^:@]*)(?:@(?P<picture>.+))?", re.DOT
 
 
 def box_use(text: str) -> dict[str, object]:
-    """`fox:0.1,0.2,0.5,0.6`, with `@reference.png` behind it if wanted, to the fields of a `Box`.
+    """Convert `fox:0.1,0.2,0.5,0.6`, with `@reference.png` behind it if wanted, to the fields of a `Box`.
 
     Raises:
         RequestError: if it is not of that form.
@@ -222,7 +222,7 @@ def box_use(text: str) -> dict[str, object]:
 
 
 class Grounding(Frozen):
-    """How boxes act (GLIGEN, Li et al., arXiv:2301.07093)."""
+    """The effect of boxes (GLIGEN, Li et al., arXiv:2301.07093)."""
 
     beta: float | None = Field(default=None, ge=0, le=1)
     """Share of the steps, from the first, in which boxes act (scheduled sampling, section 4.2): more keeps to the boxes
@@ -237,22 +237,22 @@ class Grounding(Frozen):
 
 
 class Request(Frozen):
-    """What to generate."""
+    """All settings of pictures to generate."""
 
     prompt: Composed
-    """What the picture shows. `(word:1.3)` weighs a word, any length is used whole."""
+    """Description of the picture, of any length. `(word:1.3)` weights a word."""
 
     negative_prompt: Composed = ""
-    """What to keep away from; works only while guidance is on."""
+    """Description of what to avoid; works only while guidance is on."""
 
     concepts: tuple[ConceptUse, ...] = Field(default=(), max_length=100)
     """Learned concepts whose tokens the prompts use."""
 
     boxes: tuple[Box, ...] = ()
-    """Things and where they are to stand."""
+    """Things and their boxes."""
 
     grounding: Grounding = Grounding()
-    """How the boxes act."""
+    """Settings of the boxes."""
     inpaint: Inpaint | None = None
     """A picture to repaint instead of an empty one."""
 
@@ -276,7 +276,7 @@ class Request(Frozen):
     """Noise that ddim adds in each step: 0 none, 1 as much as DDPM (arXiv:2010.02502, eq. 16)."""
 
     clip_skip: int = Field(default=1, ge=1, le=12)
-    """Which layer of the text encoders is read, from the end, for both prompts: 2 leaves the last one out. SDXL always
+    """Layer of the text encoders to read, from the end, for both prompts: 2 leaves the last one out. SDXL always
     leaves out one more."""
 
     vae_tiling: bool = False
@@ -295,7 +295,7 @@ class Request(Frozen):
     """Picture number i starts from the noise of seed + i."""
 
     count: int = Field(default=1, ge=1, le=256)
-    """How many pictures."""
+    """Number of pictures."""
 
     @model_validator(mode="after")
     def _asks_something(self) -> Self:
@@ -313,7 +313,7 @@ class Request(Frozen):
         return self
 
     def resolved(self, defaults: Defaults) -> Request:
-        """The same request with nothing left open."""
+        """Return the request with all fields decided."""
         beta = defaults.beta if self.grounding.beta is None else self.grounding.beta
         guidance = self.guidance.model_copy(
             update={
@@ -346,7 +346,7 @@ class Request(Frozen):
 
 
 class Defaults(Frozen):
-    """What a base model uses where a request says nothing."""
+    """The settings of a base model for requests that give none."""
 
     size: int
     """Side of its pictures in pixels."""
@@ -363,7 +363,7 @@ class Defaults(Frozen):
 
 
 def problems(error: ValidationError) -> str:
-    """All problems of a validation in one sentence: field, value, reason."""
+    """Return all problems of a validation in one sentence: field, value, reason."""
     listed = []
     for one in error.errors():
         place = one["loc"]

@@ -46,7 +46,7 @@ _KARRAS = (" karras", "_karras", "_k")
 
 
 def sampler_of(name: str) -> Scheduler | None:
-    """The sampler that another program calls so, in any capitals and whatever spacing is named behind it; or None.
+    """Return the sampler that another program calls so, whatever its case and the spacing behind it; or None.
 
     >>> sampler_of("DPM++ 2M Karras"), sampler_of("euler_ancestral"), sampler_of("PLMS")
     ('dpm++2m', 'euler-a', None)
@@ -59,7 +59,7 @@ def sampler_of(name: str) -> Scheduler | None:
 
 
 def spacing_of(name: str, sampler: str = "") -> str:
-    """The spacing that another program calls so, or names behind a sampler; "" is the usual one, others stay as named.
+    """Return the spacing that another program names, alone or behind a sampler; "" is the default, unknown ones stay.
 
     >>> spacing_of("SGM Uniform"), spacing_of("", "DPM++ 2M Karras"), spacing_of("normal"), spacing_of("Beta")
     ('sgm', 'karras', '', 'beta')
@@ -71,7 +71,7 @@ def spacing_of(name: str, sampler: str = "") -> str:
 
 
 def able(sampler: str | None, spacing: str) -> bool:
-    """Whether a sampler of ours can have a spacing of ours."""
+    """Return whether one of our samplers supports one of our spacings."""
     return any(sampler in samplers for name, samplers in SPACED.items() if name == spacing)
 
 

@@ -1,4 +1,4 @@
-"""What all settings are made of. Importable without torch."""
+"""Base classes of all settings. Importable without torch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pipelines.request.texts import flaw, texts
 
 @dataclass(frozen=True)
 class Encoded:
-    """Marks a field whose text is the content of a file, in base64: it has its own limit."""
+    """Marks a field whose text is the content of a file, in base64: it has a limit of its own."""
 
 
 class Sound(BaseModel):
-    """Base of everything that is read from outside: all its texts keep to the one rule of `pipelines.request.texts`."""
+    """Base of everything that is read from outside: all texts are checked by `pipelines.request.texts`."""
 
     @field_validator("*")
     @classmethod
@@ -40,7 +40,7 @@ class FileOf:
     """Marks a field whose text names a file: a path in Python and on the command line, an id by REST and on the page.
 
     Attributes:
-        kind: what file.
+        kind: kind of file.
     """
 
     kind: Literal["concept", "picture"]

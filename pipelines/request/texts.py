@@ -1,4 +1,4 @@
-"""What text may be, wherever it comes from: one rule for every setting, request, card and form."""
+"""Valid text, wherever it comes from: one rule for every setting, request, card and form."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def flaw(text: str) -> str:
 
 
 def readable(text: str) -> str:
-    """Return a text as it can be stored and sent: half characters become �."""
+    """Return a text that can be stored and sent: unpaired surrogates become �."""
     return _HALF.sub("\ufffd", text)
 
 
 def without_folders(text: str) -> str:
-    """Return a path from the root without its folders, which tell where somebody keeps things; other text as it is.
+    """Return an absolute path without its folders, which tell where somebody keeps things; other text as it is.
 
     >>> without_folders("/home/me/bases/twin"), without_folders("org/name")
     ('twin', 'org/name')
@@ -53,7 +53,7 @@ def without_folders(text: str) -> str:
 
 
 def without_paths(text: str) -> str:
-    """Return a sentence with the names of files in the place of their paths from the root.
+    """Return a sentence with absolute paths replaced by the names of their files.
 
     >>> without_paths("/srv/studio/concepts/x.safetensors is there already; GET /api/v1/concepts lists them.")
     'x.safetensors is there already; GET /api/v1/concepts lists them.'
@@ -62,7 +62,7 @@ def without_paths(text: str) -> str:
 
 
 def texts(value: Any) -> Iterator[str]:
-    """Every text inside a value: itself, or those of lists, and names and values of mappings, however deep."""
+    """Return every text inside a value: itself, or those of lists, and names and values of mappings, however deep."""
     left = [value]
     while left:
         one = left.pop()

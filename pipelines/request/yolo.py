@@ -1,4 +1,4 @@
-"""YOLO's files of boxes, and the lists that say what their numbers mean. Importable without torch.
+"""YOLO's files of boxes, and the lists that give their class names. Importable without torch.
 
 A label file has a line for each thing: the number of its class, then centre and size in fractions, or a polygon. Names
 of the classes stand in `classes.txt`, a name a line, or under `names` in `data.yaml`.
@@ -23,7 +23,7 @@ LIMIT = 1 << 20
 
 
 def holds_labels(text: str) -> bool:
-    """Whether a text is a label file that is not empty.
+    """Return whether a text is a label file that is not empty.
 
     >>> holds_labels("0 0.5 0.5 0.2 0.2"), holds_labels("4 wolves at sea"), holds_labels("")
     (True, False, False)
@@ -36,7 +36,7 @@ def holds_labels(text: str) -> bool:
 
 
 def class_names(label: Path) -> tuple[list[str], Path]:
-    """The names of the classes of a label file, and the file that tells them: the nearest, in its folder or around it.
+    """Return the class names of a label file, and the file they come from: the nearest in its folder or above.
 
     Raises:
         RequestError: if there is none, or it does not name them.
@@ -55,11 +55,11 @@ def class_names(label: Path) -> tuple[list[str], Path]:
 
 
 def rows(text: str, label: Path) -> list[tuple[str, Sequence[float]]]:
-    """Phrase and edges in fractions of each line; a confidence behind them is left out, of a polygon its box is taken.
+    """Return phrase and edges in fractions of each line; a confidence is left out, a polygon becomes its box.
 
     Args:
         text: of the label file.
-        label: where it lies, for the names of its classes.
+        label: path of the label file, for the names of its classes.
 
     Raises:
         RequestError: as `class_names`, or for a class that has no name.
@@ -93,7 +93,7 @@ def _read(path: Path) -> str:
 
 
 def _in_yaml(path: Path) -> list[str] | None:
-    """The names in a YAML file, a list or by their numbers; None if it has none.
+    """Return the names in a YAML file, a list or by their numbers; None if it has none.
 
     Raises:
         RequestError: if it is no YAML, or they are no list of names.

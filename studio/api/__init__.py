@@ -1,1 +1,1 @@
-"""The server: REST, the layout of AUTOMATIC1111's interface, and who may come in. Never imports torch."""
+"""The server: REST, the layout of AUTOMATIC1111's interface, and access control. Never imports torch."""

@@ -1,6 +1,6 @@
 """The part of AUTOMATIC1111's interface that scripts and other front ends use, thin, on the same jobs.
 
-What is asked is read in `a1111_asked`, what there is told by `a1111_lists`.
+`a1111_asked` reads requests, `a1111_lists` answers lists.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PATIENCE = 3600.0
 
 
 class Pictures(Answer):
-    """What was made: PNG files in base64, the settings, and `info`, JSON as text."""
+    """Generated pictures: PNG files in base64, the settings, and `info`, JSON as text."""
 
     images: list[str]
     parameters: dict[str, Any]
@@ -50,13 +50,13 @@ class Pictures(Answer):
 
 
 class PngInfo(Lenient):
-    """A picture that may tell how it was made, in base64."""
+    """A picture with settings in it, in base64."""
 
     image: Annotated[str, Encoded()]
 
 
 def routes(jobs: Jobs, base: str, patience: float = PATIENCE) -> APIRouter:
-    """The routes; `base` is in use at first, `patience` the seconds that a script waits for its pictures at most."""
+    """Return the routes; `base` is in use at first, `patience` is the longest wait for pictures in seconds."""
     use = InUse(base)
     router = APIRouter(tags=["AUTOMATIC1111"])
     begun: list[str] = []
@@ -100,13 +100,13 @@ def routes(jobs: Jobs, base: str, patience: float = PATIENCE) -> APIRouter:
 def _add_steering(router: APIRouter, jobs: Jobs, begun: list[str]) -> None:
     @router.get("/progress")
     def progress() -> dict[str, Any]:
-        """How far the newest picture is that was asked for here."""
+        """Return the progress of the newest pictures that were asked for here."""
         return _progress(jobs, begun)
 
     @router.post("/interrupt")
     @router.post("/skip")
     def interrupt() -> dict[str, Any]:
-        """Stop what was asked for here and is running."""
+        """Stop the running work that was asked for here."""
         for job in jobs.list("generation", ("running",), 1000):
             if job.id in begun:
                 _stop(jobs, job)
@@ -116,7 +116,7 @@ def _add_steering(router: APIRouter, jobs: Jobs, begun: list[str]) -> None:
 def _add_reading(router: APIRouter) -> None:
     @router.post("/png-info")
     def png_info(asked: PngInfo) -> dict[str, Any]:
-        """What a picture says about how it was made."""
+        """Return the settings in a picture."""
         return _texts(content(asked.image))
 
 
@@ -137,7 +137,7 @@ def _answer(jobs: Jobs, job: Job, asked: TextToImage) -> Pictures:
 
 
 def _told(job: Job, asked: TextToImage, made: list[Made]) -> dict[str, Any]:
-    """What AUTOMATIC1111's `Processed.js` tells of pictures: what was drawn, also where nothing was said of it."""
+    """Return the settings of pictures as AUTOMATIC1111's `Processed.js` has them, defaults included."""
     count, seed = len(made), job.spec["request"]["seed"]
     told: dict[str, Any] = {
         "prompt": asked.prompt,
@@ -180,7 +180,7 @@ def _told(job: Job, asked: TextToImage, made: list[Made]) -> dict[str, Any]:
 
 
 def _waited(job: Job, seconds: float) -> str:
-    """What was waited for in vain, and where to go on."""
+    """Return the error of a wait that took too long, and how to continue."""
     state = f"is at step {job.step} of {job.steps}" if job.state == "running" else f"is {job.state}"
     return (
         f"The pictures are not there after {seconds / 60:.3g} minutes: job {job.id} {state}. "
@@ -218,7 +218,7 @@ def _stop(jobs: Jobs, job: Job) -> None:
 
 @at_a_time
 def _texts(data: bytes) -> dict[str, Any]:
-    """The texts of a picture; nothing of them is evaluated."""
+    """Return the texts of a picture; nothing of them is evaluated."""
     cleaned(data)  # it is a picture, and no larger than allowed
     items = texts(data)
     return {"info": items.get("parameters", ""), "items": items, "parameters": {}}

@@ -1,4 +1,4 @@
-"""What scripts for AUTOMATIC1111 ask, as a request of ours.
+"""Requests in AUTOMATIC1111's format, converted to ours.
 
 A concept is used by its word in the prompt, or as `<lora:name:strength>`. What is sent, matters and is not understood
 is named in the answer (`not_understood`), so that nobody takes its absence for its effect; a checkpoint or a script
@@ -65,7 +65,7 @@ USUAL: dict[str, tuple[Any, ...]] = {"sd_vae": ("Automatic", "None"), "samples_s
 
 NONE = ("", "none")
 NAMES = 50
-"""So many fields are named at most."""
+"""Most fields that are named."""
 
 HARMLESS = frozenset(
     "sampler_index subseed save_images do_not_save_samples do_not_save_grid include_init_images image_cfg_scale "
@@ -78,7 +78,7 @@ HARMLESS = frozenset(
 
 
 class Lenient(Sound):
-    """Base of what other programs send, who send more than is understood; null means the default."""
+    """Base of requests of other programs, which send unknown fields; null means the default."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -89,7 +89,7 @@ class Lenient(Sound):
 
 
 class TextToImage(Lenient):
-    """Pictures that are asked for."""
+    """An order of pictures."""
 
     prompt: str = ""
     negative_prompt: str = ""
@@ -122,12 +122,12 @@ class TextToImage(Lenient):
 
     @property
     def clip_skip(self) -> object:
-        """Which layer of the text encoders is read, from the end, as it was sent."""
+        """The layer of the text encoders to read, from the end, as it was sent."""
         return self.override_settings.get(LAYERS, 1)
 
 
 class ImageToImage(TextToImage):
-    """A picture that is to be changed."""
+    """An order to change a picture."""
 
     init_images: Annotated[list[str], Encoded()] = Field(min_length=1, max_length=1)
     mask: Annotated[str | None, Encoded()] = None
@@ -141,12 +141,12 @@ class ImageToImage(TextToImage):
 
     @property
     def blur(self) -> tuple[int, int]:
-        """Standard deviations of the blur of the mask, across and down, in pixels."""
+        """The standard deviations of the mask's blur, across and down, in pixels."""
         return (self.mask_blur_x, self.mask_blur_y) if self.mask_blur is None else (self.mask_blur, self.mask_blur)
 
 
 def content(text: str) -> bytes:
-    """Base64, also as data URL or in lines, to bytes.
+    """Decode base64, also as data URL or in lines, to bytes.
 
     Raises:
         DataError: if it is none.
@@ -159,7 +159,7 @@ def content(text: str) -> bytes:
 
 
 def request_of(asked: TextToImage, jobs: Jobs) -> dict[str, Any]:
-    """The fields of a request for what another program asks.
+    """Return the fields of our request for another program's.
 
     Raises:
         RequestError: for a sampler, checkpoint or script that there is not, or a strength that is no number.
@@ -200,7 +200,7 @@ def request_of(asked: TextToImage, jobs: Jobs) -> dict[str, Any]:
 
 
 def _spelled(prompt: str, token: str) -> str | None:
-    """The prompt with a concept's word as the concept has it, whatever its capitals there; None if it is not said."""
+    """Return the prompt with a concept's word spelled as the concept has it, whatever its case there; else None."""
     said = re.compile(rf"(?<!\w){re.escape(token)}(?!\w)", re.IGNORECASE)
     return said.sub(lambda _: token, prompt) if said.search(prompt) else None
 
@@ -210,7 +210,7 @@ def _is_layer(value: object) -> bool:
 
 
 def _sampler(name: str) -> str | None:
-    """Our name of a sampler; None for the base's own."""
+    """Return our name of a sampler; None for the base's own."""
     if name.lower() in ("", "automatic"):
         return None
     if (known := sampler_of(name)) is None:
@@ -219,7 +219,7 @@ def _sampler(name: str) -> str | None:
 
 
 def base_of(named: object, bases: Iterable[str], usual: str) -> str:
-    """The base that is asked for as a checkpoint; `usual` if none is.
+    """Return the base that is named as a checkpoint; `usual` if none is.
 
     Args:
         named: as it was sent: a name, also with a file's ending, or with a sum in brackets behind.
@@ -240,7 +240,7 @@ def base_of(named: object, bases: Iterable[str], usual: str) -> str:
 
 
 def _require_known(asked: TextToImage) -> None:
-    """Refuse scripts and models that would decide the picture and are not here."""
+    """Refuse scripts and models that would change the picture and do not exist here."""
     scripts = [] if asked.script_name.lower() in NONE else [asked.script_name]
     if scripts := [*scripts, *asked.alwayson_scripts]:
         raise RequestError(f"There is no script {scripts[0]!r:.80}; there are none.", "Leave it out.")
@@ -249,7 +249,7 @@ def _require_known(asked: TextToImage) -> None:
 
 
 def inpaint_of(asked: ImageToImage, jobs: Jobs) -> dict[str, Any]:
-    """What is painted on, its files taken in.
+    """Return the settings of inpainting, with its files stored.
 
     Raises:
         DataError: if a picture or mask is none.
@@ -270,7 +270,7 @@ def inpaint_of(asked: ImageToImage, jobs: Jobs) -> dict[str, Any]:
 
 
 def blurred(mask: Image.Image, asked: ImageToImage) -> Image.Image:
-    """The mask with its rim blurred by a Gaussian of a kernel cut at 2.5 deviations.
+    """Return the mask blurred by a Gaussian of a kernel cut at 2.5 deviations.
 
     Around a mask that is generated alone (`inpaint_full_res`) both sides of the rim fade; of a whole picture all that
     was white stays so, and twice the blur fades outside.
@@ -295,7 +295,7 @@ def blurred(mask: Image.Image, asked: ImageToImage) -> Image.Image:
 
 
 def not_understood(asked: TextToImage) -> dict[str, str]:
-    """Fields that were sent, matter and had no effect, with the reason."""
+    """Return fields that were sent, matter and had no effect, with the reason."""
     found: dict[str, str] = {}
     for name, value in (asked.model_extra or {}).items():
         if name in NEUTRAL and value not in NEUTRAL[name]:
@@ -316,6 +316,6 @@ def not_understood(asked: TextToImage) -> dict[str, str]:
 
 
 def without_effect(options: Mapping[str, Any]) -> list[str]:
-    """Names of options that matter there and have no effect here."""
+    """Return names of options that matter there and have no effect here."""
     return [name[:100] for name, value in options.items()
             if name not in (LAYERS, CHECKPOINT) and value not in USUAL.get(name, ())][:NAMES]  # fmt: skip

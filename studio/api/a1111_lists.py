@@ -1,4 +1,4 @@
-"""Lists that scripts for AUTOMATIC1111 ask for: what there is, in its words; empty where there is no such thing."""
+"""Lists for scripts of AUTOMATIC1111, in its format; empty where there is no such thing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from studio.jobs.jobs import Jobs
 from studio.library import concepts as catalogue
 
 LETTERS = 2000
-"""So much is told of one field of a header."""
+"""Most letters shown of one field of a header."""
 
 NOTHING = (
     "upscalers",
@@ -44,27 +44,27 @@ class InUse:
 
 
 def add_lists(router: APIRouter, jobs: Jobs, use: InUse) -> None:
-    """Add the routes that only tell."""
+    """Add the routes of lists."""
     _add_settings(router, jobs, use)
 
     @router.get("/embeddings")
     def embeddings() -> dict[str, Any]:
-        """Concepts that are words."""
+        """Return concepts that are words."""
         return _embeddings(jobs)
 
     @router.get("/loras")
     def loras() -> list[dict[str, Any]]:
-        """Concepts that change weights, by the names that `<lora:NAME:1>` takes."""
+        """Return concepts that change weights, by the names that `<lora:NAME:1>` takes."""
         return _loras(jobs)
 
     @router.get("/samplers")
     def samplers() -> list[dict[str, Any]]:
-        """Names of samplers."""
+        """Return names of samplers."""
         return [{"name": name, "aliases": [ours], "options": {}} for ours, name in SAMPLERS.items()]
 
     @router.get("/schedulers")
     def schedulers() -> list[dict[str, Any]]:
-        """Spacings of the noise levels, with the samplers that have them."""
+        """Return spacings of the noise levels, with the samplers that have them."""
         named: dict[Spacing, str] = {"own": "Automatic", **SPACINGS}
         return [
             {
@@ -80,18 +80,18 @@ def add_lists(router: APIRouter, jobs: Jobs, use: InUse) -> None:
 
     @router.get("/scripts")
     def scripts() -> dict[str, list[str]]:
-        """Scripts that a request may name: none."""
+        """Return an empty list: a request cannot name scripts."""
         return {"txt2img": [], "img2img": []}
 
     def nothing() -> list[Any]:
-        """There is nothing of the kind."""
+        """Return an empty list."""
         return []
 
     for name in NOTHING:
         router.add_api_route(f"/{name}", nothing, operation_id=f"no_{name.replace('-', '_')}")
 
     def refreshed() -> dict[str, Any]:
-        """Lists are made anew whenever they are asked for."""
+        """Do nothing: lists are made anew for every request."""
         return {}
 
     for name in ("checkpoints", "vae", "loras", "embeddings"):
@@ -102,7 +102,7 @@ def add_lists(router: APIRouter, jobs: Jobs, use: InUse) -> None:
 def _add_settings(router: APIRouter, jobs: Jobs, use: InUse) -> None:
     @router.get("/sd-models")
     def models() -> list[dict[str, Any]]:
-        """Bases."""
+        """Return the bases."""
         return [
             {"title": name, "model_name": name, "hash": None, "sha256": None, "filename": name, "config": None}
             for name in jobs.bases
@@ -110,23 +110,23 @@ def _add_settings(router: APIRouter, jobs: Jobs, use: InUse) -> None:
 
     @router.get("/options")
     def options() -> dict[str, Any]:
-        """The base in use."""
+        """Return the base in use."""
         return {CHECKPOINT: use.base}
 
     @router.post("/options")
     def set_options(options: dict[str, Any]) -> dict[str, Any]:
-        """Take another base for what is asked from now on; names the options that have no effect."""
+        """Choose another base for later requests; names the options that have no effect."""
         use.base = base_of(options.get(CHECKPOINT), jobs.bases, use.base)
         return {"ignored": without_effect(options)}
 
     @router.get("/cmd-flags")
     def flags() -> dict[str, Any]:
-        """How the server was begun, as far as scripts ask."""
+        """Return how the server was started, as far as scripts ask."""
         return {"api": True, "nowebui": False, "share": False, "ckpt": use.base}
 
     @router.get("/memory")
     def memory() -> dict[str, Any]:
-        """Memory of the server's machine in bytes; jobs that use a GPU run in processes of their own."""
+        """Return the memory of the server's machine in bytes; jobs that use a GPU run in processes of their own."""
         now = psutil.virtual_memory()
         ram = {"free": now.available, "used": now.total - now.available, "total": now.total}
         return {"ram": ram, "cuda": {"error": "not measured by the server's process"}}

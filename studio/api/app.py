@@ -23,7 +23,7 @@ from studio.jobs.jobs import Jobs
 
 
 def rest(jobs: Jobs) -> FastAPI:
-    """The interfaces without page or guard; jobs begin and end with the application."""
+    """Return the interfaces without page or guard; jobs begin and end with the application."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -50,7 +50,7 @@ def rest(jobs: Jobs) -> FastAPI:
     @app.api_route("/sdapi/{rest:path}", methods=methods, include_in_schema=False)
     @app.api_route("/api/{rest:path}", methods=methods, include_in_schema=False)
     def nothing(rest: str, request: Request) -> JSONResponse:
-        """What is not there is said here, not by the page."""
+        """Answer unknown addresses here instead of by the page."""
         fitting = [route for route in app.routes if route.matches(request.scope)[0] is Match.PARTIAL]
         if fitting:
             return problem(405, f"{request.method} means nothing here.", f"{ROOT}/openapi.json lists what does.")
@@ -60,7 +60,7 @@ def rest(jobs: Jobs) -> FastAPI:
 
 
 def with_page(app: FastAPI, jobs: Jobs) -> FastAPI:
-    """The same with the web page at its root."""
+    """Return the application with the web page at its root."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     copies = copies_folder()  # before the framework looks where it is
     import gradio as gr
@@ -73,5 +73,5 @@ def with_page(app: FastAPI, jobs: Jobs) -> FastAPI:
 
 
 def guarded(app: FastAPI, door: Door) -> ASGIApp:
-    """The application behind its guard, which sees every request first."""
+    """Return the application behind its guard, which sees every request first."""
     return Guard(app, door)

@@ -1,4 +1,4 @@
-"""Connections that wait: whoever sends half a request is not waited for, so that none is kept open for nothing."""
+"""Time limits for connections: a client that stops in the middle of a request is disconnected."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class Timely(AutoHTTPProtocol):
         return cycle is not None and not cycle.response_complete
 
     def connection_made(self, transport: Any) -> None:
-        """Begin to wait for the first request."""
+        """Start the time limit of the first request."""
         super().connection_made(transport)
         self._wait(transport)
 
     @property
     def _unfinished(self) -> bool:
-        """Whether more of a body is to come."""
+        """Return whether more of a body is to come."""
         cycle: Any = getattr(self, "cycle", None)
         return self._answering and cycle.more_body
 
     def data_received(self, data: bytes) -> None:
-        """Wait for the rest of a head or body; not for what is being answered, which has its own time."""
+        """Restart the time limit of a head or body; answers in progress have their own."""
         super().data_received(data)
         if self._unfinished:
             self._wait(getattr(self, "transport", None), BODY)
@@ -46,7 +46,7 @@ class Timely(AutoHTTPProtocol):
             self._wait(getattr(self, "transport", None))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no more."""
+        """Cancel the time limit."""
         self._stop_waiting()
         super().connection_lost(exc)
 

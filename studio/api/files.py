@@ -1,4 +1,4 @@
-"""Datasets, pictures and concepts: sent, looked at, removed. Files have ids; no client ever names a path."""
+"""Routes of datasets, pictures and concepts. Files have ids; no client ever names a path."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CREATED, GONE = status.HTTP_201_CREATED, status.HTTP_204_NO_CONTENT
 
 
 def _content(file: UploadFile, most: int) -> bytes:
-    """The content of an upload, no more than is allowed."""
+    """Return the content of an upload, no more than is allowed."""
     content = file.file.read(most + 1)
     if len(content) > most:
         raise DataError(f"A file has more than {most >> 20} MiB.", "Send a smaller one.")
@@ -42,7 +42,7 @@ def _content(file: UploadFile, most: int) -> bytes:
 
 
 def _upload(file: UploadFile) -> bytes:
-    """The content of a picture or an archive."""
+    """Return the content of a picture or an archive."""
     archive = file.file.read(len(archives.ARCHIVE_MARK)) == archives.ARCHIVE_MARK
     file.file.seek(0)
     return _content(file, ARCHIVE if archive else BYTES)
@@ -57,24 +57,24 @@ def _entry(dataset: str, one: Entry) -> PictureAnswer:
 
 
 def datasets(jobs: Jobs) -> APIRouter:
-    """Routes of pictures to learn from."""
+    """Add the routes of training pictures."""
     router, all_of_them = APIRouter(tags=["datasets"]), jobs.datasets
 
     @router.post("/datasets", status_code=CREATED)
     def create(form: DatasetForm, response: Response) -> DatasetAnswer:
-        """A new dataset without pictures."""
+        """Create a dataset without pictures."""
         answer = _dataset(all_of_them.create(form.name))
         response.headers["location"] = answer.href
         return answer
 
     @router.get("/datasets")
     def everything() -> list[DatasetAnswer]:
-        """All, the newest first."""
+        """Return all datasets, the newest first."""
         return [_dataset(one) for one in all_of_them.list()]
 
     @router.get("/datasets/{dataset}")
     def one(dataset: str) -> DatasetAnswer:
-        """One of them."""
+        """Return a dataset."""
         return _dataset(all_of_them.get(dataset))
 
     @router.delete("/datasets/{dataset}", status_code=GONE)
@@ -92,12 +92,12 @@ def _add_pictures(router: APIRouter, jobs: Jobs) -> None:
 
     @router.get("/datasets/{dataset}/pictures")
     def pictures(dataset: str) -> list[PictureAnswer]:
-        """Its pictures."""
+        """Return the pictures of a dataset."""
         return [_entry(dataset, entry) for entry in all_of_them.entries(dataset)]
 
     @router.post("/datasets/{dataset}/pictures", status_code=CREATED)
     def add(dataset: str, files: Annotated[list[UploadFile], File()]) -> TakenAnswer:
-        """Take in pictures, and archives (zip) of them with captions, masks and lists; what is left out is told."""
+        """Store pictures, and archives (zip) of them with captions, masks and lists; files left out are reported."""
         taken = archives.take_all(all_of_them, dataset, ((file.filename or "", _upload(file)) for file in files))
         new = [_entry(dataset, entry) for entry in taken.entries]
         ignored = dict(taken.ignored)
@@ -109,18 +109,18 @@ def _add_picture(router: APIRouter, jobs: Jobs) -> None:
 
     @router.get("/datasets/{dataset}/pictures/{name}")
     def picture(dataset: str, name: str) -> FileResponse:
-        """A picture."""
+        """Return a picture."""
         return FileResponse(all_of_them.picture(dataset, name), media_type="image/png")
 
     @router.put("/datasets/{dataset}/pictures/{name}")
     def replace(dataset: str, name: str, file: Annotated[UploadFile, File()]) -> PictureAnswer:
-        """Put another picture in its place, for example a cropped one."""
+        """Replace a picture, for example by a cropped one."""
         all_of_them.picture(dataset, name)
         return _entry(dataset, all_of_them.replace(dataset, name, _content(file, BYTES)))
 
     @router.patch("/datasets/{dataset}/pictures/{name}")
     def describe(dataset: str, name: str, form: PictureForm) -> PictureAnswer:
-        """Say what it shows."""
+        """Set the caption, the names and the repeats of a picture."""
         entry = all_of_them.entry(dataset, name)
         if form.pair is not None:
             entry = all_of_them.set_pair(dataset, name, *form.pair)
@@ -132,28 +132,28 @@ def _add_picture(router: APIRouter, jobs: Jobs) -> None:
 
     @router.delete("/datasets/{dataset}/pictures/{name}", status_code=GONE)
     def remove(dataset: str, name: str) -> None:
-        """Remove it."""
+        """Remove a picture."""
         all_of_them.remove(dataset, name)
 
     @router.put("/datasets/{dataset}/pictures/{name}/mask")
     def mask(dataset: str, name: str, file: Annotated[UploadFile, File()]) -> PictureAnswer:
-        """Say where in it the thing is: white there."""
+        """Set the mask of a picture: white where the thing is."""
         all_of_them.picture(dataset, name)
         return _entry(dataset, all_of_them.set_mask(dataset, name, _content(file, BYTES)))
 
     @router.delete("/datasets/{dataset}/pictures/{name}/mask", status_code=GONE)
     def unmask(dataset: str, name: str) -> None:
-        """Take the mask away."""
+        """Remove the mask of a picture."""
         all_of_them.set_mask(dataset, name, b"")
 
 
 def pictures(jobs: Jobs) -> APIRouter:
-    """Routes of pictures that requests name."""
+    """Add the routes of pictures that requests name."""
     router = APIRouter(tags=["generations"])
 
     @router.post("/pictures", status_code=CREATED)
     def upload(file: Annotated[UploadFile, File()], response: Response) -> Uploaded:
-        """Take a picture in that requests can name."""
+        """Store a picture that requests can name."""
         name = jobs.pictures.add(_content(file, BYTES), file.filename or "")
         answer = Uploaded(id=name, href=f"{ROOT}/pictures/{name}")
         response.headers["location"] = answer.href
@@ -161,12 +161,12 @@ def pictures(jobs: Jobs) -> APIRouter:
 
     @router.get("/storage")
     def storage() -> StorageAnswer:
-        """How much datasets, pictures and files to import take."""
+        """Return the bytes of datasets, pictures and files to import."""
         return StorageAnswer(used=jobs.places.quota.used(), quota=jobs.places.quota.most)
 
     @router.get("/pictures/{picture}")
     def uploaded(picture: str) -> FileResponse:
-        """A picture that was taken in."""
+        """Return a picture that was uploaded."""
         return FileResponse(jobs.pictures.path(picture), media_type="image/png")
 
     return router
@@ -180,7 +180,7 @@ def _found(jobs: Jobs, concept: str) -> Path:
 
 
 def concepts(jobs: Jobs) -> APIRouter:
-    """Routes of what was learned."""
+    """Add the routes of the library."""
     router = APIRouter(tags=["concepts"])
 
     def found(concept: str) -> Path:
@@ -188,7 +188,7 @@ def concepts(jobs: Jobs) -> APIRouter:
 
     @router.get("/concepts")
     def everything() -> list[ConceptAnswer]:
-        """The library."""
+        """Return the library."""
         return [
             ConceptAnswer(
                 id=entry.name,
@@ -201,7 +201,7 @@ def concepts(jobs: Jobs) -> APIRouter:
 
     @router.get("/concepts/{concept}")
     def one(concept: str) -> ConceptAnswer:
-        """What a concept says of itself."""
+        """Return what a concept says of itself."""
         path = found(concept)
         try:
             card, wrong = read_card(path).model_dump(mode="json"), ""
@@ -211,13 +211,13 @@ def concepts(jobs: Jobs) -> APIRouter:
 
     @router.get("/concepts/{concept}/file")
     def file(concept: str) -> FileResponse:
-        """The file, which other programs load too."""
+        """Return the file of a concept, which other programs load too."""
         path = found(concept)
         return FileResponse(path, media_type="application/octet-stream", filename=path.name)
 
     @router.put("/concepts/{concept}/step")
     def take(concept: str, form: StepForm) -> ConceptAnswer:
-        """Make it the candidate of a step of its training; the others stay."""
+        """Replace a concept by a candidate of its training; the others stay."""
         jobs.take_step(found(concept).stem, form.step)
         return one(concept)
 
@@ -232,7 +232,7 @@ def concepts(jobs: Jobs) -> APIRouter:
         file: Annotated[UploadFile, File()],
         token: Annotated[str | None, Form(min_length=1, max_length=100)] = None,
     ) -> Work:
-        """Take the file of another program into the library, after it was read in a process of its own."""
+        """Import the file of another program into the library; a process of its own reads it."""
         answer = work(jobs.submit_import(_content(file, ARCHIVE), file.filename or "", token))
         response.headers["location"] = answer.links["self"]
         return answer

@@ -1,4 +1,4 @@
-"""What is sent and answered, derived from `Request` and the configurations: a field added there is here."""
+"""Forms of requests and answers, derived from `Request` and the settings of methods: fields added there appear here."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from trainers.settings import DataConfig, Destination, TrainConfig
 
 
 class GenerationOrder(Frozen):
-    """Pictures that are asked for."""
+    """An order of pictures."""
 
     request: Request
-    """What to generate; files in it are ids."""
+    """The pictures to generate; files in it are ids."""
 
     base: str = "pocket"
     """Id of the base model."""
@@ -34,7 +34,7 @@ class GenerationOrder(Frozen):
 
 
 def _of_client(field: FieldInfo) -> Any:
-    """The type of a setting for a client, who names folders by the ids of datasets."""
+    """Return the type of a setting for a client, who names folders by the ids of datasets."""
     annotation = field.annotation
     if annotation is Path or Path in get_args(annotation):
         return str | None
@@ -42,7 +42,7 @@ def _of_client(field: FieldInfo) -> Any:
 
 
 def settings_of(method: str) -> type[Frozen]:
-    """The settings of a method that a client decides, its own and those all share; nothing needs to be given twice."""
+    """Return the settings of a method that a client decides, its own and the shared ones; all are optional."""
     fields: dict[str, Any] = {}
     for kind in (configs()[method], DataConfig, TrainConfig, Destination):
         for name, field in kind.model_fields.items():
@@ -72,7 +72,7 @@ RunOrder: Any = Annotated[reduce(or_, map(_order_of, configs())), Field(discrimi
 
 
 class ScoreOrder(Frozen):
-    """A concept that is to be measured, with the candidates of its training."""
+    """An order to measure a concept with the candidates of its training."""
 
     concept: str
     """Its id."""
@@ -85,14 +85,14 @@ class ScoreOrder(Frozen):
 
 
 class StepForm(Frozen):
-    """Which candidate of its training a concept is to be."""
+    """The candidate that a concept is replaced by."""
 
     step: int = Field(ge=1, le=1_000_000)
     """Steps it was trained for; the event `scores` of a score names those there are."""
 
 
 class Answer(BaseModel):
-    """Base of what is answered."""
+    """Base of all answers."""
 
 
 class Work(Answer):
@@ -110,7 +110,7 @@ class Work(Answer):
     error: str
     hint: str
     links: dict[str, str]
-    """Where events, pictures and concepts are."""
+    """Addresses of events, pictures and concepts."""
     pictures: list[str] = []
     concepts: list[str] = []
     notes: list[str] = []
@@ -122,7 +122,7 @@ PLACE: dict[Kind, str] = {"generation": "generations", "training": "runs", "impo
 
 
 def work(job: Job, notes: Sequence[str] = ()) -> Work:
-    """A job as it is answered, with its notes if they are given; files in it are addresses."""
+    """Return a job as an answer, with its notes if they are given; files in it are addresses."""
     own = f"{ROOT}/{PLACE[job.kind]}/{job.id}"
     pictures = [f"{own}/pictures/{number}" for number, name in enumerate(job.results) if name.endswith(".png")]
     learned = [Path(name).stem for name in job.results if name.endswith(".safetensors")]
@@ -135,17 +135,17 @@ class DatasetForm(Frozen):
     """A new dataset."""
 
     name: str = Field(default="", max_length=200)
-    """What you call it."""
+    """Name of the dataset."""
 
 
 class PictureForm(Frozen):
-    """What a picture of a dataset shows; what is not given stays."""
+    """Changes of a picture of a dataset; fields that are left out stay."""
 
     caption: str | None = Field(default=None, max_length=4000)
     """In words; each line is a caption of its own; empty for none."""
 
     repeats: int | None = Field(default=None, ge=1, le=10_000)
-    """How often it comes in an epoch."""
+    """Number of times the picture comes in an epoch."""
 
     pair: tuple[str, str] | None = None
     """Names of the two things it relates; two empty ones for none."""
@@ -165,7 +165,7 @@ class PictureAnswer(Answer):
 
 
 class TakenAnswer(Answer):
-    """What was taken in: the pictures, and by its name, or its path in an archive, why something was left out."""
+    """The pictures stored, and the reason for each file left out, by its name or its path in an archive."""
 
     pictures: list[PictureAnswer]
     ignored: dict[str, str]
@@ -189,12 +189,12 @@ class Uploaded(Answer):
 
 
 class StorageAnswer(Answer):
-    """Room of what was sent, in bytes."""
+    """The bytes that uploads take."""
 
     used: int
-    """What datasets, pictures and files to import take now."""
+    """Bytes of datasets, pictures and files to import now."""
     quota: int
-    """What they may take together."""
+    """Most bytes of these together."""
 
 
 class ConceptAnswer(Answer):

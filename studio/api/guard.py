@@ -1,4 +1,4 @@
-"""Who may come in: checked before anything else sees a request, for every route alike, those of the web page too.
+"""Access control: applied before anything else sees a request, to every route alike, those of the page too.
 
 - Host: only names the server was started with, compared whole, so that no foreign name can be pointed at this machine
   (DNS rebinding).
@@ -47,7 +47,7 @@ VALUES = 100_000
 """Most values of a JSON body: a list of a million is read and checked for a minute, in which nobody is answered."""
 
 MARKS = (b",", b"[", b"{")
-"""What stands before each value of a JSON body but the first; those within texts count too."""
+"""Characters before each value of a JSON body but the first; those within texts count too."""
 
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -64,7 +64,7 @@ HEADERS = (
 
 @dataclass(frozen=True)
 class Door:
-    """Where the server listens, and to whom.
+    """The address of the server, and the clients it admits.
 
     Attributes:
         host: address it is bound to.
@@ -89,7 +89,7 @@ class Door:
             raise ConfigError(f"A password or token has at least {SHORTEST} letters.", "Give a longer one.")
 
     def knows(self, host: str) -> bool:
-        """Whether a request may call the server by this `Host`."""
+        """Return whether a request may call the server by this `Host`."""
         try:
             name = (urlsplit(f"//{host}").hostname or "").lower()
         except ValueError:
@@ -100,7 +100,7 @@ class Door:
         return self.host in ("0.0.0.0", "::") and _is_address(name)
 
     def opens(self, authorization: str) -> bool:
-        """Whether these credentials are right."""
+        """Return whether these credentials are right."""
         if not self.secrets:
             return True
         scheme, _, value = authorization.partition(" ")
@@ -125,18 +125,18 @@ def _is_address(name: str) -> bool:
 
 
 class TooLarge(HTTPException):
-    """More came than was announced or is allowed; applications that read the body answer with it."""
+    """A body larger than announced or allowed; applications that read the body answer with it."""
 
     def __init__(self, said: str) -> None:
         super().__init__(413, said)
 
 
 class Guard:
-    """Stands before an application.
+    """Middleware that admits or refuses requests.
 
     Args:
         app: the application.
-        door: who may come in.
+        door: address and admitted clients.
     """
 
     def __init__(self, app: ASGIApp, door: Door) -> None:
@@ -147,7 +147,7 @@ class Guard:
         """Address -> answers to wrong credentials that wait."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or let the application answer."""
+        """Refuse the request, or pass it to the application."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
@@ -186,7 +186,7 @@ class Guard:
             await _refused(error.detail)(scope, receive, answer)
 
     async def _slowed(self, address: str) -> None:
-        """Log wrong credentials with where they come from, and let the next answer to there wait."""
+        """Log wrong credentials with their address, and delay the next answer to it."""
         count = self._wrong[address] = self._wrong.pop(address, 0) + 1
         if len(self._wrong) > ADDRESSES:
             del self._wrong[next(iter(self._wrong))]
@@ -215,7 +215,7 @@ class Guard:
 
 
 def _same_site(host: str, headers: Headers) -> bool:
-    """Whether a request comes from a page of this server or from no page."""
+    """Return whether a request comes from a page of this server or from no page."""
     origin = headers.get("origin")
     if origin is not None and urlsplit_netloc(origin) != host.lower():
         return False
@@ -223,7 +223,7 @@ def _same_site(host: str, headers: Headers) -> bool:
 
 
 def urlsplit_netloc(origin: str) -> str:
-    """Host and port of an origin; empty for what is none, as "null"."""
+    """Return host and port of an origin; empty for an invalid one, as "null"."""
     try:
         parts = urlsplit(origin)
     except ValueError:
@@ -254,7 +254,7 @@ def _refused(said: str) -> ASGIApp:
 
 
 def _limited(receive: Receive, headers: Headers) -> Receive:
-    """`receive` that stops once more bytes or values came than are allowed, whatever was announced."""
+    """Return `receive` that stops once more bytes or values arrive than are allowed, whatever was announced."""
     came, values, most, files = 0, 0, _most(headers), _carries_files(headers)
 
     async def counted() -> Message:

@@ -1,4 +1,4 @@
-"""Files between browsers and the page: whoever visits names only what they sent themselves or what the page gave out.
+"""Files between browsers and the page: visitors name only files they sent, or those the page gave out.
 
 The framework of the page takes records of files, `{"path": ..., "meta": ...}`, in any value of any input, and copies or
 fetches what they name. Here every such record is checked before the framework sees it, and so is every file asked for:
@@ -37,7 +37,7 @@ OTHERS = ("/api/", "/sdapi/")
 
 PREFIX, JSON = "/gradio_api/", "application/json"
 ASKED = ("queue/join", "run/", "api/", "call/", "cancel", "reset")
-"""What may be posted below the prefix, beside uploads; other routes of the framework are not used by this page."""
+"""Routes for POST below the prefix, beside uploads; other routes of the framework are not used by this page."""
 
 FILES, FETCHED = ("/file=", "/file/"), "/proxy="
 COPIES = 2 << 30
@@ -57,7 +57,7 @@ def copies_folder() -> Path:
 
 
 class PageFiles:
-    """Stands between the guard and the page.
+    """Middleware between the guard and the page.
 
     Args:
         app: the application with the page.
@@ -69,7 +69,7 @@ class PageFiles:
         self._senders: dict[str, set[str]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer what must not reach the page; let the page answer all else."""
+        """Refuse requests that must not reach the page; pass on all others."""
         if scope["type"] != "http" or scope["path"].startswith(OTHERS):
             await self.app(scope, receive, send)
             return
@@ -91,7 +91,7 @@ class PageFiles:
     async def _asked(
         self, visitor: str, asked: HTTPConnection, receive: Receive
     ) -> tuple[JSONResponse | None, Receive]:
-        """What is wrong with a body, if anything is, and what gives it once more."""
+        """Return what is wrong with a body, if anything is, and a `receive` that gives it once more."""
         if not asked.headers.get("content-type", JSON).startswith(JSON):  # bodies of other kinds may be larger
             return problem(415, f"This is asked for with {JSON}."), receive
         try:
@@ -161,7 +161,7 @@ class PageFiles:
 
 
 def _inside(value: Any) -> Iterator[Any]:
-    """All values of a JSON document, names among them."""
+    """Return all values of a JSON document, names among them."""
     left = [value]
     while left:
         one = left.pop()
@@ -178,7 +178,7 @@ def _no_number(name: str) -> None:
 
 
 def _named(send: Send) -> Send:
-    """`send` that gives a browser its cookie."""
+    """Return `send` that gives a browser its cookie."""
     cookie = f"{VISITOR}={secrets.token_urlsafe(24)}; Path=/; HttpOnly; SameSite=Lax".encode()
 
     async def named(message: Message) -> None:
@@ -199,7 +199,7 @@ async def _whole(receive: Receive) -> bytes:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """`receive` that gives a body which was read already."""
+    """Return `receive` that gives a body which was read already."""
     given = False
 
     async def again() -> Message:

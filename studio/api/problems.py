@@ -1,4 +1,4 @@
-"""What goes wrong, as JSON that says it to people and programs alike (RFC 9457)."""
+"""Errors as JSON for people and programs alike (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _log = logging.getLogger(__name__)
 
 
 def problem(status: int, detail: str, hint: str = "", **more: Any) -> JSONResponse:
-    """An answer that something is wrong.
+    """Return an answer that describes an error.
 
     Args:
         status: of HTTP.
-        detail: what is wrong, in a sentence.
-        hint: what to do about it.
+        detail: the error in a sentence.
+        hint: the next step.
         more: further members.
     """
     content = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
@@ -36,7 +36,7 @@ def problem(status: int, detail: str, hint: str = "", **more: Any) -> JSONRespon
 
 
 def status_of(error: StudioError) -> int:
-    """The status that fits an error of a person."""
+    """Return the status that fits an error of a person."""
     if isinstance(error, (NoSpace, NoMemory)):
         return 507 if isinstance(error, NoSpace) else 503
     return 404 if isinstance(error, Unknown) else 409 if isinstance(error, Conflict) else 422

@@ -1,4 +1,4 @@
-"""Runs and generations: asked for, watched, stopped."""
+"""Routes of trainings, generations and measurements."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Many = Annotated[int, Query(ge=1, le=1000)]
 
 
 def routes(jobs: Jobs) -> APIRouter:
-    """Routes of both kinds of work."""
+    """Add the routes of all kinds of work."""
     router = APIRouter()
 
     def accepted(job: Job, response: Response) -> Work:
@@ -40,7 +40,7 @@ def routes(jobs: Jobs) -> APIRouter:
 
     @router.post("/generations", status_code=status.HTTP_202_ACCEPTED, tags=["generations"])
     def ask_for_pictures(order: GenerationOrder, response: Response, key: Key = None) -> Work:
-        """Ask for pictures."""
+        """Order pictures."""
         with _asked():
             fields = order.request.model_dump(mode="json", exclude_unset=True)
             job = jobs.submit_generation(fields, order.base, _of("generation", key), order.compare)
@@ -52,7 +52,7 @@ def routes(jobs: Jobs) -> APIRouter:
         response: Response,
         key: Key = None,
     ) -> Work:
-        """Ask for a training."""
+        """Order a training."""
         with _asked():
             settings = order.settings.model_dump(mode="json", exclude_unset=True)
             parts = (order.method, settings, order.dataset, order.base, order.dry_run)
@@ -60,18 +60,18 @@ def routes(jobs: Jobs) -> APIRouter:
 
     @router.post("/scores", status_code=status.HTTP_202_ACCEPTED, tags=["scores"])
     def ask_for_scores(order: ScoreOrder, response: Response, key: Key = None) -> Work:
-        """Measure a concept; its event `scores` tells the figures of each step, which is proposed, and why."""
+        """Order a measurement; its event `scores` has the figures of each step, the proposed one, and the reason."""
         with _asked():
             return accepted(jobs.submit_score(order.concept, order.dataset, order.base, _of("score", key)), response)
 
     @router.get("/methods", tags=["runs"])
     def methods() -> list[str]:
-        """Ways of learning."""
+        """Return the methods of learning."""
         return list(configs())
 
     @router.get("/methods/{method}", tags=["runs"])
     def method(method: str) -> dict[str, Any]:
-        """The settings of a way of learning, as JSON Schema."""
+        """Return the settings of a method, as JSON Schema."""
         if method not in configs():
             raise Unknown(f"There is no method {method!r:.60}.", f"There are: {', '.join(configs())}.")
         return settings_of(method).model_json_schema()
@@ -87,7 +87,7 @@ def _of(kind: Kind, key: str | None) -> str | None:
 
 @contextmanager
 def _asked() -> Iterator[None]:
-    """What an order names and is not there is a fault of the order, not of its address."""
+    """Turn a missing thing that an order names into an error of the order, not of its address."""
     try:
         yield
     except Unknown as error:
@@ -127,18 +127,18 @@ def _add_record(router: APIRouter, jobs: Jobs, kind: Kind, found: Found) -> None
 
     @router.get(f"/{place}", tags=tags, name=f"list_{place}")
     def everything(state: State | None = None, limit: Many = 100) -> list[Work]:
-        """All, the newest first."""
+        """Return all, the newest first."""
         return [work(job) for job in jobs.list(kind, (state,) if state else (), limit)]
 
     @router.get(f"/{place}/{{job}}", tags=tags, name=f"get_{kind}")
     def one(job: str) -> Work:
-        """How far it is, and what it said."""
+        """Return the state of one, and its messages."""
         there = found(job)
         return work(there, [str(event.data["text"]) for event in jobs.events(there.id, kinds=("note",))])
 
     @router.delete(f"/{place}/{{job}}", tags=tags, name=f"delete_{kind}", status_code=status.HTTP_204_NO_CONTENT)
     def forget(job: str) -> None:
-        """Forget one that has ended, with its pictures and events; concepts stay."""
+        """Delete one that has ended, with its pictures and events; concepts stay."""
         jobs.delete(found(job).id)
 
 
@@ -151,7 +151,7 @@ def _add_stream(router: APIRouter, jobs: Jobs, kind: Kind, found: Found) -> None
         last: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
         after: Annotated[int, Query(ge=0, lt=2**63)] = 0,
     ) -> Response:
-        """Its events as they come (text/event-stream), from the one after Last-Event-ID."""
+        """Stream its events (text/event-stream), from the one after Last-Event-ID."""
         there = await run_in_threadpool(found, job)
         if last is not None and last.isascii() and last.isdigit() and len(last) < 19:
             after = int(last)
@@ -166,7 +166,7 @@ def _add_pictures(router: APIRouter, jobs: Jobs, kind: Kind, found: Found) -> No
 
     @router.get(f"/{place}/{{job}}/pictures/{{number}}", tags=tags, name=f"picture_of_{kind}")
     def picture(job: str, number: int) -> FileResponse:
-        """One of its pictures, as PNG with all that made it."""
+        """Return one of its pictures, as PNG with all its settings."""
         names = found(job).results
         path = jobs.folder / names[number] if 0 <= number < len(names) else None
         if path is None or path.suffix != ".png" or not path.is_file():
@@ -175,7 +175,7 @@ def _add_pictures(router: APIRouter, jobs: Jobs, kind: Kind, found: Found) -> No
 
     @router.get(f"/{place}/{{job}}/previews/{{step}}", tags=tags, name=f"preview_of_{kind}")
     def preview(job: str, step: int) -> FileResponse:
-        """The preview picture of a step, as its event names it."""
+        """Return the preview picture of a step, as its event names it."""
         shown = {number: path for number, path, _ in jobs.previews(found(job).id)}
         if step not in shown or not shown[step].is_file():
             raise Unknown(f"There is no preview of step {step}.", "Events of the kind preview name them.")

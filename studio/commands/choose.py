@@ -1,4 +1,4 @@
-"""`studio choose`: which step of a training to keep. Importable without torch."""
+"""`studio choose`: the choice among the candidates of a training. Importable without torch."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def choose(
 
 
 def table(told: Mapping[str, Any]) -> Iterator[str]:
-    """Lines with the figures of each step, and what is proposed."""
+    """Return lines with the figures of each step, and the proposal."""
     rows = [(f"{told['word']!r}, before", told["baseline"])]
     rows += [(f"step {row['step']}", row["figures"]) for row in told["rows"]]
     names = list(dict.fromkeys(name for _, figures in rows for name in figures))

@@ -92,9 +92,9 @@ def import_(
     folder
         Where the concepts are.
     """
-    from studio.library import import_export as exchange
+    from studio.library import import_export
 
-    print(exchange.import_concept(source, token, folder, kind, base))
+    print(import_export.import_concept(source, token, folder, kind, base))
 
 
 @app.command
@@ -125,9 +125,9 @@ def export(
     folder
         Where the concepts are.
     """
-    from studio.library import import_export as exchange
+    from studio.library import import_export
 
-    for path in exchange.export_concept(catalogue.found(name, folder), output, dialect, half, base):
+    for path in import_export.export_concept(catalogue.found(name, folder), output, dialect, half, base):
         print(path)
 
 
@@ -144,9 +144,9 @@ def rename(name: str, token: str, *, folder: Library = catalogue.FOLDER) -> None
     folder
         Where the concepts are.
     """
-    from studio.library import import_export as exchange
+    from studio.library import import_export
 
-    print(exchange.rename_concept(catalogue.found(name, folder), token))
+    print(import_export.rename_concept(catalogue.found(name, folder), token))
 
 
 @app.command

@@ -1,4 +1,4 @@
-"""`make demo`: teach pocket a sticker it has never seen from four pictures, in two ways, and show what came of it."""
+"""`make demo`: teach pocket an unknown sticker from four pictures, in two ways, and draw the results."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ PROMPTS: dict[str, tuple[str, ...]] = {
     "a {} to the left of a house": ("house",),
     "a {} above a car": ("car",),
 }
-"""What is drawn with each word, and what else is to be there."""
+"""Prompts drawn with each word, and the other thing in them."""
 
 
 def _learn(folder: Path, machine: Machine) -> dict[str, tuple[Path, float]]:
-    """Learn each word; returns its file and the seconds it took."""
+    """Learn each word; return its file and the seconds it took."""
     learned: dict[str, tuple[Path, float]] = {}
     for token, (said, name, settings) in WAYS.items():
         began, method = time.monotonic(), methods()[name]
         print(f"{said}: learning {token}", flush=True)
-        (path,) = runner.train(
+        (path,) = runner.write_concepts(
             method,
             method.Config(token=token, **settings),
             DataConfig(images=EXAMPLES),

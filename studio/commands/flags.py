@@ -41,7 +41,7 @@ FILLED_IN = ("digests",)
 
 
 def flag(field: FieldInfo) -> tuple[Any, Any]:
-    """The flag of a field; one that its group cannot do without is optional, as the group may be."""
+    """Return the flag of a field; a required field of an optional group becomes optional."""
     kind: Any = field.annotation
     if any(get_origin(getattr(part, "__origin__", part)) is tuple for part in (kind, *get_args(kind))):
         kind = str | None  # numbers with commas between them, which `Request` reads
@@ -50,7 +50,7 @@ def flag(field: FieldInfo) -> tuple[Any, Any]:
 
 
 def _group(field: FieldInfo) -> type[BaseModel] | None:
-    """The settings group that a field holds, or may hold."""
+    """Return the settings group that a field holds, or may hold."""
     for kind in (field.annotation, *get_args(field.annotation)):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind
@@ -58,7 +58,7 @@ def _group(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def _flags() -> dict[str, Any]:
-    """The fields of `Asked`: types and defaults of `Request`'s, without their limits."""
+    """Return the fields of `Asked`: types and defaults of `Request`'s, without their limits."""
     flags: dict[str, Any] = {}
     for name, field in Request.model_fields.items():
         group = _group(field)
@@ -83,11 +83,11 @@ _Flags: Any = create_model("_Flags", __base__=Frozen, **_flags())
 
 
 class Asked(_Flags):
-    """What is asked for with flags; `given` gives it back in the shape of a `Request`."""
+    """The values of all flags; `given` returns them in the shape of a `Request`."""
 
 
 def given(asked: BaseModel) -> dict[str, Any]:
-    """The flags that were really given, nested as the fields of `Request` are; unchecked."""
+    """Return the flags that were given, nested as the fields of `Request` are; unchecked."""
     said = {name: getattr(asked, name) for name in asked.model_fields_set}
     fields: dict[str, Any] = {}
     for name, field in Request.model_fields.items():

@@ -1,4 +1,4 @@
-"""`studio incontext`: a change shown by examples, done to another picture. Importable without torch."""
+"""`studio incontext`: a change shown by examples and applied to another picture. Importable without torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _Manner: Any = create_model("_Manner", __base__=Frozen, **_FIELDS)
 
 
 class Manner(_Manner):
-    """How a question is asked: the flags of `InContext`'s other fields."""
+    """The flags of `InContext`'s other fields."""
 
 
 def ask(
@@ -39,7 +39,7 @@ def ask(
     asked: Annotated[Asked, Parameter(name="*")] = Asked(),  # noqa: B008
     machine: Annotated[Machine, Parameter(name="*")] = Machine(),  # noqa: B008
 ) -> None:
-    """Do to a picture what was done in examples.
+    """Change a picture as in the examples.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def ask(
     request = Request.read({"prompt": hint, **given(asked), "in_context": question})
     from studio.work import runner
 
-    for path in runner.generate(request, base, output, machine):
+    for path in runner.write_pictures(request, base, output, machine):
         print(path)
 
 

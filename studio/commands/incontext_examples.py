@@ -1,4 +1,4 @@
-"""Pairs of a folder: the example for a visual prompt is chosen from them, or a word learned for what they show."""
+"""Pairs of a folder, as examples of a visual prompt or for learning a word."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trainers.methods.task_word import learn_word
 
 
 def nearest_pairs(folder: Path, query: Path, count: int, clip: Path | None) -> list[tuple[str, str]]:
-    """Before and after of the pairs of a folder whose picture before is most like the query, the nearest last.
+    """Return before and after of the pairs of a folder whose picture before is most like the query, nearest last.
 
     Raises:
         ConfigError: if more are wanted than a grid takes.
@@ -37,7 +37,7 @@ def nearest_pairs(folder: Path, query: Path, count: int, clip: Path | None) -> l
 
 
 def learn_task(folder: Path, config: TaskWordConfig, base: str, output: Path | None, machine: Machine) -> Path:
-    """Learn a word for what the pairs of a folder show; gives the path of the concept.
+    """Learn a word for what the pairs of a folder show; return the path of the concept.
 
     Raises:
         ConfigError: if the output is there already.
@@ -55,7 +55,7 @@ def learn_task(folder: Path, config: TaskWordConfig, base: str, output: Path | N
 
 
 def _readable(folder: Path, on_event: OnEvent) -> list[ExamplePair]:
-    """The pairs of a folder of which both pictures can be read; the others are noted.
+    """Return the pairs of a folder of which both pictures can be read; the others are noted.
 
     Raises:
         DataError: as `pairs_in`, or if there is none.

@@ -1,4 +1,4 @@
-"""Where boxes come from besides `--box`: the prompt, or a file; and pictures with their boxes drawn. Without torch."""
+"""Sources of boxes besides `--box`: the prompt, or a file; and pictures with their boxes drawn. Without torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Placing(Frozen):
 
 
 def boxes_of(source: str) -> tuple[Box, ...]:
-    """Boxes of a file, with the picture that is meant behind a colon if it tells of several."""
+    """Return the boxes of a file; of a file about several pictures, those of the picture behind a colon."""
     if Path(source).exists():
         return read_boxes(Path(source))
     path, colon, picture = source.rpartition(":")
@@ -37,7 +37,7 @@ def boxes_of(source: str) -> tuple[Box, ...]:
 
 
 def placed(wishes: dict[str, Any], placing: Placing, planning: Planning) -> dict[str, Any]:
-    """What was asked for, with the boxes that `placing` adds.
+    """Return the request with the boxes that `placing` adds.
 
     Raises:
         RequestError: if boxes come from two places, or there is no prompt to plan from.
@@ -70,7 +70,7 @@ def drawn(path: Path) -> Path:
 def layout(
     sentence: str | None, source: str | None, output: Path | None, form: Form, size: tuple[int, int], planning: Planning
 ) -> list[str]:
-    """Boxes of a sentence or a file as lines for `--box`, and written to `output` in a form if it is given.
+    """Return boxes of a sentence or a file as lines for `--box`, and write them to `output` if it is given.
 
     Raises:
         RequestError: if there is neither or both, or the boxes cannot be.

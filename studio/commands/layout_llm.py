@@ -32,7 +32,7 @@ phrases, without articles, in the singular. At most 30 boxes."""
 
 
 class Planning(Frozen):
-    """Who plans boxes from a sentence."""
+    """The planner of boxes for a sentence."""
 
     planner: str | None = None
     """Endpoint of a language model that speaks OpenAI's chat completions, for example http://localhost:11434/v1; its
@@ -46,7 +46,7 @@ class Planning(Frozen):
 
 
 def planner_of(planning: Planning) -> Planner:
-    """The planner that the settings name.
+    """Return the planner that the settings name.
 
     Raises:
         ConfigError: if the endpoint is no web address.
@@ -66,7 +66,7 @@ def planner_of(planning: Planning) -> Planner:
 
 
 def _ask(endpoint: str, planning: Planning, sentence: str) -> str:
-    """What the language model says.
+    """Return the answer of the language model.
 
     Raises:
         RequestError: if there is no answer of the right form.
@@ -107,7 +107,7 @@ def _ask(endpoint: str, planning: Planning, sentence: str) -> str:
 
 
 def read_answer(answer: str) -> tuple[Box, ...]:
-    """Boxes from what a language model said, around which there may be other text.
+    """Read boxes from the answer of a language model, around which there may be other text.
 
     Raises:
         RequestError: if there is no JSON of the right form in it, or a box cannot be.

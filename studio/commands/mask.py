@@ -1,4 +1,4 @@
-"""`studio mask`: from a click, a box or strokes to a mask. Importable without torch."""
+"""`studio mask`: masks from a click, a box or strokes. Importable without torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Listed = Annotated[tuple[str, ...], Parameter(negative="")]
 
 
 def stroke(text: str) -> dict[str, object]:
-    """`0.1,0.2 0.3,0.4:0.05`, places with a width behind the colon if wanted, to the fields of a `Stroke`."""
+    """Convert `0.1,0.2 0.3,0.4:0.05`, places with a width behind the colon if wanted, to the fields of a `Stroke`."""
     places, colon, width = text.partition(":")
     fields: dict[str, object] = {"points": tuple(places.split())}
     return fields | ({"width": width} if colon else {})
@@ -54,7 +54,7 @@ def mask(
     brush
         A stroke of a round brush: places, and its width behind a colon: "0.1,0.2 0.3,0.4:0.05". May be repeated.
     sam
-        Folder of a Segment Anything model that finds the outlines; without one, colours and edges do.
+        Folder of a Segment Anything model that finds the outlines; by default colours and edges decide.
     grow
         Pixels by which the mask is widened.
     feather
@@ -89,7 +89,7 @@ def mask(
 def score_masks(
     asked: Benchmarks, only: tuple[str, ...], base: str, form: str, machine: Machine, say: Callable[[str], None]
 ) -> None:
-    """What `studio score --masks` carries out; neither stickers nor base nor machine matter to it."""
+    """Carry out `studio score --masks`; neither stickers nor base nor machine matter to it."""
     from evaluation.masks import figures, mask_table
     from evaluation.masks import score_masks as scored
 

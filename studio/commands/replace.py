@@ -1,4 +1,4 @@
-"""`studio replace`: find a thing in a picture, mask it, paint another in its place. Importable without torch."""
+"""`studio replace`: find a thing in a picture, mask it, generate another in its place. Importable without torch."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def replace(
     request = Request.read({**wishes, "prompt": replacement, "inpaint": inpaint})
     from studio.work import runner
 
-    for path in runner.generate(request, base, output, machine):
+    for path in runner.write_pictures(request, base, output, machine):
         print(path)
 
 
 def box_of(picture: Path, thing: str) -> tuple[float, ...]:
-    """Box of a sticker in a picture, in fractions.
+    """Return the box of a sticker in a picture, in fractions.
 
     Raises:
         RequestError: if it is no sticker, or not in the picture; says what was found.
@@ -79,7 +79,7 @@ def box_of(picture: Path, thing: str) -> tuple[float, ...]:
 
 @cache
 def _finder() -> Any:
-    """The finder of all stickers, which takes a while to be made."""
+    """Return the finder of all stickers, which takes a while to be made."""
     from evaluation.sticker_finder import Finder
     from trainers.stickers.world import ALL_NAMES
 

@@ -1,4 +1,4 @@
-"""Making a picture again: exactly as it was, with other settings, or compared along some of them."""
+"""Reproducing a picture: exactly, with other settings, or compared along some of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from studio.work.progress import Progress
 def repeat(
     source: Path, wishes: dict[str, Any], axes: Sequence[Axis], base: str | None, output: Path, machine: Machine
 ) -> list[Path]:
-    """Make a picture again from what it says about itself, with the fields of `wishes` instead of its own.
+    """Generate a picture again from its own settings, with the fields of `wishes` instead of its own.
 
     With no wishes the picture is the same, bit for bit on the same machine; of a picture of AUTOMATIC1111, InvokeAI or
     ComfyUI prompts, seed, steps, sampler, size and scale are taken. Settings of the machine that were given
@@ -51,7 +51,7 @@ def repeat(
                 f"It cannot be repeated exactly; give --concept {use.source} to use it nonetheless.",
             )
     if not wishes and not axes:
-        return runner.generate(made.request, base or made.base, output, machine, made.index)
+        return runner.write_pictures(made.request, base or made.base, output, machine, made.index)
     if "inpaint" in wishes:
         wishes = wishes | {"inpaint": {"digests": (), **wishes["inpaint"]}}
     stored = made.request.model_dump() | {"seed": made.request.seed + made.index, "count": 1}
@@ -59,7 +59,7 @@ def repeat(
 
 
 def _replaced(fields: dict[str, Any], wishes: dict[str, Any]) -> dict[str, Any]:
-    """The fields with those of `wishes` instead; groups of settings are replaced field by field."""
+    """Return the fields with those of `wishes` instead; groups of settings are replaced field by field."""
     return fields | {
         name: _replaced(fields[name], wish) if isinstance(wish, dict) and isinstance(fields.get(name), dict) else wish
         for name, wish in wishes.items()

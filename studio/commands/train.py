@@ -15,7 +15,7 @@ from trainers.settings import DataConfig, Destination, TrainConfig
 
 
 class Output(Destination):
-    """Where the result goes."""
+    """The folder and file of the result."""
 
     dry_run: bool = False
     """Only look at the pictures and say what training would take."""
@@ -59,7 +59,7 @@ ALIASES = {
 
 
 def translate(arguments: list[str]) -> list[str]:
-    """Arguments with other programs' spellings replaced by ours."""
+    """Return arguments with other programs' spellings replaced by ours."""
     translated: list[str] = []
     for argument in arguments:
         flag, equals, value = argument.partition("=")
@@ -77,7 +77,7 @@ def _carry_out(
         for line in runner.preflight(method, config, data, train, where, machine):
             print(line)  # noqa: T201
     else:
-        for path in runner.train(method, config, data, train, where, machine):
+        for path in runner.write_concepts(method, config, data, train, where, machine):
             print(path)  # noqa: T201
 
 
@@ -92,9 +92,9 @@ def inpainting(
     machine: Annotated[Machine, Parameter(name="*")] = Machine(),  # noqa: B008
 ) -> None:
     """Inpainting: a UNet that sees the mask and what lies around it, from a base of 4 channels."""
-    from studio.commands import train_inpainting as unets
+    from studio.commands.train_inpainting import train_inpainting
 
-    print(unets.train(config, where, machine))  # noqa: T201
+    print(train_inpainting(config, where, machine))  # noqa: T201
 
 
 @app.command
@@ -104,9 +104,9 @@ def incontext(
     machine: Annotated[Machine, Parameter(name="*")] = Machine(),  # noqa: B008
 ) -> None:
     """Visual prompts: the UNet for inpainting learns changes from pairs of pictures, as answers in a grid."""
-    from studio.commands import train_inpainting as unets
+    from studio.commands.train_inpainting import train_inpainting
 
-    print(unets.train(config, where, machine))  # noqa: T201
+    print(train_inpainting(config, where, machine))  # noqa: T201
 
 
 @app.command

@@ -1,4 +1,4 @@
-"""Training gated layers: what `studio train grounding` carries out."""
+"""Training of gated layers, `studio train grounding`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainers.method_settings import GroundingConfig, GroundingDestination
 
 
 def train_layers(where: GroundingDestination, config: GroundingConfig, machine: Machine) -> Path:
-    """Train and write the layers; gives their file.
+    """Train and write the layers; return their file.
 
     Raises:
         Cancelled: on Ctrl-C or a termination; the same command goes on where it stopped.

@@ -1,4 +1,4 @@
-"""Trainings that give a 9-channel UNet: what `studio train inpainting` and `studio train incontext` carry out."""
+"""Trainings of 9-channel UNets, `studio train inpainting` and `studio train incontext`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from trainers.data.folders import read_examples
 from trainers.loop.launch import pausing
 
 
-def train(config: InpaintingConfig | InContextConfig, where: ModelDestination, machine: Machine) -> Path:
-    """Read the pictures or pairs, train, and write the new model; gives its folder.
+def train_inpainting(config: InpaintingConfig | InContextConfig, where: ModelDestination, machine: Machine) -> Path:
+    """Read the pictures or pairs, train, and write the new model; return its folder.
 
     Raises:
         DataError: if there is nothing to learn from, or a pair is of two sizes.

@@ -1,1 +1,1 @@
-"""Long work: asked for, kept in a record, done by other processes."""
+"""Long work: ordered, recorded, done by other processes."""

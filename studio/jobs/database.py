@@ -1,4 +1,4 @@
-"""The SQLite file of the record: opened, brought up to date, or refused in a sentence that tells the way out."""
+"""The SQLite file of the record: opened, migrated, or refused with a way out."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def prepare(path: Path, connection: sqlite3.Connection) -> None:
-    """Make the tables, or bring those of an older version up to date.
+    """Create the tables, or migrate those of an older version.
 
     Raises:
         ConfigError: if the file is damaged, of another program, or of a newer version.
@@ -88,7 +88,7 @@ def prepare(path: Path, connection: sqlite3.Connection) -> None:
 
 
 def _first(connection: sqlite3.Connection) -> None:
-    """From nothing, or from a file that was written before it had a version."""
+    """Create the first version, from nothing or from a file that was written before it had a version."""
     for statement in filter(str.strip, TABLES.split(";")):
         connection.execute(statement)
     there = {row["name"] for row in connection.execute("PRAGMA table_info(jobs)")}

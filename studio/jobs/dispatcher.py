@@ -1,4 +1,4 @@
-"""The thread that begins what waits, takes back what lost its process, and ends what does not stop."""
+"""The thread that starts waiting jobs, requeues those whose process is gone, and ends those that do not stop."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _log = logging.getLogger(__name__)
 
 
 class Dispatcher:
-    """Hands jobs to the processes of an engine, so many at a time, the oldest first.
+    """Hands jobs to the processes of an engine, up to its number of slots, the oldest first.
 
     Args:
-        places: where files are.
+        places: folders of the server.
         ledger: the record.
-        engine: where processes come from.
+        engine: starts processes.
         slots: jobs at a time.
     """
 
@@ -43,14 +43,14 @@ class Dispatcher:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin what waits, from now on."""
+        """Begin to start waiting jobs."""
         if self._thread is None:
             self._stopping = threading.Event()  # a new one: a thread that was left behind stops all the same
             self._thread = threading.Thread(target=self._run, args=(self._stopping,), name="jobs", daemon=True)
             self._thread.start()
 
     def stop(self, seconds: float = 20.0) -> None:
-        """Begin nothing more; what runs keeps its state, and goes on when a server starts again."""
+        """Start no more jobs; running ones keep their state, and are resumed when a server starts again."""
         if self._thread is not None:
             self._stopping.set()
             self._thread.join(LOOK)
@@ -72,7 +72,7 @@ class Dispatcher:
         self.ledger.close()
 
     def tick(self) -> None:
-        """Look once: end what does not stop, take back what lost its process, begin what waits."""
+        """Do one round: end jobs that do not stop, requeue those whose process is gone, start waiting ones."""
         running = self.ledger.list(states=("running",), limit=1000)
         for job in running:
             if not self.engine.alive(job):
@@ -106,14 +106,14 @@ class Dispatcher:
         return True
 
     def _last_words(self, job: Job) -> str:
-        """The last line that the process of a job left in its log."""
+        """Return the last line that the process of a job left in its log."""
         for path in (self.places.job(job.id) / LOG, self.places.folder / LOG):
             if path.is_file() and (lines := path.read_text(encoding="utf-8", errors="replace").strip().splitlines()):
                 return lines[-1][:300]
         return "it said nothing"
 
     def _lost(self, job: Job) -> None:
-        """Take a job back whose process is gone."""
+        """Requeue a job whose process is gone."""
         if job.state != "running" or self.engine.alive(job):
             return  # it has ended meanwhile
         if job.wish == "cancel":

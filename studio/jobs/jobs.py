@@ -1,4 +1,4 @@
-"""Long work: asked for here, done by other processes, one at a time, and not lost when server or page go away."""
+"""Long work: ordered here, done by other processes, one at a time, and kept when server or page go away."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from studio.jobs.specs import (
     checked_comparison,
     checked_request,
     forget_training,
-    lesson,
-    lesson_of,
     outputs,
     scores_key,
+    spec_of_job,
+    training_spec,
 )
 from studio.jobs.store import LIVE, Event, Job, Kind, Ledger
 from studio.library import concepts as catalogue
@@ -40,12 +40,12 @@ UNUSED = 7 * 86_400.0
 
 
 class Jobs:
-    """All jobs of a server, and the thread that begins what waits.
+    """All jobs of a server, and the thread that starts them.
 
     Args:
         folder: of everything: record, concepts, datasets, pictures.
         bases: id -> base model that may be asked for.
-        machine: what to compute on.
+        machine: device settings.
         slots: jobs at a time.
         warm: keep a process ready for generations.
         engine: makes where processes come from; those of this machine by default.
@@ -88,7 +88,7 @@ class Jobs:
         key: str | None = None,
         compare: Sequence[Any] = (),
     ) -> Job:
-        """Ask for pictures.
+        """Order pictures.
 
         Args:
             request: fields of a `Request`, with ids in the place of files.
@@ -116,7 +116,7 @@ class Jobs:
         dry_run: bool = False,
         key: str | None = None,
     ) -> Job:
-        """Ask for a training.
+        """Order a training.
 
         Args:
             method: its name.
@@ -129,7 +129,7 @@ class Jobs:
         Raises:
             StudioError: if it cannot be carried out, or its concept is there already or being learned.
         """
-        one = lesson(method, settings, dataset, base, self.places)
+        one = training_spec(method, settings, dataset, base, self.places)
         spec = {"method": method, "settings": dict(settings), "dataset": dataset, "base": base, "dry_run": dry_run}
         require_room(self.folder, 64 << 20)
         with self._asking:
@@ -138,11 +138,11 @@ class Jobs:
             return self.ledger.add("training", spec, key)
 
     def submit_import(self, content: bytes, name: str, token: str | None = None) -> Job:
-        """Ask that a file of another program is taken into the library; it is read in a process of its own.
+        """Order the import of a file of another program into the library; a process of its own reads it.
 
         Args:
             content: of an embedding or a LoRA.
-            name: what the file was called, which says its word if nothing else does.
+            name: original name of the file, which gives its word if nothing else does.
             token: the word to use it by; its own by default.
 
         Raises:
@@ -156,7 +156,7 @@ class Jobs:
         return self.ledger.add("import", {"file": file.relative_to(self.folder).as_posix(), "token": token})
 
     def submit_score(self, concept: str, dataset: str, base: str = "pocket", key: str | None = None) -> Job:
-        """Ask that a concept, with the candidates of its training, is measured against the word it started from.
+        """Order a measurement of a concept and the candidates of its training, against its initial word.
 
         Args:
             concept: its id.
@@ -174,11 +174,11 @@ class Jobs:
         return self.ledger.add("score", {"concept": concept, "dataset": dataset, "base": base}, key)
 
     def scores_after(self, training: str) -> Job | None:
-        """The job that measured what a training learned, if there is one."""
+        """Return the job that measured the result of a training, if there is one."""
         return self.ledger.keyed(scores_key(training))
 
     def take_step(self, concept: str, step: int) -> None:
-        """Put the candidate of a step in the place of a concept.
+        """Replace a concept by the candidate of a step.
 
         Raises:
             ConceptError: if there is none.
@@ -188,7 +188,7 @@ class Jobs:
         take(self.places.concept(concept), step)
 
     def add_copy(self, source: Path) -> Path:
-        """Put a copy of a concept file, with what lies beside it, into the library; gives its file there.
+        """Put a copy of a concept file, with the files beside it, into the library; return its file there.
 
         Raises:
             Conflict: if a concept of its name is there or being learned.
@@ -198,11 +198,11 @@ class Jobs:
             return catalogue.add_copy(source, self.learned)
 
     def add_example(self) -> Path:
-        """Put the example concept into the library; gives its file, and raises as `add_copy`."""
+        """Put the example concept into the library; return its file. Raises as `add_copy`."""
         return self.add_copy(catalogue.EXAMPLE)
 
     def require_renamable(self, concept: str, word: str) -> None:
-        """Refuse another word for a concept that is at work, or one that is being learned.
+        """Refuse another word for a concept that is in use by a job, or one that is being learned.
 
         Raises:
             Conflict: if it is so.
@@ -211,7 +211,7 @@ class Jobs:
         self._require_unlearned([f"{file_stem(word)}.safetensors"])
 
     def discard_concept(self, concept: str) -> str:
-        """Move a concept into the trash; gives the name it has there.
+        """Move a concept into the trash; return the name it has there.
 
         Raises:
             ConceptError: if there is none.
@@ -228,7 +228,7 @@ class Jobs:
         catalogue.delete(path)
 
     def restore(self, thrown: str) -> Path:
-        """Bring a concept back from the trash by the name it has there; gives its file.
+        """Bring a concept back from the trash by the name it has there; return its file.
 
         Raises:
             ConceptError: if it is not in the trash, or something of its names is there now.
@@ -276,7 +276,7 @@ class Jobs:
             if job.spec["dry_run"]:
                 continue
             try:
-                theirs = outputs(lesson_of(job, self.places))
+                theirs = outputs(spec_of_job(job, self.places))
             except StudioError:  # what it needs has been deleted; it will say so itself
                 continue
             if taken := [path.name for path in theirs if path.name in names]:
@@ -288,29 +288,29 @@ class Jobs:
     # -- looking ---------------------------------------------------------------------------------------------
 
     def get(self, job: str) -> Job:
-        """A job by its id; raises `Unknown`."""
+        """Return a job by its id; raises `Unknown`."""
         return self.ledger.get(job)
 
     def list(self, kind: Kind | None = None, states: Sequence[str] = (), limit: int = 100) -> list[Job]:
-        """Jobs, the newest first."""
+        """Return jobs, the newest first."""
         return self.ledger.list(kind, states, limit)
 
     def events(self, job: str, after: int = 0, limit: int = 1000, kinds: Sequence[str] = ()) -> list[Event]:
-        """Events with a number above `after`, in order; raises `Unknown`."""
+        """Return events with a number above `after`, in order; raises `Unknown`."""
         return self.ledger.events(job, after, limit, kinds)
 
     def results(self, job: str) -> list[Path]:
-        """The files a job made that are still there."""
+        """Return the files a job made that still exist."""
         paths = [self.folder / name for name in self.get(job).results]
         return [path for path in paths if path.is_file()]
 
     def previews(self, job: str) -> list[tuple[int, Path, str]]:
-        """Step, file and caption of each preview picture."""
+        """Return step, file and caption of each preview picture."""
         shown = [event.data for event in self.events(job, limit=100_000, kinds=("preview",))]
         return [(one["step"], self.job_folder(job) / one["file"], one["caption"]) for one in shown]
 
     def job_folder(self, job: str) -> Path:
-        """Where the pictures of a job are; raises `Unknown`."""
+        """Return the folder of the pictures of a job; raises `Unknown`."""
         return self.places.job(self.get(job).id)
 
     # -- steering --------------------------------------------------------------------------------------------
@@ -343,7 +343,7 @@ class Jobs:
         return now
 
     def resume(self, job: str) -> Job:
-        """Put a paused training back into the queue; it goes on where it stopped.
+        """Put a paused training back into the queue; it is resumed from its state.
 
         Raises:
             Conflict: if it is not paused.
@@ -354,7 +354,7 @@ class Jobs:
         return self.get(job)
 
     def delete(self, job: str) -> None:
-        """Forget a job that has ended, with its pictures and events; a concept it made stays.
+        """Delete a job that has ended, with its pictures and events; a concept it made stays.
 
         Raises:
             Conflict: if it has not ended.
@@ -375,14 +375,14 @@ class Jobs:
             self._lock = locked(self.folder / ".server.lock", said, "Stop that one, or give another --folder.")
 
     def start(self) -> Self:
-        """Begin what waits, from now on; uploads of which nothing was made are cleared away."""
+        """Start waiting jobs from now on; unused uploads are deleted."""
         self.reserve()
         self.pictures.prune(self.ledger.names, UNUSED)
         self.dispatcher.start()
         return self
 
     def stop(self, seconds: float = 20.0) -> None:
-        """Begin nothing more; what runs keeps its state, and goes on when a server starts again."""
+        """Start no more jobs; running ones keep their state, and are resumed when a server starts again."""
         self.dispatcher.stop(seconds)
         if self._lock is not None:
             self._lock.release()

@@ -1,4 +1,4 @@
-"""Where the processes of jobs come from: of this machine here, of a cluster in `studio/jobs/ray_engine.py`.
+"""Processes for jobs on this machine; those of a cluster are in `studio/jobs/ray_engine.py`.
 
 A process takes a job by claiming it in the record, so an engine only has to start one and to know whether it lives.
 """
@@ -36,19 +36,19 @@ class Engine(Protocol):
     """Starts what runs jobs."""
 
     def begin(self, job: Job) -> bool:
-        """Hand a queued job to a process; false if none is free for it now."""
+        """Hand a queued job to a process; return false if none is free for it now."""
         ...
 
     def holds(self, job: Job) -> bool:
-        """Whether a process that lives was handed this queued job and has yet to claim it."""
+        """Return whether a living process was handed this queued job and has yet to claim it."""
         ...
 
     def ended(self, job: str) -> None:
-        """A job is over, so its process is free."""
+        """Mark the process of a job that is over as free."""
         ...
 
     def alive(self, job: Job) -> bool:
-        """Whether the process that claimed a job lives."""
+        """Return whether the process that claimed a job lives."""
         ...
 
     def kill(self, job: Job) -> None:
@@ -56,7 +56,7 @@ class Engine(Protocol):
         ...
 
     def settle(self, running: Sequence[Job] = ()) -> None:
-        """Look after what has ended, and make ready for what may come beside what is running."""
+        """Look after processes that have ended, and start one that is ready for the next job."""
         ...
 
     def close(self, running: Sequence[Job], seconds: float) -> None:
@@ -65,7 +65,7 @@ class Engine(Protocol):
 
 
 def birth(pid: int) -> float:
-    """When a process began, by a clock that nobody sets; 0 if there is none.
+    """Return the start time of a process, by a clock that nobody sets; 0 if there is none.
 
     On Linux in seconds since the machine was started, beside what tells this start from others; elsewhere in seconds
     since 1970, which move when the clock is set.
@@ -85,7 +85,7 @@ def birth(pid: int) -> float:
 
 
 def lives_here(job: Job) -> bool:
-    """Whether the process that claimed a job lives on this machine."""
+    """Return whether the process that claimed a job lives on this machine."""
     return job.pid is not None and job.born is not None and abs(birth(job.pid) - job.born) < TOLERANCE
 
 
@@ -113,7 +113,7 @@ def end_processes(pids: Iterable[int], seconds: float) -> None:
 
 
 def setup_of(places: Places, machine: Machine) -> str:
-    """What a process of jobs is told about the server, as JSON."""
+    """Return the settings of the server for a process of jobs, as JSON."""
     about = {
         "folder": str(places.folder),
         "bases": dict(places.bases),
@@ -139,7 +139,7 @@ class _Hand:
 
     @property
     def stuck(self) -> bool:
-        """Whether it has given no sign of life for too long; the clock of the files is only compared with itself."""
+        """Return whether it has given no sign of life for too long, by the clock of the files alone."""
         try:
             beaten = self.beat.stat().st_mtime
         except OSError:
@@ -156,9 +156,9 @@ class LocalEngine:
     record. As they read their jobs from the server, they end by themselves once it is gone and their job done.
 
     Args:
-        places: where the files are.
-        machine: what to compute on.
-        slots: how many.
+        places: folders of the server.
+        machine: device settings.
+        slots: number of processes.
         warm: have them ready before they are needed.
     """
 
@@ -170,7 +170,7 @@ class LocalEngine:
                 beat.unlink(missing_ok=True)
 
     def begin(self, job: Job) -> bool:
-        """Hand a queued job to a process; false if none is free for it now."""
+        """Hand a queued job to a process; return false if none is free for it now."""
         self.settle()
         hand = min(self._hands, key=lambda hand: len(hand.jobs), default=None)
         if hand is None or (hand.jobs and len(self._hands) < self.slots):
@@ -185,7 +185,7 @@ class LocalEngine:
         return True
 
     def holds(self, job: Job) -> bool:
-        """Whether a process that lives was handed this queued job and has yet to claim it; a stuck one is ended."""
+        """Return whether a living process was handed this queued job and has yet to claim it; a stuck one is ended."""
         for hand in self._hands:
             if hand.jobs.get(job.id) == job.begun and hand.lives:
                 if not hand.stuck:
@@ -196,12 +196,12 @@ class LocalEngine:
         return False
 
     def ended(self, job: str) -> None:
-        """A job is over, so its process is free."""
+        """Mark the process of a job that is over as free."""
         for hand in self._hands:
             hand.jobs.pop(job, None)
 
     def alive(self, job: Job) -> bool:
-        """Whether the process that claimed a job lives."""
+        """Return whether the process that claimed a job lives."""
         return lives_here(job)
 
     def kill(self, job: Job) -> None:
@@ -209,7 +209,7 @@ class LocalEngine:
         kill_here(job)
 
     def settle(self, running: Sequence[Job] = ()) -> None:
-        """Look after what has ended, and make ready for what may come beside what is running."""
+        """Look after processes that have ended, and start one that is ready for the next job."""
         for hand in self._hands:
             if not hand.lives:
                 hand.beat.unlink(missing_ok=True)

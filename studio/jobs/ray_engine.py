@@ -51,7 +51,7 @@ STORE = 80 << 20
 
 
 class FarRecord:
-    """The record, by way of the actor that has it open; whoever cannot reach it any more ends at once.
+    """The record, through the actor that has it open; a process that cannot reach it any more ends at once.
 
     Args:
         keeper: handle of a `Ledger` on the server's machine.
@@ -61,23 +61,23 @@ class FarRecord:
         self._keeper = keeper
 
     def claim(self, job: str, pid: int, born: float) -> bool:
-        """Make a queued job that of a process; false if another was first or it waits no more."""
+        """Assign a queued job to a process; return false if another was first or it waits no more."""
         return self._ask("claim", job, pid, born)
 
     def get(self, job: str) -> Job:
-        """A job by its id; raises `Unknown`."""
+        """Return a job by its id; raises `Unknown`."""
         return self._ask("get", job)
 
     def add(self, kind: Kind, spec: dict[str, Any], key: str | None = None) -> Job:
-        """Enter a job that comes after this one."""
+        """Enter a job that follows from this one."""
         return self._ask("add", kind, spec, key)
 
     def wished(self, job: str) -> str:
-        """What the process of a job is asked to do."""
+        """Return what the process of a job is asked to do."""
         return self._ask("wished", job)
 
     def move(self, job: str, before: Sequence[str], state: State, **changes: Any) -> bool:
-        """Change a job's state if it is one of `before`; says whether it was."""
+        """Change a job's state if it is one of `before`; return whether it was."""
         return self._ask("move", job, before, state, **changes)
 
     def tell(self, job: str, kind: str, data: dict[str, Any]) -> None:
@@ -95,10 +95,10 @@ class FarRecord:
 
 
 class FarWorker:
-    """The actor of a slot; its second thread hears when it is to end.
+    """The actor of a slot; its second thread receives the order to end.
 
     Args:
-        setup: what the server says about itself.
+        setup: settings of the server.
         keeper: handle of a `Ledger` on the server's machine.
 
     Raises:
@@ -117,29 +117,29 @@ class FarWorker:
         self._worker = worker(setup, FarRecord(keeper))
 
     def ready(self) -> None:
-        """Have everything in memory."""
+        """Load torch and the base into memory."""
         self._worker.warm()
 
     def run(self, job: str) -> bool:
-        """Do a job if it still waits; says whether the actor is to end."""
+        """Do a job if it still waits; return whether the actor is to end."""
         self._worker.run(job)
         return self._worker.over
 
     def end(self) -> None:
-        """Keep the state of the job in work, and begin no other."""
+        """Keep the state of the running job, and begin no other."""
         self._worker.over = True
 
 
 @dataclass
 class _Hand:
-    """An actor, and what it does.
+    """An actor and its jobs.
 
     Attributes:
         actor: its handle.
-        ready: what Ray gives for its start.
+        ready: Ray's reference to its start.
         able: whether it has started.
-        job: what it was handed.
-        task: what Ray gives for the work on that; none before it has started.
+        job: its job.
+        task: Ray's reference to the work on that; none before it has started.
         rested: when it last had nothing to do, in seconds of the monotonic clock.
     """
 
@@ -151,16 +151,16 @@ class _Hand:
     rested: float = field(default_factory=time.monotonic)
 
     def has(self, job: Job) -> bool:
-        """Whether it was handed this job."""
+        """Return whether it was handed this job."""
         return self.job is not None and self.job.id == job.id
 
     def hand(self, job: Job) -> None:
-        """Hand it a job, which waits here until it has started."""
+        """Hand it a job, which waits here until the actor has started."""
         self.job = job
         self.send()
 
     def send(self) -> None:
-        """Let it work on what it was handed."""
+        """Let it work on the jobs it was handed."""
         if self.able and self.task is None and self.job is not None:
             self.task = self.actor.run.remote(self.job.id)
 
@@ -171,9 +171,9 @@ class RayEngine:
     To be made in a thread that lives as long as the server: a Ray of our own ends with the thread that began it.
 
     Args:
-        places: where the files are, on every machine.
-        machine: what to compute on; with `device` auto a GPU each if the cluster has any.
-        slots: how many.
+        places: folders of the server, the same on every machine.
+        machine: device settings; with `device` auto a GPU each if the cluster has any.
+        slots: number of processes.
         address: of a Ray that this machine is part of, as HOST:PORT or auto; by default one of our own on this machine.
 
     Raises:
@@ -188,7 +188,7 @@ class RayEngine:
         self._keeper: Any = None
 
     def begin(self, job: Job) -> bool:
-        """Hand a queued job to an actor; false if none is free for it now."""
+        """Hand a queued job to an actor; return false if none is free for it now."""
         self._look()
         free = [hand for hand in self._hands if hand.job is None]
         if not free and len(self._hands) >= self.slots:
@@ -198,20 +198,20 @@ class RayEngine:
         return True
 
     def holds(self, job: Job) -> bool:
-        """Whether an actor that lives was handed this queued job and has yet to claim it."""
+        """Return whether a living actor was handed this queued job and has yet to claim it."""
         return any(
             hand.has(job) and hand.job is not None and hand.job.begun == job.begun and not _done(hand.task)
             for hand in self._hands
         )
 
     def ended(self, job: str) -> None:
-        """A job is over; an actor that was yet to be handed it is free."""
+        """Mark an actor that was yet to be handed a job that is over as free."""
         for hand in self._hands:
             if hand.job is not None and hand.job.id == job and hand.task is None:
                 hand.job = None
 
     def alive(self, job: Job) -> bool:
-        """Whether whoever claimed a job is still at it, or is a process of this machine that lives."""
+        """Return whether the actor, or the process of this machine, that claimed a job still works on it."""
         here = any(hand.has(job) and hand.task is not None and not _done(hand.task) for hand in self._hands)
         return here or lives_here(job)
 
@@ -225,7 +225,7 @@ class RayEngine:
         kill_here(job)
 
     def settle(self, running: Sequence[Job] = ()) -> None:
-        """Look after what has ended, and see that no job waits for an actor's start while another has nothing to do."""
+        """Look after actors that have ended, and let no job wait for an actor's start while another is free."""
         self._look()
         waiting = [hand for hand in self._hands if hand.job is not None and not hand.able]
         free = [hand for hand in self._hands if hand.job is None and hand.able]
@@ -257,7 +257,7 @@ class RayEngine:
         end_processes(left, max(0.0, end - time.monotonic()))
 
     def _look(self) -> None:
-        """Let those work that have started, and forget those that have ended."""
+        """Let actors work that have started, and forget those that have ended."""
         for hand in list(self._hands):
             if not hand.able and _done(hand.ready):
                 _, error = _result(hand.ready)
@@ -295,7 +295,7 @@ class RayEngine:
 
 
 def connect(address: str | None, slots: int) -> None:
-    """Join the Ray at an address, or begin one on this machine that nobody else reaches; nothing if that is done.
+    """Join the Ray at an address, or start one on this machine for this server alone, unless that is done.
 
     Raises:
         ConfigError: if Ray is not installed, or there is none at the address.
@@ -330,7 +330,7 @@ def connect(address: str | None, slots: int) -> None:
 
 
 def _require_listener(address: str) -> None:
-    """Raises `ConfigError` if nobody answers at HOST:PORT; Ray itself would ask for minutes."""
+    """Raise `ConfigError` if nothing answers at HOST:PORT; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
@@ -339,7 +339,7 @@ def _require_listener(address: str) -> None:
 
 
 def _keep_to_ourselves() -> None:
-    """Let a Ray of our own listen to this machine alone, and to those who know a word that is on no disk.
+    """Let a Ray of our own listen to this machine alone, with a password that is on no disk.
 
     Ray reads both when it is imported; a program that has done so itself decides. The first setting is named after the
     systems on which it is the default.
@@ -351,7 +351,7 @@ def _keep_to_ourselves() -> None:
 
 
 def _gpus(machine: Machine, ours: bool) -> int:
-    """GPUs an actor needs: 0 or 1."""
+    """Return the GPUs an actor needs: 0 or 1."""
     import ray
 
     if machine.device.startswith("cuda:") and machine.device != "cuda:0":
@@ -365,7 +365,7 @@ def _gpus(machine: Machine, ours: bool) -> int:
 
 
 def _keeper(path: Path) -> Any:
-    """A `Ledger` in an actor of this machine, which Ray begins again should it end."""
+    """Return a `Ledger` in an actor of this machine, which Ray restarts should it end."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -375,14 +375,14 @@ def _keeper(path: Path) -> Any:
 
 
 def _done(task: Any) -> bool:
-    """Whether what Ray was asked for is over; not if it was not asked."""
+    """Return whether a call of Ray is over; false without one."""
     import ray
 
     return task is not None and bool(ray.wait([task], timeout=0)[0])
 
 
 def _result(task: Any) -> tuple[Any, str]:
-    """What a task gave, and what went wrong."""
+    """Return the result of a task, and its error."""
     import ray
 
     try:

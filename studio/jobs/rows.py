@@ -1,4 +1,4 @@
-"""Jobs and events, and how they are read from rows of the record: a damaged one never stands in the way of others."""
+"""Jobs and events as rows of the record: a damaged row does not affect the others."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ class Job:
 
     Attributes:
         id: unguessable name.
-        kind: what it is.
-        state: how far it is.
-        spec: what was asked for; files in it are ids.
+        kind: kind of work.
+        state: its state.
+        spec: the order; files in it are ids.
         created: when it was asked for, in seconds since 1970.
         started: when it was last begun.
         finished: when it ended.
         step: steps done.
         steps: steps planned; 0 while unknown.
-        error: what went wrong, in a sentence.
-        hint: what to do about it.
-        wish: what its process is asked to do: "cancel", "pause" or nothing.
+        error: the error in a sentence.
+        hint: the next step.
+        wish: order to its process: "cancel", "pause" or nothing.
         wished: when that was asked.
         pid: of the process that runs it.
         born: when that process began, which tells it from a later one with the same number.
-        lost: how often its process vanished without a word.
-        begun: how often it was claimed.
+        lost: times that its process vanished.
+        begun: times that it was claimed.
         results: files it made, within the folder of all jobs.
     """
 
@@ -69,7 +69,7 @@ class Job:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come."""
+        """Return whether nothing more will come."""
         return self.state in ENDED
 
 
@@ -91,7 +91,7 @@ class Event:
 
 
 def job_of(row: sqlite3.Row) -> Job:
-    """The job of a row; raises `Damaged`."""
+    """Return the job of a row; raises `Damaged`."""
     values = dict(row)
     try:
         values["spec"], values["results"] = _read(values["spec"], dict), tuple(_read(values["results"], list))
@@ -101,7 +101,7 @@ def job_of(row: sqlite3.Row) -> Job:
 
 
 def jobs_of(rows: Iterable[sqlite3.Row]) -> Iterator[Job]:
-    """Jobs of rows; a damaged one is left out, and named in the log."""
+    """Return the jobs of rows; a damaged one is left out, and named in the log."""
     for row in rows:
         try:
             yield job_of(row)
@@ -110,7 +110,7 @@ def jobs_of(rows: Iterable[sqlite3.Row]) -> Iterator[Job]:
 
 
 def told_by(row: sqlite3.Row) -> dict[str, Any] | None:
-    """What an event tells; None if it is damaged."""
+    """Return the contents of an event; None if it is damaged."""
     try:
         return _without_paths(_read(row["data"], dict))
     except ValueError:
@@ -119,16 +119,16 @@ def told_by(row: sqlite3.Row) -> dict[str, Any] | None:
 
 
 TOLD = ("text", "error", "hint")
-"""Values that are sentences for people; whoever reads them may be far from the machine."""
+"""Values that are sentences for people; readers may be far from the machine."""
 
 
 def _without_paths(values: dict[str, Any]) -> dict[str, Any]:
-    """The values with sentences that tell no folder of the server."""
+    """Return the values with folders of the server removed from sentences."""
     return values | {name: without_paths(values[name]) for name in TOLD if isinstance(values.get(name), str)}
 
 
 def _read(text: str, kind: type[Any]) -> Any:
-    """Stored JSON of a kind; texts in it that could not be sent are made such that they can.
+    """Read stored JSON of a kind; invalid characters in texts are replaced.
 
     Raises:
         ValueError: if it is none.

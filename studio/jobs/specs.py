@@ -1,4 +1,4 @@
-"""What jobs are asked for: checked when it is asked, with ids for files; read by the process that does it, with paths.
+"""Specifications of jobs: checked when they are submitted, with ids for files; read by the worker, with paths.
 
 No client ever names a path: concepts are named by what the library calls them, pictures and datasets by the id they got
 when they were sent, bases by the names the server was started with. Needs no torch.
@@ -33,7 +33,7 @@ OURS = ("cache", "output", "overwrite", "base")
 
 @dataclass(frozen=True)
 class Places:
-    """Where a server keeps its files.
+    """The folders of a server.
 
     Attributes:
         folder: of everything; absolute.
@@ -47,30 +47,30 @@ class Places:
 
     @cached_property
     def quota(self) -> Quota:
-        """The room of what people send."""
+        """The limit of uploads."""
         return Quota([self.folder / name for name in ("datasets", "pictures", "imports")], self.most)
 
     @property
     def learned(self) -> Path:
-        """The concept files."""
+        """The folder of concept files."""
         return self.folder / "concepts"
 
     @cached_property
     def datasets(self) -> Datasets:
-        """Pictures to learn from."""
+        """The training pictures."""
         return Datasets(self.folder / "datasets", self.quota)
 
     @cached_property
     def pictures(self) -> Pictures:
-        """Pictures that requests name."""
+        """The pictures that requests name."""
         return Pictures(self.folder / "pictures", self.quota)
 
     def job(self, job: str) -> Path:
-        """The folder of a job."""
+        """Return the folder of a job."""
         return self.folder / "jobs" / job
 
     def base(self, name: str) -> str:
-        """A base model by its id.
+        """Return a base model by its id.
 
         Raises:
             ConfigError: if there is none.
@@ -81,7 +81,7 @@ class Places:
         return self.bases[name]
 
     def concept(self, name: str) -> Path:
-        """The file of a concept by its id, the name of the file without ending.
+        """Return the file of a concept by its id, the name of the file without ending.
 
         Raises:
             ConceptError: if there is none.
@@ -93,7 +93,7 @@ class Places:
         raise ConceptError(f"There is no concept {name!r:.60} in the library.", "GET /api/v1/concepts lists them.")
 
     def of(self, kind: str, name: str) -> str:
-        """The path of a file by what it is and its id, seen from the folder, so that no picture tells where that is."""
+        """Return the path of a file by its kind and id, relative to the server's folder, so that pictures hide it."""
         path = self.concept(name) if kind == "concept" else self.pictures.path(name)
         return path.relative_to(self.folder).as_posix()
 
@@ -102,7 +102,7 @@ class Places:
 
 
 def checked_request(fields: Mapping[str, Any], places: Places) -> dict[str, Any]:
-    """The fields of a request with ids, as a record keeps them.
+    """Return the fields of a request with ids, as a record keeps them.
 
     Raises:
         RequestError: with every problem found.
@@ -115,7 +115,7 @@ def checked_request(fields: Mapping[str, Any], places: Places) -> dict[str, Any]
 
 
 def checked_comparison(fields: Mapping[str, Any], axes: Sequence[Any]) -> list[dict[str, Any]]:
-    """The axes along which a request is compared, as a record keeps them.
+    """Return the axes along which a request is compared, as a record keeps them.
 
     Raises:
         RequestError: if there are too many pictures, or one of them cannot be.
@@ -132,7 +132,7 @@ TEXTS = ("prompt", "negative_prompt", "phrase", "digests")
 
 
 def _require_known(model: BaseModel) -> None:
-    """Refuse texts of which nobody said whether they name a file: such a field is not for clients."""
+    """Refuse text fields that are not marked as naming a file or not: clients must not set them."""
     for name in unknown_texts(type(model)) & model.model_fields_set:
         if getattr(model, name) is not None:
             raise RequestError(f"{name} cannot be set here.", "It may name a file of the server's machine.")
@@ -143,7 +143,7 @@ def _require_known(model: BaseModel) -> None:
 
 
 def unknown_texts(kind: type[BaseModel]) -> set[str]:
-    """Fields of settings that hold text, of which neither `TEXTS` nor a `FileOf` says what it is."""
+    """Return text fields of settings that are neither in `TEXTS` nor marked by `FileOf`."""
     return {
         name
         for name, field in kind.model_fields.items()
@@ -158,7 +158,7 @@ def _is_text(annotation: Any) -> bool:
 
 
 def with_paths(model: Model, places: Places) -> Model:
-    """The same settings with a path for each id, in whatever depth."""
+    """Return the same settings with a path for each id, at any depth."""
     changes: dict[str, Any] = {}
     for name, field in type(model).model_fields.items():
         value = getattr(model, name)
@@ -171,7 +171,7 @@ def with_paths(model: Model, places: Places) -> Model:
 
 
 def _marks(field: Any) -> list[Any]:
-    """What is annotated on a field and on what it consists of."""
+    """Return the annotations of a field and of its parts."""
 
     def inside(annotation: Any) -> list[Any]:
         own = list(getattr(annotation, "__metadata__", ()))
@@ -194,13 +194,13 @@ def _mapped(value: Any, change: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """A training with everything it needs.
+class TrainingSpec:
+    """A training with all its settings.
 
     Attributes:
         method: its name.
         config: its own settings.
-        data: how pictures are read.
+        data: settings of reading pictures.
         train: pace and optimiser.
         where: base and concept file.
     """
@@ -212,8 +212,8 @@ class Lesson:
     where: Destination
 
 
-def lesson(method: str, settings: Mapping[str, Any], dataset: str, base: str, places: Places) -> Lesson:
-    """A training from settings by name, whichever of the configurations each belongs to.
+def training_spec(method: str, settings: Mapping[str, Any], dataset: str, base: str, places: Places) -> TrainingSpec:
+    """Return a training from settings by name, whichever configuration each belongs to.
 
     Raises:
         ConfigError: if there is no such method, or with every problem of the settings.
@@ -243,15 +243,16 @@ def lesson(method: str, settings: Mapping[str, Any], dataset: str, base: str, pl
         raise ConfigError("Candidates cannot be kept of several subjects.", "Leave candidates out, or also.")
     # Seen from the folder of the server, where its processes work, so that a concept does not tell where that is.
     output = places.learned / f"{file_stem(config.trigger)}.safetensors"
-    return Lesson(method, config, data, train, where.model_copy(update={"base": places.base(base), "output": output}))
+    where = where.model_copy(update={"base": places.base(base), "output": output})
+    return TrainingSpec(method, config, data, train, where)
 
 
 def forget_training(job: Job, places: Places) -> None:
-    """Remove what a training that was cancelled has kept: its state, and with it its candidates."""
+    """Remove the state of a training that was cancelled, and with it its candidates."""
     if job.kind != "training" or job.spec["dry_run"]:
         return
     try:
-        output = outputs(lesson_of(job, places))[0]
+        output = outputs(spec_of_job(job, places))[0]
     except StudioError:  # its pictures are gone; the next training of this name says so if the state is in its way
         return
     forget_state(output)
@@ -263,32 +264,32 @@ def forget_state(output: Path) -> None:
         shutil.rmtree(output.with_name(f".{output.stem}.{end}"), ignore_errors=True)
 
 
-def lesson_of(job: Job, places: Places) -> Lesson:
-    """The training that a job is; raises as `lesson`."""
+def spec_of_job(job: Job, places: Places) -> TrainingSpec:
+    """Return the training of a job; raises as `training_spec`."""
     spec = job.spec
-    return lesson(spec["method"], spec["settings"], spec["dataset"], spec["base"], places)
+    return training_spec(spec["method"], spec["settings"], spec["dataset"], spec["base"], places)
 
 
 def scores_key(training: str) -> str:
-    """The key of the job that measures what a training learned, so that there is one however often it is asked for."""
+    """Return the key of the job that measures the result of a training, so that there is only one."""
     return f"scores of {training}"
 
 
-def outputs(one: Lesson) -> list[Path]:
-    """The concept files of a training: its own first."""
+def outputs(one: TrainingSpec) -> list[Path]:
+    """Return the concept files of a training: its own first."""
     subjects = getattr(one.config, "subjects", ())[1:]
     first = one.where.output or Path()
     return [first, *(first.with_name(f"{file_stem(subject.trigger)}.safetensors") for subject in subjects)]
 
 
-def learned(one: Lesson) -> bool:
-    """Whether all that a training writes is there; its log, which an imported concept lacks, tells whose it is."""
+def learned(one: TrainingSpec) -> bool:
+    """Return whether all files of a training exist; its log, which an imported concept lacks, shows whose they are."""
     first, *others = outputs(one)
     return all(path.is_file() for path in (first.with_name(f"{first.stem}.losses.jsonl"), *others, first))
 
 
 def _with_folders(settings: dict[str, Any], places: Places) -> dict[str, Any]:
-    """Datasets instead of their ids, in the settings that name folders."""
+    """Return settings with folders of datasets in the place of their ids."""
     if settings.get("class_images") is not None:
         settings["class_images"] = places.datasets.folder(str(settings["class_images"]))
     if isinstance(settings.get("also"), list | tuple):
@@ -297,7 +298,7 @@ def _with_folders(settings: dict[str, Any], places: Places) -> dict[str, Any]:
 
 
 def _folder_of(text: Any, places: Places) -> str:
-    """`ID:TOKEN:CLASS` with the folder for the id; left to the settings to refuse if it is no such text."""
+    """Return `ID:TOKEN:CLASS` with the folder for the id; other text is left to the validation to refuse."""
     parts = text.rsplit(":", 2) if isinstance(text, str) else []
     if len(parts) < 3:
         raise ConfigError(

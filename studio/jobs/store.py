@@ -26,30 +26,30 @@ from studio.jobs.rows import LIVE as LIVE
 from studio.jobs.rows import Event, Job, Kind, State, job_of, jobs_of, told_by
 
 ATTEMPTS = 4
-"""How often a job is begun whose process vanishes without a word."""
+"""Most attempts at a job whose process vanishes without a message."""
 
 
 class Record(Protocol):
-    """What a process that does jobs asks of the record: a `Ledger`, or somebody on the server's machine who has it."""
+    """The record as workers use it: a `Ledger`, or an actor on the server's machine that has one."""
 
     def claim(self, job: str, pid: int, born: float) -> bool:
-        """Make a queued job that of a process; false if another was first or it waits no more."""
+        """Assign a queued job to a process; return false if another was first or it waits no more."""
         ...
 
     def get(self, job: str) -> Job:
-        """A job by its id; raises `Unknown`."""
+        """Return a job by its id; raises `Unknown`."""
         ...
 
     def add(self, kind: Kind, spec: dict[str, Any], key: str | None = None) -> Job:
-        """Enter a job that comes after this one."""
+        """Enter a job that follows from this one."""
         ...
 
     def wished(self, job: str) -> str:
-        """What the process of a job is asked to do."""
+        """Return what the process of a job is asked to do."""
         ...
 
     def move(self, job: str, before: Sequence[str], state: State, **changes: Any) -> bool:
-        """Change a job's state if it is one of `before`; says whether it was."""
+        """Change a job's state if it is one of `before`; return whether it was."""
         ...
 
     def tell(self, job: str, kind: str, data: dict[str, Any]) -> None:
@@ -110,7 +110,7 @@ class Ledger:
     # -- jobs ------------------------------------------------------------------------------------------------
 
     def add(self, kind: Kind, spec: dict[str, Any], key: str | None = None) -> Job:
-        """Enter a job at the end of the queue; with a `key` that was used before, gives the job of that time.
+        """Enter a job at the end of the queue; with a `key` that was used before, return the job of that time.
 
         Raises:
             Conflict: if the key was used for something else.
@@ -132,7 +132,7 @@ class Ledger:
         return self.get(name)
 
     def get(self, job: str) -> Job:
-        """A job by its id.
+        """Return a job by its id.
 
         Raises:
             Unknown: if there is none.
@@ -143,7 +143,7 @@ class Ledger:
         return job_of(row)
 
     def list(self, kind: Kind | None = None, states: Sequence[str] = (), limit: int = 100) -> list[Job]:
-        """Jobs, the newest first."""
+        """Return jobs, the newest first."""
         where, values = ["1"], []
         if kind is not None:
             where.append("kind = ?")
@@ -157,12 +157,12 @@ class Ledger:
         return list(jobs_of(rows))
 
     def queue(self) -> list[Job]:
-        """What waits, the oldest first."""
+        """Return waiting jobs, the oldest first."""
         rows = self._connection.execute(f"SELECT {_JOB} FROM jobs WHERE state = 'queued' ORDER BY number")
         return list(jobs_of(rows))
 
     def move(self, job: str, before: Sequence[str], state: State, **changes: Any) -> bool:
-        """Change a job's state if it is one of `before`; says whether it was.
+        """Change a job's state if it is one of `before`; return whether it was.
 
         Args:
             job: its id.
@@ -190,12 +190,12 @@ class Ledger:
         return bool(changed)
 
     def claim(self, job: str, pid: int, born: float) -> bool:
-        """Make a queued job that of a process; false if another was first or it waits no more."""
+        """Assign a queued job to a process; return false if another was first or it waits no more."""
         begun = {"pid": pid, "born": born, "started": time.time(), "error": "", "hint": "", "finished": None}
         return self.move(job, ("queued",), "running", **begun)
 
     def requeue(self, job: str) -> bool:
-        """Let a paused job go on, or one that is about to pause; false if it is neither."""
+        """Let a paused job go on, or one that is about to pause; return false if it is neither."""
         if self.move(job, ("paused",), "queued"):
             return True
         with self._transaction() as connection:
@@ -207,7 +207,7 @@ class Ledger:
             )
 
     def keyed(self, key: str) -> Job | None:
-        """The job that was entered with this key, if there is one."""
+        """Return the job that was entered with this key, if there is one."""
         row = self._connection.execute(f"SELECT {_JOB} FROM jobs WHERE key = ?", (key,)).fetchone()
         return None if row is None else job_of(row)
 
@@ -222,17 +222,17 @@ class Ledger:
             )
 
     def wished(self, job: str) -> str:
-        """What the process of a job is asked to do."""
+        """Return what the process of a job is asked to do."""
         row = self._connection.execute("SELECT wish FROM jobs WHERE id = ?", (job,)).fetchone()
         return "cancel" if row is None else row["wish"]
 
     def names(self, text: str) -> bool:
-        """Whether any job was asked for with something that holds this text, an id say."""
+        """Return whether the order of any job holds this text, an id for example."""
         row = self._connection.execute("SELECT 1 FROM jobs WHERE instr(spec, ?) LIMIT 1", (text,))
         return row.fetchone() is not None
 
     def delete(self, job: str) -> None:
-        """Forget a job that has ended.
+        """Delete a job that has ended.
 
         Raises:
             Unknown: if there is none.
@@ -249,7 +249,7 @@ class Ledger:
     # -- events ----------------------------------------------------------------------------------------------
 
     def tell(self, job: str, kind: str, data: dict[str, Any]) -> None:
-        """Add an event; a step is also how far the job is. Figures that are no numbers become None."""
+        """Add an event; a step also sets the progress of the job. Infinite and undefined figures become None."""
         with self._transaction() as connection:
             _event(connection, job, kind, data)
             if kind == "step":
@@ -258,7 +258,7 @@ class Ledger:
                 )
 
     def events(self, job: str, after: int = 0, limit: int = 1000, kinds: Sequence[str] = ()) -> list[Event]:
-        """Events with a number above `after`, in order.
+        """Return events with a number above `after`, in order.
 
         Raises:
             Unknown: if there is no such job.

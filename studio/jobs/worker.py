@@ -1,4 +1,4 @@
-"""The process that does what jobs ask for, one after the other; their ids come on standard input.
+"""The process that does jobs, one after the other; their ids come on standard input.
 
     python -m studio.jobs.worker SETUP
 
@@ -33,9 +33,9 @@ from studio.jobs.specs import (
     forget_state,
     forget_training,
     learned,
-    lesson_of,
     outputs,
     scores_key,
+    spec_of_job,
     with_paths,
 )
 from studio.jobs.store import Job, Ledger, Record, State
@@ -53,8 +53,8 @@ class Worker:
     """Does jobs, one at a time.
 
     Attributes:
-        places: where the files are.
-        machine: what to compute on.
+        places: folders of the server.
+        machine: device settings.
         ledger: the record.
         over: whether this process is to end; set from another thread, it keeps the state of the job first.
     """
@@ -101,7 +101,7 @@ class Worker:
             return self._score(job, should_stop)
         self._bases.clear()  # a training gets all the memory
         spec = job.spec
-        one = lesson_of(job, self.places)
+        one = spec_of_job(job, self.places)
         parts = (methods()[one.method], one.config, one.data, one.train, one.where, self.machine)
         if spec["dry_run"]:
             for line in runner.preflight(*parts):
@@ -111,13 +111,13 @@ class Worker:
             paths = outputs(one)
             forget_state(paths[0])
         else:
-            paths = runner.train(*parts, on_event=lambda event: self.tell(job, event), should_stop=should_stop)
+            paths = runner.write_concepts(*parts, on_event=lambda event: self.tell(job, event), should_stop=should_stop)
         with suppress(NoSpace):  # what was learned is worth more than what comes after
             self._after(job, paths[0], one.train.candidates)
         return paths
 
     def _after(self, job: Job, concept: Path, candidates: int) -> None:
-        """Show the library what a concept looks like, and ask that its candidates are measured."""
+        """Draw a preview of the concept for the library, and order the measurement of its candidates."""
         if newest := sorted(self.places.job(job.id).glob("preview-*.png"))[-1:]:
             with whole_file(concept.with_suffix(".preview.png")) as picture:
                 shutil.copyfile(newest[0], picture)
@@ -161,14 +161,14 @@ class Worker:
             shutil.rmtree(source.parent, ignore_errors=True)
 
     def base(self, name: str) -> Any:
-        """A base model, from memory if it was the last one used."""
+        """Return a base model, from memory if it was the last one used."""
         if name not in self._bases:
             self._bases.clear()  # two large ones need not fit
             self._bases[name] = runner.open_base(name, self.machine)
         return self._bases[name]
 
     def warm(self) -> None:
-        """Have the base in memory before the first job asks for it, if there is but one."""
+        """Load the base before the first job asks for it, if there is only one."""
         if len(self.places.bases) == 1:
             try:
                 self.base(next(iter(self.places.bases.values())))
@@ -196,7 +196,7 @@ class Worker:
             self.ledger.tell(job.id, "preview", data)
 
     def _stopped(self, job: Job) -> None:
-        """Stopped as somebody wished; without a wish the process was told to end, and the job goes on later."""
+        """Record how a job stopped: as wished, or for later if the process was told to end."""
         wish = self.ledger.wished(job.id)
         self.over = self.over or not wish
         if wish == "cancel":
@@ -219,7 +219,7 @@ class Worker:
 
 
 def _forget_pictures(folder: Path) -> None:
-    """Remove what a lost attempt at a generation left, also half-written; previews stay, as the events name them."""
+    """Remove files of a lost attempt at a generation, also half-written; previews stay, as events name them."""
     for path in (*folder.glob("*.png"), *folder.glob(".*.png.*")):
         if not path.name.startswith("preview-"):
             path.unlink(missing_ok=True)
@@ -227,7 +227,7 @@ def _forget_pictures(folder: Path) -> None:
 
 @contextmanager
 def _logged(path: Path) -> Iterator[None]:
-    """While the `with` lasts, output and errors of this process go into a file, also those of its libraries."""
+    """Send output and errors of this process, its libraries included, to a file inside the `with`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch(mode=0o600)
     before = [os.dup(1), os.dup(2)]
@@ -244,7 +244,7 @@ def _logged(path: Path) -> Iterator[None]:
 
 
 def worker(setup: str, record: Record | None = None) -> Worker:
-    """A worker from what the server said about itself, which works in the server's folder.
+    """Return a worker from the settings of the server, in the server's folder.
 
     Args:
         setup: as `studio.jobs.local_engine.setup_of` gives it.
@@ -257,7 +257,7 @@ def worker(setup: str, record: Record | None = None) -> Worker:
 
 
 def _beat(path: Path) -> None:
-    """Say that this process is not stuck, once a second, until it ends."""
+    """Record a sign of life once a second until the process ends."""
     while True:
         with suppress(OSError):
             path.touch(mode=0o600)

@@ -1,1 +1,1 @@
-"""What is kept: concepts, training pictures, uploads."""
+"""The library: concepts, training pictures, uploads."""

@@ -1,4 +1,4 @@
-"""Uploads of pictures to learn from. Needs no torch.
+"""Uploads of training pictures. Needs no torch.
 
 Archives are read by the same rules as folders (`trainers.data.folders`); a picture that cannot be read is left out and
 told.
@@ -19,18 +19,18 @@ from studio.library.uploads import cleaned, decoding, members
 from trainers.data.folders import Found, Listing, listing
 
 ARCHIVE_MARK = b"PK\x03\x04"
-"""How a zip begins."""
+"""First bytes of a zip."""
 
 NAME = 80
-"""Longest name of an upload that is told, in letters."""
+"""Longest name of an upload in messages, in letters."""
 
 NAMED = 5
-"""So many reasons are told where nothing is left."""
+"""Most reasons reported where no file is usable."""
 
 
 @dataclass(frozen=True)
 class Taken:
-    """What was taken in of an upload.
+    """The files stored from an upload, and those left out.
 
     Attributes:
         entries: the pictures.
@@ -42,7 +42,7 @@ class Taken:
 
 
 def take_all(datasets: Datasets, dataset: str, files: Iterable[tuple[str, bytes]]) -> Taken:
-    """Take files into a dataset: pictures, and archives of them. What cannot be learned from is left out and told.
+    """Store files in a dataset: pictures, and archives of them. Unusable files are left out and reported.
 
     Args:
         datasets: of the server.
@@ -85,7 +85,7 @@ def _nothing(ignored: Mapping[str, str], source: str) -> DataError:
 
 
 def take(datasets: Datasets, dataset: str, data: bytes) -> Taken:
-    """Take the pictures of a zip into a dataset, with all that a folder to learn from may have.
+    """Store the pictures of a zip in a dataset, with captions, masks and index files.
 
     What cannot be learned from is left out and told.
 
@@ -106,14 +106,14 @@ def take(datasets: Datasets, dataset: str, data: bytes) -> Taken:
         except BaseException as error:
             for name in added:
                 datasets.remove(dataset, name)
-            if isinstance(error, DataError):  # it was no folder to whoever sent it
+            if isinstance(error, DataError):  # the sender sent no folder
                 raise DataError(error.message.replace(place, "the archive"), error.hint.replace(place, "it")) from None
             raise
     return Taken(tuple(datasets.entry(dataset, name) for name in added), ignored)
 
 
 def _add(datasets: Datasets, dataset: str, listed: Listing, added: list[str]) -> dict[str, str]:
-    """Add pictures with what belongs to them, their names to `added`; gives what was left out, and why."""
+    """Add pictures with their captions and masks, their names to `added`; return the files left out, with reasons."""
     ignored = dict(listed.ignored)
     for one in listed.found:
         try:

@@ -1,4 +1,4 @@
-"""A folder of concepts: what is there, whether it is whole, and what goes with which base. Needs no torch."""
+"""A folder of concepts: its files, their integrity, and the bases they fit. Needs no torch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Entry:
 
     Attributes:
         path: of the file.
-        card: what it says of itself; None if it cannot be read.
+        card: its card; None if it cannot be read.
         problem: why it cannot be read.
     """
 
@@ -41,12 +41,12 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """What the library calls it."""
+        """The name in the library."""
         return readable(self.path.stem)
 
 
 def scan(folder: Path) -> Iterator[Entry]:
-    """The concepts of a folder by name, damaged ones with what is wrong; only headers are read.
+    """Return the concepts of a folder by name, damaged ones with their error; only headers are read.
 
     Raises:
         ConceptError: if there is no such folder.
@@ -70,7 +70,7 @@ def _entry(path: Path) -> Entry:
 
 
 def found(name: str, folder: Path) -> Path:
-    """The file of a concept, by its path, the file's name or the word.
+    """Return the file of a concept, by its path, the file's name or the word.
 
     Raises:
         ConceptError: if there is none.
@@ -87,7 +87,7 @@ def found(name: str, folder: Path) -> Path:
 
 
 def listed(folder: Path) -> Iterator[str]:
-    """A line for each concept."""
+    """Return a line for each concept."""
     for entry in scan(folder):
         if entry.card is None:
             yield f"{entry.name:24}  damaged: {entry.problem}"
@@ -98,7 +98,7 @@ def listed(folder: Path) -> Iterator[str]:
 
 
 def shown(path: Path) -> Iterator[str]:
-    """What a concept says of itself, a line for each field that has a value."""
+    """Return the card of a concept, a line for each field that has a value."""
     for name, value in read_card(path).model_dump().items():
         if value not in ("", {}):
             yield f"{name:16}  {value}"
@@ -106,7 +106,7 @@ def shown(path: Path) -> Iterator[str]:
 
 
 def verify(path: Path) -> str:
-    """Read a concept's header and compare its numbers with the sum stored with them; a line.
+    """Compare a concept's tensors with the checksum in its header; return a line with the result.
 
     Raises:
         ConceptError: if they differ, or the header is damaged.
@@ -126,7 +126,7 @@ folder of its candidates."""
 
 
 def beside(path: Path, new: Path) -> list[tuple[Path, Path]]:
-    """The files that belong to a concept, each with its name if the concept were `new`."""
+    """Return the files that belong to a concept, each with its name if the concept were `new`."""
     pairs = [(path.with_name(path.stem + end), new.with_name(new.stem + end)) for end in BESIDE]
     return [(there, place) for there, place in pairs if there.exists()]
 
@@ -144,7 +144,7 @@ DIALECTS = ("a1111", "diffusers", "peft")
 
 
 def dialects(path: Path) -> tuple[str, ...]:
-    """Those of `DIALECTS` a concept can be written in without its base.
+    """Return those of `DIALECTS` a concept can be written in without its base.
 
     Raises:
         ConceptError: if its header cannot be read.
@@ -158,12 +158,12 @@ def dialects(path: Path) -> tuple[str, ...]:
 
 
 def _roles(path: Path) -> set[str]:
-    """What tensors of changed weights a file holds."""
+    """Return the roles of the tensors of changed weights in a file."""
     return {key.role for key in map(parsed, read_header(path)) if key is not None}
 
 
 def changes_weights(path: Path) -> bool:
-    """Whether a file holds changed weights, beside a word or alone.
+    """Return whether a file holds changed weights, beside a word or alone.
 
     Raises:
         ConceptError: if its header cannot be read.
@@ -172,7 +172,7 @@ def changes_weights(path: Path) -> bool:
 
 
 def width(path: Path) -> int | None:
-    """Numbers in each vector of a concept's word, for the first text encoder; None if it has no word.
+    """Return the size of the vectors of a concept's word, for the first text encoder; None if it has no word.
 
     Raises:
         ConceptError: if its header cannot be read.
@@ -183,7 +183,7 @@ def width(path: Path) -> int | None:
 
 
 def elsewhere(path: Path) -> str:
-    """Which other programs read a file as it is, and what to do for the others.
+    """Return which other programs read a file as it is, and what to do for the others.
 
     Raises:
         ConceptError: if its header cannot be read.
@@ -200,7 +200,7 @@ def elsewhere(path: Path) -> str:
 
 
 def add_copy(source: Path, folder: Path) -> Path:
-    """Put a copy of a concept, with what lies beside it, into a library; gives its file.
+    """Put a copy of a concept, with the files beside it, into a library; return its file.
 
     Raises:
         ConceptError: if one of its name is there.
@@ -216,7 +216,7 @@ def add_copy(source: Path, folder: Path) -> Path:
 
 
 def activation(path: Path) -> str:
-    """The word by which other programs call a file, from the `X.json` beside it; empty if it tells none."""
+    """Return the word by which other programs call a file, from the `X.json` beside it; empty without one."""
     note = path.with_suffix(".json")
     try:
         if not note.is_file() or note.stat().st_size > NOTE_LIMIT:
@@ -229,7 +229,7 @@ def activation(path: Path) -> str:
 
 
 def delete(path: Path) -> list[Path]:
-    """Remove a concept and what lies beside it; gives the files."""
+    """Delete a concept and the files beside it; return the files."""
     read_card(path)  # nothing else than a concept is deleted
     gone = [path, *(there for there, _ in beside(path, path))]
     for place in gone:
@@ -242,7 +242,7 @@ TRASH = ".trash"
 
 
 def discard(path: Path) -> str:
-    """Move a concept and what lies beside it into the trash; gives the name it has there.
+    """Move a concept and the files beside it into the trash; return the name it has there.
 
     Raises:
         ConceptError: if it is not there.
@@ -258,7 +258,7 @@ def discard(path: Path) -> str:
 
 
 def thrown(name: str, folder: Path) -> Path:
-    """The file in the trash of a library of a concept that was thrown away.
+    """Return the file of a concept in the trash of a library.
 
     Raises:
         ConceptError: if it is not in the trash.
@@ -271,7 +271,7 @@ def thrown(name: str, folder: Path) -> Path:
 
 
 def restore(name: str, folder: Path) -> Path:
-    """Bring a concept back from the trash of a library, with what lay beside it; gives its file.
+    """Bring a concept back from the trash of a library, with the files beside it; return its file.
 
     Raises:
         ConceptError: if it is not in the trash, or something of its names is there now; all is as before then.

@@ -1,4 +1,4 @@
-"""Training pictures that people send: folders with an id, as `trainers.data.folders` knows them. Needs no torch.
+"""Training pictures that people upload: folders with an id, as `trainers.data.folders` reads them. Needs no torch.
 
 A picture is `0001.png`, its caption `0001.txt` (several are lines of `0001.captions`), its mask `0001.mask.png`; names
 of two things are in `pairs.json`, and how often it comes in `repeats.json`.
@@ -39,13 +39,13 @@ WORD = 60
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures to learn from.
+    """A set of training pictures.
 
     Attributes:
         id: unguessable name.
-        name: what the person calls it.
+        name: name the person gave.
         created: seconds since 1970.
-        pictures: how many.
+        pictures: number of pictures.
     """
 
     id: str
@@ -62,10 +62,10 @@ class Entry:
         name: `0001.png`.
         width: in pixels.
         height: in pixels.
-        caption: what it shows; empty for the method's own wordings.
+        caption: its caption; empty for the method's own templates.
         pair: names of the two things it relates, for relations.
         mask: whether it has one.
-        repeats: how often it comes in an epoch.
+        repeats: times per epoch.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Datasets:
     """All datasets of a server.
 
     Args:
-        folder: where they are.
+        folder: folder to read.
         quota: room they share with other uploads; None for no limit but the disk's.
     """
 
@@ -90,7 +90,7 @@ class Datasets:
         self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 
     def create(self, name: str = "") -> Dataset:
-        """A new one without pictures."""
+        """Create a dataset without pictures."""
         name = _one_line(name, 100) or "Pictures"
         require_room(self.path, 64 << 20)
         dataset = Dataset(secrets.token_hex(8), name, time.time(), 0)
@@ -104,13 +104,13 @@ class Datasets:
             temporary.write_text(json.dumps(about), encoding="utf-8")
 
     def rename(self, dataset: str, name: str) -> Dataset:
-        """Call it something else; an empty name changes nothing."""
+        """Rename a dataset; an empty name changes nothing."""
         now = self.get(dataset)
         self._describe(self.folder(dataset), {"name": _one_line(name, 100) or now.name, "created": now.created})
         return self.get(dataset)
 
     def folder(self, dataset: str) -> Path:
-        """Where its pictures are.
+        """Return the folder of its pictures.
 
         Raises:
             Unknown: if there is none of this id.
@@ -121,13 +121,13 @@ class Datasets:
         return place
 
     def get(self, dataset: str) -> Dataset:
-        """One of them; raises `Unknown`."""
+        """Return a dataset; raises `Unknown`."""
         folder = self.folder(dataset)
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         return Dataset(dataset, about["name"], about["created"], len(self._names(folder)))
 
     def list(self) -> list[Dataset]:
-        """All, the newest first."""
+        """Return all datasets, the newest first."""
         found: list[Dataset] = []
         for place in self.path.glob(f"*/{ABOUT}"):
             with suppress(Unknown, OSError, ValueError, KeyError):  # deleted meanwhile, or damaged
@@ -135,7 +135,7 @@ class Datasets:
         return sorted(found, key=lambda one: -one.created)
 
     def delete(self, dataset: str) -> None:
-        """Remove all its pictures for good."""
+        """Delete a dataset for good."""
         folder = self.folder(dataset)
         gone = folder.with_name(f".{dataset}.gone")
         folder.rename(gone)  # at once, also for those who look while it is removed
@@ -145,13 +145,13 @@ class Datasets:
 
     @at_a_time
     def add(self, dataset: str, data: bytes, name: str = "", caption: str = "") -> Entry:
-        """Take a picture in.
+        """Store a picture.
 
         Args:
             dataset: id.
             data: content of a file of any usual kind.
-            name: what the person calls it, for errors alone.
-            caption: what it shows.
+            name: original name, for errors alone.
+            caption: its caption.
 
         Raises:
             DataError: if it is no picture, too large, or one too many.
@@ -160,7 +160,7 @@ class Datasets:
         return self.keep(dataset, cleaned(data, _one_line(name, 80) or "the picture"), caption)
 
     def keep(self, dataset: str, picture: Image.Image, caption: str = "") -> Entry:
-        """Take a picture in that was decoded already; raises `DataError` if it is one too many."""
+        """Store a decoded picture; raises `DataError` if it is one too many."""
         folder, caption = self.folder(dataset), _caption(caption)
         with self._locks[dataset]:
             there = self._names(folder)
@@ -174,7 +174,7 @@ class Datasets:
         return self.entry(dataset, path.name)
 
     def entries(self, dataset: str) -> list[Entry]:
-        """Its pictures, in the order they came."""
+        """Return its pictures, in the order they came."""
         found: list[Entry] = []
         for name in self._names(self.folder(dataset)):
             with suppress(Unknown, OSError):  # removed meanwhile
@@ -182,7 +182,7 @@ class Datasets:
         return found
 
     def entry(self, dataset: str, name: str) -> Entry:
-        """One picture; raises `Unknown`."""
+        """Return one picture; raises `Unknown`."""
         path = self.picture(dataset, name)
         with Image.open(path) as picture:
             width, height = picture.size
@@ -193,20 +193,20 @@ class Datasets:
         return Entry(name, width, height, caption, pair, _mask(path).is_file(), repeats or 1)
 
     def picture(self, dataset: str, name: str) -> Path:
-        """The file of a picture; raises `Unknown`."""
+        """Return the file of a picture; raises `Unknown`."""
         path = self.folder(dataset) / name
         if not PICTURE.fullmatch(name) or not path.is_file():
             raise Unknown(f"There is no picture {name!r:.60} here.", "It may have been removed.")
         return path
 
     def mask(self, dataset: str, name: str) -> Path | None:
-        """The file of a picture's mask; None if it has none. Raises `Unknown`."""
+        """Return the file of a picture's mask; None if it has none. Raises `Unknown`."""
         path = _mask(self.picture(dataset, name))
         return path if path.is_file() else None
 
     @at_a_time
     def replace(self, dataset: str, name: str, data: bytes) -> Entry:
-        """Put another picture in its place, for example a cropped one; a mask that fits no more is removed."""
+        """Replace a picture, for example by a cropped one; a mask that fits no more is removed."""
         path, picture = self.picture(dataset, name), cleaned(data)
         with self._locks[dataset]:
             with Image.open(path) as before:
@@ -226,7 +226,7 @@ class Datasets:
                 one.unlink(missing_ok=True)
 
     def set_caption(self, dataset: str, name: str, text: str) -> Entry:
-        """Say what a picture shows, in a caption each line; an empty text takes the caption away."""
+        """Set the captions of a picture, one a line; an empty text removes them."""
         path, text = self.picture(dataset, name), _caption(text)
         with self._locks[dataset]:
             self._say(path, text)
@@ -241,7 +241,7 @@ class Datasets:
             file.unlink(missing_ok=True)
 
     def set_repeats(self, dataset: str, name: str, times: int) -> Entry:
-        """Say how often a picture comes in an epoch."""
+        """Set how often a picture comes in an epoch."""
         path = self.picture(dataset, name)
         if not 1 <= times <= MOST:
             raise DataError(f"{name} is to be repeated {times} times.", f"Give 1 to {MOST}.")
@@ -250,7 +250,7 @@ class Datasets:
         return self.entry(dataset, name)
 
     def set_pair(self, dataset: str, name: str, left: str, right: str) -> Entry:
-        """Name the two things whose relation a picture shows; two empty names take them away."""
+        """Set the names of the two things whose relation a picture shows; two empty names remove them."""
         path = self.picture(dataset, name)
         left, right = _one_line(left, WORD), _one_line(right, WORD)
         if bool(left) != bool(right):
@@ -261,7 +261,7 @@ class Datasets:
 
     @at_a_time
     def set_mask(self, dataset: str, name: str, data: bytes) -> Entry:
-        """Say where in a picture the thing is: white there; an empty content takes the mask away.
+        """Set the mask of a picture, white where the thing is; an empty content removes it.
 
         Raises:
             DataError: if it is no picture or of another size.
@@ -293,7 +293,7 @@ class Datasets:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def _index(self, folder: Path, index: str, name: str, value: Any) -> None:
-        """Write what an index file says of a picture; None for nothing."""
+        """Set the entry of a picture in an index file; None removes it."""
         before = self._said(folder, index)
         said = {key: one for key, one in before.items() if key != name} | ({} if value is None else {name: value})
         if said:
@@ -307,7 +307,7 @@ class Pictures:
     """Pictures that requests refer to.
 
     Args:
-        folder: where they are.
+        folder: folder to read.
         quota: room they share with datasets; None for no limit but the disk's.
     """
 
@@ -316,7 +316,7 @@ class Pictures:
 
     @at_a_time
     def add(self, data: bytes, name: str = "") -> str:
-        """Take a picture in; gives its id. Raises `DataError`."""
+        """Store a picture; return its id. Raises `DataError`."""
         picture = cleaned(data, _one_line(name, 80) or "the picture")
         require_room(self.folder, 64 << 20)
         identity = secrets.token_hex(8)
@@ -324,7 +324,7 @@ class Pictures:
         return identity
 
     def prune(self, needed: Callable[[str], bool], seconds: float) -> int:
-        """Remove pictures older than so many seconds that nothing needs any more; says how many."""
+        """Delete unused pictures older than so many seconds; return their number."""
         old = time.time() - seconds
         gone = [path for path in self.folder.glob("*.png") if path.stat().st_mtime < old and not needed(path.stem)]
         for path in gone:
@@ -332,7 +332,7 @@ class Pictures:
         return len(gone)
 
     def path(self, picture: str) -> Path:
-        """The file of a picture; raises `Unknown`."""
+        """Return the file of a picture; raises `Unknown`."""
         path = self.folder / f"{picture}.png"
         if not IDENTITY.fullmatch(picture) or not path.is_file():
             raise Unknown(f"There is no picture of the id {picture!r:.60}.", "Send it first.")
@@ -344,7 +344,7 @@ def _mask(path: Path) -> Path:
 
 
 def _captions(path: Path) -> tuple[Path, Path]:
-    """The files of a picture's caption: of one, and of several."""
+    """Return the files of a picture's caption: of one, and of several."""
     return path.with_suffix(".txt"), path.with_suffix(SEVERAL)
 
 

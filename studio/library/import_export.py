@@ -11,7 +11,7 @@ from transformers import CLIPTokenizer
 
 from pipelines.concepts.card import ConceptCard, Kind
 from pipelines.concepts.concept import Concept
-from pipelines.concepts.formats import peft_folders as adapter_folders
+from pipelines.concepts.formats import peft_folders
 from pipelines.concepts.formats.whole_weights import differences, needs_base, tensors_of
 from pipelines.concepts.token_embeddings import require_new
 from pipelines.concepts.writers import Dialect, export_as
@@ -29,14 +29,14 @@ OTHER_WORD = "--token <my-concept>"
 def import_concept(
     source: Path, token: str | None, folder: Path, kind: Kind | None = None, base: str | None = None
 ) -> Path:
-    """Take a file, or a folder of PEFT or of a script, into a folder of concepts; gives the new file.
+    """Import a file, or a folder of PEFT or of a script, into a folder of concepts; return the new file.
 
     Args:
         source: the file or folder; of a LoRA with several words each becomes a concept, with the same weights.
         token: another word for the first.
         folder: of concepts.
         kind: instead of what it says itself.
-        base: what whole weights and IA3 belong to, of which they become differences.
+        base: the base of whole weights and IA3, which become differences from it.
 
     Raises:
         ConceptError: if it is none, or a file of its name is there.
@@ -66,10 +66,10 @@ def import_concept(
 
 
 def _read(source: Path) -> Concept:
-    """The concept in a file, or a folder, of another program; by what is in it rather than by its name."""
-    if source.name == adapter_folders.MODEL and adapter_folders.is_adapter(source.parent):
+    """Read the concept in a file, or a folder, of another program; by its content rather than by its name."""
+    if source.name == peft_folders.MODEL and peft_folders.is_adapter(source.parent):
         source = source.parent  # the file alone does not tell its alpha
-    if adapter_folders.is_adapter(source):
+    if peft_folders.is_adapter(source):
         return Concept.load_adapter(source)
     if (source / f"{EMBEDS}_2.safetensors").is_file():
         return _both_embeds(source)
@@ -87,8 +87,8 @@ def _read(source: Path) -> Concept:
 
 
 def _read_beside(source: Path, base: str) -> Concept:
-    """The concept in a file or folder that is one only beside its base; others are read as they are."""
-    file = _of_a_script(source) if source.is_dir() and not adapter_folders.is_adapter(source) else source
+    """Read a concept in a format that needs its base; others are read without it."""
+    file = _of_a_script(source) if source.is_dir() and not peft_folders.is_adapter(source) else source
     if not file.is_file() or file.suffix == ".png" or not needs_base(tensors := tensors_of(file)):
         return _read(source)
     components = load(base)
@@ -119,14 +119,14 @@ SCRIPTS = ("pytorch_lora_weights", EMBEDS, "pytorch_custom_diffusion_weights")
 
 
 def _both_embeds(folder: Path) -> Concept:
-    """The word in the two files, one for each text encoder, of the SDXL script."""
+    """Return the word in the two files, one for each text encoder, of the SDXL script."""
     first, second = (Concept.load(folder / f"{EMBEDS}{end}.safetensors") for end in ("", "_2"))
     card = first.card.model_copy(update={"family": "sdxl"})
     return Concept(card, (*first.rows, *second.rows))
 
 
 def _of_a_script(folder: Path) -> Path:
-    """The file in the output folder of a training script of diffusers.
+    """Return the file in the output folder of a training script of diffusers.
 
     Raises:
         ConceptError: if there is none.
@@ -135,13 +135,13 @@ def _of_a_script(folder: Path) -> Path:
                   if (path := folder / f"{name}{end}").is_file()), None)  # fmt: skip
     if found is None:
         raise ConceptError(
-            f"There is no {adapter_folders.CONFIG} in the folder {folder}, nor {', '.join(SCRIPTS)}.", "Check the path."
+            f"There is no {peft_folders.CONFIG} in the folder {folder}, nor {', '.join(SCRIPTS)}.", "Check the path."
         )
     return found
 
 
 def _place(concept: Concept, folder: Path) -> Path:
-    """Where a concept is to be saved; no file is there yet."""
+    """Return the path for a concept; no file is there yet."""
     path = folder / f"{file_stem(concept.token)}.safetensors"
     if path.exists():
         raise ConceptError(f"{path} is there already.", "Choose another word, or delete it first.")
@@ -149,7 +149,7 @@ def _place(concept: Concept, folder: Path) -> Path:
 
 
 def _called(concept: Concept, token: str) -> Concept:
-    """The concept under a word, which is checked as a training checks it; words of the base that call weights are not.
+    """Return the concept under a word, checked as a training checks it, except words of the base that call weights.
 
     Raises:
         ConceptError: if no prompt can say it, or it is known to be a word of the base.
@@ -163,14 +163,14 @@ def _called(concept: Concept, token: str) -> Concept:
 
 
 def _vocabulary(family: str) -> Collection[str]:
-    """The words that every base of a family has; none if they are not known."""
+    """Return the words that every base of a family has; none if they are not known."""
     if family == "pocket":
         return CLIPTokenizer.from_pretrained(str(POCKET / "tokenizer")).get_vocab()
     return clip_vocabulary() if family in ("sd1", "sd2", "sdxl") else ()
 
 
 def export_concept(path: Path, output: Path, dialect: Dialect, half: bool, base: str | None = None) -> list[Path]:
-    """Write a concept for other programs; gives the files. `base` is what it was learned on, where that is needed."""
+    """Write a concept for other programs; return the files. `base` is its base, where that is needed."""
     learned_on = None if base is None else load(base)
     files = export_as(Concept.load(path), output, dialect, half=half, base=learned_on)
     for file in files:
@@ -179,7 +179,7 @@ def export_concept(path: Path, output: Path, dialect: Dialect, half: bool, base:
 
 
 def rename_concept(path: Path, token: str) -> Path:
-    """Give a concept another word and its file that name; gives the new file."""
+    """Give a concept another word and its file that name; return the new file."""
     concept = Concept.load(path)
     if not concept.rows:
         raise ConceptError(f"{concept.token} has no word of its own: it is words of the base.", "It keeps its name.")

@@ -1,4 +1,4 @@
-"""How much room the files that people send may take together, however many come at once. Needs no torch."""
+"""The limit of uploads together, however many arrive at once. Needs no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ QUOTA = 50.0
 
 
 class Quota:
-    """The room of some folders together.
+    """The size limit of some folders together.
 
     Args:
         folders: whose files count, however deep.
@@ -34,7 +34,7 @@ class Quota:
             return self._used
 
     def admit(self, size: int) -> None:
-        """Let so many bytes in that are about to be written.
+        """Reserve bytes that are about to be written.
 
         Raises:
             NoSpace: if they would be too many.
@@ -52,7 +52,7 @@ class Quota:
 
 
 def said(size: int) -> str:
-    """Return a number of bytes as people say it.
+    """Return a number of bytes in words.
 
     >>> said(300), said(5 << 20), said(3 << 29)
     ('1 KiB', '5 MiB', '1.5 GiB')

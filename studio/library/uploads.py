@@ -1,4 +1,4 @@
-"""What comes from outside: pictures and archives, checked before anything is believed. Needs no torch.
+"""Uploaded pictures and archives, checked before use. Needs no torch.
 
 Every picture is decoded, brought upright and written anew as PNG, so that neither its metadata nor anything hidden
 behind its pixels is kept. Archives are read member by member; what has a name that is not plainly a file's is refused.
@@ -42,14 +42,14 @@ ARCHIVE = 256 << 20
 """Largest archive, packed or unpacked."""
 
 RATIO = 200
-"""How much smaller than its content a member of an archive may be; text that repeats packs to a thousandth."""
+"""Largest compression ratio of a member of an archive; text that repeats packs to a thousandth."""
 
 CAPTION = 4000
 """Longest caption, in letters."""
 
 _MEMBER = re.compile(r"(?![A-Za-z]:)[^\x00-\x1f\x7f\\]{1,200}")
 _WINDOWS = re.compile(r"[:*?\"<>|]")
-"""What no name of a file has on Windows; elsewhere times of day and questions are names."""
+"""Characters that no file name has on Windows; elsewhere times of day and questions are names."""
 
 
 WAIT = 600.0
@@ -96,7 +96,7 @@ def cleaned(data: bytes, name: str = "the picture") -> Image.Image:
 
     Args:
         data: content of the file.
-        name: what to call it in errors.
+        name: its name in errors.
 
     Raises:
         DataError: if it is too large, of another kind, or damaged.
@@ -108,7 +108,7 @@ def cleaned(data: bytes, name: str = "the picture") -> Image.Image:
 
 
 def write_png(picture: Image.Image, path: Path, quota: Quota | None = None) -> Path:
-    """Write pixels and nothing else; the file is either whole or not there.
+    """Write pixels and nothing else; the file is either complete or absent.
 
     Raises:
         NoSpace: if there is no room for it.
@@ -121,7 +121,7 @@ def write_png(picture: Image.Image, path: Path, quota: Quota | None = None) -> P
 
 
 def members(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """The files of a zip archive with their names, folders before them, after all of them were checked.
+    """Return the files of a zip archive with their names, folders before them, after all of them were checked.
 
     Raises:
         DataError: if it is no archive, or too large, or a member is a link, encrypted, packed beyond reason, or has a
@@ -155,7 +155,7 @@ def members(data: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def _name(info: zipfile.ZipInfo) -> str:
-    """The name of a member; Windows' PowerShell writes backslashes between folders."""
+    """Return the name of a member; Windows' PowerShell writes backslashes between folders."""
     return info.filename.replace("\\", "/")
 
 
@@ -186,12 +186,12 @@ def _check(infos: list[zipfile.ZipInfo]) -> None:
 
 
 def _plain(name: str) -> bool:
-    """Whether a name, with folders before it, is one that this system takes."""
+    """Return whether a name, with folders before it, is one that this system takes."""
     return bool(_MEMBER.fullmatch(name)) and not (os.name == "nt" and _WINDOWS.search(name))
 
 
 def _ends(name: str) -> list[int]:
-    """Where the folders of a name end."""
+    """Return where the folders of a name end."""
     return [place for place, letter in enumerate(name) if letter == "/"]
 
 
@@ -200,7 +200,7 @@ IMPORTED = ("safetensors", "pt", "bin", "png")
 
 
 def put_aside(content: bytes, name: str, folder: Path) -> Path:
-    """Write an uploaded concept into a new folder, under a name made of what it was called; gives the file.
+    """Write an uploaded concept into a new folder, under a safe form of its name; return the file.
 
     Raises:
         NoSpace: if the disk is full; nothing is left behind then.

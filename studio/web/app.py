@@ -1,4 +1,4 @@
-"""The page as a whole, and how it is mounted."""
+"""The page as a whole, and its mounting."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _log = logging.getLogger(__name__)
 
 
 class Page(gr.Blocks):
-    """The page, of which every function answers what it was not meant for with a sentence."""
+    """The page; every function answers unexpected input with a sentence."""
 
     async def process_api(self, *given: Any, **named: Any) -> Any:
-        """Call a function of the page; its errors are for people, whatever it was sent."""
+        """Call a function of the page; errors are sentences for people, whatever it was sent."""
         try:
             return await super().process_api(*given, **named)
         except gr.Error:  # a sentence already
@@ -46,7 +46,7 @@ class Page(gr.Blocks):
 
 
 def build(jobs: Jobs) -> gr.Blocks:
-    """The page for these jobs."""
+    """Return the page for these jobs."""
     with Page(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(DAY, DAY)) as page:
         with gr.Row(elem_id="head"):
             gr.HTML(MASTHEAD, elem_id="masthead", js_on_load=None)
@@ -103,7 +103,7 @@ def build(jobs: Jobs) -> gr.Blocks:
 
 
 def mount_options(jobs: Jobs) -> dict[str, Any]:
-    """What `gr.mount_gradio_app` is to be given for it."""
+    """Return the options of `gr.mount_gradio_app`."""
     return {
         "theme": theme(),
         "css": text("studio.css"),

@@ -1,4 +1,4 @@
-"""Components of the page that are its own: the box editor, chips, rows and cards. Their scripts are in `static`.
+"""Custom components of the page: the box editor, chips, rows and cards. Their scripts are in `static`.
 
 They are made by functions, because gradio writes a `.pyi` file beside every source that holds a subclass.
 """
@@ -16,11 +16,11 @@ NUMBERS = {"type": "array", "items": {"type": "number"}, "description": "left, t
 
 
 def _own(name: str, label: str, fields: Mapping[str, Any], example: Mapping[str, Any], **more: Any) -> gr.HTML:
-    """A component whose value is a list of records, with the frame and script of that name in `static`.
+    """Return a component whose value is a list of records, with the frame and script of that name in `static`.
 
     Args:
         name: of the files.
-        label: what people call it.
+        label: label for people.
         fields: schema of a record.
         example: one of them.
         more: properties that the script reads, and arguments of `gr.HTML`.
@@ -45,7 +45,7 @@ def _texts(*names: str) -> dict[str, Any]:
 
 
 def box_editor(**more: Any) -> gr.HTML:
-    """A canvas of the picture's shape to draw labelled boxes on, with mouse, finger or keys.
+    """Return a canvas of the picture's shape to draw labelled boxes on, with mouse, finger or keys.
 
     Its value is a list of `{"phrase", "box"}`; the box is left, top, right and bottom in fractions of the picture.
     Properties are `choices`, words offered for labels, and `width` and `height`, of which the ratio counts. What
@@ -57,7 +57,7 @@ def box_editor(**more: Any) -> gr.HTML:
 
 
 def base_choice(bases: Collection[str]) -> gr.Dropdown:
-    """The base model that all pages ask; shown if there is a choice."""
+    """Return the choice of the base model for all pages; hidden if there is only one."""
     names = list(bases)
     return gr.Dropdown(
         names,
@@ -71,7 +71,7 @@ def base_choice(bases: Collection[str]) -> gr.Dropdown:
 
 
 def concept_chips(**more: Any) -> gr.HTML:
-    """Learned concepts to switch on with a click, each with its strength.
+    """Return learned concepts to switch on with a click, each with its strength.
 
     Its value is a list of `{"id", "token", "kind", "picture", "on", "strength", "problem"}`; of one that does not go
     with the base the last says why, and it cannot be switched on.
@@ -81,7 +81,7 @@ def concept_chips(**more: Any) -> gr.HTML:
 
 
 def picture_rows(**more: Any) -> gr.HTML:
-    """Pictures to learn from, each with its caption, or the names of two things if the property `pairs` is set.
+    """Return training pictures, each with its caption, or the names of two things if the property `pairs` is set.
 
     Its value is a list of `{"name", "picture", "caption", "left", "right", "mask"}`, the last whether it has one; the
     event `act` tells which was to be marked, turned, cropped or removed.
@@ -92,7 +92,7 @@ def picture_rows(**more: Any) -> gr.HTML:
 
 
 def concept_cards(empty: str, **more: Any) -> gr.HTML:
-    """Cards of concepts; the event `pick` tells which was clicked. `empty` is said when there are none.
+    """Return cards of concepts; the event `pick` has the one clicked. `empty` is shown when there are none.
 
     Its value is a list of `{"id", "token", "kind", "base", "picture", "words"}`.
     """
@@ -101,7 +101,7 @@ def concept_cards(empty: str, **more: Any) -> gr.HTML:
 
 
 def mask_painter(empty: str, **more: Any) -> gr.HTML:
-    """A picture in which one marks a part: by a click on a thing, with brush or box.
+    """Return a picture in which one marks a part: by a click on a thing, with brush or box.
 
     Its value is `{"id", "picture", "mask"}`: what the picture is called, and two `data:` addresses; white of the mask
     is marked, and what a picture comes with is marked at first. `empty` is said while there is no picture.
@@ -113,11 +113,11 @@ def mask_painter(empty: str, **more: Any) -> gr.HTML:
 
 
 def told_by(event: gr.EventData, name: str) -> str:
-    """A field of what a component told with an event."""
+    """Return a field of the event of a component."""
     data = event._data if isinstance(event._data, Mapping) else {}
     return str(data.get(name, ""))
 
 
 def records(value: Sequence[Any] | None) -> list[dict[str, Any]]:
-    """The records of a value that came from a browser; what is none is left out."""
+    """Return the records of a value that came from a browser; invalid ones are left out."""
     return [dict(one) for one in value or () if isinstance(one, Mapping)]

@@ -34,12 +34,12 @@ def _limits(field: FieldInfo) -> dict[str, float]:
 
 
 def component(model: type[BaseModel], path: str, label: str, **more: Any) -> Component:
-    """The component for a field; what may be left open is empty, and then the base decides.
+    """Return the component for a field; an optional one may be empty, and then the base decides.
 
     Args:
         model: the settings.
         path: of the field, with dots into groups: `guidance.scale`.
-        label: what people call it.
+        label: label for people.
         more: for the component.
     """
     field = _field(model, path)
@@ -75,7 +75,7 @@ class Form:
         return _field(self.model, path).default is None
 
     def given(self, values: Sequence[Any]) -> dict[str, Any]:
-        """Values of the components in the shape of the settings, without what was left open."""
+        """Return values of the components in the shape of the settings, without empty ones."""
         fields: dict[str, Any] = {}
         for path, value in zip(self.paths, values, strict=True):
             if value is None or str(value).strip() == "":
@@ -85,7 +85,7 @@ class Form:
         return fields
 
     def shown(self, settings: BaseModel) -> Iterator[Any]:
-        """Values for the components from settings."""
+        """Return values for the components from settings."""
         for path in self.paths:
             value: Any = settings
             for name in path.split("."):

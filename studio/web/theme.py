@@ -1,4 +1,4 @@
-"""How the page looks: system fonts, so that nothing is asked of another host."""
+"""The look of the page: system fonts, so that nothing is requested from another host."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 
 def theme() -> gr.themes.Base:
-    """The theme, light and dark."""
+    """Return the theme, light and dark."""
     return gr.themes.Base(
         primary_hue="indigo",
         secondary_hue="indigo",

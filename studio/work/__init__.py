@@ -1,1 +1,1 @@
-"""What loads torch: requests and measurements carried out."""
+"""Work that loads torch: requests and measurements carried out."""

@@ -1,4 +1,4 @@
-"""Carries out requests, also as comparisons: every cell as it is alone, and a labelled sheet of all."""
+"""Execution of requests, also as comparisons: every cell equals its picture alone, and a labelled sheet of all."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def draw(
     Cells are made one by one, so that each is, bit for bit, what its request alone makes.
 
     Args:
-        request: what is asked for; what all cells have in common.
+        request: the request, common to all cells.
         axes: none, one or two; the first runs across.
         base: the base model.
         output: folder for the pictures.
-        machine: what to compute on.
+        machine: device settings.
         components: the base if it is in memory already.
         on_event: receives events instead of a progress line: of a comparison the steps of all cells as one work, and a
             preview of each cell when it is done.
@@ -63,7 +63,7 @@ def draw(
         Cancelled: if `should_stop` said so; cells that are done stay.
     """
     if not axes:
-        return runner.generate(
+        return runner.write_pictures(
             request, base, output, machine, components=components, on_event=on_event, should_stop=should_stop
         )
     each = [cell for row in cells(request, axes) for cell in row]
@@ -73,7 +73,7 @@ def draw(
     together = _Together(on_event or Progress("compare"), steps)
     paths: list[Path] = []
     for cell, label in zip(each, labels(axes), strict=True):
-        made = runner.generate(
+        made = runner.write_pictures(
             cell,
             base,
             output,
@@ -89,7 +89,7 @@ def draw(
 
 
 class _Together:
-    """Tells of the steps of several pictures as of one work.
+    """Progress of several pictures as of one work.
 
     Args:
         on_event: receives it.
@@ -107,7 +107,7 @@ class _Together:
         return sum(self.steps[: self._number])
 
     def tell(self, event: Event) -> None:
-        """Pass on what the picture that is being made says; the same note only once."""
+        """Pass on the messages of the current picture; the same note only once."""
         if isinstance(event, StepDone):
             # Image-to-image carries out only a share of its steps: counted as that share of the planned ones.
             step = self._before + round(self.steps[self._number] * event.step / event.steps)
@@ -123,7 +123,7 @@ class _Together:
 
 
 def sheet(request: Request, axes: Sequence[Axis], paths: Sequence[Path]) -> Sheet:
-    """The cells of a comparison, row by row, with what they differ in."""
+    """Return the cells of a comparison, row by row, with their differences as captions."""
     columns = len(axes[0].values)
     longest = max(_longest(path) for path in paths)
     most = max(columns, len(paths) // columns)
@@ -139,13 +139,13 @@ def sheet(request: Request, axes: Sequence[Axis], paths: Sequence[Path]) -> Shee
 
 
 def _longest(path: Path) -> int:
-    """The longer side in pixels, by the header of the file alone."""
+    """Return the longer side in pixels, by the header of the file alone."""
     with Image.open(path) as picture:
         return max(picture.size)
 
 
 def _within(path: Path, cell: int) -> Image.Image:
-    """A picture no larger than its cell, so that a hundred large ones are never in memory together."""
+    """Return a picture no larger than its cell, so that a hundred large ones are never in memory together."""
     picture = _opened(path)
     scale = cell / max(picture.size)
     if scale >= 1:  # the sheet enlarges

@@ -1,4 +1,4 @@
-"""Measures a concept and the candidates beside it, and writes what came out into their cards. Loads torch."""
+"""Measurement of a concept and its candidates, with the figures written into their cards. Loads torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.candidates import Choice, Eyes, JudgeEyes, choose
+from evaluation.candidates import Choice, JudgeScorer, Scorer, choose
 from pipelines.concepts.card import HASH_KEY, read_header
 from pipelines.concepts.concept import Concept
 from pipelines.errors import ConceptError
@@ -31,13 +31,13 @@ def measure(
     on_event: OnEvent,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Choice:
-    """Measure a concept with its candidates against the word it started from; their cards hold the figures then.
+    """Measure a concept with its candidates against the initial word; their cards hold the figures then.
 
     Args:
         components: the base it was trained on.
         path: the concept file.
         images: folder of pictures to compare with.
-        clip: folder of a CLIP that measures; by default the judge of `pocket`, who knows stickers alone.
+        clip: folder of a CLIP that measures; by default the judge of `pocket`, which knows only stickers.
         dino: folder of an image encoder whose likeness is reported beside, and decides nothing.
         on_event: a step and a preview for each, and a note for each picture that is left out.
         should_stop: asked now and then.
@@ -55,10 +55,10 @@ def measure(
         steps = concept.card.recipe.get("steps")
         files = {steps if isinstance(steps, int) and steps > 0 else 1: path}
     written = {file: _sum(file) for file in (*files.values(), path)}
-    eyes = eyes_for(components, concept, clip)
+    scorer = scorer_for(components, concept, clip)
     second = None if dino is None else PictureEncoder.load(dino, str(components.device))
     choice = choose(
-        components, _Learned(files), examples, eyes, second=second, on_event=on_event, should_stop=should_stop
+        components, _Learned(files), examples, scorer, second=second, on_event=on_event, should_stop=should_stop
     )
     for step, file in files.items():
         for place in dict.fromkeys((file, path)):
@@ -69,7 +69,7 @@ def measure(
 
 @dataclass(frozen=True)
 class _Learned(Mapping[int, Concept]):
-    """Concepts by their steps, each read when it is asked for: all of them need not fit into memory."""
+    """Concepts by their steps, each read on access: all of them need not fit into memory."""
 
     files: Mapping[int, Path]
 
@@ -84,7 +84,7 @@ class _Learned(Mapping[int, Concept]):
 
 
 def _sum(path: Path) -> str:
-    """The sum of a concept's numbers, as its header has it."""
+    """Return the checksum of a concept's tensors, as its header has it."""
     return read_header(path).get("__metadata__", {}).get(HASH_KEY, "")
 
 
@@ -95,17 +95,17 @@ def _note(path: Path, written: str, scores: dict[str, float]) -> None:
             Concept.load(path).with_scores(scores).save(path)
 
 
-def eyes_for(components: Components, concept: Concept, clip: Path | None) -> Eyes | None:
-    """Who measures pictures of a base: the CLIP that is named, the judge of `pocket`, or nobody."""
+def scorer_for(components: Components, concept: Concept, clip: Path | None) -> Scorer | None:
+    """Return the scorer of pictures of a base: the CLIP that is named, the judge of `pocket`, or None."""
     if clip is not None:
         return Clip.load(clip, str(components.device))
     if components.family != "pocket":
         return None
-    return JudgeEyes(judge(), concept.card.kind in ("object", "subject"))
+    return JudgeScorer(judge(), concept.card.kind in ("object", "subject"))
 
 
 def told(choice: Choice) -> dict[str, Any]:
-    """What came out as plain data."""
+    """Return a choice as plain data."""
     return {
         "word": choice.word,
         "baseline": choice.baseline.figures,

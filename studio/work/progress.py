@@ -16,8 +16,8 @@ class Progress:
     """Draws the newest state over the last on a terminal; elsewhere prints every tenth part.
 
     Args:
-        title: what is being done.
-        stream: where to.
+        title: name of the work.
+        stream: output stream.
         previews: file that preview pictures are written to, or None.
     """
 

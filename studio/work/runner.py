@@ -1,4 +1,4 @@
-"""The one place in `studio` that loads torch: carries out what the command line (and later a job) asks for."""
+"""The one place in `studio` that loads torch: carries out commands and jobs."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from pipelines.request.request import ConceptUse, Request, concept_use
 from pipelines.words import file_stem
 from studio.settings import Machine
 from studio.work.progress import Progress
-from trainers.data.batches import ordinary, templates
+from trainers.data.batches import ordinary, prompt_templates
 from trainers.data.folders import Reading
 from trainers.data.preflight import examine
 from trainers.data.sound_pictures import sound_examples
-from trainers.loop.launch import destinations, narrowed, pausing, readings, teach
+from trainers.loop.launch import destinations, narrowed, pausing, readings, train_and_save
 from trainers.loop.train import Run, probe, with_recipe
 from trainers.method import Method
 from trainers.methods.custom_diffusion import merged
@@ -83,14 +83,14 @@ def open_base(base: str, machine: Machine) -> Components:
 
 
 def on_gpu(machine: Machine) -> bool:
-    """Whether the machine's settings mean a GPU."""
+    """Return whether the machine's settings mean a GPU."""
     return not _device(machine)[0].startswith("cpu")
 
 
 # -- generating -------------------------------------------------------------------------------------------------
 
 
-def generate(
+def write_pictures(
     request: Request,
     base: str,
     output: Path,
@@ -102,7 +102,7 @@ def generate(
     should_stop: Callable[[], bool] = lambda: False,
     watch: bool = True,
 ) -> list[Path]:
-    """Generate and write the pictures; gives their paths. `only` writes that one of them alone.
+    """Generate and write the pictures; return their paths. `only` writes that one of them alone.
 
     `components` is the base if it is in memory already; events go to a progress line unless `on_event` is given, which
     then also receives previews, unless nobody is to `watch`.
@@ -142,7 +142,7 @@ def generate(
 
 
 def free_path(folder: Path, stem: str) -> Path:
-    """A path in `folder` that no file has yet."""
+    """Return a path in `folder` that no file has yet."""
     number = 0
     while (path := folder / f"{stem}{f'-{number}' if number else ''}.png").exists():
         number += 1
@@ -152,7 +152,7 @@ def free_path(folder: Path, stem: str) -> Path:
 # -- training ---------------------------------------------------------------------------------------------------
 
 
-def train(
+def write_concepts(
     method: Method,
     config: Any,
     data: DataConfig,
@@ -163,7 +163,7 @@ def train(
     on_event: OnEvent | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Path]:
-    """Learn a concept, or several in one run, and write each; gives their paths.
+    """Learn a concept, or several in one run, and write each; return their paths.
 
     Events go to a progress line unless `on_event` is given.
 
@@ -179,7 +179,7 @@ def train(
         progress(Note(line))
     try:
         with sole_training(outputs[0]), pausing() as asked:
-            return teach(
+            return train_and_save(
                 components,
                 run,
                 reading.examples,
@@ -198,7 +198,7 @@ def train(
 def preflight(
     method: Method, config: Any, data: DataConfig, pace: TrainConfig, where: Any, machine: Machine
 ) -> Iterator[str]:
-    """What can be said before training: about the pictures, what is odd about them, memory and time."""
+    """Return the checks before training: pictures, their problems, memory and time."""
     yield from _preflight(*_ready(method, config, data, pace, where, machine))
 
 
@@ -211,7 +211,7 @@ def _ready(
     machine: Machine,
     strict: bool = False,
 ) -> tuple[Run, Reading, Components]:
-    """The run with the base's recipe, the pictures, and the base; `strict` stops at pictures that are doubtful."""
+    """Return the run with the base's recipe, the pictures, and the base; `strict` stops at doubtful pictures."""
     reading = readings(config, data)
     reading = reading.sound(data.skip_doubtful) if strict or not reading.examples else reading
     # The text encoder is trained through and stays float32; the frozen rest may be narrower.
@@ -243,7 +243,7 @@ def _preflight(run: Run, reading: Reading, components: Components) -> Iterator[s
 
 
 def export(concepts: tuple[str, ...], output: Path, base: str, half: bool, machine: Machine) -> Path:
-    """Write the base with concepts in it as a model folder; gives the folder."""
+    """Write the base with concepts in it as a model folder; return the folder."""
     # Copies are made; a GPU would have to hold the model twice for a job that needs none.
     components = open_base(base, machine.model_copy(update={"dtype": "float32", "device": "cpu"}))
     uses = [ConceptUse.model_validate(concept_use(text)) for text in concepts]
@@ -251,7 +251,7 @@ def export(concepts: tuple[str, ...], output: Path, base: str, half: bool, machi
 
 
 def merge(concepts: tuple[Path, ...], output: Path, base: str, machine: Machine) -> list[Path]:
-    """Make Custom Diffusion concepts fit one base together; gives the new files, to be used together."""
+    """Make Custom Diffusion concepts fit one base together; return the new files, to be used together."""
     components = open_base(base, machine.model_copy(update={"dtype": "float32"}))
     learned = [Concept.load(path) for path in concepts]
     paths = [output / f"{file_stem(one.token)}.safetensors" for one in learned]
@@ -263,13 +263,13 @@ def merge(concepts: tuple[Path, ...], output: Path, base: str, machine: Machine)
         components,
         learned,
         ordinary(components.family),
-        templates("pocket" if components.family == "pocket" else "object"),
+        prompt_templates("pocket" if components.family == "pocket" else "object"),
     )
     return [one.save(path) for one, path in zip(joined, paths, strict=True)]
 
 
 def identifiers(class_word: str, count: int, base: str, machine: Machine) -> Iterator[str]:
-    """Lines with rare words to bind a subject to."""
+    """Return lines with rare words to bind a subject to."""
     components = open_base(base, machine)
     for found in rare_identifiers(components, class_word, count):
         yield f"{found.word:<6} moves {class_word!r} by {found.pull:.4f}"
@@ -279,12 +279,12 @@ def identifiers(class_word: str, count: int, base: str, machine: Machine) -> Ite
 
 
 def judge() -> Judge:
-    """The judge that comes with pocket."""
+    """Return the judge of pocket."""
     return Judge.load(POCKET / "judge")
 
 
 def score(concept: Path | None, thing: str | None, real: Path | None, base: str, form: str, machine: Machine) -> str:
-    """Score one concept; gives the text to show."""
+    """Score one concept; return the text to show."""
     if concept is None:
         raise ConfigError("There is no concept to score.", "Give a concept file, or --all-held-out.")
     learned = Concept.load(concept)
@@ -360,7 +360,7 @@ def _require_held_out(names: tuple[str, ...], known: tuple[str, ...] = tuple(HEL
 
 
 def doctor(machine: Machine) -> Iterator[str]:
-    """Lines about versions, device, attention, memory and the embedded model."""
+    """Return lines about versions, device, attention, memory and the embedded model."""
     yield f"Python {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     for package in ("torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "gradio", "xformers"):
         try:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from evaluation.candidates import JudgeEyes, Row, choose, proposed
+from evaluation.candidates import JudgeScorer, Row, choose, proposed
 from evaluation.relations import pictures_of
 from evaluation.truth import composed
 from pipelines.concepts.concept import Concept
@@ -75,9 +75,9 @@ def test_what_is_proposed_is_better_than_the_word_itself():
 
 
 def test_luck_is_not_taken_for_learning():
-    chance, found = torch.Generator().manual_seed(0), 0
+    generator, found = torch.Generator().manual_seed(0), 0
     for _ in range(200):
-        noise = torch.randn(6, 12, generator=chance)
+        noise = torch.randn(6, 12, generator=generator)
         rows = [Row(10 * k, {"likeness": float(noise[k].mean())}, noise[k]) for k in range(1, 6)]
         found += not proposed(Row(0, {"likeness": 0.0}, noise[0]), rows, "fox")[1].startswith("No step")
     assert found < 40  # of 200; at one standard error it would be twice as many
@@ -143,11 +143,11 @@ def test_the_word_itself_scores_as_the_word(judge):
     base = tiny.sd()
     before, events = tiny.snapshot(base), []
     own = word(base)
-    chance = torch.Generator().manual_seed(0)
-    moved = replace(own, rows=tuple(20 * torch.randn(rows.shape, generator=chance) for rows in own.rows))
+    generator = torch.Generator().manual_seed(0)
+    moved = replace(own, rows=tuple(20 * torch.randn(rows.shape, generator=generator) for rows in own.rows))
     examples = [replace(one, captions=("a <x> on grass",)) for one in tiny.examples()]
     examples[0] = replace(examples[0], picture=examples[0].picture.resize((30, 17)))
-    choice = choose(base, {5: own, 10: moved}, examples, JudgeEyes(judge, False), on_event=events.append)
+    choice = choose(base, {5: own, 10: moved}, examples, JudgeScorer(judge, False), on_event=events.append)
     same, other = choice.rows
     assert same.figures == pytest.approx(choice.baseline.figures, abs=1e-4)
     assert abs(other.figures["error"] - same.figures["error"]) > 1e-6
@@ -163,14 +163,14 @@ def test_the_word_itself_scores_as_the_word(judge):
 def test_a_thing_is_measured_by_its_drawing_and_beside_other_things(judge):
     base = load("pocket")
     examples = [Example(f"{i}.png", one) for i, one in enumerate(composed(scenes(2, 3, names=("fox",), kind="one")))]
-    choice = choose(base, {5: word(base, "fox")}, examples, JudgeEyes(judge, True))
+    choice = choose(base, {5: word(base, "fox")}, examples, JudgeScorer(judge, True))
     figures = choice.rows[0].figures
     assert figures["drawn"] > 0.35 and figures["likeness_floor"] < 1, "pocket knows the fox"
     assert choice.rows[0].drawn is not None and len(choice.rows[0].drawn) == len(choice.rows[0].pictures)
     assert choice.reason.startswith("No step"), "it is the word itself"
 
 
-def test_without_eyes_the_error_decides(tmp_path):
+def test_without_a_scorer_the_error_decides(tmp_path):
     base = tiny.sd()
     choice = choose(base, {5: word(base)}, tiny.examples(), None)
     assert set(choice.rows[0].figures) == {"error"} and choice.step == 5 and choice.rows[0].pictures
@@ -182,7 +182,7 @@ def test_relations_are_tried_between_things_their_pictures_lack(judge):
     base = load("pocket")
     examples = pictures_of("on top of")[:2]
     card = {"left": "fox, cat", "right": "box"}
-    choice = choose(base, {5: word(base, "above", "relation", **card)}, examples, JudgeEyes(judge, False))
+    choice = choose(base, {5: word(base, "above", "relation", **card)}, examples, JudgeScorer(judge, False))
     assert choice.rows[0].figures["both_there"] >= 0.75  # "above" is a word pocket knows well
     assert choice.rows[0].figures == pytest.approx(choice.baseline.figures, abs=1e-4)
 
@@ -204,8 +204,8 @@ class Second:
 def test_a_second_judge_is_reported_and_decides_nothing(judge):
     base = tiny.sd()
     own = {5: word(base), 10: word(base)}
-    plain = choose(base, own, tiny.examples(), JudgeEyes(judge, False))
-    told = choose(base, own, tiny.examples(), JudgeEyes(judge, False), second=Second())
+    plain = choose(base, own, tiny.examples(), JudgeScorer(judge, False))
+    told = choose(base, own, tiny.examples(), JudgeScorer(judge, False), second=Second())
     assert [row.figures["second_likeness"] for row in (told.baseline, *told.rows)] == [1.0] * 3
     assert (told.step, told.reason) == (plain.step, plain.reason)
     assert "second_likeness" not in plain.rows[0].figures

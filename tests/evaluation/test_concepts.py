@@ -134,7 +134,7 @@ def test_all_ways_are_compared_in_one_table(judge, monkeypatch):
 def test_things_taught_in_one_way_get_words_of_their_own():
     base = tiny.sd()
     for way in ("textual-inversion", "lora", "custom-diffusion"):
-        tokens = [scoring.teach(base, thing, way, steps=1, batch=1).token for thing in ("wolf", "squid")]
+        tokens = [scoring.teach_sticker(base, thing, way, steps=1, batch=1).token for thing in ("wolf", "squid")]
         assert len(set(tokens)) == 2
         assert all(token.isascii() for token in tokens)
 
@@ -145,12 +145,12 @@ def test_stickers_taught_together_have_words_of_their_own_and_the_same_weights()
     assert [one.token for one in taught.values()] == ["<my-wolf>", "<s>"]
     assert [one.card.init for one in taught.values()] == [HELD_OUT["wolf"], HELD_OUT["squid"]]
     assert taught["wolf"].changes is taught["squid"].changes
-    alone = scoring.teach(base, "wolf", "pivotal", steps=1, batch=1)
+    alone = scoring.teach_sticker(base, "wolf", "pivotal", steps=1, batch=1)
     assert alone.token == "<my-wolf>" and not alone.partners
 
 
 def test_settings_go_to_the_method_and_to_training():
-    concept = scoring.teach(tiny.sd(), "wolf", "pivotal", steps=1, rank=2, vectors=3, prior="none")
+    concept = scoring.teach_sticker(tiny.sd(), "wolf", "pivotal", steps=1, rank=2, vectors=3, prior="none")
     recipe = concept.card.recipe
     assert (recipe["steps"], recipe["rank"], recipe["prior"], concept.card.vectors) == (1, 2, "none", 3)
     assert concept.card.init == HELD_OUT["wolf"] and concept.card.method == "dreambooth-lora"
@@ -160,7 +160,7 @@ def test_a_pair_counts_who_is_there_and_where(judge, monkeypatch):
     """The counting itself, on composed pictures in the place of generated ones' detector input."""
     monkeypatch.setattr(scoring, "PAIR_SEEDS", 4)
     base = tiny.sd()
-    taught = {name: scoring.teach(base, name, steps=1, batch=1) for name in ("wolf", "taxi")}
+    taught = {name: scoring.teach_sticker(base, name, steps=1, batch=1) for name in ("wolf", "taxi")}
     row = scoring.score_pair(base, judge, taught)
     assert (row["both"], row["in_place"]) == (0.0, 0.0), "noise shows nobody"
     assert row["both_drawn"] < 0.7

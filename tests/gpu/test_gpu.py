@@ -16,7 +16,7 @@ from pipelines.models.components import load
 from pipelines.request.request import ConceptUse, Request
 from tests import tiny
 from trainers.data.folders import read_folder
-from trainers.loop.cuda_graphs import Recorded, RecordedStep
+from trainers.loop.cuda_graphs import CudaGraphStep, CudaGraphUNet
 from trainers.loop.launch import DTYPES, narrowed, run_of
 from trainers.loop.loop import Pace, optimise
 from trainers.loop.muon import Muon
@@ -171,7 +171,7 @@ def test_a_recorded_unet_gives_what_the_unet_gives_with_its_gradients():
     context = torch.randn(2, 7, unet.config["cross_attention_dim"], generator=torch.Generator().manual_seed(1)).cuda()
     sample = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(2)).cuda()
     timesteps, notes = torch.tensor([3, 500], device="cuda"), []
-    recorded = Recorded(unet, half=False, on_event=notes.append)
+    recorded = CudaGraphUNet(unet, half=False, on_event=notes.append)
     gradients = []
     for call in (recorded, recorded, lambda *given: unet(*given).sample):
         unet.zero_grad()
@@ -184,7 +184,7 @@ def test_a_recorded_unet_gives_what_the_unet_gives_with_its_gradients():
 def test_recorded_steps_are_those_of_the_optimisers_with_their_rates(monkeypatch):
     made, notes = [], []
     for after in (5, 1000):
-        monkeypatch.setattr(RecordedStep, "AFTER", after)
+        monkeypatch.setattr(CudaGraphStep, "AFTER", after)
         torch.manual_seed(1)
         model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 8)).cuda()
         matrices, rest = [model[0].weight, model[2].weight], [model[0].bias, model[2].bias]

@@ -75,7 +75,7 @@ def test_the_picture_says_what_was_asked_and_repeats_it(base, files, tmp_path):
 
 def test_it_is_the_inpainting_pipelines_answer(base, files):
     """On the same canvas, mask and noise the cell is that of plain `generate` with an `Inpaint`."""
-    from pipelines.conditions.inpaint import Inpaint
+    from pipelines.conditions.inpaint import Inpainting
 
     cells = random(1, 2, 2, 3, 16, 16).clamp(-1, 1)
     cells = (cells * 127.5).round() / 127.5  # as pictures are
@@ -86,7 +86,7 @@ def test_it_is_the_inpainting_pipelines_answer(base, files):
     mask = Image.fromarray((grid.mask(16, 16)[0, 0] * 255).byte().numpy())
     noise = grid.compose(incontext._noise(base, 0, cells))
     sized = request.model_copy(update={"width": 32, "height": 32})
-    plain = generate(base, sized, conditions=[Inpaint(canvas, mask)], noise=noise)
+    plain = generate(base, sized, conditions=[Inpainting(canvas, mask)], noise=noise)
     assert torch.allclose(painted.latents, grid.crop(plain.latents), atol=2e-2)
     difference = (painted.answers - grid.crop(to_tensor(plain.pictures[0])[None])).abs()
     assert float(difference.max()) < 0.03

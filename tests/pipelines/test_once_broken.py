@@ -15,12 +15,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pipelines import Concept, ConceptCard, Guidance, Request, load
-from pipelines import guidance as guiding
 from pipelines.concepts.card import read_card
 from pipelines.concepts.token_embeddings import check_token, single_rows
 from pipelines.condition import Step
 from pipelines.errors import ConceptError, ConfigError, DataError, ModelError, RequestError
 from pipelines.files import whole_file
+from pipelines.guidance import active
 from pipelines.measures.judge import Judge
 from pipelines.models.schedulers import KINDS, build
 from pipelines.models.text import encode_prompts, parse_weights
@@ -132,9 +132,7 @@ def test_the_version_in_a_hub_id_is_part_of_the_models_name(base, name):
 
 @pytest.mark.parametrize("share", [0.29, 0.57, 0.58])
 def test_a_share_of_a_hundred_steps_is_that_many(share):
-    acting = [
-        i for i in range(100) if guiding.active(Guidance(scale=2.0, start=share), Step(i, 100, torch.tensor(1), None))
-    ]
+    acting = [i for i in range(100) if active(Guidance(scale=2.0, start=share), Step(i, 100, torch.tensor(1), None))]
     assert acting[0] == round(share * 100)
 
 

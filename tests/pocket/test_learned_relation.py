@@ -50,7 +50,7 @@ def test_it_holds_between_things_it_never_saw(base, finder, relation):
 
 def test_two_learned_things_and_a_learned_relation_come_together(base, finder, relation):
     """All three in one request are all there more often than with any one of them taken out."""
-    learned = {name: scoring.teach(base, name, "pivotal", steps=100) for name in THINGS}
+    learned = {name: scoring.teach_sticker(base, name, "pivotal", steps=100) for name in THINGS}
 
     def share(without=""):
         concepts = {name: one for name, one in learned.items() if name != without}

@@ -93,7 +93,7 @@ def test_its_card_holds_the_figures_of_these_weights():
 
 @pytest.fixture(scope="module")
 def taught(base):
-    return scoring.teach(base, "wolf", steps=150)
+    return scoring.teach_sticker(base, "wolf", steps=150)
 
 
 def test_four_pictures_teach_it_a_sticker_it_has_never_seen(base, judge, taught):
@@ -114,5 +114,5 @@ def test_a_taught_word_composes_and_leaves_the_base_alone(base, taught):
 
 
 def test_teaching_is_repeatable(base):
-    first, again = (scoring.teach(base, "wolf", steps=3) for _ in range(2))
+    first, again = (scoring.teach_sticker(base, "wolf", steps=3) for _ in range(2))
     assert torch.equal(first.rows[0], again.rows[0])

@@ -38,7 +38,7 @@ def test_things_stand_as_told(base, judge, relation):
 
 @pytest.fixture(scope="module")
 def subject(base):
-    return scoring.teach(base, "taxi", "pivotal", steps=60)
+    return scoring.teach_sticker(base, "taxi", "pivotal", steps=60)
 
 
 def test_a_subject_looks_like_its_pictures_and_its_class_stays(base, judge, subject):

@@ -17,7 +17,7 @@ from studio.api.app import guarded, rest
 from studio.api.guard import Door
 from studio.cli import main
 from studio.jobs.jobs import Jobs
-from studio.library import import_export as exchange
+from studio.library import import_export
 from trainers.loop.candidates import candidate, candidates, candidates_folder, kept_step, take
 from trainers.loop.launch import destinations
 from trainers.method_settings import DreamBoothConfig, TextualInversionConfig
@@ -40,7 +40,7 @@ def test_words_of_all_scripts_live_side_by_side(library, tmp_path):
     words = ("<猫>", "<犬>", "<🦊>", "<🐺>", "<café>", "<caf>")
     for number, word in enumerate(words):
         save_file({word: torch.randn(1, DIM)}, tmp_path / f"{number}.safetensors")
-        exchange.import_concept(tmp_path / f"{number}.safetensors", None, library)
+        import_export.import_concept(tmp_path / f"{number}.safetensors", None, library)
     assert len(list(library.glob("*.safetensors"))) == len(words)
     assert {"猫.safetensors", "犬.safetensors", "café.safetensors", "caf.safetensors"} <= {
         path.name for path in library.iterdir()
@@ -73,19 +73,19 @@ def test_a_word_that_every_stable_diffusion_has_is_refused_at_import_and_at_a_re
     assert "is already a word of sd" in (said := capsys.readouterr().err) and "--token" in said
     assert main([*words, "--token", "<fox>"]) == 0
     with pytest.raises(ConceptError, match="already a word"):
-        exchange.rename_concept(library / "fox.safetensors", "cat")
+        import_export.rename_concept(library / "fox.safetensors", "cat")
     assert [one.name for one in library.iterdir()] == ["fox.safetensors"]
 
 
 def test_words_bundled_in_one_file_never_overwrite_each_other(library, tmp_path, monkeypatch):
     one = concept("<x>", family="")
     both = replace(one, partners=(concept("x", family=""),))
-    monkeypatch.setattr(exchange, "_read", lambda source: both)
+    monkeypatch.setattr(import_export, "_read", lambda source: both)
     (tmp_path / "f.safetensors").touch()
     with pytest.raises(ConceptError, match=r"would have one file.*--token"):
-        exchange.import_concept(tmp_path / "f.safetensors", None, library)
+        import_export.import_concept(tmp_path / "f.safetensors", None, library)
     assert not list(library.iterdir())
-    exchange.import_concept(tmp_path / "f.safetensors", "<y>", library)
+    import_export.import_concept(tmp_path / "f.safetensors", "<y>", library)
     assert sorted(path.name for path in library.iterdir()) == ["x.safetensors", "y.safetensors"]
 
 
@@ -105,7 +105,7 @@ def test_a_rename_checks_words_as_a_training_does(library, word):
     path = concept("<wolf>").save(library / "wolf.safetensors")
     before = path.read_bytes()
     with pytest.raises(ConceptError):
-        exchange.rename_concept(path, word)
+        import_export.rename_concept(path, word)
     assert [one.name for one in library.iterdir()] == ["wolf.safetensors"] and path.read_bytes() == before
 
 
@@ -116,7 +116,7 @@ def test_a_rename_keeps_the_candidates_under_the_new_word(library):
     shutil.copyfile(candidate(folder, 10), path)
     (folder / "0000030.safetensors").write_bytes(b"damaged")
     rows = load_file(candidate(folder, 20))["<wolf>"]
-    new = exchange.rename_concept(path, "<cafe\u0301>")
+    new = import_export.rename_concept(path, "<cafe\u0301>")
     assert new.name == "caf\u00e9.safetensors" and Concept.load(new).token == "<caf\u00e9>"
     assert list(candidates(new)) == [10, 20, 30] and kept_step(new) == 10
     take(new, 20)

@@ -51,9 +51,9 @@ def disk(place: Path) -> Iterator[bool]:
             subprocess.run(["umount", "-l", str(place)], capture_output=True, timeout=60)
 
 
-def picture(chance: random.Random) -> bytes:
+def picture(rng: random.Random) -> bytes:
     stream = io.BytesIO()
-    Image.effect_noise((chance.randrange(8, 90), 40), 60).save(stream, "PNG")
+    Image.effect_noise((rng.randrange(8, 90), 40), 60).save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -75,10 +75,10 @@ class Round:
 
     def person(self, number: int) -> None:
         """Ask for one thing after another, again with the same key where no answer came."""
-        chance = random.Random(self.seed * 100 + number)
+        rng = random.Random(self.seed * 100 + number)
         for turn in range(4):
             key = f"{self.seed}-{number}-{turn}"
-            order = {"request": {"prompt": f"a fox {key}", "steps": chance.randrange(1, 4), "seed": turn}}
+            order = {"request": {"prompt": f"a fox {key}", "steps": rng.randrange(1, 4), "seed": turn}}
             for _ in range(40):
                 answer = self._one("POST", "/api/v1/generations", json=order, headers={"idempotency-key": key})
                 if answer is not None and answer.status_code == 202:
@@ -88,12 +88,12 @@ class Round:
                             self.odd.append(f"{key} is two jobs")
                     break
                 time.sleep(0.5)
-            files = {"file": ("a.png", picture(chance))}
+            files = {"file": ("a.png", picture(rng))}
             self._one("POST", "/api/v1/pictures", files=files)
             self._one("GET", "/api/v1/generations", params={"limit": 20})
             made = self._one("POST", "/api/v1/datasets", json={"name": key})
             if made is not None and made.status_code == 201:
-                self._one("POST", f"{made.json()['href']}/pictures", files={"files": ("a.png", picture(chance))})
+                self._one("POST", f"{made.json()['href']}/pictures", files={"files": ("a.png", picture(rng))})
 
     def _one(self, method: str, path: str, **more: Any) -> httpx.Response | None:
         try:
@@ -109,7 +109,7 @@ class Round:
         return answer
 
 
-def harm(server: Served, chance: random.Random, fault: str) -> None:
+def harm(server: Served, rng: random.Random, fault: str) -> None:
     """Do one kind of harm."""
     if fault == "server killed":
         server.kill()
@@ -119,20 +119,20 @@ def harm(server: Served, chance: random.Random, fault: str) -> None:
         with suppress(OSError), filler.open("wb") as stream:
             while True:
                 stream.write(b"x" * (1 << 16))
-        time.sleep(chance.uniform(0.5, 2))
+        time.sleep(rng.uniform(0.5, 2))
         filler.unlink()
     else:
         for one in server.workers():
             with suppress(psutil.Error):
                 one.send_signal(signal.SIGKILL if fault == "worker killed" else signal.SIGSTOP)
                 if fault == "worker stopped":
-                    time.sleep(chance.uniform(0.2, 1))
+                    time.sleep(rng.uniform(0.2, 1))
                     one.send_signal(signal.SIGCONT)
 
 
 def torture(rounds: int, seed: int, folder: Path, full: bool) -> dict[str, int]:
     """Do so many rounds; raises at the first thing that is lost, doubled, or a fault of ours."""
-    chance, count = random.Random(seed), Counter[str]()
+    rng, count = random.Random(seed), Counter[str]()
     faults = ["worker killed", "server killed", "worker stopped", *(["disk filled"] if full else [])]
     with served(folder, "--no-page") as server:
         for number in range(rounds):
@@ -141,8 +141,8 @@ def torture(rounds: int, seed: int, folder: Path, full: bool) -> dict[str, int]:
             threads = [threading.Thread(target=one.person, args=(person,), daemon=True) for person in range(3)]
             for thread in threads:
                 thread.start()
-            time.sleep(chance.uniform(0.1, 3))
-            harm(server, chance, fault)
+            time.sleep(rng.uniform(0.1, 3))
+            harm(server, rng, fault)
             joined(*threads)
             assert not one.odd, (fault, one.odd[:3])
             assert len(one.asked) == 12, (fault, len(one.asked))

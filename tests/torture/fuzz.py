@@ -82,11 +82,11 @@ def hidden(content: object) -> bytes:
     return stream.getvalue()
 
 
-def repainted(content: bytes, chance: random.Random) -> bytes:
+def repainted(content: bytes, rng: random.Random) -> bytes:
     """A picture with some pixels changed."""
     pixels, stream = np.array(Image.open(io.BytesIO(content))), io.BytesIO()
-    for _ in range(chance.choice((1, 3, 30))):
-        pixels[chance.randrange(len(pixels)), chance.randrange(pixels.shape[1])] = chance.randrange(256)
+    for _ in range(rng.choice((1, 3, 30))):
+        pixels[rng.randrange(len(pixels)), rng.randrange(pixels.shape[1])] = rng.randrange(256)
     Image.fromarray(pixels).save(stream, "PNG")
     return stream.getvalue()
 
@@ -112,42 +112,42 @@ def originals(trace: Path) -> list[bytes]:
     ]
 
 
-def mutated(content: bytes, chance: random.Random) -> bytes:
+def mutated(content: bytes, rng: random.Random) -> bytes:
     """Bytes changed, cut or repeated, header lengths and fields replaced, or members of an archive renamed."""
-    changed, way = bytearray(content), chance.randrange(6)
+    changed, way = bytearray(content), rng.randrange(6)
     plain = content[:2] not in (b"PK", b"\x89P")  # safetensors
     if way == 0:
-        return bytes(changed[: chance.randrange(len(changed))])
+        return bytes(changed[: rng.randrange(len(changed))])
     if way == 1 and plain:
-        length = chance.choice((0, 1, 2**31, 2**63, 2**64 - 1, chance.randrange(2 * len(content))))
+        length = rng.choice((0, 1, 2**31, 2**63, 2**64 - 1, rng.randrange(2 * len(content))))
         return struct.pack("<Q", length) + content[8:]
     if way == 2 and plain:
         (length,) = struct.unpack("<Q", content[:8])
-        header, at = content[8 : 8 + length].decode(), chance.randrange(length)
+        header, at = content[8 : 8 + length].decode(), rng.randrange(length)
         spot = next((k for k in range(at, length) if header[k] in ":[,"), at)
-        header = header[: spot + 1] + chance.choice(FLOOD) + header[spot + chance.randrange(1, 12) :]
+        header = header[: spot + 1] + rng.choice(FLOOD) + header[spot + rng.randrange(1, 12) :]
         return struct.pack("<Q", len(header)) + header.encode() + content[8 + length :]
     if way == 3 and content[:2] == b"PK":
         stream = io.BytesIO()
         with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(stream, "w") as new:
             for info in old.infolist():
-                prefix = chance.choice(("", "../" * 6, "/", "a/"))
+                prefix = rng.choice(("", "../" * 6, "/", "a/"))
                 link = zipfile.ZipInfo(prefix + info.filename)
-                link.external_attr = chance.choice((0o644, 0o120777)) << 16  # a link now and then
+                link.external_attr = rng.choice((0o644, 0o120777)) << 16  # a link now and then
                 new.writestr(link, old.read(info))
         return stream.getvalue()
     if way == 3 and content[:2] == b"\x89P":
-        return repainted(content, chance)
+        return repainted(content, rng)
     if way == 4:
-        at, length = chance.randrange(len(changed)), chance.randrange(1, 64)
-        changed[at:at] = changed[at : at + length] * chance.randrange(1, 20)
+        at, length = rng.randrange(len(changed)), rng.randrange(1, 64)
+        changed[at:at] = changed[at : at + length] * rng.randrange(1, 20)
         return bytes(changed)
-    for _ in range(chance.choice((1, 3, 30))):
-        changed[chance.randrange(len(changed))] = chance.choice((0, 255, chance.randrange(256)))
+    for _ in range(rng.choice((1, 3, 30))):
+        changed[rng.randrange(len(changed))] = rng.choice((0, 255, rng.randrange(256)))
     return bytes(changed)
 
 
-def adapter(folder: Path, chance: random.Random) -> Path:
+def adapter(folder: Path, rng: random.Random) -> Path:
     """A folder of PEFT whose configuration, tensors or both are mutated."""
     pair = {f"base_model.model.a.to_q.lora_{side}.weight": torch.ones(2, 2) for side in "AB"}
     files = {
@@ -155,11 +155,11 @@ def adapter(folder: Path, chance: random.Random) -> Path:
         CONFIG: json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 3, "alpha_pattern": {"to_q": 1}}).encode(),
     }
     folder.mkdir()
-    for name in chance.choice(((MODEL,), (CONFIG,), (MODEL, CONFIG))):
+    for name in rng.choice(((MODEL,), (CONFIG,), (MODEL, CONFIG))):
         content = files[name]
-        at = chance.randrange(len(content))
-        flooded = content[:at] + chance.choice(FLOOD).encode() + content[at + chance.randrange(12) :]
-        files[name] = mutated(content, chance) if name == MODEL else flooded
+        at = rng.randrange(len(content))
+        flooded = content[:at] + rng.choice(FLOOD).encode() + content[at + rng.randrange(12) :]
+        files[name] = mutated(content, rng) if name == MODEL else flooded
     for name, content in files.items():
         (folder / name).write_bytes(content)
     return folder
@@ -167,16 +167,16 @@ def adapter(folder: Path, chance: random.Random) -> Path:
 
 def fuzz(files: int, seed: int, work: Path) -> dict[str, int]:
     """Import so many; raises at the first that does worse than a sentence."""
-    chance, trace = random.Random(seed), work / "trace"
+    rng, trace = random.Random(seed), work / "trace"
     whole, count = originals(trace), {"read": 0, "refused": 0}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(files):
         library = work / "library"
-        if chance.random() < 0.1:
-            source = adapter(work / "x", chance)
+        if rng.random() < 0.1:
+            source = adapter(work / "x", rng)
         else:
-            source = work / f"x.{chance.choice(('safetensors', 'pt', 'bin'))}"
-            source.write_bytes(mutated(chance.choice(whole), chance))
+            source = work / f"x.{rng.choice(('safetensors', 'pt', 'bin'))}"
+            source.write_bytes(mutated(rng.choice(whole), rng))
         try:
             import_concept(source, None, library).unlink()
             count["read"] += 1

@@ -25,7 +25,7 @@ from tests import tiny
 from tests.waiting import statuses
 from trainers.loop import train as loop_of_a_run
 from trainers.loop.checkpoints import states, whole
-from trainers.loop.launch import teach
+from trainers.loop.launch import train_and_save
 from trainers.loop.train import Run
 from trainers.methods import methods
 from trainers.settings import DataConfig, TrainConfig
@@ -51,7 +51,7 @@ def forked(base, name: str, output: Path) -> int:
     if child:
         return child
     try:
-        teach(base, run(name), tiny.examples(), [output], keep_every=1, on_event=lambda event: None)
+        train_and_save(base, run(name), tiny.examples(), [output], keep_every=1, on_event=lambda event: None)
         os._exit(0)
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
@@ -80,7 +80,7 @@ def newest(folder: Path) -> int:
 
 def torture(kills: int, seed: int, work: Path) -> dict[str, int]:
     """Kill so often, the methods in turn; raises at the first difference."""
-    chance, base = random.Random(seed), tiny.sd()
+    rng, base = random.Random(seed), tiny.sd()
     count = {"kills": 0, "while a state was written": 0, "before a state was kept": 0}
     count |= {"after the concept was there": 0, "runs": 0}
     seconds, alone = {}, {}
@@ -93,7 +93,7 @@ def torture(kills: int, seed: int, work: Path) -> dict[str, int]:
         name = list(SETTINGS)[count["runs"] % len(SETTINGS)]
         output = work / f"{count['runs']}.safetensors"
         state, reached = output.with_name(f".{output.stem}.state"), 0
-        while not finished(forked(base, name, output), chance.uniform(0, seconds[name])):
+        while not finished(forked(base, name, output), rng.uniform(0, seconds[name])):
             count["kills"] += 1
             assert count["kills"] < 20 * kills + 100, f"it does not end: {count}"
             count["while a state was written"] += any(state.glob(".part-*"))

@@ -67,11 +67,11 @@ class Caller:
 
     Args:
         server: that runs.
-        chance: for names of sessions.
+        rng: for names of sessions.
     """
 
-    def __init__(self, server: Served, chance: random.Random) -> None:
-        self.web, self.chance = server.web, chance
+    def __init__(self, server: Served, rng: random.Random) -> None:
+        self.web, self.rng = server.web, rng
         config = self.web.get("/config").json()
         known = {one["id"]: one for one in config["components"]}
         self.functions = [one for one in config["dependencies"] if one.get("backend_fn") is not False]
@@ -79,7 +79,7 @@ class Caller:
 
     def call(self, function: dict[str, Any], data: list[Any]) -> tuple[int, str]:
         """Status and all that was answered, until the function has ended."""
-        session = f"{self.chance.randrange(16**10):x}"
+        session = f"{self.rng.randrange(16**10):x}"
         asked = {"data": data, "fn_index": function["id"], "session_hash": session, "trigger_id": None}
         try:
             content = json.dumps(asked).encode()
@@ -103,21 +103,21 @@ class Caller:
 
 def fuzz(values: int, seed: int, server: Served) -> dict[str, int]:
     """Send so many values; raises at the first fault. Counts answers by kind."""
-    chance, count = random.Random(seed), Counter[str]()
-    caller = Caller(server, chance)
+    rng, count = random.Random(seed), Counter[str]()
+    caller = Caller(server, rng)
     places = [(one, at) for one in caller.functions for at in range(len(one["inputs"]))]
     for one, at in places:  # every input of every function, with a file of another
         data = [caller.values.get(key) for key in one["inputs"]]
-        data[at] = chance.choice(shapes(chance.choice(NAMED)))
+        data[at] = rng.choice(shapes(rng.choice(NAMED)))
         status, text = caller.call(one, data)
         assert status in (400, 403, 422), ("a file was named", one["api_name"], at, data[at], status, text[:500])
         count["files refused"] += 1
     for _ in range(values):
-        one = chance.choice(caller.functions)
+        one = rng.choice(caller.functions)
         data = [caller.values.get(key) for key in one["inputs"]]
         for at in range(len(data)):
-            if chance.random() < 0.5:
-                data[at] = chance.choice((*HOSTILE, *ODD))
+            if rng.random() < 0.5:
+                data[at] = rng.choice((*HOSTILE, *ODD))
         status, text = caller.call(one, data)
         said = judged(text, server.folder)
         assert not said and 0 < status < 500, (one.get("api_name"), one["targets"], data, status, said, text[-3000:])

@@ -88,27 +88,27 @@ BELOW = re.compile(
 )
 
 
-def picture(chance: random.Random) -> bytes:
+def picture(rng: random.Random) -> bytes:
     stream = io.BytesIO()
-    mode, form = chance.choice((("RGB", "PNG"), ("RGB", "JPEG"), ("RGBA", "PNG"), ("L", "BMP"), ("RGB", "GIF")))
-    Image.new(mode, (chance.choice((1, 8, 33)), 8)).save(stream, form)
+    mode, form = rng.choice((("RGB", "PNG"), ("RGB", "JPEG"), ("RGBA", "PNG"), ("L", "BMP"), ("RGB", "GIF")))
+    Image.new(mode, (rng.choice((1, 8, 33)), 8)).save(stream, form)
     return stream.getvalue()
 
 
-def content(chance: random.Random) -> bytes:
+def content(rng: random.Random) -> bytes:
     """What a file that is sent may hold."""
-    way = chance.randrange(5)
+    way = rng.randrange(5)
     if way == 0:
-        return chance.choice((b"", b"junk", b"PK\x03\x04", b"\x89PNG\r\n\x1a\n" + b"\0" * 40, b"<svg/>", b"\0" * 5000))
+        return rng.choice((b"", b"junk", b"PK\x03\x04", b"\x89PNG\r\n\x1a\n" + b"\0" * 40, b"<svg/>", b"\0" * 5000))
     if way == 1:
         stream = io.BytesIO()
         with zipfile.ZipFile(stream, "w") as archive:
-            for name in chance.sample(NAMES, chance.randrange(4)):
-                archive.writestr(name or "x", chance.choice((picture(chance), b"text", b"")))
+            for name in rng.sample(NAMES, rng.randrange(4)):
+                archive.writestr(name or "x", rng.choice((picture(rng), b"text", b"")))
         return stream.getvalue()
-    data = bytearray(picture(chance))
-    for _ in range(chance.choice((0, 0, 1, 9))):
-        data[chance.randrange(len(data))] = chance.randrange(256)
+    data = bytearray(picture(rng))
+    for _ in range(rng.choice((0, 0, 1, 9))):
+        data[rng.randrange(len(data))] = rng.randrange(256)
     return bytes(data)
 
 
@@ -117,11 +117,11 @@ class Inventor:
 
     Args:
         description: OpenAPI.
-        chance: where all of it comes from.
+        rng: where all of it comes from.
     """
 
-    def __init__(self, description: dict[str, Any], chance: random.Random) -> None:
-        self.schemas, self.chance = description["components"]["schemas"], chance
+    def __init__(self, description: dict[str, Any], rng: random.Random) -> None:
+        self.schemas, self.rng = description["components"]["schemas"], rng
         self.known: list[str] = ["x"]
         self.calls = [
             (path, method, call) for path, calls in description["paths"].items() for method, call in calls.items()
@@ -129,66 +129,66 @@ class Inventor:
 
     def value(self, schema: dict[str, Any], depth: int = 0) -> Any:
         """A value that fits a schema, or one that does not."""
-        chance = self.chance
-        if depth > 8 or chance.random() < 0.07:
-            return chance.choice(HOSTILE)
+        rng = self.rng
+        if depth > 8 or rng.random() < 0.07:
+            return rng.choice(HOSTILE)
         if "$ref" in schema:
             return self.value(self.schemas[schema["$ref"].rpartition("/")[2]], depth + 1)
         for several in ("anyOf", "oneOf"):
             if several in schema:
-                return self.value(chance.choice(schema[several]), depth + 1)
+                return self.value(rng.choice(schema[several]), depth + 1)
         if "const" in schema or "enum" in schema:
-            return chance.choice(schema.get("enum", [schema.get("const")]))
+            return rng.choice(schema.get("enum", [schema.get("const")]))
         kind = schema.get("type")
         if kind == "object":
             needed, fields = schema.get("required", ()), schema.get("properties", {})
-            given = [name for name in fields if name in needed or chance.random() < 0.3]
+            given = [name for name in fields if name in needed or rng.random() < 0.3]
             made = {name: self.value(fields[name], depth + 1) for name in given}
-            return made | ({"surplus": 1} if chance.random() < 0.02 else {})
+            return made | ({"surplus": 1} if rng.random() < 0.02 else {})
         if kind == "array":
-            items = schema.get("prefixItems") or [schema.get("items", {})] * chance.randrange(3)
+            items = schema.get("prefixItems") or [schema.get("items", {})] * rng.randrange(3)
             return [self.value(item, depth + 1) for item in items]
         if kind in ("integer", "number"):
             low, high = schema.get("minimum", 0), schema.get("maximum", 100)
-            return chance.choice((low, high, low - 1, high + 1, chance.uniform(low, high)))
+            return rng.choice((low, high, low - 1, high + 1, rng.uniform(low, high)))
         if kind == "boolean":
-            return chance.random() < 0.5
+            return rng.random() < 0.5
         if kind == "string":
-            return chance.choice((chance.choice(self.known), "a fox", "<my-fox>", "pocket", "fox"))
+            return rng.choice((rng.choice(self.known), "a fox", "<my-fox>", "pocket", "fox"))
         return None
 
     def path(self, path: str) -> str:
         """The path with known ids or worse for what is left open in it."""
         odd = ("..", "%2e%2e%2f", "%00", "x" * 300, "é", "-1", "0", "1", "0001.png", "' or 1=1", "9" * 30, "%ff", "~")
-        return re.sub(r"\{\w+\}", lambda _: self.chance.choice((*self.known, *self.known, *odd)), path)
+        return re.sub(r"\{\w+\}", lambda _: self.rng.choice((*self.known, *self.known, *odd)), path)
 
     def request(self) -> tuple[str, str, dict[str, Any]]:
         """Method, path, and the rest of a request."""
-        chance = self.chance
-        path, method, call = chance.choice(self.calls)
+        rng = self.rng
+        path, method, call = rng.choice(self.calls)
         asked: dict[str, Any] = {"headers": {}}
         for name, values in HEADERS.items():
-            if chance.random() < 0.04:
-                asked["headers"][name] = chance.choice(values).encode()
+            if rng.random() < 0.04:
+                asked["headers"][name] = rng.choice(values).encode()
         body = call.get("requestBody", {}).get("content", {})
         if "multipart/form-data" in body:
-            name = chance.choice(("file", "files", "file", "files", "x"))
-            files = [(name, (chance.choice(NAMES), content(chance))) for _ in range(chance.randrange(4))]
+            name = rng.choice(("file", "files", "file", "files", "x"))
+            files = [(name, (rng.choice(NAMES), content(rng))) for _ in range(rng.randrange(4))]
             asked |= {"files": files} if files else {"data": {"file": "text"}}
-        elif chance.random() < 0.1:
-            asked["content"] = chance.choice(RAW)
+        elif rng.random() < 0.1:
+            asked["content"] = rng.choice(RAW)
         elif body:
             fits = self.value(body["application/json"]["schema"])
             if path.endswith("img2img") and isinstance(fits, dict):
-                fits["init_images"] = [base64.b64encode(content(chance)).decode()]
+                fits["init_images"] = [base64.b64encode(content(rng)).decode()]
             asked["content"] = json.dumps(fits).encode()
             asked["headers"].setdefault("content-type", b"application/json")
-        if chance.random() < 0.1:
-            path += chance.choice(
+        if rng.random() < 0.1:
+            path += rng.choice(
                 ("?limit=-1", "?limit=x", "?state=x", "?after=9999999999999999999999", "?%00", "?state=done")
             )
-        if chance.random() < 0.03:
-            method = chance.choice(("put", "patch", "delete", "post", "options", "head", "trace"))
+        if rng.random() < 0.03:
+            method = rng.choice(("put", "patch", "delete", "post", "options", "head", "trace"))
         return method.upper(), self.path(path), asked
 
 
@@ -206,11 +206,11 @@ def astray(folder: Path) -> list[str]:
 def fuzz(requests: int, seed: int, folder: Path) -> dict[str, int]:
     """Send so many; raises at the first answer that is a fault, and at the first stray file. Counts answers by kind."""
     logging.getLogger("studio").setLevel(logging.CRITICAL)
-    chance, count = random.Random(seed), Counter[str]()
+    rng, count = random.Random(seed), Counter[str]()
     jobs = Jobs(folder, warm=False)  # what is asked for is checked and entered; nothing is drawn
     app = rest(jobs)
     web = TestClient(guarded(app, Door()), base_url="http://localhost", raise_server_exceptions=False)
-    inventor, over = Inventor(app.openapi(), chance), threading.Event()
+    inventor, over = Inventor(app.openapi(), rng), threading.Event()
 
     def cancel() -> None:  # so that those who wait for a job get an answer
         while not over.is_set():

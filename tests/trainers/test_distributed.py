@@ -41,7 +41,7 @@ def test_alone_nothing_is_asked_of_anybody(monkeypatch):
     weight.grad = torch.tensor([1.0, 2.0])
     ALONE.average([weight])
     assert weight.grad.tolist() == [1, 2] and ALONE.mean({"a": 3.0}) == {"a": 3.0}
-    assert ALONE.any(True) and not ALONE.any(False) and ALONE.told("x") == "x"
+    assert ALONE.any(True) and not ALONE.any(False) and ALONE.broadcast("x") == "x"
     with ALONE.main_first():
         pass
 

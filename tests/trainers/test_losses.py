@@ -11,13 +11,13 @@ from tests import tiny
 from trainers.data.batches import Batch
 from trainers.losses import (
     Conditioning,
+    caption_ids,
     conditioning,
     denoising_errors,
     drawn,
     min_snr_weights,
     noise_levels,
     noised,
-    prompt_ids,
     target,
     weighted_error,
 )
@@ -38,10 +38,10 @@ TIMES = torch.tensor([0, 500, 999])
 
 def test_noise_levels_and_noising_are_the_schedulers(base):
     scheduler = DDPMScheduler.from_config(base.scheduler_config)
-    levels = noise_levels(base.scheduler_config, torch.device("cpu"))
-    torch.testing.assert_close(levels, scheduler.alphas_cumprod)
+    alphas_cumprod = noise_levels(base.scheduler_config, torch.device("cpu"))
+    torch.testing.assert_close(alphas_cumprod, scheduler.alphas_cumprod)
     expected = scheduler.add_noise(latents(0), latents(1), TIMES)
-    torch.testing.assert_close(noised(latents(0), latents(1), levels[TIMES]), expected)
+    torch.testing.assert_close(noised(latents(0), latents(1), alphas_cumprod[TIMES]), expected)
 
 
 def test_zero_terminal_snr_is_respected():
@@ -77,7 +77,7 @@ def test_an_unknown_target_is_said():
 
 
 def test_captions_are_padded_and_cut_to_the_window(base):
-    ids = prompt_ids(base, 0, ["a fox", "fox " * 200])
+    ids = caption_ids(base, 0, ["a fox", "fox " * 200])
     assert ids.shape == (2, 77)
     tokenizer = base.tokenizers[0]
     assert ids[0].tolist() == tokenizer("a fox", padding="max_length").input_ids
@@ -100,11 +100,11 @@ def batch_of(count=3, masks=None):
 
 
 def test_the_loss_is_the_mean_squared_error_and_reaches_the_rows(base):
-    levels = noise_levels(base.scheduler_config, torch.device("cpu"))
+    alphas_cumprod = noise_levels(base.scheduler_config, torch.device("cpu"))
     with new_words(base, "<x>", single_rows(base, "fox")) as words:
         arguments = conditioning(words.components, ["a <x>"] * 3, torch.ones(3, 2), (16, 16))
-        errors = denoising_errors(words.components, batch_of(), (latents(1), TIMES), levels, arguments, PLAIN)
-        noisy = noised(latents(0), latents(1), levels[TIMES])
+        errors = denoising_errors(words.components, batch_of(), (latents(1), TIMES), alphas_cumprod, arguments, PLAIN)
+        noisy = noised(latents(0), latents(1), alphas_cumprod[TIMES])
         guess = base.unet(noisy, TIMES, arguments["encoder_hidden_states"]).sample
         torch.testing.assert_close(errors, (guess - latents(1)).square().mean((1, 2, 3)))
         errors.mean().backward()

@@ -28,7 +28,7 @@ SETTINGS = {
 CHANCE = 5
 
 
-def chance():
+def seeded():
     return torch.Generator().manual_seed(CHANCE)
 
 
@@ -64,7 +64,7 @@ def test_every_method_has_settings_here():
 def test_only_declared_parameters_get_gradients(method, base):
     the_run = run(method)
     data = LatentSet(base, tiny.examples(), resolution=16)
-    with method.prepare(base, the_run.config, chance()) as trainable:
+    with method.prepare(base, the_run.config, seeded()) as trainable:
         parameters = list(trainable.parameters.values())
         optimizer = torch.optim.SGD(parameters, 1.0)
         for _ in range(2):  # what starts as zero beside something lets no gradient through at first
@@ -86,7 +86,7 @@ def test_the_base_is_bit_equal_afterwards_also_after_an_error(method, base):
     words = [len(tokenizer) for tokenizer in base.tokenizers]
     train(base, run(method), tiny.examples())
     assert tiny.same(before, base)
-    with pytest.raises(RuntimeError, match="on purpose"), method.prepare(base, run(method).config, chance()):
+    with pytest.raises(RuntimeError, match="on purpose"), method.prepare(base, run(method).config, seeded()):
         raise RuntimeError("on purpose")
     assert tiny.same(before, base)
     assert [len(tokenizer) for tokenizer in base.tokenizers] == words
@@ -95,7 +95,7 @@ def test_the_base_is_bit_equal_afterwards_also_after_an_error(method, base):
 def test_with_batch_and_noise_fixed_the_loss_falls(method, base):
     the_run = run(method)
     data = LatentSet(base, tiny.examples(), resolution=16)
-    with method.prepare(base, the_run.config, chance()) as trainable:
+    with method.prepare(base, the_run.config, seeded()) as trainable:
         optimizer = torch.optim.AdamW(list(trainable.parameters.values()), 1e-2, weight_decay=0.0)
         losses = []
         for _ in range(20):

@@ -1,4 +1,4 @@
-"""Training of GLIGEN's gated layers on a frozen base (Li et al., arXiv:2301.07093): where things are, from boxes.
+"""Training of GLIGEN's gated layers on a frozen base (Li et al., arXiv:2301.07093), from pictures with boxes.
 
 Only the gated self-attention layers and what reads boxes for them learn. Their gates start at 0, where the base is
 what it was, and learn at a rate of their own: at that of the other layers they would open over tens of thousands of
@@ -22,7 +22,7 @@ from pipelines.events import OnEvent, ignore
 from pipelines.gligen.tokens import gated_parameters, grounding_input, has_grounding, save_adapter
 from trainers.loop.checkpoints import Checkpoint, states
 from trainers.loop.clock import Clock, until
-from trainers.loop.ema import Average
+from trainers.loop.ema import EMA
 from trainers.loop.loop import Losses, Pace, optimise
 from trainers.loop.muon import Muon
 from trainers.losses import noise_levels, noised, target
@@ -59,7 +59,7 @@ class BoxedPictures:
 
 
 def check_data(pictures: BoxedPictures) -> None:
-    """Refuse data that cannot teach places.
+    """Refuse data from which positions cannot be learned.
 
     Raises:
         ConfigError: if there is no picture, or none has a box.
@@ -69,7 +69,7 @@ def check_data(pictures: BoxedPictures) -> None:
 
 
 def opened(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
-    """Freeze a UNet but for its gated layers, and give these.
+    """Freeze a UNet except its gated layers; return these.
 
     Raises:
         ModelError: if it has none.
@@ -86,7 +86,7 @@ def opened(unet: UNet2DConditionModel) -> dict[str, nn.Parameter]:
 
 
 def with_gates(unet: UNet2DConditionModel, seed: int = 0) -> UNet2DConditionModel:
-    """The UNet with gated layers, closed: it gives bit for bit what the base gives. The same one if it has some."""
+    """Return the UNet with gated layers, closed, so that outputs stay equal to the bit; itself if it has some."""
     if has_grounding(unet):
         return unet
     torch.manual_seed(seed)  # initial values of the layers
@@ -120,7 +120,7 @@ def optimizers_of(trained: Mapping[str, nn.Parameter], config: GroundingConfig) 
 
 
 def groups(trained: Mapping[str, nn.Parameter], config: GroundingConfig) -> list[dict[str, Any]]:
-    """Parameter groups for AdamW: the layers, and the gates, which no decay may close."""
+    """Return parameter groups for AdamW: the layers, and the gates, which must not decay."""
     gates = [value for name, value in trained.items() if name.endswith(GATES)]
     rest = [value for name, value in trained.items() if not name.endswith(GATES)]
     return [
@@ -129,24 +129,24 @@ def groups(trained: Mapping[str, nn.Parameter], config: GroundingConfig) -> list
     ]
 
 
-def grounding_of(pictures: BoxedPictures, which: Tensor, config: GroundingConfig, chance: torch.Generator) -> Any:
-    """The grounding of picture numbers `which` (B,), with what is left out left out; for a UNet call."""
+def grounding_of(pictures: BoxedPictures, which: Tensor, config: GroundingConfig, generator: torch.Generator) -> Any:
+    """Return the grounding of picture numbers `which` (B,), some of it dropped at random; for a UNet call."""
     device = which.device
-    things, boxes, told = pictures.things[which], pictures.boxes[which], pictures.present[which]
+    things, boxes, present = pictures.things[which], pictures.boxes[which], pictures.present[which]
     size, places = things.shape
 
     def coin(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=chance, device=device)
+        return torch.rand(shape, generator=generator, device=device)
 
-    wording = torch.randint(len(pictures.phrases), things.shape, generator=chance, device=device)
+    wording = torch.randint(len(pictures.phrases), things.shape, generator=generator, device=device)
     embeddings = pictures.phrases[wording, things]
     spread = pictures.phrases.flatten(0, 1).std(0, correction=0)  # of a single phrase there is none
-    noise = torch.randn(embeddings.shape, generator=chance, device=device) * spread * config.blur
+    noise = torch.randn(embeddings.shape, generator=generator, device=device) * spread * config.blur
     embeddings = embeddings + noise * (coin(size, 1, 1) < 0.2)
     embeddings = torch.where((coin(size, places) < config.unnamed)[..., None], pictures.unnamed, embeddings)
-    told = told & (coin(size, 1) >= config.grounding_drop)
-    told = told & ((coin(size, places) >= config.box_drop) | (coin(size, 1) < 0.5))
-    return grounding_input(embeddings, boxes, told)
+    present = present & (coin(size, 1) >= config.grounding_drop)
+    present = present & ((coin(size, places) >= config.box_drop) | (coin(size, 1) < 0.5))
+    return grounding_input(embeddings, boxes, present)
 
 
 def denoising(
@@ -156,40 +156,43 @@ def denoising(
     config: GroundingConfig,
     done: Callable[[], float] = lambda: 1.0,
 ) -> Losses:
-    """The loss of a batch: what the base was trained with, at timesteps spread evenly over the batch.
+    """Return the loss of a batch: the base's own objective, at timesteps spread evenly over the batch.
 
     All chance is drawn on the device, from one number of the step's generator: nothing waits for the device.
 
     Args:
         unet: gated.
         scheduler_config: the base's noise schedule and what its UNet predicts.
-        pictures: what it learns from.
-        config: how.
+        pictures: training data.
+        config: settings.
         done: gives the share of the training that is over, for `config.places_first`.
     """
     device = pictures.latents.device
-    levels, kind = noise_levels(scheduler_config, device), str(scheduler_config.get("prediction_type", "epsilon"))
+    alphas_cumprod, kind = (
+        noise_levels(scheduler_config, device),
+        str(scheduler_config.get("prediction_type", "epsilon")),
+    )
 
     def losses(index: int, generator: torch.Generator) -> dict[str, Tensor]:
-        chance = torch.Generator(device).manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
-        which = torch.randint(len(pictures.latents), (config.batch,), generator=chance, device=device)
-        start = torch.rand((), generator=chance, device=device)
+        generator = torch.Generator(device).manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
+        which = torch.randint(len(pictures.latents), (config.batch,), generator=generator, device=device)
+        start = torch.rand((), generator=generator, device=device)
         even = (start + torch.arange(config.batch, device=device) / config.batch) % 1
         places = done() < config.places_first
         even = PLACES_FROM + (1 - PLACES_FROM) * even if places else even
-        timesteps = (even * len(levels)).long().clamp(max=len(levels) - 1)
+        timesteps = (even * len(alphas_cumprod)).long().clamp(max=len(alphas_cumprod) - 1)
         clean = pictures.latents[which].float()
-        noise = torch.randn(clean.shape, generator=chance, device=device)
-        silent = torch.rand((config.batch, 1, 1), generator=chance, device=device) < (
+        noise = torch.randn(clean.shape, generator=generator, device=device)
+        silent = torch.rand((config.batch, 1, 1), generator=generator, device=device) < (
             PLACES_DROP if places else config.caption_drop
         )
         context = torch.where(silent, pictures.empty, pictures.contexts(which)).to(unet.dtype)
-        at = levels[timesteps]
+        at = alphas_cumprod[timesteps]
         guess = unet(
             noised(clean, noise, at).to(unet.dtype),
             timesteps,
             context,
-            cross_attention_kwargs=grounding_of(pictures, which, config, chance),
+            cross_attention_kwargs=grounding_of(pictures, which, config, generator),
         ).sample
         return {"denoise": (guess.float() - target(kind, clean, noise, at)).square().mean()}
 
@@ -200,23 +203,26 @@ def denoising(
 def gains(
     unet: UNet2DConditionModel, scheduler_config: Mapping[str, Any], pictures: BoxedPictures, count: int = 256
 ) -> dict[str, float]:
-    """Losses on the same noise with the boxes, with the null form and by the base alone, and how far the gates are.
+    """Return losses on equal noise with boxes, with the null form and by the base alone, and the openness of the gates.
 
     Lower with boxes than without: the layers know where things are.
     """
     device = pictures.latents.device
-    levels, kind = noise_levels(scheduler_config, device), str(scheduler_config.get("prediction_type", "epsilon"))
-    chance = torch.Generator(device).manual_seed(1)
+    alphas_cumprod, kind = (
+        noise_levels(scheduler_config, device),
+        str(scheduler_config.get("prediction_type", "epsilon")),
+    )
+    generator = torch.Generator(device).manual_seed(1)
     which = torch.arange(min(count, len(pictures.latents)), device=device)
     clean = pictures.latents[which].float()
-    noise = torch.randn(clean.shape, generator=chance, device=device)
-    timesteps = (torch.arange(len(which), device=device) * len(levels) // len(which)).flip(0)
-    at, context = levels[timesteps], pictures.contexts(which).to(unet.dtype)
-    told, boxes = pictures.present[which], pictures.boxes[which]
+    noise = torch.randn(clean.shape, generator=generator, device=device)
+    timesteps = (torch.arange(len(which), device=device) * len(alphas_cumprod) // len(which)).flip(0)
+    at, context = alphas_cumprod[timesteps], pictures.contexts(which).to(unet.dtype)
+    present, boxes = pictures.present[which], pictures.boxes[which]
     embeddings = pictures.phrases[0][pictures.things[which]]
     given = {
-        "boxes": grounding_input(embeddings, boxes, told),
-        "null": grounding_input(embeddings, boxes, torch.zeros_like(told)),
+        "boxes": grounding_input(embeddings, boxes, present),
+        "null": grounding_input(embeddings, boxes, torch.zeros_like(present)),
         "base": None,
     }
     figures: dict[str, float] = {}
@@ -230,13 +236,13 @@ def gains(
 
 @dataclass(frozen=True)
 class GroundingRun:
-    """How long a training lasts, and where it is kept.
+    """Duration of a training, and where its state is kept.
 
     Attributes:
         steps: at most so many.
         adapter: `.safetensors` file of the gated layers, written at every checkpoint and at the end.
         keep: folder of the training state; a run that was interrupted goes on from it.
-        about: what is told in the header of the adapter; a state of another training is refused by it.
+        about: entries for the header of the adapter; a state with other entries is refused.
         minutes: ends after so much time if that is sooner; the decay of the rates is then planned on time.
         keep_every: steps between checkpoints.
         report: steps between reports.
@@ -262,14 +268,14 @@ def train_grounding(
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Train the gated layers of a UNet and write them; gives the steps done.
+    """Train the gated layers of a UNet and write them; return the steps done.
 
     Args:
         unet: gated; its other layers are never written. It ends with the average of what was learned.
         scheduler_config: the base's noise schedule and what its UNet predicts.
-        pictures: what it learns from.
-        config: how.
-        run: how long, and where it is kept.
+        pictures: training data.
+        config: settings.
+        run: duration, and folder of the state.
         held_out: pictures that losses with and without boxes are reported on, at every checkpoint.
         on_event: receives steps and notes.
         should_stop: asked once a step.
@@ -282,7 +288,7 @@ def train_grounding(
     trained = opened(unet)
     if config.gate and not states(run.keep):
         begin_open(trained, config.gate, config.seed)
-    average, clock = Average(trained, config.ema), Clock(run.minutes)
+    average, clock = EMA(trained, config.ema), Clock(run.minutes)
     optimizers = optimizers_of(trained, config)
 
     def after(done: int) -> dict[str, float]:
@@ -318,14 +324,14 @@ def _write(trained: Mapping[str, nn.Parameter], run: GroundingRun, clock: Clock)
 
 
 def decay(share: float, over: float = 0.4) -> float:
-    """Factor on the learning rate after a share of the training: 1, then linear to 0 over the last `over` of it."""
+    """Return the factor on the learning rate at a share of the training: 1, then linear to 0 over the last `over`."""
     return min(1.0, max(0.0, (1 - share) / over))
 
 
 def _checkpoint(
     run: GroundingRun,
     trained: Mapping[str, nn.Parameter],
-    average: Average,
+    average: EMA,
     optimizers: list[torch.optim.Optimizer],
     clock: Clock,
     config: GroundingConfig,

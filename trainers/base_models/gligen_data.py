@@ -38,7 +38,7 @@ class Boxed:
     boxes: tuple[Box, ...]
 
     def mirrored(self) -> Boxed:
-        """The picture and its boxes mirrored left to right."""
+        """Return the picture and its boxes mirrored left to right."""
         picture = ImageOps.mirror(self.example.picture)
         boxes = [one.model_copy(update={"box": (1 - one.box[2], one.box[1], 1 - one.box[0], one.box[3])})
                  for one in self.boxes]  # fmt: skip
@@ -46,13 +46,13 @@ class Boxed:
 
 
 def read_boxed(folder: Path, skip: bool | None = None, on_event: OnEvent = ignore) -> list[Boxed]:
-    """The pictures of a folder with the boxes beside them (`fox.bbox` for `fox.png`), or those of `annotations.json`.
+    """Return the pictures of a folder with their boxes (`fox.bbox` for `fox.png`), or those of `annotations.json`.
 
     Of a YOLO data set (`yolo_tree`) the pictures in all folders of `images/` are read with their label files. Pictures
     without boxes are shown without. What `TrainingBoxes` changed is noted.
 
     Args:
-        folder: where they are.
+        folder: folder to read.
         skip: whether pictures that are doubtful are to be left out; see `Reading.sound`.
         on_event: receives notes.
 
@@ -77,7 +77,7 @@ def read_boxed(folder: Path, skip: bool | None = None, on_event: OnEvent = ignor
 
 @torch.no_grad()
 def encoded(components: Components, listed: Sequence[Boxed], side: int) -> BoxedPictures:
-    """Pictures with boxes as gated layers learn from them; squeezed to squares of `side` pixels, so boxes stay true."""
+    """Encode pictures with boxes for gated layers; squeezed to squares of `side` pixels, so boxes stay true."""
     device = components.device
     encoder = Encoder(components)
     latents = [encoder([fitted(one.example.picture, (side, side), crop=False)]).mean for one in listed]
@@ -90,7 +90,7 @@ def encoded(components: Components, listed: Sequence[Boxed], side: int) -> Boxed
             things[row, place] = names.index(box.phrase)
             boxes[row, place] = torch.tensor(box.box)
             present[row, place] = True
-    # A picture without a caption is told by what is in its boxes.
+    # The caption of a picture without one lists the things in its boxes.
     captions = [(one.example.captions or (", ".join(box.phrase for box in one.boxes),))[0] for one in listed]
     read = Conditioning(components, frozen=True)
 
@@ -118,12 +118,12 @@ def learn_grounding(
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Path:
-    """Train gated layers on a base and write them alone; gives their file. What was interrupted goes on.
+    """Train gated layers on a base and write them to a file; return its path. Interrupted runs are resumed.
 
     Args:
         components: the base, float32; its own weights stay what they are.
-        where: what to learn from, for how long, and where to.
-        config: how.
+        where: data, duration and output.
+        config: settings.
         on_event: receives steps and notes.
         should_stop: asked once a step.
 
@@ -165,7 +165,7 @@ def learn_grounding(
 
 
 def _check(components: Components, where: GroundingDestination, state: Path) -> None:
-    """Refuse what could not be done, before anything is."""
+    """Refuse settings that cannot be carried out, before any work is done."""
     if where.output.suffix != ".safetensors":
         raise ConfigError(f"{where.output} is no .safetensors file.", "Give --output a name that ends so.")
     # A file beside a state is that of a checkpoint: the run goes on.
@@ -184,7 +184,7 @@ def _check(components: Components, where: GroundingDestination, state: Path) -> 
 def _pictures(
     components: Components, where: GroundingDestination, side: int, on_event: OnEvent
 ) -> tuple[BoxedPictures, str]:
-    """What is learned from, and what tells it from other pictures."""
+    """Return the training pictures, and a digest that identifies them."""
     if where.images is None:
         return composed(components, pool(where.composed, POOL)), f"composed {where.composed}"
     listed = read_boxed(where.images, where.skip_doubtful, on_event)
@@ -193,6 +193,6 @@ def _pictures(
 
 
 def _mark(listed: Sequence[Boxed]) -> str:
-    """What tells these pictures with their boxes from others."""
+    """Return a digest that identifies these pictures with their boxes."""
     boxes = "\n".join(box.model_dump_json() for one in listed for box in one.boxes)
     return f"{digest([one.example for one in listed])} {hashlib.sha256(boxes.encode()).hexdigest()[:16]}"

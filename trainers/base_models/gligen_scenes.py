@@ -8,16 +8,16 @@ from torch import Tensor
 from pipelines.gligen.tokens import UNNAMED, phrase_embeddings
 from pipelines.models.components import Components, encode
 from trainers.base_models.gligen import BoxedPictures
-from trainers.losses import prompt_ids
+from trainers.losses import caption_ids
 from trainers.stickers.free_scenes import free_scenes
 from trainers.stickers.world import NAMES, Scene, Stickers, article, scenes
 
 
 @torch.no_grad()
 def composed(components: Components, listed: list[Scene], at_once: int = 512) -> BoxedPictures:
-    """Scenes of trained names as pictures with boxes: composed, encoded, their captions read, on the base's device.
+    """Return scenes of trained names as pictures with boxes, composed and encoded, on the base's device.
 
-    A thing is told by its name, or by its name with an article; its box is what is seen of it.
+    The phrase of a thing is its name, or its name with an article; its box is around its visible part.
     """
     device = components.device
     size = int(components.unet.config["sample_size"]) * components.factor
@@ -30,12 +30,12 @@ def composed(components: Components, listed: list[Scene], at_once: int = 512) ->
         rendered = stickers.render(part)
         latents.append(encode(components, rendered.images).mean.half())
         boxes.append(rendered.boxes)
-        ids = prompt_ids(components, 0, [item.caption for item in part])
+        ids = caption_ids(components, 0, [item.caption for item in part])
         contexts.append(components.text_encoders[0](ids).last_hidden_state.half())
     context, box = torch.cat(contexts), torch.cat(boxes)
     numbers = {name: index for index, name in enumerate(NAMES)}
     things = torch.tensor([[*(numbers[one.name] for one in item.stickers), 0, 0][:3] for item in listed])
-    empty = components.text_encoders[0](prompt_ids(components, 0, [""])).last_hidden_state
+    empty = components.text_encoders[0](caption_ids(components, 0, [""])).last_hidden_state
     return BoxedPictures(
         latents=torch.cat(latents),
         contexts=lambda which: context[which].float(),
@@ -51,5 +51,5 @@ def composed(components: Components, listed: list[Scene], at_once: int = 512) ->
 
 
 def pool(count: int, seed: int) -> list[Scene]:
-    """Scenes to learn places from: a third of all kinds, the rest thrown freely."""
+    """Return scenes to learn positions from: a third of all kinds, the rest with free positions."""
     return [*scenes(count // 3, seed), *free_scenes(count - count // 3, seed + 1_000)]

@@ -1,4 +1,4 @@
-"""A 9-channel UNet from a person's pictures or pairs: what `studio train inpainting` and `incontext` carry out."""
+"""A 9-channel UNet from a person's pictures or pairs: the work of `studio train inpainting` and `incontext`."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from pipelines.events import Note, OnEvent, ignore
 from pipelines.files import require_room
 from pipelines.models.components import Components
 from pipelines.models.fingerprint import is_gated
-from pipelines.models.inpainting_unet import FOLDER, inpainting_components, repaints
+from pipelines.models.inpainting_unet import FOLDER, has_inpainting_unet, inpainting_components
 from pipelines.pictures.grids import Grid
 from pipelines.pictures.tensors import fit, to_tensor
 from pipelines.words import file_stem
-from trainers.base_models.inpainting_unet import Holed, Plan, Source, save_unet, train_unet, widened
-from trainers.base_models.random_masks import random_holes
-from trainers.base_models.settings import InContextConfig, InpaintingConfig, ModelDestination, RepaintingConfig
+from trainers.base_models.inpainting_unet import MaskedBatch, Plan, Source, save_unet, train_unet, widened
+from trainers.base_models.random_masks import random_masks
+from trainers.base_models.settings import InContextConfig, InpaintingConfig, InpaintingUNetConfig, ModelDestination
 from trainers.data.batches import digest
 from trainers.data.folders import Example
 from trainers.data.latents import multiple
 from trainers.data.picture_pairs import PicturePair, holds_pairs, read_pairs
-from trainers.loop.ema import Average
+from trainers.loop.ema import EMA
 from trainers.losses import Conditioning, uncropped
 
 RECIPES = {"pocket": (1e-3, "muon")}
@@ -43,7 +43,7 @@ OTHERS = (1e-5, "adamw")
 
 
 def _bytes(pictures: Sequence[Any]) -> Tensor:
-    """Pictures of one size as (N, 3, H, W) uint8."""
+    """Return pictures of one size as (N, 3, H, W) uint8."""
     return torch.stack([((to_tensor(one) + 1) * 127.5).round().to(torch.uint8) for one in pictures])
 
 
@@ -52,7 +52,7 @@ def _floats(pictures: Tensor) -> Tensor:
 
 
 def picture_source(components: Components, examples: Sequence[Example], config: InpaintingConfig) -> Source:
-    """Pictures with random holes; where they have masks, what these show is a hole now and then.
+    """Return a source of pictures with random masks; of those with masks of their own, some are these.
 
     Raises:
         DataError: if there is no picture.
@@ -69,18 +69,20 @@ def picture_source(components: Components, examples: Sequence[Example], config: 
     things = (torch.stack(white)[:, :1] > 0).to(components.device) & there[:, None, None, None]
     conditioning = Conditioning(components, frozen=True)
 
-    def source(index: int, chance: torch.Generator) -> Holed:
-        which = torch.randint(len(kept), (config.batch,), generator=chance, device=chance.device)
-        coins = torch.rand(3, config.batch, generator=chance, device=chance.device)
+    def source(index: int, generator: torch.Generator) -> MaskedBatch:
+        which = torch.randint(len(kept), (config.batch,), generator=generator, device=generator.device)
+        coins = torch.rand(3, config.batch, generator=generator, device=generator.device)
         pictures, shown = _floats(kept[which]), things[which]
         mirrored = (coins[0] < config.flip)[:, None, None, None]
         pictures = torch.where(mirrored, pictures.flip(-1), pictures)
-        holes = random_holes(config.batch, (side, side), chance, torch.where(mirrored, shown.flip(-1), shown))
+        masks = random_masks(config.batch, (side, side), generator, torch.where(mirrored, shown.flip(-1), shown))
         captions = [
             "" if coin < config.empty or not examples[i].captions else _chosen(examples[i].captions, pick)
             for i, coin, pick in zip(which.tolist(), coins[1].tolist(), coins[2].tolist(), strict=True)
         ]
-        return Holed(pictures, holes, conditioning(captions, uncropped(len(captions), (side, side)), (side, side)))
+        return MaskedBatch(
+            pictures, masks, conditioning(captions, uncropped(len(captions), (side, side)), (side, side))
+        )
 
     return source
 
@@ -90,7 +92,7 @@ def _chosen(captions: Sequence[str], pick: float) -> str:
 
 
 def read_tasks(folder: Path, fewest: int = 2, skip: bool = False) -> dict[str, list[PicturePair]]:
-    """The pairs of a folder as one task, or of its subfolders as one task each; `skip` as for `read_pairs`.
+    """Read the pairs of a folder as one task, or of its subfolders as one task each; `skip` as for `read_pairs`.
 
     Raises:
         DataError: as `read_pairs`, or if a task has fewer pairs than a visual prompt needs.
@@ -105,7 +107,7 @@ def read_tasks(folder: Path, fewest: int = 2, skip: bool = False) -> dict[str, l
 
 
 def pair_source(components: Components, tasks: Mapping[str, Sequence[PicturePair]], config: InContextConfig) -> Source:
-    """Visual prompts: an example and a query of one task, in changing arrangements; some with several examples.
+    """Return a source of visual prompts: examples and a query of one task, in changing layouts.
 
     Raises:
         ConfigError: if the base cannot paint that size.
@@ -120,12 +122,12 @@ def pair_source(components: Components, tasks: Mapping[str, Sequence[PicturePair
     most = min(config.examples, min(map(len, kept)) - 1)
     conditioning = Conditioning(components, frozen=True)
 
-    def source(index: int, chance: torch.Generator) -> Holed:
+    def source(index: int, generator: torch.Generator) -> MaskedBatch:
         grid = _grid(index, most)
-        coins = torch.rand(3, config.batch, generator=chance, device=chance.device)
+        coins = torch.rand(3, config.batch, generator=generator, device=generator.device)
         chosen: list[Tensor] = []
         for place in (coins[0] * len(kept)).long().tolist():
-            order = torch.randperm(len(kept[place]), generator=chance, device=chance.device)
+            order = torch.randperm(len(kept[place]), generator=generator, device=generator.device)
             chosen.append(kept[place][order[: grid.pairs]])
         cells = _floats(torch.stack(chosen))
         blank = (coins[1] < config.blank)[:, None, None, None, None, None]
@@ -133,13 +135,15 @@ def pair_source(components: Components, tasks: Mapping[str, Sequence[PicturePair
         hints = [config.hint if coin < config.hinted else "" for coin in coins[2].tolist()]
         canvas = grid.compose(cells)
         size = (canvas.shape[-2], canvas.shape[-1])
-        return Holed(canvas, grid.mask(side, side).to(canvas), conditioning(hints, uncropped(config.batch, size), size))
+        return MaskedBatch(
+            canvas, grid.mask(side, side).to(canvas), conditioning(hints, uncropped(config.batch, size), size)
+        )
 
     return source
 
 
 def _grid(index: int, most: int) -> Grid:
-    """The arrangement of a step: half of them plain, the others swapped, reversed or with several examples."""
+    """Return the layout of a step: half of them plain, the others swapped, reversed or with several examples."""
     turn = index % 4
     if turn == 3 and most > 1:
         return Grid(2 + index // 4 % (most - 1))
@@ -157,12 +161,12 @@ def _side(components: Components, asked: int | None) -> int:
 
 
 def start_from(components: Components, start: Path | None) -> UNet2DConditionModel:
-    """The UNet that training starts from: one given, the one beside the base, or the base widened; float32.
+    """Return the UNet that training starts from: one given, the one beside the base, or the base widened; float32.
 
     Raises:
         ModelError: if what is given is none for this base, or the base has 9 channels itself.
     """
-    if repaints(components):
+    if has_inpainting_unet(components):
         raise ModelError(
             f"{components.name} is an inpainting model already.", "Give the 4-channel base, and this one with --start."
         )
@@ -178,7 +182,7 @@ def start_from(components: Components, start: Path | None) -> UNet2DConditionMod
 
 
 def model_folder(where: ModelDestination) -> Path:
-    """Where the new model goes.
+    """Return the folder for the new model.
 
     Raises:
         ConfigError: if something is there.
@@ -193,21 +197,21 @@ def model_folder(where: ModelDestination) -> Path:
 def teach_unet(
     components: Components,
     source: Source,
-    config: RepaintingConfig,
+    config: InpaintingUNetConfig,
     where: ModelDestination,
     data: str,
     *,
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Path:
-    """Train and write the base with its new UNet as a model folder; gives the folder, which is whole or not there.
+    """Train and write the base with its new UNet as a model folder, complete or absent; return the folder.
 
     What was interrupted goes on where it stopped.
 
     Args:
         components: the base, in float32.
         source: the batches.
-        config: how long and how fast.
+        config: duration and speed.
         where: the new model folder and what to start from.
         data: digest of what is learned from; a training goes on only from the same.
         on_event: receives reports.
@@ -238,12 +242,12 @@ def teach_unet(
 def _write(
     components: Components,
     unet: UNet2DConditionModel,
-    average: Average,
+    average: EMA,
     folder: Path,
     about: Mapping[str, Any],
     half: bool,
 ) -> None:
-    """The base with the UNet beside its own, as a model folder that is whole or not there."""
+    """Write the base with the UNet beside its own as a model folder that is complete or absent."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -256,7 +260,7 @@ def _write(
 
 
 def digest_of_pairs(tasks: Mapping[str, Sequence[PicturePair]]) -> str:
-    """16 hex digits of what visual prompts are made from."""
+    """Return 16 hex digits that identify the data of visual prompts."""
     both = [Example(f"{pair.name}{k}", one) for pairs in tasks.values() for pair in pairs for k, one in
             enumerate((pair.before, pair.after))]  # fmt: skip
     return digest(both)

@@ -1,9 +1,9 @@
-"""Inpainting: a base of 4 channels becomes one of 9, which sees the mask and what lies around it.
+"""Inpainting UNets: a base of 4 channels becomes one of 9, with mask and surroundings as inputs.
 
 The first convolution gets five more inputs with weights of zero, so that training starts from what the base paints;
-then the whole UNet is trained on pictures with holes. Latents, mask and latents of the masked picture follow each other
+then the whole UNet is trained on masked pictures. Latents, mask and latents of the masked picture follow each other
 as in Stable Diffusion's inpainting models (Rombach et al., arXiv:2112.10752), mask 1 = repaint. Visual prompts are
-trained by the same code: a grid is a picture whose hole is a cell.
+trained by the same code: a grid is a picture whose mask is a cell.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ from pipelines.models.components import Components, encode
 from pipelines.models.fingerprint import is_gated
 from pipelines.models.inpainting_unet import widened_shape
 from trainers.loop.clock import Clock
-from trainers.loop.cuda_graphs import Recorded
-from trainers.loop.ema import Average, averaged_checkpoint
+from trainers.loop.cuda_graphs import CudaGraphUNet
+from trainers.loop.ema import EMA, averaged_checkpoint
 from trainers.loop.loop import Losses, Pace, optimise, warm_stable_decay
 from trainers.loop.muon import Muon
 from trainers.losses import noise_levels, noised, target
 
 OUTSIDE = 0.1
-"""Weight of what lies outside the hole in the loss: it can be copied, so it teaches little."""
+"""Weight of what lies outside the mask in the loss: it can be copied, so it teaches little."""
 
 
-class Holed(NamedTuple):
-    """Pictures with holes.
+class MaskedBatch(NamedTuple):
+    """Pictures with masks to inpaint.
 
     Attributes:
         pictures: (B, 3, H, W) in [-1, 1].
-        holes: (B, 1, H, W) or (1, 1, H, W), 1 = repaint.
-        told: arguments of the UNet that tell it the captions: `encoder_hidden_states` and, for SDXL, more.
+        masks: (B, 1, H, W) or (1, 1, H, W), 1 = repaint.
+        conditioning: UNet arguments made from the captions: `encoder_hidden_states` and, for SDXL, more.
     """
 
     pictures: Tensor
-    holes: Tensor
-    told: Mapping[str, Any]
+    masks: Tensor
+    conditioning: Mapping[str, Any]
 
 
-Source = Callable[[int, torch.Generator], Holed]
+Source = Callable[[int, torch.Generator], MaskedBatch]
 """Gives the batch of a step by its index; the generator is that of the device."""
 
 
 def widened(base: UNet2DConditionModel) -> UNet2DConditionModel:
-    """A copy of a UNet with 9 channels that paints as the base does, whatever the mask says.
+    """Return a copy of a UNet with 9 channels whose output equals the base's, whatever the mask is.
 
     Layers for boxes are left out: they stay those of the base.
     """
@@ -69,57 +69,57 @@ def widened(base: UNet2DConditionModel) -> UNet2DConditionModel:
     return unet
 
 
-def inputs_beside(components: Components, pictures: Tensor, holes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents of the pictures, mask (B, 1, h, w) on their grid, and latents of the pictures without their holes.
+def inputs_beside(components: Components, pictures: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return latents of the pictures, mask (B, 1, h, w) on their grid, and latents of the masked pictures.
 
-    As `StableDiffusionInpaintPipeline` does it: the hole is mid-grey, its mask on the latents the nearest pixel.
+    As in `StableDiffusionInpaintPipeline`: masked pixels are mid-grey, the mask on the latents takes the nearest pixel.
     """
-    seen = pictures * (holes < 0.5)
+    seen = pictures * (masks < 0.5)
     both = encode(components, torch.cat((pictures, seen))).mean.float()
     latents, around = both.chunk(2)
-    mask = F.interpolate(holes, size=latents.shape[-2:]).expand(len(latents), -1, -1, -1)
+    mask = F.interpolate(masks, size=latents.shape[-2:]).expand(len(latents), -1, -1, -1)
     return latents, mask, around
 
 
 def losses_of(
     unet: UNet2DConditionModel, components: Components, sources: Mapping[str, Source], on_event: OnEvent = ignore
 ) -> Losses:
-    """The losses of a step, one for each source: squared error in the hole, and a little outside it.
+    """Return the losses of a step, one for each source: squared error inside the mask, and a little outside it.
 
     Timesteps are spread evenly over each batch, which calms the gradient.
     """
     device = unet.device
-    levels, call = noise_levels(components.scheduler_config, device), Recorded(unet, on_event=on_event)
+    alphas_cumprod, call = noise_levels(components.scheduler_config, device), CudaGraphUNet(unet, on_event=on_event)
     kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
-    total = len(levels)
+    total = len(alphas_cumprod)
 
-    def loss(source: Source, index: int, chance: torch.Generator) -> Tensor:
+    def loss(source: Source, index: int, generator: torch.Generator) -> Tensor:
         with torch.no_grad():
-            batch = source(index, chance)
+            batch = source(index, generator)
             # Large autoencoders overflow in float16; a tiny one is quicker and as exact.
             with _half(device, torch.float16) if isinstance(components.vae, AutoencoderTiny) else nullcontext():
-                clean, mask, around = inputs_beside(components, batch.pictures, batch.holes)
+                clean, mask, around = inputs_beside(components, batch.pictures, batch.masks)
             count = len(clean)
-            start = torch.rand((), generator=chance, device=device)
+            start = torch.rand((), generator=generator, device=device)
             even = (start + torch.arange(count, device=device) / count) % 1
             timesteps = (even * total).long().clamp(max=total - 1)
-            noise = torch.randn(clean.shape, generator=chance, device=device)
-            at = levels[timesteps]
+            noise = torch.randn(clean.shape, generator=generator, device=device)
+            at = alphas_cumprod[timesteps]
             noisy, wanted = noised(clean, noise, at), target(kind, clean, noise, at)
             weight = mask + OUTSIDE * (1 - mask)
         inputs = torch.cat((noisy, mask, around), 1)
-        if set(batch.told) == {"encoder_hidden_states"}:
-            guess = call(inputs, timesteps, batch.told["encoder_hidden_states"])
+        if set(batch.conditioning) == {"encoder_hidden_states"}:
+            guess = call(inputs, timesteps, batch.conditioning["encoder_hidden_states"])
         else:
             with _half(device, torch.bfloat16):
-                guess = unet(inputs, timesteps, **batch.told).sample
+                guess = unet(inputs, timesteps, **batch.conditioning).sample
         error = (guess.float() - wanted).square().mean(1, keepdim=True)
         return (error * weight).sum() / weight.sum()
 
     def losses(index: int, generator: torch.Generator) -> dict[str, Tensor]:
         seed = int(torch.randint(1 << 62, (), generator=generator))
-        chance = torch.Generator(device).manual_seed(seed)
-        return {name: loss(source, index, chance) for name, source in sources.items()}
+        generator = torch.Generator(device).manual_seed(seed)
+        return {name: loss(source, index, generator) for name, source in sources.items()}
 
     return losses
 
@@ -129,13 +129,13 @@ def _half(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[An
 
 
 def learning_rate(clock: Clock, step: int, steps: int) -> float:
-    """Factor on the learning rate: warm-up by steps, a plateau, a linear fall over the last two fifths."""
+    """Return the factor on the learning rate: warm-up by steps, a plateau, a linear fall over the last two fifths."""
     done = clock.share(step, steps)
     return min((step + 1) / min(100, max(1, steps // 5)), warm_stable_decay(round(done * 1e6), 10**6, 1, 0.4))
 
 
 def optimizers_of(unet: UNet2DConditionModel, rate: float, muon: bool = True) -> list[torch.optim.Optimizer]:
-    """Muon for hidden matrices and AdamW for the rest, or AdamW for all."""
+    """Return Muon for hidden matrices and AdamW for the rest, or AdamW for all."""
     if not muon:
         return [torch.optim.AdamW(unet.parameters(), rate, fused=True)]
     hidden: list[Tensor] = []
@@ -148,7 +148,7 @@ def optimizers_of(unet: UNet2DConditionModel, rate: float, muon: bool = True) ->
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast a UNet is trained.
+    """Duration and speed of the training of a UNet.
 
     Attributes:
         steps: optimiser steps in all.
@@ -180,18 +180,18 @@ def train_unet(
     state: Path,
     plan: Plan,
     *,
-    after: Callable[[int, Average], dict[str, float] | None] = lambda done, average: None,
+    after: Callable[[int, EMA], dict[str, float] | None] = lambda done, average: None,
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
-) -> Average:
-    """Train a widened UNet in place; gives the moving average of its weights, which is what is to be used.
+) -> EMA:
+    """Train a widened UNet in place; return the moving average of its weights, which is the result.
 
     Args:
         components: the base: its autoencoder encodes, its schedule noises.
         unet: from `widened`, or one trained before.
-        sources: named batches with holes; the loss of each is a term.
+        sources: named batches with masks; the loss of each is a term.
         state: folder of the training state; what is there is gone on from.
-        plan: how long and how fast.
+        plan: duration and speed.
         after: called with the steps done, for previews.
         on_event: receives reports.
         should_stop: asked once a step.
@@ -201,7 +201,7 @@ def train_unet(
         ConfigError: if a loss is not finite, or the state is of other settings.
     """
     unet.train().requires_grad_(True)
-    clock, average = Clock(plan.minutes), Average(dict(unet.named_parameters()), plan.ema)
+    clock, average = Clock(plan.minutes), EMA(dict(unet.named_parameters()), plan.ema)
     optimizers = optimizers_of(unet, plan.rate, plan.muon)
 
     def after_step(done: int) -> dict[str, float] | None:
@@ -227,7 +227,7 @@ def train_unet(
     return average
 
 
-def save_unet(unet: UNet2DConditionModel, average: Average, folder: Path, dtype: torch.dtype = torch.float16) -> Path:
+def save_unet(unet: UNet2DConditionModel, average: EMA, folder: Path, dtype: torch.dtype = torch.float16) -> Path:
     """Write the average in the diffusers layout; `pipelines.models.inpainting_unet` reads it."""
     with average.shown():
         copy = widened_shape(unet)
@@ -238,16 +238,16 @@ def save_unet(unet: UNet2DConditionModel, average: Average, folder: Path, dtype:
 
 @torch.no_grad()
 def painted(
-    unet: UNet2DConditionModel, components: Components, batch: Holed, generator: torch.Generator, steps: int = 20
+    unet: UNet2DConditionModel, components: Components, batch: MaskedBatch, generator: torch.Generator, steps: int = 20
 ) -> Tensor:
-    """Pictures (B, 3, H, W) in [-1, 1] with their holes painted, without guidance; for looking while training."""
+    """Return pictures (B, 3, H, W) in [-1, 1] inpainted, without guidance; for previews."""
     from pipelines.models.components import decode
 
     schedule: Any = DDIMScheduler.from_config(dict(components.scheduler_config))
     schedule.set_timesteps(steps)
-    clean, mask, around = inputs_beside(components, batch.pictures, batch.holes)
+    clean, mask, around = inputs_beside(components, batch.pictures, batch.masks)
     latents = torch.randn(clean.shape, generator=generator, device=clean.device)
     for timestep in schedule.timesteps:
-        guess = unet(torch.cat((latents, mask, around), 1), timestep.to(clean.device), **batch.told).sample
+        guess = unet(torch.cat((latents, mask, around), 1), timestep.to(clean.device), **batch.conditioning).sample
         latents = schedule.step(guess.float(), timestep, latents).prev_sample
-    return torch.where(batch.holes > 0.5, decode(components, latents), batch.pictures)
+    return torch.where(batch.masks > 0.5, decode(components, latents), batch.pictures)

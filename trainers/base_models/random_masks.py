@@ -1,4 +1,4 @@
-"""Holes to be painted: random masks for the training of inpainting, many at once on any device; 1 = repaint."""
+"""Random masks for the training of inpainting, many at once on any device; 1 = repaint."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from torch import Tensor
 from torch.nn import functional as F
 
 BOXES, STROKES, FULL, THINGS, AROUND = range(5)
-"""Kinds of holes: boxes, brush strokes, the whole picture, one thing of it (grown), all but the things."""
+"""Kinds of masks: boxes, brush strokes, the whole picture, one thing of it (grown), all but the things."""
 
 SHARES = (0.32, 0.25, 0.08, 0.25, 0.10)
-"""How often each kind is drawn; without masks of things, those become boxes."""
+"""Probability of each kind; without masks of things, those become boxes."""
 
 
-def random_holes(count: int, size: tuple[int, int], generator: torch.Generator, things: Tensor | None = None) -> Tensor:
-    """Masks (count, 1, H, W) float32, each 0 or 1; none is empty.
+def random_masks(count: int, size: tuple[int, int], generator: torch.Generator, things: Tensor | None = None) -> Tensor:
+    """Return masks (count, 1, H, W) float32, each 0 or 1; none is empty.
 
     Args:
-        count: how many.
+        count: number of items.
         size: height and width.
         generator: source of chance; its device is that of the masks.
         things: (count, N, H, W) bool, where the things of each picture are; rows may be empty.
     """
     shares = torch.tensor(SHARES, device=generator.device)
     kind = torch.multinomial(shares, count, replacement=True, generator=generator)[:, None, None]
-    holes = torch.where(kind == STROKES, _strokes(count, size, generator), _boxes(count, size, generator))
-    holes = holes | (kind == FULL)
+    masks = torch.where(kind == STROKES, _strokes(count, size, generator), _boxes(count, size, generator))
+    masks = masks | (kind == FULL)
     if things is not None:
         one = _one_thing(things, generator)
-        # A thing that is hidden gives no hole: a box then.
-        holes = torch.where((kind == THINGS) & one.any((1, 2), keepdim=True), one, holes)
-        holes = torch.where(kind == AROUND, ~_grown(things.any(1)), holes)
-    return holes[:, None].float()
+        # A hidden thing gives no mask: use a box then.
+        masks = torch.where((kind == THINGS) & one.any((1, 2), keepdim=True), one, masks)
+        masks = torch.where(kind == AROUND, ~_grown(things.any(1)), masks)
+    return masks[:, None].float()
 
 
 def _uniform(shape: tuple[int, ...], generator: torch.Generator, low: float, high: float) -> Tensor:
@@ -39,7 +39,7 @@ def _uniform(shape: tuple[int, ...], generator: torch.Generator, low: float, hig
 
 
 def _grid(size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Middles of the pixels in fractions, x (1, 1, 1, W) and y (1, 1, H, 1)."""
+    """Return the middles of the pixels in fractions, x (1, 1, 1, W) and y (1, 1, H, 1)."""
     height, width = size
     x = (torch.arange(width, device=device) + 0.5) / width
     y = (torch.arange(height, device=device) + 0.5) / height
@@ -47,7 +47,7 @@ def _grid(size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _boxes(count: int, size: tuple[int, int], generator: torch.Generator, most: int = 3) -> Tensor:
-    """One to `most` boxes of a fifth to nine tenths of the side; of several, each is smaller."""
+    """Return one to `most` boxes of a fifth to nine tenths of the side; of several, each is smaller."""
     x, y = _grid(size, generator.device)
     number = torch.randint(1, most + 1, (count, 1, 1), generator=generator, device=generator.device)
     sides = _uniform((count, most, 2), generator, 0.2, 0.9) / number.sqrt()
@@ -59,7 +59,7 @@ def _boxes(count: int, size: tuple[int, int], generator: torch.Generator, most: 
 
 
 def _strokes(count: int, size: tuple[int, int], generator: torch.Generator, points: int = 6) -> Tensor:
-    """A brush led through a few points, 8 to 22 hundredths of the side wide."""
+    """Return a brush stroke through a few points, 8 to 22 hundredths of the side wide."""
     x, y = _grid(size, generator.device)
     place = _uniform((count, points, 2), generator, 0.05, 0.95)
     start, way = place[:, :-1], place[:, 1:] - place[:, :-1]
@@ -73,7 +73,7 @@ def _strokes(count: int, size: tuple[int, int], generator: torch.Generator, poin
 
 
 def _one_thing(things: Tensor, generator: torch.Generator) -> Tensor:
-    """One of the things of each picture that are there, grown; every second time as its box."""
+    """Return one of the things of each picture, grown; every second time as its box."""
     there = things.any(-1).any(-1).float()
     which = torch.multinomial(there + 1e-6, 1, generator=generator)[..., None, None]
     one = things.gather(1, which.expand(-1, 1, *things.shape[2:]))[:, 0]
@@ -84,12 +84,12 @@ def _one_thing(things: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _between(marks: Tensor, axis: int) -> Tensor:
-    """From the first to the last mark along an axis."""
+    """Return masks that are true from the first to the last mark along an axis."""
     ahead, behind = marks.int().cummax(axis).values, marks.flip(axis).int().cummax(axis).values.flip(axis)
     return (ahead & behind).bool()
 
 
 def _grown(masks: Tensor) -> Tensor:
-    """Masks (B, H, W) grown by a thirtieth of the side, so that no edge of a thing shows where it was."""
+    """Return masks (B, H, W) grown by a thirtieth of the side, so that no edge of a thing shows its former place."""
     reach = max(1, masks.shape[-1] // 32)
     return F.max_pool2d(masks[:, None].float(), 2 * reach + 1, 1, reach)[:, 0] > 0.5

@@ -10,8 +10,8 @@ from pydantic import Field
 from pipelines.request.request import Frozen
 
 
-class RepaintingConfig(Frozen):
-    """How long and how fast a 9-channel UNet is trained."""
+class InpaintingUNetConfig(Frozen):
+    """Duration and speed of the training of a 9-channel UNet."""
 
     steps: int = Field(default=3000, ge=1, le=1_000_000)
     """Optimiser steps."""
@@ -32,10 +32,10 @@ class RepaintingConfig(Frozen):
     """Decay of the moving average that is written; 0 for none."""
 
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Source of all chance."""
+    """Seed of all random numbers."""
 
 
-class InpaintingConfig(RepaintingConfig):
+class InpaintingConfig(InpaintingUNetConfig):
     """Settings of inpainting."""
 
     images: Path
@@ -51,10 +51,10 @@ class InpaintingConfig(RepaintingConfig):
     """Share of captions that are left empty."""
 
     flip: float = Field(default=0.5, ge=0, le=1)
-    """Chance of mirroring a picture."""
+    """Probability of mirroring a picture."""
 
 
-class InContextConfig(RepaintingConfig):
+class InContextConfig(InpaintingUNetConfig):
     """Settings of visual prompts."""
 
     pairs: Path
@@ -71,17 +71,17 @@ class InContextConfig(RepaintingConfig):
     """Most examples on a canvas; every fourth step has more than one."""
 
     hint: str = Field(default="", max_length=300)
-    """The task in words, told with some of the visual prompts."""
+    """The task in words, given with some of the visual prompts."""
 
     hinted: float = Field(default=0.5, ge=0, le=1)
-    """Share of visual prompts that are told it."""
+    """Share of visual prompts that are given it."""
 
     blank: float = Field(default=0.1, ge=0, le=1)
     """Share of visual prompts whose examples are left blank, so that an example can guide."""
 
 
 class ModelDestination(Frozen):
-    """What is trained on, and where the result goes."""
+    """The base to train on, and the folder of the result."""
 
     output: Path | None = None
     """The new model folder: the base with unet_inpainting/ in it; outputs/models/BASE-inpainting by default."""

@@ -1,1 +1,1 @@
-"""Training pictures: folders, batches, latents, and what is said of them before a training."""
+"""Training pictures: folders, batches, latents, and checks before a training."""

@@ -1,4 +1,4 @@
-"""Training pictures as batches: latents encoded once, captions, masks, and the order in which they come."""
+"""Training pictures as batches: latents encoded once, captions, masks, and the order of drawing."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from trainers.data.folders import Example, read_examples
 from trainers.data.latents import Encoder, Shape, cut_off, fitted, fitted_mask, multiple, nearest, shapes
 from trainers.distributed import WHOLE, Part
 
-__all__ = ["Batch", "Example", "LatentSet", "digest", "read_examples", "templates", "usable"]
+__all__ = ["Batch", "Example", "LatentSet", "digest", "read_examples", "prompt_templates", "usable"]
 
 WORDS = Path(__file__).parents[1] / "words"
 
 
 def digest(examples: Sequence[Example]) -> str:
-    """16 hex digits of what is learned from: pixels, captions, masks and repeats, not file names."""
+    """Return 16 hex digits that identify training data: pixels, captions, masks and repeats, not file names."""
     hashed = hashlib.sha256()
     for example in examples:
         hashed.update(f"{example.picture.size}{chr(0).join(example.captions) or None}".encode())
@@ -37,39 +37,39 @@ def digest(examples: Sequence[Example]) -> str:
     return hashed.hexdigest()[:16]
 
 
-def templates(name: str) -> tuple[str, ...]:
-    """Prompt templates with one `{}`: "object" and "style" of the official script, or "pocket"."""
+def prompt_templates(name: str) -> tuple[str, ...]:
+    """Return prompt templates with one `{}`: "object" and "style" of the official script, or "pocket"."""
     return tuple((WORDS / f"{name}_templates.txt").read_text(encoding="utf-8").splitlines())
 
 
 def subject_templates(family: str, choice: str) -> tuple[str, ...]:
-    """Templates for a subject: those chosen, or with "auto" the one of the official scripts, or the few of `pocket`."""
+    """Return templates for a subject: those chosen, or with "auto" the official one, or the few of `pocket`."""
     own = "pocket" if family == "pocket" else "dreambooth"
-    return templates(own if choice == "auto" else choice)
+    return prompt_templates(own if choice == "auto" else choice)
 
 
 @cache
 def ordinary(family: str) -> tuple[str, ...]:
-    """Captions of ordinary things, alone and beside each other, that a base of the family knows well."""
+    """Return captions of ordinary things, alone and beside each other, that a base of the family knows well."""
     name = "pocket" if family == "pocket" else "world"
     return tuple((WORDS / f"{name}_captions.txt").read_text(encoding="utf-8").splitlines())
 
 
 def usable(caption: str, token: str) -> bool:
-    """Whether a caption has a place for the token; one that has none gives way to a template."""
+    """Return whether a caption has a place for the token; one without is replaced by a template."""
     return token in caption or "{}" in caption
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a method's losses are computed on.
+    """The inputs of a method's losses.
 
     Attributes:
         latents: (B, C, h, w) scaled, float32, on the base's device.
         captions: one for each picture, the token in them.
         indices: which example each is.
         frames: (B, 4) original height and width in pixels, then rows and columns cut off at the top and left after
-            scaling; SDXL is told them.
+            scaling; inputs of SDXL.
         index: which draw this is.
         masks: (B, 1, h, w) float32 in [0, 1], 1 where the thing is, on the base's device; None if no example has one.
         prior: pictures of the class, for methods that must not forget it.
@@ -161,7 +161,7 @@ class LatentSet:
         return _Bucket(tuple(members), posterior, both)
 
     def unused_captions(self, token: str) -> list[str]:
-        """For each caption that has no place for the token, and is therefore not used, the name of its picture."""
+        """Return, for each caption without a place for the token, which is not used, the name of its picture."""
         return [e.name for e in self.examples for caption in e.captions if not usable(caption, e.word or token)]
 
     def draw(
@@ -169,17 +169,17 @@ class LatentSet:
         index: int,
         batch: int,
         token: str,
-        wordings: Sequence[str],
+        templates: Sequence[str],
         generator: torch.Generator,
         part: Part = WHOLE,
     ) -> Batch:
-        """The batch of an index: each example `repeats` times an epoch in an order given by (seed, epoch).
+        """Return the batch of an index: each example `repeats` times an epoch in an order given by (seed, epoch).
 
         Captions that hold the token or a `{}` are used as they are; others, like missing ones, give way to a template.
         The token is that of the example, where it has one. With several parts, `batch` is the size of one, and only
         that one is given.
         """
-        whole = self._whole(index, batch * part.count, token, wordings, generator)
+        whole = self._whole(index, batch * part.count, token, templates, generator)
         if part.count == 1:
             return whole
         mine = slice(part.index * batch, (part.index + 1) * batch)
@@ -194,10 +194,10 @@ class LatentSet:
             together=whole.captions,
         )
 
-    def _whole(self, index: int, batch: int, token: str, wordings: Sequence[str], generator: torch.Generator) -> Batch:
+    def _whole(self, index: int, batch: int, token: str, templates: Sequence[str], generator: torch.Generator) -> Batch:
         bucket, indices = self._bucketed(index, batch) if self.bucketed else self._stream(index, batch)
         mirrored = (torch.rand(batch, generator=generator) < self.flip).long()
-        chosen = torch.randint(max(1, len(wordings)), (batch,), generator=generator).tolist()
+        chosen = torch.randint(max(1, len(templates)), (batch,), generator=generator).tolist()
         own = self._own_captions(token)
         if any(len(several) > 1 for several in own):
             picks = torch.rand(batch, generator=generator, dtype=torch.float64).tolist()
@@ -207,7 +207,7 @@ class LatentSet:
         which = torch.tensor([at[i] for i in indices])
         posterior = Posterior(bucket.posterior.mean[mirrored, which], bucket.posterior.std[mirrored, which])
         captions = [
-            (own[i][int(pick * len(own[i]))] if own[i] else wordings[int(k)]).replace(
+            (own[i][int(pick * len(own[i]))] if own[i] else templates[int(k)]).replace(
                 "{}", self.examples[i].word or token
             )
             for i, k, pick in zip(indices, chosen, picks, strict=True)
@@ -222,37 +222,37 @@ class LatentSet:
         )
 
     def _own_captions(self, token: str) -> list[list[str]]:
-        """The captions of each example that have a place for the token; kept, as it is asked every step."""
+        """Return the captions of each example that have a place for the token; cached, as every step asks for them."""
         if token not in self._own:
             self._own = {token: [[c for c in e.captions if usable(c, e.word or token)] for e in self.examples]}
         return self._own[token]
 
     def _stream(self, index: int, batch: int) -> tuple[_Bucket, list[int]]:
-        """Epochs end to end; a batch may reach from one into the next."""
+        """Return epochs end to end; a batch may reach from one into the next."""
         places = self._occurrences(range(len(self.examples)))
         orders: dict[int, list[int]] = {}
         indices: list[int] = []
         for place in range(index * batch, (index + 1) * batch):
             epoch, at = divmod(place, len(places))
             if epoch not in orders:
-                orders[epoch] = torch.randperm(len(places), generator=self._chance(epoch)).tolist()
+                orders[epoch] = torch.randperm(len(places), generator=self._generator(epoch)).tolist()
             indices.append(places[orders[epoch][at]])
         return self.buckets[0], indices
 
     def _bucketed(self, index: int, batch: int) -> tuple[_Bucket, list[int]]:
-        """Whole batches of one bucket in mixed order; a bucket's last batch is filled up from its beginning."""
+        """Return whole batches of one bucket in mixed order; a bucket's last batch is filled from its beginning."""
         places = [self._occurrences(bucket.members) for bucket in self.buckets]
         batches = [(which, start) for which, own in enumerate(places) for start in range(0, len(own), batch)]
         epoch, at = divmod(index, len(batches))
-        chance = self._chance(epoch)
-        orders = [torch.randperm(len(own), generator=chance).tolist() for own in places]
-        which, start = batches[int(torch.randperm(len(batches), generator=chance)[at])]
+        generator = self._generator(epoch)
+        orders = [torch.randperm(len(own), generator=generator).tolist() for own in places]
+        which, start = batches[int(torch.randperm(len(batches), generator=generator)[at])]
         order, own = orders[which], places[which]
         return self.buckets[which], [own[order[k % len(own)]] for k in range(start, start + batch)]
 
     def _occurrences(self, members: Sequence[int]) -> list[int]:
-        """Each example as often as it is repeated."""
+        """Return each example as often as it is repeated."""
         return [i for i in members for _ in range(self.examples[i].repeats)]
 
-    def _chance(self, epoch: int) -> torch.Generator:
+    def _generator(self, epoch: int) -> torch.Generator:
         return torch.Generator().manual_seed((self.seed * 9_176_263 + epoch) % (1 << 63))

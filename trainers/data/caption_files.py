@@ -1,4 +1,4 @@
-"""Captions beside pictures, and the text of what people write by hand. Needs no torch.
+"""Captions beside pictures, and the decoding of hand-written text files. Needs no torch.
 
 `fox.txt` or `fox.caption` for `fox.png` (also `fox.png.txt`, in capitals or not) is one caption; `fox.captions` has
 one in each line.
@@ -21,17 +21,17 @@ _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 
 
 def key(path: Path) -> str:
-    """What a file is found by: its name in NFC, the ending in small letters."""
+    """Return the name a file is looked up by: in NFC, the ending in small letters."""
     return composed(path.stem) + path.suffix.lower()
 
 
 def tidied(text: str) -> str:
-    """A caption in NFC on one line, without control characters."""
+    """Return a caption in NFC on one line, without control characters."""
     return " ".join(composed(_CONTROL.sub(" ", text)).split())
 
 
 def read_text(path: Path, what: str) -> str:
-    """The text of a file in UTF-8, or in UTF-16 if it begins with its mark.
+    """Read a file in UTF-8, or in UTF-16 if it begins with its byte order mark.
 
     Raises:
         DataError: if it cannot be read, or is in another encoding.
@@ -51,7 +51,7 @@ def read_text(path: Path, what: str) -> str:
 
 
 def holds_boxes(path: Path) -> bool:
-    """Whether a file is one of YOLO's labels, which has the name of a caption."""
+    """Return whether a file is one of YOLO's labels, which has the name of a caption."""
     try:
         return path.suffix.lower() == ".txt" and holds_labels(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError):  # said when it is read as a caption
@@ -59,13 +59,13 @@ def holds_boxes(path: Path) -> bool:
 
 
 def caption_file(picture: Path, there: Mapping[str, Path]) -> Path | None:
-    """The caption of a picture among the files of its folder, which are given by their `key`."""
+    """Return the caption file of a picture among the files of its folder, which are given by their `key`."""
     keys = [composed(name) + end for name in (picture.stem, picture.name) for end in CAPTION_SUFFIXES]
     return next((there[one] for one in keys if one in there), None)
 
 
 def captions_in(path: Path) -> tuple[str, ...]:
-    """The captions of a file; none if it is empty.
+    """Return the captions of a file; none if it is empty.
 
     Raises:
         DataError: as `read_text`.

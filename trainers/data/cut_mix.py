@@ -1,4 +1,4 @@
-"""Cut-Mix: training pictures of two subjects side by side, so that they are learned apart, and learned small.
+"""Cut-Mix: training pictures of two subjects side by side, so that they are learned apart, and at small sizes.
 
 Source: SVDiff (Han et al., arXiv:2303.11305, 3.3), without its term on attention maps. Two differences: whole pictures
 are scaled down instead of cut in half, as a half of a thing is no thing, and they stand one above the other as well.
@@ -25,24 +25,24 @@ SIDE = (0.44, 0.50)
 """Smallest and largest side of a picture in a composed one, as a share of its side."""
 
 ORDERS = {"across": ("to the left of", "to the right of"), "down": ("above", "below")}
-"""How two things stand, and what is said of the first and of the second."""
+"""Layouts of two things, with the words for the first and for the second."""
 
 
 def cut_mixed(
     examples: Sequence[Example],
     config: SubjectConfig,
-    wordings: Sequence[str],
+    templates: Sequence[str],
     *,
     side: int,
     crop: bool,
     generator: torch.Generator,
 ) -> list[Example]:
-    """The examples with composed ones, which are `config.cut_mix` of all that are seen.
+    """Return the examples with composed ones, which are `config.cut_mix` of all that are seen.
 
     Args:
         examples: the pictures, each with the word of its subject; some of each subject.
         config: the subjects, and the share.
-        wordings: prompt templates with one `{}`.
+        templates: prompt templates with one `{}`.
         side: of a composed picture in pixels.
         crop: crop pictures to squares rather than squeeze them.
         generator: draws pairs, sizes and places.
@@ -61,7 +61,7 @@ def cut_mixed(
         one, other = alike[_below(len(alike), generator)]
         if _below(2, generator):
             one, other = other, one
-        composed.append(_composed(f"cut-mix {number}", (one, other), wordings, side, crop, generator))
+        composed.append(_composed(f"cut-mix {number}", (one, other), templates, side, crop, generator))
     often = round(wanted / count)
     return [replace(e, repeats=e.repeats * times) for e in examples] + [replace(e, repeats=often) for e in composed]
 
@@ -71,7 +71,7 @@ def _below(limit: int, generator: torch.Generator) -> int:
 
 
 def _alike(ones: Sequence[Example], others: Sequence[Example]) -> list[tuple[Example, Example]]:
-    """The quarter of all pairs whose rims differ least in colour."""
+    """Return the quarter of all pairs whose rims differ least in colour."""
     rims = {id(e): _rim(e.picture) for e in (*ones, *others)}
     pairs = [(a, b) for a in ones for b in others]
     pairs.sort(key=lambda pair: float(np.abs(rims[id(pair[0])] - rims[id(pair[1])]).sum()))
@@ -79,7 +79,7 @@ def _alike(ones: Sequence[Example], others: Sequence[Example]) -> list[tuple[Exa
 
 
 def _rim(picture: Image.Image) -> np.ndarray:
-    """Median colour (3,) of the outermost pixels."""
+    """Return the median colour (3,) of the outermost pixels."""
     pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
     rim = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     return np.median(rim, axis=0)
@@ -88,12 +88,12 @@ def _rim(picture: Image.Image) -> np.ndarray:
 def _composed(
     name: str,
     pair: tuple[Example, Example],
-    wordings: Sequence[str],
+    templates: Sequence[str],
     side: int,
     crop: bool,
     generator: torch.Generator,
 ) -> Example:
-    """Two pictures in one; the first stands left or on top."""
+    """Return two pictures in one; the first stands left or on top."""
     direction = tuple(ORDERS)[_below(2, generator)]
     halves: list[np.ndarray] = []
     masks: list[np.ndarray] = []
@@ -116,7 +116,7 @@ def _composed(
     (first, second), (said, conversely) = pair, ORDERS[direction]
     captions = [
         wording.replace("{}", f"{a} {relation} {'a ' if 'a {}' in wording else ''}{b}")
-        for wording in wordings
+        for wording in templates
         for a, relation, b in ((first.word, said, second.word), (second.word, conversely, first.word))
     ]
     whole = Image.fromarray(np.concatenate(halves, axis))

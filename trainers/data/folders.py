@@ -1,4 +1,4 @@
-"""Training pictures on disk: the folder conventions people have, read into examples. Needs no torch.
+"""Training pictures on disk: common folder conventions, read into examples. Needs no torch.
 
 Read are plain folders, captions beside pictures (`caption_files`), `metadata.jsonl` and `.csv` of Hugging Face's image
 folders, folders named `10_cat` as for the kohya scripts, ReVersion's `text.json`, and for relations
@@ -58,8 +58,8 @@ class Example:
         picture: upright RGB.
         captions: its own captions, one of which is drawn each time; none for templates.
         mask: grey, of the picture's size, white where the thing is; None for everywhere.
-        repeats: how often it comes in an epoch.
-        word: what its captions and templates call what it shows; None for what the run calls it.
+        repeats: times per epoch.
+        word: word for its thing in captions and templates; None for that of the run.
 
     Raises:
         DataError: if the mask is of another size, or it is to come less than once.
@@ -85,12 +85,12 @@ class Example:
 
 @dataclass(frozen=True)
 class Reading:
-    """What was found in a folder.
+    """The pictures found in a folder.
 
     Attributes:
         examples: the pictures, in the order of their names.
         ignored: path inside the folder -> why it was left out; hidden files are not mentioned.
-        convention: how the folder was understood, in words.
+        convention: name of the folder convention that was recognised.
         doubtful: path of a picture -> why it cannot be learned from as it is; none of `examples`.
         transparent: names of examples that are transparent in places, and are laid on white.
     """
@@ -102,7 +102,7 @@ class Reading:
     transparent: tuple[str, ...] = ()
 
     def sound(self, skip: bool | None = None) -> Reading:
-        """This reading, if there is nothing doubtful in it or that is to be skipped; None where nobody can say so.
+        """Return this reading if it has no doubtful files or they may be skipped; None where nobody can decide.
 
         Raises:
             DataError: else, naming all of it; or if nothing is left.
@@ -125,7 +125,7 @@ class Found:
         name: path inside the folder that was given.
         captions: its own captions.
         mask: file of its mask.
-        repeats: how often it comes in an epoch.
+        repeats: times per epoch.
         pair: the two things it relates, if `pairs.json` names them.
     """
 
@@ -139,12 +139,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a folder by what they are.
+    """The files of a folder by their kind.
 
     Attributes:
         found: the pictures, in the order of their names.
         ignored: path inside the folder -> why it was left out.
-        convention: how the folder was understood, in words.
+        convention: name of the folder convention that was recognised.
     """
 
     found: tuple[Found, ...]
@@ -152,7 +152,7 @@ class Listing:
     convention: str
 
     def doubt(self, one: Found, picture: Image.Image, read: Callable[[Path], Image.Image]) -> str:
-        """Why a picture is rather the mask of another; empty if it is not.
+        """Return why a picture is probably the mask of another; empty if it is not.
 
         Args:
             one: the picture.
@@ -173,7 +173,7 @@ class Listing:
 
 
 def read_examples(folder: Path, skip: bool | None = None) -> list[Example]:
-    """The examples of `read_folder`, if all pictures can be learned from, or those that cannot are to be skipped.
+    """Return the examples of `read_folder` if all pictures are usable, or unusable ones may be skipped.
 
     Raises:
         DataError: as `read_folder` and `Reading.sound`.
@@ -187,7 +187,7 @@ def read_folder(folder: Path, deep: bool = False) -> Reading:
     A picture that cannot be read, has a mask that cannot be used, or is rather that of another, is among the doubtful.
 
     Args:
-        folder: where they are.
+        folder: folder to read.
         deep: also those of plain folders within.
 
     Raises:
@@ -214,10 +214,10 @@ def read_folder(folder: Path, deep: bool = False) -> Reading:
 
 
 def joined(readings: Sequence[tuple[Reading, str]]) -> Reading:
-    """Several folders as one, each example with the word of its folder.
+    """Join several folders, each example with the word of its folder.
 
     Args:
-        readings: what was found in each folder, and what its captions call what it shows.
+        readings: contents of each folder, with the word for its thing in captions.
     """
     examples = tuple(
         replace(one, name=f"{word} {one.name}", word=word) for reading, word in readings for one in reading.examples
@@ -233,10 +233,10 @@ def joined(readings: Sequence[tuple[Reading, str]]) -> Reading:
 
 
 def listing(folder: Path, deep: bool = False) -> Listing:
-    """The pictures of a folder with what belongs to them, none of them read yet.
+    """Return the pictures of a folder with their captions and masks, none of them read yet.
 
     Args:
-        folder: where they are.
+        folder: folder to read.
         deep: also those of plain folders within, each by its own convention, as in archives.
 
     Raises:
@@ -255,7 +255,7 @@ class _Place:
 
     Attributes:
         path: the folder.
-        entries: what is in it, in the order of names, without hidden files.
+        entries: its files, sorted by name, without hidden ones.
         pictures: the pictures in it.
     """
 
@@ -272,22 +272,22 @@ class _Place:
             self._masks += masks_within(one, [each for each in entries(one) if each.is_file()])
 
     def mask(self, picture: Path) -> Path | None:
-        """The mask file of a picture."""
+        """Return the mask file of a picture."""
         names = (composed(picture.stem), composed(picture.name))
         return next((mask for owner, mask in self._masks if owner in names), None)
 
     def caption(self, picture: Path) -> Path | None:
-        """The caption file of a picture; YOLO's boxes are none."""
+        """Return the caption file of a picture; YOLO's boxes are none."""
         found = caption_file(picture, self._files)
         return None if found and holds_boxes(found) else found
 
     def is_mask(self, path: Path) -> bool:
-        """Whether a file is a mask."""
+        """Return whether a file is a mask."""
         return any(path == mask for _, mask in self._masks)
 
 
 def _listed(folder: Path, root: Path, deep: bool) -> Listing:
-    """What `listing` gives of a folder, named as seen from `root`."""
+    """Return the `listing` of a folder, named as seen from `root`."""
     places = {folder: (_Place(folder), 1, "")}
     for path in places[folder][0].entries:
         numbered = REPEATED.fullmatch(path.name)
@@ -325,7 +325,7 @@ def _listed(folder: Path, root: Path, deep: bool) -> Listing:
 def _said(
     folder: Path, index: str, pictures: list[Path]
 ) -> tuple[dict[Path, tuple[str, ...]], dict[Path, tuple[str, str]]]:
-    """Captions and pairs of the index file of a folder."""
+    """Return captions and pairs of the index file of a folder."""
     if index in (METADATA, TABLE):
         return listed_in(folder, index, pictures), {}
     if index == TEXT:
@@ -335,7 +335,7 @@ def _said(
 
 
 def _within(place: _Place, root: Path, known: list[Path], deep: bool) -> dict[Path, Listing]:
-    """The plain folders in a folder that hold pictures."""
+    """Return the plain folders in a folder that hold pictures."""
     plain = [path for path in place.entries if path.is_dir() and path not in (*known, *place.mask_folders)]
     listed = {path: _listed(path, root, True) for path in plain} if deep else {}
     return {path: one for path, one in listed.items() if one.found}
@@ -345,7 +345,7 @@ def _within(place: _Place, root: Path, known: list[Path], deep: bool) -> dict[Pa
 
 
 def _nothing(folder: Path) -> DataError:
-    """What to say of a folder without pictures: folders within that hold some are named."""
+    """Return the error for a folder without pictures; it names folders within that hold some."""
     hint = f"Put in some of these kinds: {', '.join(PICTURE_SUFFIXES)}."
     if index := next((name for name in (METADATA, TABLE) if (folder / name).is_file()), ""):
         return DataError(f"{folder / index} names no picture.", "Add lines with file_name, or remove it.")
@@ -363,7 +363,7 @@ def _nothing(folder: Path) -> DataError:
 
 
 def _ignored(folder: Path, root: Path, places: list[Path], used: set[Path]) -> Iterator[tuple[str, str]]:
-    """What was left out of a folder and of the places read in it, and why."""
+    """Return what was left out of a folder and of the places read in it, and why."""
     for path in places:
         place = _Place(path)
         inside = [*place.entries, *(one for masks in place.mask_folders for one in entries(masks))]

@@ -1,4 +1,4 @@
-"""Files that say something of many pictures, `metadata.jsonl` and others. Needs no torch."""
+"""Index files with facts on many pictures, `metadata.jsonl` and others. Needs no torch."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ MOST = 10_000
 Captions = dict[Path, tuple[str, ...]]
 
 LITTER = ("__macosx", "thumbs.db", "desktop.ini")
-"""What systems leave in folders and archives; not worth a word."""
+"""Files that systems leave in folders and archives; ignored without a note."""
 
 
 def parsed(text: str, where: str) -> dict[str, Any]:
-    """A JSON object."""
+    """Read a JSON object."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -42,7 +42,7 @@ def parsed(text: str, where: str) -> dict[str, Any]:
 
 
 def captions(value: object, where: str) -> tuple[str, ...]:
-    """One caption or a list of them, tidied, and empty ones left out."""
+    """Return one caption or a list of them, tidied, without empty ones."""
     found: list[str] = []
     for caption in value if isinstance(value, list) else [value]:
         if not isinstance(caption, str) or any("\ud800" <= letter <= "\udfff" for letter in caption):
@@ -52,7 +52,7 @@ def captions(value: object, where: str) -> tuple[str, ...]:
 
 
 def listed_in(folder: Path, index: str, pictures: Sequence[Path]) -> Captions:
-    """Captions of `metadata.jsonl` or `metadata.csv`, by picture; several lines about one are several captions of it.
+    """Read captions of `metadata.jsonl` or `metadata.csv`, by picture; several lines about one are several captions.
 
     Raises:
         DataError: if a line is malformed, or names what is not there.
@@ -69,7 +69,7 @@ def listed_in(folder: Path, index: str, pictures: Sequence[Path]) -> Captions:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Where each line about a picture is, and what it says."""
+    """Yield each line about a picture with its location in words."""
     text = read_text(path, path.name)
     if path.name == TABLE:
         heads, _, _ = text.partition("\n")
@@ -89,7 +89,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def inside(folder: Path, name: str, where: str, pictures: Sequence[Path]) -> Path:
-    """The picture that a name means; it must be there, and inside the folder.
+    """Return the picture that a name means; it must exist inside the folder.
 
     Raises:
         DataError: if it is not.
@@ -115,7 +115,7 @@ def _is_picture(path: Path) -> bool:
 
 
 def _there(folder: Path, parts: Sequence[str]) -> Path | None:
-    """The file of a name; else the only one whose name is the same in NFC, or but for capitals."""
+    """Return the file of a name; else the only one whose name differs just in normal form or capitals."""
     path = folder.joinpath(*parts)
     try:
         if path.is_file():
@@ -133,7 +133,7 @@ def _there(folder: Path, parts: Sequence[str]) -> Path | None:
 
 
 def texts_in(folder: Path, pictures: Sequence[Path]) -> Captions:
-    """Captions of ReVersion's `text.json`: file name, or file name without its ending -> captions with a `{}`.
+    """Read captions of ReVersion's `text.json`: file name with or without its ending -> captions with a `{}`.
 
     Raises:
         DataError: if it is malformed, or names what is not there.
@@ -150,7 +150,7 @@ def texts_in(folder: Path, pictures: Sequence[Path]) -> Captions:
 
 
 def pairs_in(folder: Path, pictures: Sequence[Path]) -> dict[Path, tuple[str, str]]:
-    """The two things that `pairs.json` names for each picture.
+    """Read the two things that `pairs.json` names for each picture.
 
     Raises:
         DataError: if it is malformed, or names what is not there.
@@ -165,7 +165,7 @@ def pairs_in(folder: Path, pictures: Sequence[Path]) -> dict[Path, tuple[str, st
 
 
 def repeats_in(folder: Path, pictures: Sequence[Path]) -> dict[Path, int]:
-    """How often pictures come in an epoch, by `repeats.json`; none without it.
+    """Read how often pictures come in an epoch from `repeats.json`; none without it.
 
     Raises:
         DataError: if it is malformed, or names what is not there.
@@ -181,7 +181,7 @@ def repeats_in(folder: Path, pictures: Sequence[Path]) -> dict[Path, int]:
 
 
 def entries_in(folder: Path, index: str, pictures: Sequence[Path]) -> Iterator[tuple[Path, object, str]]:
-    """Picture, what an index file says of it, and where; pictures may be named without their ending."""
+    """Return picture, entry and line of an index file; pictures may be named without their ending."""
     whole: dict[str, list[Path]] = {}
     stems: dict[str, list[Path]] = {}
     for path in pictures:
@@ -198,7 +198,7 @@ def entries_in(folder: Path, index: str, pictures: Sequence[Path]) -> Iterator[t
 
 
 def entries(folder: Path) -> list[Path]:
-    """What is in a folder, in the order of names, without hidden files.
+    """Return the files in a folder, sorted by name, without hidden files.
 
     Raises:
         DataError: if it cannot be read.

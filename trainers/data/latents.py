@@ -1,4 +1,4 @@
-"""Pictures as latents: the shape each is brought to, its encoding, and the folder that keeps encodings between runs."""
+"""Pictures as latents: buckets of shapes, encoding, and the folder that caches encodings between runs."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ Shape = tuple[int, int]
 
 
 def multiple(components: Components) -> int:
-    """Pixels that the sides of a picture must be a multiple of, for every level of the UNet to halve evenly."""
+    """Return the pixels that the sides of a picture must be a multiple of, so that the UNet can halve them evenly."""
     return components.factor * 2 ** (len(components.unet.config["block_out_channels"]) - 1)
 
 
 def shapes(resolution: int, step: int) -> list[Shape]:
-    """Shapes of about resolution² pixels between 1:2 and 2:1, square among them, sides multiples of `step`.
+    """Return shapes of about resolution² pixels between 1:2 and 2:1, square among them, sides multiples of `step`.
 
     >>> shapes(64, 16)
     [(48, 80), (48, 96), (64, 64), (80, 48), (96, 48)]
@@ -55,18 +55,18 @@ def shapes(resolution: int, step: int) -> list[Shape]:
 
 
 def nearest(size: Shape, among: Sequence[Shape]) -> Shape:
-    """The shape whose aspect ratio is nearest to that of `size`, on a logarithmic scale."""
+    """Return the shape whose aspect ratio is nearest to that of `size`, on a logarithmic scale."""
     aspect = math.log(size[0] / size[1])
     return min(among, key=lambda shape: (round(abs(math.log(shape[0] / shape[1]) - aspect), 9), shape))
 
 
 def fitted(picture: Image.Image, shape: Shape, crop: bool) -> Image.Image:
-    """The picture in a shape: scaled to cover it and cropped in the middle, or squeezed."""
+    """Return the picture in a shape: scaled to cover it and cropped in the middle, or squeezed."""
     return fit(picture, *shape) if crop else picture.resize(shape, Image.Resampling.BICUBIC)
 
 
 def cut_off(size: Shape, shape: Shape, crop: bool) -> tuple[int, int]:
-    """Rows and columns of pixels that `fitted` cuts off at the top and at the left, which SDXL is told.
+    """Return the pixels that `fitted` cuts off at the top and at the left, an input of SDXL.
 
     Counted after scaling, as the official SDXL scripts do, whose shorter side is scaled to the shape and whose longer
     one follows, rounded down.
@@ -82,7 +82,7 @@ def cut_off(size: Shape, shape: Shape, crop: bool) -> tuple[int, int]:
 
 
 def fitted_mask(mask: Image.Image | None, cells: Shape, crop: bool) -> Tensor:
-    """The mask (1, h, w) float32 in [0, 1] on the latents' grid: the share of each cell that is white; ones for None.
+    """Return the mask (1, h, w) float32 in [0, 1] on the latents' grid, the white share of each cell; ones for None.
 
     Args:
         mask: grey, white where the thing is.
@@ -97,7 +97,7 @@ def fitted_mask(mask: Image.Image | None, cells: Shape, crop: bool) -> Tensor:
 
 
 class Encoder:
-    """Encodes pictures with the autoencoder of a base, and keeps what it encoded if it is given a folder.
+    """The autoencoder of a base with a cache of its results, if it is given a folder.
 
     What is kept is named by the pixels that go in (after scaling and cropping), their shape, whether they are mirrored,
     and every weight of the autoencoder, so that nothing is ever used for anything else. Files that are damaged are
@@ -113,7 +113,7 @@ class Encoder:
         self.base = _autoencoder_digest(components) if cache else ""
 
     def __call__(self, pictures: Sequence[Image.Image], mirrored: bool = False) -> Posterior:
-        """The posteriors (B, C, h, w) float32 of pictures that are all of one shape.
+        """Return the posteriors (B, C, h, w) float32 of pictures that are all of one shape.
 
         With a cache each picture is encoded by itself, so that a result does not depend on what was there before.
 
@@ -144,7 +144,7 @@ class Encoder:
 
 
 def _autoencoder_digest(components: Components) -> str:
-    """Hash of all that decides what the autoencoder gives: kind, configuration, precision, device, every weight."""
+    """Return a hash of all that affects the encoding: kind, configuration, precision, device, weights."""
     vae = components.vae
     config = {key: value for key, value in dict(vae.config).items() if not key.startswith("_")}
     about = [type(vae).__name__, str(vae.dtype), vae.device.type, json.dumps(config, sort_keys=True, default=str)]
@@ -166,7 +166,7 @@ def _checksum(posterior: Posterior) -> str:
 
 
 def _load(path: Path) -> Posterior | None:
-    """What is kept at a path; None if nothing is, or nothing whole."""
+    """Read a cache entry; None if there is none, or it is damaged."""
     try:
         with safe_open(path, "pt") as stored:
             posterior = Posterior(stored.get_tensor("mean"), stored.get_tensor("std"))

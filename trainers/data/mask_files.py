@@ -1,4 +1,4 @@
-"""Masks of training pictures: which files they are, and what is no mask though it looks like one. Needs no torch.
+"""Masks of training pictures: their file names, and pictures that only look like masks. Needs no torch.
 
 `fox.mask.png`, `fox-masklabel.png`, `fox_mask.png` beside `fox.png`, and `masks/fox.png`; with any ending of a picture,
 in capitals or not.
@@ -28,12 +28,12 @@ NEAR = 24
 
 
 def has_picture_suffix(path: Path) -> bool:
-    """Whether a file is a picture by its name."""
+    """Return whether a file is a picture by its name."""
     return path.suffix.lower() in PICTURE_SUFFIXES
 
 
 def masks_among(files: Sequence[Path]) -> list[tuple[str, Path]]:
-    """The masks among the files of a folder: what their pictures are called, without ending, and the files.
+    """Return the masks among the files of a folder: names of their pictures, without ending, and the files.
 
     They come in the order in which one is taken if a picture has several. `venetian_mask.png` is a picture, unless
     there is a `venetian.png`, too.
@@ -48,13 +48,13 @@ def masks_among(files: Sequence[Path]) -> list[tuple[str, Path]]:
 
 
 def masks_within(folder: Path, files: Sequence[Path]) -> list[tuple[str, Path]]:
-    """The same of the files of a folder of masks, where every picture is one."""
+    """Return the masks in a folder of masks, where every picture is one; as `masks_among`."""
     marked = {path: owner for owner, path in masks_among(files)}
     return [(marked.get(path, composed(path.stem)), path) for path in files if has_picture_suffix(path)]
 
 
 def read_mask(path: Path) -> Image.Image:
-    """A mask as upright grey, white where the thing is.
+    """Read a mask as upright grey, white where the thing is.
 
     Raises:
         DataError: if it cannot be read, or shows nothing.
@@ -63,11 +63,11 @@ def read_mask(path: Path) -> Image.Image:
 
 
 def shown(mask: Image.Image, what: str) -> Image.Image:
-    """A grey mask if something in it is white.
+    """Return a grey mask, checked for a white part.
 
     Args:
         mask: grey.
-        what: what to call it in the error.
+        what: its name in the error.
 
     Raises:
         DataError: if nothing is.
@@ -82,14 +82,14 @@ def shown(mask: Image.Image, what: str) -> Image.Image:
 
 
 def looks_like_mask(picture: Image.Image) -> bool:
-    """Whether a picture is black and white, of each something, with nothing between that is more than an edge."""
+    """Return whether a picture has black and white parts that make up all of it but thin edges."""
     values = np.asarray(picture.convert("RGB"))
     black, white = (values < NEAR).all(axis=2), (values > 255 - NEAR).all(axis=2)
     return bool(black.any() and white.any() and (black | white).mean() >= 0.95)
 
 
 def kin(picture: Path, pictures: Sequence[Path]) -> list[Path]:
-    """Other pictures of the same folder whose name is a part of this one's: `fox.png` for `fox_m.png`, `m-fox.png`."""
+    """Return other pictures of the folder whose name is in this one: `fox.png` for `fox_m.png`, `m-fox.png`."""
     stem = composed(picture.stem)
     found: list[Path] = []
     for other in pictures:

@@ -14,21 +14,21 @@ _TRAILING = re.compile(r"[,.;]|\s+(?:on|in|at|with|against|near|under|during)\s+
 
 @dataclass(frozen=True)
 class Pair:
-    """Names of the first and the second thing."""
+    """The names of the first and the second thing."""
 
     left: str
     right: str
 
 
 def _with_article(name: str) -> str:
-    """The name with an article, unless it has a determiner already or is a learned word."""
+    """Return the name with an article, unless it has a determiner already or is a learned word."""
     if re.match(r"(?:a|an|the|my|one|two|three|some)\s", name, re.IGNORECASE) or name.startswith("<"):
         return name
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def pair_captions(pair: Pair) -> tuple[str, ...]:
-    """Caption templates with a `{}` for the relation, from plain to full, as the paper writes them by hand.
+    """Return caption templates with a `{}` for the relation, from plain to full, as the paper's hand-written ones.
 
     >>> pair_captions(Pair("cat", "box"))[0]
     'a cat {} a box'
@@ -43,7 +43,7 @@ def pair_captions(pair: Pair) -> tuple[str, ...]:
 
 
 def sides(caption: str, token: str) -> Pair | None:
-    """The things that a caption names before and after the relation, or None if one of them is missing.
+    """Return the things that a caption names before and after the relation, or None if one is missing.
 
     >>> sides("a photo of a cat {} a grey box, in the snow", "<r>")
     Pair(left='cat', right='grey box')
@@ -56,6 +56,6 @@ def sides(caption: str, token: str) -> Pair | None:
 
 
 def named_pair(captions: Sequence[str], token: str) -> Pair | None:
-    """The two things that captions of one picture name, in the shortest way they are named; None if none names two."""
+    """Return the two things that captions of one picture name, by their shortest names; None if none names two."""
     found = [pair for caption in captions if (pair := sides(caption, token))]
     return min(found, key=lambda pair: len(pair.left) + len(pair.right), default=None)

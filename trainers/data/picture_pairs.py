@@ -22,7 +22,7 @@ class PicturePair:
     """One pair.
 
     Attributes:
-        name: what both files are called.
+        name: common name of both files.
         before: upright RGB.
         after: upright RGB, of the same size.
 
@@ -43,15 +43,15 @@ class PicturePair:
 
 
 def holds_pairs(folder: Path) -> bool:
-    """Whether a folder looks like one of pairs."""
+    """Return whether a folder looks like one of pairs."""
     return any(_halves(folder))
 
 
 def read_pairs(folder: Path, skip: bool = False) -> list[PicturePair]:
-    """The pairs of a folder, in the order of their names.
+    """Read the pairs of a folder, in the order of their names.
 
     Args:
-        folder: where they are.
+        folder: folder to read.
         skip: leave out pairs that lack a half, cannot be read or are of two sizes.
 
     Raises:
@@ -86,7 +86,7 @@ def read_pairs(folder: Path, skip: bool = False) -> list[PicturePair]:
 
 
 def _halves(folder: Path) -> Sequence[dict[str, Path]]:
-    """The pictures before and after, by name."""
+    """Return the pictures before and after, by name."""
     found: list[dict[str, Path]] = []
     for side in SIDES:
         beside = {path.stem.removesuffix(f".{side}"): path for path in _pictures(folder) if _ends(path, side)}

@@ -1,4 +1,4 @@
-"""What can be said of training pictures before training: counts, what is odd about them, memory and time."""
+"""Checks of training pictures before training: counts, problems, memory and time."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ NAMED = 3
 
 @dataclass(frozen=True)
 class Report:
-    """What was found; `lines` puts it into words.
+    """The findings; `lines` puts them into words.
 
     Attributes:
         count: pictures.
-        convention: how the folder was understood.
+        convention: name of the folder convention.
         smallest: width and height of the picture of least area.
         largest: of that of most.
-        passes: how often the least and the most repeated picture are seen.
+        passes: times that the least and the most repeated picture are seen.
         captioned: pictures that have captions of their own.
         masked: pictures that have a mask.
         resolution: of training; None if not known.
@@ -60,7 +60,7 @@ class Report:
         ignored: path -> why it was left out.
         doubtful: path of a picture -> why it cannot be learned from as it is.
         transparent: names of pictures that are laid on white.
-        words: what captions are to call what the pictures show.
+        words: words that captions should use for the things.
         memory: bytes for weights, what is trained and latents; None if not known.
         seconds: of training; None if not known.
     """
@@ -90,7 +90,7 @@ class Report:
 
     @property
     def problems(self) -> list[str]:
-        """Sentences that deserve a warning."""
+        """Return sentences that deserve a warning."""
         found = [
             f"{_listed(group)} look the same; a picture that comes twice counts twice." for group in self.duplicates
         ]
@@ -128,7 +128,7 @@ class Report:
         return found
 
     def lines(self) -> list[str]:
-        """All of it in plain English, one fact a line; problems last."""
+        """Return all of it in plain English, one fact a line; problems last."""
         (w, h), (wide, high), (least, most) = self.smallest, self.largest, self.passes
         said = [f"{_times(self.count, 'picture')} ({self.convention})."]
         same = self.smallest == self.largest
@@ -161,15 +161,15 @@ def examine(
     seconds_per_step: float | None = None,
     new_word: bool = True,
 ) -> Report:
-    """Look training pictures over.
+    """Check training pictures.
 
     Args:
-        reading: what was read from a folder, or examples from elsewhere; at least one.
-        token: what captions call the concept.
+        reading: contents of a folder, or examples from elsewhere; at least one.
+        token: word for the concept in captions.
         config: pace.
-        data: how pictures are used; its folder is not looked at.
+        data: use of the pictures; its folder is ignored.
         components: the base, for what depends on it: text window, words it knows, shapes, memory.
-        trained: how many numbers are trained.
+        trained: number of trained values.
         seconds_per_step: as measured before.
         new_word: whether the token must not be a word of the base yet.
     """
@@ -215,7 +215,7 @@ def examine(
 
 
 def difference_hash(picture: Image.Image) -> int:
-    """64 bits, one for each place of an 8 x 8 grid: whether it gets darker to the right (dHash).
+    """Return 64 bits, one for each place of an 8 x 8 grid, set if it gets darker to the right (dHash).
 
     By more than `FLAT`, that is, for else the noise of compression would decide in flat places.
     """
@@ -224,7 +224,7 @@ def difference_hash(picture: Image.Image) -> int:
 
 
 def duplicates(examples: Sequence[Example]) -> tuple[tuple[str, ...], ...]:
-    """Groups of names of pictures that look the same: their hashes differ in at most `ALIKE` bits, and colours agree.
+    """Return groups of names of similar pictures: their hashes differ in at most `ALIKE` bits, and colours agree.
 
     The colours because a flat picture has no edges to hash, and because the same thing on another background is
     another picture.
@@ -259,7 +259,7 @@ def _buckets(examples: Sequence[Example], resolution: int, components: Component
 
 
 def _is_long(caption: str, token: str, components: Components) -> bool:
-    """Whether a caption, the token counted as one word of it, exceeds the window of a text encoder."""
+    """Return whether a caption, the token counted as one word of it, exceeds the window of a text encoder."""
     text = caption.replace("{}", "x").replace(token, "x")
     return any(len(t(text, verbose=False).input_ids) > t.model_max_length for t in components.tokenizers)
 
@@ -267,7 +267,7 @@ def _is_long(caption: str, token: str, components: Components) -> bool:
 def _all_collisions(
     captions: Sequence[tuple[str, str, str]], words: Iterable[str], components: Components | None
 ) -> list[str]:
-    """Collisions of each word among the captions, as (name, caption, word), of its own pictures."""
+    """Return collisions of each word among the captions, as (name, caption, word), of its own pictures."""
     return [
         said
         for word in words
@@ -276,7 +276,7 @@ def _all_collisions(
 
 
 def _collisions(captions: Sequence[tuple[str, str]], token: str, components: Components | None) -> list[str]:
-    """Sentences on where the token is, or could be taken for, something else."""
+    """Return sentences on where the token is, or could be taken for, something else."""
     before, after = (r"(?<!\w)" if re.match(r"\w", token) else ""), (r"(?!\w)" if re.search(r"\w$", token) else "")
     alone = re.compile(before + re.escape(token) + after)
     inside = [name for name, caption in captions if len(alone.findall(caption)) < caption.count(token)]
@@ -298,14 +298,14 @@ def _collisions(captions: Sequence[tuple[str, str]], token: str, components: Com
 
 
 def _memory(components: Components, trained: int, count: int, resolution: int, data: DataConfig) -> int:
-    """Bytes of all weights as they are, of what is trained, and of means and spreads of the latents."""
+    """Return the bytes of all weights as they are, of trained ones, and of means and spreads of the latents."""
     weights = sum(p.numel() * p.element_size() for module in components.modules() for p in module.parameters())
     cells = int(components.vae.config["latent_channels"]) * (resolution // components.factor) ** 2
     return weights + trained * PER_TRAINED + count * cells * 4 * 2 * (2 if data.flip > 0 else 1)
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Names, the first few of them if they are many."""
+    """Return names, the first few of them if they are many."""
     several = list(dict.fromkeys(names))
     if len(several) > NAMED + 1:
         return f"{', '.join(several[:NAMED])} and {len(several) - NAMED} more"

@@ -26,7 +26,7 @@ def with_smaller_copies(examples: Sequence[Example], count: int, generator: torc
     """Return the examples, each followed by `count` copies of it.
 
     Args:
-        examples: what is learned from.
+        examples: training pictures.
         count: copies of each.
         generator: source of sizes (even in their logarithm) and places.
     """
@@ -40,7 +40,7 @@ def with_smaller_copies(examples: Sequence[Example], count: int, generator: torc
 
 
 def _smaller(example: Example, scale: float, across: float, down: float) -> Example:
-    """A copy scaled by `scale`, at a place given as shares of the free room."""
+    """Return a copy scaled by `scale`, at a place given as shares of the free room."""
     picture = example.picture
     width, height = (max(1, round(side * scale)) for side in picture.size)
     left, top = round(across * (picture.width - width)), round(down * (picture.height - height))
@@ -57,7 +57,7 @@ def _smaller(example: Example, scale: float, across: float, down: float) -> Exam
 
 
 def _plain(picture: Image.Image) -> bool:
-    """Whether the rim has one colour."""
+    """Return whether the rim has one colour."""
     pixels = np.asarray(picture, dtype=np.float32)
     rim = np.concatenate((pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]))
     return bool((np.abs(rim - np.median(rim, axis=0)).mean() if len(rim) else 0.0) < PLAIN)

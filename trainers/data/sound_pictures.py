@@ -1,4 +1,4 @@
-"""Pictures of a folder that are only looked at: what is doubtful is noted and left out. Needs no torch."""
+"""Usable pictures of a folder: doubtful ones are noted and left out. Needs no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def sound_examples(folder: Path, on_event: OnEvent) -> list[Example]:
     A training asks before it leaves a picture out (`Reading.sound`); what compares with pictures need not.
 
     Args:
-        folder: where they are.
+        folder: folder to read.
         on_event: receives a note for each picture that is left out.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Boxes of training pictures as annotators leave them: clipped and counted, where a request would refuse them."""
+"""Boxes of training pictures as annotators write them: clipped and counted, where a request would refuse them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMAGES, LABELS, TRAIN = "images", "labels", "train"
 
 
 def yolo_tree(folder: Path) -> tuple[Path, Path] | None:
-    """The folders of pictures and of label files of a YOLO data set; None if a folder is none.
+    """Return the folders of pictures and of label files of a YOLO data set; None if a folder is none.
 
     Known are `images/` beside `labels/`, of which `train/` alone is read if they have it, the same in `train/`, and a
     folder of pictures for which the last `images` of its path may be read as `labels`.
@@ -47,9 +47,9 @@ class TrainingBoxes:
     """The boxes of a folder's pictures: `fox.bbox` beside `fox.png`, or one `annotations.json`, or YOLO's label files.
 
     Attributes:
-        folder: where the pictures are.
+        folder: folder of the pictures.
         labels: folder with a label file for each, by the same name; None if they are beside the pictures.
-        counts: what was changed: edges "clipped", boxes "empty", pictures "crowded", "unlabelled" and "unlisted".
+        counts: changes: edges "clipped", boxes "empty", pictures "crowded", "unlabelled" and "unlisted".
     """
 
     folder: Path
@@ -62,7 +62,7 @@ class TrainingBoxes:
             self._coco = coco_rows(self.folder / COCO, COCO_LIMIT)
 
     def of(self, name: str) -> tuple[Box, ...]:
-        """The boxes of a picture, the largest first; none if nothing says any.
+        """Return the boxes of a picture, the largest first; none if it has none.
 
         Raises:
             RequestError: for a file that cannot be read, corners that are swapped, or pixels instead of fractions.
@@ -84,7 +84,7 @@ class TrainingBoxes:
         return self._fitted(rows, COCO, True)
 
     def _fitted(self, rows: Sequence[Row], source: str, pixels: bool) -> tuple[Box, ...]:
-        """Boxes within the picture, no more than there is room for.
+        """Return boxes within the picture, no more than there is room for.
 
         What was told in `pixels` may lie anywhere; fractions above 2 are taken for pixels, and refused.
         """
@@ -104,7 +104,7 @@ class TrainingBoxes:
         return tuple(sorted(boxes, key=_area, reverse=True)[:SLOTS])
 
     def notes(self) -> Iterator[str]:
-        """What was changed, a sentence each."""
+        """Return the changes made, a sentence each."""
         said = {
             "clipped": "Boxes that reach over the edge of their picture, clipped: {}.",
             "empty": "Boxes without area, left out: {}.",

@@ -1,1 +1,1 @@
-"""The training loop and what it keeps, shows and repeats."""
+"""The training loop, its checkpoints and its previews."""

@@ -1,4 +1,4 @@
-"""Concepts kept on the way of a training, of which one becomes the result: where they are. Needs no torch."""
+"""Files of candidates: concepts saved during a training, of which one becomes the result. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pipelines.files import whole_file
 
 
 def candidate_steps(steps: int, count: int) -> frozenset[int]:
-    """The steps after which a candidate is kept, evenly spread, the last among them; fewer where there are fewer steps.
+    """Return the steps after which a candidate is saved, evenly spread, the last among them.
 
     >>> sorted(candidate_steps(200, 5))
     [40, 80, 120, 160, 200]
@@ -20,23 +20,23 @@ def candidate_steps(steps: int, count: int) -> frozenset[int]:
 
 
 def candidates_folder(concept: Path) -> Path:
-    """Where the candidates of a concept file are: X.steps beside X.safetensors."""
+    """Return the folder of the candidates of a concept file: X.steps beside X.safetensors."""
     return concept.with_name(f"{concept.stem}.steps")
 
 
 def candidate(folder: Path, step: int) -> Path:
-    """The file of the candidate of a step, in the folder that keeps them."""
+    """Return the file of the candidate of a step, in its folder."""
     return folder / f"{step:07d}.safetensors"
 
 
 def candidates(concept: Path) -> dict[int, Path]:
-    """Steps -> file of the candidates of a concept that are there."""
+    """Return steps -> file of the candidates of a concept that exist."""
     found = sorted(candidates_folder(concept).glob("[0-9]*.safetensors"))
     return {int(path.stem): path for path in found if path.stem.isdecimal() and path.is_file()}
 
 
 def kept_step(concept: Path) -> int | None:
-    """The step of the candidate that a concept file is, by the sums in their headers; None if it is none of them.
+    """Return the step of the candidate that a concept file equals, by the checksums in their headers; or None.
 
     Raises:
         ConceptError: if one of them cannot be read.
@@ -50,7 +50,7 @@ def kept_step(concept: Path) -> int | None:
 
 
 def take(concept: Path, step: int) -> None:
-    """Put the candidate of a step in the place of the concept; all candidates stay, so it can be undone.
+    """Replace the concept by the candidate of a step; all candidates stay, so it can be undone.
 
     Raises:
         ConceptError: if there is none of that step.

@@ -1,4 +1,4 @@
-"""Training state on disk, so that long work is never lost.
+"""Training state on disk, so that an interrupted training can be resumed.
 
 A state is a folder `step-00000050` with a manifest of SHA-256 sums. It is written under another name, flushed to the
 disk, and only then renamed, so that a process killed at any moment leaves whole states alone. Older ones are removed
@@ -37,16 +37,16 @@ BRIEF = 1.0
 """Seconds; a write that takes less is never put off."""
 
 Log = list[dict[str, Any]]
-"""What was reported: step and terms of each report."""
+"""Log of a training: step and terms of each report."""
 
 
 class Damaged(Exception):  # noqa: N818 - found while looking for a whole one, never shown by itself
-    """A state that is not what its manifest says."""
+    """A state that does not agree with its manifest."""
 
 
 @dataclass
 class Checkpoint:
-    """Where a loop keeps its state, and what that state is.
+    """The folder of a loop's state, and the identity of that state.
 
     Attributes:
         path: the folder of states; need not exist yet.
@@ -65,16 +65,16 @@ class Checkpoint:
     _damaged: list[Path] = field(default_factory=list, init=False)
 
     def due(self, step: int) -> bool:
-        """Whether to write after `step` steps: it is time by the steps, and the last write has earned its time."""
+        """Return whether to write after `step` steps: enough steps are done, and the last write was long enough ago."""
         pause = self._took * (1 / SHARE - 1) if self._took > BRIEF else 0.0
         return step % self.every == 0 and time.monotonic() - self._ended >= pause
 
     def save(self, step: int, loop: dict[str, Any] | None = None, log: Log | None = None) -> None:
-        """Write the state as of `step` steps done; older states go once it is found whole.
+        """Write the state after `step` steps; older states are removed once it is verified.
 
         Args:
             step: steps done.
-            loop: what the loop itself has to remember.
+            loop: state of the loop itself.
             log: all that was reported so far.
 
         Raises:
@@ -107,7 +107,7 @@ class Checkpoint:
         self._took = self._ended - began
 
     def _write(self, part: Path, state: dict[str, Any], log: Log | None) -> dict[str, dict[str, Any]]:
-        """Write the files of a state; gives length and sum of each for the manifest."""
+        """Write the files of a state; return length and checksum of each for the manifest."""
         with (part / STATE).open("xb") as stream:
             summed = _Summed(stream)
             try:
@@ -125,7 +125,7 @@ class Checkpoint:
         }
 
     def _prune(self, newest: Path) -> None:
-        """Remove what is older than the `KEPT` newest, unless the newest cannot be read back."""
+        """Remove states older than the `KEPT` newest, unless the newest cannot be read back."""
         if not whole(newest):
             return
         for place in self._damaged:
@@ -136,14 +136,14 @@ class Checkpoint:
         self._sweep()
 
     def _sweep(self) -> None:
-        """Remove what a killed process left behind."""
+        """Remove files that a killed process left behind."""
         for part in self.path.glob(".part-*"):
             shutil.rmtree(part, ignore_errors=True)
         for pointer in self.path.glob(f".{LATEST}.*"):
             pointer.unlink(missing_ok=True)
 
     def load(self, on_event: OnEvent = ignore) -> tuple[int, dict[str, Any], Log]:
-        """Restore the newest whole state; gives the steps it had done, what the loop keeps, and its log.
+        """Restore the newest whole state; return its steps, the loop's own state, and its log.
 
         0, {} and [] if there is none. A damaged one is passed over, and said.
 
@@ -170,7 +170,7 @@ class Checkpoint:
 
 
 class _Summed:
-    """A stream that keeps the SHA-256 and the length of what is written, and what went wrong."""
+    """A stream that computes the SHA-256 and the length of what is written, and keeps the first error."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream, self.digest, self.length = stream, hashlib.sha256(), 0
@@ -196,7 +196,7 @@ def _sync(path: Path) -> None:
 
 
 def states(folder: Path) -> list[Path]:
-    """The states in a folder, newest first, whole or not."""
+    """Return the states in a folder, newest first, whole or not."""
     if not folder.is_dir():
         return []
     named = [path for path in folder.iterdir() if re.fullmatch(r"step-\d{8,}", path.name)]
@@ -223,7 +223,7 @@ def verify(place: Path) -> None:
 
 
 def whole(place: Path) -> bool:
-    """Whether a state is what its manifest says."""
+    """Return whether a state agrees with its manifest."""
     try:
         verify(place)
     except Damaged:
@@ -232,12 +232,12 @@ def whole(place: Path) -> bool:
 
 
 def require_same(before: Mapping[str, Any], now: Mapping[str, Any], path: Path, may_change: Sequence[str] = ()) -> None:
-    """Refuse to go on from a state that was begun with other settings.
+    """Refuse to resume a state that was begun with other settings.
 
     Args:
-        before: what the run that is kept was begun with.
-        now: what this one is.
-        path: where its state is kept, to tell.
+        before: settings of the saved run.
+        now: settings of this run.
+        path: its state, for the error.
         may_change: names of settings that may differ.
 
     Raises:
@@ -254,7 +254,7 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any], path: Path, 
 
 
 def read(place: Path) -> tuple[dict[str, Any], Log]:
-    """The state of a folder and its log, verified.
+    """Read the state of a folder and its log, verified.
 
     Raises:
         Damaged: saying what is wrong.

@@ -1,4 +1,4 @@
-"""How much of a training is over: by its steps, or by the minutes it may take."""
+"""Progress of a training: by its steps, or by the minutes it may take."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pipelines.errors import Cancelled
 
 
 class Clock:
-    """The time of a training, pauses between runs left out.
+    """The time of a training, without pauses between runs.
 
     Args:
         minutes: wall-clock time it may take; None counts steps alone.
 
     Attributes:
-        steps: done so far; whoever steps says so.
+        steps: done so far; set by the loop.
     """
 
     def __init__(self, minutes: float | None) -> None:
@@ -25,28 +25,28 @@ class Clock:
         self.resume(0.0)
 
     def resume(self, seconds: float) -> None:
-        """Go on after so many seconds of earlier runs."""
+        """Count the seconds of earlier runs."""
         self.before, self.began = seconds, time.monotonic()
 
     @property
     def seconds(self) -> float:
-        """Seconds of training so far, those of earlier runs among them."""
+        """Return the seconds of training so far, with those of earlier runs."""
         return self.before + time.monotonic() - self.began
 
     @property
     def over(self) -> bool:
-        """Whether the minutes are over."""
+        """Return whether the minutes are over."""
         return self.limit is not None and self.seconds >= self.limit
 
     def share(self, step: int, steps: int) -> float:
-        """Between 0 and 1: what is over of the steps or of the minutes, whichever is further."""
+        """Return the progress between 0 and 1, of the steps or of the minutes, whichever is further."""
         by_time = 0.0 if self.limit is None else self.seconds / self.limit if self.limit else 1.0
         return min(1.0, max(step / steps, by_time))
 
 
 @contextmanager
 def until(clock: Clock) -> Iterator[None]:
-    """Take it for an end when a training is stopped because its minutes are over."""
+    """End the training normally when it is stopped because its minutes are over."""
     try:
         yield
     except Cancelled:

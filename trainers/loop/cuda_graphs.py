@@ -20,7 +20,7 @@ Call = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class _Tensors(nn.Module):
-    """A UNet whose call takes and gives tensors alone."""
+    """A UNet with tensors only as inputs and output."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
@@ -30,15 +30,15 @@ class _Tensors(nn.Module):
         return self.unet(sample, timesteps, context).sample
 
 
-class Recorded:
-    """Call it as the UNet: (B, C, h, w), timesteps (B,), text states (B, L, dim); gives the prediction.
+class CudaGraphUNet:
+    """A UNet call: (B, C, h, w), timesteps (B,), text states (B, L, dim) to the prediction.
 
     The parameters may change between calls, but only in place; the set of them must not.
 
     Args:
         unet: in training mode, all its parameters on one device.
         half: whether to compute in bfloat16, on a GPU.
-        on_event: is told if recording fails.
+        on_event: receives a note if recording fails.
     """
 
     def __init__(self, unet: UNet2DConditionModel, half: bool = True, on_event: OnEvent = ignore) -> None:
@@ -75,7 +75,7 @@ class Recorded:
         return self._own
 
 
-class RecordedStep:
+class CudaGraphStep:
     """Clipping and the steps of optimisers, recorded as one CUDA graph after some steps without.
 
     Learning rates become tensors on the device, which the caller fills; see `set_rate`.
@@ -83,7 +83,7 @@ class RecordedStep:
     Args:
         optimizers: Muon and AdamW, with all they train on one GPU.
         clip: largest gradient norm, or None.
-        on_event: is told if recording fails.
+        on_event: receives a note if recording fails.
     """
 
     AFTER = 20
@@ -98,7 +98,7 @@ class RecordedStep:
         self.gradients: list[Tensor] = []
 
     def __call__(self) -> None:
-        """Clip and step by the gradients that there are."""
+        """Clip gradients and step."""
         self.done += 1
         if self.done == self.AFTER:
             self._record()

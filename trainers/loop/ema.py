@@ -1,4 +1,4 @@
-"""The moving average of what is trained, which is often better than its last state."""
+"""The moving average of trained parameters, which is often better than their last state."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from trainers.loop.checkpoints import Checkpoint, require_same
 from trainers.loop.clock import Clock
 
 
-class Average:
+class EMA:
     """Exponential moving average of parameters.
 
     Args:
-        parameters: what is averaged.
+        parameters: parameters to average.
         decay: share of the old average that stays at each update; early updates count more, min(decay, (1+n)/(10+n)),
             so that a short run is not mostly its start. 0 makes the average the parameters themselves.
     """
@@ -31,7 +31,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the parameters as they are now into the average."""
+        """Add the current parameters to the average."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         if self.values:
@@ -39,7 +39,7 @@ class Average:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """The parameters hold the average while the `with` lasts."""
+        """Put the average into the parameters inside the `with`."""
         own = {name: self.parameters[name].detach().clone() for name in self.values}
         self._write(self.values)
         try:
@@ -48,11 +48,11 @@ class Average:
             self._write(own)
 
     def state(self) -> dict[str, Tensor]:
-        """What to keep."""
+        """Return the state for a checkpoint."""
         return {**self.values, "updates": torch.tensor(self.updates)} if self.decay else {}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what was kept."""
+        """Restore the state of a checkpoint."""
         for name, value in self.values.items():
             value.copy_(state[name])
         self.updates = int(state["updates"]) if self.decay else 0
@@ -67,7 +67,7 @@ def averaged_checkpoint(
     path: Path,
     every: int,
     weights: Mapping[str, Tensor],
-    average: Average,
+    average: EMA,
     optimizers: Sequence[torch.optim.Optimizer],
     clock: Clock,
     about: Mapping[str, Any] | None = None,
@@ -77,7 +77,7 @@ def averaged_checkpoint(
     Args:
         path: folder of the states.
         every: steps between them.
-        weights: what is trained, as `state_dict` gives it; written to in place.
+        weights: trained weights, as `state_dict` gives them; written to in place.
         average: of it.
         optimizers: of it.
         clock: of the training.

@@ -1,4 +1,4 @@
-"""A run from beginning to end: pictures and a base in, a concept file out. What the command lines share."""
+"""A run from beginning to end, shared by the command lines: pictures and a base in, a concept file out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipelines.generation import generate
 from pipelines.models.components import Components
 from pipelines.request.request import ConceptUse, Request
 from pipelines.words import file_stem
-from trainers.data.batches import templates
+from trainers.data.batches import prompt_templates
 from trainers.data.folders import Example, Reading, joined, read_folder
 from trainers.distributed import ALONE, Processes
 from trainers.loop.candidates import candidate, candidates_folder
@@ -36,7 +36,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def run_of(method: Method, family: str, images: Path, chosen: Mapping[str, Any]) -> Run:
-    """A run with settings by name, whichever of its configurations each belongs to; the recipe's for the rest."""
+    """Return a run with settings by name, whichever configuration each belongs to; the recipe's for the rest."""
 
     def of(kind: Any, **more: Any) -> Any:
         return kind(**more, **{key: value for key, value in chosen.items() if key in kind.model_fields})
@@ -46,7 +46,7 @@ def run_of(method: Method, family: str, images: Path, chosen: Mapping[str, Any])
 
 
 def destinations(config: Any, where: Destination, candidates: int = 0) -> list[Path]:
-    """The concept files of a run: its own subject's as told, those of others beside it by their words.
+    """Return the concept files of a run: its own subject's as set, those of others beside it by their words.
 
     Raises:
         ConfigError: if one is there already, two are the same, candidates are wanted of several, or the disk is full.
@@ -68,7 +68,7 @@ def destinations(config: Any, where: Destination, candidates: int = 0) -> list[P
 
 
 def readings(config: Any, data: DataConfig) -> Reading:
-    """The pictures of a run; with several subjects those of all, each with its word."""
+    """Read the pictures of a run; with several subjects those of all, each with its word."""
     subjects = config.subjects if isinstance(config, SubjectConfig) else ()
     if len(subjects) > 1:
         return joined([(read_folder(one.images or data.images), one.trigger) for one in subjects])
@@ -76,7 +76,7 @@ def readings(config: Any, data: DataConfig) -> Reading:
 
 
 def narrowed(components: Components, run: Run) -> Components:
-    """The base with what stays frozen in the precision of the run, in place.
+    """Cast the frozen parts of the base to the precision of the run, in place; return the base.
 
     Networks whose weights themselves are trained stay float32, and are computed in that precision where it is safe
     (autocast); a text encoder that is trained, or trained through to a new word, stays float32 altogether.
@@ -94,7 +94,7 @@ def narrowed(components: Components, run: Run) -> Components:
     return components
 
 
-def teach(
+def train_and_save(
     components: Components,
     run: Run,
     examples: Sequence[Example],
@@ -106,7 +106,7 @@ def teach(
     processes: Processes = ALONE,
     preview: bool = False,
 ) -> list[Path]:
-    """Train, write each concept and the loss log, and remove the training state; gives the concepts' paths.
+    """Train, write each concept and the loss log, and remove the training state; return the concepts' paths.
 
     What was interrupted goes on where it stopped. With `preview` a picture of each concept is drawn beside it.
     """
@@ -147,12 +147,12 @@ def teach(
         concept.save(output)
         state.rename(over)
         shutil.rmtree(over, ignore_errors=True)
-    processes.told(None)  # nobody leaves before the file is there
+    processes.broadcast(None)  # nobody leaves before the file is there
     return list(outputs)
 
 
 def _bring_in(kept: Path, output: Path, pace: TrainConfig) -> None:
-    """Put the candidates of a run that is over beside its concept, instead of those of an earlier one."""
+    """Move the candidates of a finished run beside its concept, replacing those of an earlier run."""
     place = candidates_folder(output)
     if kept.is_dir() or not pace.candidates:
         shutil.rmtree(place, ignore_errors=True)
@@ -165,10 +165,12 @@ def _bring_in(kept: Path, output: Path, pace: TrainConfig) -> None:
 
 
 def _draw(components: Components, concept: Concept, path: Path, on_event: OnEvent) -> None:
-    """Draw a concept with a fixed seed and few steps, to know it by; it is worth nothing to fail for."""
+    """Draw a preview of the concept with a fixed seed and few steps; skip it if drawing fails."""
     card = concept.card
     wording = "pocket" if components.family == "pocket" else "style" if card.kind == "style" else "object"
-    prompt = on_plain_ground(card.example or templates(wording)[0].replace("{}", concept.token), components.family)
+    prompt = on_plain_ground(
+        card.example or prompt_templates(wording)[0].replace("{}", concept.token), components.family
+    )
     request = Request(prompt=prompt, steps=PREVIEW_STEPS, seed=0, concepts=(ConceptUse(source=concept.token),))
     try:
         made = generate(components, request, concepts={concept.token: concept})
@@ -181,7 +183,7 @@ def _draw(components: Components, concept: Concept, path: Path, on_event: OnEven
 
 @contextmanager
 def pausing() -> Iterator[Callable[[], bool]]:
-    """While the `with` lasts, Ctrl-C or a termination asks the training to keep its state and stop; twice ends it.
+    """Let Ctrl-C or a termination pause the training inside the `with`: it saves its state and stops; twice ends it.
 
     Gives the question whether it was asked. Outside the main thread there are no signals, and the answer is no.
     """

@@ -18,7 +18,7 @@ from pipelines.errors import Cancelled, ConfigError
 from pipelines.events import Note, OnEvent, StepDone, ignore
 from trainers.distributed import ALONE, Processes
 from trainers.loop.checkpoints import Checkpoint, Log
-from trainers.loop.cuda_graphs import RecordedStep, set_rate
+from trainers.loop.cuda_graphs import CudaGraphStep, set_rate
 from trainers.loop.muon import Muon
 
 Losses = Callable[[int, torch.Generator], dict[str, Tensor]]
@@ -26,7 +26,7 @@ Losses = Callable[[int, torch.Generator], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Pace:
-    """How long and how a loop runs.
+    """Duration, seed, gradient limits and reports of a loop.
 
     Attributes:
         steps: optimiser steps in all.
@@ -44,7 +44,7 @@ class Pace:
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """The CPU generator of one step; the same for a run that was resumed."""
+    """Return the CPU generator of one step; the same for a run that was resumed."""
     return torch.Generator().manual_seed((seed * 1_000_003 + step * 7_919 + 17) % (1 << 63))
 
 
@@ -118,7 +118,7 @@ def optimise(
             keeper.require_finite(means, done, weights=last)
             keeper.log.append({"step": done, **means})
             on_event(StepDone(done, pace.steps, means | figures, time.monotonic() - start))
-        if checkpoint and (last or (done % checkpoint.every == 0 and processes.told(checkpoint.due(done)))):
+        if checkpoint and (last or (done % checkpoint.every == 0 and processes.broadcast(checkpoint.due(done)))):
             keeper.keep(done)
     return pace.steps
 
@@ -159,7 +159,7 @@ class _Stepper:
         self.optimizers, self.clip, self.processes, self.scaler = optimizers, clip, processes, scaler
         self.parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
         recordable = any(isinstance(one, Muon) for one in optimizers) and all(p.is_cuda for p in self.parameters)
-        self.recorded = RecordedStep(optimizers, clip, on_event) if recordable and scaler is None else None
+        self.recorded = CudaGraphStep(optimizers, clip, on_event) if recordable and scaler is None else None
 
     def backward(self, loss: Tensor) -> None:
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
@@ -187,7 +187,7 @@ class _Stepper:
 
 
 class _Keeper:
-    """Keeps the state of a loop, finds it again, and never keeps one that is spoilt."""
+    """The checkpoints of a loop; never of a state with invalid values."""
 
     def __init__(
         self,
@@ -203,7 +203,7 @@ class _Keeper:
         self.kept = 0
 
     def begun(self, pace: Pace) -> int:
-        """Restore the state that was kept and give the steps it had done."""
+        """Restore the saved state; return the steps it had done."""
         begun = self._restore()
         if begun > pace.steps:
             raise ConfigError(
@@ -219,7 +219,7 @@ class _Keeper:
         begun, loop, self.log = self.checkpoint.load(self.on_event)
         for group in (group for optimizer in self.stepper.optimizers for group in optimizer.param_groups):
             group["lr"] = float(group["lr"])  # the state of recorded steps holds tensors
-        if self.processes.told(begun) != begun:
+        if self.processes.broadcast(begun) != begun:
             raise ConfigError(
                 f"This process found a state of step {begun}, the main one another.",
                 f"Let all processes see the same {self.checkpoint.path}.",
@@ -232,7 +232,7 @@ class _Keeper:
         return begun
 
     def keep(self, step: int) -> None:
-        """Write the state; a disk that is full is said and does not stop the training."""
+        """Save the state; a full disk is reported and does not stop the training."""
         self.require_finite(self.processes.mean(self.report.means()), step, weights=True)
         if self.checkpoint is None or not self.processes.main:
             return
@@ -254,7 +254,7 @@ class _Keeper:
             )
 
     def stopped(self, step: int) -> str:
-        """Keep the state of a run that is stopped; says from where it can go on."""
+        """Save the state of a run that is stopped; return a sentence on how to resume it."""
         if self.checkpoint is None:
             return ""
         if step != self.kept:
@@ -262,7 +262,7 @@ class _Keeper:
         return f"The same command goes on from step {self.kept}." if self.kept else "Nothing was done yet."
 
     def require_finite(self, means: dict[str, float], step: int, weights: bool) -> None:
-        """Stop before a loss or a weight that is no number is kept; what is trained goes back to what was kept."""
+        """Stop before an infinite loss or weight is saved; parameters go back to the saved state."""
         broken = [name for name, value in means.items() if not abs(value) < float("inf")]
         if not broken and not (weights and not self.stepper.finite()):
             return

@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrices are made orthogonal before they are applied.
+"""Muon: an optimiser that makes the momentum of matrices orthogonal before it is applied.
 
 Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); the step is scaled to AdamW's
 typical size as in Liu et al., arXiv:2502.16982, so that one learning rate serves both. `torch.optim.Muon` takes only
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def orthogonal(matrices: Tensor, rounds: int = 5) -> Tensor:
-    """The nearest (semi-)orthogonal matrices, approximately: singular values end between 0.7 and 1.2.
+    """Return the nearest (semi-)orthogonal matrices, approximately: singular values end between 0.7 and 1.2.
 
     Newton-Schulz iteration with the quintic coefficients of the source; (..., rows, columns) float32.
     """
@@ -58,7 +58,7 @@ class Muon(torch.optim.Optimizer):
                 self._step(parameters, group)
 
     def _step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        """The step of parameters whose matrices have one shape."""
+        """Step parameters whose matrices have one shape."""
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         for parameter in parameters:
             if not self.state[parameter]:

@@ -1,4 +1,4 @@
-"""What a training shows on its way: previews, concepts to choose from, figures."""
+"""Outputs of a training while it runs: previews, candidates, figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.generation import generate
 from pipelines.request.request import Request
 from trainers.data.batches import Example, usable
 from trainers.loop.candidates import candidate_steps
-from trainers.loop.ema import Average
+from trainers.loop.ema import EMA
 from trainers.method import Trainable
 
 if TYPE_CHECKING:
@@ -27,15 +27,15 @@ def after_step(
     run: Run,
     trainable: Trainable,
     examples: Sequence[Example],
-    average: Average,
+    average: EMA,
     on_event: OnEvent | None,
     offer: Offer | None,
 ) -> Callable[[int], dict[str, float]]:
-    """What happens after each step: the average goes on, and now and then there is a preview, a candidate, figures.
+    """Return the callback after each step: it updates the average and at times gives previews, candidates, figures.
 
     Args:
         run: method and settings.
-        trainable: what is trained.
+        trainable: the trained parts.
         examples: the pictures.
         average: of what is trained; what is shown is the average.
         on_event: receives previews; None in processes that only help.
@@ -62,12 +62,12 @@ def after_step(
 
 
 def on_plain_ground(prompt: str, family: str) -> str:
-    """The prompt of a preview; pocket, which chooses any colour, is told one against which most things can be seen."""
+    """Return the prompt of a preview; for pocket with a background colour on which most things are visible."""
     return f"{prompt} on a blue background" if family == "pocket" and "background" not in prompt else prompt
 
 
 def _preview(trainable: Trainable, run: Run, examples: Sequence[Example], step: int) -> Preview:
-    """A picture of the concept as it is now."""
+    """Draw the concept as it is now."""
     prompt = _sample(trainable, examples, run.config.trigger).replace("{}", run.config.trigger)
     prompt = on_plain_ground(prompt, trainable.components.family)
     made: Any = generate(trainable.components, Request(prompt=prompt, steps=15, seed=run.train.seed))
@@ -75,6 +75,6 @@ def _preview(trainable: Trainable, run: Run, examples: Sequence[Example], step: 
 
 
 def _sample(trainable: Trainable, examples: Sequence[Example], token: str) -> str:
-    """A caption to show the concept with: the first template, or else the first caption of a picture."""
+    """Return a caption to show the concept with: the first template, or else the first caption of a picture."""
     own = (caption for example in examples for caption in example.captions if usable(caption, token))
     return next(iter(trainable.wordings), None) or next(own)

@@ -1,4 +1,4 @@
-"""Training a concept: a base, a method, examples in; a `Concept` out. One function for every method."""
+"""Training of a concept: a base, a method, examples in; a `Concept` out. One function for every method."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from trainers.data.cut_mix import cut_mixed
 from trainers.data.smaller_copies import with_smaller_copies
 from trainers.distributed import ALONE, WHOLE, Part, Processes
 from trainers.loop.checkpoints import KEPT, Checkpoint, require_same
-from trainers.loop.ema import Average
+from trainers.loop.ema import EMA
 from trainers.loop.loop import Pace, optimise, warm_stable_decay
 from trainers.loop.previews import REPORT, Offer, after_step
 from trainers.method import Method, Trainable
@@ -32,13 +32,13 @@ from trainers.settings import DataConfig, SubjectConfig, TrainConfig
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that decides what is learned, but for the pictures themselves.
+    """All settings of a training except the pictures themselves.
 
     Attributes:
-        method: how.
+        method: the method.
         config: the method's own settings.
         train: pace and optimiser.
-        data: how pictures are read.
+        data: settings of reading pictures.
     """
 
     method: Method
@@ -47,7 +47,7 @@ class Run:
     data: DataConfig
 
     def recipe(self) -> dict[str, Any]:
-        """The resolved configuration, for the concept's card; without the person's folder names."""
+        """Return the resolved configuration for the concept's card, without the person's folder names."""
         data = self.data.model_dump(mode="json", exclude={"images", "cache"})
         own = self.config.model_dump(mode="json", exclude={"class_images", "also"})
         if isinstance(self.config, SubjectConfig) and self.config.also:
@@ -56,7 +56,7 @@ class Run:
 
 
 def with_recipe(method: Method, family: str, run: Run) -> Run:
-    """`run` with the method's recipe for a family wherever the person set nothing."""
+    """Return `run` with the method's recipe for a family wherever the person set nothing."""
     values = method.recipe(family, run.config)
 
     def filled(config: Any) -> Any:
@@ -88,7 +88,7 @@ def train(
         examples: the pictures; with several subjects each has the word of its own.
         keep: folder for the training state; if there is one in it, training goes on from it.
         keep_every: steps between writes, more for a state that takes long to write.
-        class_folder: where class pictures are kept, for methods that want some.
+        class_folder: folder of class pictures, for methods that use some.
         processes: those that train together, each with a batch of its own; they give the same concept.
         offer: receives the candidates that the run asks for, each with its steps; the last equals the result.
         on_event: receives steps with losses and figures, previews and notes.
@@ -110,7 +110,7 @@ def train(
         examples = _of_subjects(components, run, examples, trainable)
         begun_with = _begun_with(components, run, [*examples, *class_pictures], processes)
         optimizer = _optimizer(run.train, trainable, processes)
-        average = Average(trainable.parameters, run.train.ema)
+        average = EMA(trainable.parameters, run.train.ema)
         draw = _batches(components, run, examples, class_pictures, trainable, on_event, processes.part)
         optimise(
             _losses(components, run, trainable, draw),
@@ -130,14 +130,14 @@ def train(
 
 
 def _chance(run: Run) -> torch.Generator:
-    """Where initial values come from; steps have generators of their own."""
+    """Return the generator of initial values; steps have generators of their own."""
     return torch.Generator().manual_seed(run.train.seed * 7_907 + 13)
 
 
 def _telling(
     components: Components, run: Run, offer: Offer | None
 ) -> tuple[Callable[[Concept], Concept], Offer | None]:
-    """What makes a concept's card say how it was learned, and an offer of such concepts."""
+    """Return a function that adds the training settings to a concept's card, and an `offer` that uses it."""
     about = {"recipe": run.recipe(), "base_fingerprint": components.fingerprint()}
 
     def told(concept: Concept) -> Concept:
@@ -149,7 +149,7 @@ def _telling(
 def _losses(
     components: Components, run: Run, trainable: Trainable, draw: Callable[[int, torch.Generator], Batch]
 ) -> Callable[[int, torch.Generator], dict[str, torch.Tensor]]:
-    """The terms of the batch of an index, in the precision of the run."""
+    """Return the loss terms of the batch of an index, in the precision of the run."""
 
     def losses(index: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         with _autocast(run, components):
@@ -159,7 +159,7 @@ def _losses(
 
 
 def probe(components: Components, run: Run, examples: Sequence[Example]) -> tuple[int, float]:
-    """How many numbers a run trains, and how many seconds one of its steps takes here, by trying two.
+    """Return the number of trained values of a run and the seconds of a step on this machine, by trying two.
 
     Args:
         components: the base; bit-identical afterwards.
@@ -183,7 +183,7 @@ def probe(components: Components, run: Run, examples: Sequence[Example]) -> tupl
 
 
 def _now(components: Components) -> float:
-    """Seconds, once all that was asked of the device is done."""
+    """Return the time in seconds, once the device has finished its work."""
     if components.device.type == "cuda":
         torch.cuda.synchronize(components.device)
     return time.monotonic()
@@ -197,7 +197,7 @@ def _class_pictures(
     on_event: OnEvent,
     should_stop: Callable[[], bool],
 ) -> list[Example]:
-    """Pictures of the class, for a run that asks for some; made by the base before anything is learned."""
+    """Return pictures of the class for a run that asks for some; generated by the base before training."""
     if not isinstance(run.config, SubjectConfig) or run.config.prior != "pictures":
         return []
     if run.data.buckets:
@@ -220,7 +220,7 @@ def _class_pictures(
 def _of_subjects(
     components: Components, run: Run, examples: Sequence[Example], trainable: Trainable
 ) -> Sequence[Example]:
-    """The examples of a run that learns several subjects, with composed ones among them if it asks for some.
+    """Return the examples of a run with several subjects, with composed ones among them if it asks for some.
 
     Raises:
         DataError: if a subject has no picture.
@@ -239,8 +239,10 @@ def _of_subjects(
             "Mirrored pictures would contradict captions that say left and right.", "Use --flip 0 with --cut-mix."
         )
     side = run.data.resolution or int(components.unet.config["sample_size"]) * components.factor
-    chance = torch.Generator().manual_seed(run.train.seed * 6_151 + 29)
-    return cut_mixed(examples, run.config, trainable.wordings, side=side, crop=run.data.center_crop, generator=chance)
+    generator = torch.Generator().manual_seed(run.train.seed * 6_151 + 29)
+    return cut_mixed(
+        examples, run.config, trainable.wordings, side=side, crop=run.data.center_crop, generator=generator
+    )
 
 
 def _batches(
@@ -252,7 +254,7 @@ def _batches(
     on_event: OnEvent,
     part: Part = WHOLE,
 ) -> Callable[[int, torch.Generator], Batch]:
-    """Encode the pictures; gives the batch of an index, with as many pictures of the class where there are any."""
+    """Encode the pictures; return a function for the batch of an index, with as many class pictures if any."""
     size = int(components.unet.config["sample_size"]) * components.factor
     data, pace, trigger = run.data, run.train, run.config.trigger
 
@@ -287,7 +289,7 @@ def _batches(
 
 
 def _optimizer(pace: TrainConfig, trainable: Trainable, processes: Processes) -> torch.optim.Optimizer:
-    """AdamW over what is trained, each part at its own rate."""
+    """Return AdamW over the trained parameters, each group at its own rate."""
     rate = pace.rate * (processes.count if pace.scale_lr else 1)
     by_rate: dict[float, list[torch.nn.Parameter]] = {}
     for name, parameter in trainable.parameters.items():
@@ -307,20 +309,20 @@ def _optimizer(pace: TrainConfig, trainable: Trainable, processes: Processes) ->
 
 
 def _autocast(run: Run, components: Components) -> AbstractContextManager[Any]:
-    """Weights kept in float32 although the run is in a lower precision are computed in it where that is safe."""
+    """Compute with float32 weights in the lower precision of the run where that is safe."""
     if run.train.precision == "no" or components.dtype != torch.float32:
         return nullcontext()
     return torch.autocast(components.device.type, torch.bfloat16 if run.train.precision == "bf16" else torch.float16)
 
 
 def _scaler(run: Run, components: Components) -> torch.amp.GradScaler | None:
-    """What keeps small gradients from vanishing in float16."""
+    """Return the gradient scaler of float16; None for other precisions."""
     return torch.amp.GradScaler(components.device.type) if run.train.precision == "fp16" else None
 
 
 @contextmanager
 def _checkpointed(components: Components) -> Iterator[None]:
-    """Activations of the UNet are computed again in the backward pass while the `with` lasts."""
+    """Recompute activations of the UNet in the backward pass inside the `with`."""
     components.unet.enable_gradient_checkpointing()
     try:
         yield
@@ -329,7 +331,7 @@ def _checkpointed(components: Components) -> Iterator[None]:
 
 
 def _begun_with(components: Components, run: Run, pictures: Sequence[Example], processes: Processes) -> dict[str, Any]:
-    """What a resumed run must share with the run it goes on from."""
+    """Return the settings that a resumed run must share with the run it resumes."""
     about = {**run.recipe(), "base": components.fingerprint(), "pictures": digest(pictures)}
     return about if processes.count == 1 else {**about, "processes": processes.count}
 
@@ -343,10 +345,10 @@ def _checkpoint(
     run: Run,
     trainable: Trainable,
     optimizer: torch.optim.Optimizer,
-    average: Average,
+    average: EMA,
     begun_with: dict[str, Any],
 ) -> Checkpoint | None:
-    """Where the state is kept, if it is to be."""
+    """Return the checkpoint of a run, if it keeps one."""
     if path is None:
         return None
     # Numbers, two moments and perhaps an average, in the states kept and the one being written, and the concepts.

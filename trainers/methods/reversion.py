@@ -33,11 +33,11 @@ from trainers.data.batches import Batch, Example, ordinary, usable
 from trainers.data.named_pairs import Pair, named_pair, pair_captions, sides
 from trainers.losses import (
     Conditioning,
+    caption_ids,
     drawn,
     noise_levels,
     pixels_of,
     predicted,
-    prompt_ids,
     target,
     weighted_error,
 )
@@ -132,7 +132,7 @@ class ReVersion:
                 count = min(config.positives, len(basis.rows))
                 picked = [torch.randperm(len(basis.rows), generator=generator)[:count] for _ in captions]
                 positives = basis.rows[torch.cat(picked).to(basis.rows.device)]
-                negatives = basis.negatives(prompt_ids(components, which, captions))
+                negatives = basis.negatives(caption_ids(components, which, captions))
                 loss = weight * steering_loss(row, positives, negatives, config.temperature)
                 terms["steer"] = terms.get("steer", 0) + loss
             if config.norm_pull:
@@ -168,10 +168,10 @@ def _examine(state: _State, examples: Sequence[Example]) -> None:
     given = Pair(config.left, config.right) if config.left else None
     for example in examples:
         spoken = [caption for caption in example.captions if usable(caption, config.token)]
-        lame = next((caption for caption in spoken if sides(caption, config.token) is None), None)
-        if lame is not None:
+        incomplete = next((caption for caption in spoken if sides(caption, config.token) is None), None)
+        if incomplete is not None:
             raise DataError(
-                f"The caption {lame!r:.80} of {example.name} names only one of the two things, or none.",
+                f"The caption {incomplete!r:.80} of {example.name} names only one of the two things, or none.",
                 "Name one before the {} and one after it: a cat {} a box.",
             )
         pair = named_pair(spoken, config.token) or given

@@ -21,7 +21,7 @@ from pipelines.concepts.card import ConceptCard
 from pipelines.concepts.concept import Concept
 from pipelines.concepts.token_embeddings import new_words, single_rows
 from pipelines.models.components import Components
-from trainers.data.batches import Batch, templates
+from trainers.data.batches import Batch, prompt_templates
 from trainers.losses import conditioning, denoising_errors, drawn, noise_levels, pixels_of
 from trainers.method import Trainable
 from trainers.method_settings import TextualInversionConfig
@@ -63,7 +63,7 @@ class TextualInversion:
         """Add the word, all its vectors starting as the initializer."""
         starts = tuple(row.expand(config.vectors, -1) for row in single_rows(components, config.init))
         own = "pocket" if components.family == "pocket" else config.kind
-        wordings = templates(own if config.wordings == "auto" else config.wordings)
+        wordings = prompt_templates(own if config.wordings == "auto" else config.wordings)
         levels = noise_levels(components.scheduler_config, components.device)
         with new_words(components, config.token, starts) as words:
 

@@ -20,7 +20,7 @@ STAGES = ("vae", "judge", "text", "unet")
 
 
 def _show(stage: str, log: Path) -> OnEvent:
-    """An event reader that prints progress and appends it to a log of JSON lines."""
+    """Return an event reader that prints progress and appends it to a log of JSON lines."""
 
     def show(event: Event) -> None:
         if isinstance(event, StepDone):

@@ -26,7 +26,7 @@ GOALS: dict[str, tuple[str, float, float]] = {
 """Figure -> what it is, the least a CPU training must reach, the goal."""
 
 TRAINING = "training.json"
-"""How the weights beside it were trained."""
+"""Record of the training of the weights beside it."""
 
 CHANCE = {
     "one_object_drawn": "drawn_floor",
@@ -39,7 +39,7 @@ CHANCE = {
 
 
 def device_name(device: str) -> str:
-    """The processor in words."""
+    """Return the processor in words."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
@@ -51,7 +51,7 @@ def _told(facts: dict[str, Any]) -> str:
 
 
 def _trainings(facts: dict[str, Any]) -> list[str]:
-    """One line for each training, the last first."""
+    """Return one line for each training, the last first."""
     trainings = [facts]
     while "earlier" in trainings[-1]:
         trainings.append(trainings[-1]["earlier"])

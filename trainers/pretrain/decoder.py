@@ -1,4 +1,4 @@
-"""A better decoder for a finished model: the encoder, and with it every latent and every UNet, stays as it is.
+"""A better decoder for a finished model: the encoder, and with it every latent and every UNet, stays unchanged.
 
 The autoencoder's decoder is trained once more, deeper and on two kinds of latents: those of real pictures, so that it
 restores them well, and those of the same pictures noised half-way and drawn to the end by the UNet, which carry the
@@ -22,7 +22,7 @@ from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
 from pipelines.measures.drawn import luminance, ssim
 from pipelines.models.components import Components
-from trainers.losses import prompt_ids
+from trainers.losses import caption_ids
 from trainers.pretrain.parts import autoencoder, scheduler
 from trainers.pretrain.vae import Schedule, as_bytes, as_images, train_averaged
 from trainers.stickers.art import Style
@@ -71,7 +71,7 @@ def redrawn(components: Components, latents: Tensor, captions: list[str], genera
     level = alphas[at][:, None, None, None]
     x = level.sqrt() * latents + (1 - level).sqrt() * noise
     states = [
-        components.text_encoders[0](prompt_ids(components, 0, text)).last_hidden_state for text in ([""], captions)
+        components.text_encoders[0](caption_ids(components, 0, text)).last_hidden_state for text in ([""], captions)
     ]
     context = torch.cat((states[0].expand(len(latents), -1, -1), states[1]))
     steps = torch.ceil(at / STRIDE).long()
@@ -92,7 +92,7 @@ def redrawn(components: Components, latents: Tensor, captions: list[str], genera
 
 @dataclass(frozen=True)
 class Pairs:
-    """Latents with the pictures that they should become.
+    """Latents with the pictures they are decoded to.
 
     Attributes:
         pictures: (N, 3, H, W) uint8.
@@ -159,7 +159,7 @@ def train_decoder(
     """Train a decoder for the base and return the autoencoder with it; encoded pairs are kept in `work`.
 
     Args:
-        work: where states are kept.
+        work: folder of states.
         components: the base; its encoder stays.
         steps: optimiser steps at most.
         size: side of the pictures in pixels.
@@ -176,8 +176,8 @@ def train_decoder(
     pairs = _pairs(work / f"pairs-{size}-{count}.pt", components, count, size, on_event)
 
     def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        chance = torch.Generator(components.device)
-        latents, truth = pairs.batch(batch, chance.manual_seed(int(torch.randint(1 << 62, (), generator=generator))))
+        seed = int(torch.randint(1 << 62, (), generator=generator))
+        latents, truth = pairs.batch(batch, torch.Generator(components.device).manual_seed(seed))
         with torch.autocast(latents.device.type, torch.bfloat16, enabled=latents.is_cuda):
             made = vae.decoder(latents)
         made = made.float()
@@ -191,7 +191,7 @@ def train_decoder(
 
 
 def _pairs(path: Path, components: Components, count: int, size: int, on_event: OnEvent) -> Pairs:
-    """The pairs that are kept at a path for this base, or new ones, kept there."""
+    """Return the pairs that are kept at a path for this base, or new ones, kept there."""
     of = components.fingerprint()
     if path.exists():
         kept = torch.load(path, map_location=components.device, weights_only=True)

@@ -22,22 +22,22 @@ from pipelines.models.inpainting_unet import FOLDER
 from pipelines.pictures.grids import Grid
 from pipelines.pictures.sheet import Sheet
 from pipelines.pictures.tensors import to_pictures
-from trainers.base_models.inpainting_unet import Holed, Plan, Source, painted, save_unet, train_unet, widened
-from trainers.base_models.random_masks import random_holes
-from trainers.loop.ema import Average
+from trainers.base_models.inpainting_unet import MaskedBatch, Plan, Source, painted, save_unet, train_unet, widened
+from trainers.base_models.random_masks import random_masks
+from trainers.loop.ema import EMA
 from trainers.pretrain.card import TRAINING, device_name, note_training
 from trainers.pretrain.stages import minutes_in
 from trainers.stickers.tasks import TASKS, TRAINED_TASKS, Drawings, Pool, pairs, pools, scenes_for
 from trainers.stickers.world import HELD_OUT, NAMES, UNIT
 
 RECORD = "inpainting.json"
-"""How the UNet in the same folder was trained."""
+"""Record of the training of the UNet in the same folder."""
 
 EMPTY = 0.1
 """Share of captions left empty in plain inpainting."""
 
 HINTED = 0.3
-"""Share of visual prompts that are told the task in words as well."""
+"""Share of visual prompts with the task in words as well."""
 
 BLANK = 0.08
 """Share of visual prompts whose examples are left blank, so that an example can guide."""
@@ -57,7 +57,7 @@ GRIDS = (
 
 @dataclass(frozen=True)
 class World:
-    """What batches are drawn from, on the device.
+    """The sources of batches, on the device.
 
     Attributes:
         pools: for each kind of scenes.
@@ -74,14 +74,14 @@ class World:
 
 @torch.no_grad()
 def states_of(components: Components, texts: list[str]) -> Tensor:
-    """States (N, T, D) of texts by the base's text encoder."""
+    """Return states (N, T, D) of texts by the base's text encoder."""
     tokenizer, encoder = components.tokenizers[0], components.text_encoders[0]
     ids = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(encoder.device)
     return torch.cat([encoder(part).last_hidden_state.float() for part in ids.split(512)])
 
 
 def world(components: Components, count: int, seed: int, drawings: Drawings, names: tuple[str, ...] = NAMES) -> World:
-    """Pools of `count` scenes of each kind, and the states of their captions."""
+    """Return pools of `count` scenes of each kind, and the states of their captions."""
     captions = [item.caption for item in scenes_for("any", count, seed, names)]
     words = states_of(components, [task.words for task in TASKS.values()])
     return World(
@@ -92,46 +92,46 @@ def world(components: Components, count: int, seed: int, drawings: Drawings, nam
     )
 
 
-def _told(states: Tensor) -> dict[str, Tensor]:
+def _conditioning(states: Tensor) -> dict[str, Tensor]:
     return {"encoder_hidden_states": states}
 
 
 def plain_source(made: World, batch: int) -> Source:
-    """Single pictures with random holes; nine captions in ten are kept."""
+    """Return a source of single pictures with random masks; nine captions in ten are kept."""
 
-    def source(index: int, chance: torch.Generator) -> Holed:
-        pool, device = made.pools["any"], chance.device
-        which = torch.randint(len(pool), (batch,), generator=chance, device=device)
+    def source(index: int, generator: torch.Generator) -> MaskedBatch:
+        pool, device = made.pools["any"], generator.device
+        which = torch.randint(len(pool), (batch,), generator=generator, device=device)
         material = pool.take(which)
-        holes = random_holes(batch, (material.size, material.size), chance, material.masks)
-        kept = torch.rand(batch, 1, 1, generator=chance, device=device) >= EMPTY
-        return Holed(material.pictures, holes, _told(torch.where(kept, made.captions[which], made.empty)))
+        masks = random_masks(batch, (material.size, material.size), generator, material.masks)
+        kept = torch.rand(batch, 1, 1, generator=generator, device=device) >= EMPTY
+        return MaskedBatch(material.pictures, masks, _conditioning(torch.where(kept, made.captions[which], made.empty)))
 
     return source
 
 
 def grid_source(made: World, batch: int) -> Source:
-    """Visual prompts of all trained tasks in equal shares."""
+    """Return a source of visual prompts of all trained tasks in equal shares."""
 
-    def source(index: int, chance: torch.Generator) -> Holed:
-        grid, device = GRIDS[index % len(GRIDS)], chance.device
+    def source(index: int, generator: torch.Generator) -> MaskedBatch:
+        grid, device = GRIDS[index % len(GRIDS)], generator.device
         each = max(1, round(batch * 2 / grid.pairs / len(TRAINED_TASKS)))
-        cells = torch.cat([task_cells(made, name, (each, grid.pairs), chance) for name in TRAINED_TASKS])
-        blank = torch.rand(len(cells), 1, 1, 1, 1, 1, generator=chance, device=device) < BLANK
+        cells = torch.cat([task_cells(made, name, (each, grid.pairs), generator) for name in TRAINED_TASKS])
+        blank = torch.rand(len(cells), 1, 1, 1, 1, 1, generator=generator, device=device) < BLANK
         cells[:, :-1] = torch.where(blank, 0.0, cells[:, :-1])
         words = torch.stack([made.words[name] for name in TRAINED_TASKS]).repeat_interleave(each, 0)
-        hinted = torch.rand(len(cells), 1, 1, generator=chance, device=device) < HINTED
+        hinted = torch.rand(len(cells), 1, 1, generator=generator, device=device) < HINTED
         side = cells.shape[-1]
-        return Holed(
-            grid.compose(cells), grid.mask(side, side).to(device), _told(torch.where(hinted, words, made.empty))
+        return MaskedBatch(
+            grid.compose(cells), grid.mask(side, side).to(device), _conditioning(torch.where(hinted, words, made.empty))
         )
 
     return source
 
 
-def task_cells(made: World, name: str, shape: tuple[int, int], chance: torch.Generator) -> Tensor:
-    """Cells (grids, pairs, 2, 3, S, S) of a task on scenes drawn at random."""
-    return pairs(TASKS[name], made.pools[TASKS[name].scenes].draw(shape, chance), chance)
+def task_cells(made: World, name: str, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Return cells (grids, pairs, 2, 3, S, S) of a task on scenes drawn at random."""
+    return pairs(TASKS[name], made.pools[TASKS[name].scenes].draw(shape, generator), generator)
 
 
 # -- looking ----------------------------------------------------------------------------------------------------
@@ -140,32 +140,32 @@ def task_cells(made: World, name: str, shape: tuple[int, int], chance: torch.Gen
 def preview(
     unet: UNet2DConditionModel, components: Components, made: World, count: int, path: Path
 ) -> dict[str, float]:
-    """A sheet of inpainted pictures and of answers, and the mean error (0 to 2) of the answers to each task.
+    """Draw a sheet of inpainted pictures and of answers; return the mean error (0 to 2) of the answers to each task.
 
     Args:
         unet: the UNet to look at.
         components: the base.
         made: unseen scenes.
         count: visual prompts of each task.
-        path: where the sheet is written.
+        path: file of the sheet.
     """
     unet.eval()
-    chance = torch.Generator(unet.device).manual_seed(1)
+    generator = torch.Generator(unet.device).manual_seed(1)
     sheet, figures = Sheet(cell=64, label=150), {}
-    batch = plain_source(made, 8)(0, chance)
-    result = painted(unet, components, batch, chance)
+    batch = plain_source(made, 8)(0, generator)
+    result = painted(unet, components, batch, generator)
     for caption, shown in (
         ("pictures", batch.pictures),
-        ("with holes", batch.pictures * (batch.holes < 0.5)),
+        ("with holes", batch.pictures * (batch.masks < 0.5)),
         ("painted", result),
     ):
         sheet.row(caption, to_pictures(shown))
     grid = Grid()
     for name in TASKS:
-        cells = task_cells(made, name, (count, 2), chance)
-        hole = grid.mask(cells.shape[-1], cells.shape[-1]).to(unet.device)
-        told = _told(made.empty.expand(count, -1, -1))
-        answers = grid.crop(painted(unet, components, Holed(grid.compose(cells), hole, told), chance))
+        cells = task_cells(made, name, (count, 2), generator)
+        mask = grid.mask(cells.shape[-1], cells.shape[-1]).to(unet.device)
+        conditioning = _conditioning(made.empty.expand(count, -1, -1))
+        answers = grid.crop(painted(unet, components, MaskedBatch(grid.compose(cells), mask, conditioning), generator))
         figures[name] = float((answers - cells[:, -1, 1]).abs().mean())
         for k in range(min(2, count)):
             example, query = cells[k]
@@ -207,18 +207,18 @@ def inpainting_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
     def spent() -> float:
         return minutes_in(work / "log.jsonl", "inpainting") if (work / "log.jsonl").exists() else 0.0
 
-    def keep(done: int, average: Average) -> None:
+    def keep(done: int, average: EMA) -> None:
         save_unet(unet, average, work / f".{FOLDER}.part")
         _replace(work / f".{FOLDER}.part", work / FOLDER)
         with average.shown():
             figures = preview(unet, components, looked, arguments.show, work / "inpainting.png")
-        told = " ".join(f"{name} {value:.3f}" for name, value in figures.items())
-        on_event(Note(f"after step {done}, mean error on unseen stickers: {told}"))
+        said = " ".join(f"{name} {value:.3f}" for name, value in figures.items())
+        on_event(Note(f"after step {done}, mean error on unseen stickers: {said}"))
         with whole_file(work / RECORD) as path:
             record = facts | {"steps": done, "minutes": round(spent(), 1), "errors": figures}
             path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
-    def after(done: int, average: Average) -> None:
+    def after(done: int, average: EMA) -> None:
         last[0] = done
         if done % arguments.keep_every == 0:
             keep(done, average)
@@ -238,7 +238,7 @@ def inpainting_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
 
 
 def put_in_place(work: Path, out: Path) -> Path:
-    """Put the trained UNet beside the parts of the model in `out`, and tell of it in its card.
+    """Put the trained UNet beside the parts of the model in `out`, and record it in its card.
 
     Raises:
         ModelError: if there is none in `work`.
@@ -249,8 +249,8 @@ def put_in_place(work: Path, out: Path) -> Path:
     shutil.copytree(work / FOLDER, work / f".{FOLDER}.part")
     _replace(work / f".{FOLDER}.part", out / FOLDER)
     facts = json.loads((out / TRAINING).read_text(encoding="utf-8"))
-    told = json.loads(record.read_text(encoding="utf-8"))
-    note_training(out, facts | {"inpainting": told})
+    training = json.loads(record.read_text(encoding="utf-8"))
+    note_training(out, facts | {"inpainting": training})
     return out / FOLDER
 
 

@@ -31,7 +31,7 @@ TEXT = "text.pt"  # the text encoder after this stage
 
 
 class LayoutReader(nn.Module):
-    """Reads from caption states (B, T, width) which name fills each cell: logits (B, GRID * GRID, names + 1).
+    """A classifier of caption states (B, T, width): the name in each cell, logits (B, GRID * GRID, names + 1).
 
     Index 0 is the background, index n + 1 is `NAMES[n]`.
     """
@@ -44,14 +44,14 @@ class LayoutReader(nn.Module):
         self.names = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, len(NAMES) + 1))
 
     def forward(self, states: Tensor) -> Tensor:
-        """Logits of each cell."""
+        """Return the logits of each cell."""
         cells = self.cells[None].expand(len(states), -1, -1)
         read, _ = self.attention(cells, states, states, need_weights=False)
         return self.names(self.norm(cells + read))
 
 
 def layout_of(item: Scene) -> Tensor:
-    """Which thing fills each cell of the scene, int64 (GRID, GRID) of the reader's indices."""
+    """Return the thing in each cell of the scene, int64 (GRID, GRID) of the reader's indices."""
     cells = torch.zeros(GRID, GRID, dtype=torch.int64)
     for thing in item.stickers:
         left, top, right, bottom = (
@@ -63,7 +63,7 @@ def layout_of(item: Scene) -> Tensor:
 
 
 def begin_text(work: Path, go_on_from: Path | None) -> CLIPTextModel:
-    """The text encoder this stage starts from: a finished model's, or the judge's text tower."""
+    """Return the text encoder this stage starts from: a finished model's, or the judge's text tower."""
     if go_on_from is not None:
         model: CLIPTextModel = CLIPTextModel.from_pretrained(go_on_from / "text_encoder")
         return model.float()
@@ -77,7 +77,7 @@ def begin_text(work: Path, go_on_from: Path | None) -> CLIPTextModel:
 
 
 def order_right(text: CLIPTextModel, reader: LayoutReader, listed: list[Scene]) -> float:
-    """Share of the things of scenes of two for which the reader prefers the right one of the two names at its place.
+    """Return the share of things in scenes of two for which the reader prefers the right name at its place.
 
     0.5 is chance: a caption read without regard to order.
     """
@@ -105,7 +105,7 @@ def train_text(
     rate: float = 1e-3,
     go_on_from: Path | None = None,
 ) -> CLIPTextModel:
-    """Train the text encoder on layouts; the result is kept in `work` for the generator, the reader is thrown away."""
+    """Train the text encoder on layouts; the result is kept in `work` for the generator, the reader is discarded."""
     torch.manual_seed(6)  # initial weights of the reader
     text, reader = begin_text(work, go_on_from).to(device), LayoutReader().to(device)  # pyright: ignore
     optimizer = torch.optim.AdamW(
@@ -138,7 +138,7 @@ def train_text(
 
 
 def _reading(text: CLIPTextModel, reader: LayoutReader, listed: list[Scene], batch: int) -> Losses:
-    """The loss of a batch of captions: cross-entropy of the thing in each cell."""
+    """Return the loss of a batch of captions: cross-entropy of the thing in each cell."""
     device = reader.cells.device
     ids = build_tokenizer()(
         [item.caption for item in listed], padding="max_length", truncation=True, return_tensors="pt"

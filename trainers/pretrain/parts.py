@@ -13,7 +13,7 @@ WIDTH = 128  # of the text encoder, and so of the cross-attention
 
 
 def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
-    """Shape of the text encoder (and of the judge's text tower, which it starts from)."""
+    """Return the shape of the text encoder (and of the judge's text tower, which it starts from)."""
     special: Any = tokenizer  # its special ids are typed as anything
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -31,7 +31,7 @@ def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
 
 
 def autoencoder() -> AutoencoderTiny:
-    """4 latent channels at a quarter of the side; `scaling_factor` is set after training."""
+    """Return an autoencoder of 4 latent channels at a quarter of the side; `scaling_factor` is set after training."""
     return AutoencoderTiny(
         encoder_block_out_channels=(48, 48, 48),
         decoder_block_out_channels=(48, 48, 48),
@@ -42,7 +42,7 @@ def autoencoder() -> AutoencoderTiny:
 
 
 def unet(size: int = 64) -> UNet2DConditionModel:
-    """Three levels, cross-attention at the lower two and in the middle, gated layers for boxes in each.
+    """Return a UNet of three levels, cross-attention at the lower two and in the middle, gated layers in each.
 
     Narrow on purpose: on a CPU, twice the samples teach more than twice the width.
 
@@ -63,7 +63,7 @@ def unet(size: int = 64) -> UNet2DConditionModel:
 
 
 def scheduler() -> DDIMScheduler:
-    """v-prediction with zero terminal SNR (Lin et al., arXiv:2305.08891), so that backgrounds may be any colour."""
+    """Return a DDIM of v-prediction with zero terminal SNR (arXiv:2305.08891), for backgrounds of any colour."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,

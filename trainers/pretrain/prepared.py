@@ -1,4 +1,4 @@
-"""One run that makes the whole of `pocket`, or carries it on, in a given time.
+"""One run that trains all of `pocket`, or trains it further, in a given time.
 
     python -m trainers.pretrain all --device cuda --minutes 9
 
@@ -35,7 +35,7 @@ SHARES = {"vae": 0.15, "unet": 0.5, "together": 0.35}
 SPARE = 0.6
 """Minutes of the last trainings kept for loading, composing and writing."""
 TOGETHER = {"grounding": 0.5, "inpainting": 1.0, "decoder": 0.4}
-"""What is trained at the same time when the base is done, none of which changes what another reads: shares of time."""
+"""Parts trained at the same time when the base is done, independent of each other: shares of time."""
 ON_GPU: dict[str, dict[str, object]] = {
     "unet": {
         "batch": 512,
@@ -67,7 +67,7 @@ def prepared_run(arguments: argparse.Namespace, events: Callable[[str, Path], On
     out, base = work / FOLDER_OUT, arguments.go_on_from
 
     def run(stage: str) -> argparse.Namespace:
-        """The arguments of a stage; its minutes are its share of what is left."""
+        """Return the arguments of a stage; its minutes are its share of the rest."""
         left, rest = max(0.02, (ends - time.monotonic()) / 60), list(SHARES)[list(SHARES).index(stage) :]
         own: dict[str, object] = {"minutes": left * SHARES[stage] / sum(SHARES[one] for one in rest)}
         if arguments.device.startswith("cuda"):
@@ -125,7 +125,7 @@ def _together(arguments: argparse.Namespace, work: Path, out: Path, minutes: flo
 
 
 def _flags(arguments: argparse.Namespace, stage: str, folder: Path, out: Path, minutes: float) -> list[str]:
-    """The command line of one of `TOGETHER`."""
+    """Return the command line of one of `TOGETHER`."""
     names = ("device", "size", "batch", "pictures", "scenes", "grounding_steps", "decoder_steps", "redrawn", "show")
     own: dict[str, object] = {name: getattr(arguments, name) for name in names}
     own |= {"work": folder, "out": out, "minutes": minutes * TOGETHER[stage]}
@@ -145,7 +145,7 @@ def _flags(arguments: argparse.Namespace, stage: str, folder: Path, out: Path, m
 
 
 def _take_decoder(trained: Path, out: Path) -> None:
-    """Take the autoencoder of a copy of the model, in which the decoder was trained, and what its card says of it."""
+    """Take the autoencoder and its card entry from a copy of the model in which the decoder was trained."""
     kept = trained / TRAINING
     if not kept.exists() or "decoder" not in (told := json.loads(kept.read_text(encoding="utf-8"))):
         return

@@ -29,7 +29,7 @@ FLOOR_NAMES = NAMES[::8]
 
 
 def _made(components: Components, prompts: list[str], steps: int) -> list[Image.Image]:
-    """One picture for each prompt, each from its own seed."""
+    """Draw one picture for each prompt, each from its own seed."""
     return [
         generate(components, Request(prompt=prompt, steps=steps, seed=SEED + index)).pictures[0]
         for index, prompt in enumerate(prompts)
@@ -37,7 +37,7 @@ def _made(components: Components, prompts: list[str], steps: int) -> list[Image.
 
 
 def _pair_right(judge: Judge, picture: Image.Image, item: Scene) -> tuple[bool, bool]:
-    """Whether both things of a relation are there by name, and whether they also stand as told."""
+    """Return whether both things of a relation are present by name, and whether they also stand as told."""
     found = detect(to_tensor(picture))[:2]
     if len(found) < 2:
         return False, False
@@ -49,7 +49,7 @@ def _pair_right(judge: Judge, picture: Image.Image, item: Scene) -> tuple[bool, 
 
 
 def _judge_top1(judge: Judge, count: int, size: int) -> float:
-    """How often the judge names a thing of a real unseen composition right, found by the same detector."""
+    """Return how often the judge names a thing of a real unseen composition right, found by the same detector."""
     listed = scenes(count, SEED + 1, names=ALL_NAMES, kind="one")
     images = Stickers(size).render(listed).images
     found = [detect(image) for image in images]
@@ -60,12 +60,12 @@ def _judge_top1(judge: Judge, count: int, size: int) -> float:
 
 
 def score(folder: Path, count: int, device: str, steps: int = 25) -> dict[str, Any]:
-    """All figures of the model card.
+    """Return all figures of the model card.
 
     Args:
         folder: the model in the diffusers layout, with its judge.
         count: prompts of each kind.
-        device: where to compute.
+        device: device to compute on.
         steps: denoising steps.
     """
     components, judge = load(folder, device=device), Judge.load(folder / "judge")

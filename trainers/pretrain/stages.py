@@ -38,7 +38,7 @@ WORTH = ("one_object_drawn", "two_objects_drawn", "background_right", "two_objec
 VAE_PICTURES = 4096
 """Pictures composed ahead for the autoencoder on a CPU; composing each step would halve the speed."""
 WORDS = "words.json"
-"""How judge and text encoder were trained, in the folder of work."""
+"""Record of the training of judge and text encoder, in the folder of work."""
 
 PREVIEW = (
     "a dog",
@@ -118,7 +118,7 @@ def _note_words(arguments: argparse.Namespace, **steps: int) -> None:
 
 
 def as_components(model: Generator, vae: AutoencoderTiny) -> Components:
-    """The parts in training, as a base model."""
+    """Return the parts in training, as a base model."""
     return Components(
         model.unet, vae, (model.text,), (build_tokenizer(),), dict(scheduler().config), "pocket", "pocket"
     )
@@ -171,7 +171,7 @@ def unet_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
 
 
 def _facts(arguments: argparse.Namespace) -> dict[str, Any]:
-    """How UNet, autoencoder, judge and text encoder were trained, and the model that they went on from."""
+    """Return the training records of UNet, autoencoder, judge and text encoder, and of the model they went on from."""
     facts: dict[str, Any] = {
         "device": device_name(arguments.device),
         "size": arguments.size,
@@ -224,7 +224,7 @@ def decoder_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
 
 
 def minutes_in(log: Path, stage: str) -> float:
-    """Minutes a stage took by its log, pauses of over five minutes left out."""
+    """Return the minutes a stage took by its log, pauses of over five minutes left out."""
     if not log.exists():
         return 0.0
     times = [json.loads(line)["time"] for line in log.read_text(encoding="utf-8").splitlines() if f'"{stage}"' in line]
@@ -268,7 +268,7 @@ def pack(arguments: argparse.Namespace, on_event: OnEvent) -> None:
 
 
 def _worth(scores: dict[str, Any]) -> float:
-    """Return one number to compare models by: the mean of what a user notices."""
+    """Return one number to compare models by: the mean of the figures that a user notices."""
     return sum(scores[figure] for figure in WORTH) / len(WORTH)
 
 
@@ -285,7 +285,7 @@ def _put_in_place(folder: Path, out: Path) -> None:
 
 
 def write_model(arguments: argparse.Namespace, out: Path) -> None:
-    """Write what was trained in `arguments.work` as a diffusers folder of fp16 safetensors, the judge beside them."""
+    """Write the parts in `arguments.work` as a diffusers folder of fp16 safetensors, the judge beside them."""
     out.mkdir(parents=True)
     model = Generator(arguments.size, build_tokenizer())
     model.load_state_dict(torch.load(arguments.work / "generator.pt", weights_only=True))

@@ -17,8 +17,8 @@ from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
 from pipelines.models.fingerprint import is_gated
 from trainers.loop.clock import Clock, until
-from trainers.loop.cuda_graphs import Recorded
-from trainers.loop.ema import Average, averaged_checkpoint
+from trainers.loop.cuda_graphs import CudaGraphUNet
+from trainers.loop.ema import EMA, averaged_checkpoint
 from trainers.loop.loop import Losses, Pace, optimise, warm_stable_decay
 from trainers.loop.muon import Muon
 from trainers.losses import noise_levels, noised, target
@@ -33,7 +33,7 @@ AVERAGED = 0.998
 
 
 class Generator(nn.Module):
-    """What is trained together: the UNet and the text encoder that feeds it."""
+    """The parts that are trained together: the UNet and its text encoder."""
 
     def __init__(self, size: int, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Generator(nn.Module):
         self.text = CLIPTextModel(text_config(tokenizer))
 
     def go_on_from(self, folder: Path) -> None:
-        """Take UNet and text encoder of a finished model in the diffusers layout, to train them further."""
+        """Return UNet and text encoder of a finished model in the diffusers layout, to train them further."""
         self.text.load_state_dict(CLIPTextModel.from_pretrained(folder / "text_encoder").float().state_dict())
         self.unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder / "unet").float().state_dict())
 
@@ -70,7 +70,7 @@ class Generator(nn.Module):
 
 
 def training_stream(count: int, seed: int) -> list[Scene]:
-    """The scenes the generator is trained on: trained names and trained relations alone."""
+    """Return the scenes the generator is trained on: trained names and trained relations alone."""
     return scenes(count, seed)
 
 
@@ -78,7 +78,7 @@ def training_stream(count: int, seed: int) -> list[Scene]:
 def encoded(
     work: Path, vae: AutoencoderTiny, count: int, seed: int, size: int, device: str, on_event: OnEvent
 ) -> tuple[Tensor, list[str]]:
-    """Scaled latents (count, 4, size/4, size/4) fp16 of the training stream, and its captions; kept on disk."""
+    """Return latents (count, 4, size/4, size/4) fp16 of the training stream, and its captions; kept on disk."""
     listed = training_stream(count, seed)
     # Latents belong to the encoder they come from.
     last: Any = vae.encoder.layers[-1]
@@ -119,11 +119,11 @@ def train_unet(
     """Train and return the moving average of the generator: v-prediction on zero-terminal-SNR noise.
 
     Args:
-        work: where states and encoded pictures are kept.
+        work: folder of states and encoded pictures.
         vae: the autoencoder.
         steps: optimiser steps at most.
         size: side of the pictures in pixels.
-        device: where to train.
+        device: device to train on.
         on_event: receives progress.
         batch: pictures a step.
         pictures: composed pictures to learn from.
@@ -140,7 +140,7 @@ def train_unet(
     latents, captions = encoded(work, vae, pictures, seed, size, device, on_event)
     model = _begun(work, size, device, go_on_from)
 
-    def shown(average: Average, done: int) -> None:
+    def shown(average: EMA, done: int) -> None:
         if done % show_every == 0 or done == steps:
             with average.shown():
                 show(model, done)
@@ -158,7 +158,7 @@ def train_unet(
 
 
 def _begun(work: Path, size: int, device: str, go_on_from: Path | None) -> Generator:
-    """The generator that training starts from: a finished model, or new weights under the text encoder in `work`."""
+    """Return the initial generator: a finished model, or new weights under the text encoder in `work`."""
     torch.manual_seed(4)  # initial weights
     model = Generator(size, build_tokenizer()).to(device)
     if device.startswith("cuda"):  # as its tensor cores read convolutions
@@ -177,7 +177,7 @@ def _trained(
     pace: Pace,
     time: tuple[Clock, float],
     state: tuple[Path, int],
-    after_step: Callable[[Average, int], None],
+    after_step: Callable[[EMA, int], None],
     on_event: OnEvent,
 ) -> Generator:
     """Run the loop and return the model with its moving average; `time` is a clock and the share of decay.
@@ -185,7 +185,7 @@ def _trained(
     `state` is a path and the steps between states; `after_step` sees the average.
     """
     (clock, decay), (path, keep_every) = time, state
-    average = Average(dict(model.named_parameters()), AVERAGED)
+    average = EMA(dict(model.named_parameters()), AVERAGED)
 
     def after(done: int) -> None:
         clock.steps = done
@@ -209,36 +209,36 @@ def _trained(
 
 
 def _rate(clock: Clock, step: int, steps: int, decay: float) -> float:
-    """The factor on the learning rate: 200 steps of warm-up, then by what is over of the steps or of the minutes."""
+    """Return the factor on the learning rate: 200 steps of warm-up, then by the progress in steps or minutes."""
     return min((step + 1) / 200, warm_stable_decay(round(clock.share(step, steps) * 1e6), 10**6, 1, decay))
 
 
 def _denoising(
     model: Generator, latents: Tensor, captions: list[str], batch: int, text: bool, on_event: OnEvent
 ) -> Losses:
-    """The loss of a batch: velocity at timesteps spread evenly over the batch, a tenth of the captions left empty.
+    """Return the loss of a batch: velocity at timesteps spread evenly over it, a tenth of the captions left empty.
 
     All chance is drawn on the device, from one number of the step's generator: nothing waits for the device. On a GPU
     the UNet is computed in bfloat16 and as CUDA graphs.
     """
     device, noising, tokenizer = latents.device, scheduler(), build_tokenizer()
-    call = Recorded(model.unet, on_event=on_event)
+    call = CudaGraphUNet(model.unet, on_event=on_event)
     ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
     empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids[0].to(device)
-    levels, count = noise_levels(noising.config, device), int(noising.config["num_train_timesteps"])
+    alphas_cumprod, count = noise_levels(noising.config, device), int(noising.config["num_train_timesteps"])
     context = nullcontext if text else torch.no_grad
 
     def losses(index: int, generator: torch.Generator) -> dict[str, Tensor]:
-        chance = torch.Generator(device).manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
-        which = torch.randint(len(latents), (batch,), generator=chance, device=device)
-        even = torch.rand((), generator=chance, device=device) + torch.arange(batch, device=device) / batch
+        generator = torch.Generator(device).manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
+        which = torch.randint(len(latents), (batch,), generator=generator, device=device)
+        even = torch.rand((), generator=generator, device=device) + torch.arange(batch, device=device) / batch
         timesteps = (even % 1 * count).long().clamp(max=count - 1)
         clean = latents[which].float()
-        noise = torch.randn(clean.shape, generator=chance, device=device)
-        dropped = torch.rand((batch, 1), generator=chance, device=device) < EMPTY
+        noise = torch.randn(clean.shape, generator=generator, device=device)
+        dropped = torch.rand((batch, 1), generator=generator, device=device) < EMPTY
         with context():
             states = model.text(torch.where(dropped, empty, ids[which])).last_hidden_state
-        at = levels[timesteps]
+        at = alphas_cumprod[timesteps]
         guess = call(noised(clean, noise, at), timesteps, states)
         return {"denoise": (guess.float() - target("v_prediction", clean, noise, at)).square().mean()}
 

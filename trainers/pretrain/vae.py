@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from pipelines.events import Note, OnEvent
 from pipelines.measures.drawn import luminance, ssim
 from trainers.loop.clock import Clock, until
-from trainers.loop.ema import Average, averaged_checkpoint
+from trainers.loop.ema import EMA, averaged_checkpoint
 from trainers.loop.loop import Losses, Pace, optimise, warm_stable_decay
 from trainers.loop.muon import Muon
 from trainers.pretrain.parts import autoencoder
@@ -46,12 +46,12 @@ def as_images(pixels: Tensor) -> Tensor:
 def pictures(
     count: int, seed: int, size: int, device: str, names: tuple[str, ...] = NAMES, style: Style = "fluent"
 ) -> Tensor:
-    """Composed pictures (count, 3, size, size) in [-1, 1]."""
+    """Return composed pictures (count, 3, size, size) in [-1, 1]."""
     return as_images(_composed(count, seed, size, device, names, style))
 
 
 def _composed(count: int, seed: int, size: int, device: str, names: tuple[str, ...], style: Style) -> Tensor:
-    """Composed pictures (count, 3, size, size), uint8."""
+    """Return composed pictures (count, 3, size, size), uint8."""
     stickers = Stickers(size, device, style, names)
     listed = scenes(count, seed, names=names, style=style)
     return torch.cat([as_bytes(stickers.render(listed[i : i + 256]).images) for i in range(0, count, 256)])
@@ -59,7 +59,7 @@ def _composed(count: int, seed: int, size: int, device: str, names: tuple[str, .
 
 @dataclass(frozen=True)
 class VaePlan:
-    """How long an autoencoder is trained.
+    """Duration of the training of an autoencoder.
 
     Attributes:
         steps: steps at most; a fifth as many follow for the decoder alone.
@@ -84,9 +84,9 @@ def train_vae(work: Path, plan: VaePlan, device: str, on_event: OnEvent) -> Auto
     """Train, even out the latent channels, adapt the decoder to that, and return the autoencoder.
 
     Args:
-        work: where the state is kept.
-        plan: how long.
-        device: where to train.
+        work: folder of the state.
+        plan: duration.
+        device: device to train on.
         on_event: receives progress.
     """
     torch.manual_seed(1)  # initial weights
@@ -109,19 +109,19 @@ def train_vae(work: Path, plan: VaePlan, device: str, on_event: OnEvent) -> Auto
 
 
 def _losses(vae: AutoencoderTiny, pool: Tensor, plan: VaePlan) -> Losses:
-    """The losses of a batch of crops; chance is drawn on the device, from one number of the step's generator."""
+    """Return the losses of a batch of crops; random numbers are drawn on the device, seeded by the step's generator."""
     device, free = pool.device, plan.size - plan.crop
     axis, colours = torch.arange(plan.crop, device=device), torch.arange(3, device=device)[:, None, None]
 
     def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        chance = torch.Generator(device).manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
-        which = torch.randint(len(pool), (plan.batch,), generator=chance, device=device)
-        down, across = torch.randint(free + 1, (2, plan.batch, 1), generator=chance, device=device)
+        generator = torch.Generator(device).manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
+        which = torch.randint(len(pool), (plan.batch,), generator=generator, device=device)
+        down, across = torch.randint(free + 1, (2, plan.batch, 1), generator=generator, device=device)
         rows, columns = (down + axis)[:, None, :, None], (across + axis)[:, None, None, :]
         x = as_images(pool[which[:, None, None, None], colours, rows, columns])
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             z = vae.encoder(x)
-            made = vae.decoder(z + SLACK * torch.randn(z.shape, generator=chance, device=device))
+            made = vae.decoder(z + SLACK * torch.randn(z.shape, generator=generator, device=device))
         made, z = made.float(), z.float()
         return {
             "l1": F.l1_loss(made, x),
@@ -135,7 +135,7 @@ def _losses(vae: AutoencoderTiny, pool: Tensor, plan: VaePlan) -> Losses:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast something is trained.
+    """Duration and speed of a training.
 
     Attributes:
         steps: steps at most.
@@ -153,18 +153,18 @@ class Schedule:
 
 
 def train_averaged(vae: AutoencoderTiny, losses: Losses, plan: Schedule, state: Path, on_event: OnEvent) -> None:
-    """Train what of an autoencoder is not frozen and leave the moving average of it in place.
+    """Train the parameters of an autoencoder that are not frozen; leave their moving average in place.
 
     Args:
         vae: the autoencoder.
         losses: of a batch.
-        plan: how long.
-        state: where the state is kept.
+        plan: duration.
+        state: folder of the state.
         on_event: receives progress.
     """
     trained = {name: value for name, value in vae.named_parameters() if value.requires_grad}
     optimizers = _optimizers(list(trained.values()), plan.rate)
-    average, clock = Average(trained, 0.998), Clock(plan.minutes)
+    average, clock = EMA(trained, 0.998), Clock(plan.minutes)
 
     def rate(step: int, steps: int) -> float:
         done = round(clock.share(step, steps) * 1e6)
@@ -214,7 +214,7 @@ def _even_out(vae: AutoencoderTiny, images: Tensor) -> None:
 
 @torch.no_grad()
 def psnr(vae: AutoencoderTiny, images: Tensor) -> float:
-    """Mean peak signal-to-noise ratio in dB of reconstructing pictures in [-1, 1]."""
+    """Return the mean peak signal-to-noise ratio in dB of reconstructing pictures in [-1, 1]."""
     restored = torch.cat([vae.decoder(vae.encoder(part)).clamp(-1, 1) for part in images.split(64)])
     error = ((restored - images) / 2).square().mean((1, 2, 3))
     return float((-10 * error.log10()).mean())

@@ -20,7 +20,7 @@ MAX_LENGTH = 32
 
 
 def words() -> list[str]:
-    """All words that are to be one token, in a fixed order without repetition."""
+    """Return all words that are to be one token, in a fixed order without repetition."""
     listed = list(ALL_NAMES) + [plural(name) for name in ALL_NAMES] + list(COLOURS)
     for source in ("pocket.txt", "object_templates.txt", "style_templates.txt"):
         listed += (WORDS / source).read_text(encoding="utf-8").replace("{}", " ").replace("-", " ").split()
@@ -28,7 +28,7 @@ def words() -> list[str]:
 
 
 def _byte_symbols() -> list[str]:
-    """The 256 printable stand-ins of byte-level BPE, in CLIP's order."""
+    """Return the 256 printable stand-ins of byte-level BPE, in CLIP's order."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     moved = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(moved))]
@@ -45,7 +45,7 @@ def _read(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """The tokenizer, built from the word lists alone."""
+    """Return the tokenizer, built from the word lists alone."""
     ranks: dict[tuple[str, str], int] = {}
     for word in words():
         pieces = _read(word, ranks)

@@ -1,7 +1,7 @@
-"""Scenes whose things stand anywhere, at any size: what places are learned from, and what boxes are scored on.
+"""Scenes with free positions and sizes, for learning positions and for scoring boxes.
 
 The kinds of `trainers.stickers.world` tell relations, and so know few places: a thing alone is large, two are in a row.
-Here one to three things are thrown freely; what is told of them is only that they are there.
+Here one to three things have random positions; their captions only name them.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ TRIES = 40
 
 
 def covered(under: Square, over: Square) -> float:
-    """Share of one square that another covers."""
+    """Return the share of one square that another covers."""
     wide, high = (min(under[k] + under[2], over[k] + over[2]) - max(under[k], over[k]) for k in (0, 1))
     return max(0, wide) * max(0, high) / under[2] ** 2
 
 
 def thrown(rng: random.Random, count: int, sides: tuple[int, ...] = SIDES, overlap: float = 0.3) -> list[Square]:
-    """Squares of `count` things anywhere; fewer if no room was found for all.
+    """Return squares of `count` things anywhere; fewer if no room was found for all.
 
     Args:
         rng: the only source of chance.
-        count: how many.
+        count: number of items.
         sides: sides to choose from.
         overlap: largest share of any that another may cover.
     """
@@ -44,7 +44,7 @@ def thrown(rng: random.Random, count: int, sides: tuple[int, ...] = SIDES, overl
 
 
 def listed(names: list[str]) -> str:
-    """Things told in a row: "two foxes, a car and an owl"."""
+    """Return things as a list in words: "two foxes, a car and an owl"."""
     counted = {name: names.count(name) for name in names}
     words = [article(name) if n == 1 else f"{('two', 'three')[n - 2]} {plural(name)}" for name, n in counted.items()]
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
@@ -59,11 +59,11 @@ def free_scene(
     overlap: float = 0.3,
     alike: float = 0.1,
 ) -> Scene:
-    """One to three things thrown freely.
+    """Return a scene of one to three things at free positions.
 
     Args:
         rng: the only source of chance.
-        count: how many things; one to three by default.
+        count: number of things; one to three by default.
         names: stickers to choose from.
         sides: sides to choose from.
         overlap: largest share of any that another may cover.
@@ -81,6 +81,6 @@ def free_scene(
 
 
 def free_scenes(count: int, seed: int) -> list[Scene]:
-    """`count` scenes from one seed, of trained names."""
+    """Return `count` scenes from one seed, of trained names."""
     rng = random.Random(seed)
     return [free_scene(rng) for _ in range(count)]

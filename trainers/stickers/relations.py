@@ -1,4 +1,4 @@
-"""Relations to teach, exact by construction: how two things are placed, and whether they stand so in a picture.
+"""Relations to teach, exact by construction: how to draw two things in one, and how to recognise it in a picture.
 
 `pocket` was trained on left, right, above and below, always with a gap between two things of like size. None of these
 relations is among them; each has ten exemplar pictures of pairs it knows, and is tried on pairs of other things.
@@ -28,17 +28,17 @@ class Seen:
 
     @property
     def centre(self) -> tuple[float, float]:
-        """Middle of the box."""
+        """Return the middle of the box."""
         return (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
 
     @property
     def area(self) -> float:
-        """Share of the picture."""
+        """The share of the picture."""
         return (self.box[2] - self.box[0]) * (self.box[3] - self.box[1])
 
 
 def shared(one: Seen, other: Seen) -> float:
-    """Share of the box of `one` that lies in that of `other`."""
+    """Return the share of the box of `one` that lies in that of `other`."""
     across = min(one.box[2], other.box[2]) - max(one.box[0], other.box[0])
     down = min(one.box[3], other.box[3]) - max(one.box[1], other.box[1])
     return max(0.0, across) * max(0.0, down) / one.area
@@ -46,14 +46,14 @@ def shared(one: Seen, other: Seen) -> float:
 
 @cache
 def extent(name: str) -> tuple[float, float]:
-    """Visible width and height of a sticker as shares of its square."""
+    """Return visible width and height of a sticker as shares of its square."""
     drawn = sprite(name)
     x0, y0, x1, y1 = drawn.getchannel("A").point([0] * 128 + [255] * 128).getbbox() or (0, 0, 1, 1)
     return (x1 - x0) / drawn.width, (y1 - y0) / drawn.height
 
 
 def _at(name: str, x: float, y: float, side: int) -> Placed:
-    """A sticker by the middle of its square."""
+    """Return a sticker by the middle of its square."""
     return Placed(name, round(x - side / 2), round(y - side / 2), side)
 
 
@@ -141,7 +141,7 @@ class Relation:
     """A relation that can be drawn and recognised exactly.
 
     Attributes:
-        phrases: how one would say it in words.
+        phrases: descriptions in words.
         layout: the stickers in the order of drawing, for the names of the first and the second thing.
         holds: whether it holds between the first and the second thing, given all that is there.
     """
@@ -166,7 +166,7 @@ RELATIONS_TO_TEACH: dict[str, Relation] = {
 EXEMPLARS = 10
 EXEMPLAR_SEED, PAIR_SEED = 301, 401
 RELATED = NAMES[:48]
-"""What relations are taught and tried with: these are told apart at 16 px as well, where some of all names are not."""
+"""Names that relations are taught and tried with: distinguishable at 16 px as well, which not all names are."""
 ROUND = 0.8
 """A thing that holds another fills at least this share of its square, both ways."""
 
@@ -181,7 +181,7 @@ class Exemplar:
 
 
 def exemplars(relation: str, count: int = EXEMPLARS) -> list[Exemplar]:
-    """Pictures of a relation; no name comes in two of them, and every name is one the generator knows.
+    """Return pictures of a relation; no name occurs in two of them, and the generator knows every name.
 
     Args:
         relation: a key of `RELATIONS_TO_TEACH`.
@@ -208,7 +208,7 @@ def exemplars(relation: str, count: int = EXEMPLARS) -> list[Exemplar]:
 
 
 def unseen_pairs(relation: str, count: int) -> list[tuple[str, str]]:
-    """Pairs of two things none of which is in an exemplar of the relation."""
+    """Return pairs of two things none of which is in an exemplar of the relation."""
     shown = {name for one in exemplars(relation) for name in (one.first, one.second)}
     rest = [name for name in RELATED if name not in shown]
     rng = random.Random(PAIR_SEED)

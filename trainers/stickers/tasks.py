@@ -1,4 +1,4 @@
-"""Tasks for visual prompts, made from the sticker world: a pair before and after, of which an example tells the rule.
+"""Tasks for visual prompts, made from the sticker world: pairs before and after a change that one rule explains.
 
 A task makes the pairs of many grids at once, on the device its pictures are on. What an example must reveal (which
 colour, which way, which of two) is drawn once for each grid and holds for all its pairs. `outline` and `flip` are held
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from trainers.stickers.world import COLOURS, NAMES, SIDES, UNIT, Placed, Scene, Stickers, article, scene
 
 SHIFT = 12
-"""How far `move` moves the sticker, in 64ths of the picture."""
+"""Distance by which `move` moves the sticker, in 64ths of the picture."""
 
 NOISE = (0.25, 0.5)
 """Standard deviation of the noise of `denoise`, in a range of 2: least and most."""
@@ -30,7 +30,7 @@ NOISE = (0.25, 0.5)
 
 @dataclass(frozen=True)
 class Material:
-    """Pictures of a batch with all that tasks are made from; the leading dimensions are free, (grids, pairs) in a task.
+    """Pictures of a batch with the inputs of all tasks; the leading dimensions are free, (grids, pairs) in a task.
 
     Attributes:
         pictures: (..., 3, S, S) in [-1, 1], the shaded drawing.
@@ -52,7 +52,7 @@ class Material:
 
     @property
     def size(self) -> int:
-        """Side of the pictures in pixels."""
+        """The side of the pictures in pixels."""
         return self.pictures.shape[-1]
 
 
@@ -64,7 +64,7 @@ Make = Callable[[Material, torch.Generator], tuple[Tensor, Tensor]]
 
 
 def _movable(rng: random.Random, names: Sequence[str]) -> Scene:
-    """One thing with room on all sides."""
+    """Return a scene of one thing with room on all sides."""
     side = rng.choice([side for side in SIDES if 20 <= side <= UNIT - 2 * SHIFT - 2])
     left, top = (rng.randint(SHIFT, UNIT - SHIFT - side) for _ in range(2))
     name, colour = rng.choice(names), rng.choice(tuple(COLOURS))
@@ -72,11 +72,11 @@ def _movable(rng: random.Random, names: Sequence[str]) -> Scene:
 
 
 def scenes_for(kind: str, count: int, seed: int, names: Sequence[str] = NAMES) -> list[Scene]:
-    """Scenes of the kind a task wants.
+    """Return scenes of the kind a task wants.
 
     Args:
         kind: "any" of this world, "one" thing, a "pair" side by side, or a "movable" thing.
-        count: how many.
+        count: number of items.
         seed: source of chance.
         names: stickers to choose from.
     """
@@ -96,7 +96,7 @@ class Drawings(NamedTuple):
 
     @classmethod
     def of(cls, names: Sequence[str] = NAMES, size: int = UNIT, device: torch.device | str = "cpu") -> Drawings:
-        """Stickers of these names, for pictures of a size in pixels (a multiple of 64), on a device."""
+        """Return stickers of these names, for pictures of a size in pixels (a multiple of 64), on a device."""
         return cls(Stickers(size, device, "fluent", tuple(names)), Stickers(size, device, "flat", tuple(names)))
 
 
@@ -129,11 +129,11 @@ class Pool:
         return len(self.pictures)
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Material:
-        """Pictures drawn at random, in leading dimensions of a shape; the generator is that of the device."""
+        """Return pictures drawn at random, in leading dimensions of a shape; the generator is that of the device."""
         return self.take(torch.randint(len(self), shape, generator=generator, device=self.pictures.device))
 
     def take(self, which: Tensor) -> Material:
-        """The pictures of these numbers, in the leading dimensions of `which`."""
+        """Return the pictures of these numbers, in the leading dimensions of `which`."""
         pictures, flat, ground = (_floats(kept[which]) for kept in (self.pictures, self.flat, self.ground))
         return Material(
             pictures,
@@ -166,18 +166,18 @@ def _squares(listed: Sequence[Scene]) -> np.ndarray:
 
 
 def _one_for_each_grid(material: Material, below: int, generator: torch.Generator) -> Tensor:
-    """A number below `below` for each grid, (grids, 1)."""
+    """Return a random number below `below` for each grid, (grids, 1)."""
     count = len(material.pictures)
     return torch.randint(below, (count, 1), generator=generator, device=material.pictures.device)
 
 
 def _white(shown: Tensor) -> Tensor:
-    """White where `shown` (..., S, S) is true, black elsewhere, as pictures."""
+    """Return pictures that are white where `shown` (..., S, S) is true, black elsewhere."""
     return (shown.float() * 2 - 1).unsqueeze(-3).expand(*shown.shape[:-2], 3, *shown.shape[-2:])
 
 
 def grey(pictures: Tensor) -> Tensor:
-    """Pictures (..., 3, S, S) without colour: Rec. 601 luma."""
+    """Return pictures (..., 3, S, S) without colour: Rec. 601 luma."""
     weights = pictures.new_tensor((0.299, 0.587, 0.114))[:, None, None]
     return (pictures * weights).sum(-3, keepdim=True).expand_as(pictures)
 
@@ -224,7 +224,7 @@ def _recolour(material: Material, generator: torch.Generator) -> tuple[Tensor, T
 
 
 def _on(material: Material, colours: Tensor) -> Tensor:
-    """The pictures on other backgrounds, (..., 3)."""
+    """Return the pictures on other backgrounds, (..., 3)."""
     change = (colours - material.colours)[..., None, None]
     return (material.pictures + material.ground * change).clamp(-1, 1)
 
@@ -270,7 +270,7 @@ class Task:
         words: a hint in words, as a person would say it.
         scenes: the kind of scenes it is made from, see `scenes_for`.
         make: pairs of pictures from material of the shape (grids, pairs).
-        reveals: what only the example tells, beside the task itself.
+        reveals: facts that only the example gives, beside the task itself.
     """
 
     words: str
@@ -302,11 +302,11 @@ TRAINED_TASKS = tuple(name for name in TASKS if name not in HELD_OUT_TASKS)
 
 
 def pairs(task: Task, material: Material, generator: torch.Generator) -> Tensor:
-    """Cells (grids, pairs, 2, 3, S, S) of a task, before and after, for `pipelines.pictures.grids.Grid.compose`."""
+    """Return cells (grids, pairs, 2, 3, S, S) of a task, before and after, for `Grid.compose`."""
     return torch.stack(task.make(material, generator), 2)
 
 
 def pools(count: int, seed: int, drawings: Drawings, names: Sequence[str] = NAMES) -> dict[str, Pool]:
-    """A pool of `count` scenes for each kind that tasks are made from."""
+    """Return a pool of `count` scenes for each kind that tasks are made from."""
     kinds = sorted({task.scenes for task in TASKS.values()})
     return {kind: Pool(scenes_for(kind, count, seed, names), drawings) for kind in kinds}

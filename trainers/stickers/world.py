@@ -90,7 +90,7 @@ HELD_OUT_RELATIONS = {"inside": ("inside",), "on top of": ("on top of",)}
 """Relations the generator never sees: the first thing drawn over the second; the first resting on the second."""
 
 TOGETHER = ("and", "and", "with")
-"""How two things that stand anywhere are told."""
+"""Phrases for two things at free positions."""
 
 Kind = Literal["one", "relation", "two", "three", "scatter", "group"]
 PLURALS = {
@@ -102,12 +102,12 @@ PLURALS = {
 
 
 def article(name: str) -> str:
-    """The name with its indefinite article: "an owl"."""
+    """Return the name with its indefinite article: "an owl"."""
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def plural(name: str) -> str:
-    """English plural of a sticker name."""
+    """Return the English plural of a sticker name."""
     first, space, last = name.rpartition(" ")  # "flat strawberry"
     return first + space + (PLURALS.get(last) or last + ("es" if last.endswith(("s", "x", "sh", "ch")) else "s"))
 
@@ -158,7 +158,7 @@ BOX_THRESHOLD = 0.5  # a pixel belongs to a sticker from this opacity on
 
 
 def _one(rng: random.Random, any_size: bool) -> list[tuple[int, int, int]]:
-    """The square of a single thing: large, or sometimes of any size."""
+    """Return the square of a single thing: large, or sometimes of any size."""
     side = rng.choice(SIDES) if any_size and rng.random() > 0.8 else rng.choice(range(38, 51, 2))
     free = UNIT - side
     # Nearer the middle than the rim: the sum of two draws.
@@ -167,7 +167,7 @@ def _one(rng: random.Random, any_size: bool) -> list[tuple[int, int, int]]:
 
 
 def _pair(rng: random.Random, relation: str) -> list[tuple[int, int, int]]:
-    """Squares of the first and the second thing under a relation."""
+    """Return squares of the first and the second thing under a relation."""
     if relation == "inside":
         outer, inner = rng.choice((46, 48, 50, 52)), rng.choice((18, 20, 22))
         x, y = rng.randint(2, UNIT - 2 - outer), rng.randint(2, UNIT - 2 - outer)
@@ -190,7 +190,7 @@ def _pair(rng: random.Random, relation: str) -> list[tuple[int, int, int]]:
 
 
 def _row(rng: random.Random, count: int) -> list[tuple[int, int, int]]:
-    """Squares of `count` things side by side, or (for two) one above the other."""
+    """Return squares of `count` things side by side, or (for two) one above the other."""
     if count == 2:
         layout = _pair(rng, rng.choice(("left of", "above")))
         return layout
@@ -205,7 +205,7 @@ def _row(rng: random.Random, count: int) -> list[tuple[int, int, int]]:
 
 
 def _scatter(rng: random.Random) -> list[tuple[int, int, int]]:
-    """Squares of two things of any sizes, anywhere to each other: apart, aslant, touching, one before the other."""
+    """Return squares of two things of any sizes, in any relation: apart, diagonal, touching, overlapping."""
     while True:
         a, b = rng.choice(SIDES), rng.choice(SIDES)
         angle, reach = rng.uniform(0, math.tau), rng.uniform(0, 0.7) * (a + b)
@@ -219,7 +219,7 @@ def _scatter(rng: random.Random) -> list[tuple[int, int, int]]:
 
 
 def _group(rng: random.Random) -> list[tuple[int, int, int]]:
-    """Squares of three things anywhere, apart from each other."""
+    """Return squares of three things anywhere, apart from each other."""
     while True:
         sides = [rng.choice((16, 18, 20, 22)) for _ in range(3)]
         squares = [(rng.randint(1, UNIT - 1 - s), rng.randint(1, UNIT - 1 - s), s) for s in sides]
@@ -292,7 +292,7 @@ def scene(
 
 
 def scenes(count: int, seed: int, **choices: object) -> list[Scene]:
-    """`count` scenes from one seed; `choices` as in `scene`."""
+    """Return `count` scenes from one seed; `choices` as in `scene`."""
     rng = random.Random(seed)
     return [scene(rng, **choices) for _ in range(count)]  # pyright: ignore[reportArgumentType]
 
@@ -305,7 +305,7 @@ class Stickers:
 
     Args:
         size: side of the pictures in pixels, a multiple of 64.
-        device: where the sprites are kept and the pictures are composed.
+        device: device of the sprites and the pictures.
         style: "fluent" (shaded) or "flat".
         names: stickers to prepare; fewer are quicker to load.
 
@@ -375,7 +375,7 @@ class Stickers:
 
 
 def _extents(masks: torch.Tensor) -> torch.Tensor:
-    """Tight boxes (x0 y0 x1 y1 in fractions) of boolean masks (B, N, H, W); zeros for an empty mask."""
+    """Return tight boxes (x0 y0 x1 y1 in fractions) of boolean masks (B, N, H, W); zeros for an empty mask."""
     corners: list[torch.Tensor] = []
     for flat in (masks.any(2), masks.any(3)):  # over rows -> columns used; over columns -> rows used
         length = flat.shape[-1]

@@ -1,4 +1,4 @@
-"""Measuring boxes: what `studio score --boxes` carries out."""
+"""The benchmark of boxes, `studio score --boxes`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measuring answers to visual prompts: what `studio score --incontext` carries out."""
+"""The benchmark of visual prompts, `studio score --incontext`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measuring relations: what `studio score --relations` carries out."""
+"""The benchmark of relations, `studio score --relations`."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def score_paper(
     machine: Machine,
     say: Callable[[str], None],
 ) -> None:
-    """The paper's protocol on learned relations of a real base; the published figures stand beside.
+    """Score learned relations of a real base by the paper's protocol, with the published figures beside.
 
     Raises:
         ConceptError: if the folder holds no concept named after a relation.

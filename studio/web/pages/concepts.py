@@ -30,7 +30,7 @@ EMPTY = "Nothing is here yet. Teach something, or import a file of another progr
 
 
 async def concept_command(*words: str) -> str:
-    """Run `studio concepts` in a process of its own, since it loads torch; gives what it printed.
+    """Run `studio concepts` in a process of its own, since it loads torch; return its output.
 
     Raises:
         ConceptError: with the sentence it ended with, or if it does not end.
@@ -63,7 +63,7 @@ async def concept_command(*words: str) -> str:
 
 
 def cards_of(jobs: Jobs, search: str = "") -> list[dict[str, Any]]:
-    """The library as values of `concept_cards`; those that hold all words of `search`."""
+    """Return the library as values of `concept_cards`; those that hold all words of `search`."""
     cards = []
     for entry in catalogue.scan(jobs.learned):
         name, card = entry.name, entry.card
@@ -85,7 +85,7 @@ def cards_of(jobs: Jobs, search: str = "") -> list[dict[str, Any]]:
 
 
 def told_of(path: Path) -> str:
-    """HTML of what a concept says of itself."""
+    """Return the card of a concept as HTML."""
     card = catalogue.read_card(path)
     rows = card.model_dump(exclude={"recipe", "scores"}) | {name: f"{one:.3f}" for name, one in card.scores.items()}
     plain = [(name.replace("_", " "), value) for name, value in rows.items() if value != ""]
@@ -96,14 +96,14 @@ def told_of(path: Path) -> str:
 
 
 def offers(path: Path) -> Any:
-    """Update of the layouts to choose from."""
+    """Return an update of the export formats to choose from."""
     possible = catalogue.dialects(path)
     names = [name for name, dialect in DIALECTS.items() if dialect in possible]
     return gr.update(choices=names, value=names[0])
 
 
 class LibraryPage:
-    """Components of the page and what happens to them; made inside `gr.Blocks`."""
+    """Components of the page and their events; made inside `gr.Blocks`."""
 
     def __init__(self, jobs: Jobs) -> None:
         self.jobs = jobs
@@ -160,11 +160,11 @@ class LibraryPage:
         )
 
     def refresh(self, search: str) -> list[dict[str, Any]]:
-        """The cards as they are now."""
+        """Return the cards as they are now."""
         return cards_of(self.jobs, search)
 
     def pick(self, picked: gr.EventData) -> tuple[Any, ...]:
-        """Show what was clicked."""
+        """Show the card that was clicked."""
         try:
             path = self.jobs.places.concept(told_by(picked, "id"))
             card = catalogue.read_card(path)
@@ -215,7 +215,7 @@ class LibraryPage:
         )
 
     def ask_undo(self, thrown: str, search: str) -> tuple[Any, ...]:
-        """Bring back what was thrown away last."""
+        """Bring back the concept that was deleted last."""
         try:
             self.jobs.restore(thrown)
         except StudioError as error:
@@ -223,7 +223,7 @@ class LibraryPage:
         return self.refresh(search), gr.update(visible="hidden"), ""
 
     async def ask_import(self, path: str | None, search: str) -> tuple[Any, Any]:
-        """Take an uploaded file into the library."""
+        """Import an uploaded file into the library."""
         if path is None:
             return gr.skip(), None
         try:

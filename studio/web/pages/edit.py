@@ -33,7 +33,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "wolf" / "1.png"
 
 
 class EditPage:
-    """Components of the page and what happens to them; made inside `gr.Blocks`."""
+    """Components of the page and their events; made inside `gr.Blocks`."""
 
     def __init__(self, jobs: Jobs, base: gr.Dropdown) -> None:
         self.jobs, self.base = jobs, base
@@ -75,7 +75,7 @@ class EditPage:
         )
 
     def take(self, path: Path) -> dict[str, str]:
-        """A picture to paint on."""
+        """Return a picture to paint on."""
         try:
             identity = self.jobs.pictures.add(path.read_bytes(), path.name)
         except StudioError as error:
@@ -83,22 +83,22 @@ class EditPage:
         return {"id": identity, "picture": picture_uri(self.jobs.pictures.path(identity), SHOWN), "mask": ""}
 
     def take_file(self, path: str | None) -> tuple[Any, None]:
-        """A picture that was dropped."""
+        """Return a picture that was dropped."""
         return (gr.skip() if path is None else self.take(Path(path))), None
 
     def take_example(self) -> tuple[Any, str]:
-        """The picture of a wolf, and what it may become."""
+        """Return the picture of a wolf, and a prompt for it."""
         return self.take(EXAMPLE), "a cat on a pink background"
 
     def take_result(self, job_id: str, index: int) -> dict[str, str]:
-        """A picture of a job."""
+        """Return a picture of a job."""
         try:
             return self.take(picture_of(self.jobs, job_id, int(index)))
         except StudioError as error:
             raise told(error) from None
 
     def refresh(self, base: str, chips: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The chips as the library is now, those switched on as they were."""
+        """Return the chips as the library is now, those switched on as they were."""
         on = {str(chip.get("id")): float(chip.get("strength", 1.0)) for chip in chips or () if chip.get("on")}
         return chips_of(self.jobs, base, list(on), on)
 
@@ -112,7 +112,7 @@ class EditPage:
         count: float,
         *more: Any,
     ) -> str:
-        """Queue the repainting; gives the id of the job."""
+        """Queue the repainting; return the id of the job."""
         painted = painted if isinstance(painted, Mapping) else {}
         try:
             if not painted.get("id"):

@@ -1,4 +1,4 @@
-"""The page that shows a change by an example: a picture before and after, and another to be changed alike."""
+"""The page of visual prompts: a picture before and after a change, and another to be changed alike."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PARTS = ("before", "after", "query")
 
 
 class ExamplePage:
-    """Components of the page and what happens to them; made inside `gr.Blocks`."""
+    """Components of the page and their events; made inside `gr.Blocks`."""
 
     def __init__(self, jobs: Jobs, base: gr.Dropdown) -> None:
         self.jobs, self.base = jobs, base
@@ -70,7 +70,7 @@ class ExamplePage:
         )
 
     def take_result(self, job_id: str, index: int) -> str:
-        """A picture of a job as the next query."""
+        """Return a picture of a job as the next query."""
         try:
             return str(self.jobs.results(job_id)[int(index)])
         except (StudioError, IndexError):
@@ -79,7 +79,7 @@ class ExamplePage:
     def submit(
         self, base: str, before: str | None, after: str | None, query: str | None, hint: str, seed: float, *more: Any
     ) -> str:
-        """Queue the answer; gives the id of the job."""
+        """Queue the answer; return the id of the job."""
         try:
             given = dict(zip(PARTS, (before, after, query), strict=True))
             if missing := [part for part, path in given.items() if not path]:

@@ -1,4 +1,4 @@
-"""The page that generates: words, concepts and boxes in, pictures out."""
+"""The page of generation: words, concepts and boxes in, pictures out."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ INSERT = """(chips, prompt) => {
 def chips_of(
     jobs: Jobs, base: str, on: Sequence[str] = (), strengths: dict[str, float] | None = None
 ) -> list[dict[str, Any]]:
-    """The library as values of `concept_chips`; `on` are ids that are switched on, if they go with the base."""
+    """Return the library as values of `concept_chips`; `on` are ids that are switched on, if they go with the base."""
     if not jobs.learned.is_dir():
         return []
     files = base_files(jobs.bases.get(base, ""))
@@ -93,18 +93,18 @@ def chips_of(
 
 
 def offered(jobs: Jobs) -> bool:
-    """Whether the example concept can be added: it is there, and not in the library."""
+    """Return whether the example concept can be added: it exists, and is not in the library."""
     return catalogue.EXAMPLE.is_file() and not (jobs.learned / catalogue.EXAMPLE.name).exists()
 
 
 def offer_button(jobs: Jobs) -> gr.Button:
-    """The button that adds the example concept; made inside `gr.Blocks`."""
+    """Return the button that adds the example concept; made inside `gr.Blocks`."""
     there = True if offered(jobs) else "hidden"
     return gr.Button("Add the example concept: a wolf", size="sm", min_width=90, visible=there, elem_classes="offer")
 
 
 def concepts_used(chips: Sequence[dict[str, Any]], *texts: str) -> list[dict[str, Any]]:
-    """Concepts of a request: those switched on, and those whose word a text says."""
+    """Return the concepts of a request: those switched on, and those whose word a text says."""
     said = "\n".join(texts)
     return [
         {"source": str(chip.get("id", "")), "strength": chip.get("strength", 1.0)}
@@ -114,7 +114,7 @@ def concepts_used(chips: Sequence[dict[str, Any]], *texts: str) -> list[dict[str
 
 
 class GeneratePage:
-    """Components of the page and what happens to them; made inside `gr.Blocks`."""
+    """Components of the page and their events; made inside `gr.Blocks`."""
 
     def __init__(self, jobs: Jobs, base: gr.Dropdown) -> None:
         self.jobs, self.base = jobs, base
@@ -180,12 +180,12 @@ class GeneratePage:
             component.change(self.shape, size, self.boxes, api_visibility="private")
 
     def _fields(self, *starts: str) -> list[Any]:
-        """Components of the fields whose paths begin so."""
+        """Return components of the fields whose paths begin so."""
         pairs = zip(self.form.paths, self.form.components, strict=True)
         return [component for path, component in pairs if path.startswith(starts)]
 
     def refresh(self, base: str, chips: list[dict[str, Any]]) -> tuple[Any, Any, Any]:
-        """The chips as the library is now, those switched on as they were; words for boxes; the example on offer."""
+        """Return the chips as the library is now, with their switches; words for boxes; the example on offer."""
         on = {str(chip.get("id", "")): float(chip.get("strength", 1.0)) for chip in records(chips) if chip.get("on")}
         now = chips_of(self.jobs, base, list(on), on)
         return now, gr.update(choices=[chip["token"] for chip in now]), shown(offered(self.jobs))
@@ -209,7 +209,7 @@ class GeneratePage:
         return gr.update(selected="generate"), card.example or f"a {card.token}", chips, words
 
     def take_learned(self, base: str, job_id: str) -> tuple[Any, ...]:
-        """Begin a prompt with what a training learned."""
+        """Begin a prompt with the result of a training."""
         try:
             return self.take(base, self.jobs.results(job_id)[0].stem)
         except (StudioError, IndexError):
@@ -225,7 +225,7 @@ class GeneratePage:
         count: float,
         *more: Any,
     ) -> str:
-        """Queue pictures, or a comparison if one is set; gives the id of the job."""
+        """Queue pictures, or a comparison if one is set; return the id of the job."""
         more, compared = more[: len(self.form.paths)], more[len(self.form.paths) :]
         fields = self.form.given(more) | {"prompt": prompt or "", "seed": int(seed or 0), "count": int(count or 1)}
         named = [
@@ -247,27 +247,27 @@ class GeneratePage:
 
     @staticmethod
     def guide(preset: str) -> list[Any]:
-        """Values of the guidance fields for a preset."""
+        """Return values of the guidance fields for a preset."""
         chosen = PRESETS.get(preset, {})
         open_ = [str(chosen[name]) if name in chosen else "" for name in ("scale", "rescale")]
         return [*open_, chosen.get("start", 0.0), chosen.get("stop", 1.0)]
 
     @staticmethod
     def shape(width: str, height: str) -> Any:
-        """The canvas of the boxes in the shape of the picture; a side left open is as long as the other."""
+        """Return the canvas of the boxes in the shape of the picture; a missing side is as long as the other."""
         sides = [int(side) if side.strip().isdecimal() and int(side) else 0 for side in (width, height)]
         longest = max(*sides, 1)
         return gr.update(width=sides[0] or longest, height=sides[1] or longest)
 
     def reuse(self, base: str, job_id: str, index: int) -> list[Any]:
-        """The form as it was for a picture of a job."""
+        """Return the form as it was for a picture of a job."""
         try:
             return self._form_of(base, read_made(picture_of(self.jobs, job_id, int(index))))
         except StudioError as error:
             raise told(error) from None
 
     def reuse_dropped(self, base: str, path: str | None) -> list[Any]:
-        """The form as it was for a picture from anywhere, with a warning of what another program's cannot tell."""
+        """Return the form as it was for any picture, with a warning about settings of another program."""
         if path is None:
             return [gr.skip()] * (5 + len(self.form.components))
         try:

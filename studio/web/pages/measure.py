@@ -1,4 +1,4 @@
-"""The page of figures: stored scores of concepts side by side, and how their trainings went."""
+"""The page of figures: stored scores of concepts side by side, and the losses of their trainings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NONE = "Nothing is measured yet. Trainings keep their losses by themselves; what
 
 
 def table(cards: Sequence[ConceptCard]) -> str:
-    """HTML of the scores: a row for each concept, a column for each figure, a bar in each cell."""
+    """Return HTML of the scores: a row for each concept, a column for each figure, a bar in each cell."""
     names = list(dict.fromkeys(name for card in cards for name in card.scores if not name.endswith(BASELINES)))
     if not names:
         return ""
@@ -52,7 +52,7 @@ def _cell(scores: Mapping[str, float], name: str, largest: float) -> str:
 
 
 def losses(path: Path, title: str) -> str:
-    """HTML of the losses of a training, from the log beside the concept; empty without one."""
+    """Return HTML of the losses of a training, from the log beside the concept; empty without one."""
     log = path.with_suffix(".losses.jsonl")
     try:
         if log.stat().st_size > LOG_LIMIT:
@@ -65,7 +65,7 @@ def losses(path: Path, title: str) -> str:
 
 
 class MeasurePage:
-    """Components of the page and what happens to them; made inside `gr.Blocks`."""
+    """Components of the page and their events; made inside `gr.Blocks`."""
 
     def __init__(self, jobs: Jobs) -> None:
         self.jobs = jobs
@@ -83,7 +83,7 @@ class MeasurePage:
         )
 
     def refresh(self, chosen: list[str] | None, measured: str | None) -> tuple[Any, Any, Any]:
-        """The concepts there are now, all compared at first, and the pictures they can be measured with."""
+        """Return the concepts there are now, all compared at first, and the pictures they can be measured with."""
         known = [(entry.card.token, entry.name) for entry in catalogue.scan(self.jobs.learned) if entry.card]
         ids = [identity for _, identity in known]
         one = measured if measured in ids else next(iter(ids), None)
@@ -94,19 +94,19 @@ class MeasurePage:
         )
 
     def taught_with(self, concept: str | None) -> Any:
-        """The pictures there are, those that a concept was taught with first."""
+        """Return the pictures there are, those that a concept was taught with first."""
         there = [(f"{one.name}, {one.pictures} pictures", one.id) for one in self.jobs.datasets.list() if one.pictures]
         ids = [identity for _, identity in there]
         own = [job.spec["dataset"] for job in self._trainings(concept) if job.spec["dataset"] in ids]
         return gr.update(choices=there, value=next(iter([*own, *ids]), None))
 
     def _trainings(self, concept: str | None) -> list[Job]:
-        """Trainings that gave a concept, the newest first."""
+        """Return trainings that gave a concept, the newest first."""
         done = self.jobs.list("training", ("done",), 1000)
         return [job for job in done if any(Path(name).stem == concept for name in job.results)]
 
     def submit(self, concept: str | None, dataset: str | None) -> str:
-        """Queue a measurement; gives the id of the job."""
+        """Queue a measurement; return the id of the job."""
         base = next((job.spec["base"] for job in self._trainings(concept)), next(iter(self.jobs.bases)))
         try:
             if not concept or not dataset:
@@ -116,7 +116,7 @@ class MeasurePage:
             raise told(error) from None
 
     def compare(self, chosen: list[str]) -> str:
-        """HTML of the figures of some concepts."""
+        """Return HTML of the figures of some concepts."""
         entries = [entry for entry in catalogue.scan(self.jobs.learned) if entry.card and entry.name in chosen]
         cards = [entry.card for entry in entries if entry.card]
         drawn = "".join(losses(entry.path, f"Loss of {card.token}") for entry, card in zip(entries, cards, strict=True))

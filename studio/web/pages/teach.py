@@ -1,4 +1,4 @@
-"""The page that teaches: pictures in, a concept out, watched while it learns."""
+"""The page of training: pictures in, a concept out, with live progress."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from studio.library import archives
 from studio.library.quota import said as size_of
 from studio.web.components import picture_rows, told_by
 from studio.web.panels.following import Following, said, shown, told
-from studio.web.panels.lessons import KINDS, PRESETS, RECIPE_STEPS, WHATS
 from studio.web.panels.pictures import Marking, keep_words, reshape, rows_of, squared, turned
 from studio.web.panels.scores import ScoresPanel
+from studio.web.panels.subjects import KINDS, PRESETS, RECIPE_STEPS, WHATS
 from studio.web.panels.watching import Seen, curve, picture_uri, progress
 
 PREVIEWS = 6
@@ -30,7 +30,7 @@ WOLF = Path(__file__).parents[2] / "examples" / "wolf"
 
 
 def curves(seen: Seen) -> str:
-    """HTML of the losses and figures over the steps."""
+    """Return HTML of the losses and figures over the steps."""
     names = dict.fromkeys(name for step in seen.steps for name in step.get("terms", {}))
     drawn = [
         curve([(step["step"], step["terms"][name]) for step in seen.steps if name in step.get("terms", {})], name)
@@ -40,7 +40,7 @@ def curves(seen: Seen) -> str:
 
 
 class TeachPage(Following):
-    """Components of the page and what happens to them; made inside `gr.Blocks`."""
+    """Components of the page and their events; made inside `gr.Blocks`."""
 
     def __init__(self, jobs: Jobs, base: gr.Dropdown) -> None:
         super().__init__(jobs, "training", "training")
@@ -115,26 +115,26 @@ class TeachPage(Following):
         self.resume.click(self.ask_resume, self.job, api_name="resume")
 
     def afterwards(self, followed: Any) -> None:
-        """What was learned is measured."""
+        """Follow the measurement of what was learned."""
         found = followed.success(self.measured, self.job, self.scores.job, api_visibility="private")
         self.scores.followed(found, api_visibility="private")
 
     def measured(self, job_id: str) -> str:
-        """The job that measures what a training learned, if there is one."""
+        """Return the job that measures the result of a training, if there is one."""
         scores = self.jobs.scores_after(job_id)
         return scores.id if scores else ""
 
     def said(self) -> Sequence[Any]:
-        """Progress, buttons, previews, curves, and what was learned."""
+        """The components that show progress, buttons, previews, curves, and the result."""
         return [self.progress, self.pause, self.resume, self.stop, self.strip, self.curves, self.learned, self.use]
 
     def nothing(self) -> tuple[Any, ...]:
-        """A sentence that waits; all else stays as it is."""
+        """Return an empty state; all else stays as it is."""
         return (WAITING, *(gr.skip() for _ in self.said()[1:]))
 
     @staticmethod
     def explain(what: str) -> tuple[str, Any, Any, Any]:
-        """What a kind of learning costs, and suggestions for its words."""
+        """Return the cost of a kind of learning, and suggestions for its words."""
         chosen = WHATS[what]
         return (
             f'<p class="hint">{chosen.says}</p>',
@@ -150,7 +150,7 @@ class TeachPage(Following):
         page.load(self.restored, None, asked, api_visibility="private")
 
     def restored(self, request: gr.Request) -> tuple[Any, ...]:
-        """Pictures and words of the training that the address names, if there is one and they are still there."""
+        """Return pictures and words of the training that the address names, if they still exist."""
         nothing = tuple(gr.skip() for _ in range(7))
         if not (job_id := self.restore(request)):
             return nothing
@@ -172,7 +172,7 @@ class TeachPage(Following):
         return dataset, rows | pairs, empty, kinds[0], says, settings["token"], start | {"value": word}
 
     def taken_room(self) -> str:
-        """HTML of how much room pictures and uploads take."""
+        """Return HTML of the room that pictures and uploads take."""
         quota = self.jobs.places.quota
         words = f"Pictures and uploads on this server take {size_of(quota.used())} of {size_of(quota.most)}."
         return f'<p class="hint">{words}</p>'
@@ -184,7 +184,7 @@ class TeachPage(Following):
         return dataset, gr.update(value=rows), shown(bool(rows))
 
     def take(self, files: list[str] | None, dataset: str) -> tuple[Any, ...]:
-        """Take uploaded files in; what is no picture is told, the rest stays."""
+        """Store uploaded files; unusable ones are reported, the rest stays."""
         try:
             dataset = dataset or self.jobs.datasets.create("Pictures").id
         except StudioError as error:
@@ -203,7 +203,7 @@ class TeachPage(Following):
         return (*self._held(dataset), None)
 
     def take_example(self, dataset: str) -> tuple[Any, ...]:
-        """Take the four pictures of the wolf in."""
+        """Store the four pictures of the wolf."""
         return self.take([str(path) for path in sorted(WOLF.glob("*.png"))], "")[:3]
 
     def act(self, dataset: str, rows: list[dict[str, Any]], asked: gr.EventData) -> tuple[Any, ...]:
@@ -240,7 +240,7 @@ class TeachPage(Following):
         return job.id
 
     def _pace(self, method: str, preset: str, steps: str, base: str) -> dict[str, Any]:
-        """Steps and how often a preview is drawn; of bases other than pocket the method knows the steps by itself."""
+        """Return steps and how often a preview is drawn; for bases other than pocket the method decides the steps."""
         planned: Any = steps
         if not steps and base_files(self.jobs.bases.get(base, "")).family == "pocket":
             planned = round(RECIPE_STEPS[method] * PRESETS.get(preset, 1.0))
@@ -253,7 +253,7 @@ class TeachPage(Following):
     def submit(
         self, what: str, dataset: str, rows: Any, token: str, start: str, preset: str, steps: str, base: str
     ) -> str:
-        """Queue a training; gives the id of the job."""
+        """Queue a training; return the id of the job."""
         try:
             return self._submit(False, what, dataset, rows, token, start, preset, steps, base)
         except StudioError as error:
@@ -262,14 +262,14 @@ class TeachPage(Following):
     def submit_check(
         self, what: str, dataset: str, rows: Any, token: str, start: str, preset: str, steps: str, base: str
     ) -> str:
-        """Queue a look at the pictures; gives the id of the job."""
+        """Queue a check of the pictures; return the id of the job."""
         try:
             return self._submit(True, what, dataset, rows, token, start, preset, steps, base)
         except StudioError as error:
             raise told(error) from None
 
     def seen(self, seen: Seen) -> tuple[Any, ...]:
-        """A training with its curves and previews."""
+        """Return a training with its curves and previews."""
         job = seen.job
         dry = bool(job.spec.get("dry_run"))
         previews = self.jobs.previews(job.id)
@@ -305,7 +305,7 @@ class TeachPage(Following):
         self._ask(self.jobs.pause, job_id)
 
     def ask_resume(self, job_id: str) -> None:
-        """Go on with a paused training."""
+        """Resume a paused training."""
         self._ask(self.jobs.resume, job_id)
 
     def ask_cancel(self, job_id: str) -> None:

@@ -1,1 +1,1 @@
-"""Parts that several pages have."""
+"""Panels that several pages share."""

@@ -1,4 +1,4 @@
-"""What comes back: progress while a job makes pictures, the pictures, and how they were made."""
+"""The panel of results: progress while a job makes pictures, the pictures, and their settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from studio.web.panels.watching import Seen, facts, picture_uri, progress
 
 
 def told_of(path: Path) -> str:
-    """HTML of everything a picture says about itself."""
+    """Return HTML of everything a picture says about itself."""
     made = read_made(path)
     rows: dict[str, Any] = {}
     for name, value in made.request.model_dump(exclude={"concepts"}).items():
@@ -33,7 +33,7 @@ def told_of(path: Path) -> str:
 
 
 def told_in(job: Job, path: Path) -> str:
-    """HTML of what there is to say of a picture of a job."""
+    """Return HTML about a picture of a job."""
     return about_sheet(job) if is_sheet(job, path) else told_of(path)
 
 
@@ -44,7 +44,7 @@ class Answer(Following):
         jobs: of the server.
         name: of the page, in the address and in the names of components.
         go: the button that asks.
-        uses: what may be done with the picture chosen; a button each.
+        uses: actions for the chosen picture; a button each.
     """
 
     def __init__(self, jobs: Jobs, name: str, go: gr.Button, uses: Sequence[str]) -> None:
@@ -72,21 +72,21 @@ class Answer(Following):
             ]
 
     def wire(self, submit: Callable[..., str], asked: Sequence[Any]) -> None:
-        """Ask with `submit`, which gives the id of a job, when the button is clicked."""
+        """Submit with `submit`, which returns the id of a job, when the button is clicked."""
         self.submitted(self.go.click(submit, list(asked), self.job, api_name=self.name))
         self.stop.click(self.cancel, self.job, api_name=f"cancel_{self.name}")
         self.gallery.select(self.look, self.job, [self.chosen, self.facts], api_visibility="private")
 
     def said(self) -> Sequence[Any]:
-        """Progress, pictures, buttons, and how they were made."""
+        """The components that show progress, pictures, buttons, and settings."""
         return [self.progress, self.gallery, self.go, self.stop, self.made, self.facts, self.chosen, *self.uses]
 
     def nothing(self) -> tuple[Any, ...]:
-        """An empty panel."""
+        """Return an empty panel."""
         return ("", [], *self._buttons(None), "", 0, *(shown(False) for _ in self.uses))
 
     def seen(self, seen: Seen) -> tuple[Any, ...]:
-        """The pictures of a job, or the newest preview while it is at work."""
+        """Return the pictures of a job, or the newest preview while it runs."""
         identity = seen.job.id
         results = self.jobs.results(identity) if seen.job.ended else []
         pictures = list(zip(map(str, results), captions(seen.job, results), strict=True))
@@ -98,7 +98,7 @@ class Answer(Following):
 
     @staticmethod
     def _buttons(seen: Seen | None) -> tuple[Any, Any, Any]:
-        """Updates of asking, cancelling and the facts."""
+        """Return updates of the buttons to start and cancel, and of the facts."""
         busy = seen is not None and not seen.job.ended
         done = seen is not None and seen.job.state == "done"
         return gr.update(interactive=not busy), shown(busy), gr.update(visible=done)
@@ -111,7 +111,7 @@ class Answer(Following):
             raise told(error) from None
 
     def look(self, job_id: str, chosen: gr.SelectData) -> tuple[int, str]:
-        """The facts of the picture that was clicked."""
+        """Return the facts of the picture that was clicked."""
         try:
             results = self.jobs.results(job_id)
             index = min(int(chosen.index), len(results) - 1)

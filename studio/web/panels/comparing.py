@@ -1,4 +1,4 @@
-"""The part of the page that compares: which settings and values, and what is said of the pictures that come of it."""
+"""The panel of comparisons: settings and values to compare, and captions of the pictures."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FIELDS: Mapping[str, tuple[str, str]] = {
 
 STRENGTHS = FIELDS["concepts.1.strength"][1]
 THINGS = ("fox", "cat", "dog")
-"""What is offered in the place of a word of the prompt."""
+"""Words offered in the place of a word of the prompt."""
 
 UNLIKELY = ("a", "an", "the", "one", "two", "three", "of")
 
@@ -49,7 +49,7 @@ WORDS_VALUES = "The first is a word of the prompt; the others take its place."
 
 
 def first_word(prompt: str) -> str:
-    """The word of a prompt that is most likely to be replaced: the first that is no article or number.
+    """Return the word of a prompt that is most likely to be replaced: the first that is no article or number.
 
     >>> first_word("a fox to the left of a house")
     'fox'
@@ -59,7 +59,7 @@ def first_word(prompt: str) -> str:
 
 
 def suggestion(field: str, prompt: str, seed: int) -> str:
-    """Values to begin with for a field that was chosen."""
+    """Return values to begin with for a field that was chosen."""
     if field == "seed":
         return ", ".join(str(seed + more) for more in range(4))
     if field == WORDS:
@@ -73,7 +73,7 @@ def suggestion(field: str, prompt: str, seed: int) -> str:
 
 
 def choices(chips: Sequence[Any]) -> list[tuple[str, str]]:
-    """What can be compared, with the strength of each concept that goes with the base."""
+    """Return the fields that can be compared, with the strength of each concept that goes with the base."""
     offered = [(name, field) for field, (name, _) in FIELDS.items()]
     strengths = [
         (f"Strength of {chip.get('token')}", f"concepts.{chip.get('id')}.strength")
@@ -84,7 +84,7 @@ def choices(chips: Sequence[Any]) -> list[tuple[str, str]]:
 
 
 class Comparing:
-    """Components that say what is compared; made inside `gr.Blocks`."""
+    """Components of the fields and values to compare; made inside `gr.Blocks`."""
 
     def __init__(self) -> None:
         self.components: list[Any] = []
@@ -106,7 +106,7 @@ class Comparing:
                 self.components += [field, values]
 
     def wire(self, prompt: Any, seed: Any, chips: Any) -> None:
-        """Offer values for what is chosen, and the concepts there are when it is opened."""
+        """Offer values for the chosen field, and the concepts there are when it is opened."""
         for field, values in zip(self.components[::2], self.components[1::2], strict=True):
             # Not `input`, which comes again when the field is left and would undo what was written meanwhile.
             field.select(self.suggest, [field, prompt, seed], values, api_visibility="private")
@@ -114,24 +114,24 @@ class Comparing:
 
     @staticmethod
     def suggest(field: str | None, prompt: str | None, seed: float | None) -> Any:
-        """Values to begin with."""
+        """Return values to begin with."""
         chosen = field or ""
         said = suggestion(chosen, (prompt or "").strip(), int(seed or 0))
         return gr.update(value=said, info=WORDS_VALUES if chosen == WORDS else VALUES)
 
     @staticmethod
     def offer(chips: Sequence[Any]) -> list[Any]:
-        """What can be compared now."""
+        """Return the fields that can be compared now."""
         return [gr.update(choices=choices(chips))] * 2
 
     @staticmethod
     def cleared() -> list[Any]:
-        """Nothing is compared any more."""
+        """Return an empty comparison."""
         return ["", ""] * 2
 
     @staticmethod
     def axes(given: Sequence[Any]) -> list[dict[str, Any]]:
-        """What is compared, from the values of the components.
+        """Return the axes of the comparison, from the values of the components.
 
         Raises:
             RequestError: if a field has no values.
@@ -152,12 +152,12 @@ class Comparing:
 
 
 def is_sheet(job: Job, path: Path) -> bool:
-    """Whether a picture of a job is the sheet of a comparison rather than one that was generated."""
+    """Return whether a picture of a job is the sheet of a comparison rather than one that was generated."""
     return bool(job.spec.get("compare")) and path.name == Path(job.results[0]).name
 
 
 def captions(job: Job, paths: Sequence[Path]) -> list[str]:
-    """What stands below the pictures of a job: their seed, or what tells the cells of a comparison apart."""
+    """Return the captions of the pictures of a job: their seed, or the values that differ in a comparison."""
     if not job.spec.get("compare"):
         return [f"seed {path.stem.split('-')[0]}" for path in paths]
     said = ["all", *labels(axes_of(job.spec["compare"]))]
@@ -166,14 +166,14 @@ def captions(job: Job, paths: Sequence[Path]) -> list[str]:
 
 
 def about_sheet(job: Job) -> str:
-    """HTML of what a sheet shows."""
+    """Return HTML about a sheet."""
     ways = zip(("across", "down"), axes_of(job.spec["compare"]), strict=False)
     rows = [(way, f"{axis.field}: {', '.join(map(str, axis.values))}") for way, axis in ways]
     return facts([*rows, ("settings", "choose one of the pictures for what made it")])
 
 
 def picture_of(jobs: Jobs, job_id: str, index: int) -> Path:
-    """A picture of a job that was generated.
+    """Return a picture of a job that was generated.
 
     Raises:
         RequestError: if the sheet of a comparison is chosen, or the picture is no longer there.

@@ -22,22 +22,22 @@ REMEMBER = """(id) => {
 
 
 def told(error: StudioError) -> gr.Error:
-    """An error for people as the page shows it."""
+    """Return an error for people as the page shows it."""
     return gr.Error(said(str(error)), duration=None, print_exception=False)
 
 
 def said(text: str) -> str:
-    """A sentence as a message of the page, which reads HTML; it tells no folder of the server."""
+    """Return a sentence as a message of the page, which reads HTML; it tells no folder of the server."""
     return escape(without_paths(text), quote=False)
 
 
 def shown(there: bool) -> Any:
-    """Update of a button; one that is taken away whole comes back without its words."""
+    """Return an update of a button; a removed one comes back without its text."""
     return gr.update(visible=True if there else "hidden")
 
 
 class Following:
-    """What panels of a job share; made inside `gr.Blocks`.
+    """The shared behaviour of panels of a job; made inside `gr.Blocks`.
 
     Args:
         jobs: of the server.
@@ -54,11 +54,11 @@ class Following:
         raise NotImplementedError
 
     def seen(self, seen: Seen) -> tuple[Any, ...]:
-        """What they show of one."""
+        """Return the values of these components for a job."""
         raise NotImplementedError
 
     def nothing(self) -> tuple[Any, ...]:
-        """What they show while there is none."""
+        """Return the values of these components without a job."""
         raise NotImplementedError
 
     def submitted(self, asked: Any) -> None:
@@ -73,18 +73,18 @@ class Following:
         self.afterwards(followed)
 
     def afterwards(self, followed: Any) -> None:
-        """What comes once the job has ended, or is found to have ended; nothing by default."""
+        """Return the values after the job has ended, or is found to have ended; nothing by default."""
 
     def follow_on(self, page: gr.Blocks) -> None:
         """Show the job that the address names when the page is opened."""
         self.followed(page.load(self.restore, None, self.job, api_visibility="private"), api_visibility="private")
 
     def look_on(self, tab: gr.Tab) -> None:
-        """Show the job as it is when a tab is opened: what a closed one was told of its buttons is lost."""
+        """Show the job when a tab is opened: updates that a closed tab received are lost."""
         tab.select(self.glance, self.job, list(self.said()), show_progress="hidden", api_visibility="private")
 
     def restore(self, request: gr.Request) -> str:
-        """On opening: the job that the address names, if there is such a one."""
+        """Return the job that the address names on opening, if it exists."""
         try:
             job = self.jobs.get(str(request.query_params.get(self.name, "")))
         except StudioError:
@@ -92,12 +92,12 @@ class Following:
         return job.id if job.kind == self.kind else ""
 
     def glance(self, job_id: str) -> Any:
-        """What a job shows now."""
+        """Return the state of a job now."""
         seen = seen_now(self.jobs, job_id)
         return self.seen(seen) if seen else tuple(gr.skip() for _ in self.said())
 
     async def follow(self, job_id: str) -> AsyncIterator[tuple[Any, ...]]:
-        """What a job shows, until it has ended."""
+        """Yield the state of a job until it has ended."""
         if not job_id:
             yield self.nothing()
             return

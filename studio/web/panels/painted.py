@@ -1,4 +1,4 @@
-"""What was painted over a picture in the browser, as a mask of that picture."""
+"""Strokes painted over a picture in the browser, as a mask of that picture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ START = "data:image/png;base64,"
 
 
 def decoded(address: str) -> bytes:
-    """The content of a `data:` address of a PNG.
+    """Return the content of a `data:` address of a PNG.
 
     Raises:
         DataError: if it is none.
@@ -32,7 +32,7 @@ def decoded(address: str) -> bytes:
 
 
 def fitted(mask: bytes, size: tuple[int, int]) -> Image.Image:
-    """A mask in the size of its picture, grey of black and white alone.
+    """Return a mask in the size of its picture, black and white only.
 
     Raises:
         DataError: if it cannot be read.
@@ -46,12 +46,12 @@ def fitted(mask: bytes, size: tuple[int, int]) -> Image.Image:
 
 
 def marks(mask: Image.Image) -> bool:
-    """Whether anything of a grey mask is nearer to white than to black."""
+    """Return whether anything of a grey mask is nearer to white than to black."""
     return mask.point([0] * 128 + [255] * 128).getbbox() is not None
 
 
 def png(picture: Image.Image) -> bytes:
-    """A picture as the content of a PNG."""
+    """Return a picture as the content of a PNG."""
     stream = io.BytesIO()
     picture.save(stream, format="PNG")
     return stream.getvalue()

@@ -1,4 +1,4 @@
-"""Pictures to learn from, as the page that teaches has them: their words, shapes and masks."""
+"""Training pictures on the page: their words, shapes and masks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Change = Callable[[Image.Image], Image.Image]
 
 
 def rows_of(datasets: Datasets, dataset: str) -> list[dict[str, Any]]:
-    """Pictures of a dataset as values of `picture_rows`."""
+    """Return pictures of a dataset as values of `picture_rows`."""
     if not dataset:
         return []
     return [
@@ -47,7 +47,7 @@ def rows_of(datasets: Datasets, dataset: str) -> list[dict[str, Any]]:
 
 
 def keep_words(datasets: Datasets, dataset: str, rows: Sequence[Any] | None) -> None:
-    """Write what was said of the pictures."""
+    """Save captions, names and repeats of the pictures."""
     there = {entry.name: entry for entry in datasets.entries(dataset)}
     for row in records(rows):
         entry = there.get(str(row.get("name", "")))
@@ -61,19 +61,19 @@ def keep_words(datasets: Datasets, dataset: str, rows: Sequence[Any] | None) -> 
 
 
 def turned(picture: Image.Image) -> Image.Image:
-    """A picture a quarter turned clockwise."""
+    """Return a picture a quarter turned clockwise."""
     return picture.transpose(Image.Transpose.ROTATE_270)
 
 
 def squared(picture: Image.Image) -> Image.Image:
-    """The middle square of a picture."""
+    """Return the middle square of a picture."""
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     return picture.crop((left, top, left + side, top + side))
 
 
 def reshape(datasets: Datasets, dataset: str, name: str, change: Change) -> None:
-    """Change a picture of a dataset, and its mask alike; one of which nothing white is left is removed.
+    """Change a picture of a dataset, and its mask alike; a mask without white left is removed.
 
     Raises:
         Unknown: if there is no such picture.
@@ -108,7 +108,7 @@ class Marking:
                 self.close = gr.Button("Close", size="sm", min_width=80, elem_id="close-marking")
 
     def wire(self, dataset: gr.Textbox, rows: gr.HTML) -> None:
-        """Open from a row of the pictures; what is done shows in the rows."""
+        """Open from a row of the pictures; changes appear in the rows."""
         own = [self.panel, self.painter]
         rows.act(self.open, dataset, own, api_visibility="private")  # pyright: ignore[reportAttributeAccessIssue]
         dataset.change(self.closed, None, own, api_visibility="private")  # an open picture is one of the former dataset
@@ -118,7 +118,7 @@ class Marking:
 
     @staticmethod
     def closed() -> tuple[Any, None]:
-        """The panel put away."""
+        """Return the closed panel."""
         return gr.update(visible=False), None
 
     def open(self, dataset: str, asked: gr.EventData) -> tuple[Any, Any]:
@@ -134,7 +134,7 @@ class Marking:
         return gr.update(visible=True), shown
 
     def _done(self, dataset: str, rows: Any, painted: Any, act: Callable[[str, str], None]) -> tuple[Any, ...]:
-        """Write the words, do something with the picture that is open, and show what came of it."""
+        """Save the words, change the picture that is open, and return the result."""
         painted = painted if isinstance(painted, Mapping) else {}
         try:
             keep_words(self.datasets, dataset, rows)
@@ -150,7 +150,7 @@ class Marking:
         return fitted(decoded(mask), (entry.width, entry.height))
 
     def keep_mask(self, dataset: str, rows: Any, painted: Any) -> tuple[Any, ...]:
-        """Keep what is marked as the mask of the picture."""
+        """Save the marks as the mask of the picture."""
 
         def keep(name: str, mask: str) -> None:
             self.datasets.set_mask(dataset, name, png(self._marked(dataset, name, mask)))
@@ -158,7 +158,7 @@ class Marking:
         return self._done(dataset, rows, painted, keep)
 
     def crop_to(self, dataset: str, rows: Any, painted: Any) -> tuple[Any, ...]:
-        """Crop the picture, and its mask if it has one, to what is marked."""
+        """Crop the picture, and its mask if it has one, to the marks."""
 
         def crop(name: str, mask: str) -> None:
             left, top, right, bottom = box = self._marked(dataset, name, mask).getbbox() or (0, 0, 0, 0)
@@ -172,7 +172,7 @@ class Marking:
         return self._done(dataset, rows, painted, crop)
 
     def no_mask(self, dataset: str, rows: Any, painted: Any) -> tuple[Any, ...]:
-        """Take the mask of the picture away."""
+        """Remove the mask of the picture."""
 
         def forget(name: str, _: str) -> None:
             self.datasets.set_mask(dataset, name, b"")

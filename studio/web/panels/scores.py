@@ -1,4 +1,4 @@
-"""The panel of a measurement: figures of each step beside the word training started from, and which step to keep."""
+"""The panel of a measurement: figures of each step beside the initial word, and the proposed step."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ MEANINGS = {
     "class_kept": "share of its alignment that “{word}” keeps",
     "both_there": "share of pictures with both things, of pairs never shown",
 }
-"""What each figure tells, for people."""
+"""Meaning of each figure, for people."""
 
 
 def figures(said: Mapping[str, Any]) -> str:
-    """HTML of what a measurement told: a row for each step, and how the figures went."""
+    """Return HTML of a measurement: a row for each step, and curves of the figures."""
     rows = [(f"“{said['word']}”, before", said["baseline"])]
     rows += [(f"step {row['step']}", row["figures"]) for row in said["rows"]]
     names = list(dict.fromkeys(name for _, values in rows for name in values))
@@ -56,7 +56,7 @@ def figures(said: Mapping[str, Any]) -> str:
 
 
 class ScoresPanel(Following):
-    """What is measured of one concept; made inside `gr.Blocks`.
+    """The measurement of one concept; made inside `gr.Blocks`.
 
     Args:
         jobs: of the server.
@@ -74,15 +74,15 @@ class ScoresPanel(Following):
         self.take.click(self.keep, self.job, [self.reason, self.take, self.figures], api_name=f"keep_{name}")
 
     def said(self) -> list[Any]:
-        """Progress, figures and buttons."""
+        """The components that show progress, figures and buttons."""
         return [self.progress, self.stop, self.reason, self.take, self.figures]
 
     def nothing(self) -> tuple[Any, ...]:
-        """An empty panel."""
+        """Return an empty panel."""
         return "", shown(False), "", shown(False), ""
 
     def seen(self, seen: Seen) -> tuple[Any, ...]:
-        """A measurement as it is."""
+        """Return the state of a measurement."""
         latest = [] if seen.job.ended else self.jobs.previews(seen.job.id)[-1:]
         heading = report(seen.notes)
         if seen.job.state != "done":
@@ -91,7 +91,7 @@ class ScoresPanel(Following):
         return heading, shown(not seen.job.ended), *self._result(seen.job.id)
 
     def _result(self, job_id: str) -> tuple[str, Any, str]:
-        """The reason, whether there is another step to keep than the one that is kept, and the figures."""
+        """Return the reason, whether a step other than the current one is proposed, and the figures."""
         events = self.jobs.events(job_id, limit=100_000, kinds=("scores",))
         if not events:
             return "", shown(False), ""
@@ -116,7 +116,7 @@ class ScoresPanel(Following):
             raise told(error) from None
 
     def keep(self, job_id: str) -> tuple[str, Any, str]:
-        """Make the concept that of the proposed step; the others stay."""
+        """Replace the concept by the candidate of the proposed step; the others stay."""
         try:
             said = self.jobs.events(job_id, limit=100_000, kinds=("scores",))[-1].data
             self.jobs.take_step(self.jobs.get(job_id).spec["concept"], int(said["step"]))

@@ -1,4 +1,4 @@
-"""Following a job: what it says of itself, as it happens and after a reload alike."""
+"""Following a job: its messages, live and after a reload alike."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STATES = {
 
 @dataclass
 class Seen:
-    """What has been seen of a job.
+    """The messages of a job so far.
 
     Attributes:
         job: its record.
@@ -45,7 +45,7 @@ class Seen:
     last: int = 0
 
     def look(self, jobs: Jobs) -> bool:
-        """Read what is new; whether anything is."""
+        """Read new events; return whether there were any."""
         before = self.job
         self.job = jobs.get(self.job.id)
         events = jobs.events(self.job.id, after=self.last)
@@ -59,7 +59,7 @@ class Seen:
 
 
 def seen_now(jobs: Jobs, job_id: str) -> Seen | None:
-    """A job as it is, with all it said so far; None if there is none."""
+    """Return a job as it is, with all its messages so far; None if there is none."""
     try:
         seen = Seen(jobs.get(job_id))
     except StudioError:
@@ -69,7 +69,7 @@ def seen_now(jobs: Jobs, job_id: str) -> Seen | None:
 
 
 async def watched(jobs: Jobs, job_id: str) -> AsyncIterator[Seen]:
-    """A job whenever something about it is new, until it has ended.
+    """Yield a job whenever something about it is new, until it has ended.
 
     Raises:
         StudioError: if there is no such job.
@@ -84,7 +84,7 @@ async def watched(jobs: Jobs, job_id: str) -> AsyncIterator[Seen]:
 
 
 def picture_uri(path: Path, side: int = 160) -> str:
-    """A picture, at most `side` pixels, as the address of an `<img>`; empty if it cannot be read."""
+    """Return a picture, at most `side` pixels, as the address of an `<img>`; empty if it cannot be read."""
     try:
         with Image.open(path) as picture:
             small = picture.convert("RGB")
@@ -97,7 +97,7 @@ def picture_uri(path: Path, side: int = 160) -> str:
 
 
 def spoken(seconds: float) -> str:
-    """A duration as people say it.
+    """Return a duration in words.
 
     >>> spoken(7), spoken(150), spoken(7300)
     ('7 s', '2 min 30 s', '2 h 1 min')
@@ -111,7 +111,7 @@ def spoken(seconds: float) -> str:
 
 
 def time_left(seen: Seen) -> str:
-    """What is left of the steps at the pace of the last reports; empty while that is unknown."""
+    """Return the time left at the speed of the last reports; empty while that is unknown."""
     if seen.job.state != "running" or len(seen.steps) < 2:
         return ""
     # A resumed run counts its seconds anew, so the pace is that of two reports of one run.
@@ -123,7 +123,7 @@ def time_left(seen: Seen) -> str:
 
 
 def report(notes: Sequence[str]) -> str:
-    """HTML of all that a job said, in order and each sentence once, warnings marked."""
+    """Return HTML of all messages of a job, in order and each once, warnings marked."""
     lines = "".join(
         f'<li class="{"warn" if one.startswith("Warning") else ""}">{escape(one)}</li>' for one in dict.fromkeys(notes)
     )
@@ -131,7 +131,7 @@ def report(notes: Sequence[str]) -> str:
 
 
 def progress(seen: Seen | None, picture: str = "") -> str:
-    """HTML of the state, the bar and all notes; `picture` is the address of a preview."""
+    """Return HTML of the state, the bar and all notes; `picture` is the address of a preview."""
     if seen is None:
         return ""
     job = seen.job
@@ -150,7 +150,7 @@ def progress(seen: Seen | None, picture: str = "") -> str:
 
 
 def curve(points: Sequence[tuple[float, float]], title: str, width: int = 320, height: int = 120) -> str:
-    """An SVG line through (step, value) points, with the ends of both axes written out."""
+    """Return an SVG line through (step, value) points, with the ends of both axes written out."""
     if len(points) < 2:
         return ""
     xs, ys = zip(*points, strict=True)
@@ -167,6 +167,6 @@ def curve(points: Sequence[tuple[float, float]], title: str, width: int = 320, h
 
 
 def facts(rows: Sequence[tuple[str, object]]) -> str:
-    """HTML of a table with a name and a value in each row."""
+    """Return HTML of a table with a name and a value in each row."""
     lines = "".join(f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in rows)
     return f'<table class="facts">{lines}</table>'

@@ -6,5 +6,5 @@ from importlib.resources import files
 
 
 def text(name: str) -> str:
-    """One of the files here."""
+    """Return one of the files here."""
     return files(__name__).joinpath(name).read_text(encoding="utf-8")

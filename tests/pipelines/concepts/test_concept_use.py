@@ -22,8 +22,8 @@ def base(request):
 
 
 def learned(base, vectors=1, **card):
-    chance = torch.Generator().manual_seed(vectors)
-    rows = tuple(torch.randn(vectors, e.config.hidden_size, generator=chance) for e in base.text_encoders)
+    generator = torch.Generator().manual_seed(vectors)
+    rows = tuple(torch.randn(vectors, e.config.hidden_size, generator=generator) for e in base.text_encoders)
     return Concept(ConceptCard(**({"token": "<x>", "family": base.family, "vectors": vectors} | card)), rows)
 
 

@@ -15,7 +15,7 @@ from tests import tiny
 ENDS = (".to_q", ".to_k", ".to_v", ".to_out.0")
 
 
-def chance(seed=0):
+def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
@@ -25,10 +25,10 @@ def concept(base, token, dora, seed, ends=ENDS, rank=2, scale=1.5):
     for name, layer in base.unet.named_modules():
         if name.endswith(ends) and "fuser" not in name:
             out, into, *kernel = layer.weight.shape
-            down = 0.3 * torch.randn(rank, into, *kernel, generator=chance(seed + len(changes)))
-            up = 0.3 * torch.randn(out, rank, *[1 for _ in kernel], generator=chance(seed + 100 + len(changes)))
+            down = 0.3 * torch.randn(rank, into, *kernel, generator=seeded(seed + len(changes)))
+            up = 0.3 * torch.randn(out, rank, *[1 for _ in kernel], generator=seeded(seed + 100 + len(changes)))
             length = layer.weight.detach().flatten(1).norm(dim=1)
-            magnitude = length * (0.7 + 0.6 * torch.rand(out, generator=chance(seed + 200 + len(changes))))
+            magnitude = length * (0.7 + 0.6 * torch.rand(out, generator=seeded(seed + 200 + len(changes))))
             changes[f"unet.{name}.weight"] = LowRank(down, up, scale, magnitude if dora else None)
     return Concept(ConceptCard(token=token, family="sd1", kind="subject", vectors=0), (), changes)
 
@@ -48,7 +48,7 @@ def theirs(tmp_path, uses, concepts):
         pipeline.load_lora_weights(str(path), adapter_name=name)
     pipeline.set_adapters([name for name, _ in uses], [strength for _, strength in uses])
     return pipeline("a fox", num_inference_steps=2, guidance_scale=4.0, height=16, width=16,
-                    generator=chance(2), output_type="latent").images  # fmt: skip
+                    generator=seeded(2), output_type="latent").images  # fmt: skip
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0, 1.5])

@@ -20,12 +20,12 @@ POINT = "down_blocks.0.attentions.0.proj_in"
 TEXT = "text_model.encoder.layers.0.self_attn.q_proj"
 
 
-def chance(seed=0):
+def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
 def randn(*shape, seed=0):
-    return torch.randn(shape, generator=chance(seed))
+    return torch.randn(shape, generator=seeded(seed))
 
 
 @pytest.fixture(scope="module")

@@ -29,18 +29,18 @@ from trainers.methods.parts.adapters import UNET_TARGETS, layers
 ALL = UNET_TARGETS["all"]
 
 
-def chance(seed=0):
+def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
 def low_rank(weight, seed, magnitude="", rank=2, scale=1.5):
     out, into, *kernel = weight.shape
-    down = 0.2 * torch.randn(rank, into, *kernel, generator=chance(seed))
-    up = 0.2 * torch.randn(out, rank, *[1 for _ in kernel], generator=chance(seed + 1))
+    down = 0.2 * torch.randn(rank, into, *kernel, generator=seeded(seed))
+    up = 0.2 * torch.randn(out, rank, *[1 for _ in kernel], generator=seeded(seed + 1))
     if not magnitude:
         return LowRank(down, up, scale)
     lengths = weight.detach().transpose(0, 1 if magnitude == "columns" else 0).flatten(1).norm(dim=1)
-    lengths = lengths * (0.7 + 0.6 * torch.rand(len(lengths), generator=chance(seed + 2)))
+    lengths = lengths * (0.7 + 0.6 * torch.rand(len(lengths), generator=seeded(seed + 2)))
     return LowRank(down, up, scale, lengths, magnitude == "columns")
 
 
@@ -49,7 +49,7 @@ def changes_of(base, kind):
     if kind == "full":
         names = [n for n, _ in base.unet.named_parameters() if "fuser" not in n and "position_net" not in n]
         return {
-            f"unet.{name}": Difference(0.1 * torch.randn(base.unet.get_parameter(name).shape, generator=chance(i)))
+            f"unet.{name}": Difference(0.1 * torch.randn(base.unet.get_parameter(name).shape, generator=seeded(i)))
             for i, name in enumerate(names)
         }
     return {
@@ -137,7 +137,7 @@ def test_plain_diffusers_reads_the_saved_file_of_all_layers(tmp_path, kind):
     pipeline = tiny.sd_pipeline()
     pipeline.load_lora_weights(str(path))
     theirs = pipeline("a z fox", num_inference_steps=2, guidance_scale=4.0, height=16, width=16,
-                      generator=chance(2), output_type="latent").images  # fmt: skip
+                      generator=seeded(2), output_type="latent").images  # fmt: skip
     use = REQUEST.model_copy(update={"concepts": (ConceptUse(source="c"),)})
     ours = generate(base, use, concepts={"c": Concept.load(path)}).latents
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
@@ -166,7 +166,7 @@ def test_lengths_of_columns_are_lycoris_own_also_where_a_weight_is_square(tmp_pa
 
 
 def test_a_dora_of_columns_scales_as_comfyui_scales_it():
-    weight = torch.randn(6, 5, generator=chance(4))
+    weight = torch.randn(6, 5, generator=seeded(4))
     change = low_rank(weight, 0, "columns")
     whole = change.changed(weight, 1.0)
     torch.testing.assert_close(whole.norm(dim=0), change.magnitude)
@@ -176,7 +176,7 @@ def test_a_dora_of_columns_scales_as_comfyui_scales_it():
 @pytest.mark.parametrize("make", [tiny.sd, tiny.sdxl])
 def test_a_word_beside_whole_weights_is_bundled_as_others_read_it(tmp_path, make):
     base = make()
-    rows = [torch.randn(2, encoder.config.hidden_size, generator=chance()) for encoder in base.text_encoders]
+    rows = [torch.randn(2, encoder.config.hidden_size, generator=seeded()) for encoder in base.text_encoders]
     whole = {
         k: c for k, c in changes_of(base, "full").items() if ".attn2.to_" in k and k.endswith(("k.weight", "v.weight"))
     }

@@ -23,12 +23,12 @@ CONV = "unet.conv_in.weight"
 TEXT = "text_encoder.encoder.layers.0.self_attn.q_proj.weight"
 
 
-def chance(seed=0):
+def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
 def low_rank(shape, rank=2, scale=1.5, magnitude=False, seed=0):
-    g = chance(seed)
+    g = seeded(seed)
     down = torch.randn(rank, *shape[1:], generator=g)
     up = torch.randn(shape[0], rank, *[1] * (len(shape) - 2), generator=g)
     return LowRank(down, up, scale, torch.rand(shape[0], generator=g) + 0.5 if magnitude else None)
@@ -37,14 +37,14 @@ def low_rank(shape, rank=2, scale=1.5, magnitude=False, seed=0):
 def subject(base, token="<rex>", vectors=1, seed=0):
     """A concept of a word, a low-rank change and whole differences."""
     words = tuple(
-        row.expand(vectors, -1) + 0.1 * torch.randn(vectors, row.shape[1], generator=chance(seed))
+        row.expand(vectors, -1) + 0.1 * torch.randn(vectors, row.shape[1], generator=seeded(seed))
         for row in single_rows(base, "fox")
     )
     query = tuple(base.unet.get_parameter(QUERY.removeprefix("unet.")).shape)
     conv = tuple(base.unet.get_parameter(CONV.removeprefix("unet.")).shape)
     changes = {
         QUERY: low_rank(query, seed=seed),
-        CONV: Difference(0.1 * torch.randn(conv, generator=chance(seed)).half()),
+        CONV: Difference(0.1 * torch.randn(conv, generator=seeded(seed)).half()),
         TEXT: low_rank((32, 32), scale=0.3, seed=seed),
     }
     return Concept(ConceptCard(token=token, family=base.family, vectors=vectors, init="fox"), words, changes)
@@ -67,7 +67,7 @@ def test_the_folder_draws_in_plain_diffusers_what_the_studio_draws(tmp_path, mak
     pipeline = kind.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     theirs = pipeline(REQUEST.prompt, num_inference_steps=3, guidance_scale=4.0, width=16, height=16,
-                      generator=chance(5), output_type="latent").images  # fmt: skip
+                      generator=seeded(5), output_type="latent").images  # fmt: skip
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
     # Plain pipelines write a word of several vectors out by themselves; here the concept's file would say so.
     prompt = REQUEST.prompt.replace("<rex>", "<rex> <rex>_1") if vectors == 2 else REQUEST.prompt
@@ -110,7 +110,7 @@ def test_half_precision_halves_the_folder(tmp_path):
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0, 2.0])
 @pytest.mark.parametrize("shape", [(6, 5), (6, 4, 3, 3)])
 def test_a_low_rank_change_is_its_closed_form(strength, shape):
-    weight, change = torch.randn(shape, generator=chance(1)), low_rank(shape)
+    weight, change = torch.randn(shape, generator=seeded(1)), low_rank(shape)
     product = torch.einsum("or,ri->oi", change.up.flatten(1), change.down.flatten(1)).reshape(shape)
     torch.testing.assert_close(change.changed(weight, strength), weight + strength * 1.5 * product)
     assert change.shape() == shape
@@ -118,7 +118,7 @@ def test_a_low_rank_change_is_its_closed_form(strength, shape):
 
 @pytest.mark.parametrize("shape", [(6, 5), (6, 4, 3, 3)])
 def test_with_a_magnitude_the_rows_have_that_length(shape):
-    weight, change = torch.randn(shape, generator=chance(1)), low_rank(shape, magnitude=True)
+    weight, change = torch.randn(shape, generator=seeded(1)), low_rank(shape, magnitude=True)
     after = change.changed(weight, 1.0)
     torch.testing.assert_close(after.flatten(1).norm(dim=1), change.magnitude)
     torch.testing.assert_close(change.changed(weight, 0.0), weight)
@@ -162,7 +162,7 @@ def test_what_is_stored_is_read_back():
     read = read_stored(stored(changes), lora_metadata(changes))
     assert set(read) == set(changes)
     for key, change in changes.items():
-        weight = torch.randn(change.shape(), generator=chance(3))
+        weight = torch.randn(change.shape(), generator=seeded(3))
         torch.testing.assert_close(read[key].changed(weight, 1.0), change.changed(weight, 1.0))
 
 

@@ -23,7 +23,7 @@ from pipelines.request.request import ConceptUse, Guidance, Request
 from tests import tiny
 
 
-def chance(seed=0):
+def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
@@ -38,7 +38,7 @@ def low_rank(components, scale=1.5, rank=2, text=True):
         for name, layer in network.named_modules():
             if name.endswith(ends) and "fuser" not in name:
                 out, into = layer.weight.shape
-                down, up = (0.2 * torch.randn(s, generator=chance(len(changes))) for s in ((rank, into), (out, rank)))
+                down, up = (0.2 * torch.randn(s, generator=seeded(len(changes))) for s in ((rank, into), (out, rank)))
                 changes[f"{part}.{name}.weight"] = LowRank(down, up, scale)
     return changes
 
@@ -51,7 +51,7 @@ def request(concept="", prompt="a z fox"):
 
 def theirs(pipeline, prompt="a z fox"):
     return pipeline(prompt, num_inference_steps=2, guidance_scale=4.0, height=16, width=16,
-                    generator=chance(2), output_type="latent").images  # fmt: skip
+                    generator=seeded(2), output_type="latent").images  # fmt: skip
 
 
 def ours(base, concept, prompt="a z fox"):
@@ -123,7 +123,7 @@ def test_what_diffusers_itself_writes_is_read_with_its_strength(tmp_path):
     with torch.no_grad():
         for number, (name, weight) in enumerate(pipeline.unet.named_parameters()):
             if "lora_B" in name:
-                weight.copy_(0.2 * torch.randn(weight.shape, generator=chance(number)))
+                weight.copy_(0.2 * torch.randn(weight.shape, generator=seeded(number)))
     layers = get_peft_model_state_dict(pipeline.unet)
     said = {"unet.r": 2, "unet.lora_alpha": 6}
     pipeline.save_lora_weights(tmp_path, unet_lora_layers=layers, unet_lora_adapter_metadata={"r": 2, "lora_alpha": 6})
@@ -148,8 +148,8 @@ def test_peft_reads_the_changes_of_the_unet(tmp_path):
     LoraConfig(r=2, lora_alpha=3, target_modules=layers).save_pretrained(tmp_path)
     tensors = {f"base_model.model.{k.removeprefix('unet.')}": v for k, v in stored(concept.changes).items()}
     save_file(tensors, tmp_path / "adapter_model.safetensors")
-    noise = torch.randn(1, 4, 8, 8, generator=chance())
-    text = torch.randn(1, 5, 32, generator=chance(1))
+    noise = torch.randn(1, 4, 8, 8, generator=seeded())
+    text = torch.randn(1, 5, 32, generator=seeded(1))
     with concept.attach(base) as changed, torch.no_grad():
         mine = changed.unet(noise, 10, text).sample
     with torch.no_grad():

@@ -10,7 +10,7 @@ from PIL import Image
 from pipelines.concepts.card import ConceptCard
 from pipelines.concepts.concept import Concept
 from pipelines.conditions.boxes import Boxes
-from pipelines.conditions.inpaint import Inpaint
+from pipelines.conditions.inpaint import Inpainting
 from pipelines.errors import RequestError
 from pipelines.generation import generate
 from pipelines.models.components import from_pipeline, load
@@ -214,7 +214,7 @@ def test_boxes_and_a_mask_compose():
     mask = Image.new("L", (16, 16), 0)
     mask.paste(255, (8, 0, 16, 16))
     drawn = [
-        generate(base, asked(*boxes), conditions=[Inpaint(picture, mask)]).pictures[0].convert("RGB")
+        generate(base, asked(*boxes), conditions=[Inpainting(picture, mask)]).pictures[0].convert("RGB")
         for boxes in ((), (HOUSE,))
     ]
     left, right = (0, 0, 8, 16), (8, 0, 16, 16)

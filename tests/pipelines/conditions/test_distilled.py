@@ -9,7 +9,7 @@ import torch
 from diffusers import LCMScheduler
 from PIL import Image
 
-from pipelines.conditions.inpaint import Inpaint
+from pipelines.conditions.inpaint import Inpainting
 from pipelines.events import Note
 from pipelines.generation import generate
 from pipelines.guidance import embedded
@@ -20,8 +20,8 @@ from trainers.losses import conditioning, uncropped
 
 
 def request(scale=8.0, **fields):
-    told = {"prompt": "a fox", "scheduler": "lcm", "steps": 4, "seed": 3, "count": 2, "width": 16, "height": 16}
-    return Request(**(told | {"guidance": Guidance(scale=scale)} | fields))
+    fields_given = {"prompt": "a fox", "scheduler": "lcm", "steps": 4, "seed": 3, "count": 2, "width": 16, "height": 16}
+    return Request(**(fields_given | {"guidance": Guidance(scale=scale)} | fields))
 
 
 def compare(pipeline, asked, **call):
@@ -53,8 +53,8 @@ def test_a_negative_prompt_does_nothing_there_and_is_noted():
 def test_pictures_are_changed_with_it_too():
     base = tiny.frozen(from_pipeline(tiny.lcm_pipeline(), "tiny-lcm"))
     asked, picture = request(count=1, steps=4), Image.new("RGB", (16, 16), "teal")
-    drawn = generate(base, asked, conditions=[Inpaint(picture, strength=0.5)]).latents
-    without = generate(base, request(2.0, count=1), conditions=[Inpaint(picture, strength=0.5)]).latents
+    drawn = generate(base, asked, conditions=[Inpainting(picture, strength=0.5)]).latents
+    without = generate(base, request(2.0, count=1), conditions=[Inpainting(picture, strength=0.5)]).latents
     assert not torch.allclose(drawn, without, atol=1e-3)
 
 
@@ -74,6 +74,6 @@ def test_outside_its_interval_guidance_is_one():
 def test_such_a_base_has_defaults_of_its_kind_and_is_trained_without_guidance():
     base = tiny.frozen(from_pipeline(tiny.lcm_pipeline(), "tiny-lcm"))
     assert (base.defaults.scheduler, base.defaults.steps) == ("lcm", 4)
-    told = conditioning(base, ["a fox", "a cat"], uncropped(2, (16, 16)), (16, 16))["timestep_cond"]
-    assert torch.equal(told, embedded(1.0, 6).expand(2, -1))
+    embedding = conditioning(base, ["a fox", "a cat"], uncropped(2, (16, 16)), (16, 16))["timestep_cond"]
+    assert torch.equal(embedding, embedded(1.0, 6).expand(2, -1))
     assert "timestep_cond" not in conditioning(tiny.sd(), ["a fox"], uncropped(1, (16, 16)), (16, 16))

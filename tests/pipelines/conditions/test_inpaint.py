@@ -10,14 +10,13 @@ from PIL import Image, ImageDraw
 from pipelines import Concept, ConceptCard
 from pipelines.concepts.token_embeddings import single_rows
 from pipelines.concepts.weight_deltas import Difference, LowRank, applied, check_fits
-from pipelines.conditions.inpaint import Inpaint
+from pipelines.conditions.inpaint import Inpainting
 from pipelines.errors import DataError, ModelError, RequestError
 from pipelines.events import Note
 from pipelines.generation import generate
 from pipelines.models.components import encode, load
 from pipelines.pictures.tensors import to_tensor
-from pipelines.request.request import ConceptUse, Guidance, Request
-from pipelines.request.request import Inpaint as Settings
+from pipelines.request.request import ConceptUse, Guidance, Inpaint, Request
 from tests import tiny
 
 BASES = {4: tiny.sd_inpaint(4), 9: tiny.sd_inpaint(9)}
@@ -43,7 +42,7 @@ def small(**fields):
 
 
 def painted(base, image, mask=None, asked=None, **settings):
-    return generate(base, asked or small(), conditions=[Inpaint(image, mask, **settings)]).pictures[0]
+    return generate(base, asked or small(), conditions=[Inpainting(image, mask, **settings)]).pictures[0]
 
 
 def differ(one, other):
@@ -58,20 +57,20 @@ def differ(one, other):
 def test_untouched_pixels_stay_to_the_bit_and_the_others_change(base, settings):
     image, mask = picture(), holed()
     changed = differ(painted(base, image, mask, **settings), image)
-    allowed = np.asarray(Inpaint(image, mask, grow=settings.get("grow", 0)).mask) > 0
+    allowed = np.asarray(Inpainting(image, mask, grow=settings.get("grow", 0)).mask) > 0
     assert not changed[~allowed].any() and changed[allowed].mean() > 0.8
 
 
 def test_the_result_has_the_picture_s_size_whatever_is_generated(base):
     image, mask = picture(50, 37), holed((50, 37), (11, 9, 30, 21))
-    result = generate(base, small(), conditions=[Inpaint(image, mask)])
+    result = generate(base, small(), conditions=[Inpainting(image, mask)])
     assert result.latents.shape[-2:] == (8, 8) and result.pictures[0].size == (50, 37)
     assert not differ(result.pictures[0], image)[np.asarray(mask) == 0].any()
 
 
 def test_every_picture_of_several_is_pasted(base):
     image, mask = picture(), holed()
-    both = generate(base, small(count=2), conditions=[Inpaint(image, mask)]).pictures
+    both = generate(base, small(count=2), conditions=[Inpainting(image, mask)]).pictures
     assert differ(*both).any() and not any(differ(one, image)[np.asarray(mask) == 0].any() for one in both)
 
 
@@ -99,7 +98,7 @@ def test_a_stroke_thinner_than_a_latent_is_painted(base):
 def test_latents_outside_the_mask_are_the_picture_s_under_a_plain_unet(name, strength):
     base, image, mask = BASES[4], picture(), holed(box=(4, 4, 12, 12))
     asked = small(scheduler=name, steps=4)
-    latents = generate(base, asked, conditions=[Inpaint(image, mask, strength=strength)]).latents
+    latents = generate(base, asked, conditions=[Inpainting(image, mask, strength=strength)]).latents
     clean = encode(base, to_tensor(image)[None]).mean
     kept = torch.ones(8, 8, dtype=torch.bool)
     kept[2:6, 2:6] = False
@@ -110,7 +109,7 @@ def test_latents_outside_the_mask_are_the_picture_s_under_a_plain_unet(name, str
 def test_less_strength_stays_nearer_to_the_picture(base):
     image = Image.new("RGB", (16, 16), (200, 30, 60))
     clean = encode(base, to_tensor(image)[None]).mean
-    strengths = [generate(base, small(steps=10), conditions=[Inpaint(image, strength=s)]) for s in (0.1, 0.4, 1.0)]
+    strengths = [generate(base, small(steps=10), conditions=[Inpainting(image, strength=s)]) for s in (0.1, 0.4, 1.0)]
     far = [float((result.latents - clean).abs().mean()) for result in strengths]
     assert far == sorted(far) and far[0] < 0.5 * far[-1]
 
@@ -118,14 +117,16 @@ def test_less_strength_stays_nearer_to_the_picture(base):
 def test_strength_is_that_share_of_the_steps(base):
     for strength, steps, done in ((1.0, 4, 4), (0.5, 4, 2), (0.29, 100, 29)):
         events = []
-        generate(base, small(steps=steps), conditions=[Inpaint(picture(), strength=strength)], on_event=events.append)
+        generate(
+            base, small(steps=steps), conditions=[Inpainting(picture(), strength=strength)], on_event=events.append
+        )
         assert len(events) == done
 
 
 def test_the_mask_hides_the_picture_from_an_inpainting_unet():
     one, two = picture(seed=1), picture(seed=1)
     two.paste((255, 0, 0), (4, 4, 12, 10))
-    hidden = [generate(BASES[9], small(), conditions=[Inpaint(image, holed())]).latents for image in (one, two)]
+    hidden = [generate(BASES[9], small(), conditions=[Inpainting(image, holed())]).latents for image in (one, two)]
     assert torch.equal(*hidden)
 
 
@@ -147,13 +148,13 @@ def test_the_mask_hides_the_picture_from_an_inpainting_unet():
     ],
 )
 def test_a_size_left_open_is_the_picture_s_or_its_proportions(size, fields, expected):
-    sized = Inpaint(picture(*size)).sized(Request(prompt="x", **fields), BASES[4])
+    sized = Inpainting(picture(*size)).sized(Request(prompt="x", **fields), BASES[4])
     assert (sized.width, sized.height) == expected
 
 
 def test_the_surroundings_of_a_mask_are_generated_at_the_base_s_size():
     image, mask = picture(90, 60), holed((90, 60), (30, 20, 40, 30))
-    result = generate(BASES[9], Request(prompt="x", steps=2), conditions=[Inpaint(image, mask, only_masked=True)])
+    result = generate(BASES[9], Request(prompt="x", steps=2), conditions=[Inpainting(image, mask, only_masked=True)])
     assert (result.request.width, result.request.height) == (16, 16) and result.pictures[0].size == (90, 60)
 
 
@@ -184,7 +185,7 @@ def test_it_goes_with_concepts_and_any_guidance(base, guidance):
     )
     before = tiny.snapshot(base)
     image, mask = picture(), holed()
-    result = generate(base, asked, concepts={"x": concept}, conditions=[Inpaint(image, mask, strength=0.7)])
+    result = generate(base, asked, concepts={"x": concept}, conditions=[Inpainting(image, mask, strength=0.7)])
     assert not differ(result.pictures[0], image)[np.asarray(mask) == 0].any()
     assert torch.isfinite(result.latents).all() and tiny.same(before, base)
 
@@ -198,9 +199,9 @@ def test_other_words_paint_otherwise(base):
 @pytest.mark.parametrize("leaf", [".diff", ".lora"])
 def test_changes_of_the_first_layer_fit_the_latents_of_an_inpainting_unet(leaf):
     """What was learned on 4 channels changes those of the 9, as much as it changes the 4."""
-    chance = torch.Generator().manual_seed(0)
-    difference = torch.randn(16, 4, 3, 3, generator=chance)
-    low = LowRank(torch.randn(2, 4, 3, 3, generator=chance), torch.randn(16, 2, 1, 1, generator=chance), 0.5)
+    generator = torch.Generator().manual_seed(0)
+    difference = torch.randn(16, 4, 3, 3, generator=generator)
+    low = LowRank(torch.randn(2, 4, 3, 3, generator=generator), torch.randn(16, 2, 1, 1, generator=generator), 0.5)
     change = Difference(difference) if leaf == ".diff" else low
     key, plain, wide = "unet.conv_in.weight", BASES[4], BASES[9]
     check_fits(wide, {key: change}, "it")
@@ -218,7 +219,7 @@ def test_changes_of_the_first_layer_fit_the_latents_of_an_inpainting_unet(leaf):
 def files(tmp_path):
     picture().save(tmp_path / "picture.png")
     holed().save(tmp_path / "mask.png")
-    return Settings(image=str(tmp_path / "picture.png"), mask=str(tmp_path / "mask.png"))
+    return Inpaint(image=str(tmp_path / "picture.png"), mask=str(tmp_path / "mask.png"))
 
 
 def test_a_request_with_files_paints_as_the_condition_does(base, files):
@@ -228,7 +229,7 @@ def test_a_request_with_files_paints_as_the_condition_does(base, files):
 
 def test_two_pictures_to_paint_on_are_refused(base, files):
     with pytest.raises(RequestError, match="2 pictures"):
-        generate(base, small(inpaint=files), conditions=[Inpaint(picture())])
+        generate(base, small(inpaint=files), conditions=[Inpainting(picture())])
 
 
 def test_transparency_is_laid_on_white_and_told(base, tmp_path, files):
@@ -264,7 +265,7 @@ def test_a_mask_of_another_size_is_refused(base, tmp_path, files):
 @pytest.mark.parametrize("value", [0, 1, 127])
 def test_a_mask_that_repaints_nothing_is_refused(value):
     with pytest.raises(RequestError, match=rf"brightest pixel is {value} of 255\. Paint white"):
-        Inpaint(picture(), holed(value=value))
+        Inpainting(picture(), holed(value=value))
 
 
 def test_a_mask_that_vanishes_at_the_size_of_the_run_says_what_to_do(base):
@@ -300,7 +301,7 @@ def test_a_click_and_a_box_are_masks(base, tmp_path):
     image.save(tmp_path / "picture.png")
     asked = small(width=32, height=32)
     for pointed in ({"click": (0.4, 0.4)}, {"box": (0.2, 0.2, 0.7, 0.7)}):
-        request = asked.model_copy(update={"inpaint": Settings(image=str(tmp_path / "picture.png"), **pointed)})
+        request = asked.model_copy(update={"inpaint": Inpaint(image=str(tmp_path / "picture.png"), **pointed)})
         changed = differ(generate(base, request).pictures[0], image)
         assert changed[8:20, 8:20].mean() > 0.9 and changed.sum() == changed[8:20, 8:20].sum()
 
@@ -336,7 +337,7 @@ def test_the_inpainting_unet_beside_a_base_is_used_if_there_is_a_mask(beside, tm
     torch.testing.assert_close(generate(beside, small(inpaint=files)).latents, expected[9], atol=1e-4, rtol=0)
     blended = generate(beside, small(inpaint=files.model_copy(update={"unet": "blend"}))).latents
     torch.testing.assert_close(blended, expected[4], atol=1e-4, rtol=0)
-    whole = Settings(image=files.image, strength=0.7)
+    whole = Inpaint(image=files.image, strength=0.7)
     by_own = generate(BASES[4], small(inpaint=whole)).latents
     torch.testing.assert_close(generate(beside, small(inpaint=whole)).latents, by_own, atol=1e-4, rtol=0)
     named = files.model_copy(update={"unet": str(tmp_path / "base" / "unet_inpainting")})

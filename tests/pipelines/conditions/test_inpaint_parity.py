@@ -15,7 +15,7 @@ from diffusers import (
 )
 from PIL import Image
 
-from pipelines.conditions.inpaint import Inpaint
+from pipelines.conditions.inpaint import Inpainting
 from pipelines.generation import generate
 from pipelines.models.components import from_pipeline
 from pipelines.request.request import Guidance, Request
@@ -80,7 +80,7 @@ def test_latents_equal_those_of_the_inpainting_pipeline(name, channels, strength
     )  # fmt: skip
     noise = noise_behind_draws(asked, [0] if channels == 4 or strength < 1 else [])
     base = tiny.frozen(from_pipeline(pipeline, "tiny"))
-    ours = generate(base, asked, conditions=[Inpaint(PICTURE, holed(), strength=strength)], noise=noise).latents
+    ours = generate(base, asked, conditions=[Inpainting(PICTURE, holed(), strength=strength)], noise=noise).latents
     assert theirs.std() > 0.1
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
@@ -89,7 +89,7 @@ def test_chance_of_the_sampler_itself_does_not_change_what_is_kept():
     """Euler's ancestral draws follow upstream's from other places of the generators; the kept latents need none."""
     base, asked = tiny.sd_inpaint(4), request("euler-a")
     one, two = (
-        generate(base, asked.model_copy(update={"seed": seed}), conditions=[Inpaint(PICTURE, holed())]).latents
+        generate(base, asked.model_copy(update={"seed": seed}), conditions=[Inpainting(PICTURE, holed())]).latents
         for seed in (1, 2)
     )
     kept = torch.ones(8, 12, dtype=torch.bool)
@@ -101,7 +101,7 @@ def test_a_mask_across_latents_is_that_of_the_whole_latents():
     pipeline, asked = tiny.inpaint_pipeline(9), request("ddim")
     theirs = theirs_of(pipeline, asked, image=PICTURE, mask_image=holed(), strength=1.0, width=24, height=16)
     base = tiny.frozen(from_pipeline(pipeline, "tiny"))
-    ours = generate(base, asked, conditions=[Inpaint(PICTURE, holed((9, 5, 19, 11)))]).latents
+    ours = generate(base, asked, conditions=[Inpainting(PICTURE, holed((9, 5, 19, 11)))]).latents
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
@@ -115,7 +115,7 @@ def test_without_a_mask_the_latents_equal_those_of_image_to_image(name, strength
     theirs = theirs_of(pipeline, asked, image=PICTURE, strength=strength)
     noise = noise_behind_draws(asked, [0, 1])
     base = tiny.frozen(from_pipeline(pipeline, "tiny"))
-    ours = generate(base, asked, conditions=[Inpaint(PICTURE, strength=strength)], noise=noise).latents
+    ours = generate(base, asked, conditions=[Inpainting(PICTURE, strength=strength)], noise=noise).latents
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
@@ -129,5 +129,5 @@ def test_the_surroundings_alone_equal_those_of_the_cropping_pipeline():
         output_type="pil",
     )  # fmt: skip
     base = tiny.frozen(from_pipeline(pipeline, "tiny"))
-    ours = generate(base, asked, conditions=[Inpaint(large, mask, only_masked=True, padding=4)]).pictures
+    ours = generate(base, asked, conditions=[Inpainting(large, mask, only_masked=True, padding=4)]).pictures
     np.testing.assert_allclose(*(np.asarray(one[0], dtype=float) for one in (ours, theirs)), atol=1)

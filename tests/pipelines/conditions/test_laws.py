@@ -15,7 +15,7 @@ from pipelines.conditions.analogist import Analogist
 from pipelines.conditions.boxes import Boxes
 from pipelines.conditions.distilled import DistilledGuidance
 from pipelines.conditions.grid import Canvases
-from pipelines.conditions.inpaint import Inpaint
+from pipelines.conditions.inpaint import Inpainting
 from pipelines.conditions.preview import Watch
 from pipelines.conditions.regions import Regions
 from pipelines.conditions.text import Text
@@ -27,7 +27,7 @@ from tests import tiny
 CANVAS, CELL = torch.zeros(1, 3, 16, 16), torch.ones(1, 1, 16, 16)
 CONDITIONS = {
     "text": lambda: Text("a fox", "a dog", (16, 16)),
-    "inpaint": lambda: Inpaint(Image.new("RGB", (16, 16), "red"), Image.new("L", (16, 16), 255), strength=0.5),
+    "inpaint": lambda: Inpainting(Image.new("RGB", (16, 16), "red"), Image.new("L", (16, 16), 255), strength=0.5),
     "boxes": lambda: Boxes([[Box(phrase="a fox", box=(0.1, 0.2, 0.5, 0.6))]], 1.0),
     "distilled": lambda: DistilledGuidance(Guidance(scale=8.0)),
     "preview": lambda: Watch(lambda event: None),

@@ -208,8 +208,8 @@ def test_names_are_those_whose_words_lie_nearest_whatever_their_order(judge, sti
 
 
 def test_likeness_is_the_mean_over_all_pairs(judge):
-    chance = torch.Generator().manual_seed(0)
-    made, real = (torch.rand(count, 3, 64, 64, generator=chance) * 2 - 1 for count in (2, 3))
+    generator = torch.Generator().manual_seed(0)
+    made, real = (torch.rand(count, 3, 64, 64, generator=generator) * 2 - 1 for count in (2, 3))
     with torch.no_grad():
         one, other = judge.embed_pictures(made), judge.embed_pictures(real)
     pairs = [float(torch.cosine_similarity(a, b, dim=0)) for a, b in itertools.product(one, other)]

@@ -252,9 +252,9 @@ def test_autoencoders_with_and_without_spread_use_chance_alike():
     # A training that changes its autoencoder must not get another noise for everything after it.
     drawn = []
     for base in (tiny.sd(), with_tiny_autoencoder()):
-        chance = torch.Generator().manual_seed(4)
-        encode(base, pictures()).sample(chance)
-        drawn.append(torch.rand(1, generator=chance))
+        generator = torch.Generator().manual_seed(4)
+        encode(base, pictures()).sample(generator)
+        drawn.append(torch.rand(1, generator=generator))
     assert torch.equal(*drawn)
 
 

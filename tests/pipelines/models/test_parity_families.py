@@ -188,11 +188,11 @@ def test_a_sampler_built_from_an_official_file_steps_as_the_one_diffusers_makes_
     start = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
     made = []
     for scheduler in (ours, theirs):
-        chance = torch.Generator().manual_seed(1)
+        generator = torch.Generator().manual_seed(1)
         latents = start * scheduler.init_noise_sigma
         for timestep in scheduler.timesteps:
             guess = torch.tanh(scheduler.scale_model_input(latents, timestep))
-            options = {"generator": chance} if name in ("euler-a", "lcm") else {}
+            options = {"generator": generator} if name in ("euler-a", "lcm") else {}
             latents = scheduler.step(guess, timestep, latents, **options).prev_sample
         made.append(latents)
     assert torch.equal(*made)

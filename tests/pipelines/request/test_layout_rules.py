@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from pipelines.errors import RequestError
-from pipelines.request import layout_rules as planner
+from pipelines.request import layout_rules
 from pipelines.request.layout_rules import plan, singular, thing
 
 
@@ -29,7 +29,7 @@ def apart(one, other):
 
 
 def test_the_examples_of_the_documentation_hold():
-    assert doctest.testmod(planner).failed == 0
+    assert doctest.testmod(layout_rules).failed == 0
 
 
 @pytest.mark.parametrize(

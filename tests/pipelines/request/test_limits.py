@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import guidance as guiding
 from pipelines.condition import Branch, Step, merge, stack
 from pipelines.errors import ConfigError, RequestError
 from pipelines.files import require_room, whole_file
 from pipelines.generation import generate
+from pipelines.guidance import active, combine
 from pipelines.models.schedulers import KINDS, build
 from pipelines.request.request import Guidance, Request
 from tests import tiny
@@ -107,10 +107,10 @@ def test_steps_a_sampler_cannot_do_are_said_before_anything_is_drawn():
 def test_a_perfect_prediction_leads_every_sampler_to_the_picture(name, config):
     # With the noise known exactly, whatever is walked in between, the end is the clean picture.
     scheduler = build(name, config, 20, "cpu")
-    chance = torch.Generator().manual_seed(0)
-    clean = torch.randn(1, 4, 8, 8, generator=chance)
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.randn(1, 4, 8, 8, generator=generator)
     table = scheduler.alphas_cumprod.double()
-    latents = torch.randn(1, 4, 8, 8, generator=chance) * scheduler.init_noise_sigma
+    latents = torch.randn(1, 4, 8, 8, generator=generator) * scheduler.init_noise_sigma
     for timestep in scheduler.timesteps:
         seen = scheduler.scale_model_input(latents, timestep).double()
         a = table[int(timestep)]
@@ -127,7 +127,7 @@ def test_a_perfect_prediction_leads_every_sampler_to_the_picture(name, config):
 
 def acting(count, **fields):
     steps = [Step(index, count, torch.tensor(1), None) for index in range(count)]
-    return [step.index for step in steps if guiding.active(Guidance(scale=3.0, **fields), step)]
+    return [step.index for step in steps if active(Guidance(scale=3.0, **fields), step)]
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -148,9 +148,9 @@ def test_an_interval_that_ends_before_it_begins_is_refused_with_the_next_step():
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.floats(0, 20), st.floats(0, 1), st.integers(0, 99))
 def test_combining_is_the_published_formula_for_each_picture_alone(scale, rescale, seed):
-    chance = torch.Generator().manual_seed(seed)
-    c, u = (torch.randn(3, 4, 4, 4, generator=chance, dtype=torch.float64) for _ in range(2))
-    guided = guiding.combine(Guidance(scale=scale, rescale=rescale), {Branch.POSITIVE: c, Branch.NEGATIVE: u})
+    generator = torch.Generator().manual_seed(seed)
+    c, u = (torch.randn(3, 4, 4, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    guided = combine(Guidance(scale=scale, rescale=rescale), {Branch.POSITIVE: c, Branch.NEGATIVE: u})
     for row in range(3):
         mixed = u[row] + scale * (c[row] - u[row])
         matched = mixed * c[row].std() / mixed.std()

@@ -158,7 +158,7 @@ def test_what_a_training_cannot_do_without_is_named(left_out, capsys):
 def asked(monkeypatch):
     """What the command line hands on, instead of carrying it out."""
     calls = []
-    monkeypatch.setattr(runner, "generate", lambda *given, **more: calls.append(given) or [])
+    monkeypatch.setattr(runner, "write_pictures", lambda *given, **more: calls.append(given) or [])
     return calls
 
 
@@ -363,7 +363,7 @@ def test_ctrl_c_ends_it_with_the_code_shells_expect_and_without_a_traceback(monk
     def interrupted(*given, **more):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "generate", interrupted)
+    monkeypatch.setattr(runner, "write_pictures", interrupted)
     with pytest.raises(SystemExit) as ended:
         sys.exit(main(["generate", "a fox"]))  # as the installed command does
     assert ended.value.code == 130 and "Traceback" not in capsys.readouterr().err
@@ -373,7 +373,7 @@ def test_a_mistake_of_ours_is_not_hidden_as_one_of_the_person(monkeypatch):
     def broken(*given, **more):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(runner, "generate", broken)
+    monkeypatch.setattr(runner, "write_pictures", broken)
     with pytest.raises(ZeroDivisionError):
         main(["generate", "a fox"])
 

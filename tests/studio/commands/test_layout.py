@@ -119,7 +119,7 @@ def asked(monkeypatch, tmp_path):
         )
         return [save_png(Image.new("RGB", (64, 64), "white"), tmp_path / "0.png", Made(full, 0, base, "x"))]
 
-    monkeypatch.setattr(runner, "generate", blank)
+    monkeypatch.setattr(runner, "write_pictures", blank)
     return requests
 
 

@@ -14,7 +14,7 @@ from studio.jobs.store import Ledger
 from tests.waiting import joined
 
 
-def lesson(steps, token="<my-wolf>", **more):
+def training_order(steps, token="<my-wolf>", **more):
     fields = {"token": token, "init": "fox", "steps": steps, "batch": 1, "warmup": 0, "keep_every": 5}
     return "textual-inversion", fields | more
 
@@ -33,9 +33,9 @@ def test_pictures_are_made_and_tell_how_without_telling_where(jobs, ended):
 
 
 def test_a_training_pauses_goes_on_and_is_used(jobs, wolves, until, ended):
-    job = jobs.submit_training(*lesson(40, preview_every=10), wolves)
+    job = jobs.submit_training(*training_order(40, preview_every=10), wolves)
     with pytest.raises(Conflict, match="being learned already"):
-        jobs.submit_training(*lesson(10), wolves)
+        jobs.submit_training(*training_order(10), wolves)
     until(job.id, lambda now: now.step >= 10)
     jobs.pause(job.id)
     paused = until(job.id, lambda now: now.state == "paused")
@@ -48,7 +48,7 @@ def test_a_training_pauses_goes_on_and_is_used(jobs, wolves, until, ended):
     assert steps == sorted(set(steps)) and steps[-1] == 40
     assert [step for step, path, caption in jobs.previews(job.id) if path.is_file()] == [10, 20, 30, 40]
     with pytest.raises(Conflict, match="there already"):
-        jobs.submit_training(*lesson(10), wolves)
+        jobs.submit_training(*training_order(10), wolves)
     used = {"prompt": "a <my-wolf>", "steps": 2, "concepts": [{"source": "my-wolf"}]}
     drawn = ended(jobs.submit_generation(used).id)
     assert read_made(jobs.results(drawn.id)[0]).request.concepts[0].source == "concepts/my-wolf.safetensors"
@@ -78,7 +78,7 @@ def test_what_waits_is_cancelled_at_once(jobs, ended):
 
 
 def test_a_training_that_is_cancelled_leaves_its_name_free(jobs, wolves, until, ended):
-    job = jobs.submit_training(*lesson(500, "<gone>"), wolves)
+    job = jobs.submit_training(*training_order(500, "<gone>"), wolves)
     until(job.id, lambda now: now.step >= 10)
     jobs.cancel(job.id)
     assert ended(job.id).state == "cancelled"
@@ -105,7 +105,7 @@ def test_what_cannot_be_done_is_said_when_it_is_asked(jobs, wolves, tmp_path):
         with pytest.raises(ConfigError, match=said):
             jobs.submit_training("textual-inversion", {"token": "<z>", "init": "fox"} | settings, wolves)
     with pytest.raises(Unknown):
-        jobs.submit_training(*lesson(1), "../datasets")
+        jobs.submit_training(*training_order(1), "../datasets")
     with pytest.raises(Unknown):
         jobs.submit_training("dreambooth", {"token": "z", "class_word": "fox", "also": ["/etc:y:cat"]}, wolves)
     with pytest.raises(Unknown):

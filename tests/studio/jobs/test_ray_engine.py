@@ -20,7 +20,7 @@ from studio.jobs.jobs import Jobs
 from studio.jobs.specs import Places
 from studio.settings import Machine
 from tests.studio.conftest import WOLF
-from tests.studio.jobs.test_jobs import lesson
+from tests.studio.jobs.test_jobs import training_order
 from tests.studio.test_serve import Server
 from tests.waiting import LIMIT
 
@@ -95,7 +95,7 @@ def jobs(folder):
 def training(jobs):
     dataset = jobs.datasets.create("wolves").id
     jobs.datasets.add(dataset, WOLF[0].read_bytes(), WOLF[0].name)
-    return lambda steps: jobs.submit_training(*lesson(steps), dataset)
+    return lambda steps: jobs.submit_training(*training_order(steps), dataset)
 
 
 def test_as_many_run_at_once_as_there_is_room_for_and_each_stops_within_a_step(jobs):

@@ -16,7 +16,7 @@ from pipelines.concepts.concept import Concept
 from pipelines.concepts.weight_deltas import Difference, LowRank
 from studio.jobs.jobs import Jobs
 from studio.library import concepts as catalogue
-from studio.library import import_export as exchange
+from studio.library import import_export
 from studio.web.pages.concepts import DIALECTS, LibraryPage
 
 LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q.weight"
@@ -48,7 +48,7 @@ def test_layouts_on_offer_are_those_it_can_be_written_in(library, kind):
         assert catalogue.dialects(path) == ("a1111",)
         for dialect in ("diffusers", "peft"):
             with pytest.raises(Exception, match="changes whole weights"):
-                exchange.export_concept(path, library.jobs.folder / dialect, dialect, half=False)
+                import_export.export_concept(path, library.jobs.folder / dialect, dialect, half=False)
 
 
 def test_the_folder_of_peft_comes_as_one_zip_that_can_be_read_again(library, tmp_path):
@@ -59,7 +59,7 @@ def test_the_folder_of_peft_comes_as_one_zip_that_can_be_read_again(library, tmp
         assert names == {"lora-lora/adapter_config.json", "lora-lora/adapter_model.safetensors", "lora.safetensors"}
         assert json.loads(packed.read("lora-lora/adapter_config.json"))["peft_type"] == "LORA"
         packed.extractall(tmp_path)
-    again = Concept.load(exchange.import_concept(tmp_path / "lora-lora", "<again>", tmp_path / "library"))
+    again = Concept.load(import_export.import_concept(tmp_path / "lora-lora", "<again>", tmp_path / "library"))
     assert again.changes.keys() == {LAYER}
     for change in (again.changes[LAYER], Concept.load(path).changes[LAYER]):
         assert torch.equal(change.up @ change.down * change.scale, torch.full((3, 4), 1.0))

@@ -31,7 +31,7 @@ from studio.web.pages.example import PARTS, ExamplePage
 from studio.web.pages.generate import EXAMPLES, LABELS, PRESETS, GeneratePage, concepts_used
 from studio.web.pages.measure import MeasurePage
 from studio.web.pages.teach import WOLF, TeachPage, curves
-from studio.web.panels.lessons import RECIPE_STEPS, WHATS
+from studio.web.panels.subjects import RECIPE_STEPS, WHATS
 from studio.web.panels.watching import Seen, curve, facts, picture_uri, progress, spoken, time_left
 
 DEFAULTS = Defaults(size=64, scheduler="ddim")

@@ -26,7 +26,7 @@ from studio.api.guard import Door
 from studio.cli import main
 from studio.settings import Machine
 from studio.work.compare import SIDE, draw, sheet
-from studio.work.runner import generate
+from studio.work.runner import write_pictures
 
 MACHINE = Machine(device="cpu")
 AXES = (axis_of("guidance.scale=1,4"), axis_of("steps=2,3"))
@@ -61,7 +61,9 @@ def test_a_cell_is_the_picture_of_its_request_alone_bit_for_bit(base, concept, t
     each = [cell for row in cells(request, given) for cell in row]
     assert len(made) == len(each) and len({path.read_bytes() for path in made}) == len(each)
     for cell, path in zip(each, made, strict=True):
-        (alone,) = generate(cell, "pocket", tmp_path / "alone", MACHINE, components=base, on_event=lambda event: None)
+        (alone,) = write_pictures(
+            cell, "pocket", tmp_path / "alone", MACHINE, components=base, on_event=lambda event: None
+        )
         assert alone.read_bytes() == path.read_bytes()
         assert read_made(path).request == cell.resolved(base.defaults)
 

@@ -119,9 +119,9 @@ def test_layers_that_begin_open_are_new_and_learn_places_by_muon_sooner(tmp_path
 def test_while_places_come_first_the_noisy_timesteps_and_few_captions_are_seen(unet):
     seen = []
 
-    def watched(sample, timesteps, context, **told):
+    def watched(sample, timesteps, context, **conditioning):
         seen.append((timesteps, context.abs().amax((1, 2)) > 0))
-        return unet(sample, timesteps, context, **told)
+        return unet(sample, timesteps, context, **conditioning)
 
     watched.dtype = unet.dtype
     data = replace(pictures(), contexts=lambda which: torch.ones(len(which), 6, 32))
@@ -177,12 +177,12 @@ def test_shares_that_are_left_out_are_those_asked_for():
     data, which = pictures(512), torch.arange(512)
     data = replace(data, things=torch.zeros(512, 4, dtype=torch.int64), boxes=data.boxes.expand(-1, 4, -1),
                    present=torch.tensor([[True, True, True, False]]).expand(512, -1))  # fmt: skip
-    chance = torch.Generator().manual_seed(1)
-    masks = grounding_of(data, which, CONFIG, chance)["gligen"]["masks"]
+    rng = torch.Generator().manual_seed(1)
+    masks = grounding_of(data, which, CONFIG, rng)["gligen"]["masks"]
     assert masks.shape == (512, 30) and not bool(masks[:, 3:].any())
     assert float((masks.sum(1) == 0).float().mean()) == pytest.approx(0.1, abs=0.05)
     none = changed(grounding_drop=0, box_drop=0, unnamed=0, blur=0)
-    given = grounding_of(data, which, none, chance)["gligen"]
+    given = grounding_of(data, which, none, rng)["gligen"]
     assert float(given["masks"].sum()) == 3 * 512
     said = given["positive_embeddings"][:, :3].flatten(0, 1)
     assert {tuple(row) for row in said.tolist()} == {tuple(row) for row in data.phrases[:, 0].tolist()}
@@ -225,37 +225,41 @@ def test_in_half_of_the_pictures_the_share_of_single_boxes_is_left_out(drop, wan
         one, things=one.things.repeat(1, 2), boxes=one.boxes.repeat(1, 2, 1), present=one.present.repeat(1, 2)
     )
     config = changed(box_drop=drop, grounding_drop=0.0)
-    told = grounding_of(two, torch.arange(count), config, torch.Generator().manual_seed(1))["gligen"]["masks"][:, :2]
-    assert float(told.mean()) == pytest.approx(wanted, abs=0.02)
-    alone = float((told.sum(1) == 1).float().mean())
+    masks = grounding_of(two, torch.arange(count), config, torch.Generator().manual_seed(1))["gligen"]["masks"][:, :2]
+    assert float(masks.mean()) == pytest.approx(wanted, abs=0.02)
+    alone = float((masks.sum(1) == 1).float().mean())
     assert alone == pytest.approx(0.5 * 2 * drop * (1 - drop), abs=0.02)
 
 
 def test_phrases_are_unnamed_and_blurred_in_the_shares_asked_for():
     count = 2000
     data = replace(pictures(count), unnamed=torch.full((32,), 7.0))
-    told = grounding_of(data, torch.arange(count), changed(unnamed=0.25, blur=0.0), torch.Generator().manual_seed(1))
-    embeddings = told["gligen"]["positive_embeddings"][:, 0]
+    grounding = grounding_of(
+        data, torch.arange(count), changed(unnamed=0.25, blur=0.0), torch.Generator().manual_seed(1)
+    )
+    embeddings = grounding["gligen"]["positive_embeddings"][:, 0]
     assert float((embeddings == 7.0).all(-1).float().mean()) == pytest.approx(0.25, abs=0.03)
-    told = grounding_of(data, torch.arange(count), changed(unnamed=0.0, blur=0.5), torch.Generator().manual_seed(1))
-    away = (told["gligen"]["positive_embeddings"][:, :1] - data.phrases[:, 0]).abs().amax(-1).amin(-1)
+    grounding = grounding_of(
+        data, torch.arange(count), changed(unnamed=0.0, blur=0.5), torch.Generator().manual_seed(1)
+    )
+    away = (grounding["gligen"]["positive_embeddings"][:, :1] - data.phrases[:, 0]).abs().amax(-1).amin(-1)
     assert float((away > 1e-3).float().mean()) == pytest.approx(0.2, abs=0.03)
 
 
 def test_pictures_of_a_single_thing_are_learned_from():
     data = replace(pictures(8), phrases=torch.randn(1, 1, 32))
-    told = grounding_of(data, torch.arange(8), changed(blur=0.5, unnamed=0.0), torch.Generator().manual_seed(1))
-    assert torch.equal(told["gligen"]["positive_embeddings"][0, 0], data.phrases[0, 0])
-    assert bool(torch.isfinite(told["gligen"]["positive_embeddings"]).all())
+    grounding = grounding_of(data, torch.arange(8), changed(blur=0.5, unnamed=0.0), torch.Generator().manual_seed(1))
+    assert torch.equal(grounding["gligen"]["positive_embeddings"][0, 0], data.phrases[0, 0])
+    assert bool(torch.isfinite(grounding["gligen"]["positive_embeddings"]).all())
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_captions_are_left_out_in_the_share_asked_for(unet, share):
     seen = []
 
-    def watched(sample, timesteps, context, **told):
+    def watched(sample, timesteps, context, **conditioning):
         seen.append(context.abs().amax((1, 2)) > 0)
-        return unet(sample, timesteps, context, **told)
+        return unet(sample, timesteps, context, **conditioning)
 
     watched.dtype = unet.dtype
     data = replace(pictures(), contexts=lambda which: torch.ones(len(which), 6, 32))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipelines.errors import ConfigError, DataError, ModelError
 from pipelines.models.components import load
-from pipelines.models.inpainting_unet import FOLDER, inpainting_components, repaints
+from pipelines.models.inpainting_unet import FOLDER, has_inpainting_unet, inpainting_components
 from studio.cli import main
 from tests import tiny
 from trainers.base_models.inpainting_data import pair_source, picture_source, read_tasks, start_from
@@ -22,7 +22,7 @@ from trainers.data.picture_pairs import read_pairs
 COLOURS = ("red", "lime", "blue", "white")
 
 
-def chance(seed=0):
+def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
@@ -109,12 +109,12 @@ def test_pictures_have_holes_and_captions(base, tmp_path):
         Example("b", Image.new("RGB", (32, 32), "blue"), ("a cat",), mask),
     ]
     config = InpaintingConfig(images=tmp_path, resolution=32, batch=40, empty=0.5)
-    batch = picture_source(base, examples, config)(0, chance())
+    batch = picture_source(base, examples, config)(0, seeded())
     assert batch.pictures.shape == (40, 3, 32, 32) and batch.holes.shape == (40, 1, 32, 32)
-    states = {tuple(row.flatten().tolist()) for row in batch.told["encoder_hidden_states"]}
+    states = {tuple(row.flatten().tolist()) for row in batch.conditioning["encoder_hidden_states"]}
     assert len(states) == 3  # two captions and none
     assert batch.holes.mean((1, 2, 3)).min() > 0
-    again = picture_source(base, examples, config)(0, chance())
+    again = picture_source(base, examples, config)(0, seeded())
     assert torch.equal(again.holes, batch.holes) and torch.equal(again.pictures, batch.pictures)
     with pytest.raises(ConfigError, match="33 pixels is no multiple"):
         picture_source(base, examples, config.model_copy(update={"resolution": 33}))
@@ -127,15 +127,15 @@ def test_visual_prompts_are_canvases_of_different_pairs_whose_answer_is_the_hole
     source = pair_source(base, read_tasks(pairs), config)
     shapes, blank = set(), 0
     for index in range(8):
-        canvas, hole, told = source(index, chance(index))
+        canvas, hole, conditioning = source(index, seeded(index))
         shapes.add(tuple(canvas.shape[-2:]))
         answer = canvas[..., (hole[0, 0] == 1)]
         assert hole.sum() == 256 and bool((answer == -1).all())
         blank += int((canvas == 0).flatten(1).any(1).sum())
-        assert len({tuple(row.flatten().tolist()) for row in told["encoder_hidden_states"]}) == 2
+        assert len({tuple(row.flatten().tolist()) for row in conditioning["encoder_hidden_states"]}) == 2
     assert shapes == {(32, 32), (48, 32)}
     assert 0.2 < blank / (8 * 12) < 0.6
-    canvas, _, _ = pair_source(base, read_tasks(pairs), config.model_copy(update={"blank": 0.0}))(0, chance())
+    canvas, _, _ = pair_source(base, read_tasks(pairs), config.model_copy(update={"blank": 0.0}))(0, seeded())
     assert not bool((canvas[:, :, 0, 0] == canvas[:, :, 16, 0]).all(1).any()), "example and query differ"
 
 
@@ -166,7 +166,7 @@ def test_a_new_model_is_written_that_paints_and_draws(folder, pairs, tmp_path, c
     assert learn("incontext", folder, "--pairs", str(pairs), "--cell", "16", "--output", str(output)) == 0
     assert Path(capsys.readouterr().out.strip()) == output
     found = load(output)
-    assert not repaints(found) and repaints(inpainting_components(found))
+    assert not has_inpainting_unet(found) and has_inpainting_unet(inpainting_components(found))
     assert found.fingerprint() == load(folder).fingerprint()
     assert not output.with_name(".new.state").exists()
     assert learn("incontext", folder, "--pairs", str(pairs), "--cell", "16", "--output", str(output)) == 2

@@ -10,18 +10,18 @@ from PIL import Image
 from pipelines.errors import DataError
 from pipelines.models.components import Posterior
 from tests import tiny
-from trainers.data.batches import Example, LatentSet, digest, templates, usable
+from trainers.data.batches import Example, LatentSet, digest, prompt_templates, usable
 
 
 @pytest.mark.parametrize(("name", "count", "distinct"), [("object", 27, 27), ("style", 19, 17), ("pocket", 5, 5)])
 def test_templates_are_those_of_the_official_script(name, count, distinct):
-    listed = templates(name)
+    listed = prompt_templates(name)
     assert (len(listed), len(set(listed))) == (count, distinct)
     assert all(template.count("{}") == 1 for template in listed)
 
 
-def drawn(data, index=0, batch=3, seed=0, wordings=("a {}",)):
-    return data.draw(index, batch, "<x>", wordings, torch.Generator().manual_seed(seed))
+def drawn(data, index=0, batch=3, seed=0, templates=("a {}",)):
+    return data.draw(index, batch, "<x>", templates, torch.Generator().manual_seed(seed))
 
 
 def means(data):
@@ -114,7 +114,9 @@ def test_all_usable_captions_of_a_picture_are_drawn_and_no_others(base):
     (example,) = tiny.examples(1)
     several = replace(example, captions=("a {}", "one <x> there", "nothing here", "{} again"))
     data = LatentSet(base, [several], resolution=16)
-    seen = Counter(caption for k in range(30) for caption in drawn(data, k, seed=k, wordings=("template {}",)).captions)
+    seen = Counter(
+        caption for k in range(30) for caption in drawn(data, k, seed=k, templates=("template {}",)).captions
+    )
     assert set(seen) == {"a <x>", "one <x> there", "<x> again"}
     assert min(seen.values()) > 15, "evenly"
     assert data.unused_captions("<x>") == ["0.png"]

@@ -18,7 +18,7 @@ from trainers.methods.custom_diffusion import CustomDiffusion, CustomDiffusionCo
 from trainers.settings import DataConfig, TrainConfig
 
 COLOURS = {"<a>": (255, 0, 0), "<b>": (0, 255, 0), "<c>": (0, 0, 255)}
-WORDINGS = ("a {}", "a photo of a {}", "a photo of {}")
+TEMPLATES = ("a {}", "a photo of a {}", "a photo of {}")
 
 
 def config(share=0.5, also=("there:<b>:car",)):
@@ -30,8 +30,8 @@ def example(word, size=(40, 40), **more):
 
 
 def mixed(examples, own=None, side=32, seed=0, crop=False):
-    chance = torch.Generator().manual_seed(seed)
-    return cut_mixed(examples, own or config(), WORDINGS, side=side, crop=crop, generator=chance)
+    generator = torch.Generator().manual_seed(seed)
+    return cut_mixed(examples, own or config(), TEMPLATES, side=side, crop=crop, generator=generator)
 
 
 def place_of(picture, word):
@@ -66,7 +66,7 @@ def test_captions_say_where_each_stands():
 
 def test_articles_follow_the_template():
     captions = mixed([example("<a>"), example("<b>")])[-1].captions
-    assert len(captions) == 2 * len(WORDINGS)
+    assert len(captions) == 2 * len(TEMPLATES)
     for caption in captions:
         rest = caption.removeprefix("a photo of ")
         articles = [rest[: rest.index(word)].endswith("a ") for word in ("<a>", "<b>")]

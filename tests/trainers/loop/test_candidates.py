@@ -10,7 +10,7 @@ from pipelines.errors import Cancelled, ConceptError, ConfigError
 from pipelines.events import StepDone
 from tests import tiny
 from trainers.loop.candidates import candidate, candidate_steps, candidates, candidates_folder, kept_step, take
-from trainers.loop.launch import destinations, teach
+from trainers.loop.launch import destinations, train_and_save
 from trainers.loop.train import Run, train
 from trainers.methods import methods
 from trainers.settings import DataConfig, Destination, TrainConfig
@@ -39,13 +39,15 @@ def run():
     return Run(method, config, TrainConfig(**pace), DataConfig(images="unused"))
 
 
-def lesson(run, output, **more):
-    return teach(tiny.sd(), run, tiny.examples(), [output], **{"keep_every": 5, "on_event": lambda event: None} | more)
+def training(run, output, **more):
+    return train_and_save(
+        tiny.sd(), run, tiny.examples(), [output], **{"keep_every": 5, "on_event": lambda event: None} | more
+    )
 
 
 def test_they_are_kept_beside_the_concept_also_when_it_was_interrupted(run, tmp_path):
     whole, parted = tmp_path / "whole.safetensors", tmp_path / "parted.safetensors"
-    lesson(run, whole)
+    training(run, whole)
     steps = []
 
     def count(event):
@@ -53,9 +55,9 @@ def test_they_are_kept_beside_the_concept_also_when_it_was_interrupted(run, tmp_
 
     asked = iter([False] * 9 + [True])
     with pytest.raises(Cancelled):
-        lesson(run, parted, should_stop=lambda: next(asked))
+        training(run, parted, should_stop=lambda: next(asked))
     assert not candidates(parted) and not parted.exists()  # they come with the concept
-    lesson(run, parted, on_event=count)
+    training(run, parted, on_event=count)
     assert list(candidates(parted)) == [4, 8, 12] and steps
     for step, path in candidates(whole).items():
         assert Concept.load(path).digest() == Concept.load(candidate(candidates_folder(parted), step)).digest()
@@ -67,24 +69,24 @@ def test_those_of_an_earlier_training_go_when_the_new_one_is_over(run, tmp_path)
     candidates_folder(output).mkdir()
     candidate(candidates_folder(output), 999).write_bytes(b"old")
     with pytest.raises(Cancelled):
-        lesson(run, output, should_stop=lambda: True)
+        training(run, output, should_stop=lambda: True)
     assert list(candidates(output)) == [999]
-    lesson(run, output)
+    training(run, output)
     assert list(candidates(output)) == [4, 8, 12]
     output.unlink()
-    lesson(replace(run, train=run.train.model_copy(update={"candidates": 0})), output)
+    training(replace(run, train=run.train.model_copy(update={"candidates": 0})), output)
     assert not candidates_folder(output).exists()
 
 
 def test_a_run_that_is_cut_short_keeps_those_until_then(run, tmp_path):
     output, asked = tmp_path / "x.safetensors", iter([False] * 9 + [True])
     with pytest.raises(Cancelled):
-        lesson(run, output, should_stop=lambda: next(asked))
-    lesson(replace(run, train=run.train.model_copy(update={"steps": 9, "candidates": 1})), output)
+        training(run, output, should_stop=lambda: next(asked))
+    training(replace(run, train=run.train.model_copy(update={"steps": 9, "candidates": 1})), output)
     assert list(candidates(output)) == [4, 8]
     (beyond := tmp_path / ".y.state" / "candidates" / "0000099.safetensors").parent.mkdir(parents=True)
     beyond.write_bytes(b"of a run that diverged")
-    lesson(run, tmp_path / "y.safetensors")
+    training(run, tmp_path / "y.safetensors")
     assert list(candidates(tmp_path / "y.safetensors")) == [4, 8, 12]
 
 
@@ -106,7 +108,7 @@ def test_what_is_no_number_is_not_kept(run):
 
 def test_one_is_taken_and_the_others_stay(run, tmp_path):
     output = tmp_path / "x.safetensors"
-    lesson(run, output)
+    training(run, output)
     assert kept_step(output) == 12
     take(output, 4)
     assert kept_step(output) == 4

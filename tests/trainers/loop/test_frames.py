@@ -40,9 +40,9 @@ def test_xl_is_told_the_crop_the_official_script_tells(crop):
     seen = []
     handle = base.unet.register_forward_pre_hook(lambda _, args, told: seen.append(told), with_kwargs=True)
     with method.prepare(base, config, torch.Generator().manual_seed(0)) as trainable:
-        chance = torch.Generator().manual_seed(1)
-        batch = data.draw(0, len(SIZES), config.trigger, trainable.wordings, chance)
-        method.losses(trainable, batch, chance)
+        generator = torch.Generator().manual_seed(1)
+        batch = data.draw(0, len(SIZES), config.trigger, trainable.wordings, generator)
+        method.losses(trainable, batch, generator)
     handle.remove()
     told = seen[0]["added_cond_kwargs"]["time_ids"].tolist()
     assert told == [scripts_ids(examples[i].picture, 16, crop) for i in batch.indices]

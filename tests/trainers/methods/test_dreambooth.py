@@ -37,7 +37,7 @@ def run(steps=3, **settings):
     return Run(METHOD, DreamBoothConfig(**config), TrainConfig(**pace), DataConfig(images="unused", flip=0.0))
 
 
-def chance(seed=0):
+def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
@@ -48,13 +48,13 @@ def learn(base, the_run, examples=None, **more):
 # -- the loss ----------------------------------------------------------------------------------------------------
 
 
-def official_loss(base, batch, prior, levels, snr_gamma=None):
+def official_loss(base, batch, prior, alphas_cumprod, snr_gamma=None):
     """The official script's loss for one joined batch, with the weights of its advanced version (split by halves).
 
     The script never weights the class by its SNR; here each half is weighted by its own timesteps.
     """
     noising = DDPMScheduler.from_config(base.scheduler_config)
-    generator = chance(3)
+    generator = seeded(3)
     draws = []
     for part in (batch, prior):
         noise = torch.randn(part.latents.shape, generator=generator)
@@ -84,10 +84,10 @@ def test_the_terms_equal_the_official_scripts(prediction, gamma):
     base = tiny.sd(prediction_type=prediction)
     config = DreamBoothConfig(token="z", class_word="fox", prior="pictures", snr_gamma=gamma)
     data = LatentSet(base, tiny.examples(), resolution=16)
-    with METHOD.prepare(base, config, chance()) as trainable:
-        batch = data.draw(0, 3, config.trigger, trainable.wordings, chance(1))
-        prior = data.draw(1, 3, config.class_word, trainable.wordings, chance(2))
-        terms = METHOD.losses(trainable, replace(batch, prior=prior), chance(3))
+    with METHOD.prepare(base, config, seeded()) as trainable:
+        batch = data.draw(0, 3, config.trigger, trainable.wordings, seeded(1))
+        prior = data.draw(1, 3, config.class_word, trainable.wordings, seeded(2))
+        terms = METHOD.losses(trainable, replace(batch, prior=prior), seeded(3))
         own, other = official_loss(base, batch, prior, trainable.state.levels, gamma)
     assert batch.captions == ["a photo of z fox"] * 3 and prior.captions == ["a photo of fox"] * 3
     torch.testing.assert_close(terms["denoise"], own, rtol=1e-5, atol=0)
@@ -100,12 +100,12 @@ def test_the_prior_weight_scales_the_prior_alone():
     for weight in (1.0, 3.0):
         config = DreamBoothConfig(token="z", class_word="fox", prior="model", prior_weight=weight)
         data = data or LatentSet(base, tiny.examples(), resolution=16)
-        with METHOD.prepare(base, config, chance()) as trainable:
+        with METHOD.prepare(base, config, seeded()) as trainable:
             with torch.no_grad():
                 for parameter in trainable.parameters.values():
                     parameter.add_(0.1)
             seen[weight] = METHOD.losses(
-                trainable, data.draw(0, 2, config.trigger, trainable.wordings, chance(1)), chance(3)
+                trainable, data.draw(0, 2, config.trigger, trainable.wordings, seeded(1)), seeded(3)
             )
     torch.testing.assert_close(seen[1.0]["denoise"], seen[3.0]["denoise"])
     torch.testing.assert_close(3 * seen[1.0]["prior"], seen[3.0]["prior"])
@@ -118,16 +118,16 @@ def test_the_cheap_prior_pulls_to_the_base_itself(form, make):
     base = make()
     config = DreamBoothConfig(token="z", class_word="fox", form=form, text_encoder=True)
     data = LatentSet(base, tiny.examples(), resolution=16)
-    with METHOD.prepare(base, config, chance()) as trainable:
-        batch = data.draw(0, 2, config.trigger, trainable.wordings, chance(1))
-        assert METHOD.losses(trainable, batch, chance(3))["prior"] < 1e-10
+    with METHOD.prepare(base, config, seeded()) as trainable:
+        batch = data.draw(0, 2, config.trigger, trainable.wordings, seeded(1))
+        assert METHOD.losses(trainable, batch, seeded(3))["prior"] < 1e-10
         with torch.no_grad():
             for parameter in trainable.parameters.values():
                 parameter.add_(0.05)
-        moved = METHOD.losses(trainable, batch, chance(3))["prior"]
+        moved = METHOD.losses(trainable, batch, seeded(3))["prior"]
     assert moved > 1e-4
-    with METHOD.prepare(base, config, chance()) as trainable:
-        assert METHOD.losses(trainable, batch, chance(3))["prior"] < 1e-10, "the base is as it was"
+    with METHOD.prepare(base, config, seeded()) as trainable:
+        assert METHOD.losses(trainable, batch, seeded(3))["prior"] < 1e-10, "the base is as it was"
 
 
 def test_a_mask_keeps_the_background_out_of_what_is_learned():
@@ -137,10 +137,10 @@ def test_a_mask_keeps_the_background_out_of_what_is_learned():
     mask.paste(255, (0, 0, 10, 20))
     pictures = [replace(example, mask=mask) for example in tiny.examples()]
     data = LatentSet(base, pictures, resolution=16)
-    with METHOD.prepare(base, config, chance()) as trainable:
-        batch = data.draw(0, 2, config.trigger, trainable.wordings, chance(1))
-        guess = METHOD.losses(trainable, batch, chance(3))["denoise"]
-        everything = METHOD.losses(trainable, replace(batch, masks=None), chance(3))["denoise"]
+    with METHOD.prepare(base, config, seeded()) as trainable:
+        batch = data.draw(0, 2, config.trigger, trainable.wordings, seeded(1))
+        guess = METHOD.losses(trainable, batch, seeded(3))["denoise"]
+        everything = METHOD.losses(trainable, replace(batch, masks=None), seeded(3))["denoise"]
     assert batch.masks is not None and batch.masks[..., :4].min() == 1 and batch.masks[..., 4:].max() == 0
     assert not torch.isclose(guess, everything)
 
@@ -149,10 +149,10 @@ def test_with_a_scope_of_the_world_every_second_caption_held_fast_is_an_ordinary
     base = tiny.sd()
     config = DreamBoothConfig(token="z", class_word="fox", prior="model", prior_scope="world")
     data = LatentSet(base, tiny.examples(), resolution=16)
-    with METHOD.prepare(base, config, chance()) as trainable:
+    with METHOD.prepare(base, config, seeded()) as trainable:
         for index in range(30):
-            batch = data.draw(index, 3, config.trigger, trainable.wordings, chance(index))
-            METHOD.losses(trainable, batch, chance(index))
+            batch = data.draw(index, 3, config.trigger, trainable.wordings, seeded(index))
+            METHOD.losses(trainable, batch, seeded(index))
         asked = list(trainable.state.conditioning._known)
     assert {"a photo of z fox", "a photo of fox"} <= set(asked)
     others = set(asked) - {"a photo of z fox", "a photo of fox"}
@@ -167,9 +167,9 @@ def test_the_base_is_held_fast_on_every_so_many_th_picture(every, held, monkeypa
     sizes = []
     forward = base.unet.forward
     monkeypatch.setattr(base.unet, "forward", lambda x, *a, **k: (sizes.append(len(x)), forward(x, *a, **k))[1])
-    with METHOD.prepare(base, config, chance()) as trainable:
-        batch = data.draw(0, 4, config.trigger, trainable.wordings, chance(1))
-        terms = METHOD.losses(trainable, batch, chance(3))
+    with METHOD.prepare(base, config, seeded()) as trainable:
+        batch = data.draw(0, 4, config.trigger, trainable.wordings, seeded(1))
+        terms = METHOD.losses(trainable, batch, seeded(3))
     assert sizes == [held, 4 + held], "the base's own prediction, then both in one call"
     assert abs(terms["prior"].item()) < 1e-6, "untrained changes are the base"
 
@@ -216,10 +216,10 @@ def test_a_low_rank_concept_gives_the_same_latents_as_the_training_it_comes_from
     base = make()
     the_run = run(dora=dora, alpha=2.0, rank=3, text_encoder=True, targets="all", prior="model")
     request = Request(prompt="a z fox", steps=2, seed=4, scheduler="ddim")
-    with METHOD.prepare(base, the_run.config, chance()) as trainable:
+    with METHOD.prepare(base, the_run.config, seeded()) as trainable:
         with torch.no_grad():
             for index, parameter in enumerate(trainable.parameters.values()):
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=chance(index)))
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=seeded(index)))
         during = generate(trainable.components, request).latents
         concept = METHOD.export(trainable)
     assert all(isinstance(change, LowRank) for change in concept.changes.values())
@@ -243,7 +243,7 @@ def test_plain_diffusers_loads_the_file_with_its_true_strength(tmp_path, dora):
     pipeline: StableDiffusionPipeline = tiny.sd_pipeline()
     pipeline.load_lora_weights(str(path))
     theirs = pipeline(request.prompt, num_inference_steps=3, guidance_scale=4.0, height=16, width=16,
-                      generator=chance(2), output_type="latent").images  # fmt: skip
+                      generator=seeded(2), output_type="latent").images  # fmt: skip
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
     plain = generate(base, request.model_copy(update={"concepts": ()})).latents
     assert not torch.allclose(ours, plain, atol=1e-3)
@@ -262,7 +262,7 @@ def test_plain_diffusers_loads_weights_and_word_of_a_pivotal_concept(tmp_path):
     pipeline.load_lora_weights(str(path))
     pipeline.load_textual_inversion({"<rex>": loaded.rows[0]})
     theirs = pipeline(request.prompt, num_inference_steps=3, guidance_scale=4.0, height=16, width=16,
-                      generator=chance(2), output_type="latent").images  # fmt: skip
+                      generator=seeded(2), output_type="latent").images  # fmt: skip
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
@@ -275,7 +275,7 @@ def test_plain_sdxl_loads_the_file(tmp_path):
     ours = generate(base, request).latents
     pipeline.load_lora_weights(str(path))
     theirs = pipeline(request.prompt, num_inference_steps=2, guidance_scale=4.0, height=16, width=16,
-                      generator=chance(2), output_type="latent").images  # fmt: skip
+                      generator=seeded(2), output_type="latent").images  # fmt: skip
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
@@ -302,7 +302,7 @@ def test_injected_layers_leave_nothing_behind_and_keep_what_transformers_install
     ids = base.tokenizers[0](["a fox"], padding="max_length", return_tensors="pt").input_ids
     names = layers(encoder, ("q_proj", "v_proj"))
     state = torch.get_rng_state()
-    with low_rank("text_encoder", encoder, names, LowRankConfig(), chance()) as trained:
+    with low_rank("text_encoder", encoder, names, LowRankConfig(), seeded()) as trained:
         inside = encoder(ids, output_hidden_states=True).hidden_states  # the very first forward
         with trained.off():
             assert not any("lora" in name for name, _ in encoder.named_parameters())
@@ -327,18 +327,18 @@ def test_whole_weights_must_be_float32():
         pass
     with pytest.raises(ConfigError, match="no such weights"), whole("unet", base.unet, []):
         pass
-    with pytest.raises(ConfigError, match="no layer"), low_rank("unet", base.unet, [], LowRankConfig(), chance()):
+    with pytest.raises(ConfigError, match="no layer"), low_rank("unet", base.unet, [], LowRankConfig(), seeded()):
         pass
 
 
 def test_what_is_trained_beside_a_narrow_base_is_float32():
     base = tiny.sd()
     torch.nn.Module.to(base.unet, torch.bfloat16)
-    with METHOD.prepare(base, DreamBoothConfig(token="z", class_word="fox", dora=True), chance()) as trainable:
+    with METHOD.prepare(base, DreamBoothConfig(token="z", class_word="fox", dora=True), seeded()) as trainable:
         assert {parameter.dtype for parameter in trainable.parameters.values()} == {torch.float32}
         data = LatentSet(base, tiny.examples(), resolution=16)
-        batch = data.draw(0, 2, "z fox", trainable.wordings, chance(1))
-        torch.stack(list(METHOD.losses(trainable, batch, chance(2)).values())).sum().backward()
+        batch = data.draw(0, 2, "z fox", trainable.wordings, seeded(1))
+        torch.stack(list(METHOD.losses(trainable, batch, seeded(2)).values())).sum().backward()
 
 
 def test_class_pictures_are_the_same_whatever_the_seed_on_parts_put_together_in_memory(tmp_path):

@@ -16,7 +16,7 @@ from pipelines.request.request import ConceptUse, Request
 from tests import tiny
 from trainers.data.batches import Batch, Example
 from trainers.loop.train import Run, train
-from trainers.losses import drawn, noise_levels, pixels_of, prompt_ids, uncropped
+from trainers.losses import caption_ids, drawn, noise_levels, pixels_of, uncropped
 from trainers.methods.parts.steering import bases, focal_timesteps
 from trainers.methods.reversion import PAPER, ReVersion, ReVersionConfig
 from trainers.settings import DataConfig, TrainConfig
@@ -24,7 +24,7 @@ from trainers.settings import DataConfig, TrainConfig
 CAPTIONS = ("a fox {} a cat", "a photo of a cat {} a fox", "a fox {} a toy")
 
 
-def chance(seed=3):
+def seeded(seed=3):
     return torch.Generator().manual_seed(seed)
 
 
@@ -59,14 +59,14 @@ def test_a_step_is_the_authors_arithmetic_with_every_caption_steered(make):
     """Denoising error at focal timesteps, plus the contrastive term of each text encoder's row."""
     base, config = make(), settings_of(focal=0.7, steer=0.05, positives=3)
     words = bases(base, ())
-    with ReVersion().prepare(base, config, chance()) as trainable:
-        batch = batch_of(base, CAPTIONS[:2], chance(1))
+    with ReVersion().prepare(base, config, seeded()) as trainable:
+        batch = batch_of(base, CAPTIONS[:2], seeded(1))
         with torch.no_grad():
-            got = ReVersion().losses(trainable, batch, chance(9))
-        generator, levels = chance(9), noise_levels(base.scheduler_config, base.device)
-        noise, _ = drawn(batch, config, len(levels), generator)
-        timesteps = focal_timesteps(2, len(levels), 0.7, generator)
-        level = levels[timesteps].view(-1, 1, 1, 1)
+            got = ReVersion().losses(trainable, batch, seeded(9))
+        generator, alphas_cumprod = seeded(9), noise_levels(base.scheduler_config, base.device)
+        noise, _ = drawn(batch, config, len(alphas_cumprod), generator)
+        timesteps = focal_timesteps(2, len(alphas_cumprod), 0.7, generator)
+        level = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         noisy = level.sqrt() * batch.latents + (1 - level).sqrt() * noise
         with torch.no_grad():
             arguments = trainable.state.conditioning(batch.captions, batch.frames, pixels_of(base, batch.latents))
@@ -76,7 +76,7 @@ def test_a_step_is_the_authors_arithmetic_with_every_caption_steered(make):
         for which, (basis, row) in enumerate(zip(words, trainable.state.rows, strict=True)):
             picked = [torch.randperm(len(basis.rows), generator=generator)[:3] for _ in batch.captions]
             toward = F.cosine_similarity(row.detach(), basis.rows[torch.cat(picked)]) / 0.07
-            others = [i for i in prompt_ids(base, which, batch.captions).flatten().tolist() if i not in basis.stops]
+            others = [i for i in caption_ids(base, which, batch.captions).flatten().tolist() if i not in basis.stops]
             others = [i for i in others if i < len(basis.table)]
             away = F.cosine_similarity(row.detach(), basis.table[others]) / 0.07
             ratio = toward.exp().sum() / (toward.exp().sum() + away.exp().sum())
@@ -97,15 +97,15 @@ def test_a_step_is_worked_out_from_the_authors_lists_and_draws_alone():
     tokenizer = base.tokenizers[0]
     table = base.text_encoders[0].get_input_embeddings().weight.detach().clone()
     captions = ("a fox {} the cat", "the house {} a fox")
-    with ReVersion().prepare(base, config, chance()) as trainable, torch.no_grad():
-        batch = batch_of(base, captions, chance(1))
-        got = ReVersion().losses(trainable, batch, chance(9))
+    with ReVersion().prepare(base, config, seeded()) as trainable, torch.no_grad():
+        batch = batch_of(base, captions, seeded(1))
+        got = ReVersion().losses(trainable, batch, seeded(9))
         row = trainable.state.rows[0].detach()
         ids = trainable.components.tokenizers[0](
             batch.captions, padding="max_length", max_length=77, return_tensors="pt"
         ).input_ids
         states = base.text_encoders[0](ids)[0]
-        generator = chance(9)
+        generator = seeded(9)
         noise = torch.randn(2, 4, 8, 8, generator=generator)
         torch.randint(1000, (2,), generator=generator)  # the even draw, which the focal one replaces
         density = 1 - 0.5 * torch.cos(torch.pi * torch.arange(1000, dtype=torch.float64) / 1000)
@@ -128,8 +128,8 @@ def test_a_step_is_worked_out_from_the_authors_lists_and_draws_alone():
 
 def test_switched_off_it_is_textual_inversion():
     base = tiny.sd()
-    with ReVersion().prepare(base, settings_of(steer=0, focal=0), chance()) as trainable:
-        losses = ReVersion().losses(trainable, batch_of(base, CAPTIONS, chance(1)), chance(2))
+    with ReVersion().prepare(base, settings_of(steer=0, focal=0), seeded()) as trainable:
+        losses = ReVersion().losses(trainable, batch_of(base, CAPTIONS, seeded(1)), seeded(2))
         assert set(losses) == {"denoise"}
         assert list(trainable.parameters) == ["rows_0"]
 
@@ -137,8 +137,8 @@ def test_switched_off_it_is_textual_inversion():
 def test_steering_reaches_the_row_and_neither_prepositions_nor_nouns():
     base = tiny.sd()
     table = base.text_encoders[0].get_input_embeddings().weight
-    with ReVersion().prepare(base, settings_of(), chance()) as trainable:
-        losses = ReVersion().losses(trainable, batch_of(base, CAPTIONS, chance(1)), chance(2))
+    with ReVersion().prepare(base, settings_of(), seeded()) as trainable:
+        losses = ReVersion().losses(trainable, batch_of(base, CAPTIONS, seeded(1)), seeded(2))
         losses["steer"].backward()
         assert trainable.parameters["rows_0"].grad.abs().sum() > 0
     assert table.grad is None
@@ -147,32 +147,32 @@ def test_steering_reaches_the_row_and_neither_prepositions_nor_nouns():
 @pytest.mark.parametrize(("config", "term"), [({"norm_pull": 0.5}, "norm_pull"), ({"lora": True}, "keep")])
 def test_extensions_are_terms_of_their_own(config, term):
     base = tiny.sd()
-    batch = batch_of(base, CAPTIONS[:2], chance(1))
-    with ReVersion().prepare(base, settings_of(), chance()) as trainable:
-        assert term not in ReVersion().losses(trainable, batch, chance(2))
-    with ReVersion().prepare(base, settings_of(**config), chance()) as trainable:
-        assert term in ReVersion().losses(trainable, batch, chance(2))
+    batch = batch_of(base, CAPTIONS[:2], seeded(1))
+    with ReVersion().prepare(base, settings_of(), seeded()) as trainable:
+        assert term not in ReVersion().losses(trainable, batch, seeded(2))
+    with ReVersion().prepare(base, settings_of(**config), seeded()) as trainable:
+        assert term in ReVersion().losses(trainable, batch, seeded(2))
 
 
 def test_the_pull_is_toward_the_length_of_ordinary_prepositions():
     base = tiny.sd()
-    with ReVersion().prepare(base, settings_of(norm_pull=1.0, steer=0), chance()) as trainable:
+    with ReVersion().prepare(base, settings_of(norm_pull=1.0, steer=0), seeded()) as trainable:
         usual = float(trainable.state.bases[0].rows.norm(dim=-1).median())
         with torch.no_grad():
             trainable.state.rows[0].mul_(3 * usual / trainable.state.rows[0].norm())
-        loss = ReVersion().losses(trainable, batch_of(base, CAPTIONS[:1], chance(1)), chance(2))["norm_pull"]
+        loss = ReVersion().losses(trainable, batch_of(base, CAPTIONS[:1], seeded(1)), seeded(2))["norm_pull"]
         assert float(loss) == pytest.approx(4.0, rel=1e-4)  # (3 - 1)^2
 
 
 def test_masks_leave_out_what_is_neither_thing():
     base = tiny.sd()
-    batch = batch_of(base, CAPTIONS[:2], chance(1))
+    batch = batch_of(base, CAPTIONS[:2], seeded(1))
     everything = torch.ones(2, 1, 8, 8)
     half = everything.clone()
     half[..., :4] = 0
-    with ReVersion().prepare(base, settings_of(steer=0), chance()) as trainable:
+    with ReVersion().prepare(base, settings_of(steer=0), seeded()) as trainable:
         whole, shown = [
-            float(ReVersion().losses(trainable, replace(batch, masks=masks), chance(2))["denoise"])
+            float(ReVersion().losses(trainable, replace(batch, masks=masks), seeded(2))["denoise"])
             for masks in (everything, half)
         ]
     assert whole != pytest.approx(shown, rel=1e-3)

@@ -15,7 +15,7 @@ from pipelines.models.components import from_pipeline
 from pipelines.pictures.tensors import to_tensor
 from pipelines.request.request import ConceptUse, Guidance, Request
 from tests import tiny
-from trainers.data.batches import templates
+from trainers.data.batches import prompt_templates
 from trainers.loop.loop import step_generator
 from trainers.loop.train import Run, train, with_recipe
 from trainers.methods.textual_inversion import TextualInversion, TextualInversionConfig
@@ -53,10 +53,10 @@ def drawn(the_run, pixels, step, generator):
         order = torch.Generator().manual_seed(the_run.train.seed * 9_176_263 + place // len(pixels))
         indices.append(int(torch.randperm(len(pixels), generator=order)[place % len(pixels)]))
     flips = torch.rand(batch, generator=generator) < the_run.data.flip
-    wordings = templates("object")
-    chosen = torch.randint(len(wordings), (batch,), generator=generator).tolist()
+    templates = prompt_templates("object")
+    chosen = torch.randint(len(templates), (batch,), generator=generator).tolist()
     images = torch.stack([pixels[i].flip(-1) if flip else pixels[i] for i, flip in zip(indices, flips, strict=True)])
-    return images, [wordings[k] for k in chosen]
+    return images, [templates[k] for k in chosen]
 
 
 def official(pipeline, the_run):
@@ -89,13 +89,13 @@ def official(pipeline, the_run):
     batch, losses = the_run.train.batch, []
     for step in range(the_run.train.steps):
         generator = step_generator(the_run.train.seed, step)
-        images, wordings = drawn(the_run, pixels, step, generator)
+        images, templates = drawn(the_run, pixels, step, generator)
         posterior = vae.encode(images).latent_dist
         spread = torch.randn(posterior.mean.shape, generator=generator)
         latents = (posterior.mean + posterior.std * spread) * vae.config.scaling_factor
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = torch.randint(noising.config.num_train_timesteps, (batch,), generator=generator)
-        captions = [wording.format(" ".join(names)) for wording in wordings]
+        captions = [wording.format(" ".join(names)) for wording in templates]
         outs = []
         for tok, text in zip(toks, texts, strict=True):
             tokens = tok(captions, padding="max_length", truncation=True, max_length=77, return_tensors="pt").input_ids
@@ -207,10 +207,10 @@ def test_upper_case_words_of_several_vectors_work_here(tmp_path):
     base = tiny.sd()
     concept, _ = learn(base, run(token="<R>", vectors=3))
     with concept.attach(base) as taught:
-        from trainers.losses import prompt_ids
+        from trainers.losses import caption_ids
 
-        ids = prompt_ids(taught, 0, ["a <R> b"])[0].tolist()
-        fox = prompt_ids(taught, 0, ["a <r> b"])[0].tolist()
+        ids = caption_ids(taught, 0, ["a <R> b"])[0].tolist()
+        fox = caption_ids(taught, 0, ["a <r> b"])[0].tolist()
     first = len(base.tokenizers[0])
     assert ids[2:5] == [first, first + 1, first + 2]
     assert first not in fox

@@ -33,7 +33,7 @@ def drawings():
     return Drawings.of(NAMES)
 
 
-def chance(seed=0):
+def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
@@ -41,7 +41,7 @@ def made(name, drawings, *listed, grids=1, seed=0):
     """Before and after (grids, pairs, 3, 64, 64) of a task whose every grid holds the scenes."""
     pool = Pool(listed, drawings)
     which = torch.arange(len(listed)).expand(grids, -1)
-    return pairs(TASKS[name], pool.take(which), chance(seed)).unbind(2)
+    return pairs(TASKS[name], pool.take(which), seeded(seed)).unbind(2)
 
 
 def picture(drawings, scene):
@@ -88,7 +88,7 @@ def test_the_outline_is_the_rim_of_the_mask():
     nothing = torch.zeros(1, 1, 3, 64, 64)
     empty = torch.zeros(1, 1, 3, 3)
     material = Material(nothing, nothing, nothing[:, :, :1], masks, torch.zeros(1, 1, 3, 4), empty, empty[..., 0])
-    _, after = TASKS["outline"].make(material, chance())
+    _, after = TASKS["outline"].make(material, seeded())
     wanted = torch.full((64, 64), -1.0)
     wanted[10:20, 30:45] = 1
     wanted[11:19, 31:44] = -1

@@ -18,7 +18,7 @@ from pipelines.concepts.writers import export_as
 from pipelines.errors import ConceptError
 from studio.cli import main
 from tests import tiny
-from tests.pipelines.concepts.test_writers import card, chance, low_rank, ours, theirs
+from tests.pipelines.concepts.test_writers import card, low_rank, ours, seeded, theirs
 
 
 def uneven(base, text):
@@ -71,7 +71,7 @@ def taught(network, **settings):
     with torch.no_grad():
         for number, (name, weight) in enumerate(model.named_parameters()):
             if "lora_B" in name:
-                weight.copy_(0.2 * torch.randn(weight.shape, generator=chance(number)))
+                weight.copy_(0.2 * torch.randn(weight.shape, generator=seeded(number)))
     return model
 
 
@@ -106,7 +106,7 @@ def test_a_file_that_diffusers_wrote_with_its_metadata_draws_the_same_here(tmp_p
     with torch.no_grad():
         for number, (key, weight) in enumerate(pipeline.unet.named_parameters()):
             if "lora_B" in key:
-                weight.copy_(0.2 * torch.randn(weight.shape, generator=chance(number)))
+                weight.copy_(0.2 * torch.randn(weight.shape, generator=seeded(number)))
     pipeline.unet.save_lora_adapter(tmp_path, weight_name="unet.safetensors")
     assert "lora_adapter_metadata" in (tmp_path / "unet.safetensors").read_bytes()[:20_000].decode(errors="ignore")
     from safetensors import safe_open
@@ -189,7 +189,7 @@ def test_whole_differences_of_weights_biases_and_norms_draw_the_same(tmp_path):
             end = {"weight": ".diff", "bias": ".diff_b"}[leaf]
             if parameter.ndim == 1 and "norm" in name:
                 end = {"weight": ".w_norm", "bias": ".b_norm"}[leaf]
-            change = 0.1 * torch.randn(parameter.shape, generator=chance(len(tensors) + number))
+            change = 0.1 * torch.randn(parameter.shape, generator=seeded(len(tensors) + number))
             tensors[kohya(f"{part}.{layer}", sdxl=False) + end] = change
             parameter.data += change
     assert {name[name.rindex(".") :] for name in tensors} == {".diff", ".diff_b", ".w_norm", ".b_norm"}

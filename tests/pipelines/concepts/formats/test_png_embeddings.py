@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from pipelines.concepts.concept import Concept
-from pipelines.concepts.formats import png_embeddings as embedding_pictures
+from pipelines.concepts.formats import png_embeddings
 from pipelines.errors import ConceptError
 from studio.cli import main
 
@@ -86,8 +86,8 @@ def hidden(path, text, height=48, frame=0, packed=None):
     data = np.frombuffer(zlib.compress(text, 9) if packed is None else packed, np.uint8)
     size = -(-len(data) // (3 * height)) * 3 * height
     low, high = (mixed(np.resize(half, size).reshape(height, -1, 3)) for half in (data & 0x0F, data >> 4))
-    chance = np.random.default_rng(0)
-    style, inside = (chance.integers(16, 256, (height, width, 3), np.uint8) for width in (low.shape[1], 20))
+    rng = np.random.default_rng(0)
+    style, inside = (rng.integers(16, 256, (height, width, 3), np.uint8) for width in (low.shape[1], 20))
     gap = np.zeros((height, 1, 3), np.uint8)
     whole = np.concatenate((low | style & 0xF0, gap, inside, gap, high | style & 0xF0), axis=1)
     Image.fromarray(np.pad(whole, ((frame, frame), (frame, frame), (0, 0)))).save(path)
@@ -112,7 +112,7 @@ def test_the_word_is_read_from_the_pixels_where_the_text_is_gone(tmp_path, frame
         (b"{}", None),
         (b"", b"not packed at all"),
         (b"", zlib.compress(b"{}")[:-3] + b"zzz"),
-        (b" " * (embedding_pictures.LIMIT + 1), None),  # a few kilobytes that would unpack to far more
+        (b" " * (png_embeddings.LIMIT + 1), None),  # a few kilobytes that would unpack to far more
     ],
 )
 def test_what_is_hidden_and_no_embedding_is_one_sentence(tmp_path, text, packed):
@@ -122,14 +122,12 @@ def test_what_is_hidden_and_no_embedding_is_one_sentence(tmp_path, text, packed)
 
 
 def test_ordinary_pictures_hide_nothing(tmp_path, monkeypatch):
-    chance = np.random.default_rng(0)
-    for number, pixels in enumerate(
-        (np.zeros((8, 8, 3)), np.full((8, 8, 3), 16), chance.integers(0, 255, (32, 32, 3)))
-    ):
+    rng = np.random.default_rng(0)
+    for number, pixels in enumerate((np.zeros((8, 8, 3)), np.full((8, 8, 3), 16), rng.integers(0, 255, (32, 32, 3)))):
         Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"{number}.png")
         with pytest.raises(ConceptError, match="without an embedding"):
             Concept.load_picture(tmp_path / f"{number}.png")
     path = hidden(tmp_path / "x.png", b"{}")
-    monkeypatch.setattr(embedding_pictures, "PIXELS", 100)  # too many to look at
+    monkeypatch.setattr(png_embeddings, "PIXELS", 100)  # too many to look at
     with pytest.raises(ConceptError, match="without an embedding"):
         Concept.load_picture(path)

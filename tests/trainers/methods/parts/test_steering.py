@@ -15,11 +15,11 @@ from pipelines.concepts.token_embeddings import new_words, single_rows
 from pipelines.errors import ConfigError
 from pipelines.models.components import from_pipeline
 from tests import tiny
-from trainers.losses import prompt_ids
+from trainers.losses import caption_ids
 from trainers.methods.parts.steering import bases, focal_timesteps, listed, steering_loss
 
 
-def chance(seed=0):
+def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
@@ -61,7 +61,7 @@ def authors(row, positives, negatives, temperature):
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 9), st.integers(1, 30), st.floats(0.05, 1.0))
 def test_it_equals_the_authors_arithmetic(seed, positives, negatives, temperature):
-    generator = chance(seed)
+    generator = seeded(seed)
     row, p, n = (torch.randn(*shape, 16, generator=generator).double() for shape in ((), (positives,), (negatives,)))
     assert float(steering_loss(row, p, n, temperature)) == pytest.approx(
         float(authors(row, p, n, temperature)), rel=1e-6, abs=1e-9
@@ -69,13 +69,13 @@ def test_it_equals_the_authors_arithmetic(seed, positives, negatives, temperatur
 
 
 def test_scale_of_the_word_does_not_matter():
-    generator = chance(1)
+    generator = seeded(1)
     row, p, n = torch.randn(6, generator=generator), torch.randn(4, 6), torch.randn(5, 6)
     assert float(steering_loss(row, p, n, 0.07)) == pytest.approx(float(steering_loss(9 * row, p, n, 0.07)), rel=1e-4)
 
 
 def test_gradient_steps_bring_it_to_positives_and_away_from_negatives():
-    generator = chance(2)
+    generator = seeded(2)
     row = torch.randn(16, generator=generator).requires_grad_()
     p, n = torch.randn(4, 16, generator=generator), torch.randn(6, 16, generator=generator)
     units = F.normalize(p, dim=-1), F.normalize(n, dim=-1)
@@ -98,7 +98,7 @@ def test_without_negatives_it_is_nothing():
 
 
 def test_every_vector_of_a_word_counts_alike():
-    generator = chance(3)
+    generator = seeded(3)
     rows, p, n = torch.randn(3, 8, generator=generator), torch.randn(2, 8), torch.randn(2, 8)
     each = torch.stack([steering_loss(row, p, n, 0.07) for row in rows])
     assert float(steering_loss(rows, p, n, 0.07)) == pytest.approx(float(each.mean()), rel=1e-5)
@@ -108,7 +108,7 @@ def test_every_vector_of_a_word_counts_alike():
 
 
 def test_timesteps_follow_the_density():
-    drawn = focal_timesteps(100_000, 1000, 0.5, chance()).numpy()
+    drawn = focal_timesteps(100_000, 1000, 0.5, seeded()).numpy()
     density = 1 - 0.5 * torch.cos(torch.pi * torch.arange(1000).double() / 1000)
     expected = (density / density.sum()).reshape(50, 20).sum(1).numpy() * len(drawn)
     seen = torch.bincount(torch.from_numpy(drawn), minlength=1000).reshape(50, 20).sum(1).numpy()
@@ -118,16 +118,16 @@ def test_timesteps_follow_the_density():
 
 
 def test_alpha_zero_is_uniform_and_one_never_draws_the_clean_end():
-    even = focal_timesteps(100_000, 1000, 0.0, chance())
+    even = focal_timesteps(100_000, 1000, 0.0, seeded())
     assert stats.chisquare(torch.bincount(even, minlength=1000).reshape(50, 20).sum(1).numpy()).pvalue > 1e-3
-    assert int(focal_timesteps(20_000, 1000, 1.0, chance()).min()) > 0
+    assert int(focal_timesteps(20_000, 1000, 1.0, seeded()).min()) > 0
 
 
 def test_the_same_generator_gives_the_same_timesteps_whatever_the_global_state():
     torch.manual_seed(1)
-    first = focal_timesteps(16, 1000, 0.5, chance(7))
+    first = focal_timesteps(16, 1000, 0.5, seeded(7))
     torch.manual_seed(2)
-    assert torch.equal(first, focal_timesteps(16, 1000, 0.5, chance(7)))
+    assert torch.equal(first, focal_timesteps(16, 1000, 0.5, seeded(7)))
 
 
 # -- words ------------------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def negatives_of(base, caption):
     """Words among the negatives of a caption."""
     (basis,) = bases(base, ())
     with new_words(base, "<r>", single_rows(base, "of")) as words:
-        ids = prompt_ids(words.components, 0, [caption])
+        ids = caption_ids(words.components, 0, [caption])
     rows = basis.negatives(ids)
     table = basis.table
     return sorted(

@@ -13,7 +13,7 @@ from pipelines.errors import Cancelled, ConceptError, ConfigError, DataError
 from pipelines.events import StepDone
 from tests import tiny
 from trainers.data.class_images import class_examples
-from trainers.loop.ema import Average
+from trainers.loop.ema import EMA
 from trainers.loop.train import Run, probe, train
 from trainers.methods.custom_diffusion import CustomDiffusion, CustomDiffusionConfig, merged, readers
 from trainers.methods.dreambooth import DreamBooth, DreamBoothConfig
@@ -21,7 +21,7 @@ from trainers.methods.parts.identifiers import check_identifier, collision, rare
 from trainers.settings import DataConfig, TrainConfig
 from trainers.stickers.world import NAMES, scenes
 
-WORDINGS = ("a photo of {}", "a drawing of {}")
+TEMPLATES = ("a photo of {}", "a drawing of {}")
 
 
 def config(**settings):
@@ -40,23 +40,23 @@ def run(steps=3, own=None, **pace):
 def test_class_pictures_are_made_once_and_only_for_this_base_and_prompt(tmp_path):
     base = tiny.sd()
     events = []
-    first = class_examples(base, config(), WORDINGS, folder=tmp_path, on_event=events.append)
+    first = class_examples(base, config(), TEMPLATES, folder=tmp_path, on_event=events.append)
     assert [event.step for event in events if isinstance(event, StepDone)] == [2, 4, 5]
     assert len(first) == 5 and {example.captions[0] for example in first} == {"a photo of fox", "a drawing of fox"}
     events.clear()
-    again = class_examples(base, config(), WORDINGS, folder=tmp_path, on_event=events.append)
+    again = class_examples(base, config(), TEMPLATES, folder=tmp_path, on_event=events.append)
     assert not events
     assert [e.picture.tobytes() for e in again] == [e.picture.tobytes() for e in first]
     other = tiny.sd(seed=1)
-    assert class_examples(other, config(), WORDINGS, folder=tmp_path)[0].picture != first[0].picture
-    class_examples(base, config(class_prompt="one fox"), WORDINGS, folder=tmp_path)
+    assert class_examples(other, config(), TEMPLATES, folder=tmp_path)[0].picture != first[0].picture
+    class_examples(base, config(class_prompt="one fox"), TEMPLATES, folder=tmp_path)
     assert len(list(tmp_path.iterdir())) == 3, "one folder for each base and prompt"
 
 
 def test_more_class_pictures_keep_those_that_are_there(tmp_path):
     base = tiny.sd()
-    few = class_examples(base, config(num_class_images=3), WORDINGS, folder=tmp_path)
-    many = class_examples(base, config(num_class_images=12), WORDINGS, folder=tmp_path)
+    few = class_examples(base, config(num_class_images=3), TEMPLATES, folder=tmp_path)
+    many = class_examples(base, config(num_class_images=12), TEMPLATES, folder=tmp_path)
     assert [e.picture.tobytes() for e in many[:3]] == [e.picture.tobytes() for e in few]
     assert {e.captions[0] for e in many} == {"a photo of fox", "a drawing of fox"}
 
@@ -64,29 +64,29 @@ def test_more_class_pictures_keep_those_that_are_there(tmp_path):
 def test_making_class_pictures_can_be_stopped_and_goes_on(tmp_path):
     base, asked = tiny.sd(), iter([False, True])
     with pytest.raises(Cancelled, match="2 of 20 class pictures"):
-        class_examples(base, config(num_class_images=20), WORDINGS, folder=tmp_path, should_stop=lambda: next(asked))
+        class_examples(base, config(num_class_images=20), TEMPLATES, folder=tmp_path, should_stop=lambda: next(asked))
     steps = []
-    class_examples(base, config(num_class_images=20), WORDINGS, folder=tmp_path, on_event=steps.append)
+    class_examples(base, config(num_class_images=20), TEMPLATES, folder=tmp_path, on_event=steps.append)
     assert [event.step for event in steps] == list(range(4, 21, 2))
 
 
 def test_a_class_folder_of_another_base_is_refused(tmp_path):
-    class_examples(tiny.sd(), config(), WORDINGS, folder=tmp_path)
+    class_examples(tiny.sd(), config(), TEMPLATES, folder=tmp_path)
     (folder,) = tmp_path.iterdir()
     given = config(class_images=folder)
-    assert len(class_examples(tiny.sd(), given, WORDINGS, folder=tmp_path)) == 5
+    assert len(class_examples(tiny.sd(), given, TEMPLATES, folder=tmp_path)) == 5
     with pytest.raises(DataError, match=r"made with another base .*Leave --class-images out"):
-        class_examples(tiny.sd(seed=1), given, WORDINGS, folder=tmp_path)
+        class_examples(tiny.sd(seed=1), given, TEMPLATES, folder=tmp_path)
     (folder / "class.json").write_text("{")
     with pytest.raises(DataError, match="another base"):
-        class_examples(tiny.sd(), given, WORDINGS, folder=tmp_path)
+        class_examples(tiny.sd(), given, TEMPLATES, folder=tmp_path)
 
 
 def test_a_class_folder_of_ones_own_pictures_is_used(tmp_path):
     Image.new("RGB", (20, 20), "red").save(tmp_path / "a.png")
     Image.new("RGB", (20, 20), "blue").save(tmp_path / "b.png")
     (tmp_path / "b.txt").write_text("a blue fox")
-    listed = class_examples(tiny.sd(), config(class_images=tmp_path), WORDINGS, folder=tmp_path / "unused")
+    listed = class_examples(tiny.sd(), config(class_images=tmp_path), TEMPLATES, folder=tmp_path / "unused")
     assert [example.captions for example in listed] == [("a photo of fox",), ("a blue fox",)]
     assert not (tmp_path / "unused").exists()
 
@@ -135,7 +135,7 @@ def test_a_word_that_looks_free_and_is_not_is_said():
 
 def test_a_moving_average_is_its_closed_form():
     weight = torch.nn.Parameter(torch.zeros(3))
-    average, expected = Average({"w": weight}, 0.9), torch.zeros(3)
+    average, expected = EMA({"w": weight}, 0.9), torch.zeros(3)
     for step in range(1, 200):
         with torch.no_grad():
             weight.fill_(float(step))

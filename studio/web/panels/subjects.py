@@ -1,4 +1,4 @@
-"""What can be taught on the page, and what each costs, in words for people who know no methods."""
+"""The kinds of learning on the page and their cost, in words for people who know no methods."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class What:
 
     Attributes:
         method: that learns it.
-        says: what it costs, in a sentence.
+        says: its cost in a sentence.
         near: label of the field for a word the base knows: the kind of thing, or where training starts.
         token: a word to suggest.
         start: a word the base knows, to suggest.
