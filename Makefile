@@ -8,7 +8,7 @@ export MALLOC_TRIM_THRESHOLD_ = 4294967296
 # Nothing is fetched at run time.
 export HF_HUB_OFFLINE = 1
 
-.PHONY: setup browser demo test check torture results bench clean
+.PHONY: setup browser demo test check docs torture results bench clean
 
 setup: $(VENV)/.ready
 
@@ -38,6 +38,15 @@ browser:
 test: check browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 1
 
+# The site, into outputs/site; a link that leads nowhere is an error.
+docs: $(VENV)/.docs
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo "outputs/site/index.html"
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
 # What the suite does in small: trainings killed at random moments, mutated concept files, hostile requests; and a real
 # server whose page is sent hostile values, whose processes are killed and whose disk is filled (as root).
 torture: setup
@@ -47,7 +56,7 @@ torture: setup
 	$(BIN)/python -m tests.torture.page --values 3000
 	$(BIN)/python -m tests.torture.faults --rounds 40
 
-# Every figure of the README; some hours on two cores.
+# Every figure of docs/results; some hours on two cores.
 results: setup
 	$(BIN)/python -m trainers.pretrain score
 	$(BIN)/studio score --all-held-out
