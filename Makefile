@@ -38,9 +38,9 @@ browser:
 test: check browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 1
 
-# The site, into outputs/site; a link that leads nowhere is an error.
+# The site, into outputs/site; a link that leads nowhere is an error (with --quiet it would not be).
 docs: $(VENV)/.docs
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "outputs/site/index.html"
 
 $(VENV)/.docs: $(VENV)/.ready

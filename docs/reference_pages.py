@@ -11,7 +11,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mkdocs.structure.files import File
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -30,6 +29,8 @@ LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
 
 def on_files(files: Any, config: Any) -> Any:
     """Add the pages of the repository to the site."""
+    from mkdocs.structure.files import File  # the extra `docs` alone has it
+
     for source, place in REPOSITORY.items():
         files.append(File.generated(config, place, content=(ROOT / source).read_text(encoding="utf-8")))
     return files
@@ -113,8 +114,8 @@ def default(field: FieldInfo) -> str:
 
 def shape(schema: dict[str, Any]) -> str:
     """Return kind and range of a value that a JSON schema describes."""
-    if "anyOf" in schema:
-        return " or ".join(shape(one) for one in schema["anyOf"] if one.get("type") != "null")
+    if choices := schema.get("anyOf") or schema.get("oneOf"):
+        return " or ".join(shape(one) for one in choices if one.get("type") != "null")
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if "$ref" in schema:
@@ -127,7 +128,7 @@ def shape(schema: dict[str, Any]) -> str:
 
 
 def rest() -> str:
-    """Return every route with what it does, from the description that the server gives at `/api/v1/openapi.json`."""
+    """Return every route and the fields of every body, as the server describes them at `/api/v1/openapi.json`."""
     from tempfile import TemporaryDirectory
 
     from studio.api.app import rest as application
@@ -135,12 +136,33 @@ def rest() -> str:
 
     with TemporaryDirectory() as folder:
         described = application(Jobs(Path(folder))).openapi()
-    lines = ["| route | what it does |", "|---|---|"]
+    lines = ["## Routes", "", "| route | takes | what it does |", "|---|---|---|"]
+    asked: set[str] = set()
     for path, methods in described["paths"].items():
         for method, route in methods.items():
             text = route.get("description") or route.get("summary") or ""
-            lines.append(f"| `{method.upper()} {path}` | {cell(text)} |")
-    return "\n".join(lines)
+            asked.update(re.findall(r"\w+", taken(route)))
+            lines.append(f"| `{method.upper()} {path}` | {cell(taken(route))} | {cell(text)} |")
+    schemas = described["components"]["schemas"]
+    bodies = [fields(name, schemas[name]) for name in sorted(asked & set(schemas))]
+    return "\n\n".join(["\n".join(lines), "## Bodies", *bodies])
+
+
+def fields(name: str, schema: dict[str, Any]) -> str:
+    """Return the fields of a body as a table under its name; settings of methods stand on the page of settings."""
+    rows = [
+        f"| `{key}` | {cell(shape(one))} | {cell(one.get('description', ''))} |"
+        for key, one in schema.get("properties", {}).items()
+    ]
+    return "\n".join([f"### {name}", "", "| field | values | what it does |", "|---|---|---|", *rows])
+
+
+def taken(route: dict[str, Any]) -> str:
+    """Return what a route takes beside its path: names of the query and the kind of its body."""
+    asked = [f"`?{one['name']}`" for one in route.get("parameters", []) if one["in"] == "query"]
+    for kind, body in route.get("requestBody", {}).get("content", {}).items():
+        asked.append(shape(body["schema"]) if kind == "application/json" else f"`{kind}`")
+    return ", ".join(asked)
 
 
 GENERATED = {"cli": cli, "settings": settings, "rest": rest}
