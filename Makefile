@@ -8,7 +8,7 @@ export MALLOC_TRIM_THRESHOLD_ = 4294967296
 # Nothing is fetched at run time.
 export HF_HUB_OFFLINE = 1
 
-.PHONY: setup browser demo test check torture results pictures bench clean
+.PHONY: setup browser demo test check docs torture results pictures bench clean
 
 setup: $(VENV)/.ready
 
@@ -37,6 +37,15 @@ browser:
 # is replaced once; xdist begins with the same test again.
 test: check browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 1
+
+# The site, into outputs/site; a link that leads nowhere is an error (with --quiet it would not be).
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "outputs/site/index.html"
+
+$(VENV)/.docs: $(VENV)/.ready
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --constraint constraints.txt --editable ".[docs]"
+	touch $@
 
 # What the suite does in small: trainings killed at random moments, mutated concept files, hostile requests; and a real
 # server whose page is sent hostile values, whose processes are killed and whose disk is filled (as root).

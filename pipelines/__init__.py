@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pipelines.console import leave_out_the_fallback_to_pillow
+
 if TYPE_CHECKING:
     from pipelines.concepts.card import ConceptCard as ConceptCard
     from pipelines.concepts.card import read_card as read_card
@@ -48,6 +50,8 @@ _WHERE = {
     "Inpaint": "request.request",
     "Request": "request.request",
 }
+
+leave_out_the_fallback_to_pillow()
 
 __all__ = [*_WHERE]  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -43,6 +43,7 @@ app.command("studio.commands.mask:mask", name="mask")
 app.command("studio.commands.replace:replace", name="replace")
 app.command("studio.commands.choose:choose", name="choose")
 app.command("studio.commands.concepts:app", name="concepts", help="List, check, import and export concepts.")
+app.command("studio.commands.examples:examples", name="examples", help="Print or copy the example pictures.")
 app.command("studio.serve:serve", name="serve", help="Open the studio in the browser, with a REST interface beside it.")
 
 OnThisMachine = Annotated[Machine, Parameter(name="*")]

@@ -1,4 +1,4 @@
-"""The Python of the README and the other pages runs as it stands, in the order of its page."""
+"""The Python of the README, of the site and of the other pages runs as it stands, in the order of its page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pipelines.concepts.token_embeddings import single_rows
 from pipelines.models.components import load
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "pipelines/models/pocket/README.md"]
+ROOT_PAGES = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "pipelines/models/pocket/README.md"]
+PAGES = [*ROOT_PAGES, *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
 PYTHON = re.compile(r"(from [\w.]+ )?import \w")
 
 
@@ -26,16 +27,20 @@ def snippets(page):
     return [block for block in plain if PYTHON.match(block)]
 
 
-def test_the_readme_has_snippets():
-    assert len(snippets("README.md")) == 3
-    assert all(("import " not in line) or line.startswith("    ") for line in README_LINES), "one is not a block"
+HOLDERS = [page for page in PAGES if snippets(page)]
 
 
-README_LINES = [line for line in (ROOT / "README.md").read_text("utf-8").splitlines() if PYTHON.match(line.strip())]
+def test_there_are_snippets_and_all_are_blocks():
+    assert HOLDERS == ["docs/how-to/python.md"] and len(snippets(HOLDERS[0])) == 3
+    for page in PAGES:
+        lines = [line for line in (ROOT / page).read_text("utf-8").splitlines() if PYTHON.match(line.strip())]
+        code = [line for line in lines if line.startswith("    ") or "import " in line.split("`")[0]]
+        assert all(line.startswith("    ") for line in code), f"{page}: one is not a block"
+        assert bool(code) == (page in HOLDERS)
 
 
 @pytest.mark.pocket
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", HOLDERS)
 def test_the_snippets_of_a_page_run(page, tmp_path, monkeypatch):
     base = load("pocket")
     card = ConceptCard(token="<my-wolf>", family="pocket", base="pocket", init="fox")
@@ -47,4 +52,4 @@ def test_the_snippets_of_a_page_run(page, tmp_path, monkeypatch):
         exec(compile(block, f"{page}, snippet {number + 1}", "exec"), names)
     for picture in tmp_path.glob("*.png"):
         assert Image.open(picture).convert("L").getextrema() != (0, 0)
-    assert len(list(tmp_path.glob("*.png"))) == (2 if page == "README.md" else 0)
+    assert len(list(tmp_path.glob("*.png"))) == 2

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cyclopts import CycloptsError
 from pydantic import ValidationError
@@ -19,8 +19,10 @@ from pipelines.errors import ConfigError, StudioError
 from pipelines.events import Event, Note, StepDone
 from pipelines.request.request import problems
 from trainers.commands import commands
-from trainers.method import Method
 from trainers.settings import DataConfig, Destination, TrainConfig
+
+if TYPE_CHECKING:
+    from trainers.method import Method
 
 
 def _say(event: Event) -> None:

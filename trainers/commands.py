@@ -1,4 +1,4 @@
-"""One command for each method, its flags derived from the configurations. Needs no torch."""
+"""One command for each method, its flags derived from the settings. A method, and torch, is loaded when it is run."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from trainers.method import Method
-from trainers.methods import methods
+from trainers.method_settings import configs
+from trainers.methods import ENROLLED, method
 from trainers.settings import DataConfig, TrainConfig
 
 
@@ -27,18 +27,19 @@ def commands(name: str, carry_out: Callable[..., None], more: Mapping[str, Any])
         help_format="plaintext",
         default_parameter=Parameter(negative_iterable=()),
     )
-    for key, method in methods().items():
-        app.command(_command(method, carry_out, more), name=key)
+    for key in ENROLLED:
+        app.command(_command(key, carry_out, more), name=key)
     return app
 
 
-def _command(method: Method, carry_out: Callable[..., None], more: Mapping[str, Any]) -> Any:
-    kinds: dict[str, Any] = {"config": method.Config, "data": DataConfig, "train": TrainConfig, **more}
+def _command(name: str, carry_out: Callable[..., None], more: Mapping[str, Any]) -> Any:
+    kinds: dict[str, Any] = {"config": configs()[name], "data": DataConfig, "train": TrainConfig, **more}
     needed = ("config", "data")
 
     def command(**settings: Any) -> None:
         # What nothing was said about is not passed on.
-        carry_out(method, **{key: kind() for key, kind in kinds.items() if key not in (*needed, *settings)}, **settings)
+        others = {key: kind() for key, kind in kinds.items() if key not in (*needed, *settings)}
+        carry_out(method(name), **others, **settings)
 
     parameters = [
         inspect.Parameter(
@@ -50,5 +51,5 @@ def _command(method: Method, carry_out: Callable[..., None], more: Mapping[str, 
         for key, kind in kinds.items()
     ]
     command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
-    command.__doc__ = (method.__doc__ or "").splitlines()[0]
+    command.__doc__ = ENROLLED[name].does
     return command

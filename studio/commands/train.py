@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from studio.settings import Machine
 from trainers.base_models.settings import InContextConfig, InpaintingConfig, ModelDestination
 from trainers.commands import commands
-from trainers.method import Method
 from trainers.method_settings import GroundingConfig, GroundingDestination
 from trainers.settings import DataConfig, Destination, TrainConfig
+
+if TYPE_CHECKING:
+    from trainers.method import Method
 
 
 class Output(Destination):

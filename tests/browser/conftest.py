@@ -49,7 +49,10 @@ def chromium():
 
     path = next(filter(None, map(shutil.which, CHROMIUMS)), None)
     if path is None:
-        pytest.fail("No chromium is installed; `make browser` installs Debian's package, or see README.", pytrace=False)
+        pytest.fail(
+            "No chromium is installed; `make browser` installs Debian's package, or see docs/how-to/page.md.",
+            pytrace=False,
+        )
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser

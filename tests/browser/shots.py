@@ -1,4 +1,4 @@
-"""Draws the pictures of the pages that the README shows, by using them: `python -m tests.browser.shots`.
+"""Draws the pictures of the pages that the site shows, by using them: `python -m tests.browser.shots`.
 
 python -m tests.browser.shots --folder docs --only teach --only generate
 """
