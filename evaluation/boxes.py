@@ -295,7 +295,7 @@ def score_boxes(
         components: `pocket`.
         judge: names the things.
         count: layouts.
-        say: is told each way as it comes.
+        say: receives each way when it is done.
     """
     asked = layouts(count)
     ways: dict[str, Drawn] = {}
@@ -334,7 +334,7 @@ def score_concepts(
         count: layouts of each thing, and of each pair.
         beta: share of the steps in which the boxes act.
         on_event: receives the trainings' events.
-        say: is told each row as it comes.
+        say: receives each row when it is done.
         settings: of the methods or of training, instead of the recipes'.
     """
     rows: dict[str, dict[str, float]] = {}

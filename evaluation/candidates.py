@@ -57,7 +57,7 @@ MEASURED = {
     "likeness": "Likeness to your pictures",
     "error": "Error on your pictures",
 }
-"""Figures by which a step is told, the first that it has."""
+"""Figures that describe a step in words; the first of them that it has is used."""
 DRAWINGS = 2
 """Pictures whose thing is cut out and compared with what was drawn."""
 

@@ -278,7 +278,7 @@ def compare(
         things: held-out stickers; each is paired with the next one, in a ring.
         ways: keys of `WAYS` and `TOGETHER`; all by default, those of `TOGETHER` if there are several things.
         on_event: receives the trainings' events.
-        say: is told each row as it comes.
+        say: receives each row when it is done.
         settings: of the methods or of training, instead of the recipes'.
     """
     compared: dict[str, dict[str, float]] = {}

@@ -1,7 +1,7 @@
 """Quality of answers to visual prompts: tasks of the sticker world on scenes and stickers held out of training.
 
 Beside the answers stand three baselines: the query itself, the answer without an example (its cells blank), and the
-answer to a wrong example: of another task, or of the same task with another parameter where only the example tells it.
+answer to a wrong example: of another task, or of the same task with another parameter that only the example shows.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class ConfigError(StudioError):
 
 
 class NoSpace(ConfigError, OSError):  # noqa: N818 - what it says
-    """The disk is full. An `OSError` too, for whoever goes on without a file."""
+    """The disk is full. An `OSError` too, for callers that go on without a file."""
 
 
 class NoMemory(StudioError):  # noqa: N818 - what it says

@@ -171,7 +171,7 @@ def _noise(components: Components, seed: int, cells: Tensor) -> Tensor:
     return torch.stack(drawn).to(components.dtype)
 
 
-# -- what is asked ----------------------------------------------------------------------------------------------
+# -- the question -----------------------------------------------------------------------------------------------
 
 
 def settled(components: Components, request: Request) -> Request:

@@ -23,7 +23,7 @@ from pipelines.errors import RequestError
 from pipelines.events import Note, OnEvent, ignore
 from pipelines.gligen.layers import with_adapter
 from pipelines.models.components import Components, decode, saving_memory
-from pipelines.models.inpainting_unet import painting
+from pipelines.models.inpainting_unet import with_inpainting_unet
 from pipelines.models.text import lacks_a_side, parse_weights
 from pipelines.overflow import require_numbers
 from pipelines.pictures.tensors import to_pictures
@@ -75,7 +75,7 @@ def sample(
         ConceptError: if a concept cannot be read or does not fit the base.
         Cancelled: if `should_stop` said so.
     """
-    components = painting(components, request.inpaint, on_event)
+    components = with_inpainting_unet(components, request.inpaint, on_event)
     canvas = _canvas(components, request, conditions, on_event)
     request = (canvas.sized(request, components) if canvas else request).resolved(components.defaults)
     _check_size(components, request)

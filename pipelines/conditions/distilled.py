@@ -18,7 +18,7 @@ class DistilledGuidance:
     """The guidance scale for a UNet that takes it as an input; without effect on others.
 
     Such a UNet predicts at once what two branches would give together (Luo et al., arXiv:2310.04378, section 4.2), so
-    there is no negative branch. Where guidance is off it is told the scale 1.
+    there is no negative branch. Where guidance is off its scale is 1.
 
     Args:
         guidance: of the request.

@@ -72,7 +72,7 @@ class Inpainting:
         padding: pixels of context around the mask then.
 
     Raises:
-        RequestError: if the mask is of another size, or asks for nothing.
+        RequestError: if the mask is of another size, or empty.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ class Text:
     Args:
         prompt: description of the picture.
         negative_prompt: prompt of the unconditional branch; empty for the empty text.
-        size: width and height in pixels, which SDXL is told.
+        size: width and height in pixels, an input of SDXL.
         skip: number of last layers of the text encoders to leave out beside those the family leaves out.
         encode_empty: encode an empty negative prompt also where the base takes zeros for it.
     """

@@ -30,7 +30,7 @@ CHANNELS = 9
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def repaints(components: Components) -> bool:
+def has_inpainting_unet(components: Components) -> bool:
     """Return whether the UNet in place has 9 channels already."""
     return int(components.unet.config["in_channels"]) == CHANNELS
 
@@ -47,7 +47,7 @@ def inpainting_components(components: Components, source: str | Path | None = No
     Raises:
         ModelError: if there is none, or it is none for this base; says how to get one.
     """
-    if source is None and repaints(components):
+    if source is None and has_inpainting_unet(components):
         return components
     folder = found(components, source)
     if folder is None:
@@ -82,7 +82,7 @@ def found(components: Components, source: str | Path | None = None) -> Path | No
     return None
 
 
-def painting(components: Components, asked: Inpaint | None, on_event: OnEvent = ignore) -> Components:
+def with_inpainting_unet(components: Components, asked: Inpaint | None, on_event: OnEvent = ignore) -> Components:
     """Return the base with its inpainting UNet if the request has a mask and there is such a UNet, else the base.
 
     Image-to-image goes with any UNet, and the base's own is the better one for it. Without an inpainting UNet the
@@ -91,7 +91,7 @@ def painting(components: Components, asked: Inpaint | None, on_event: OnEvent = 
     Raises:
         ModelError: if the UNet the request names is none for this base, or cannot be read.
     """
-    if asked is None or asked.whole or asked.unet == BLEND or (asked.unet is None and repaints(components)):
+    if asked is None or asked.whole or asked.unet == BLEND or (asked.unet is None and has_inpainting_unet(components)):
         return components
     if asked.unet is None and found(components) is None:
         said = f"{components.name} has no inpainting UNet, so its latents are blended."

@@ -1,6 +1,6 @@
 """The part of AUTOMATIC1111's interface that scripts and other front ends use, thin, on the same jobs.
 
-What is asked is read in `a1111_asked`, what there is told by `a1111_lists`.
+`a1111_asked` reads requests, `a1111_lists` answers lists.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def _add_pictures(router: APIRouter, jobs: Jobs) -> None:
 
     @router.post("/datasets/{dataset}/pictures", status_code=CREATED)
     def add(dataset: str, files: Annotated[list[UploadFile], File()]) -> TakenAnswer:
-        """Take in pictures, and archives (zip) of them with captions, masks and lists; what is left out is told."""
+        """Store pictures, and archives (zip) of them with captions, masks and lists; files left out are reported."""
         taken = archives.take_all(all_of_them, dataset, ((file.filename or "", _upload(file)) for file in files))
         new = [_entry(dataset, entry) for entry in taken.entries]
         ignored = dict(taken.ignored)

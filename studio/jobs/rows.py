@@ -119,7 +119,7 @@ def told_by(row: sqlite3.Row) -> dict[str, Any] | None:
 
 
 TOLD = ("text", "error", "hint")
-"""Values that are sentences for people; whoever reads them may be far from the machine."""
+"""Values that are sentences for people; readers may be far from the machine."""
 
 
 def _without_paths(values: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ ARCHIVE_MARK = b"PK\x03\x04"
 """First bytes of a zip."""
 
 NAME = 80
-"""Longest name of an upload that is told, in letters."""
+"""Longest name of an upload in messages, in letters."""
 
 NAMED = 5
 """Most reasons reported where no file is usable."""
@@ -106,7 +106,7 @@ def take(datasets: Datasets, dataset: str, data: bytes) -> Taken:
         except BaseException as error:
             for name in added:
                 datasets.remove(dataset, name)
-            if isinstance(error, DataError):  # it was no folder to whoever sent it
+            if isinstance(error, DataError):  # the sender sent no folder
                 raise DataError(error.message.replace(place, "the archive"), error.hint.replace(place, "it")) from None
             raise
     return Taken(tuple(datasets.entry(dataset, name) for name in added), ignored)

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 import os
 
-# Before gradio is imported anywhere: nothing is told to anybody.
+# Before gradio is imported anywhere: no telemetry is sent.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

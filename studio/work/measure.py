@@ -37,7 +37,7 @@ def measure(
         components: the base it was trained on.
         path: the concept file.
         images: folder of pictures to compare with.
-        clip: folder of a CLIP that measures; by default the judge of `pocket`, who knows stickers alone.
+        clip: folder of a CLIP that measures; by default the judge of `pocket`, which knows only stickers.
         dino: folder of an image encoder whose likeness is reported beside, and decides nothing.
         on_event: a step and a preview for each, and a note for each picture that is left out.
         should_stop: asked now and then.

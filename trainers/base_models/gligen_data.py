@@ -90,7 +90,7 @@ def encoded(components: Components, listed: Sequence[Boxed], side: int) -> Boxed
             things[row, place] = names.index(box.phrase)
             boxes[row, place] = torch.tensor(box.box)
             present[row, place] = True
-    # A picture without a caption is told by what is in its boxes.
+    # The caption of a picture without one lists the things in its boxes.
     captions = [(one.example.captions or (", ".join(box.phrase for box in one.boxes),))[0] for one in listed]
     read = Conditioning(components, frozen=True)
 

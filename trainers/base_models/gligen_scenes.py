@@ -17,7 +17,7 @@ from trainers.stickers.world import NAMES, Scene, Stickers, article, scenes
 def composed(components: Components, listed: list[Scene], at_once: int = 512) -> BoxedPictures:
     """Return scenes of trained names as pictures with boxes, composed and encoded, on the base's device.
 
-    A thing is told by its name, or by its name with an article; its box is what is seen of it.
+    The phrase of a thing is its name, or its name with an article; its box is around its visible part.
     """
     device = components.device
     size = int(components.unet.config["sample_size"]) * components.factor

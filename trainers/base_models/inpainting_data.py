@@ -19,13 +19,13 @@ from pipelines.events import Note, OnEvent, ignore
 from pipelines.files import require_room
 from pipelines.models.components import Components
 from pipelines.models.fingerprint import is_gated
-from pipelines.models.inpainting_unet import FOLDER, inpainting_components, repaints
+from pipelines.models.inpainting_unet import FOLDER, has_inpainting_unet, inpainting_components
 from pipelines.pictures.grids import Grid
 from pipelines.pictures.tensors import fit, to_tensor
 from pipelines.words import file_stem
 from trainers.base_models.inpainting_unet import MaskedBatch, Plan, Source, save_unet, train_unet, widened
-from trainers.base_models.random_masks import random_holes
-from trainers.base_models.settings import InContextConfig, InpaintingConfig, ModelDestination, RepaintingConfig
+from trainers.base_models.random_masks import random_masks
+from trainers.base_models.settings import InContextConfig, InpaintingConfig, InpaintingUNetConfig, ModelDestination
 from trainers.data.batches import digest
 from trainers.data.folders import Example
 from trainers.data.latents import multiple
@@ -52,7 +52,7 @@ def _floats(pictures: Tensor) -> Tensor:
 
 
 def picture_source(components: Components, examples: Sequence[Example], config: InpaintingConfig) -> Source:
-    """Return a source of pictures with random holes; of those with masks, some holes are the masks.
+    """Return a source of pictures with random masks; of those with masks of their own, some are these.
 
     Raises:
         DataError: if there is no picture.
@@ -75,13 +75,13 @@ def picture_source(components: Components, examples: Sequence[Example], config: 
         pictures, shown = _floats(kept[which]), things[which]
         mirrored = (coins[0] < config.flip)[:, None, None, None]
         pictures = torch.where(mirrored, pictures.flip(-1), pictures)
-        holes = random_holes(config.batch, (side, side), generator, torch.where(mirrored, shown.flip(-1), shown))
+        masks = random_masks(config.batch, (side, side), generator, torch.where(mirrored, shown.flip(-1), shown))
         captions = [
             "" if coin < config.empty or not examples[i].captions else _chosen(examples[i].captions, pick)
             for i, coin, pick in zip(which.tolist(), coins[1].tolist(), coins[2].tolist(), strict=True)
         ]
         return MaskedBatch(
-            pictures, holes, conditioning(captions, uncropped(len(captions), (side, side)), (side, side))
+            pictures, masks, conditioning(captions, uncropped(len(captions), (side, side)), (side, side))
         )
 
     return source
@@ -166,7 +166,7 @@ def start_from(components: Components, start: Path | None) -> UNet2DConditionMod
     Raises:
         ModelError: if what is given is none for this base, or the base has 9 channels itself.
     """
-    if repaints(components):
+    if has_inpainting_unet(components):
         raise ModelError(
             f"{components.name} is an inpainting model already.", "Give the 4-channel base, and this one with --start."
         )
@@ -197,7 +197,7 @@ def model_folder(where: ModelDestination) -> Path:
 def teach_unet(
     components: Components,
     source: Source,
-    config: RepaintingConfig,
+    config: InpaintingUNetConfig,
     where: ModelDestination,
     data: str,
     *,

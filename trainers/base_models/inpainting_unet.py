@@ -1,9 +1,9 @@
 """Inpainting UNets: a base of 4 channels becomes one of 9, with mask and surroundings as inputs.
 
 The first convolution gets five more inputs with weights of zero, so that training starts from what the base paints;
-then the whole UNet is trained on pictures with holes. Latents, mask and latents of the masked picture follow each other
+then the whole UNet is trained on masked pictures. Latents, mask and latents of the masked picture follow each other
 as in Stable Diffusion's inpainting models (Rombach et al., arXiv:2112.10752), mask 1 = repaint. Visual prompts are
-trained by the same code: a grid is a picture whose hole is a cell.
+trained by the same code: a grid is a picture whose mask is a cell.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from trainers.loop.muon import Muon
 from trainers.losses import noise_levels, noised, target
 
 OUTSIDE = 0.1
-"""Weight of what lies outside the hole in the loss: it can be copied, so it teaches little."""
+"""Weight of what lies outside the mask in the loss: it can be copied, so it teaches little."""
 
 
 class MaskedBatch(NamedTuple):
-    """Pictures with holes.
+    """Pictures with masks to inpaint.
 
     Attributes:
         pictures: (B, 3, H, W) in [-1, 1].
-        holes: (B, 1, H, W) or (1, 1, H, W), 1 = repaint.
+        masks: (B, 1, H, W) or (1, 1, H, W), 1 = repaint.
         conditioning: UNet arguments made from the captions: `encoder_hidden_states` and, for SDXL, more.
     """
 
     pictures: Tensor
-    holes: Tensor
+    masks: Tensor
     conditioning: Mapping[str, Any]
 
 
@@ -69,22 +69,22 @@ def widened(base: UNet2DConditionModel) -> UNet2DConditionModel:
     return unet
 
 
-def inputs_beside(components: Components, pictures: Tensor, holes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def inputs_beside(components: Components, pictures: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return latents of the pictures, mask (B, 1, h, w) on their grid, and latents of the masked pictures.
 
-    As `StableDiffusionInpaintPipeline` does it: the hole is mid-grey, its mask on the latents the nearest pixel.
+    As in `StableDiffusionInpaintPipeline`: masked pixels are mid-grey, the mask on the latents takes the nearest pixel.
     """
-    seen = pictures * (holes < 0.5)
+    seen = pictures * (masks < 0.5)
     both = encode(components, torch.cat((pictures, seen))).mean.float()
     latents, around = both.chunk(2)
-    mask = F.interpolate(holes, size=latents.shape[-2:]).expand(len(latents), -1, -1, -1)
+    mask = F.interpolate(masks, size=latents.shape[-2:]).expand(len(latents), -1, -1, -1)
     return latents, mask, around
 
 
 def losses_of(
     unet: UNet2DConditionModel, components: Components, sources: Mapping[str, Source], on_event: OnEvent = ignore
 ) -> Losses:
-    """Return the losses of a step, one for each source: squared error in the hole, and a little outside it.
+    """Return the losses of a step, one for each source: squared error inside the mask, and a little outside it.
 
     Timesteps are spread evenly over each batch, which calms the gradient.
     """
@@ -98,7 +98,7 @@ def losses_of(
             batch = source(index, generator)
             # Large autoencoders overflow in float16; a tiny one is quicker and as exact.
             with _half(device, torch.float16) if isinstance(components.vae, AutoencoderTiny) else nullcontext():
-                clean, mask, around = inputs_beside(components, batch.pictures, batch.holes)
+                clean, mask, around = inputs_beside(components, batch.pictures, batch.masks)
             count = len(clean)
             start = torch.rand((), generator=generator, device=device)
             even = (start + torch.arange(count, device=device) / count) % 1
@@ -189,7 +189,7 @@ def train_unet(
     Args:
         components: the base: its autoencoder encodes, its schedule noises.
         unet: from `widened`, or one trained before.
-        sources: named batches with holes; the loss of each is a term.
+        sources: named batches with masks; the loss of each is a term.
         state: folder of the training state; what is there is gone on from.
         plan: duration and speed.
         after: called with the steps done, for previews.
@@ -240,14 +240,14 @@ def save_unet(unet: UNet2DConditionModel, average: EMA, folder: Path, dtype: tor
 def painted(
     unet: UNet2DConditionModel, components: Components, batch: MaskedBatch, generator: torch.Generator, steps: int = 20
 ) -> Tensor:
-    """Return pictures (B, 3, H, W) in [-1, 1] with their holes filled, without guidance; for previews."""
+    """Return pictures (B, 3, H, W) in [-1, 1] inpainted, without guidance; for previews."""
     from pipelines.models.components import decode
 
     schedule: Any = DDIMScheduler.from_config(dict(components.scheduler_config))
     schedule.set_timesteps(steps)
-    clean, mask, around = inputs_beside(components, batch.pictures, batch.holes)
+    clean, mask, around = inputs_beside(components, batch.pictures, batch.masks)
     latents = torch.randn(clean.shape, generator=generator, device=clean.device)
     for timestep in schedule.timesteps:
         guess = unet(torch.cat((latents, mask, around), 1), timestep.to(clean.device), **batch.conditioning).sample
         latents = schedule.step(guess.float(), timestep, latents).prev_sample
-    return torch.where(batch.holes > 0.5, decode(components, latents), batch.pictures)
+    return torch.where(batch.masks > 0.5, decode(components, latents), batch.pictures)

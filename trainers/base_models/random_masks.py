@@ -7,13 +7,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 BOXES, STROKES, FULL, THINGS, AROUND = range(5)
-"""Kinds of holes: boxes, brush strokes, the whole picture, one thing of it (grown), all but the things."""
+"""Kinds of masks: boxes, brush strokes, the whole picture, one thing of it (grown), all but the things."""
 
 SHARES = (0.32, 0.25, 0.08, 0.25, 0.10)
 """Probability of each kind; without masks of things, those become boxes."""
 
 
-def random_holes(count: int, size: tuple[int, int], generator: torch.Generator, things: Tensor | None = None) -> Tensor:
+def random_masks(count: int, size: tuple[int, int], generator: torch.Generator, things: Tensor | None = None) -> Tensor:
     """Return masks (count, 1, H, W) float32, each 0 or 1; none is empty.
 
     Args:
@@ -24,14 +24,14 @@ def random_holes(count: int, size: tuple[int, int], generator: torch.Generator, 
     """
     shares = torch.tensor(SHARES, device=generator.device)
     kind = torch.multinomial(shares, count, replacement=True, generator=generator)[:, None, None]
-    holes = torch.where(kind == STROKES, _strokes(count, size, generator), _boxes(count, size, generator))
-    holes = holes | (kind == FULL)
+    masks = torch.where(kind == STROKES, _strokes(count, size, generator), _boxes(count, size, generator))
+    masks = masks | (kind == FULL)
     if things is not None:
         one = _one_thing(things, generator)
-        # A thing that is hidden gives no hole: a box then.
-        holes = torch.where((kind == THINGS) & one.any((1, 2), keepdim=True), one, holes)
-        holes = torch.where(kind == AROUND, ~_grown(things.any(1)), holes)
-    return holes[:, None].float()
+        # A hidden thing gives no mask: use a box then.
+        masks = torch.where((kind == THINGS) & one.any((1, 2), keepdim=True), one, masks)
+        masks = torch.where(kind == AROUND, ~_grown(things.any(1)), masks)
+    return masks[:, None].float()
 
 
 def _uniform(shape: tuple[int, ...], generator: torch.Generator, low: float, high: float) -> Tensor:

@@ -10,7 +10,7 @@ from pydantic import Field
 from pipelines.request.request import Frozen
 
 
-class RepaintingConfig(Frozen):
+class InpaintingUNetConfig(Frozen):
     """Duration and speed of the training of a 9-channel UNet."""
 
     steps: int = Field(default=3000, ge=1, le=1_000_000)
@@ -35,7 +35,7 @@ class RepaintingConfig(Frozen):
     """Seed of all random numbers."""
 
 
-class InpaintingConfig(RepaintingConfig):
+class InpaintingConfig(InpaintingUNetConfig):
     """Settings of inpainting."""
 
     images: Path
@@ -54,7 +54,7 @@ class InpaintingConfig(RepaintingConfig):
     """Probability of mirroring a picture."""
 
 
-class InContextConfig(RepaintingConfig):
+class InContextConfig(InpaintingUNetConfig):
     """Settings of visual prompts."""
 
     pairs: Path

@@ -69,7 +69,7 @@ class Batch:
         captions: one for each picture, the token in them.
         indices: which example each is.
         frames: (B, 4) original height and width in pixels, then rows and columns cut off at the top and left after
-            scaling; SDXL is told them.
+            scaling; inputs of SDXL.
         index: which draw this is.
         masks: (B, 1, h, w) float32 in [0, 1], 1 where the thing is, on the base's device; None if no example has one.
         prior: pictures of the class, for methods that must not forget it.

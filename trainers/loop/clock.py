@@ -16,7 +16,7 @@ class Clock:
         minutes: wall-clock time it may take; None counts steps alone.
 
     Attributes:
-        steps: done so far; whoever steps says so.
+        steps: done so far; set by the loop.
     """
 
     def __init__(self, minutes: float | None) -> None:

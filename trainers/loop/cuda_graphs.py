@@ -38,7 +38,7 @@ class CudaGraphUNet:
     Args:
         unet: in training mode, all its parameters on one device.
         half: whether to compute in bfloat16, on a GPU.
-        on_event: is told if recording fails.
+        on_event: receives a note if recording fails.
     """
 
     def __init__(self, unet: UNet2DConditionModel, half: bool = True, on_event: OnEvent = ignore) -> None:
@@ -83,7 +83,7 @@ class CudaGraphStep:
     Args:
         optimizers: Muon and AdamW, with all they train on one GPU.
         clip: largest gradient norm, or None.
-        on_event: is told if recording fails.
+        on_event: receives a note if recording fails.
     """
 
     AFTER = 20

@@ -23,7 +23,7 @@ from pipelines.pictures.grids import Grid
 from pipelines.pictures.sheet import Sheet
 from pipelines.pictures.tensors import to_pictures
 from trainers.base_models.inpainting_unet import MaskedBatch, Plan, Source, painted, save_unet, train_unet, widened
-from trainers.base_models.random_masks import random_holes
+from trainers.base_models.random_masks import random_masks
 from trainers.loop.ema import EMA
 from trainers.pretrain.card import TRAINING, device_name, note_training
 from trainers.pretrain.stages import minutes_in
@@ -97,15 +97,15 @@ def _conditioning(states: Tensor) -> dict[str, Tensor]:
 
 
 def plain_source(made: World, batch: int) -> Source:
-    """Return a source of single pictures with random holes; nine captions in ten are kept."""
+    """Return a source of single pictures with random masks; nine captions in ten are kept."""
 
     def source(index: int, generator: torch.Generator) -> MaskedBatch:
         pool, device = made.pools["any"], generator.device
         which = torch.randint(len(pool), (batch,), generator=generator, device=device)
         material = pool.take(which)
-        holes = random_holes(batch, (material.size, material.size), generator, material.masks)
+        masks = random_masks(batch, (material.size, material.size), generator, material.masks)
         kept = torch.rand(batch, 1, 1, generator=generator, device=device) >= EMPTY
-        return MaskedBatch(material.pictures, holes, _conditioning(torch.where(kept, made.captions[which], made.empty)))
+        return MaskedBatch(material.pictures, masks, _conditioning(torch.where(kept, made.captions[which], made.empty)))
 
     return source
 
@@ -156,16 +156,16 @@ def preview(
     result = painted(unet, components, batch, generator)
     for caption, shown in (
         ("pictures", batch.pictures),
-        ("with holes", batch.pictures * (batch.holes < 0.5)),
+        ("with holes", batch.pictures * (batch.masks < 0.5)),
         ("painted", result),
     ):
         sheet.row(caption, to_pictures(shown))
     grid = Grid()
     for name in TASKS:
         cells = task_cells(made, name, (count, 2), generator)
-        hole = grid.mask(cells.shape[-1], cells.shape[-1]).to(unet.device)
+        mask = grid.mask(cells.shape[-1], cells.shape[-1]).to(unet.device)
         conditioning = _conditioning(made.empty.expand(count, -1, -1))
-        answers = grid.crop(painted(unet, components, MaskedBatch(grid.compose(cells), hole, conditioning), generator))
+        answers = grid.crop(painted(unet, components, MaskedBatch(grid.compose(cells), mask, conditioning), generator))
         figures[name] = float((answers - cells[:, -1, 1]).abs().mean())
         for k in range(min(2, count)):
             example, query = cells[k]

@@ -1,7 +1,7 @@
 """Scenes with free positions and sizes, for learning positions and for scoring boxes.
 
 The kinds of `trainers.stickers.world` tell relations, and so know few places: a thing alone is large, two are in a row.
-Here one to three things are thrown freely; what is told of them is only that they are there.
+Here one to three things have random positions; their captions only name them.
 """
 
 from __future__ import annotations

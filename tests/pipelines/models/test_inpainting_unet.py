@@ -8,7 +8,7 @@ import torch
 
 from pipelines.errors import ModelError
 from pipelines.models.fingerprint import is_gated
-from pipelines.models.inpainting_unet import FOLDER, inpainting_components, repaints
+from pipelines.models.inpainting_unet import FOLDER, has_inpainting_unet, inpainting_components
 from tests import tiny
 from trainers.base_models.inpainting_unet import save_unet, widened
 from trainers.loop.ema import EMA
@@ -36,7 +36,7 @@ def test_what_is_saved_comes_back_with_the_layers_for_boxes_of_the_base(tmp_path
     trained, folder = saved(base, tmp_path)
     assert not any(is_gated(name) for name in trained.state_dict())
     found = inpainting_components(base, tmp_path)
-    assert repaints(found) and not repaints(base)
+    assert has_inpainting_unet(found) and not has_inpainting_unet(base)
     whole = found.unet.state_dict()
     assert all(torch.equal(whole[name], value) for name, value in trained.state_dict().items())
     boxes = {name: value for name, value in base.unet.state_dict().items() if is_gated(name)}

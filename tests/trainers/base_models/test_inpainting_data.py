@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipelines.errors import ConfigError, DataError, ModelError
 from pipelines.models.components import load
-from pipelines.models.inpainting_unet import FOLDER, inpainting_components, repaints
+from pipelines.models.inpainting_unet import FOLDER, has_inpainting_unet, inpainting_components
 from studio.cli import main
 from tests import tiny
 from trainers.base_models.inpainting_data import pair_source, picture_source, read_tasks, start_from
@@ -110,12 +110,12 @@ def test_pictures_have_holes_and_captions(base, tmp_path):
     ]
     config = InpaintingConfig(images=tmp_path, resolution=32, batch=40, empty=0.5)
     batch = picture_source(base, examples, config)(0, seeded())
-    assert batch.pictures.shape == (40, 3, 32, 32) and batch.holes.shape == (40, 1, 32, 32)
+    assert batch.pictures.shape == (40, 3, 32, 32) and batch.masks.shape == (40, 1, 32, 32)
     states = {tuple(row.flatten().tolist()) for row in batch.conditioning["encoder_hidden_states"]}
     assert len(states) == 3  # two captions and none
-    assert batch.holes.mean((1, 2, 3)).min() > 0
+    assert batch.masks.mean((1, 2, 3)).min() > 0
     again = picture_source(base, examples, config)(0, seeded())
-    assert torch.equal(again.holes, batch.holes) and torch.equal(again.pictures, batch.pictures)
+    assert torch.equal(again.masks, batch.masks) and torch.equal(again.pictures, batch.pictures)
     with pytest.raises(ConfigError, match="33 pixels is no multiple"):
         picture_source(base, examples, config.model_copy(update={"resolution": 33}))
     with pytest.raises(DataError, match="no picture"):
@@ -166,7 +166,7 @@ def test_a_new_model_is_written_that_paints_and_draws(folder, pairs, tmp_path, c
     assert learn("incontext", folder, "--pairs", str(pairs), "--cell", "16", "--output", str(output)) == 0
     assert Path(capsys.readouterr().out.strip()) == output
     found = load(output)
-    assert not repaints(found) and repaints(inpainting_components(found))
+    assert not has_inpainting_unet(found) and has_inpainting_unet(inpainting_components(found))
     assert found.fingerprint() == load(folder).fingerprint()
     assert not output.with_name(".new.state").exists()
     assert learn("incontext", folder, "--pairs", str(pairs), "--cell", "16", "--output", str(output)) == 2

@@ -22,7 +22,7 @@ from trainers.base_models.inpainting_unet import (
     train_unet,
     widened,
 )
-from trainers.base_models.random_masks import random_holes
+from trainers.base_models.random_masks import random_masks
 from trainers.loop.clock import Clock
 
 
@@ -37,25 +37,25 @@ def base():
 
 def batch(base, count=2, side=16, seed=0):
     pictures = torch.rand(count, 3, side, side, generator=seeded(seed)) * 2 - 1
-    holes = torch.zeros(count, 1, side, side)
-    holes[..., : side // 2, :] = 1
+    masks = torch.zeros(count, 1, side, side)
+    masks[..., : side // 2, :] = 1
     words = torch.randn(count, 5, 32, generator=seeded(seed + 1))
-    return MaskedBatch(pictures, holes, {"encoder_hidden_states": words})
+    return MaskedBatch(pictures, masks, {"encoder_hidden_states": words})
 
 
 def test_what_lies_beside_the_noise_is_the_mask_and_the_picture_without_its_hole(base):
     one = batch(base)
-    clean, mask, around = inputs_beside(base, one.pictures, one.holes)
+    clean, mask, around = inputs_beside(base, one.pictures, one.masks)
     torch.testing.assert_close(clean, encode(base, one.pictures).mean)
-    torch.testing.assert_close(around, encode(base, one.pictures * (1 - one.holes)).mean)
+    torch.testing.assert_close(around, encode(base, one.pictures * (1 - one.masks)).mean)
     assert mask.shape == (2, 1, *clean.shape[-2:])
     assert bool((mask[:, :, : mask.shape[2] // 2] == 1).all()) and bool((mask[:, :, mask.shape[2] // 2 :] == 0).all())
 
 
 def test_a_mask_of_one_serves_all(base):
     one = batch(base)
-    own = inputs_beside(base, one.pictures, one.holes)
-    shared = inputs_beside(base, one.pictures, one.holes[:1])
+    own = inputs_beside(base, one.pictures, one.masks)
+    shared = inputs_beside(base, one.pictures, one.masks[:1])
     assert all(torch.equal(a, b) for a, b in zip(own, shared, strict=True))
 
 
@@ -69,7 +69,7 @@ def test_the_loss_is_weighed_by_the_hole(base):
     # A UNet that says nothing errs by the target itself: weighed unit noise.
     generator = torch.Generator().manual_seed(int(torch.randint(1 << 62, (), generator=seeded(3))))
     torch.rand((), generator=generator)
-    clean, mask, _ = inputs_beside(base, one.pictures, one.holes)
+    clean, mask, _ = inputs_beside(base, one.pictures, one.masks)
     noise = torch.randn(clean.shape, generator=generator)
     weight = mask + OUTSIDE * (1 - mask)
     wanted = (noise.square().mean(1, keepdim=True) * weight).sum() / weight.sum()
@@ -141,15 +141,15 @@ def test_what_is_outside_the_hole_stays_as_it_is(base):
 def test_holes_are_of_all_kinds_and_never_empty():
     things = torch.zeros(300, 3, 32, 32, dtype=torch.bool)
     things[:, 1, 10:20, 12:22] = True
-    holes = random_holes(300, (32, 32), seeded(), things)
-    assert holes.shape == (300, 1, 32, 32) and set(holes.unique().tolist()) == {0.0, 1.0}
-    share = holes.mean((1, 2, 3))
+    masks = random_masks(300, (32, 32), seeded(), things)
+    assert masks.shape == (300, 1, 32, 32) and set(masks.unique().tolist()) == {0.0, 1.0}
+    share = masks.mean((1, 2, 3))
     assert share.min() > 0 and 0.03 < (share == 1).float().mean() < 0.16
     grown = torch.zeros(32, 32)
     grown[9:21, 11:23] = 1
-    same = (holes[:, 0] == grown).all(2).all(1).float().mean()
-    rest = (holes[:, 0] == 1 - grown).all(2).all(1).float().mean()
+    same = (masks[:, 0] == grown).all(2).all(1).float().mean()
+    rest = (masks[:, 0] == 1 - grown).all(2).all(1).float().mean()
     assert 0.12 < same < 0.4 and 0.03 < rest < 0.2
-    assert torch.equal(random_holes(9, (16, 24), seeded(5)), random_holes(9, (16, 24), seeded(5)))
-    hidden = random_holes(200, (32, 32), seeded(), torch.zeros(200, 3, 32, 32, dtype=torch.bool))
+    assert torch.equal(random_masks(9, (16, 24), seeded(5)), random_masks(9, (16, 24), seeded(5)))
+    hidden = random_masks(200, (32, 32), seeded(), torch.zeros(200, 3, 32, 32, dtype=torch.bool))
     assert hidden.mean((1, 2, 3)).min() > 0
