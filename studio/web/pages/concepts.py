@@ -50,7 +50,7 @@ async def concept_command(*words: str) -> str:
         said, complaint = await asyncio.wait_for(process.communicate(), LIMIT)
     except TimeoutError:
         hint = "The machine may be short of memory. Try again."
-        raise ConceptError(f"It was not done within {LIMIT:.0f} s, and was ended.", hint) from None
+        raise ConceptError(f"The command took longer than {LIMIT:.0f} s and was stopped.", hint) from None
     finally:
         if process.returncode is None:  # it is late, or nobody waits for it any more
             process.kill()

@@ -23,7 +23,7 @@ BASELINES = ("_word", "_chance")
 
 POINTS = 200  # of a curve
 LOG_LIMIT = 4 << 20  # bytes
-NONE = "Nothing is measured yet. Trainings keep their losses by themselves; what Teach learned is measured at its end."
+NONE = "No figures yet. Trainings keep their losses; a concept from Teach is measured when its training ends."
 
 
 def table(cards: Sequence[ConceptCard]) -> str:
