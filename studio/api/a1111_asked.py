@@ -27,7 +27,7 @@ from pipelines.request.samplers import SAMPLERS, able, sampler_of, spacing_of
 from pipelines.request.settings import Encoded, Sound
 from pipelines.words import composed
 from studio.jobs.jobs import Jobs
-from studio.library import concepts as catalogue
+from studio.library import concepts
 from studio.library.uploads import cleaned
 
 LORA = re.compile(r"<lora:([^:<>]{1,100}):(-?[0-9.]{1,8})(?::[^<>]{0,50})?>")
@@ -173,7 +173,7 @@ def request_of(asked: TextToImage, jobs: Jobs) -> dict[str, Any]:
             raise RequestError(f"The strength {strength!r} of {name} is no number.", "Write <lora:name:0.8>.") from None
     # As there, what stands in the negative prompt is no order; it is no word of it either.
     texts = [composed(LORA.sub("", text)).strip() for text in (asked.prompt, asked.negative_prompt)]
-    for entry in catalogue.scan(jobs.learned):
+    for entry in concepts.scan(jobs.learned):
         if entry.card is not None:
             spelled = [_spelled(text, entry.card.token) for text in texts]
             if any(text is not None for text in spelled):

@@ -13,7 +13,7 @@ from pipelines.request.samplers import SAMPLERS, SPACED, SPACINGS
 from pipelines.request.texts import without_paths
 from studio.api.a1111_asked import CHECKPOINT, base_of, without_effect
 from studio.jobs.jobs import Jobs
-from studio.library import concepts as catalogue
+from studio.library import concepts
 
 LETTERS = 2000
 """Most letters shown of one field of a header."""
@@ -135,7 +135,7 @@ def _add_settings(router: APIRouter, jobs: Jobs, use: InUse) -> None:
 def _embeddings(jobs: Jobs) -> dict[str, Any]:
     loaded: dict[str, Any] = {}
     skipped: dict[str, Any] = {}
-    for entry in catalogue.scan(jobs.learned):
+    for entry in concepts.scan(jobs.learned):
         if entry.card is None or not entry.card.vectors:
             skipped[entry.name] = {}
         else:
@@ -144,7 +144,7 @@ def _embeddings(jobs: Jobs) -> dict[str, Any]:
                 "step": None,
                 "sd_checkpoint": card.base_fingerprint or None,
                 "sd_checkpoint_name": card.base or None,
-                "shape": catalogue.width(entry.path),
+                "shape": concepts.width(entry.path),
                 "vectors": card.vectors,
             }
     return {"loaded": loaded, "skipped": skipped}
@@ -152,8 +152,8 @@ def _embeddings(jobs: Jobs) -> dict[str, Any]:
 
 def _loras(jobs: Jobs) -> list[dict[str, Any]]:
     listed: list[dict[str, Any]] = []
-    for entry in catalogue.scan(jobs.learned):
-        if entry.card is None or not catalogue.changes_weights(entry.path):
+    for entry in concepts.scan(jobs.learned):
+        if entry.card is None or not concepts.changes_weights(entry.path):
             continue
         said: dict[str, str] = read_header(entry.path).get("__metadata__", {})
         told = {

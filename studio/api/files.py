@@ -26,7 +26,7 @@ from studio.api.forms import (
 )
 from studio.jobs.jobs import Jobs
 from studio.library import archives
-from studio.library import concepts as catalogue
+from studio.library.concepts import scan
 from studio.library.datasets import Dataset, Entry
 from studio.library.uploads import ARCHIVE, BYTES
 
@@ -57,7 +57,7 @@ def _entry(dataset: str, one: Entry) -> PictureAnswer:
 
 
 def datasets(jobs: Jobs) -> APIRouter:
-    """Add the routes of training pictures."""
+    """Return the routes of training pictures."""
     router, all_of_them = APIRouter(tags=["datasets"]), jobs.datasets
 
     @router.post("/datasets", status_code=CREATED)
@@ -148,7 +148,7 @@ def _add_picture(router: APIRouter, jobs: Jobs) -> None:
 
 
 def pictures(jobs: Jobs) -> APIRouter:
-    """Add the routes of pictures that requests name."""
+    """Return the routes of pictures that requests name."""
     router = APIRouter(tags=["generations"])
 
     @router.post("/pictures", status_code=CREATED)
@@ -180,7 +180,7 @@ def _found(jobs: Jobs, concept: str) -> Path:
 
 
 def concepts(jobs: Jobs) -> APIRouter:
-    """Add the routes of the library."""
+    """Return the routes of the library."""
     router = APIRouter(tags=["concepts"])
 
     def found(concept: str) -> Path:
@@ -196,7 +196,7 @@ def concepts(jobs: Jobs) -> APIRouter:
                 card=None if entry.card is None else entry.card.model_dump(mode="json"),
                 href=f"{ROOT}/concepts/{entry.name}",
             )
-            for entry in catalogue.scan(jobs.learned)
+            for entry in scan(jobs.learned)
         ]
 
     @router.get("/concepts/{concept}")

@@ -30,7 +30,7 @@ Many = Annotated[int, Query(ge=1, le=1000)]
 
 
 def routes(jobs: Jobs) -> APIRouter:
-    """Add the routes of all kinds of work."""
+    """Return the routes of all kinds of work."""
     router = APIRouter()
 
     def accepted(job: Job, response: Response) -> Work:

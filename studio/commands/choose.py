@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from pipelines.errors import ConfigError
-from studio.library import concepts as catalogue
+from studio.library import concepts
 from studio.settings import Machine
 from trainers.loop.candidates import candidates
 from trainers.loop.candidates import take as put_in_place
@@ -27,7 +27,7 @@ def choose(
     sheet: Path | None = None,
     form: Annotated[Literal["table", "json"], Parameter(name="--format")] = "table",
     base: str = "pocket",
-    folder: Annotated[Path, Parameter(name="--library")] = catalogue.FOLDER,
+    folder: Annotated[Path, Parameter(name="--library")] = concepts.FOLDER,
     machine: Annotated[Machine, Parameter(name="*")] = Machine(),  # noqa: B008
 ) -> None:
     """Measure a concept and the candidates of its training, and propose which to keep, with the reason.
@@ -58,7 +58,7 @@ def choose(
     folder
         Where the concepts are.
     """
-    path = catalogue.found(concept, folder)
+    path = concepts.found(concept, folder)
     if step is not None:
         put_in_place(path, step)
         print(path)

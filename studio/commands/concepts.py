@@ -9,7 +9,7 @@ from cyclopts import App, Parameter
 
 from pipelines.concepts.card import Kind
 from pipelines.errors import ConceptError, StudioError
-from studio.library import concepts as catalogue
+from studio.library import concepts
 
 app = App(name="concepts", help="List, check, import and export concepts.", help_format="plaintext")
 
@@ -17,7 +17,7 @@ Library = Annotated[Path, Parameter(name="--library")]
 
 
 @app.command(name="list")
-def list_(*, folder: Library = catalogue.FOLDER) -> None:
+def list_(*, folder: Library = concepts.FOLDER) -> None:
     """List the concepts of a folder.
 
     Parameters
@@ -25,12 +25,12 @@ def list_(*, folder: Library = catalogue.FOLDER) -> None:
     folder
         Where the concepts are.
     """
-    for line in catalogue.listed(folder):
+    for line in concepts.listed(folder):
         print(line)
 
 
 @app.command
-def show(name: str, *, folder: Library = catalogue.FOLDER) -> None:
+def show(name: str, *, folder: Library = concepts.FOLDER) -> None:
     """Show what a concept says of itself.
 
     Parameters
@@ -40,12 +40,12 @@ def show(name: str, *, folder: Library = catalogue.FOLDER) -> None:
     folder
         Where the concepts are.
     """
-    for line in catalogue.shown(catalogue.found(name, folder)):
+    for line in concepts.shown(concepts.found(name, folder)):
         print(line)
 
 
 @app.command
-def verify(*names: str, folder: Library = catalogue.FOLDER) -> None:
+def verify(*names: str, folder: Library = concepts.FOLDER) -> None:
     """Check that concepts are as they were written; without names, all.
 
     Parameters
@@ -55,11 +55,11 @@ def verify(*names: str, folder: Library = catalogue.FOLDER) -> None:
     folder
         Where the concepts are.
     """
-    paths = [catalogue.found(name, folder) for name in names] or [entry.path for entry in catalogue.scan(folder)]
+    paths = [concepts.found(name, folder) for name in names] or [entry.path for entry in concepts.scan(folder)]
     damaged: list[str] = []
     for path in paths:
         try:
-            print(catalogue.verify(path))
+            print(concepts.verify(path))
         except StudioError as error:
             damaged.append(path.name)
             print(f"{path}: damaged: {error}")
@@ -74,7 +74,7 @@ def import_(
     token: str | None = None,
     kind: Kind | None = None,
     base: str | None = None,
-    folder: Library = catalogue.FOLDER,
+    folder: Library = concepts.FOLDER,
 ) -> None:
     """Take in a file of another program (.safetensors, .png, or .pt and .bin, which are not run), or a folder.
 
@@ -105,7 +105,7 @@ def export(
     dialect: Annotated[Literal["a1111", "diffusers", "peft"], Parameter(name="--for")] = "a1111",
     half: Annotated[bool, Parameter(negative="")] = False,
     base: str | None = None,
-    folder: Library = catalogue.FOLDER,
+    folder: Library = concepts.FOLDER,
 ) -> None:
     """Write a concept for other programs.
 
@@ -127,12 +127,12 @@ def export(
     """
     from studio.library import import_export
 
-    for path in import_export.export_concept(catalogue.found(name, folder), output, dialect, half, base):
+    for path in import_export.export_concept(concepts.found(name, folder), output, dialect, half, base):
         print(path)
 
 
 @app.command
-def rename(name: str, token: str, *, folder: Library = catalogue.FOLDER) -> None:
+def rename(name: str, token: str, *, folder: Library = concepts.FOLDER) -> None:
     """Give a concept another word, and its file that name.
 
     Parameters
@@ -146,12 +146,12 @@ def rename(name: str, token: str, *, folder: Library = catalogue.FOLDER) -> None
     """
     from studio.library import import_export
 
-    print(import_export.rename_concept(catalogue.found(name, folder), token))
+    print(import_export.rename_concept(concepts.found(name, folder), token))
 
 
 @app.command
 def delete(
-    name: str, *, yes: Annotated[bool, Parameter(negative="")] = False, folder: Library = catalogue.FOLDER
+    name: str, *, yes: Annotated[bool, Parameter(negative="")] = False, folder: Library = concepts.FOLDER
 ) -> None:
     """Delete a concept for good, with its log of losses.
 
@@ -164,8 +164,8 @@ def delete(
     folder
         Where the concepts are.
     """
-    path = catalogue.found(name, folder)
+    path = concepts.found(name, folder)
     if not yes:
         raise ConceptError(f"{path} would be deleted for good.", "Say --yes to do it.")
-    for gone in catalogue.delete(path):
+    for gone in concepts.delete(path):
         print(gone)

@@ -29,7 +29,7 @@ from studio.jobs.specs import (
     training_spec,
 )
 from studio.jobs.store import LIVE, Event, Job, Kind, Ledger
-from studio.library import concepts as catalogue
+from studio.library import concepts
 from studio.library.quota import QUOTA
 from studio.library.uploads import put_aside
 from studio.settings import Machine
@@ -195,11 +195,11 @@ class Jobs:
         """
         with self._asking:
             self._require_free([source.name], None)
-            return catalogue.add_copy(source, self.learned)
+            return concepts.add_copy(source, self.learned)
 
     def add_example(self) -> Path:
         """Put the example concept into the library; return its file. Raises as `add_copy`."""
-        return self.add_copy(catalogue.EXAMPLE)
+        return self.add_copy(concepts.EXAMPLE)
 
     def require_renamable(self, concept: str, word: str) -> None:
         """Refuse another word for a concept that is in use by a job, or one that is being learned.
@@ -219,13 +219,13 @@ class Jobs:
         """
         path = self.places.concept(concept)
         self._require_idle(concept)
-        return catalogue.discard(path)
+        return concepts.discard(path)
 
     def delete_concept(self, concept: str) -> None:
         """Remove a concept for good; raises as `discard_concept`."""
         path = self.places.concept(concept)
         self._require_idle(concept)
-        catalogue.delete(path)
+        concepts.delete(path)
 
     def restore(self, thrown: str) -> Path:
         """Bring a concept back from the trash by the name it has there; return its file.
@@ -235,8 +235,8 @@ class Jobs:
             Conflict: if a concept of its name is being learned.
         """
         with self._asking:
-            self._require_unlearned([catalogue.thrown(thrown, self.learned).name])
-            return catalogue.restore(thrown, self.learned)
+            self._require_unlearned([concepts.thrown(thrown, self.learned).name])
+            return concepts.restore(thrown, self.learned)
 
     def delete_dataset(self, dataset: str) -> None:
         """Remove pictures for good.

@@ -20,7 +20,7 @@ from pipelines.models import POCKET
 from pipelines.models.components import load
 from pipelines.models.single_files import clip_vocabulary
 from pipelines.words import check_word, composed, file_stem
-from studio.library import concepts as catalogue
+from studio.library import concepts
 from trainers.loop.candidates import candidate, candidates, candidates_folder
 
 OTHER_WORD = "--token <my-concept>"
@@ -43,7 +43,7 @@ def import_concept(
     """
     concept = _read(source) if base is None else _read_beside(source, base)
     if token is None and not concept.rows and concept.token == source.stem:  # the file itself names no word
-        token = catalogue.activation(source) or None
+        token = concepts.activation(source) or None
     if kind is not None:
         concept = replace(concept, card=concept.card.model_copy(update={"kind": kind}))
     concept = _called(concept, token or concept.token)
@@ -57,7 +57,7 @@ def import_concept(
     try:
         for one, path in zip(together, paths, strict=True):
             one.save(path)
-            catalogue.copy_picture(source, path)
+            concepts.copy_picture(source, path)
     except BaseException:  # no room, say: asked again, none of them is in the way
         for path in paths:
             path.unlink(missing_ok=True)
@@ -174,7 +174,7 @@ def export_concept(path: Path, output: Path, dialect: Dialect, half: bool, base:
     learned_on = None if base is None else load(base)
     files = export_as(Concept.load(path), output, dialect, half=half, base=learned_on)
     for file in files:
-        catalogue.copy_picture(path, file)
+        concepts.copy_picture(path, file)
     return files
 
 
@@ -189,7 +189,7 @@ def rename_concept(path: Path, token: str) -> Path:
             kept[step] = _called(Concept.load(file), token)
     concept = _called(concept, token)
     new = concept.save(_place(concept, path.parent))
-    for there, place in catalogue.beside(path, new):
+    for there, place in concepts.beside(path, new):
         there.replace(place)
     for step, one in kept.items():
         one.save(candidate(candidates_folder(new), step))

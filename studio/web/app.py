@@ -25,7 +25,7 @@ TITLE = "Prompt Studio"
 DAY = 86_400  # seconds between two looks at copies for browsers, and their age when they go
 MASTHEAD = f"<h1>{TITLE}</h1><p>Teach a model something new from a few pictures, then generate with it.</p>"
 
-UNFIT = RequestError("That could not be done with what was sent.", "Load the page again; the server's log tells more.")
+UNFIT = RequestError("The page sent values that do not fit.", "Load the page again; the server's log has details.")
 _log = logging.getLogger(__name__)
 
 

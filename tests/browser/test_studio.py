@@ -12,7 +12,7 @@ from PIL import Image, ImageChops
 from playwright.sync_api import expect
 
 from pipelines.pictures.metadata import read_made
-from studio.library import concepts as catalogue
+from studio.library import concepts
 from studio.web.pages.edit import EXAMPLE
 from tests.browser.waiting import answered, choose, easel, go
 
@@ -289,7 +289,7 @@ def test_a_concept_is_deleted_and_brought_back_and_an_example_added(visit, studi
     expect(page.locator(".chip button", has_text="<wolf>")).to_have_attribute("aria-pressed", "true")
     expect(page.locator(".offer:visible")).to_have_count(0)
     # and on the page that generates, on a first visit
-    catalogue.discard(jobs.learned / "wolf.safetensors")
+    concepts.discard(jobs.learned / "wolf.safetensors")
     page = visit()
     page.locator(".offer:visible").click()
     expect(page.locator(".chip button", has_text="<wolf>")).to_have_attribute("aria-pressed", "true")

@@ -29,7 +29,7 @@ from studio.cli import main
 from studio.jobs.jobs import Jobs
 from studio.jobs.rows import Damaged
 from studio.jobs.store import Ledger
-from studio.library import concepts as catalogue
+from studio.library import concepts
 from tests.studio.conftest import WOLF
 
 MODULES = (
@@ -194,8 +194,8 @@ def test_whatever_a_file_does_the_others_are_listed(tmp_path, monkeypatch):
     def broken(path):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(catalogue, "read_card", broken)
-    assert all("cannot be read" in entry.problem or "Unicode" in entry.problem for entry in catalogue.scan(tmp_path))
+    monkeypatch.setattr(concepts, "read_card", broken)
+    assert all("cannot be read" in entry.problem or "Unicode" in entry.problem for entry in concepts.scan(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_pictures_that_take_for_ever_are_not_waited_for(monkeypatch):
 
 def test_a_command_of_the_page_that_does_not_end_is_ended(monkeypatch, tmp_path):
     monkeypatch.setattr(concept_cards, "LIMIT", 0.2)
-    with pytest.raises(ConceptError, match="not done within 0 s, and was ended"):
+    with pytest.raises(ConceptError, match="longer than 0 s and was stopped"):
         asyncio.run(concept_cards.concept_command("list", "--library", str(tmp_path)))
     until(lambda: not commands(tmp_path), "the end of the command")
 

@@ -16,7 +16,7 @@ import gradio as gr
 from pipelines.concepts.headers import FAMILY_NAMES
 from pipelines.errors import ConceptError, StudioError
 from studio.jobs.jobs import Jobs
-from studio.library import concepts as catalogue
+from studio.library import concepts
 from studio.web.components import concept_cards, told_by
 from studio.web.pages.generate import offer_button, offered
 from studio.web.panels.following import shown, told
@@ -50,7 +50,7 @@ async def concept_command(*words: str) -> str:
         said, complaint = await asyncio.wait_for(process.communicate(), LIMIT)
     except TimeoutError:
         hint = "The machine may be short of memory. Try again."
-        raise ConceptError(f"It was not done within {LIMIT:.0f} s, and was ended.", hint) from None
+        raise ConceptError(f"The command took longer than {LIMIT:.0f} s and was stopped.", hint) from None
     finally:
         if process.returncode is None:  # it is late, or nobody waits for it any more
             process.kill()
@@ -65,7 +65,7 @@ async def concept_command(*words: str) -> str:
 def cards_of(jobs: Jobs, search: str = "") -> list[dict[str, Any]]:
     """Return the library as values of `concept_cards`; those that hold all words of `search`."""
     cards = []
-    for entry in catalogue.scan(jobs.learned):
+    for entry in concepts.scan(jobs.learned):
         name, card = entry.name, entry.card
         if card is None:
             one = {"id": name, "token": name, "kind": "damaged", "base": "", "picture": "", "words": entry.problem}
@@ -86,10 +86,10 @@ def cards_of(jobs: Jobs, search: str = "") -> list[dict[str, Any]]:
 
 def told_of(path: Path) -> str:
     """Return the card of a concept as HTML."""
-    card = catalogue.read_card(path)
+    card = concepts.read_card(path)
     rows = card.model_dump(exclude={"recipe", "scores"}) | {name: f"{one:.3f}" for name, one in card.scores.items()}
     plain = [(name.replace("_", " "), value) for name, value in rows.items() if value != ""]
-    plain.append(("elsewhere", catalogue.elsewhere(path)))
+    plain.append(("elsewhere", concepts.elsewhere(path)))
     recipe = [(name, value) for name, value in card.recipe.items() if value is not None]
     more = f"<details><summary>How it was taught</summary>{facts(recipe)}</details>" if recipe else ""
     return facts(plain) + more
@@ -97,7 +97,7 @@ def told_of(path: Path) -> str:
 
 def offers(path: Path) -> Any:
     """Return an update of the export formats to choose from."""
-    possible = catalogue.dialects(path)
+    possible = concepts.dialects(path)
     names = [name for name, dialect in DIALECTS.items() if dialect in possible]
     return gr.update(choices=names, value=names[0])
 
@@ -167,7 +167,7 @@ class LibraryPage:
         """Show the card that was clicked."""
         try:
             path = self.jobs.places.concept(told_by(picked, "id"))
-            card = catalogue.read_card(path)
+            card = concepts.read_card(path)
         except StudioError as error:
             raise told(error) from None
         return path.stem, gr.update(visible=True), told_of(path), card.token, gr.update(visible=False), offers(path)

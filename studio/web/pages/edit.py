@@ -22,10 +22,10 @@ from studio.web.panels.painted import SHOWN, decoded, fitted, png
 from studio.web.panels.watching import picture_uri
 
 LABELS = {
-    "strength": "How far to go from the picture",
+    "strength": "Strength of the change",
     "grow": "Widen by",
     "feather": "Fade over",
-    "only_masked": "Only around it, at full size",
+    "only_masked": "Generate only around the mask, at full size",
     "padding": "Surroundings",
 }
 EMPTY = "Drop a picture above, use the example, or choose “Edit this picture” beside one that you generated."
@@ -51,7 +51,7 @@ class EditPage:
         self.example = gr.Button("Use the example: a wolf", size="sm", elem_id="edit-example")
         self.painter = mask_painter(EMPTY, elem_id="painter")
         self.prompt = gr.Textbox(
-            label="What the picture shows then",
+            label="Description of the new picture",
             lines=2,
             placeholder="a cat on a pink background",
             elem_id="edit-prompt",

@@ -14,7 +14,7 @@ from studio.web.forms import Form
 from studio.web.panels.answer import Answer
 from studio.web.panels.following import told
 
-LABELS = {"direction": "Which of the two is asked for", "ensemble": "Arrangements averaged", "engine": "Engine"}
+LABELS = {"direction": "Direction of the change", "ensemble": "Arrangements averaged", "engine": "Engine"}
 EXAMPLE = Path(__file__).parents[2] / "examples" / "grey"
 PARTS = ("before", "after", "query")
 
@@ -40,7 +40,7 @@ class ExamplePage:
             self.query = self._picture("Do the same to this", "query")
             with gr.Column(min_width=140):
                 self.example = gr.Button("Use the example", size="sm", elem_id="example-pair")
-                self.hint = gr.Textbox(label="In words (may stay empty)", lines=2)
+                self.hint = gr.Textbox(label="The change in words (optional)", lines=2)
                 self.seed = gr.Number(0, label="Seed", precision=0, minimum=0)
         with gr.Accordion("More settings", open=False):
             self.form = Form(InContext, LABELS)

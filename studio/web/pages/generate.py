@@ -17,7 +17,7 @@ from pipelines.pictures.metadata import Made, read_foreign, read_made
 from pipelines.request.request import Request
 from pipelines.request.texts import without_folders
 from studio.jobs.jobs import Jobs
-from studio.library import concepts as catalogue
+from studio.library import concepts
 from studio.web.components import box_editor, concept_chips, records
 from studio.web.forms import Form
 from studio.web.panels.answer import Answer
@@ -86,7 +86,7 @@ def chips_of(
             "strength": (strengths or {}).get(entry.name, 1.0),
             "problem": problem,
         }
-        for entry in catalogue.scan(jobs.learned)
+        for entry in concepts.scan(jobs.learned)
         if entry.card is not None
         for problem in [files.misfit(entry.card)]
     ]
@@ -94,7 +94,7 @@ def chips_of(
 
 def offered(jobs: Jobs) -> bool:
     """Return whether the example concept can be added: it exists, and is not in the library."""
-    return catalogue.EXAMPLE.is_file() and not (jobs.learned / catalogue.EXAMPLE.name).exists()
+    return concepts.EXAMPLE.is_file() and not (jobs.learned / concepts.EXAMPLE.name).exists()
 
 
 def offer_button(jobs: Jobs) -> gr.Button:

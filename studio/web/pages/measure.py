@@ -13,7 +13,7 @@ import gradio as gr
 from pipelines.concepts.card import ConceptCard
 from pipelines.errors import ConfigError, StudioError
 from studio.jobs.jobs import Job, Jobs
-from studio.library import concepts as catalogue
+from studio.library import concepts
 from studio.web.panels.following import told
 from studio.web.panels.scores import ScoresPanel
 from studio.web.panels.watching import curve
@@ -23,7 +23,7 @@ BASELINES = ("_word", "_chance")
 
 POINTS = 200  # of a curve
 LOG_LIMIT = 4 << 20  # bytes
-NONE = "Nothing is measured yet. Trainings keep their losses by themselves; what Teach learned is measured at its end."
+NONE = "No figures yet. Trainings keep their losses; a concept from Teach is measured when its training ends."
 
 
 def table(cards: Sequence[ConceptCard]) -> str:
@@ -84,7 +84,7 @@ class MeasurePage:
 
     def refresh(self, chosen: list[str] | None, measured: str | None) -> tuple[Any, Any, Any]:
         """Return the concepts there are now, all compared at first, and the pictures they can be measured with."""
-        known = [(entry.card.token, entry.name) for entry in catalogue.scan(self.jobs.learned) if entry.card]
+        known = [(entry.card.token, entry.name) for entry in concepts.scan(self.jobs.learned) if entry.card]
         ids = [identity for _, identity in known]
         one = measured if measured in ids else next(iter(ids), None)
         return (
@@ -117,7 +117,7 @@ class MeasurePage:
 
     def compare(self, chosen: list[str]) -> str:
         """Return HTML of the figures of some concepts."""
-        entries = [entry for entry in catalogue.scan(self.jobs.learned) if entry.card and entry.name in chosen]
+        entries = [entry for entry in concepts.scan(self.jobs.learned) if entry.card and entry.name in chosen]
         cards = [entry.card for entry in entries if entry.card]
         drawn = "".join(losses(entry.path, f"Loss of {card.token}") for entry, card in zip(entries, cards, strict=True))
         said = table(cards) + (f'<div class="curves">{drawn}</div>' if drawn else "")

@@ -246,7 +246,7 @@ class TeachPage(Following):
             planned = round(RECIPE_STEPS[method] * PRESETS.get(preset, 1.0))
         elif not steps:
             if PRESETS.get(preset, 1.0) != 1.0:
-                gr.Info("For this base the recipe alone says how long; give steps for another length.")
+                gr.Info("For this base the recipe decides the number of steps; enter steps for another length.")
             return {"preview_every": OFTEN}
         return {"steps": planned, "preview_every": max(1, int(planned) // PREVIEWS) if str(planned).isdecimal() else 0}
 

@@ -44,7 +44,7 @@ HINT = (
     "One picture for each value, or each pair of values, all from the same seed, whatever Pictures says; a sheet of "
     "them comes first. Any field of a request can be typed as well, such as width."
 )
-VALUES = "With commas between them; with | where they hold commas."
+VALUES = "Separate values by commas, or by | where they contain commas."
 WORDS_VALUES = "The first is a word of the prompt; the others take its place."
 
 

@@ -22,7 +22,7 @@ from pipelines.concepts.writers import export_as
 from pipelines.errors import ConceptError
 from pipelines.generation import generate
 from pipelines.request.request import ConceptUse, Guidance, Request
-from studio.library import concepts as catalogue
+from studio.library import concepts
 from tests import tiny
 from trainers.methods.parts.adapters import UNET_TARGETS, layers
 
@@ -102,7 +102,7 @@ def test_a_saved_file_is_read_in_full_by_others(tmp_path, kind):
         name = key.removeprefix("unet.")
         wanted = change.changed(base.unet.get_parameter(name), 1.0)
         torch.testing.assert_close(found[name], wanted, atol=1e-5, rtol=0)
-    assert "as it is" in catalogue.elsewhere(path) and Concept.load(path).digest() == concept.digest()
+    assert "as it is" in concepts.elsewhere(path) and Concept.load(path).digest() == concept.digest()
 
 
 def test_a_dora_of_rows_is_written_whole_with_its_base_and_refused_without(tmp_path):
@@ -120,7 +120,7 @@ def test_a_dora_of_rows_is_written_whole_with_its_base_and_refused_without(tmp_p
     with pytest.raises(ConceptError, match="made for"):
         export_as(concept, tmp_path / "b", "a1111", base=tiny.sdxl())
     saved = concept.save(tmp_path / "z2.safetensors")
-    assert catalogue.dialects(saved) == ("diffusers", "peft") and "export it" in catalogue.elsewhere(saved)
+    assert concepts.dialects(saved) == ("diffusers", "peft") and "export it" in concepts.elsewhere(saved)
 
 
 REQUEST = Request(

@@ -9,7 +9,7 @@ from PIL import Image
 from pipelines.concepts.card import read_card
 from pipelines.concepts.compatibility import base_files
 from studio.jobs.jobs import Jobs
-from studio.library import concepts as catalogue
+from studio.library import concepts
 from studio.web.components import base_choice
 from studio.web.pages.generate import GeneratePage, offered
 
@@ -26,17 +26,17 @@ def generate(jobs):
 
 
 def test_it_was_learned_on_the_pocket_that_is_shipped():
-    card = read_card(catalogue.EXAMPLE)
+    card = read_card(concepts.EXAMPLE)
     assert (card.token, card.family, card.base) == ("<wolf>", "pocket", "pocket")
     assert card.base_fingerprint == base_files("pocket").fingerprint
-    assert catalogue.verify(catalogue.EXAMPLE).endswith("whole")
-    with Image.open(catalogue.EXAMPLE.with_name("wolf.preview.png")) as picture:
+    assert concepts.verify(concepts.EXAMPLE).endswith("whole")
+    with Image.open(concepts.EXAMPLE.with_name("wolf.preview.png")) as picture:
         assert picture.size == (64, 64)
 
 
 def test_it_is_small_and_tells_nothing_of_the_machine_it_was_made_on():
-    assert catalogue.EXAMPLE.stat().st_size < 1_500_000
-    told = read_card(catalogue.EXAMPLE).model_dump(mode="json")
+    assert concepts.EXAMPLE.stat().st_size < 1_500_000
+    told = read_card(concepts.EXAMPLE).model_dump(mode="json")
     assert not any(str(value).startswith("/") for value in [*told.values(), *told["recipe"].values()])
 
 
@@ -48,10 +48,10 @@ def test_a_click_puts_it_into_the_library_and_switches_it_on_beside_others(jobs,
     ]
     assert chips[0]["picture"].startswith("data:image/png")
     assert (words["choices"], offer["visible"], offered(jobs)) == (["<wolf>"], "hidden", False)
-    assert (jobs.learned / "wolf.safetensors").read_bytes() == catalogue.EXAMPLE.read_bytes()
+    assert (jobs.learned / "wolf.safetensors").read_bytes() == concepts.EXAMPLE.read_bytes()
     with pytest.raises(gr.Error, match="there already"):
         generate.add_example("pocket", chips)
-    catalogue.discard(jobs.learned / "wolf.safetensors")
+    concepts.discard(jobs.learned / "wolf.safetensors")
     assert generate.refresh("pocket", chips)[2]["visible"] is True
 
 

@@ -15,8 +15,7 @@ from pipelines.concepts.card import ConceptCard
 from pipelines.concepts.concept import Concept
 from pipelines.concepts.weight_deltas import Difference, LowRank
 from studio.jobs.jobs import Jobs
-from studio.library import concepts as catalogue
-from studio.library import import_export
+from studio.library import concepts, import_export
 from studio.web.pages.concepts import DIALECTS, LibraryPage
 
 LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q.weight"
@@ -45,7 +44,7 @@ def test_layouts_on_offer_are_those_it_can_be_written_in(library, kind):
     *_, offered = library.pick(gr.EventData(None, {"id": kind}))
     assert (offered["choices"], offered["value"]) == (KINDS[kind][1], KINDS[kind][1][0])
     if kind == "whole":
-        assert catalogue.dialects(path) == ("a1111",)
+        assert concepts.dialects(path) == ("a1111",)
         for dialect in ("diffusers", "peft"):
             with pytest.raises(Exception, match="changes whole weights"):
                 import_export.export_concept(path, library.jobs.folder / dialect, dialect, half=False)

@@ -16,7 +16,7 @@ from studio.api.app import guarded, rest
 from studio.api.guard import Door
 from studio.jobs.jobs import Jobs
 from studio.jobs.worker import Worker
-from studio.library import concepts as catalogue
+from studio.library import concepts
 from studio.settings import Machine
 from studio.web.pages.concepts import LibraryPage
 from trainers.loop.candidates import candidates_folder
@@ -60,7 +60,7 @@ def below(folder):
 def test_the_trash_gives_back_all_or_nothing(jobs):
     path = write_concept(jobs.learned / "a.safetensors")
     whole = below(jobs.learned)
-    thrown = catalogue.discard(path)
+    thrown = concepts.discard(path)
     (jobs.learned / "a.steps").mkdir()
     (jobs.learned / "a.steps" / "x").touch()
     before = below(jobs.learned)
@@ -70,7 +70,7 @@ def test_the_trash_gives_back_all_or_nothing(jobs):
     (jobs.learned / "a.steps" / "x").unlink()
     (jobs.learned / "a.steps").rmdir()
     assert jobs.restore(thrown) == path
-    assert [name for name in below(jobs.learned) if name != catalogue.TRASH] == whole
+    assert [name for name in below(jobs.learned) if name != concepts.TRASH] == whole
 
 
 def test_nothing_comes_back_where_a_training_will_write(jobs, dataset, library):

@@ -20,7 +20,7 @@ from pipelines.pictures.metadata import Made, save_png
 from pipelines.request.request import ConceptUse, Defaults, Request
 from studio.jobs.jobs import Jobs
 from studio.jobs.store import Job
-from studio.library import concepts as catalogue
+from studio.library import concepts
 from studio.web.app import build, mount_options
 from studio.web.components import base_choice
 from studio.web.forms import Form
@@ -440,11 +440,11 @@ def test_what_is_deleted_can_be_brought_back_with_what_lies_beside_it(jobs):
 
 def test_a_concept_of_the_same_name_is_not_replaced_by_one_from_the_trash(jobs):
     path = write_concept(jobs.learned / "a.safetensors", ConceptCard(token="<a>"))
-    thrown = catalogue.discard(path)
+    thrown = concepts.discard(path)
     write_concept(path, ConceptCard(token="<other>"))
     with pytest.raises(gr.Error, match="another"):
         page(LibraryPage, jobs).ask_undo(thrown, "")
-    assert catalogue.read_card(path).token == "<other>"
+    assert concepts.read_card(path).token == "<other>"
 
 
 def test_a_concept_gets_another_word(jobs):

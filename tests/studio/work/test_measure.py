@@ -18,7 +18,7 @@ from studio.api.app import guarded, rest
 from studio.api.guard import Door
 from studio.cli import main
 from studio.commands.choose import choose
-from studio.library import concepts as catalogue
+from studio.library import concepts
 from studio.web.components import base_choice
 from studio.web.pages.measure import MeasurePage
 from studio.web.pages.teach import TeachPage
@@ -165,7 +165,7 @@ def test_what_was_removed_or_replaced_meanwhile_is_left_alone(jobs, learned, tmp
             return  # it is read when its turn comes
         gone.unlink(missing_ok=True)
         path.unlink(missing_ok=True)
-        shutil.copyfile(catalogue.EXAMPLE, other)
+        shutil.copyfile(concepts.EXAMPLE, other)
 
     measure(load("pocket"), path, WOLF[0].parent, on_event=meanwhile)
-    assert not path.exists() and not gone.exists() and other.read_bytes() == catalogue.EXAMPLE.read_bytes()
+    assert not path.exists() and not gone.exists() and other.read_bytes() == concepts.EXAMPLE.read_bytes()

@@ -110,12 +110,12 @@ def test_pictures_have_holes_and_captions(base, tmp_path):
     ]
     config = InpaintingConfig(images=tmp_path, resolution=32, batch=40, empty=0.5)
     batch = picture_source(base, examples, config)(0, seeded())
-    assert batch.pictures.shape == (40, 3, 32, 32) and batch.holes.shape == (40, 1, 32, 32)
+    assert batch.pictures.shape == (40, 3, 32, 32) and batch.masks.shape == (40, 1, 32, 32)
     states = {tuple(row.flatten().tolist()) for row in batch.conditioning["encoder_hidden_states"]}
     assert len(states) == 3  # two captions and none
-    assert batch.holes.mean((1, 2, 3)).min() > 0
+    assert batch.masks.mean((1, 2, 3)).min() > 0
     again = picture_source(base, examples, config)(0, seeded())
-    assert torch.equal(again.holes, batch.holes) and torch.equal(again.pictures, batch.pictures)
+    assert torch.equal(again.masks, batch.masks) and torch.equal(again.pictures, batch.pictures)
     with pytest.raises(ConfigError, match="33 pixels is no multiple"):
         picture_source(base, examples, config.model_copy(update={"resolution": 33}))
     with pytest.raises(DataError, match="no picture"):
