@@ -5,9 +5,9 @@
     python -m benchmarks.results --write      # run none; write the pages anew
 
 `docs/results.json` holds for each measurement its command, its figures as the command printed them, date, machine,
-commit, and the weights of `pocket` it is of. `docs/results.md` and the tables of README and docs between the marks
-`<!-- results: NAME -->` and `<!-- end -->` are written from it; `tests/test_results.py` fails where they differ. A
-table that was measured on other weights than those that are shipped says so by itself.
+commit, and the weights of `pocket` it is of. `docs/results/measured.md` and the tables of README and docs between the
+marks `<!-- results: NAME -->` and `<!-- end -->` are written from it; `tests/test_results.py` fails where they differ.
+A table that was measured on other weights than those that are shipped says so by itself.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from pipelines.models import POCKET
 from trainers.pretrain.card import GOALS, device_name
 
 ROOT = Path(__file__).parents[1]
-RESULTS, PAGE = ROOT / "docs" / "results.json", ROOT / "docs" / "results.md"
+RESULTS, PAGE = ROOT / "docs" / "results.json", ROOT / "docs" / "results" / "measured.md"
 LIMIT = 6 * 3600.0
 """Seconds a measurement may take."""
 HANDS = ("unicorn", "flamingo", "guitar", "teapot", "helicopter")
@@ -278,20 +279,21 @@ def section(name: str, results: Mapping[str, Any]) -> list[str]:
     """The lines that show a measurement: where it comes from, and its table."""
     measurement, result = MEASUREMENTS[name], results.get(name)
     if result is None:
-        return [f"Not measured yet: `{shown(measurement)}`."]
+        return textwrap.wrap(f"Not measured yet: `{shown(measurement)}`.", 120, break_on_hyphens=False)
     source = f"`{result['command']}`, {result['date']}, {result['machine']}, {result['minutes']:g} minutes"
     source += f", commit {result['commit']}." if result["commit"] else "."
     if result["pocket"] != weights(name):
         source += " **Measured on earlier weights of `pocket`.**"
-    return [f"{measurement.told} {source}".strip(), "", *measurement.table(result["figures"])]
+    lines = textwrap.wrap(f"{measurement.told} {source}", 120, break_long_words=False, break_on_hyphens=False)
+    return [*lines, "", *measurement.table(result["figures"])]
 
 
 def page(results: Mapping[str, Any]) -> str:
     """The page of all results."""
     lines = [
-        "# Results",
+        "# Measured",
         "",
-        "Written by `python -m benchmarks.results` from `results.json`; `make results` measures everything anew.",
+        "Written by `python -m benchmarks.results` from `docs/results.json`; `make results` measures everything anew.",
         "Drawn likeness: 1 is the drawing itself; its floor is the nearest other drawing, its ceiling",
         "what the autoencoder leaves of a real picture. The judge only tells what a thing is meant to be.",
         "",

@@ -61,7 +61,5 @@ def _cause(components: Components, request: Request, learned: Sequence[Concept])
 
 def _largest(concept: Concept) -> float:
     """Return the largest absolute value in a concept."""
-    held: list[Tensor] = list(concept.rows)
-    for change in concept.changes.values():
-        held += [part for part in vars(change).values() if isinstance(part, Tensor)]
+    held = [tensor for part in concept.parts for tensor in part.tensors().values()]
     return max((float(part.abs().max()) for part in held if part.numel()), default=0.0)

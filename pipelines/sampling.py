@@ -127,7 +127,7 @@ def _note_words(components: Components, request: Request, learned: Sequence[Conc
     prompts = (request.prompt, request.negative_prompt)
     texts = ["".join(text for text, _ in parse_weights(prompt)) for prompt in prompts]
     # A LoRA of another program may have no word at all; it is called by its file then.
-    called = [one.token for one in learned if one.rows or one.card.recipe]
+    called = [one.token for one in learned if one.adds_word or one.card.recipe]
     if said := notes([*texts, *(box.phrase for box in request.boxes)], called, known, components.name):
         on_event(Note(said))
 

@@ -44,7 +44,7 @@ def test_the_card_of_pocket_shows_the_same_figures():
 @pytest.mark.parametrize("name", list(KEPT))
 def test_every_result_is_of_a_command_that_is_there(name):
     assert KEPT[name]["command"] == results.shown(results.MEASUREMENTS[name])
-    assert results.section(name, KEPT)[2].startswith("| ")
+    assert any(line.startswith("| ") for line in results.section(name, KEPT))
 
 
 def test_a_command_is_run_and_what_it_prints_is_kept(monkeypatch):

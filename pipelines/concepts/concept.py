@@ -1,10 +1,12 @@
 """Concept: what was learned, as one file; the only thing training gives and generation takes.
 
-A concept is a word, changes of the base's weights, or both. A word alone is written in the layout of its family that
+A concept is a card and a tuple of parts: a word, changes of the base's weights, and whatever a method registers in
+`registry`. A word alone is written in the layout of its family that
 most programs read: the diffusers layout (one tensor, named by its token) for one text encoder, `clip_l` and `clip_g`
 for SDXL. Changed weights are written in kohya's names, which ComfyUI, AUTOMATIC1111, InvokeAI and (low-rank ones)
 diffusers read; a DoRA, and low-rank changes with a word of their own beside them, as diffusers and PEFT read them.
-Everything else about it is in the header: our card and the `modelspec.*` fields.
+Further parts stand behind prefixes of their own. Everything else about it is in the header: our card and the
+`modelspec.*` fields.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,20 +26,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipelines.concepts import weight_deltas as changing
 from pipelines.concepts.card import CARD_KEY, HASH_KEY, ConceptCard, card_of, read_card, read_header
+from pipelines.concepts.changed_weights import ChangedWeights
 from pipelines.concepts.formats import delta_tensors as storing
 from pipelines.concepts.formats.kohya import named, to_kohya
 from pipelines.concepts.formats.peft_folders import read_adapter
 from pipelines.concepts.formats.pickles import read_tensors
 from pipelines.concepts.formats.png_embeddings import read_picture
-from pipelines.concepts.headers import WORD, misfit, words
+from pipelines.concepts.headers import misfit, words
 from pipelines.concepts.lora_keys import parsed
-from pipelines.concepts.token_embeddings import embed_ids, new_words
+from pipelines.concepts.parts import Part, kinds_of
+from pipelines.concepts.registry import by_prefix, part_class
+from pipelines.concepts.token_rows import TokenRows
 from pipelines.concepts.weight_deltas import Change, Difference, LowRank
 from pipelines.errors import ConceptError
 from pipelines.files import whole_file
-from pipelines.models.components import Components, word_table
+from pipelines.models.components import Components
 from pipelines.words import file_stem
 
 _ARCHITECTURE = {
@@ -50,21 +54,71 @@ _SPELLED = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", 
 _EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Concept:
-    """A learned word, changed weights, or both.
+    """What was learned: a card and parts, each of another kind.
+
+    `Concept(card, rows, changes)` makes the parts for a new word and for changed weights; `rows` and `changes` in
+    `dataclasses.replace` take the place of the parts that are there.
 
     Attributes:
         card: what it is and where it comes from.
-        rows: (vectors, dim) float32 for each text encoder of its family; empty if it brings no new word.
-        changes: `unet.path.weight` (or `text_encoder.`, `text_encoder_2.`) -> what was learned for that weight.
+        parts: at most one of each kind, in the order they are attached: changed weights, token rows, others.
         partners: what was learned in the same run, with the same changes; each is a file of its own.
     """
 
     card: ConceptCard
-    rows: tuple[Tensor, ...] = ()
-    changes: Mapping[str, Change] = field(default_factory=dict)
-    partners: tuple[Concept, ...] = ()
+    parts: tuple[Part, ...]
+    partners: tuple[Concept, ...]
+
+    def __init__(
+        self,
+        card: ConceptCard,
+        rows: Sequence[Tensor] | None = None,
+        changes: Mapping[str, Change] | None = None,
+        partners: tuple[Concept, ...] = (),
+        *,
+        parts: Sequence[Part] = (),
+    ) -> None:
+        """Put a concept together.
+
+        Args:
+            card: what it is.
+            rows: (vectors, dim) float32 for each text encoder; empty for no new word, None for that of `parts`.
+            changes: weight -> what was learned for it; None for those of `parts`.
+            partners: what was learned in the same run.
+            parts: any parts.
+        """
+        weights: Part | None = next((one for one in parts if isinstance(one, ChangedWeights)), None)
+        word: Part | None = next((one for one in parts if isinstance(one, TokenRows)), None)
+        if changes is not None:
+            weights = ChangedWeights(changes) if changes else None
+        if rows is not None:
+            word = TokenRows(tuple(rows)) if rows else None
+        others = (one for one in parts if not isinstance(one, ChangedWeights | TokenRows))
+        listed = tuple(one for one in (weights, word, *others) if one is not None)
+        for name, value in (("card", card), ("parts", listed), ("partners", partners)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def rows(self) -> tuple[Tensor, ...]:
+        """Rows (vectors, dim) of the new word for each text encoder; empty without token rows."""
+        return next((one.rows for one in self.parts if isinstance(one, TokenRows)), ())
+
+    @property
+    def changes(self) -> Mapping[str, Change]:
+        """Changes by the name of the weight; empty without changed weights."""
+        return next((one.changes for one in self.parts if isinstance(one, ChangedWeights)), {})
+
+    @property
+    def further(self) -> tuple[Part, ...]:
+        """Parts that are neither token rows nor changed weights, which other programs do not read."""
+        return tuple(one for one in self.parts if not isinstance(one, ChangedWeights | TokenRows))
+
+    @property
+    def adds_word(self) -> bool:
+        """Whether it brings a word of its own, instead of being called by words the base has."""
+        return any(part.vectors for part in self.parts)
 
     @property
     def token(self) -> str:
@@ -87,6 +141,8 @@ class Concept:
         card = self.card
         whole = any(isinstance(change, Difference) for change in self.changes.values())
         layout = "difference" if whole else "lora" if self.changes else "textual-inversion"
+        if self.further:
+            layout = kinds_of(self.further).replace(", ", "-").replace(" ", "-")
         fields = {
             "sai_model_spec": "1.0.1",
             "architecture": f"{_ARCHITECTURE.get(card.family, 'unknown')}/{layout}",
@@ -104,11 +160,15 @@ class Concept:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors as they are stored."""
-        rows = [part.detach().cpu().float().contiguous() for part in self.rows]
+        rows = TokenRows(self.rows).stored()
+        others = {name: tensor for part in self.further for name, tensor in part.tensors().items()}
         if self._in_kohyas_names:
-            return to_kohya(self.changes, self.card.family == "sdxl") | self._bundled(rows)
-        if self.changes:
-            return storing.stored(self.changes) | {f"{WORD}{i}": part for i, part in enumerate(rows)}
+            bundled = self._bundled(rows) if rows else {}
+            return to_kohya(self.changes, self.card.family == "sdxl") | bundled | others
+        if self.changes or (others and rows):
+            return {name: tensor for part in self.parts for name, tensor in part.tensors().items()}
+        if not rows:
+            return others
         return {self.card.token: rows[0]} if len(rows) == 1 else {"clip_l": rows[0], "clip_g": rows[1]}
 
     @property
@@ -184,22 +244,27 @@ class Concept:
         tensors = {name: tensor.float() if tensor.dtype in _EIGHT_BITS else tensor for name, tensor in tensors.items()}
         if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
             raise ConceptError(f"{file} holds numbers that are not finite.", "Train it again with a lower rate.")
-        lora = json.loads(said.get(storing.LORA_METADATA, "{}"))
-        changes = storing.read_stored(tensors, lora if isinstance(lora, dict) else {})
-        found = words([name for name in tensors if parsed(name) is None])
-
-        def rows_of(names: Sequence[str]) -> tuple[Tensor, ...]:
-            return tuple(tensors[name].float().reshape(-1, tensors[name].shape[-1]) for name in names)
-
-        rows = rows_of(found.names)
-        if {len(row) for row in rows} != ({card.vectors} if card.vectors else set()):
+        held = {name for names in by_prefix(tensors).values() for name in names}
+        rest = {name: tensor for name, tensor in tensors.items() if name not in held}
+        found = words([name for name in rest if parsed(name) is None])
+        weights = ChangedWeights.read(rest, said)
+        parts: list[Part | None] = [weights, TokenRows.named(rest, found.names)]
+        for prefix, names in by_prefix(tensors).items():
+            parts.append(part_class(prefix).read({name: tensors[name] for name in names}, said))
+        concept = cls(card, parts=[part for part in parts if part is not None])
+        counts = {len(rows) for rows in concept.rows} | {part.vectors for part in concept.further if part.vectors}
+        if counts != ({card.vectors} if card.vectors else set()):
             raise ConceptError(f"{file} does not hold the {card.vectors} vectors its card tells of.", "Get it again.")
         partners = tuple(
-            cls(card.model_copy(update={"token": other.token, "vectors": len(own[0])}), own, changes)
+            cls(
+                card.model_copy(update={"token": other.token, "vectors": own.vectors}),
+                parts=[part for part in (weights, own) if part is not None],
+            )
             for other in found.others
-            for own in [rows_of(other.names)]
+            for own in [TokenRows.named(rest, other.names)]
+            if own is not None
         )
-        return cls(card, rows, changes, partners)
+        return replace(concept, partners=partners)
 
     def digest(self) -> str:
         """16 hex digits of what was learned, whatever the file says around it."""
@@ -208,6 +273,9 @@ class Concept:
             hashed.update(key.encode() + tensor.float().numpy().tobytes())
         for rows in self.rows:
             hashed.update(rows.detach().cpu().float().contiguous().numpy().tobytes())
+        for part in self.further:
+            for key, tensor in sorted(part.tensors().items()):
+                hashed.update(key.encode() + tensor.float().numpy().tobytes())
         return hashed.hexdigest()[:16]
 
     # -- use -----------------------------------------------------------------------------------------------------
@@ -222,23 +290,33 @@ class Concept:
             ConceptError: with both names.
         """
         made, family = self.card.family, components.family
-        dims = [row.shape[1] for row in self.rows]
-        wanted = [encoder.config.hidden_size for encoder in components.text_encoders]
         hint = "Use it with its own base, or train it again on this one."
         if why := misfit(self.token, made, family, self.card.base, components.name):
             raise ConceptError(why, hint)
-        if dims and dims != wanted:
-            raise ConceptError(
-                f"{self.token} was made for {self.card.base or 'another model'}: "
-                f"its rows have {', '.join(map(str, dims))} numbers, "
-                f"and the text encoders of {components.name} ({family}) read {', '.join(map(str, wanted))}.",
-                hint,
-            )
+        words, weights = [one for one in self.parts if one.vectors], [one for one in self.parts if not one.vectors]
+        for part in words:
+            part.fits(components, self.card)
         if family == "pocket" and self.card.base_fingerprint not in ("", components.fingerprint()):
             raise ConceptError(
                 f"{self.token} was trained on other weights of pocket than these.", "Train it again; it takes minutes."
             )
-        changing.check_fits(components, self.changes, self.token)
+        for part in weights:
+            part.fits(components, self.card)
+
+    def require_plain(self, what: str) -> None:
+        """Refuse to write this concept for other programs if it has parts that they do not read.
+
+        Args:
+            what: where it was to be written, for the message.
+
+        Raises:
+            ConceptError: naming those parts.
+        """
+        if self.further:
+            raise ConceptError(
+                f"{self.token} consists of {kinds_of(self.further)}, for which {what} has no layout.",
+                "Use its file with the studio, or teach it by textual-inversion.",
+            )
 
     @contextmanager
     def attach(self, components: Components, strength: float = 1.0) -> Iterator[Components]:
@@ -253,28 +331,12 @@ class Concept:
             ConceptError: if it does not fit the base or its word is taken.
         """
         self.check_fits(components)
-        rows = self.rows if strength == 1.0 else self._blended(components, strength)
         # Parts put together in memory have no fingerprint yet, and with this concept in them it would be another.
         components = replace(components, identity=components.fingerprint())
         with ExitStack() as attached:
-            attached.enter_context(changing.applied(components, self.changes, strength))
-            if rows:
-                words = attached.enter_context(new_words(components, self.token, rows))
-                for parameter in words.rows:
-                    parameter.requires_grad_(False)
-                components = words.components
+            for part in self.parts:
+                components = attached.enter_context(part.attach(components, self.card, strength))
             yield components
-
-    def _blended(self, components: Components, strength: float) -> tuple[Tensor, ...]:
-        blended: list[Tensor] = []
-        # Without a word of its own there is nothing to blend.
-        for rows, encoder, tokenizer in zip(self.rows, components.text_encoders, components.tokenizers, strict=False):
-            ids = tokenizer(self.card.init, add_special_tokens=False).input_ids if self.card.init else []
-            table = word_table(encoder)
-            start = embed_ids(encoder, ids[:1]) if ids else table.weight.detach().float().mean(0, keepdim=True)
-            start = start.to(rows)
-            blended.append(start + strength * (rows - start))
-        return tuple(blended)
 
     def with_scores(self, scores: dict[str, float]) -> Concept:
         """The same concept with figures on its card; what is no number is left out, as JSON has no word for it."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from pipelines.concepts.foreign_files import KNOWN, foreign
 from pipelines.concepts.lora_keys import parsed
+from pipelines.concepts.registry import by_prefix, vectors_of
 from pipelines.errors import ConceptError
 
 VECTOR_LIMIT = 256
@@ -81,12 +82,17 @@ def described(file: str, header: dict[str, Any]) -> Fields:
     said: dict[str, str] = header.get("__metadata__", {})
     stem = file.rpartition(".")[0] or file
     ours = any(parsed(name) for name in tensors)
-    if found := foreign(tensors, said, ours):
+    if found := foreign({name: one for name, one in tensors.items() if not by_prefix([name])}, said, ours):
         raise ConceptError(f"{file} is {found[0]}; {KNOWN}.", found[1])
     if any(entry["dtype"] not in FLOATS for name, entry in tensors.items() if not name.endswith(".alpha")):
         what = "change of weights" if ours else "embedding"
         raise ConceptError(f"{file} holds whole numbers, which no {what} does.", "Check the file.")
-    fields = _changes(file, tensors) if ours else _embedding(file, tensors)
+    held = {name for names in by_prefix(tensors).values() for name in names}
+    rest = {name: entry for name, entry in tensors.items() if name not in held}
+    read = _changes if ours else _embedding
+    fields: Fields = read(file, rest) if rest or not held else {"vectors": 0}
+    if held:
+        fields |= _further(file, {name: tensors[name]["shape"] for name in held}, fields["vectors"])
     token = fields.pop("token", None) or _trigger(said) or stem
     family = said_family(said) or fields.pop("family", "")
     return {**fields, "family": family, "token": token[:100] or "concept"}
@@ -175,6 +181,17 @@ def _embedding(file: str, tensors: dict[str, Any]) -> Fields:
         raise ConceptError(f"{file} has the shapes {shapes}, which no embedding has.", "Check the file.")
     family = "sdxl" if len(shapes) == 2 else _BY_EMBEDDING.get(shapes[0][-1], "")
     return {"vectors": _count(shapes[0]), "family": family, "token": found.token}
+
+
+def _further(file: str, shapes: dict[str, list[int]], vectors: int) -> Fields:
+    """Return the vectors of a word in registered parts, beside a word of so many `vectors` in the rest of the file."""
+    try:
+        found = vectors_of(shapes)
+    except ValueError as error:
+        raise ConceptError(f"{file} is damaged: {error}.", "Get the file again.") from None
+    if found > VECTOR_LIMIT or (found and vectors):
+        raise ConceptError(f"{file} holds a word of {found} vectors, which no word has.", "Check the file.")
+    return {"vectors": found or vectors}
 
 
 def _count(shape: list[int]) -> int:

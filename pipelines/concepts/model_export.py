@@ -35,6 +35,8 @@ def export_model(
         ConfigError: if the folder is there, or the disk has no room.
         ConceptError: if a concept does not fit.
     """
+    for concept, _ in concepts:
+        concept.require_plain("a model folder of diffusers")
     if folder.exists():
         raise ConfigError(f"{folder} is there already.", "Choose another --output.")
     size = 2 if half else 4

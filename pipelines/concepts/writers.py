@@ -82,6 +82,7 @@ def _writable(concept: Concept, dialect: Dialect, base: Components | None) -> Co
     Raises:
         ConceptError: if there is no layout for them.
     """
+    concept.require_plain(dialect)
     changes = concept.changes
     if dialect != "a1111":
         foreign = [c for c in changes.values() if isinstance(c, Difference) or c.columns]

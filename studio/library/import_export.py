@@ -42,7 +42,7 @@ def import_concept(
         ConceptError: if it is none, or a file of its name is there.
     """
     concept = _read(source) if base is None else _read_beside(source, base)
-    if token is None and not concept.rows and concept.token == source.stem:  # the file itself names no word
+    if token is None and not concept.adds_word and concept.token == source.stem:  # the file itself names no word
         token = concepts.activation(source) or None
     if kind is not None:
         concept = replace(concept, card=concept.card.model_copy(update={"kind": kind}))
@@ -155,7 +155,7 @@ def _called(concept: Concept, token: str) -> Concept:
         ConceptError: if no prompt can say it, or it is known to be a word of the base.
     """
     token = composed(token)
-    if concept.rows:
+    if concept.adds_word:
         way = f"Give it another word, for example <{file_stem(token)}>; on the command line that is --token."
         check_word(token, way)
         require_new(_vocabulary(concept.card.family), token, concept.card.vectors, concept.card.family, way)
@@ -181,7 +181,7 @@ def export_concept(path: Path, output: Path, dialect: Dialect, half: bool, base:
 def rename_concept(path: Path, token: str) -> Path:
     """Give a concept another word and its file that name; return the new file."""
     concept = Concept.load(path)
-    if not concept.rows:
+    if not concept.adds_word:
         raise ConceptError(f"{concept.token} has no word of its own: it is words of the base.", "It keeps its name.")
     kept: dict[int, Concept] = {}
     for step, file in candidates(path).items():

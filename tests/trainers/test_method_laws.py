@@ -15,6 +15,7 @@ from pipelines.request.request import ConceptUse, Request
 from tests import tiny
 from trainers.data.batches import LatentSet
 from trainers.loop.train import Run, train
+from trainers.losses import conditioning, noise_levels, predicted, uncropped
 from trainers.methods import methods
 from trainers.settings import DataConfig, TrainConfig
 
@@ -213,3 +214,44 @@ def test_candidates_are_those_of_shorter_runs_and_change_nothing(method, base):
     assert equal(whole, train(base, run(method, ema=0.5), tiny.examples()))
     assert equal(kept[2], train(base, run(method, ema=0.5, steps=2), tiny.examples()))
     assert kept[2].card.base_fingerprint == base.fingerprint() and kept[2].card.recipe["steps"] == 3
+
+
+def prediction(components, trigger):
+    """The UNet's prediction for a caption, from fixed latents, noise and timestep."""
+    generator = torch.Generator().manual_seed(3)
+    size = int(components.unet.config["sample_size"])
+    clean, noise = (torch.randn(2, 4, size, size, generator=generator) for _ in range(2))
+    pixels = (size * components.factor,) * 2
+    captions = [f"a photo of {trigger} on a table", "a cat"]
+    with torch.no_grad():
+        arguments = conditioning(components, captions, uncropped(2, pixels), pixels)
+        levels = noise_levels(components.scheduler_config, components.device)
+        return predicted(components, clean, torch.tensor([300, 700]), noise, levels, arguments)
+
+
+def moved(trainable):
+    """Change all that is trained by a draw, so that every part of it shows in a prediction.
+
+    Whole weights move less: their differences are kept in float16, with an error of 1/4096 of the change.
+    """
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for name, parameter in trainable.parameters.items():
+            parameter.add_(
+                (0.005 if name.endswith(".weight") else 0.1) * torch.randn(parameter.shape, generator=generator)
+            )
+
+
+def test_what_is_trained_predicts_what_is_exported_and_what_is_loaded(method, base, tmp_path):
+    config = run(method).config
+    untaught = prediction(base, config.trigger)
+    with method.prepare(base, config, seeded()) as trainable:
+        moved(trainable)
+        wanted = prediction(trainable.components, config.trigger)
+        concept = method.export(trainable)
+    assert (wanted - untaught).abs().max() > 1e-3
+    loaded = Concept.load(concept.save(tmp_path / "c.safetensors"))
+    for one in (concept, loaded):
+        with one.attach(base) as taught:
+            assert (prediction(taught, config.trigger) - wanted).abs().max() < 1e-5
+    assert torch.equal(prediction(base, config.trigger), untaught)
