@@ -313,8 +313,9 @@ class Request(Frozen):
         return self
 
     def resolved(self, defaults: Defaults) -> Request:
-        """Return the request with all fields decided."""
+        """Return the request with all fields decided, but for what only a base can tell of several boxes (`region`)."""
         beta = defaults.beta if self.grounding.beta is None else self.grounding.beta
+        alone = self.grounding.region is None and len(self.boxes) < 2  # one thing has nothing to be kept from
         guidance = self.guidance.model_copy(
             update={
                 "scale": defaults.scale if self.guidance.scale is None else self.guidance.scale,
@@ -324,7 +325,7 @@ class Request(Frozen):
         return self.model_copy(
             update={
                 "guidance": guidance,
-                "grounding": self.grounding.model_copy(update={"beta": beta}),
+                "grounding": self.grounding.model_copy(update={"beta": beta} | ({"region": False} if alone else {})),
                 "scheduler": self.scheduler or defaults.scheduler,
                 "steps": self.steps or defaults.steps,
                 "width": self.width or defaults.size,

@@ -342,6 +342,6 @@ def test_a_stream_with_nothing_to_come_is_not_waited_for(visit):
 def test_programs_call_the_handlers_by_name(studio):
     address, _ = studio
     client = Client(address, verbose=False)
-    assert "Nothing is measured" in client.predict([], api_name="/compare")
+    assert "No figures yet" in client.predict([], api_name="/compare")
     names = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     assert {"/generation", "/teach", "/edit", "/example", "/export_concept"} <= set(names)

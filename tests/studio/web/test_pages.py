@@ -478,4 +478,4 @@ def test_figures_stand_side_by_side(jobs):
     assert "chance 0.125" in said
     assert said.count("<polyline") == 1
     assert "&lt;a&gt;" in said
-    assert "Nothing is measured" in measure.compare([])
+    assert "No figures yet" in measure.compare([])
