@@ -151,8 +151,7 @@ class Jobs:
         if token:
             self._require_unlearned([f"{file_stem(token)}.safetensors"])
         require_room(self.folder, len(content) + (64 << 20))
-        self.places.quota.admit(len(content))
-        file = put_aside(content, name, self.folder / "imports" / secrets.token_hex(8))
+        file = put_aside(content, name, self.folder / "imports" / secrets.token_hex(8), self.places.quota)
         return self.ledger.add("import", {"file": file.relative_to(self.folder).as_posix(), "token": token})
 
     def submit_score(self, concept: str, dataset: str, base: str = "pocket", key: str | None = None) -> Job:

@@ -283,10 +283,8 @@ class Datasets:
         return sorted(path.name for path in folder.glob("*.png") if PICTURE.fullmatch(path.name))
 
     def _write(self, path: Path, text: str) -> None:
-        with whole_file(path) as temporary:
+        with (whole_file if self.quota is None else self.quota.whole_file)(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
-            if self.quota is not None:
-                self.quota.admit(temporary.stat().st_size)
 
     def _said(self, folder: Path, index: str) -> dict[str, Any]:
         path = folder / index

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.errors import NoSpace
+from pipelines.files import whole_file
 
 QUOTA = 50.0
 """GiB that datasets, uploaded pictures and files to import may take together by default."""
@@ -25,7 +27,7 @@ class Quota:
         self.folders, self.most = tuple(folders), most
         self._lock = threading.Lock()
         self._used: int | None = None
-        """Bytes at the last look and what was let in since; what was removed since is not taken off."""
+        """Bytes at the last look and what was admitted since; what was removed since is not taken off."""
 
     def used(self) -> int:
         """Return the bytes that all files take now."""
@@ -33,22 +35,32 @@ class Quota:
             self._used = sum(map(bytes_of, self.folders))
             return self._used
 
-    def admit(self, size: int) -> None:
-        """Reserve bytes that are about to be written.
+    @contextmanager
+    def whole_file(self, path: Path) -> Iterator[Path]:
+        """Give a temporary path beside `path`, as `pipelines.files.whole_file` does, for a file within the limit.
+
+        One file is written at a time: a look at the folders while another is put in its place would miss it.
+
+        Args:
+            path: in one of the folders.
 
         Raises:
-            NoSpace: if they would be too many.
+            NoSpace: if the folders would take too much with what was written; nothing is left behind then.
         """
-        with self._lock:
-            if self._used is None or self._used + size > self.most:
-                self._used = sum(map(bytes_of, self.folders))
-            if self._used + size > self.most:
+        with self._lock, whole_file(path) as temporary:
+            yield temporary
+            size = temporary.stat().st_size
+            if self._used is not None and self._used + size <= self.most:
+                self._used += size
+                return
+            self._used = sum(map(bytes_of, self.folders))
+            if self._used > self.most:
+                self._used -= size
                 raise NoSpace(
                     f"Pictures and uploads take {said(self._used)} of the {said(self.most)} they may take together; "
                     f"{said(size)} more do not fit.",
                     "Delete pictures that are not needed, or let them take more: studio serve --quota GIB.",
                 )
-            self._used += size
 
 
 def said(size: int) -> str:

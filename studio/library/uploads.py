@@ -113,10 +113,8 @@ def write_png(picture: Image.Image, path: Path, quota: Quota | None = None) -> P
     Raises:
         NoSpace: if there is no room for it.
     """
-    with whole_file(path) as temporary:
+    with (whole_file if quota is None else quota.whole_file)(path) as temporary:
         picture.save(temporary, format="PNG")
-        if quota is not None:
-            quota.admit(temporary.stat().st_size)
     return path
 
 
@@ -199,7 +197,7 @@ IMPORTED = ("safetensors", "pt", "bin", "png")
 """Endings of files that may hold a concept."""
 
 
-def put_aside(content: bytes, name: str, folder: Path) -> Path:
+def put_aside(content: bytes, name: str, folder: Path, quota: Quota | None = None) -> Path:
     """Write an uploaded concept into a new folder, under a safe form of its name; return the file.
 
     Raises:
@@ -213,7 +211,7 @@ def put_aside(content: bytes, name: str, folder: Path) -> Path:
         called = "upload"
     file = folder / f"{called}.{kind}"
     try:
-        with whole_file(file) as temporary:
+        with (whole_file if quota is None else quota.whole_file)(file) as temporary:
             temporary.write_bytes(content)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
