@@ -103,7 +103,7 @@ def both(components: Components, request: Request) -> tuple[Callable[[], torch.T
 
 
 def seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:
-    """How long a call takes; it ends with pictures on the CPU, so nothing is left running on a GPU."""
+    """Return the seconds of a call; it ends with pictures on the CPU, so nothing is left running on a GPU."""
     began = clock()
     call()
     return clock() - began

@@ -47,7 +47,7 @@ def small(source: Path, target: Path) -> None:
 
 
 def demo(folder: Path) -> None:
-    """What the demo draws."""
+    """Draw the sheet of the demo."""
     module("studio.commands.demo")
     shutil.copy(ROOT / "outputs" / "demo.png", folder / "demo.png")
 

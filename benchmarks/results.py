@@ -321,7 +321,7 @@ def filled(text: str, results: Mapping[str, Any]) -> str:
 
 
 def read() -> dict[str, Any]:
-    """What was measured so far."""
+    """Return all results that were kept so far."""
     return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
 
 

@@ -163,10 +163,6 @@ def test_every_parameter_is_annotated(path):
             assert not bare, f"{node.name}: {bare}"
 
 
-PLAIN_ENGLISH = ("pipelines", "evaluation", "trainers", "studio")
-OTHERS = ("pipelines/concepts", "trainers/methods/", "trainers/method.py")
-
-
 def docstrings(text):
     """All docstrings of a module, those below its fields and constants among them."""
     for node in ast.walk(ast.parse(text)):
@@ -184,11 +180,11 @@ def riddles(text):
     return [said.splitlines()[0] for said in docstrings(text) if asked.match(said)]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", [*SOURCES, *sorted((ROOT / "benchmarks").glob("*.py"))], ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_docstrings_begin_with_a_verb_or_a_noun(path):
-    name = path.relative_to(ROOT).as_posix()
-    if name.startswith(PLAIN_ENGLISH) and not name.startswith(OTHERS):
-        assert not riddles(path.read_text(encoding="utf-8"))
+    assert not riddles(path.read_text(encoding="utf-8"))
 
 
 def test_riddles_are_found():

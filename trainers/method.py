@@ -1,4 +1,4 @@
-"""What a method is: how something is learned, in one file, enrolled by one line in `trainers.methods`.
+"""The protocol of methods: how something is learned, in one file, enrolled by one line in `trainers.methods`.
 
 A method declares what is trainable, gives named loss terms for a batch, and exports what was learned. Loop, data,
 checkpoints, previews, command line, forms and file format are the same for all and not its business.
@@ -66,5 +66,5 @@ class Method(Protocol):
         ...
 
     def export(self, trainable: Trainable) -> Concept:
-        """What was learned so far."""
+        """Return the concept as it is learned so far."""
         ...

@@ -30,14 +30,14 @@ Kind = Literal["object", "style", "subject", "relation"]
 
 
 class ConceptCard(Frozen):
-    """What a concept file says about itself."""
+    """The card of a concept, as its file carries it."""
 
     token: Composed = Field(min_length=1, max_length=100)
     """The word prompts use, for example `<my-fox>`."""
     kind: Kind = "object"
-    """What was learned."""
+    """The kind of thing that was learned."""
     method: str = "textual-inversion"
-    """How."""
+    """Name of the method that learned it."""
     family: str = ""
     """Model family: pocket, sd1, sd2 or sdxl; empty if unknown."""
     base: str = ""

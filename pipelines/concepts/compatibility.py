@@ -1,4 +1,4 @@
-"""What the files of a base model tell of it before it is loaded: its family, and whose concepts fit. Needs no torch."""
+"""The family of a base model and the concepts that fit it, told from its files before it is loaded. Needs no torch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class BaseFiles:
     fingerprint: str = ""
 
     def misfit(self, card: ConceptCard) -> str:
-        """Why a concept does not go with it, in some words; empty if it does or not enough is known."""
+        """Return why a concept does not fit this base, in some words; empty if it fits or not enough is known."""
         if card.family and self.family and card.family != self.family:
             return f"made for {FAMILY_NAMES.get(card.family, card.family)}"
         if self.fingerprint and card.base_fingerprint not in ("", self.fingerprint):

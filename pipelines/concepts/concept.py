@@ -56,7 +56,7 @@ _EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 @dataclass(frozen=True, init=False)
 class Concept:
-    """What was learned: a card and parts, each of another kind.
+    """A learned thing: a card and parts, each of another kind.
 
     `Concept(card, rows, changes)` makes the parts for a new word and for changed weights; `rows` and `changes` in
     `dataclasses.replace` take the place of the parts that are there.
@@ -117,7 +117,7 @@ class Concept:
 
     @property
     def adds_word(self) -> bool:
-        """Whether it brings a word of its own, instead of being called by words the base has."""
+        """Return whether it brings a word of its own, instead of being called by words of the base."""
         return any(part.vectors for part in self.parts)
 
     @property
@@ -173,7 +173,7 @@ class Concept:
 
     @property
     def _in_kohyas_names(self) -> bool:
-        """Whether the changes are stored in kohya's names, which all programs read.
+        """Return whether the changes are stored in kohya's names, which all programs read.
 
         Not where only diffusers and PEFT have a layout (magnitudes of rows), and not where diffusers would refuse the
         whole file for the word beside them, unless it cannot read the changes anyhow.

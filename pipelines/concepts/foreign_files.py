@@ -1,4 +1,4 @@
-"""What a file is that is no concept of the bases this studio knows, by the names of its tensors and its header.
+"""Files that are no concepts of the known bases, recognised by the names of their tensors and their headers.
 
 Needs no torch. A refusal that says what a file is saves a search; the list is of what people have beside their LoRA.
 """
@@ -61,7 +61,7 @@ READ = "LoRA, LoCon, LoHa, LoKr, DoRA and whole differences are read."
 
 
 def foreign(names: Iterable[str], said: Mapping[str, str], ours: bool) -> tuple[str, str] | None:
-    """What a file is and what to do instead, as two pieces of a message; None if it may be a concept.
+    """Return the kind of a file and the next step, as two pieces of a message; None if it may be a concept.
 
     Args:
         names: of its tensors.

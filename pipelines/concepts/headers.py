@@ -1,4 +1,4 @@
-"""What the header of a concept or of another program's file tells of it: its layout, family and word. Needs no torch.
+"""Headers of concepts and of other programs' files: their layout, family and word. Needs no torch.
 
 Layouts that are read: embeddings of diffusers ({token: rows}), kohya (`emb_params`), SDXL (`clip_l` and `clip_g`,
 or `text_encoders_0` and `_1`); LoRA of PEFT, of diffusers' own writers past and present, and of kohya, and whole
@@ -39,7 +39,7 @@ Fields = dict[str, Any]
 
 
 class Words(NamedTuple):
-    """Where the rows of a file's word are: the names of its tensors, one for each text encoder."""
+    """The places of a word's rows in a file: the names of its tensors, one for each text encoder."""
 
     names: tuple[str, ...]
     token: str | None
@@ -69,7 +69,7 @@ def words(names: list[str]) -> Words:
 
 
 def described(file: str, header: dict[str, Any]) -> Fields:
-    """What the header of a file tells of a concept.
+    """Return the fields of a card that the header of a file tells.
 
     Args:
         file: name of the file, for messages and for the word if there is no other.
@@ -122,7 +122,7 @@ def said_family(said: dict[str, str]) -> str:
 
 
 def _changes(file: str, tensors: dict[str, Any]) -> Fields:
-    """What changed weights tell; refuses tensors that are neither these nor a word."""
+    """Return the fields that changed weights tell; refuse tensors that are neither these nor a word."""
     beside = words([name for name in tensors if parsed(name) is None])
     known = {name for one in (beside, *beside.others) for name in one.names}
     unknown = [name for name in tensors if parsed(name) is None and name not in known]
@@ -168,7 +168,7 @@ def _family_of_changes(tensors: dict[str, Any]) -> str:
 
 
 def _embedding(file: str, tensors: dict[str, Any]) -> Fields:
-    """What an embedding tells; refuses what is none."""
+    """Return the fields that an embedding tells; refuse tensors that are none."""
     found = words(list(tensors))
     if not found.names or len(found.names) != len(tensors):
         raise ConceptError(
@@ -200,7 +200,7 @@ def _count(shape: list[int]) -> int:
 
 
 def misfit(token: str, made: str, base: str, made_name: str = "", base_name: str = "") -> str:
-    """Why a concept does not go with a base, in words; empty if it does, or if nothing is known of either.
+    """Return why a concept does not fit a base, in words; empty if it fits, or if nothing is known of either.
 
     Args:
         token: of the concept.

@@ -83,7 +83,7 @@ class Key(NamedTuple):
 
 
 def parsed(name: str) -> Key | None:
-    """What a tensor of that name is; None if it is no change of a layer of a UNet or text encoder."""
+    """Return the meaning of a tensor's name; None if it is no change of a layer of a UNet or text encoder."""
     name = name.removeprefix(_ADAPTER).replace(".lora_A.default.", ".lora_A.").replace(".lora_B.default.", ".lora_B.")
     stem, dot, end = name.rpartition(".")
     kohyas = stem.startswith(tuple(_KOHYA))

@@ -112,7 +112,7 @@ Change = LowRank | Difference
 
 
 def by_rows(changes: Mapping[str, Change]) -> bool:
-    """Whether there are magnitudes of rows among changes (DoRA as PEFT trains it)."""
+    """Return whether there are magnitudes of rows among changes (DoRA as PEFT trains it)."""
     return any(
         isinstance(change, LowRank) and change.magnitude is not None and not change.columns
         for change in changes.values()
@@ -174,7 +174,7 @@ def _fitting(key: str, change: Change, weight: Tensor) -> Change:
 
 
 def difference(components: Components, key: str, change: Change) -> Difference:
-    """What a change does to a weight of this base, as a whole difference; it must fit (`check_fits`)."""
+    """Return the effect of a change on a weight of this base, as a whole difference; it must fit (`check_fits`)."""
     found = _owner(components, key)
     if found is None:
         raise KeyError(key)
@@ -218,7 +218,7 @@ def applied(components: Components, changes: Mapping[str, Change], strength: flo
 
 
 def _base_of(weight: Tensor) -> Tensor:
-    """What a weight is in the base."""
+    """Return the weight as it is in the base."""
     base: Tensor | None = getattr(weight, "base", None)
     return weight if base is None else base
 

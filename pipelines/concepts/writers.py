@@ -108,7 +108,7 @@ def _writable(concept: Concept, dialect: Dialect, base: Components | None) -> Co
 
 
 def _beside(concept: Concept, stem: str) -> dict[str, str | float]:
-    """What AUTOMATIC1111 and Forge show of a file, by the `X.json` beside `X.safetensors`."""
+    """Return the notes that AUTOMATIC1111 and Forge show of a file, for the `X.json` beside `X.safetensors`."""
     card = concept.card
     return {
         "description": concept.modelspec().get("modelspec.description", ""),

@@ -94,7 +94,7 @@ class DreamBooth:
 def _trained(
     components: Components, config: DreamBoothConfig, generator: torch.Generator
 ) -> Iterator[AbstractContextManager[Trained]]:
-    """What is to be trained: the UNet, and the text encoders if asked for."""
+    """Return the networks to train: the UNet, and the text encoders if asked for."""
     unet = components.unet
     encoders = zip(PARTS[1:], components.text_encoders, strict=False) if config.text_encoder else ()
     if config.form == "lora":

@@ -41,7 +41,7 @@ def _shaped(magnitude: Tensor, change: LowRank) -> Tensor:
 
 
 def lora_metadata(changes: Mapping[str, Change]) -> dict[str, Any]:
-    """What diffusers needs beside the tensors to load them with the right strength, by part."""
+    """Return the metadata by which diffusers loads the tensors with the right strength, by part."""
     described: dict[str, Any] = {}
     for part in PARTS:
         mine = {
@@ -151,7 +151,7 @@ def _magnitude(layer: str, own: Mapping[str, Tensor], shape: tuple[int, int]) ->
 
 
 def same(one: Mapping[str, Change], other: Mapping[str, Change]) -> bool:
-    """Whether two sets of changes are equal, number by number."""
+    """Return whether two sets of changes are equal, number by number."""
     if one is other:
         return True
     if one.keys() != other.keys():

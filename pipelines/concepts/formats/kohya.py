@@ -17,7 +17,7 @@ from pipelines.concepts.weight_deltas import Change, Difference, LowRank, by_row
 
 
 def named(changes: Mapping[str, Change], sdxl: bool) -> bool:
-    """Whether kohya's layout has a name for each change, by which it is found again."""
+    """Return whether kohya's layout has a name for each change, by which it is found again."""
     if by_rows(changes):
         return False
     for key, change in changes.items():
@@ -68,7 +68,7 @@ def _low_rank(changes: Mapping[str, LowRank], sdxl: bool) -> dict[str, Tensor]:
 
 
 def _ending(layer: str, leaf: str, change: Difference) -> str:
-    """What a whole difference is called behind the name of its layer."""
+    """Return the suffix of a whole difference behind the name of its layer."""
     if "norm" in layer.rpartition(".")[2] and change.difference.ndim == 1:
         return "w_norm" if leaf == "weight" else "b_norm"
     return "diff" if leaf == "weight" else "diff_b"

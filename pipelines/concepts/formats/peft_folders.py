@@ -27,7 +27,7 @@ _TEXT = ("text_model.", "encoder.layers.", "text_projection")
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter, or one for each network in folders of their names."""
+    """Return whether a folder holds an adapter, or one for each network in folders of their names."""
     return folder.is_dir() and bool(_places(folder))
 
 
@@ -89,7 +89,7 @@ def _tensors(place: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def adapters(
     changes: Mapping[str, Change], base: str, said: Mapping[str, str]
 ) -> dict[str, tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]]:
-    """What is to be written for each network that low-rank changes change: configuration, tensors and header.
+    """Return configuration, tensors and header for each network that low-rank changes change.
 
     Args:
         changes: all low-rank.

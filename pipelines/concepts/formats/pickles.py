@@ -47,7 +47,7 @@ class Refused(Exception):  # noqa: N818 - becomes a sentence in `read_pickle`
 
 @dataclass(frozen=True)
 class _Mark:
-    """What stands for a name: no function, no class."""
+    """A placeholder for a name: no function, no class."""
 
     name: str
 
@@ -63,7 +63,7 @@ class _Holder:
 
 
 def read_pickle(path: Path) -> Any:
-    """What a `.pt` or `.bin` file of torch holds: dictionaries, lists, texts, numbers and tensors.
+    """Return the content of a `.pt` or `.bin` file of torch: dictionaries, lists, texts, numbers and tensors.
 
     Raises:
         ConceptError: if it is too large, damaged, not written by torch, or holds anything else.
@@ -192,7 +192,7 @@ class _Machine:
         self.push(self.storages[key])
 
     def call(self) -> None:
-        """What a name makes of its arguments; ours, not the one of that name."""
+        """Return the result of a name with its arguments, by our own function, not the one of that name."""
         arguments, mark = self.stack.pop(), self.stack.pop()
         if not isinstance(mark, _Mark) or not isinstance(arguments, tuple):
             raise Refused("it calls something")

@@ -79,7 +79,7 @@ def _pixels(content: bytes) -> Bytes | None:
 
 
 def _blocks(pixels: Bytes) -> tuple[Bytes, Bytes] | None:
-    """What lies left and right of the two black columns, without a black frame; None if there are no such columns."""
+    """Return the pixels left and right of the two black columns, without a black frame; None without such columns."""
     dark = pixels.min(axis=2)  # 0 where one of the three is
     columns, rows = np.flatnonzero(dark.max(axis=0)), np.flatnonzero(dark.max(axis=1))
     if not len(columns):

@@ -27,7 +27,7 @@ _FACTOR, _INPUT = ".weight", ".on_input"
 
 
 def needs_base(names: Iterable[str]) -> bool:
-    """Whether tensors of these names are such weights."""
+    """Return whether tensors of these names are such weights."""
     return any(_CUSTOM.fullmatch(name) or name.endswith(_INPUT) for name in names)
 
 
@@ -47,7 +47,7 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
 
 
 def differences(tensors: Mapping[str, Tensor], base: Components) -> dict[str, Difference]:
-    """What the weights change of this base.
+    """Return the differences of the weights to this base.
 
     Raises:
         ConceptError: if they are for another one.

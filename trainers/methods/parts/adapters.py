@@ -1,4 +1,4 @@
-"""What can be trained of a network's weights, made ready and put back: low-rank layers beside them, or copies of them.
+"""Trainable weights of a network, made ready and put back: low-rank layers beside them, or copies of them.
 
 Both give the same three things: the parameters, a way to switch what was learned off for a moment (the base itself, for
 prior preservation without a second model), and the changes as a concept stores them.

@@ -100,5 +100,5 @@ def _states(components: Components, texts: list[str]) -> torch.Tensor:
 
 
 def collision(word: str) -> str | None:
-    """What a word that looks free already means, or None."""
+    """Return the meaning that a word which looks free already has, or None."""
     return TAKEN.get(word.lower())

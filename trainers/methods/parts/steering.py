@@ -31,7 +31,7 @@ def _ids(tokenizer: object, text: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Basis:
-    """What one text encoder's new row is steered by; all of it constant.
+    """The constants that steer the new row of one text encoder.
 
     Attributes:
         words: the prepositions, in the order of `rows`.

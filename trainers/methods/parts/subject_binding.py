@@ -79,7 +79,7 @@ def bound(
     words: tuple[tuple[nn.Parameter, ...], ...],
     frozen: bool,
 ) -> Binding:
-    """What the losses and the export of subjects need; `frozen` if nothing of the text side is trained."""
+    """The state that losses and export of subjects need; `frozen` if nothing of the text side is trained."""
     levels = noise_levels(components.scheduler_config, components.device)
     return Binding(config, levels, Conditioning(components, frozen), tuple(trained), words)
 
