@@ -349,6 +349,8 @@ FIGURES = (
 )  # fmt: skip
 AGREEMENT = 0.5
 """Rank correlation over things below which judge and drawing contradict each other."""
+LIKED = 0.25
+"""Share of the way from other things to the thing itself from which the judge's likeness claims something."""
 
 
 def rank_agreement(rows: Mapping[str, Mapping[str, float]]) -> float | None:
@@ -360,6 +362,18 @@ def rank_agreement(rows: Mapping[str, Mapping[str, float]]) -> float | None:
     correlation: Any = spearmanr(judged, drawings)
     value = float(correlation.statistic)
     return value if math.isfinite(value) else 0.0
+
+
+def overrated(rows: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Return the things that the judge finds like themselves though they are drawn no better than another thing."""
+    needed = {"drawn", "drawn_half", "drawn_floor", "likeness_share"}
+    return [
+        key
+        for key, row in rows.items()
+        if needed <= set(row)
+        and row["drawn"] - row["drawn_half"] <= row["drawn_floor"]
+        and row["likeness_share"] > LIKED
+    ]
 
 
 def table(rows: Mapping[str, Mapping[str, float]], with_mean: bool = True) -> str:
@@ -374,6 +388,8 @@ def table(rows: Mapping[str, Mapping[str, float]], with_mean: bool = True) -> st
         lines.append(f"{key:<{width}}" + "".join(cells))
     if any("named" in row for row in shown.values()):
         lines.append(f"chance of being named right: {1 / len(ALL_NAMES):.3f}")
+    for key in overrated(rows):
+        lines.append(f"{key}: the judge likes it, the drawing is at its floor; trust the drawing")
     agreement = rank_agreement(rows)
     if agreement is not None and with_mean:
         disagree = ": the judge contradicts the drawings, trust the drawings" if agreement < AGREEMENT else ""

@@ -58,22 +58,9 @@ def sample(
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Result:
-    """Carry out a request without an in-context question; `pipelines.generation.generate` takes both.
+    """Carry out a request without an in-context question.
 
-    Args:
-        components: the base model; bit-identical afterwards, also after an error.
-        request: the pictures to generate.
-        concepts: concepts already in memory, by the `source` the request names them with; others are read from disk.
-        conditions: further conditions beside those of the request; an `Inpainting` with a picture in memory, say.
-        noise: (count, C, h, w) to start from instead of that of the seed.
-        on_event: receives a `StepDone` for each step, and a `Note` on words without their concept and the reverse.
-        should_stop: asked before each step; true leaves with `Cancelled`.
-
-    Raises:
-        RequestError: if the size does not suit the base, conditions contradict each other, or what comes out is no
-            picture of numbers.
-        ConceptError: if a concept cannot be read or does not fit the base.
-        Cancelled: if `should_stop` said so.
+    Arguments, result and errors are those of `pipelines.generation.generate`, which takes both kinds.
     """
     components = with_inpainting_unet(components, request.inpaint, on_event)
     canvas = _canvas(components, request, conditions, on_event)

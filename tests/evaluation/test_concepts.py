@@ -174,3 +174,11 @@ def test_things_by_other_hands_are_taught_and_measured_but_never_named():
     concept = Concept(ConceptCard(token="<u>", family="pocket", init="horse", vectors=1), single_rows(base, "horse"))
     row = scoring.score_concept(base, Judge.load(POCKET / "judge"), concept, known)
     assert row["drawn"] < row["drawn_ceiling"] and "named" not in row
+
+
+def test_a_thing_that_the_judge_likes_and_nobody_would_know_is_named():
+    smear = {"drawn": 0.20, "drawn_half": 0.04, "drawn_floor": 0.22, "likeness_share": 0.6}
+    others = {"drawn": {**smear, "drawn": 0.8}, "blob": {**smear, "likeness_share": 0.1}, "old": {"named": 1.0}}
+    rows = {"smear": smear, **others}
+    assert scoring.overrated(rows) == ["smear"]
+    assert "smear: the judge likes it, the drawing is at its floor" in scoring.table(rows, with_mean=False)
