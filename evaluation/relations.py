@@ -92,7 +92,7 @@ def teach_relation(
     """
     name, own = (WAYS | EXTENSIONS)[way]
     chosen = {"token": TOKEN, "init": INIT, **own, **settings}
-    run = run_of(methods()[name], components.family, Path("composed"), chosen)
+    run = run_of(methods()[name], components.family.name, Path("composed"), chosen)
     examples = pictures_of(relation, masks=bool(chosen.get("masks")))
     return train(components, run, examples, on_event=on_event)
 

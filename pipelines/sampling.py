@@ -160,7 +160,7 @@ def _canvas(
         found.append(Inpainting.asked(request.inpaint, on_event))
     if len(found) > 1:
         raise RequestError(f"There are {len(found)} pictures to paint on.", "Give one.")
-    if not found and components.unet.config["in_channels"] != components.unet.config["out_channels"]:
+    if not found and components.input_channels != components.channels:
         side = components.defaults.size
         return Inpainting(Image.new("RGB", (side, side), "gray"))
     return found[0] if found else None

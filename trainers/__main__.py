@@ -36,7 +36,7 @@ def _say(event: Event) -> None:
 def _carry_out(method: Method, config: Any, data: DataConfig, train: TrainConfig, where: Destination) -> None:
     import torch
 
-    from pipelines.models.components import load
+    from pipelines.models.loading import load
     from trainers.distributed import launched
     from trainers.loop.launch import destinations, narrowed, pausing, readings, train_and_save
     from trainers.loop.train import Run, with_recipe
@@ -49,7 +49,7 @@ def _carry_out(method: Method, config: Any, data: DataConfig, train: TrainConfig
         device = processes.accelerator.device
     reading = readings(config, data).sound(data.skip_doubtful)
     components = load(where.base, device=device)
-    run = with_recipe(method, components.family, Run(method, config, train, data))
+    run = with_recipe(method, components.family.name, Run(method, config, train, data))
     if processes.count > 1 and processes.main:
         _say(Note(f"{processes.count} processes, {run.train.batch} pictures each"))
     with pausing() as asked:

@@ -15,6 +15,7 @@ from pipelines.concepts.foreign_files import KNOWN, foreign
 from pipelines.concepts.lora_keys import parsed
 from pipelines.concepts.registry import by_prefix, vectors_of
 from pipelines.errors import ConceptError
+from pipelines.models.families.known import KNOWN as FAMILIES
 
 VECTOR_LIMIT = 256
 WORD = "word_lora."
@@ -25,12 +26,7 @@ PAIRS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
 _UNNAMED = ("emb_params", "clip_l", "clip_g")
 _BUNDLE = re.compile(r"bundle_emb\.([^.]{1,100})\.(?:string_to_param\.[^.]{1,100}|emb_params|clip_l|clip_g)")
 
-FAMILY_NAMES = {
-    "sd1": "Stable Diffusion 1.x",
-    "sd2": "Stable Diffusion 2.x",
-    "sdxl": "Stable Diffusion XL",
-    "pocket": "pocket",
-}
+FAMILY_NAMES = {name: one.title for name, one in FAMILIES.items()}
 _BY_EMBEDDING = {768: "sd1", 1024: "sd2"}
 _BY_CONTEXT = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 

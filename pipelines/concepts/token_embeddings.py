@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.errors import ConceptError
-from pipelines.models.components import Components, word_table
+from pipelines.models.components import Components, row_widths, word_table
 from pipelines.words import check_word, composed
 
 _BARE = re.compile(r"\w+", re.UNICODE)
@@ -144,7 +144,7 @@ def new_words(components: Components, token: str, initial: Sequence[Tensor]) -> 
     """
     vectors, token = len(initial[0]), composed(token)
     check_token(components, token, vectors)
-    dims = [encoder.config.hidden_size for encoder in components.text_encoders]
+    dims = row_widths(components)
     if [rows.shape[1] for rows in initial] != dims:
         raise ConceptError(
             f"{token} has rows of {[rows.shape[1] for rows in initial]} numbers, {components.name} needs {dims}.",

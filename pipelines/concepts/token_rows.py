@@ -13,7 +13,7 @@ from pipelines.concepts.headers import WORD, words
 from pipelines.concepts.lora_keys import parsed
 from pipelines.concepts.token_embeddings import embed_ids, new_words
 from pipelines.errors import ConceptError
-from pipelines.models.components import Components, word_table
+from pipelines.models.components import Components, row_widths, word_table
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,13 @@ def check_widths(components: Components, card: ConceptCard, widths: list[int]) -
     Raises:
         ConceptError: with both lengths.
     """
-    wanted = [encoder.config.hidden_size for encoder in components.text_encoders]
+    wanted = row_widths(components)
     if widths != wanted:
         raise ConceptError(
             f"{card.token} was made for {card.base or 'another model'}: "
             f"its rows have {', '.join(map(str, widths))} numbers, "
-            f"and the text encoders of {components.name} ({components.family}) read {', '.join(map(str, wanted))}.",
+            f"and the text encoders of {components.name} ({components.family.name}) read "
+            f"{', '.join(map(str, wanted))}.",
             "Use it with its own base, or train it again on this one.",
         )
 

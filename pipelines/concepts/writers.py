@@ -23,12 +23,10 @@ from pipelines.concepts.weight_deltas import Difference, LowRank, by_rows, diffe
 from pipelines.errors import ConceptError
 from pipelines.files import whole_file
 from pipelines.models.components import Components
+from pipelines.models.families.known import KNOWN
 from pipelines.words import file_stem
 
 Dialect = Literal["a1111", "diffusers", "peft"]
-
-_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
-_SHOWN = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
 
 
 def export_as(
@@ -112,7 +110,7 @@ def _beside(concept: Concept, stem: str) -> dict[str, str | float]:
     card = concept.card
     return {
         "description": concept.modelspec().get("modelspec.description", ""),
-        "sd version": _SHOWN.get(card.family, "Unknown"),
+        "sd version": (KNOWN[card.family].shown if card.family in KNOWN else "") or "Unknown",
         # There an embedding's word is its file's name; words of the base stay what they are.
         "activation text": stem if concept.rows else concept.token,
         "preferred weight": 1.0,
@@ -173,7 +171,7 @@ def _training(concept: Concept, stem: str, word: str) -> dict[str, str]:
     return {
         "ss_output_name": stem,
         **network,
-        "ss_base_model_version": _VERSIONS.get(concept.card.family, ""),
+        "ss_base_model_version": KNOWN[concept.card.family].version if concept.card.family in KNOWN else "",
         "ss_v2": str(concept.card.family == "sd2"),
         "ss_sd_model_name": Path(concept.card.base).name,
         "ss_tag_frequency": json.dumps({stem: {word: 1}}, ensure_ascii=False),

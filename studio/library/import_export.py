@@ -17,7 +17,7 @@ from pipelines.concepts.token_embeddings import require_new
 from pipelines.concepts.writers import Dialect, export_as
 from pipelines.errors import ConceptError
 from pipelines.models import POCKET
-from pipelines.models.components import load
+from pipelines.models.loading import load
 from pipelines.models.single_files import clip_vocabulary
 from pipelines.words import check_word, composed, file_stem
 from studio.library import concepts
@@ -97,7 +97,7 @@ def _read_beside(source: Path, base: str) -> Concept:
         token=file.stem[:100],
         kind="subject",
         method="full" if any(name.endswith(".on_input") for name in tensors) else "custom-diffusion",
-        family=components.family,
+        family=components.family.name,
         base=components.name,
         base_fingerprint=components.fingerprint(),
         vectors=0,

@@ -28,7 +28,9 @@ from pipelines.events import Note, OnEvent
 from pipelines.files import require_room
 from pipelines.locks import sole_training
 from pipelines.measures.judge import Judge
-from pipelines.models.components import POCKET, Components, load
+from pipelines.models import POCKET
+from pipelines.models.components import Components
+from pipelines.models.loading import load
 from pipelines.pictures.metadata import Dtype, Made, save_png
 from pipelines.request.request import ConceptUse, Request, concept_use
 from pipelines.words import file_stem
@@ -216,7 +218,7 @@ def _ready(
     reading = reading.sound(data.skip_doubtful) if strict or not reading.examples else reading
     # The text encoder is trained through and stays float32; the frozen rest may be narrower.
     components = open_base(where.base, machine.model_copy(update={"dtype": "float32"}))
-    run = with_recipe(method, components.family, Run(method, config, pace, data))
+    run = with_recipe(method, components.family.name, Run(method, config, pace, data))
     return run, reading, narrowed(components, run)
 
 
@@ -262,8 +264,8 @@ def merge(concepts: tuple[Path, ...], output: Path, base: str, machine: Machine)
     joined = merged(
         components,
         learned,
-        ordinary(components.family),
-        prompt_templates("pocket" if components.family == "pocket" else "object"),
+        ordinary(components.family.world),
+        prompt_templates("pocket" if components.family.world == "pocket" else "object"),
     )
     return [one.save(path) for one, path in zip(joined, paths, strict=True)]
 

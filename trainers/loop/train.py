@@ -238,7 +238,7 @@ def _of_subjects(
         raise ConfigError(
             "Mirrored pictures would contradict captions that say left and right.", "Use --flip 0 with --cut-mix."
         )
-    side = run.data.resolution or int(components.unet.config["sample_size"]) * components.factor
+    side = run.data.resolution or components.defaults.size
     generator = torch.Generator().manual_seed(run.train.seed * 6_151 + 29)
     return cut_mixed(
         examples, run.config, trainable.wordings, side=side, crop=run.data.center_crop, generator=generator
@@ -255,7 +255,7 @@ def _batches(
     part: Part = WHOLE,
 ) -> Callable[[int, torch.Generator], Batch]:
     """Encode the pictures; return a function for the batch of an index, with as many class pictures if any."""
-    size = int(components.unet.config["sample_size"]) * components.factor
+    size = components.defaults.size
     data, pace, trigger = run.data, run.train, run.config.trigger
 
     def encoded(pictures: Sequence[Example], flip: float) -> LatentSet:
@@ -322,12 +322,12 @@ def _scaler(run: Run, components: Components) -> torch.amp.GradScaler | None:
 
 @contextmanager
 def _checkpointed(components: Components) -> Iterator[None]:
-    """Recompute activations of the UNet in the backward pass inside the `with`."""
-    components.unet.enable_gradient_checkpointing()
+    """Recompute activations of the denoiser in the backward pass inside the `with`."""
+    components.denoiser.enable_gradient_checkpointing()
     try:
         yield
     finally:
-        components.unet.disable_gradient_checkpointing()
+        components.denoiser.disable_gradient_checkpointing()
 
 
 def _begun_with(components: Components, run: Run, pictures: Sequence[Example], processes: Processes) -> dict[str, Any]:

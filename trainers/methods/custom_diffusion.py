@@ -68,7 +68,7 @@ class CustomDiffusion:
         self, components: Components, config: CustomDiffusionConfig, generator: torch.Generator
     ) -> Iterator[Trainable]:
         """Add the word, starting as the class word, and make keys and values trainable."""
-        wordings = subject_templates(components.family, config.wordings)
+        wordings = subject_templates(components.family.world, config.wordings)
         with (
             with_words(components, config) as (taught, words),
             whole("unet", components.unet, readers(components)) as trained,

@@ -23,7 +23,7 @@ from pipelines.models.components import Components
 from trainers.data.batches import Batch, subject_templates
 from trainers.method import Trainable
 from trainers.method_settings import DreamBoothConfig
-from trainers.methods.parts.adapters import BOXES, TEXT_TARGETS, UNET_TARGETS, Trained, layers, low_rank, whole
+from trainers.methods.parts.adapters import BOXES, TEXT_TARGETS, Trained, layers, low_rank, whole
 from trainers.methods.parts.identifiers import check_identifier
 from trainers.methods.parts.subject_binding import bound, concepts_of, displacement, subject_losses, with_words
 
@@ -68,7 +68,7 @@ class DreamBooth:
         self, components: Components, config: DreamBoothConfig, generator: torch.Generator
     ) -> Iterator[Trainable]:
         """Make weights, and with `pivotal` a new word, trainable."""
-        wordings = subject_templates(components.family, config.wordings)
+        wordings = subject_templates(components.family.world, config.wordings)
         with ExitStack() as stack:
             words: tuple[tuple[nn.Parameter, ...], ...] = ()
             if config.pivotal:
@@ -94,15 +94,17 @@ class DreamBooth:
 def _trained(
     components: Components, config: DreamBoothConfig, generator: torch.Generator
 ) -> Iterator[AbstractContextManager[Trained]]:
-    """Return the networks to train: the UNet, and the text encoders if asked for."""
-    unet = components.unet
-    encoders = zip(PARTS[1:], components.text_encoders, strict=False) if config.text_encoder else ()
+    """Return the networks to train: the denoiser, and the text encoders if asked for."""
+    network, denoiser = components.family.network, components.denoiser
+    encoders = zip(PARTS[2:], components.text_encoders, strict=False) if config.text_encoder else ()
     if config.form == "lora":
-        yield low_rank("unet", unet, layers(unet, UNET_TARGETS[config.targets]), config, generator)
+        yield low_rank(
+            network, denoiser, layers(denoiser, components.family.targets[config.targets]), config, generator
+        )
         for part, encoder in encoders:
             yield low_rank(part, encoder, layers(encoder, TEXT_TARGETS), config, generator)
     else:
-        names = [name for name, _ in unet.named_parameters() if not any(box in name.split(".") for box in BOXES)]
-        yield whole("unet", unet, names)
+        names = [name for name, _ in denoiser.named_parameters() if not any(box in name.split(".") for box in BOXES)]
+        yield whole(network, denoiser, names)
         for part, encoder in encoders:
             yield whole(part, encoder, [n for n, _ in encoder.named_parameters() if "token_embedding" not in n])

@@ -29,21 +29,14 @@ from pipelines.concepts.token_embeddings import new_words, single_rows
 from pipelines.concepts.weight_deltas import Change
 from pipelines.errors import DataError
 from pipelines.models.components import Components
+from pipelines.models.families.clip import caption_ids
+from pipelines.models.noise import NoiseProcess
 from trainers.data.batches import Batch, Example, ordinary, usable
 from trainers.data.named_pairs import Pair, named_pair, pair_captions, sides
-from trainers.losses import (
-    Conditioning,
-    caption_ids,
-    drawn,
-    noise_levels,
-    pixels_of,
-    predicted,
-    target,
-    weighted_error,
-)
+from trainers.losses import Captions, drawn, pixels_of, predicted, process_of, weighted_error
 from trainers.method import Trainable
 from trainers.method_settings import ReVersionConfig
-from trainers.methods.parts.adapters import UNET_TARGETS, Trained, layers, low_rank
+from trainers.methods.parts.adapters import Trained, denoiser_low_rank
 from trainers.methods.parts.steering import Basis, bases, focal_timesteps, steering_loss
 from trainers.methods.textual_inversion import POCKET
 
@@ -55,8 +48,8 @@ PAPER = {"steps": 3000, "batch": 8, "learning_rate": 2.5e-4, "flip": 0.0}
 @dataclass
 class _State:
     config: ReVersionConfig
-    levels: Tensor
-    conditioning: Conditioning
+    process: NoiseProcess
+    captions: Captions
     bases: tuple[Basis, ...]
     rows: tuple[nn.Parameter, ...]
     trained: tuple[Trained, ...]
@@ -92,17 +85,16 @@ class ReVersion:
             )
         steered = bases(components, config.basis) if config.steer or config.norm_pull else ()
         starts = tuple(row.expand(config.vectors, -1) for row in single_rows(components, config.init))
-        levels = noise_levels(components.scheduler_config, components.device)
+        process = process_of(components, config)
         with ExitStack() as stack:
             words = stack.enter_context(new_words(components, config.token, starts))
             trained: tuple[Trained, ...] = ()
             if config.lora:
-                names = layers(components.unet, UNET_TARGETS[config.targets])
-                trained = (stack.enter_context(low_rank("unet", components.unet, names, config, generator)),)
+                trained = (stack.enter_context(denoiser_low_rank(components, config, generator)),)
             named = {f"rows_{i}": row for i, row in enumerate(words.rows)}
             weights = {name: value for one in trained for name, value in one.parameters.items()}
-            conditioning = Conditioning(words.components, frozen=False)
-            state = _State(config, levels, conditioning, steered, words.rows, trained)
+            captions = Captions(words.components, frozen=False)
+            state = _State(config, process, captions, steered, words.rows, trained)
             yield Trainable(
                 words.components,
                 weights | named,
@@ -117,10 +109,11 @@ class ReVersion:
         """The denoising loss at timesteps drawn toward the noisy end, and the steering loss."""
         components, state = trainable.components, trainable.state
         config: ReVersionConfig = state.config
-        noise, timesteps = drawn(batch, config, len(state.levels), generator)
+        noise, timesteps = drawn(batch, config, state.process, generator)
         if config.focal:
             chosen = batch.part.of(
-                lambda n: focal_timesteps(n, len(state.levels), config.focal, generator), len(timesteps)
+                lambda n: state.process.at(focal_timesteps(n, state.process.count, config.focal, generator)),
+                len(timesteps),
             )
             timesteps = chosen.to(timesteps.device)
         terms = _denoising(components, state, batch, (noise, timesteps), generator)
@@ -151,7 +144,7 @@ class ReVersion:
             token=config.token,
             kind="relation",
             method=self.name,
-            family=trainable.components.family,
+            family=trainable.components.family.name,
             base=trainable.components.name,
             vectors=config.vectors,
             init=config.init,
@@ -191,31 +184,29 @@ def _denoising(
     draw: tuple[Tensor, Tensor],
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """The denoising term and, where weights change, that of ordinary captions; predicted in one call of the UNet."""
+    """The denoising term and, where weights change, that of ordinary captions; predicted in one call."""
     config, (noise, timesteps), latents = state.config, draw, batch.latents
     captions, frames, count = batch.captions, batch.frames, len(latents)
-    kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
-    wanted = target(kind, latents, noise, state.levels[timesteps])
+    wanted = state.process.target(latents, noise, timesteps)
     size = pixels_of(components, latents)
     if state.trained and config.keep:
-        known = ordinary(components.family)
+        known = ordinary(components.family.world)
         chosen = batch.part.of(lambda n: torch.randint(len(known), (n,), generator=generator), count)
         others = [known[i] for i in chosen.tolist()]
         with ExitStack() as stack, torch.no_grad():
             for one in state.trained:
                 stack.enter_context(one.off())
-            arguments = state.conditioning(others, frames, size)
-            kept = predicted(components, latents, timesteps, noise, state.levels, arguments)
+            told = state.captions(others, frames, size)
+            kept = predicted(components, latents, timesteps, noise, state.process, told)
         wanted, captions = torch.cat((wanted, kept)), captions + others
         latents, noise = torch.cat((latents, latents)), torch.cat((noise, noise))
         timesteps, frames = torch.cat((timesteps, timesteps)), torch.cat((frames, frames))
-    arguments = state.conditioning(captions, frames, size)
-    guess = predicted(components, latents, timesteps, noise, state.levels, arguments)
-    level = state.levels[timesteps]
-    own = weighted_error(components, guess[:count], wanted[:count], level[:count], config, batch.masks)
+    told = state.captions(captions, frames, size)
+    guess = predicted(components, latents, timesteps, noise, state.process, told)
+    own = weighted_error(state.process, guess[:count], wanted[:count], timesteps[:count], config, batch.masks)
     terms = {"denoise": own.mean()}
     if len(guess) > count:
-        other = weighted_error(components, guess[count:], wanted[count:], level[count:], config)
+        other = weighted_error(state.process, guess[count:], wanted[count:], timesteps[count:], config)
         terms["keep"] = config.keep * other.mean()
     return terms
 

@@ -21,8 +21,9 @@ from pipelines.concepts.card import ConceptCard
 from pipelines.concepts.concept import Concept
 from pipelines.concepts.token_embeddings import new_words, single_rows
 from pipelines.models.components import Components
+from pipelines.models.noise import NoiseProcess
 from trainers.data.batches import Batch, prompt_templates
-from trainers.losses import conditioning, denoising_errors, drawn, noise_levels, pixels_of
+from trainers.losses import conditioning, denoising_errors, drawn, pixels_of, process_of
 from trainers.method import Trainable
 from trainers.method_settings import TextualInversionConfig
 
@@ -31,7 +32,7 @@ from trainers.method_settings import TextualInversionConfig
 class _State:
     config: TextualInversionConfig
     starts: tuple[Tensor, ...]
-    levels: Tensor
+    process: NoiseProcess
 
 
 POCKET = {
@@ -62,9 +63,9 @@ class TextualInversion:
     ) -> Iterator[Trainable]:
         """Add the word, all its vectors starting as the initializer."""
         starts = tuple(row.expand(config.vectors, -1) for row in single_rows(components, config.init))
-        own = "pocket" if components.family == "pocket" else config.kind
+        own = "pocket" if components.family.world == "pocket" else config.kind
         wordings = prompt_templates(own if config.wordings == "auto" else config.wordings)
-        levels = noise_levels(components.scheduler_config, components.device)
+        process = process_of(components, config)
         with new_words(components, config.token, starts) as words:
 
             def figures() -> dict[str, float]:
@@ -75,15 +76,15 @@ class TextualInversion:
                 return {"displacement": float(moved.detach().mean()), "norm": float(norm.detach().mean())}
 
             named = {f"rows_{i}": row for i, row in enumerate(words.rows)}
-            yield Trainable(words.components, named, wordings, _State(config, starts, levels), figures)
+            yield Trainable(words.components, named, wordings, _State(config, starts, process), figures)
 
     def losses(self, trainable: Trainable, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """The denoising loss at timesteps drawn evenly."""
         components, state = trainable.components, trainable.state
-        draw = drawn(batch, state.config, len(state.levels), generator)
+        draw = drawn(batch, state.config, state.process, generator)
         size = pixels_of(components, batch.latents)
-        arguments = conditioning(components, batch.captions, batch.frames, size)
-        errors = denoising_errors(components, batch, draw, state.levels, arguments, state.config)
+        told = conditioning(components, batch.captions, batch.frames, size)
+        errors = denoising_errors(components, batch, draw, state.process, told, state.config)
         return {"denoise": errors.mean()}
 
     def export(self, trainable: Trainable) -> Concept:
@@ -94,7 +95,7 @@ class TextualInversion:
             token=config.token,
             kind=config.kind,
             method=self.name,
-            family=trainable.components.family,
+            family=trainable.components.family.name,
             base=trainable.components.name,
             vectors=config.vectors,
             init=config.init,

@@ -18,7 +18,7 @@ from pipelines.concepts.weight_deltas import Difference, LowRank
 from pipelines.concepts.writers import export_as
 from pipelines.errors import ConceptError
 from pipelines.generation import generate
-from pipelines.models.components import from_pipeline
+from pipelines.models.loading import from_pipeline
 from pipelines.request.request import ConceptUse, Guidance, Request
 from tests import tiny
 

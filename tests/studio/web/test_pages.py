@@ -285,7 +285,7 @@ def test_presets_scale_the_recipes_of_the_methods():
 
 def test_words_that_are_suggested_are_words_of_pocket():
     from pipelines.concepts.token_embeddings import single_rows
-    from pipelines.models.components import load
+    from pipelines.models.loading import load
 
     base = load("pocket")
     for what in WHATS.values():

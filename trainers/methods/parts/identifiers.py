@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from pipelines.errors import ConfigError
 from pipelines.models.components import Components
-from pipelines.models.text import encode_ids
+from pipelines.models.families.clip import encode_ids
 from trainers.data.batches import WORDS
 
 TAKEN = {"sks": "a rifle", "xxx": "pictures for adults", "art": "a style", "nsfw": "pictures for adults"}

@@ -61,7 +61,7 @@ def bases(components: Components, words: Sequence[str]) -> tuple[Basis, ...]:
     Raises:
         ConfigError: if a word of one's own is several tokens for the base, or fewer than two words are left.
     """
-    own = "pocket_prepositions" if components.family == "pocket" else "prepositions"
+    own = "pocket_prepositions" if components.family.world == "pocket" else "prepositions"
     found: list[Basis] = []
     for tokenizer, encoder in zip(components.tokenizers, components.text_encoders, strict=True):
         single = {word: ids[0] for word in (words or listed(own)) if len(ids := _ids(tokenizer, word)) == 1}
