@@ -61,12 +61,10 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
     """A byte-level tokenizer of Qwen's kind."""
     vocabulary = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     merges: list[tuple[str, str]] = []
-    for word in WORDS:
-        for pieces in (list(word), ["Ġ", *word]):
-            while len(pieces) > 1:
-                pieces = [pieces[0] + pieces[1], *pieces[2:]]
-                merges.append((pieces[0][: len(pieces[0]) - 1], pieces[0][-1]))
-                vocabulary.setdefault(pieces[0], len(vocabulary))
+    for word in (*(f"Ġ{word}" for word in WORDS), *WORDS):  # those behind a space first, for they are merged first
+        for end in range(2, len(word) + 1):
+            merges.append((word[: end - 1], word[end - 1]))
+            vocabulary.setdefault(word[:end], len(vocabulary))
     for special in ("<|endoftext|>", "<|im_start|>", "<|im_end|>"):
         vocabulary[special] = len(vocabulary)
     end = "<|endoftext|>"

@@ -164,7 +164,8 @@ class Concept:
             return {name: tensor for part in self.parts for name, tensor in part.tensors().items()}
         if not rows:
             return others
-        return {self.card.token: rows[0]} if len(rows) == 1 else {"clip_l": rows[0], "clip_g": rows[1]}
+        names = KNOWN[self.card.family].rows if self.card.family in KNOWN else ()
+        return dict(zip(names or ("clip_l", "clip_g"), rows, strict=False)) if len(rows) > 1 else {self.token: rows[0]}
 
     @property
     def _in_kohyas_names(self) -> bool:
@@ -173,7 +174,9 @@ class Concept:
         Not where only diffusers and PEFT have a layout (magnitudes of rows), and not where diffusers would refuse the
         whole file for the word beside them, unless it cannot read the changes anyhow.
         """
-        if not self.changes or not named(self.changes, self.card.family == "sdxl"):
+        if not self.changes or any(key.startswith("transformer.") for key in self.changes):
+            return False
+        if not named(self.changes, self.card.family == "sdxl"):
             return False
         theirs = all(isinstance(change, LowRank) and not change.columns for change in self.changes.values())
         return not (theirs and self.rows)

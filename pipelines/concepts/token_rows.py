@@ -11,7 +11,7 @@ from torch import Tensor
 from pipelines.concepts.card import ConceptCard
 from pipelines.concepts.headers import WORD, words
 from pipelines.concepts.lora_keys import parsed
-from pipelines.concepts.token_embeddings import embed_ids, new_words
+from pipelines.concepts.token_embeddings import embed_ids, new_words, word_ids
 from pipelines.errors import ConceptError
 from pipelines.models.components import Components, row_widths, word_table
 
@@ -102,7 +102,7 @@ def blended(components: Components, card: ConceptCard, rows: tuple[Tensor, ...],
         return rows
     mixed: list[Tensor] = []
     for own, encoder, tokenizer in zip(rows, components.text_encoders, components.tokenizers, strict=False):
-        ids = tokenizer(card.init, add_special_tokens=False).input_ids if card.init else []
+        ids = word_ids(tokenizer, card.init) if card.init else []
         table = word_table(encoder)
         start = embed_ids(encoder, ids[:1]) if ids else table.weight.detach().float().mean(0, keepdim=True)
         start = start.to(own)

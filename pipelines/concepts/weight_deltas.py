@@ -65,6 +65,10 @@ class LowRank:
         """Shape of the weight it fits."""
         return (self.up.shape[0], *self.down.shape[1:])
 
+    def acts(self) -> bool:
+        """Return whether it changes any weight."""
+        return self.magnitude is not None or bool(self.up.any() and self.down.any())
+
     def reshaped(self, shape: tuple[int, ...]) -> LowRank:
         """The same change of a weight (out, in, ...) of as many numbers."""
         return replace(self, down=self.down.reshape(len(self.down), *shape[1:]))
@@ -93,6 +97,10 @@ class Difference:
     def shape(self) -> tuple[int, ...]:
         """Shape of the weight it fits."""
         return tuple(self.difference.shape)
+
+    def acts(self) -> bool:
+        """Return whether it changes any weight."""
+        return bool(self.difference.any())
 
     def reshaped(self, shape: tuple[int, ...]) -> Difference:
         """The same change of a weight of as many numbers."""

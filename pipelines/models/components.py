@@ -63,6 +63,11 @@ class Family(Protocol):
         """Say whether rare words of one token are the way to call a subject, as with CLIP's vocabulary."""
         ...
 
+    @property
+    def trained_text(self) -> tuple[int, ...]:
+        """Text encoders that DreamBooth may train beside the denoiser: those whose changes other programs read."""
+        ...
+
     def channels(self, components: Components) -> int:
         """Return the channels of the latents."""
         ...

@@ -139,7 +139,7 @@ def copy_picture(path: Path, new: Path) -> None:
                 shutil.copyfile(there, picture)
 
 
-DIALECTS = ("a1111", "diffusers", "peft")
+DIALECTS = ("a1111", "comfyui", "diffusers", "peft")
 """Layouts of other programs."""
 
 
@@ -151,10 +151,10 @@ def dialects(path: Path) -> tuple[str, ...]:
     """
     roles = _roles(path)
     if roles & {"difference", "dora"}:
-        return DIALECTS[:1]
+        return DIALECTS[:2]
     if "magnitude" in roles:
-        return DIALECTS[1:]
-    return DIALECTS if roles else DIALECTS[:2]
+        return DIALECTS[2:]
+    return DIALECTS if roles else DIALECTS[:3]
 
 
 def _roles(path: Path) -> set[str]:

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from pipelines.concepts.concept import Concept
 from pipelines.concepts.weight_deltas import PARTS
+from pipelines.errors import ConfigError
 from pipelines.models.components import Components
 from trainers.data.batches import Batch, subject_templates
 from trainers.method import Trainable
 from trainers.method_settings import DreamBoothConfig
-from trainers.methods.parts.adapters import BOXES, TEXT_TARGETS, Trained, layers, low_rank, whole
+from trainers.methods.parts.adapters import BOXES, TEXT_TARGETS, Trained, denoiser_low_rank, layers, low_rank, whole
 from trainers.methods.parts.identifiers import check_identifier
 from trainers.methods.parts.subject_binding import bound, concepts_of, displacement, subject_losses, with_words
 
@@ -95,16 +96,20 @@ def _trained(
     components: Components, config: DreamBoothConfig, generator: torch.Generator
 ) -> Iterator[AbstractContextManager[Trained]]:
     """Return the networks to train: the denoiser, and the text encoders if asked for."""
-    network, denoiser = components.family.network, components.denoiser
-    encoders = zip(PARTS[2:], components.text_encoders, strict=False) if config.text_encoder else ()
-    if config.form == "lora":
-        yield low_rank(
-            network, denoiser, layers(denoiser, components.family.targets[config.targets]), config, generator
+    family, denoiser = components.family, components.denoiser
+    if config.text_encoder and not family.trained_text:
+        raise ConfigError(
+            f"The text encoders of {family.title} stay as they are: other programs read no change of them.",
+            "Leave --text-encoder out; with --pivotal a new word is learned beside the weights.",
         )
+    chosen = family.trained_text if config.text_encoder else ()
+    encoders = [(PARTS[2 + which], components.text_encoders[which]) for which in chosen]
+    if config.form == "lora":
+        yield denoiser_low_rank(components, config, generator)
         for part, encoder in encoders:
             yield low_rank(part, encoder, layers(encoder, TEXT_TARGETS), config, generator)
     else:
         names = [name for name, _ in denoiser.named_parameters() if not any(box in name.split(".") for box in BOXES)]
-        yield whole(network, denoiser, names)
+        yield whole(family.network, denoiser, names)
         for part, encoder in encoders:
             yield whole(part, encoder, [n for n, _ in encoder.named_parameters() if "token_embedding" not in n])

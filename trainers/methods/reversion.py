@@ -29,7 +29,6 @@ from pipelines.concepts.token_embeddings import new_words, single_rows
 from pipelines.concepts.weight_deltas import Change
 from pipelines.errors import DataError
 from pipelines.models.components import Components
-from pipelines.models.families.clip import caption_ids
 from pipelines.models.noise import NoiseProcess
 from trainers.data.batches import Batch, Example, ordinary, usable
 from trainers.data.named_pairs import Pair, named_pair, pair_captions, sides
@@ -37,7 +36,7 @@ from trainers.losses import Captions, drawn, pixels_of, predicted, process_of, w
 from trainers.method import Trainable
 from trainers.method_settings import ReVersionConfig
 from trainers.methods.parts.adapters import Trained, denoiser_low_rank
-from trainers.methods.parts.steering import Basis, bases, focal_timesteps, steering_loss
+from trainers.methods.parts.steering import Basis, bases, focal_timesteps, spoken, steering_loss
 from trainers.methods.textual_inversion import POCKET
 
 SHORT = POCKET | {"steps": 200, "decay": 0.0}
@@ -125,7 +124,7 @@ class ReVersion:
                 count = min(config.positives, len(basis.rows))
                 picked = [torch.randperm(len(basis.rows), generator=generator)[:count] for _ in captions]
                 positives = basis.rows[torch.cat(picked).to(basis.rows.device)]
-                negatives = basis.negatives(caption_ids(components, which, captions))
+                negatives = basis.negatives(spoken(components, which, captions))
                 loss = weight * steering_loss(row, positives, negatives, config.temperature)
                 terms["steer"] = terms.get("steer", 0) + loss
             if config.norm_pull:

@@ -35,6 +35,7 @@ class Flux1(RectifiedFlow):
 
     name = "flux1"
     pipe = "FluxPipeline"
+    trained_text = (0,)
     base = "black-forest-labs/FLUX.1-dev"
     targets: Mapping[str, tuple[str, ...]] = {
         "attention": _ATTENTION,

@@ -19,6 +19,8 @@ class Known(NamedTuple):
         parts: subfolder of a base -> classes it may hold; the denoiser first.
         optional: parts that may be left out.
         chat: whether the tokenizer has to know how a conversation is written.
+        rows: names that programs have for a word's rows of each text encoder, where there are several.
+        travels: whether other programs read words of the family.
     """
 
     title: str
@@ -28,6 +30,8 @@ class Known(NamedTuple):
     parts: Mapping[str, tuple[str, ...]] = {}
     optional: tuple[str, ...] = ()
     chat: bool = False
+    rows: tuple[str, ...] = ()
+    travels: bool = True
 
 
 _CLIP = ("CLIPTextModel", "CLIPTextModelWithProjection")
@@ -60,7 +64,9 @@ KNOWN: Mapping[str, Known] = {
     "pocket": Known("pocket", "promptstudio-pocket", parts=UNETS, optional=_SECOND),
     "sd1": Known("Stable Diffusion 1.x", "stable-diffusion-v1", "sd_v1", "SD1", UNETS, _SECOND),
     "sd2": Known("Stable Diffusion 2.x", "stable-diffusion-v2-512", "sd_v2", "SD2", UNETS, _SECOND),
-    "sdxl": Known("Stable Diffusion XL", "stable-diffusion-xl-v1-base", "sdxl_base_v1-0", "SDXL", UNETS),
+    "sdxl": Known(
+        "Stable Diffusion XL", "stable-diffusion-xl-v1-base", "sdxl_base_v1-0", "SDXL", UNETS, rows=("clip_l", "clip_g")
+    ),
     "sd3": Known(
         "Stable Diffusion 3",
         "stable-diffusion-v3",
@@ -76,6 +82,7 @@ KNOWN: Mapping[str, Known] = {
             "tokenizer_3": _T5_WORDS,
         },
         optional=("text_encoder_3", "tokenizer_3"),
+        rows=("clip_l", "clip_g", "t5xxl"),
     ),
     "flux1": Known(
         "FLUX.1",
@@ -89,28 +96,33 @@ KNOWN: Mapping[str, Known] = {
             "tokenizer": _CLIP_WORDS,
             "tokenizer_2": _T5_WORDS,
         },
+        rows=("clip_l", "t5xxl"),
     ),
     "flux2": Known(
         "FLUX.2 Klein",
         "flux-2-klein",
         parts=_with_qwen("Flux2Transformer2DModel", "AutoencoderKLFlux2", "Qwen3ForCausalLM"),
         chat=True,
+        travels=False,
     ),
     "z-image": Known(
         "Z-Image",
         "z-image",
         parts=_with_qwen("ZImageTransformer2DModel", "AutoencoderKL", "Qwen3Model", "Qwen3ForCausalLM"),
         chat=True,
+        travels=False,
     ),
     "qwen-image": Known(
         "Qwen-Image",
         "qwen-image",
         parts=_with_qwen("QwenImageTransformer2DModel", "AutoencoderKLQwenImage", "Qwen2_5_VLForConditionalGeneration"),
+        travels=False,
     ),
     "krea2": Known(
         "Krea 2",
         "krea-2",
         parts=_with_qwen("Krea2Transformer2DModel", "AutoencoderKLQwenImage", "Qwen3VLModel"),
+        travels=False,
     ),
 }
 """All families."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,6 +36,7 @@ class RectifiedFlow:
     network = "transformer"
     world = "world"
     identifiers = False
+    trained_text: tuple[int, ...] = ()
     targets: Mapping[str, tuple[str, ...]] = {}
     scale, steps, shift = 4.0, 28, 3.0
     quick_steps = 8
@@ -118,7 +120,9 @@ class RectifiedFlow:
         kind: Any = getattr(diffusers, self.pipe)
         missing = dict.fromkeys(KNOWN[self.name].optional)
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_config(dict(components.scheduler_config))
-        return kind(**{**missing, **parts, "scheduler": scheduler}, **components.options)
+        taken = inspect.signature(kind.__init__).parameters
+        said = {key: value for key, value in components.options.items() if key in taken}
+        return kind(**{**missing, **parts, "scheduler": scheduler}, **said)
 
 
 def pack(latents: Tensor) -> Tensor:

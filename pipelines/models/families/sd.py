@@ -33,6 +33,7 @@ class StableDiffusion:
     network = "unet"
     world = "world"
     identifiers = True
+    trained_text = (0,)
     targets: Mapping[str, tuple[str, ...]] = {"attention": _ATTENTION, "transformer": _TRANSFORMER, "all": _ALL}
     scale = 7.5
     """Guidance scale of a request that gives none."""

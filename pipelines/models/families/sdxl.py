@@ -19,6 +19,7 @@ class StableDiffusionXL(StableDiffusion):
     """The family of SDXL (Podell et al., arXiv:2307.01952)."""
 
     scale = 5.0
+    trained_text = (0, 1)
 
     def __init__(self) -> None:
         super().__init__("sdxl")

@@ -22,7 +22,7 @@ from studio.web.pages.generate import offer_button, offered
 from studio.web.panels.following import shown, told
 from studio.web.panels.watching import facts, picture_uri
 
-DIALECTS = {"A1111, ComfyUI, kohya": "a1111", "diffusers": "diffusers", "PEFT": "peft"}
+DIALECTS = {"A1111, ComfyUI, kohya": "a1111", "ComfyUI by itself": "comfyui", "diffusers": "diffusers", "PEFT": "peft"}
 LIMIT = 600.0
 """Seconds that a command on one concept may take."""
 

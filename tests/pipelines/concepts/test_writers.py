@@ -206,7 +206,6 @@ def test_a_word_with_weights_becomes_two_files_and_nothing_is_overwritten(tmp_pa
     [
         "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.oft_blocks",
         "lora_unet_blocks_of_another_model.lora_down.weight",
-        "transformer.layer.lora_A.weight",
         "lora_unet_.alpha",
     ],
 )
