@@ -14,63 +14,94 @@ things, and low-rank changes of the UNet for relations that the base cannot draw
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from pydantic import Field
 
 from pipelines.concepts.card import ConceptCard
-from pipelines.concepts.concept import Concept
-from pipelines.concepts.token_embeddings import new_words, single_rows
-from pipelines.concepts.weight_deltas import Change
 from pipelines.errors import DataError
-from pipelines.models.components import Components
-from trainers.data.batches import Batch, Example, ordinary, usable
-from trainers.data.named_pairs import Pair, named_pair, pair_captions, sides
-from trainers.losses import (
-    Conditioning,
-    caption_ids,
-    drawn,
-    noise_levels,
-    pixels_of,
-    predicted,
-    target,
-    weighted_error,
-)
-from trainers.method import Trainable
-from trainers.method_settings import ReVersionConfig
-from trainers.methods.parts.adapters import UNET_TARGETS, Trained, layers, low_rank
-from trainers.methods.parts.steering import Basis, bases, focal_timesteps, steering_loss
-from trainers.methods.textual_inversion import POCKET
+from trainers.data.named_pairs import Pair, pair_captions
+from trainers.method import Offer, Trainable
+from trainers.methods.textual_inversion import NEAREST, POCKET
+from trainers.settings import LowRankConfig, ObjectiveConfig, TokenConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from pipelines.concepts.concept import Concept
+    from pipelines.models.components import Components
+    from trainers.data.batches import Batch
+    from trainers.methods.parts.adapters import Trained
+
+
+class ReVersionConfig(TokenConfig, LowRankConfig, ObjectiveConfig):
+    """Settings of ReVersion."""
+
+    kind: Literal["relation"] = "relation"
+    """Kind of concept to learn."""
+
+    init: str = Field(default="and", min_length=1)
+    """An existing word of one token to start from."""
+
+    left: str = ""
+    """Name of the first thing, where it is the same in all pictures; else say it for each in pairs.json."""
+
+    right: str = ""
+    """Name of the second thing."""
+
+    steer: float = Field(default=0.01, ge=0, le=10)
+    """Weight of the steering loss; 0 switches it off."""
+
+    positives: int = Field(default=4, ge=1, le=64)
+    """Prepositions drawn for each picture of a step."""
+
+    temperature: float = Field(default=0.07, gt=0, le=10)
+    """Temperature of the steering loss."""
+
+    basis: tuple[str, ...] = ()
+    """Prepositions to steer toward; those of the paper that the base knows by default."""
+
+    focal: float = Field(default=0.5, ge=0, le=1)
+    """Preference for timesteps at the noisy end; 0 for none."""
+
+    norm_pull: float = Field(default=0.0, ge=0, le=10)
+    """Weight of a pull of the word's length to the median length of prepositions; 0 for none."""
+
+    lora: bool = False
+    """Learn low-rank changes of the UNet beside the word, for relations that the base cannot draw."""
+
+    word_rate: float = Field(default=5.0, gt=0, le=1000)
+    """Learning rate of the word relative to that of the weights, with `lora`."""
+
+    keep: float = Field(default=1.0, ge=0, le=100)
+    """With `lora`, weight of holding the base's own predictions for ordinary captions fast."""
+
 
 SHORT = POCKET | {"steps": 200, "decay": 0.0}
 """For `pocket`."""
 PAPER = {"steps": 3000, "batch": 8, "learning_rate": 2.5e-4, "flip": 0.0}
 
 
-@dataclass
-class _State:
-    config: ReVersionConfig
-    levels: Tensor
-    conditioning: Conditioning
-    bases: tuple[Basis, ...]
-    rows: tuple[nn.Parameter, ...]
-    trained: tuple[Trained, ...]
-    pairs: list[Pair] = field(default_factory=list)
-
-
 class ReVersion:
     """Learns a word for the relation between two things."""
 
-    name: ClassVar[str] = "reversion"
-    Config: ClassVar[Any] = ReVersionConfig
+    name = "reversion"
+    Settings = ReVersionConfig
+    offers = (
+        Offer(
+            "relation",
+            "What holds between two things, for any other two: ten pictures of pairs that share nothing else; "
+            "two to three times as long.",
+            {"token": ("Its new word", "<relation>"), "init": (NEAREST, "on")},
+            pairs=True,
+        ),
+    )
 
     def recipe(self, family: str, config: ReVersionConfig) -> Mapping[str, Any]:
-        """The paper's values (2 pictures accumulated 4 times are a batch of 8 here); for `pocket` short ones.
+        """Return the paper's values (2 pictures accumulated 4 times are a batch of 8 here); for `pocket` short ones.
 
         `pocket` reads four relations and "and" and can draw no other from a word alone, so `lora` is on there unless it
         is switched off.
@@ -86,6 +117,12 @@ class ReVersion:
         self, components: Components, config: ReVersionConfig, generator: torch.Generator
     ) -> Iterator[Trainable]:
         """Add the word, all its vectors starting as the initializer, and low-rank layers if asked for."""
+        from pipelines.concepts.token_embeddings import new_words, single_rows
+        from trainers.losses import Conditioning, noise_levels
+        from trainers.methods.parts.adapters import UNET_TARGETS, layers, low_rank
+        from trainers.methods.parts.steering import bases
+        from trainers.methods.reversion_losses import State, examine, figures
+
         if bool(config.left) != bool(config.right):
             raise DataError(
                 f"Only one of the two things is named ({config.left or config.right}).", "Give both --left and --right."
@@ -102,50 +139,30 @@ class ReVersion:
             named = {f"rows_{i}": row for i, row in enumerate(words.rows)}
             weights = {name: value for one in trained for name, value in one.parameters.items()}
             conditioning = Conditioning(words.components, frozen=False)
-            state = _State(config, levels, conditioning, steered, words.rows, trained)
+            state = State(config, levels, conditioning, steered, words.rows, trained)
             yield Trainable(
                 words.components,
                 weights | named,
                 pair_captions(Pair(config.left, config.right)) if config.left else (),
                 state,
-                figures=lambda: _figures(state, starts),
+                figures=lambda: figures(state, starts),
                 rates=dict.fromkeys(named, config.word_rate) if config.lora else {},
-                examine=lambda examples: _examine(state, examples),
+                examine=lambda examples: examine(state, examples),
             )
 
     def losses(self, trainable: Trainable, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """The denoising loss at timesteps drawn toward the noisy end, and the steering loss."""
-        components, state = trainable.components, trainable.state
-        config: ReVersionConfig = state.config
-        noise, timesteps = drawn(batch, config, len(state.levels), generator)
-        if config.focal:
-            chosen = batch.part.of(
-                lambda n: focal_timesteps(n, len(state.levels), config.focal, generator), len(timesteps)
-            )
-            timesteps = chosen.to(timesteps.device)
-        terms = _denoising(components, state, batch, (noise, timesteps), generator)
-        # The logarithm is of sums over the whole batch, so that every process computes it whole.
-        captions = list(batch.together) or batch.captions
-        for which, (basis, row) in enumerate(zip(state.bases, state.rows, strict=False)):
-            weight = config.steer / len(state.bases)
-            if config.steer:
-                count = min(config.positives, len(basis.rows))
-                picked = [torch.randperm(len(basis.rows), generator=generator)[:count] for _ in captions]
-                positives = basis.rows[torch.cat(picked).to(basis.rows.device)]
-                negatives = basis.negatives(caption_ids(components, which, captions))
-                loss = weight * steering_loss(row, positives, negatives, config.temperature)
-                terms["steer"] = terms.get("steer", 0) + loss
-            if config.norm_pull:
-                usual = basis.rows.norm(dim=-1).median()
-                pull = (row.norm(dim=-1) / usual - 1).square().mean() * config.norm_pull / len(state.bases)
-                terms["norm_pull"] = terms.get("norm_pull", 0) + pull
-        return terms
+        """Return the denoising loss at timesteps drawn toward the noisy end, and the steering loss."""
+        from trainers.methods.reversion_losses import relation_losses
+
+        return relation_losses(trainable.components, trainable.state, batch, generator)
 
     def export(self, trainable: Trainable) -> Concept:
-        """The rows as they are now, and the changes if there are any."""
-        state: _State = trainable.state
+        """Return the rows as they are now, and the changes if there are any."""
+        from pipelines.concepts.concept import Concept
+
+        state = trainable.state
         config = state.config
-        changes: dict[str, Change] = {key: change for one in state.trained for key, change in one.changes().items()}
+        changes = {key: change for one in state.trained for key, change in one.changes().items()}
         left, right = ([*dict.fromkeys(getattr(pair, side) for pair in state.pairs)] for side in ("left", "right"))
         card = ConceptCard(
             token=config.token,
@@ -160,78 +177,3 @@ class ReVersion:
             example=pair_captions(state.pairs[0])[0].replace("{}", config.token) if state.pairs else "",
         )
         return Concept(card, tuple(row.detach().cpu().float().clone() for row in state.rows), changes)
-
-
-def _examine(state: _State, examples: Sequence[Example]) -> None:
-    """Refuse pictures that do not name two things, and remember those they name."""
-    config = state.config
-    given = Pair(config.left, config.right) if config.left else None
-    for example in examples:
-        spoken = [caption for caption in example.captions if usable(caption, config.token)]
-        incomplete = next((caption for caption in spoken if sides(caption, config.token) is None), None)
-        if incomplete is not None:
-            raise DataError(
-                f"The caption {incomplete!r:.80} of {example.name} names only one of the two things, or none.",
-                "Name one before the {} and one after it: a cat {} a box.",
-            )
-        pair = named_pair(spoken, config.token) or given
-        if pair is None:
-            raise DataError(
-                f"{example.name} does not say which two things stand in the relation.",
-                "Name them for all pictures with --left and --right, or for each in pairs.json: "
-                f'{{"{example.name}": ["cat", "box"]}}.',
-            )
-        state.pairs.append(pair)
-
-
-def _denoising(
-    components: Components,
-    state: _State,
-    batch: Batch,
-    draw: tuple[Tensor, Tensor],
-    generator: torch.Generator,
-) -> dict[str, Tensor]:
-    """The denoising term and, where weights change, that of ordinary captions; predicted in one call of the UNet."""
-    config, (noise, timesteps), latents = state.config, draw, batch.latents
-    captions, frames, count = batch.captions, batch.frames, len(latents)
-    kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
-    wanted = target(kind, latents, noise, state.levels[timesteps])
-    size = pixels_of(components, latents)
-    if state.trained and config.keep:
-        known = ordinary(components.family)
-        chosen = batch.part.of(lambda n: torch.randint(len(known), (n,), generator=generator), count)
-        others = [known[i] for i in chosen.tolist()]
-        with ExitStack() as stack, torch.no_grad():
-            for one in state.trained:
-                stack.enter_context(one.off())
-            arguments = state.conditioning(others, frames, size)
-            kept = predicted(components, latents, timesteps, noise, state.levels, arguments)
-        wanted, captions = torch.cat((wanted, kept)), captions + others
-        latents, noise = torch.cat((latents, latents)), torch.cat((noise, noise))
-        timesteps, frames = torch.cat((timesteps, timesteps)), torch.cat((frames, frames))
-    arguments = state.conditioning(captions, frames, size)
-    guess = predicted(components, latents, timesteps, noise, state.levels, arguments)
-    level = state.levels[timesteps]
-    own = weighted_error(components, guess[:count], wanted[:count], level[:count], config, batch.masks)
-    terms = {"denoise": own.mean()}
-    if len(guess) > count:
-        other = weighted_error(components, guess[count:], wanted[count:], level[count:], config)
-        terms["keep"] = config.keep * other.mean()
-    return terms
-
-
-@torch.no_grad()
-def _figures(state: _State, starts: Sequence[Tensor]) -> dict[str, float]:
-    """Length and displacement of the word, and its mean cosine to the basis: losses alone do not tell steering."""
-    moved = [(row - start).norm(dim=-1).mean() for row, start in zip(state.rows, starts, strict=True)]
-    figures = {
-        "displacement": float(torch.stack(moved).mean()),
-        "norm": float(torch.stack([row.norm(dim=-1).mean() for row in state.rows]).mean()),
-    }
-    if state.bases:
-        near = [
-            (F.normalize(row, dim=-1) @ F.normalize(basis.rows, dim=-1).T).mean()
-            for row, basis in zip(state.rows, state.bases, strict=True)
-        ]
-        figures["prepositions"] = float(torch.stack(near).mean())
-    return figures
