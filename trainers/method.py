@@ -85,7 +85,7 @@ class Method(Protocol[Config]):
     """Its settings, a frozen pydantic model."""
 
     offers: tuple[Offer, ...]
-    """How it is offered on the page; the values of the first are settings that it can be tried with."""
+    """Its offers on the page; the values of the first are settings that it can be tried with."""
 
     def recipe(self, family: str, config: Config) -> Mapping[str, Any]:
         """Return values for a model family, of its own or the shared settings, where they are not the defaults."""

@@ -27,7 +27,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipelines.concepts.card import CARD_KEY, HASH_KEY, ConceptCard, card_of, read_card, read_header
-from pipelines.concepts.changed_weights import ChangedWeights
 from pipelines.concepts.formats import delta_tensors as storing
 from pipelines.concepts.formats.kohya import named, to_kohya
 from pipelines.concepts.formats.peft_folders import read_adapter
@@ -35,9 +34,10 @@ from pipelines.concepts.formats.pickles import read_tensors
 from pipelines.concepts.formats.png_embeddings import read_picture
 from pipelines.concepts.headers import misfit, words
 from pipelines.concepts.lora_keys import parsed
-from pipelines.concepts.parts import Part
+from pipelines.concepts.part import Part
+from pipelines.concepts.parts.changed_weights import ChangedWeights
+from pipelines.concepts.parts.token_rows import TokenRows
 from pipelines.concepts.registry import by_prefix, kinds_of, part_class
-from pipelines.concepts.token_rows import TokenRows
 from pipelines.concepts.weight_deltas import Change, Difference, LowRank
 from pipelines.errors import ConceptError
 from pipelines.files import whole_file

@@ -23,7 +23,7 @@ class Registered(NamedTuple):
 
 
 REGISTERED: dict[str, Registered] = {
-    "layer_rows.": Registered("pipelines.concepts.layer_rows:LayerRows", adds_word=True),
+    "layer_rows.": Registered("pipelines.concepts.parts.layer_rows:LayerRows", adds_word=True),
 }
 """Prefix of its tensors -> part. A new one is enrolled by its line here."""
 

@@ -58,7 +58,7 @@ class PPlus(TextualInversion):
         self, components: Components, config: TextualInversionConfig, generator: torch.Generator
     ) -> Iterator[Trainable]:
         """Add the word, all its rows in all layers starting as the initializer."""
-        from pipelines.concepts.layer_rows import cross_attention, layered_word
+        from pipelines.concepts.parts.layer_rows import cross_attention, layered_word
         from pipelines.concepts.token_embeddings import single_rows
 
         layers = len(cross_attention(components))
@@ -69,7 +69,7 @@ class PPlus(TextualInversion):
     def export(self, trainable: Trainable) -> Concept:
         """Return the rows of all layers as they are now."""
         from pipelines.concepts.concept import Concept
-        from pipelines.concepts.layer_rows import LayerRows
+        from pipelines.concepts.parts.layer_rows import LayerRows
 
         vectors = trainable.state.config.vectors
         flat = (parameter.detach().cpu().float().clone() for parameter in trainable.parameters.values())

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipelines.concepts.layer_rows import cross_attention
+from pipelines.concepts.parts.layer_rows import cross_attention
 from tests import tiny
 from trainers.data.batches import LatentSet
 from trainers.loop.train import Run, train, with_recipe

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.concepts.card import ConceptCard
+from pipelines.concepts.parts.token_rows import blended, check_widths
 from pipelines.concepts.token_embeddings import NewWords, new_words
-from pipelines.concepts.token_rows import blended, check_widths
 from pipelines.errors import ConceptError
 from pipelines.models.components import Components
 from pipelines.models.text_hooks import EncodeIds

@@ -7,8 +7,8 @@ import torch
 
 from pipelines.concepts.card import ConceptCard, read_card
 from pipelines.concepts.concept import Concept
-from pipelines.concepts.layer_rows import LayerRows, cross_attention, layered_word
 from pipelines.concepts.model_export import export_model
+from pipelines.concepts.parts.layer_rows import LayerRows, cross_attention, layered_word
 from pipelines.concepts.token_embeddings import single_rows
 from pipelines.concepts.writers import export_as
 from pipelines.errors import ConceptError
