@@ -23,7 +23,7 @@ from pipelines.words import file_stem
 from studio.jobs.store import Job
 from studio.library.datasets import Datasets, Pictures
 from studio.library.quota import QUOTA, Quota
-from trainers.method_settings import configs
+from trainers.methods import configs
 from trainers.settings import DataConfig, Destination, TrainConfig
 
 OURS = ("cache", "output", "overwrite", "base")

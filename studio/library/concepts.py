@@ -13,6 +13,7 @@ from pathlib import Path
 from pipelines.concepts.card import HASH_KEY, ConceptCard, read_card, read_header, sum_of_numbers
 from pipelines.concepts.headers import FAMILY_NAMES, words
 from pipelines.concepts.lora_keys import parsed
+from pipelines.concepts.registry import by_prefix, kinds_of, vectors_of
 from pipelines.errors import ConceptError
 from pipelines.files import whole_file
 from pipelines.request.texts import encodable, readable
@@ -179,8 +180,10 @@ def width(path: Path) -> int | None:
         ConceptError: if its header cannot be read.
     """
     header = read_header(path)
-    found = words([name for name in header if name != "__metadata__" and parsed(name) is None])
-    return header[found.names[0]]["shape"][-1] if found.names else None
+    held = [name for names in by_prefix(header).values() for name in names]
+    found = words([name for name in header if name != "__metadata__" and name not in held and parsed(name) is None])
+    rows = [*found.names, *(sorted(held) if vectors_of({name: header[name]["shape"] for name in held}) else [])]
+    return header[rows[0]]["shape"][-1] if rows else None
 
 
 def elsewhere(path: Path) -> str:
@@ -190,7 +193,10 @@ def elsewhere(path: Path) -> str:
         ConceptError: if its header cannot be read.
     """
     roles = _roles(path)
-    names = [name for name in read_header(path) if parsed(name) is not None]
+    header = read_header(path)
+    if further := kinds_of(header):
+        return f"none: other programs have no layout for its {further}"
+    names = [name for name in header if parsed(name) is not None]
     if not roles:
         return "diffusers, AUTOMATIC1111 and ComfyUI read the file as it is; for InvokeAI export it for a1111"
     if not any(name.startswith("lora_") for name in names):

@@ -22,7 +22,7 @@ from studio.api.guard import Door
 from tests.studio.library.test_datasets import archive, picture
 from tests.torture.requests import fuzz
 from tests.waiting import LIMIT, joined
-from trainers.method_settings import configs
+from trainers.methods import configs, methods
 from trainers.settings import TrainConfig
 
 
@@ -90,6 +90,15 @@ def test_what_is_noted_of_a_request_is_answered_with_it(web, ended):
     assert said.startswith("<my-cat> is no word of pocket")
     listed = web.get("/api/v1/generations").json()
     assert all(one["notes"] == [] for one in listed)
+
+
+@pytest.mark.parametrize("name", list(methods()))
+def test_every_method_is_checked_with_the_settings_it_is_offered_with(name, web, dataset, ended):
+    web.post(f"/api/v1/datasets/{dataset}/pictures", files=[("files", ("a.png", picture(), "image/png"))])
+    asked = {"method": name, "dataset": dataset, "settings": methods()[name].offers[0].values}
+    job = web.post("/api/v1/runs", json=asked | {"dry_run": True})
+    assert job.status_code == 202, job.json()
+    assert set(web.get(f"/api/v1/methods/{name}").json()["properties"]) >= set(asked["settings"])
 
 
 def test_a_concept_is_learned_used_and_deleted(web, dataset, ended, jobs):
