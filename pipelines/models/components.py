@@ -18,6 +18,7 @@ from torch import Tensor
 from pipelines.errors import ModelError
 from pipelines.models.fingerprint import weights_identity
 from pipelines.models.noise import NoiseProcess
+from pipelines.models.text_hooks import TextHook
 from pipelines.request.request import Defaults
 
 Conditioning = dict[str, Any]
@@ -174,6 +175,7 @@ class Components:
         expansions: token id -> ids it stands for, for concepts of several vectors.
         identity: fingerprint taken at loading; empty for parts put together in memory.
         options: what the base's `model_index.json` says beside its parts.
+        text_hooks: each wraps the text encoding, the later around the earlier; parts of concepts put them there.
     """
 
     denoiser: Any
@@ -187,6 +189,7 @@ class Components:
     expansions: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     identity: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    text_hooks: tuple[TextHook, ...] = ()
 
     @property
     def unet(self) -> UNet2DConditionModel:
@@ -197,8 +200,9 @@ class Components:
         """
         if isinstance(self.denoiser, UNet2DConditionModel):
             return self.denoiser
+        needed = "boxes, regions, visual prompts, P+ and Custom Diffusion need a UNet"
         raise ModelError(
-            f"{self.name} is {self.family.title}, a transformer: boxes, regions and visual prompts need a UNet.",
+            f"{self.name} is {self.family.title}, a transformer: {needed}.",
             "Use a base of Stable Diffusion 1.x, 2.x or XL, or pocket; or leave them out.",
         )
 

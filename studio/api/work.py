@@ -17,7 +17,7 @@ from pipelines.errors import RequestError, Unknown
 from studio.api.forms import PLACE, GenerationOrder, RunOrder, ScoreOrder, Work, settings_of, work
 from studio.jobs.jobs import Jobs
 from studio.jobs.store import Job, Kind, State
-from trainers.method_settings import configs
+from trainers.methods import configs
 
 LOOK = 0.2
 """Seconds between two looks for new events."""

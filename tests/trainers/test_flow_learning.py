@@ -33,7 +33,7 @@ SETTINGS = {
 def run(name, **pace):
     method = METHODS[name if name in METHODS else "dreambooth"]
     pace = {"steps": 3, "batch": 2, "learning_rate": 1e-2, "scale_lr": False} | pace
-    return Run(method, method.Config(**SETTINGS[name]), TrainConfig(**pace), DataConfig(images="x", resolution=32))
+    return Run(method, method.Settings(**SETTINGS[name]), TrainConfig(**pace), DataConfig(images="x", resolution=32))
 
 
 def seeded(seed=5):
@@ -193,7 +193,7 @@ def test_settings_that_mean_nothing_for_flow_are_refused_in_words(settings, said
     base = tiny_flows.base("z-image")
     for name in ("textual-inversion", "dreambooth"):
         the_run = run(name)
-        config = the_run.method.Config(**SETTINGS[name], **settings)
+        config = the_run.method.Settings(**SETTINGS[name], **settings)
         with pytest.raises(ConfigError, match=said), the_run.method.prepare(base, config, seeded()):
             pass
 
@@ -237,7 +237,7 @@ def test_rare_identifiers_and_text_encoders_are_refused_where_language_models_re
     with pytest.raises(ConfigError, match=r"CLIP's vocabulary.*any words"):
         rare_identifiers(base, "fox")
     method = METHODS["dreambooth"]
-    config = method.Config(token="zwx", class_word="fox", text_encoder=True)
+    config = method.Settings(token="zwx", class_word="fox", text_encoder=True)
     with pytest.raises(ConfigError, match=r"stay as they are.*--pivotal"), method.prepare(base, config, seeded()):
         pass
 

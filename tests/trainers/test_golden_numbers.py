@@ -72,7 +72,7 @@ def learning(base, method, pace=(), **settings):
     def run():
         kind = methods()[method]
         known = {"token": "<thing>", "class_word": "fox", "init": "fox"}
-        config = kind.Config(**{k: v for k, v in known.items() if k in kind.Config.model_fields} | settings)
+        config = kind.Settings(**{k: v for k, v in known.items() if k in kind.Settings.model_fields} | settings)
         fields = {"steps": 3, "batch": 2, "learning_rate": 1e-2, "scale_lr": False} | dict(pace)
         data = DataConfig(images="unused", resolution=64 if base == "pocket" else 16)
         concept = train(BASES[base](), Run(kind, config, TrainConfig(**fields), data), tiny.examples())

@@ -101,8 +101,6 @@ def train(
     """
     # Parts put together in memory have no fingerprint yet, and with what is trained in them it would be another.
     components = replace(components, identity=components.fingerprint())
-    if better := components.family.better_base(components):
-        on_event(Note(f"Warning: {components.name} was distilled, which learning undoes; learn on {better}."))
     told, offered = _telling(components, run, offer if processes.main else None)
     with ExitStack() as stack:
         trainable = stack.enter_context(run.method.prepare(components, run.config, _chance(run)))
@@ -273,6 +271,8 @@ def _batches(
         )
 
     trainable.examine(examples)
+    if better := components.family.better_base(components):
+        on_event(Note(f"Warning: {components.name} was distilled, which learning undoes; learn on {better}."))
     generator = torch.Generator().manual_seed(pace.seed * 7_457 + 31)
     own = encoded(with_smaller_copies(examples, data.smaller_copies, generator), data.flip)
     if left_out := own.unused_captions(trigger):
