@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 
 from trainers.methods import methods, summary
 from trainers.settings import DataConfig, TrainConfig
@@ -15,13 +15,23 @@ if TYPE_CHECKING:
     from trainers.method import Method
 
 
+HEADINGS = {
+    "config": "What is learned",
+    "data": "Pictures",
+    "train": "Training",
+    "where": "Base and result",
+    "machine": "Machine",
+}
+"""Headings of the help, by the name of a group of settings."""
+
+
 def commands(name: str, carry_out: Callable[..., None], more: Mapping[str, Any]) -> App:
     """Return a command line with a command for each method.
 
     Args:
         name: of the program.
         carry_out: called with the method, its config, `data` and `train`, and one value for each of `more`.
-        more: name -> further settings, classes whose fields all have defaults.
+        more: name -> further settings, classes whose fields all have defaults; the names are those of `HEADINGS`.
     """
     app = App(
         name=name,
@@ -48,9 +58,9 @@ def _command(method: Method[Any], carry_out: Callable[..., None], more: Mapping[
             key,
             inspect.Parameter.KEYWORD_ONLY,
             default=inspect.Parameter.empty if key in needed else kind(),
-            annotation=Annotated[kind, Parameter(name="*")],
+            annotation=Annotated[kind, Parameter(name="*", group=Group(HEADINGS[key], sort_key=place))],
         )
-        for key, kind in kinds.items()
+        for place, (key, kind) in enumerate(kinds.items())
     ]
     command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
     command.__doc__ = summary(method)

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from studio.settings import Machine
 from trainers.base_models.settings import InContextConfig, InpaintingConfig, ModelDestination
 from trainers.commands import commands
+from trainers.data.folders import listing
 from trainers.method_settings import GroundingConfig, GroundingDestination
 from trainers.settings import DataConfig, Destination, TrainConfig
 
@@ -73,6 +74,9 @@ def translate(arguments: list[str]) -> list[str]:
 def _carry_out(
     method: Method, config: Any, data: DataConfig, train: TrainConfig, where: Output, machine: Machine
 ) -> None:
+    for folder in {data.images, *(one.images for one in getattr(config, "subjects", ()) if one.images)}:
+        if not folder.is_dir():
+            listing(folder)  # says so before torch is loaded
     from studio.work import runner
 
     if where.dry_run:
