@@ -362,7 +362,13 @@ class Flow:
             told["sigmas"] = np.linspace(1.0, 1 / steps, steps)
         else:
             told["num_inference_steps"] = steps
-        sampler.set_timesteps(device=device, **told)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            sampler.set_timesteps(device=device, **told)
+        if not bool(torch.isfinite(sampler.timesteps).all()):  # a last level that is set needs one before it
+            raise RequestError(
+                f"The sampler {name} cannot do {steps} step on this base, whose last noise level is set.",
+                "Use 2 steps or more.",
+            )
         return sampler
 
     def time(self, timestep: Tensor) -> Tensor:

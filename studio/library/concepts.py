@@ -17,6 +17,7 @@ from pipelines.concepts.lora_keys import parsed
 from pipelines.concepts.registry import by_prefix, kinds_of, vectors_of
 from pipelines.errors import ConceptError
 from pipelines.files import whole_file
+from pipelines.models.families.known import KNOWN as FAMILIES
 from pipelines.request.texts import encodable, readable
 from studio.library.index import looked_at
 
@@ -157,6 +158,8 @@ def dialects(path: Path) -> tuple[str, ...]:
         ConceptError: if its header cannot be read.
     """
     roles = _roles(path)
+    if _stays(path):
+        return ()
     if roles & {"difference", "dora"}:
         return DIALECTS[:2]
     if "magnitude" in roles:
@@ -202,6 +205,10 @@ def elsewhere(path: Path) -> str:
     if further := kinds_of(header):
         return f"none: other programs have no layout for its {further}"
     names = [name for name in header if parsed(name) is not None]
+    if stays := _stays(path):
+        return f"none: {stays}"
+    if any(key.layer.startswith("transformer.") for key in map(parsed, names) if key is not None):
+        return "diffusers and ComfyUI read the weights as they are; for kohya's scripts and others export it for a1111"
     if not roles:
         return "diffusers, AUTOMATIC1111 and ComfyUI read the file as it is; for InvokeAI export it for a1111"
     if not any(name.startswith("lora_") for name in names):
@@ -209,6 +216,15 @@ def elsewhere(path: Path) -> str:
     if roles & {"difference", "dora"}:
         return "ComfyUI, AUTOMATIC1111 and Forge read the file as it is; for diffusers write a model with studio export"
     return "ComfyUI, AUTOMATIC1111, InvokeAI and diffusers read the file as it is"
+
+
+def _stays(path: Path) -> str:
+    """Return why a concept's word cannot be used in other programs; empty if it can, or if it has none."""
+    card = read_card(path)
+    family = FAMILIES.get(card.family)
+    if not card.vectors or family is None or family.travels:
+        return ""
+    return f"no other program gives the text encoder of {family.title} new words; teach a LoRA with a plain trigger"
 
 
 def add_copy(source: Path, folder: Path) -> Path:

@@ -30,7 +30,7 @@ from pipelines.locks import sole_training
 from pipelines.measures.judge import Judge
 from pipelines.models import POCKET
 from pipelines.models.components import Components
-from pipelines.models.loading import load
+from pipelines.models.loading import known_bases, load
 from pipelines.pictures.metadata import Dtype, Made, save_png
 from pipelines.request.request import ConceptUse, Request
 from pipelines.words import file_stem
@@ -376,6 +376,7 @@ def doctor(machine: Machine) -> Iterator[str]:
         yield f"{torch.cuda.get_device_name()}: {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
     else:
         yield f"{psutil.virtual_memory().available / 2**30:.1f} GiB of memory free"
+    yield f"base models of {known_bases()}"
     backends = ["sdpa", "eager"] + (["xformers"] if importlib.util.find_spec("xformers") else [])
     yield f"attention {', '.join(backends)} (in use: {machine.attention})"
     start = time.monotonic()

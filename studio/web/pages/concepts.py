@@ -99,7 +99,7 @@ def offers(path: Path) -> Any:
     """Return an update of the export formats to choose from."""
     possible = concepts.dialects(path)
     names = [name for name, dialect in DIALECTS.items() if dialect in possible]
-    return gr.update(choices=names, value=names[0])
+    return gr.update(choices=names, value=names[0] if names else None)
 
 
 class LibraryPage:

@@ -31,6 +31,8 @@ def test_the_doctor_names_versions_device_attention_memory_and_pocket(capsys):
         "device cpu, float32",
         "xformers not installed",
         "attention sdpa, eager",
+        "base models of pocket, Stable Diffusion 1.x",
+        "Z-Image, Qwen-Image and Krea 2",
     ):
         assert word in said
     assert "GiB of memory" in said and "pocket loads and generates" in said
