@@ -39,7 +39,7 @@ class TextualInversionConfig(TokenConfig, ObjectiveConfig):
 
 @dataclass(frozen=True)
 class WordState:
-    """What the losses and the export of a word need.
+    """Settings and noise levels that the losses and the export of a word need.
 
     Attributes:
         config: the word and its objective.
