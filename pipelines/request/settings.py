@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from pipelines.request.texts import flaw, texts
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -73,3 +75,32 @@ def without_files(settings: BaseModel) -> dict[str, Any]:
     for name in kept.keys() & marks.keys():
         kept[name] = [marks[name].with_path(text, lambda kind, path: "DIR") for text in kept[name]]
     return kept
+
+
+def holds_models(value: Any) -> bool:
+    """Return whether a value is settings within settings, or several of them."""
+    return isinstance(value, BaseModel) or (
+        isinstance(value, tuple) and bool(value) and all(isinstance(one, BaseModel) for one in value)
+    )
+
+
+def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Return a value changed, or each of several."""
+    return tuple(change(one) for one in value) if isinstance(value, tuple) else change(value)
+
+
+def with_files(model: Model, change: Callable[[str, str], str]) -> Model:
+    """Return the same settings with every text that names a file changed, at any depth.
+
+    Args:
+        model: the settings.
+        change: is given the kind of file and its text, and returns the new text.
+    """
+    changes: dict[str, Any] = {}
+    for name, field in type(model).model_fields.items():
+        value, mark = getattr(model, name), file_of(field)
+        if mark is not None and value is not None:
+            changes[name] = mapped(value, lambda one, mark=mark: mark.with_path(str(one), change))
+        elif holds_models(value):
+            changes[name] = mapped(value, lambda one: with_files(one, change))
+    return model.model_copy(update=changes) if changes else model

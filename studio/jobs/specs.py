@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from pipelines.errors import ConceptError, ConfigError, RequestError, StudioError
 from pipelines.request.axes import axes_of, cells
 from pipelines.request.request import Request, problems
-from pipelines.request.settings import FileOf, file_of
+from pipelines.request.settings import FileOf, Model, file_of, holds_models, mapped, with_files
 from pipelines.words import file_stem
 from studio.jobs.store import Job
 from studio.library.datasets import Datasets, Pictures
@@ -26,8 +26,6 @@ from studio.library.quota import QUOTA, Quota
 from trainers.methods import methods
 from trainers.run import Run, forget_state, run_of
 from trainers.settings import DataConfig, Destination, TrainConfig
-
-Model = TypeVar("Model", bound=BaseModel)
 
 OURS = ("overwrite",)
 """Settings that the server decides, beside files of its own."""
@@ -140,8 +138,8 @@ def _require_known(model: BaseModel) -> None:
             raise RequestError(f"{name} cannot be set here.", "It may name a file of the server's machine.")
     for name in type(model).model_fields:
         value = getattr(model, name)
-        if _holds_models(value):
-            _mapped(value, _require_known)
+        if holds_models(value):
+            mapped(value, _require_known)
 
 
 def unknown_texts(kind: type[BaseModel]) -> set[str]:
@@ -159,25 +157,7 @@ def _holds(annotation: Any, *kinds: type) -> bool:
 
 def with_paths(model: Model, places: Places) -> Model:
     """Return the same settings with a path for each id, at any depth."""
-    changes: dict[str, Any] = {}
-    for name, field in type(model).model_fields.items():
-        value = getattr(model, name)
-        mark = file_of(field)
-        if mark is not None and value is not None:
-            changes[name] = _mapped(value, lambda one, mark=mark: mark.with_path(str(one), places.of))
-        elif _holds_models(value):
-            changes[name] = _mapped(value, lambda one: with_paths(one, places))
-    return model.model_copy(update=changes) if changes else model
-
-
-def _holds_models(value: Any) -> bool:
-    return isinstance(value, BaseModel) or (
-        isinstance(value, tuple) and bool(value) and all(isinstance(one, BaseModel) for one in value)
-    )
-
-
-def _mapped(value: Any, change: Any) -> Any:
-    return tuple(change(one) for one in value) if isinstance(value, tuple) else change(value)
+    return with_files(model, places.of)
 
 
 # -- training ---------------------------------------------------------------------------------------------------

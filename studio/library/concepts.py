@@ -17,6 +17,7 @@ from pipelines.concepts.registry import by_prefix, kinds_of, vectors_of
 from pipelines.errors import ConceptError
 from pipelines.files import whole_file
 from pipelines.request.texts import encodable, readable
+from studio.library.index import looked_at
 
 FOLDER = Path("outputs/concepts")
 EXAMPLE = Path(__file__).parents[1] / "examples" / "concepts" / "wolf.safetensors"
@@ -47,27 +48,27 @@ class Entry:
 
 
 def scan(folder: Path) -> Iterator[Entry]:
-    """Return the concepts of a folder by name, damaged ones with their error; only headers are read.
+    """Return the concepts of a folder by name, damaged ones with their error; only headers of new files are read.
 
     Raises:
         ConceptError: if there is no such folder.
     """
     if not folder.is_dir():
         raise ConceptError(f"There is no folder {folder}.", "Train a concept first, or give another --library.")
-    for path in sorted(folder.glob("*.safetensors")):
-        yield _entry(path)
+    for path, known in looked_at(folder, _read):
+        yield Entry(path, known.card, known.problem)
 
 
-def _entry(path: Path) -> Entry:
+def _read(path: Path) -> tuple[ConceptCard | None, str]:
     if not encodable(path.name):
-        return Entry(path, None, f"{readable(path.name)} has a name that is no valid Unicode. Rename the file.")
+        return None, f"{readable(path.name)} has a name that is no valid Unicode. Rename the file."
     try:
-        return Entry(path, read_card(path))
+        return read_card(path), ""
     except ConceptError as error:
-        return Entry(path, None, readable(str(error)))
+        return None, readable(str(error))
     except Exception as error:  # whatever one file does, the others are listed
         _log.warning("%s", path.name, exc_info=error)
-        return Entry(path, None, f"{path.name} cannot be read ({type(error).__name__}). Get it again, or remove it.")
+        return None, f"{path.name} cannot be read ({type(error).__name__}). Get it again, or remove it."
 
 
 def found(name: str, folder: Path) -> Path:

@@ -90,7 +90,7 @@ PAPER = {"steps": 3000, "batch": 8, "learning_rate": 2.5e-4, "flip": 0.0}
 
 @dataclass
 class _State:
-    """Settings, rows and bases that the losses and the export of a relation need."""
+    """Parameters and settings of a relation for its losses and export."""
 
     config: ReVersionConfig
     levels: Tensor

@@ -39,7 +39,7 @@ class TextualInversionConfig(TokenConfig, ObjectiveConfig):
 
 @dataclass(frozen=True)
 class WordState:
-    """Settings and noise levels that the losses and the export of a word need.
+    """Parameters and settings of a word for its losses and export.
 
     Attributes:
         config: the word and its objective.
