@@ -33,13 +33,14 @@ def _limits(field: FieldInfo) -> dict[str, float]:
     return limits
 
 
-def component(model: type[BaseModel], path: str, label: str, **more: Any) -> Component:
-    """Return the component for a field; an optional one may be empty, and then the base decides.
+def component(model: type[BaseModel], path: str, label: str, own: str = OWN, **more: Any) -> Component:
+    """Return the component for a field; an optional one may be empty, and then another decides.
 
     Args:
         model: the settings.
         path: of the field, with dots into groups: `guidance.scale`.
         label: label for people.
+        own: who decides what is left empty.
         more: for the component.
     """
     field = _field(model, path)
@@ -48,14 +49,18 @@ def component(model: type[BaseModel], path: str, label: str, **more: Any) -> Com
     default = field.get_default()
     choice = next((kind for kind in [field.annotation, *kinds] if get_origin(kind) is Literal), None)
     if choice is not None:
-        open_ = [(OWN, "")] if default is None else []
+        open_ = [(own, "")] if default is None else []
         return gr.Dropdown([*open_, *get_args(choice)], value=default or "", **given)
+    if kinds[0] is bool and default is None:
+        return gr.Dropdown([(own, ""), ("yes", "true"), ("no", "false")], value="", **given)
     if kinds[0] is bool:
         return gr.Checkbox(value=bool(default), **given)
     if kinds[0] in (int, float):
         if default is None:  # an empty gr.Number turns into 0 by itself when its tab is opened
-            return gr.Textbox(value="", placeholder=OWN, max_length=20, **given)
+            return gr.Textbox(value="", placeholder=own, max_length=20, **given)
         return gr.Number(value=default, precision=0 if kinds[0] is int else None, **_limits(field), **given)
+    if any(get_origin(kind) is tuple for kind in [field.annotation, *kinds]):
+        return gr.Textbox(value="\n".join(default or ()), lines=2, placeholder="one on each line", **given)
     return gr.Textbox(value=default or "", **given)
 
 
@@ -65,11 +70,12 @@ class Form:
     Args:
         model: the settings.
         labels: path of each field -> what people call it.
+        own: who decides what is left empty.
     """
 
-    def __init__(self, model: type[Frozen], labels: Mapping[str, str]) -> None:
+    def __init__(self, model: type[Frozen], labels: Mapping[str, str], own: str = OWN) -> None:
         self.model, self.paths = model, tuple(labels)
-        self.components = [component(model, path, label) for path, label in labels.items()]
+        self.components = [component(model, path, label, own) for path, label in labels.items()]
 
     def _open(self, path: str) -> bool:
         return _field(self.model, path).default is None

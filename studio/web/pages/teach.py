@@ -16,6 +16,7 @@ from studio.jobs.jobs import Job, Jobs
 from studio.library import archives
 from studio.library.quota import said as size_of
 from studio.web.components import picture_rows, told_by
+from studio.web.panels.advanced import AdvancedPanel
 from studio.web.panels.following import Following, said, shown, told
 from studio.web.panels.pictures import Marking, keep_words, reshape, rows_of, squared, turned
 from studio.web.panels.scores import ScoresPanel
@@ -78,6 +79,7 @@ class TeachPage(Following):
         with gr.Row():
             self.preset = gr.Radio(list(PRESETS), value="recommended", label="How long", min_width=280, scale=3)
             self.steps = gr.Textbox("", label="Steps", placeholder="recipe", max_length=7, min_width=110)
+        self.advanced = AdvancedPanel(first)
         with gr.Row():
             self.check = gr.Button("Check the pictures", elem_id="check")
             self.teach = gr.Button("Start teaching", variant="primary", elem_id="teach")
@@ -99,6 +101,8 @@ class TeachPage(Following):
         self.what.input(
             self.explain, self.what, [self.says, self.token, self.start, self.rows], api_visibility="private"
         )
+        columns = list(self.advanced.columns.values())
+        self.what.change(self.advanced.explain, self.what, columns, api_visibility="private")
         self.files.upload(self.take, [self.files, self.dataset], [*held, self.files], api_visibility="private")
         self.example.click(self.take_example, self.dataset, held, api_visibility="private")
         self.empty.click(lambda: ("", [], shown(False)), None, held, api_visibility="private")
@@ -106,6 +110,7 @@ class TeachPage(Following):
         self.rows.change(self.taken_room, None, self.room, api_visibility="private")
         self.marking.wire(self.dataset, self.rows)
         asked = [self.what, self.dataset, self.rows, self.token, self.start, self.preset, self.steps, self.base]
+        asked += self.advanced.components
         for button, submit, name in ((self.check, self.submit_check, "check"), (self.teach, self.submit, "teach")):
             asking = button.click(submit, asked, self.job, api_name=name)
             self.submitted(asking)
@@ -219,7 +224,17 @@ class TeachPage(Following):
     # -- teaching ----------------------------------------------------------------------------------------------
 
     def _submit(
-        self, dry: bool, what: str, dataset: str, rows: Any, token: str, start: str, preset: str, steps: Any, base: str
+        self,
+        dry: bool,
+        what: str,
+        dataset: str,
+        rows: Any,
+        token: str,
+        start: str,
+        preset: str,
+        steps: Any,
+        base: str,
+        advanced: Sequence[Any],
     ) -> str:
         chosen = WHATS[what]
         if not dataset or not self.jobs.datasets.get(dataset).pictures:
@@ -230,6 +245,7 @@ class TeachPage(Following):
             **{name: (word or "").strip() for name, word in zip(chosen.words, (token, start), strict=False)},
             "candidates": CANDIDATES,
             **self._pace(chosen, preset, (steps or "").strip(), base),
+            **self.advanced.given(chosen.method, advanced),
         }
         job = self.jobs.submit_training(chosen.method.name, settings, dataset, base, dry_run=dry)
         self.jobs.datasets.rename(dataset, f"Pictures of {settings.get('token', chosen.offer.title)}")
@@ -247,20 +263,38 @@ class TeachPage(Following):
         return {"steps": planned, "preview_every": max(1, int(planned) // PREVIEWS) if str(planned).isdecimal() else 0}
 
     def submit(
-        self, what: str, dataset: str, rows: Any, token: str, start: str, preset: str, steps: str, base: str
+        self,
+        what: str,
+        dataset: str,
+        rows: Any,
+        token: str,
+        start: str,
+        preset: str,
+        steps: str,
+        base: str,
+        *advanced: Any,
     ) -> str:
         """Queue a training; return the id of the job."""
         try:
-            return self._submit(False, what, dataset, rows, token, start, preset, steps, base)
+            return self._submit(False, what, dataset, rows, token, start, preset, steps, base, advanced)
         except StudioError as error:
             raise told(error) from None
 
     def submit_check(
-        self, what: str, dataset: str, rows: Any, token: str, start: str, preset: str, steps: str, base: str
+        self,
+        what: str,
+        dataset: str,
+        rows: Any,
+        token: str,
+        start: str,
+        preset: str,
+        steps: str,
+        base: str,
+        *advanced: Any,
     ) -> str:
         """Queue a check of the pictures; return the id of the job."""
         try:
-            return self._submit(True, what, dataset, rows, token, start, preset, steps, base)
+            return self._submit(True, what, dataset, rows, token, start, preset, steps, base, advanced)
         except StudioError as error:
             raise told(error) from None
 
