@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 
 from pipelines.errors import RequestError, Unknown
 from studio.api.forms import PLACE, GenerationOrder, RunOrder, ScoreOrder, Work, settings_of, work
+from studio.api.zips import zipped
 from studio.jobs.jobs import Jobs
 from studio.jobs.store import Job, Kind, State
 from trainers.method_settings import configs
@@ -172,6 +173,15 @@ def _add_pictures(router: APIRouter, jobs: Jobs, kind: Kind, found: Found) -> No
         if path is None or path.suffix != ".png" or not path.is_file():
             raise Unknown(f"There is no picture {number} here.", "See pictures of the job.")
         return FileResponse(path, media_type="image/png")
+
+    @router.get(f"/{place}/{{job}}/archive", tags=tags, name=f"archive_of_{kind}", response_class=StreamingResponse)
+    def archive(job: str) -> StreamingResponse:
+        """Return all its pictures as a zip."""
+        there = found(job)
+        paths = [path for path in jobs.results(there.id) if path.suffix == ".png"]
+        if not paths:
+            raise Unknown(f"There are no pictures of {job!r:.60}.", "See its state.")
+        return zipped([(path.name, path) for path in paths], f"{kind}-{there.id}")
 
     @router.get(f"/{place}/{{job}}/previews/{{step}}", tags=tags, name=f"preview_of_{kind}")
     def preview(job: str, step: int) -> FileResponse:

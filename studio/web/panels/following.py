@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Sequence
 from html import escape
 from typing import Any
@@ -13,6 +14,9 @@ from pipelines.request.texts import without_paths
 from studio.jobs.jobs import Jobs
 from studio.web.panels.watching import Seen, seen_now, watched
 
+PROGRAMS = re.compile(r"/api/v1/|\bstudio [a-z]+|--[a-z]")
+"""Marks of hints for the command line or REST, which nobody can follow on the page."""
+
 REMEMBER = """(id) => {
   const here = new URL(window.location);
   here.searchParams.set('NAME', id);
@@ -21,9 +25,14 @@ REMEMBER = """(id) => {
 """Puts a job into the address of the page, so that loading it again shows the job again."""
 
 
+STAYS = 12.0
+"""Seconds that a message stays; hovering over it keeps it."""
+
+
 def told(error: StudioError) -> gr.Error:
-    """Return an error for people as the page shows it."""
-    return gr.Error(said(str(error)), duration=None, print_exception=False)
+    """Return an error for people as the page shows it; what only programs can do about it is left out."""
+    hint = "" if PROGRAMS.search(error.hint) else f" {error.hint}"
+    return gr.Error(said(f"{error.message}{hint}".strip()), duration=STAYS, print_exception=False)
 
 
 def said(text: str) -> str:
@@ -48,6 +57,8 @@ class Following:
     def __init__(self, jobs: Jobs, name: str, kind: str) -> None:
         self.jobs, self.name, self.kind = jobs, name, kind
         self.job = gr.Textbox(visible="hidden", label="Job", elem_id=f"{name}-id")
+        self._latest: dict[str, str] = {}
+        """Session of a browser -> the job it follows here."""
 
     def said(self) -> Sequence[Any]:
         """The components that show a job."""
@@ -69,8 +80,9 @@ class Following:
     def followed(self, after: Any, **named: Any) -> None:
         """Follow the job once its id is known."""
         said = list(self.said())
-        followed = after.success(self.follow, self.job, said, show_progress="hidden", concurrency_limit=None, **named)
-        self.afterwards(followed)
+        # Asked again before it has ended, the page follows the new job: "once" would drop that.
+        options = {"show_progress": "hidden", "concurrency_limit": None, "trigger_mode": "multiple", **named}
+        self.afterwards(after.success(self.follow, self.job, said, **options))
 
     def afterwards(self, followed: Any) -> None:
         """Return the values after the job has ended, or is found to have ended; nothing by default."""
@@ -96,13 +108,20 @@ class Following:
         seen = seen_now(self.jobs, job_id)
         return self.seen(seen) if seen else tuple(gr.skip() for _ in self.said())
 
-    async def follow(self, job_id: str) -> AsyncIterator[tuple[Any, ...]]:
-        """Yield the state of a job until it has ended."""
+    async def follow(self, job_id: str, request: gr.Request | None = None) -> AsyncIterator[tuple[Any, ...]]:
+        """Yield the state of a job until it has ended, or the same browser follows another one here."""
+        session = str(request.session_hash) if request else ""
         if not job_id:
             yield self.nothing()
             return
+        self._latest[session] = job_id
         try:
             async for seen in watched(self.jobs, job_id):
+                if self._latest.get(session) != job_id:
+                    return
                 yield self.seen(seen)
         except StudioError as error:
             raise told(error) from None
+        finally:
+            if self._latest.get(session) == job_id:
+                del self._latest[session]

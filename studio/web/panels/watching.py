@@ -27,6 +27,14 @@ STATES = {
     "cancelled": "Cancelled",
 }
 
+ENDS = {
+    "generation": "Your pictures are there",
+    "training": "It is learned",
+    "score": "It is measured",
+    "import": "It is imported",
+}
+"""What the title of the page says when a job of a kind is done."""
+
 
 @dataclass
 class Seen:
@@ -37,12 +45,14 @@ class Seen:
         notes: sentences it said, in order.
         steps: its step events: `step`, `steps`, `terms`, `seconds`.
         last: number of the last event read.
+        phase: what it does now, such as loading its base; empty if it told nothing.
     """
 
     job: Job
     notes: list[str] = field(default_factory=list)
     steps: list[dict[str, Any]] = field(default_factory=list)
     last: int = 0
+    phase: str = ""
 
     def look(self, jobs: Jobs) -> bool:
         """Read new events; return whether there were any."""
@@ -55,6 +65,9 @@ class Seen:
                 self.notes.append(str(event.data["text"]))
             elif event.kind == "step":
                 self.steps.append(dict(event.data))
+                self.phase = ""
+            elif event.kind == "phase":
+                self.phase = str(event.data["text"])
         return bool(events) or before != self.job
 
 
@@ -130,22 +143,34 @@ def report(notes: Sequence[str]) -> str:
     return f'<ul class="notes">{lines}</ul>' if lines else ""
 
 
-def progress(seen: Seen | None, picture: str = "") -> str:
-    """Return HTML of the state, the bar and all notes; `picture` is the address of a preview."""
+def progress(seen: Seen | None, picture: str = "", ahead: str = "") -> str:
+    """Return HTML of the state, the bar and all notes.
+
+    Args:
+        seen: the job; None for nothing.
+        picture: address of a preview.
+        ahead: what a waiting job waits for.
+    """
     if seen is None:
         return ""
     job = seen.job
     share = 1.0 if job.state == "done" else job.step / job.steps if job.steps else 0.0
     figures = f"step {job.step} of {job.steps}" if job.steps else ""
-    took = spoken((job.finished or time.time()) - job.started) if job.started else ""
-    words = [word for word in (figures, time_left(seen), f"{took} so far" if took and not job.ended else took) if word]
+    took = (job.finished or time.time()) - job.started if job.started else 0.0
+    clock = f'<span data-seconds="{took:.1f}">{spoken(took)} so far</span>' if job.started else ""
+    if job.ended:
+        clock = escape(spoken(took)) if job.started else ""
+    doing = seen.phase if job.state == "running" else ahead if job.state == "queued" else ""
+    words = [escape(word) for word in (doing, figures, time_left(seen)) if word] + [clock] * bool(clock)
     said = f"{job.error} {job.hint}".strip() if job.state == "failed" else ""
     image = f'<img src="{picture}" alt="preview">' if picture else ""
+    moving = " moving" if job.state == "running" and not job.steps else ""
     return (
-        f'<div class="progress {job.state}" role="status"><div class="line"><b>{STATES[job.state]}</b>'
-        f"<span>{escape(' · '.join(words))}</span></div>"
-        f'<div class="track"><div class="done" style="width:{share:.1%}"></div></div>'
-        f'<p class="hint">{escape(said)}</p>{report(seen.notes)}{image}</div>'
+        f'<div class="progress {job.state}" data-job="{job.id}" data-state="{job.state}" data-done="{ENDS[job.kind]}">'
+        f'<div class="line"><b role="status">{STATES[job.state]}</b><span>{" · ".join(words)}</span></div>'
+        f'<div class="track{moving}"><div class="done" style="width:{share:.1%}"></div></div>'
+        + (f'<p class="failure" role="alert">{escape(said)}</p>' if said else "")
+        + f"{report(seen.notes)}{image}</div>"
     )
 
 

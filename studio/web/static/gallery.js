@@ -1,0 +1,52 @@
+// Pictures. props.value is a list of {src, caption, width, height, seed, sheet, before, name, liked}; a click chooses one and
+// The events of the page are 'use0', 'use1', 'use2', 'use3' and 'use4', which the framework finds by their names here.
+// opens it large (light.js). props.acts is a list of [event, label] offered for the large one, props.chosen its number.
+const frame = element.querySelector('.gallery'), about = element.querySelector('.about');
+const SMALL = 160;  // pixels of a side up to which a picture is shown enlarged
+
+function choose(index) {
+  props.chosen = index;
+  mark();
+  trigger('choose', {index});
+}
+
+function mark() {
+  [...frame.querySelectorAll('figure')].forEach((one, index) =>
+    one.querySelector('button').setAttribute('aria-pressed', String(index === props.chosen)));
+}
+
+function open(index) {
+  const acts = (props.acts || []).map(([event, label]) => ({
+    label, act: (at) => { props.chosen = at; mark(); trigger(event, {index: at}); },
+  }));
+  window.studio.light.open(props.value, index, {acts, moved: choose, back: () => frame.children[props.chosen]?.querySelector('button')});
+}
+
+function picture(one, index) {
+  const node = document.createElement('figure'), button = document.createElement('button');
+  const image = Object.assign(document.createElement('img'), {src: one.src, alt: one.alt || one.caption || `Picture ${index + 1}`, loading: 'lazy'});
+  if (one.width) { image.width = one.width; image.height = one.height; }
+  button.type = 'button';
+  button.title = 'Show it large';
+  button.append(image);
+  button.addEventListener('click', () => { choose(index); open(index); });
+  image.addEventListener('dragstart', (event) => event.dataTransfer.setData('text/studio-picture', one.src));
+  node.className = one.sheet ? 'thumbnail-item sheet' : 'thumbnail-item';
+  node.append(button);
+  if (one.caption) node.append(Object.assign(document.createElement('figcaption'), {textContent: one.caption}));
+  return node;
+}
+
+function draw() {
+  const value = props.value || [];
+  const small = value.length && value.every((one) => one.sheet || Math.max(one.width, one.height) <= SMALL);
+  frame.className = 'gallery' + (small ? ' small' : '') + (value.length === 1 ? ' single' : value.length <= 4 ? ' few' : '');
+  frame.replaceChildren(...value.map(picture));
+  if (!value.length && props.empty)
+    frame.append(Object.assign(document.createElement('p'), {className: 'hint', textContent: props.empty}));
+  about.textContent = value.length ? props.hint || '' : '';
+  mark();
+}
+watch(['value', 'acts', 'hint', 'empty'], draw);
+watch('chosen', mark);
+draw();
