@@ -24,10 +24,10 @@ from pipelines.events import Note, OnEvent, ignore
 from pipelines.gligen.layers import with_adapter
 from pipelines.models.components import Components, decode, saving_memory
 from pipelines.models.inpainting_unet import with_inpainting_unet
+from pipelines.models.known_words import known_words
 from pipelines.models.text import lacks_a_side, parse_weights
 from pipelines.overflow import require_numbers
 from pipelines.pictures.tensors import to_pictures
-from pipelines.models.known_words import known_words
 from pipelines.request.request import Request
 from pipelines.words import notes
 

@@ -79,7 +79,25 @@ def routes(jobs: Jobs) -> APIRouter:
 
     for kind in PLACE:
         _add_routes(router, jobs, kind)
+    _add_queue(router, jobs)
     return router
+
+
+def _add_queue(router: APIRouter, jobs: Jobs) -> None:
+    @router.get("/queue", tags=["queue"])
+    def queue() -> list[Work]:
+        """Return jobs that are at work, those that wait in their order, and paused ones."""
+        return [work(job) for job in jobs.waiting.list()]
+
+    @router.post("/queue/{job}/first", tags=["queue"], name="put_first")
+    def first(job: str) -> Work:
+        """Put a waiting job before all others that wait."""
+        return work(jobs.waiting.put(job, True))
+
+    @router.post("/queue/{job}/last", tags=["queue"], name="put_last")
+    def last(job: str) -> Work:
+        """Put a waiting job behind all others that wait."""
+        return work(jobs.waiting.put(job, False))
 
 
 def _of(kind: Kind, key: str | None) -> str | None:

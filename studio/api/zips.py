@@ -6,6 +6,7 @@ import io
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 from fastapi.responses import StreamingResponse
 
@@ -50,5 +51,5 @@ def _pieces(files: Iterable[tuple[str, Path]]) -> Iterator[bytes]:
 
 def zipped(files: Iterable[tuple[str, Path]], name: str) -> StreamingResponse:
     """Return a zip of files, each with its name there; files that are gone are left out."""
-    headers = {"content-disposition": f'attachment; filename="{name}.zip"', "cache-control": "no-store"}
+    headers = {"content-disposition": f"attachment; filename*=UTF-8''{quote(name)}.zip", "cache-control": "no-store"}
     return StreamingResponse(_pieces(files), media_type="application/zip", headers=headers)

@@ -17,6 +17,7 @@ from pipelines.files import require_room
 from pipelines.locks import locked
 from pipelines.words import file_stem
 from studio.jobs.dispatcher import Dispatcher
+from studio.jobs.history import History
 from studio.jobs.local_engine import Engine, LocalEngine
 from studio.jobs.specs import (
     Places,
@@ -29,6 +30,7 @@ from studio.jobs.specs import (
     training_spec,
 )
 from studio.jobs.store import LIVE, Event, Job, Kind, Ledger
+from studio.jobs.waiting import Waiting
 from studio.library import concepts
 from studio.library.quota import QUOTA
 from studio.library.uploads import put_aside
@@ -75,6 +77,7 @@ class Jobs:
         self.learned.mkdir(exist_ok=True)
         self.ledger = Ledger(self.folder / "jobs.sqlite")
         self.engine = engine(self.places) if engine else LocalEngine(self.places, machine, slots, warm)
+        self.history, self.waiting = History(self.ledger, self.folder), Waiting(self.ledger)
         self.dispatcher = Dispatcher(self.places, self.ledger, self.engine, slots)
         self._asking = threading.Lock()
         self._lock: BaseFileLock | None = None
@@ -374,9 +377,10 @@ class Jobs:
             self._lock = locked(self.folder / ".server.lock", said, "Stop that one, or give another --folder.")
 
     def start(self) -> Self:
-        """Start waiting jobs from now on; unused uploads are deleted."""
+        """Start waiting jobs from now on; unused uploads and pictures long thrown away are deleted."""
         self.reserve()
         self.pictures.prune(self.ledger.names, UNUSED)
+        self.history.prune(UNUSED)
         self.dispatcher.start()
         return self
 

@@ -19,6 +19,7 @@ from studio.web.pages.edit import EditPage
 from studio.web.pages.example import EXAMPLE, ExamplePage
 from studio.web.pages.generate import GeneratePage
 from studio.web.pages.measure import MeasurePage
+from studio.web.pages.pictures import PicturesPage
 from studio.web.pages.teach import TeachPage
 from studio.web.panels.chips import INSERT
 from studio.web.panels.following import told
@@ -29,6 +30,7 @@ TITLE = "Prompt Studio"
 DAY = 86_400  # seconds between two looks at copies for browsers, and their age when they go
 MASTHEAD = f"<h1>{TITLE}</h1><p>Teach a model something new from a few pictures, then generate with it.</p>"
 CORNER = (
+    '<button type="button" class="quiet" data-do="queue">Queue</button>'
     '<button type="button" class="quiet" data-do="tour" title="Show me around">Tour</button>'
     '<button type="button" class="quiet" data-do="looks">Dark</button>'
 )
@@ -38,6 +40,7 @@ TABS: Mapping[str, str] = MappingProxyType(
 """Name of a job in the address -> the tab that shows it."""
 
 KEEP_TAB = """() => {
+  if (!window.studio.opened) return;  // the page itself opens a tab before it has read the address
   const here = new URL(window.location);
   here.searchParams.set('tab', 'NAME');
   window.history.replaceState(null, '', here);
@@ -68,7 +71,7 @@ def opened(request: gr.Request) -> Any:
     """Return the tab that the address names, or that of the job it names."""
     asked = request.query_params
     wanted = str(asked.get("tab", ""))
-    if wanted not in TABS.values() and wanted != "concepts":
+    if wanted not in (*TABS.values(), "concepts", "pictures"):
         wanted = next((tab for job, tab in TABS.items() if asked.get(job)), "")
     return gr.update(selected=wanted) if wanted else gr.skip()
 
@@ -83,6 +86,8 @@ def build(jobs: Jobs) -> gr.Blocks:
         with gr.Tabs(elem_id="pages", overflow_behavior="wrap") as tabs:
             with gr.Tab("Generate", id="generate", render_children=True) as generating:
                 generate = GeneratePage(jobs, base)
+            with gr.Tab("Pictures", id="pictures", render_children=True) as looking:
+                pictures = PicturesPage(jobs)
             with gr.Tab("Teach", id="teach", render_children=True) as teaching:
                 teach = TeachPage(jobs, base)
             with gr.Tab("Edit", id="edit", render_children=True) as editing:
@@ -93,8 +98,9 @@ def build(jobs: Jobs) -> gr.Blocks:
                 library = LibraryPage(jobs)
             with gr.Tab("Measure", id="measure", render_children=True) as measuring:
                 measure = MeasurePage(jobs)
-        page.load(opened, None, tabs, api_visibility="private")
-        for tab in (generating, teaching, editing, asking, keeping, measuring):
+        landed = page.load(opened, None, tabs, api_visibility="private")
+        landed.then(None, None, None, js="() => { window.studio.opened = true; }")
+        for tab in (generating, looking, teaching, editing, asking, keeping, measuring):
             tab.select(None, None, None, js=KEEP_TAB.replace("NAME", str(tab.id)))
         _generating(page, generating, base, generate)
         _teaching(page, teaching, teach)
@@ -107,6 +113,7 @@ def build(jobs: Jobs) -> gr.Blocks:
             2, edit.take_result, [generate.answer.job, generate.answer.chosen], [edit.painter]
         ):
             event.success(lambda: gr.update(selected="edit"), None, tabs, api_visibility="private")
+        _looking(page, looking, tabs, base, generate, edit, pictures)
         keeping.select(library.refresh, library.search, library.cards, api_visibility="private")
         compared = [measure.concepts, measure.concept, measure.pictures]
         measuring.select(measure.refresh, compared[:2], compared, api_visibility="private")
@@ -132,6 +139,42 @@ def _generating(page: gr.Blocks, tab: gr.Tab, base: gr.Dropdown, generate: Gener
     generate.answer.look_on(tab)
     base.input(generate.refresh, shown, generate.kept, api_visibility="private")
     base.change(generate.sized, base, generate.plan, api_visibility="private")
+
+
+def _looking(
+    page: gr.Blocks,
+    tab: gr.Tab,
+    tabs: gr.Tabs,
+    base: gr.Dropdown,
+    generate: GeneratePage,
+    edit: EditPage,
+    pictures: PicturesPage,
+) -> None:
+    """Show all pictures when their page is opened, and carry them to the others."""
+    for opens in (page.load, tab.select):
+        opens(pictures.refresh, pictures.asked, pictures.found, show_progress="hidden", api_visibility="private")
+    form = [generate.prompt, generate.chips, generate.boxes, generate.plan, *generate.form.components]
+    held = [pictures.gallery, pictures.chosen]
+
+    def again(chosen_base: str, shown: Any, chosen: int, parts: list[str]) -> list[Any]:
+        """Return the form as a picture was made, and open its page."""
+        try:
+            made = pictures.made_with(shown, chosen)
+        except StudioError as error:
+            raise told(error) from None
+        return [gr.update(selected="generate"), *generate.use_again(chosen_base, made, parts)]
+
+    def change(shown: Any, chosen: int) -> tuple[Any, Any]:
+        """Return a picture to paint on, and open the page that edits."""
+        try:
+            return gr.update(selected="edit"), edit.take(pictures.path(shown, chosen))
+        except StudioError as error:
+            raise told(error) from None
+
+    asked = [base, *held, pictures.parts]
+    pictures.use.click(again, asked, [tabs, *form], api_visibility="private")
+    pictures.large("use0").success(again, asked, [tabs, *form], api_visibility="private")
+    pictures.large("use2").success(change, held, [tabs, edit.painter], api_visibility="private")
 
 
 def _teaching(page: gr.Blocks, tab: gr.Tab, teach: TeachPage) -> None:

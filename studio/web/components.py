@@ -5,6 +5,7 @@ They are made by functions, because gradio writes a `.pyi` file beside every sou
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
@@ -13,6 +14,9 @@ from typing import Any
 import gradio as gr
 
 from studio.web.static import text
+
+ARGUMENTS = ("value", "elem_id", "elem_classes", "visible")
+"""Arguments of `gr.HTML` that are no properties of a script."""
 
 NUMBERS = {"type": "array", "items": {"type": "number"}, "description": "left, top, right, bottom from 0 to 1"}
 
@@ -27,11 +31,15 @@ def _own(name: str, label: str, fields: Mapping[str, Any], example: Mapping[str,
         example: one of them.
         more: properties that the script reads, and arguments of `gr.HTML`.
     """
+    # An update that arrives before a component is drawn, as in a tab that is not open, makes the framework forget its
+    # other properties; the script therefore knows them itself.
+    own = {key: value for key, value in more.items() if key not in ARGUMENTS}
+    given = f"for (const [name, value] of Object.entries({json.dumps(own)})) props[name] ??= value;\n"
     component = gr.HTML(
         value=more.pop("value", []),  # whatever the script takes
         label=label,
         html_template=text(f"{name}.html"),
-        js_on_load=text(f"{name}.js"),
+        js_on_load=given + text(f"{name}.js"),
         apply_default_css=False,
         **more,
     )
@@ -77,7 +85,7 @@ def gallery(empty: str, acts: Sequence[tuple[str, str]] = (), **more: Any) -> gr
 
     Its value is a list of `{"src", "caption", "width", "height", "sheet", "before", "name"}`: addresses of the picture
     and of what it was before, if anything. The event `choose` has the index of a chosen one; `acts` are further events
-    with their labels, offered for the large picture. `hint` is said under all.
+    with their labels, offered for the large picture. `hint` is said under all. With `ticks` each can be ticked.
     """
     fields = {**_texts("src", "caption"), "width": {"type": "integer"}, "height": {"type": "integer"}}
     example = {"src": "/api/v1/generations/0123456789abcdef/pictures/0", "caption": "seed 7", "width": 64, "height": 64}
@@ -95,7 +103,7 @@ def dial(label: str, low: float, high: float, step: float, start: float, **more:
         start: where the slider stands while there is no value.
         more: `value`, `minimum`, `maximum`, `open`, and arguments of `gr.HTML`.
     """
-    component = _own("dial", label, {}, {}, low=low, high=high, step=step, start=start, **more)
+    component = _own("dial", label, {}, {}, title=label, low=low, high=high, step=step, start=start, **more)
     component.value = more.get("value")
     component.api_info = lambda: {"type": "number"}
     component.example_payload = lambda: start

@@ -29,9 +29,10 @@ class Help(NamedTuple):
 
 
 WORDS = (
-    "A base draws what it was shown. The small base that comes with the studio, pocket, was shown some two hundred things as "
-    "stickers on ten colours: click a word to put it into the prompt. Anything else, a princess or an oil painting, it "
-    "has never seen; a note below the prompt says so. Bases such as Stable Diffusion know far more words and need no list."
+    "A base draws what it was shown. The small base that comes with the studio, pocket, was shown some two hundred "
+    "things as stickers on ten colours: click a word to put it into the prompt. Anything else, a princess or an oil "
+    "painting, it has never seen; a note below the prompt says so. Bases such as Stable Diffusion know far more words "
+    "and need no list."
 )
 
 CONTROLS: Mapping[str, Help] = MappingProxyType(
@@ -45,7 +46,7 @@ CONTROLS: Mapping[str, Help] = MappingProxyType(
         "plan": Help(
             "Pictures, size and seed",
             "How many pictures come at once, in what shape, and the number their noise starts from.",
-            "Each press draws a new seed, so that new pictures come. “Keep seed” makes the same pictures again, for "
+            "Each press draws a new seed, so that new pictures come. “Keep” makes the same pictures again, for "
             "example to see what one changed word does. “Use this seed” beneath a picture takes that of one you like.",
         ),
         "words": Help("Words the base knows", "Click a word to put it into the prompt.", WORDS),
@@ -73,6 +74,15 @@ CONTROLS: Mapping[str, Help] = MappingProxyType(
             "Compare",
             "One picture for each value of a setting, all from the same seed, side by side on a sheet.",
         ),
+        "phrasing": Help(
+            "Styles and earlier prompts",
+            "A style is added to every prompt, or has {prompt} where the prompt goes. Earlier prompts come back.",
+            "Words can be drawn by lot: {fox|cat|dog} takes one of the three at each press, and several pictures show "
+            "several. __animals__, __food__ or __colour__ draw from the words of the base.",
+        ),
+        "find": Help("Search pictures", "Finds pictures of all days by prompt, concept, base or tag."),
+        "to-board": Help("Boards", "A board is a folder for pictures. Choose one, or write the name of a new one."),
+        "parts": Help("What to use again", "Of the picture that is ticked or was clicked; everything else stays."),
         "dropped": Help(
             "Settings from a picture",
             "Pictures made here carry all their settings, and so do those of other programs. Drop one to have them.",
@@ -126,7 +136,7 @@ TOUR: tuple[tuple[str, str, str], ...] = (
     ("#prompt", "Say what to draw", "Write it here, or click words below. Ctrl+Enter generates."),
     ("#words", "What the model knows", "The small built-in model draws stickers; these are its words."),
     (".result", "Your pictures", "They appear here. Click one to see it large, use its seed, or edit it."),
-    ("#pages [role=tab]:nth-of-type(2)", "Teach it something", "A few pictures of your own thing, and it has a word."),
+    ("#pages [role=tab]:nth-of-type(3)", "Teach it something", "A few pictures of your own thing, and it has a word."),
 )
 """Where, title and sentence of each step."""
 
@@ -146,7 +156,7 @@ def scripts() -> str:
     told = {"controls": {name: [one.title, one.says, bool(one.more)] for name, one in controls().items()}, "tour": TOUR}
     # Inside a script element "</" must not appear.
     data = json.dumps(told, ensure_ascii=False).replace("</", "<\\/")
-    names = ("prompt.js", "light.js", "guide.js", "clock.js", "looks.js")
+    names = ("prompt.js", "light.js", "guide.js", "clock.js", "looks.js", "queue.js")
     return f'<script type="application/json" id="studio-help">{data}</script>' + "".join(
         f"<script>(() => {{\n{text(name)}\n}})();</script>" for name in names
     )

@@ -14,8 +14,8 @@ from pipelines.request.request import Inpaint, Request
 from studio.jobs.jobs import Jobs
 from studio.web.components import concept_chips, fold, mask_painter, plan
 from studio.web.forms import Form
-from studio.web.panels.chips import INSERT, chips_of, concepts_used
 from studio.web.panels.answer import Answer
+from studio.web.panels.chips import INSERT, chips_of, concepts_used
 from studio.web.panels.comparing import picture_of
 from studio.web.panels.following import told
 from studio.web.panels.painted import SHOWN, decoded, fitted, png

@@ -23,6 +23,7 @@ from studio.web.panels.answer import Answer
 from studio.web.panels.chips import INSERT, chips_of, concepts_used, offer_button, offered
 from studio.web.panels.comparing import Comparing, picture_of
 from studio.web.panels.following import said, shown, told
+from studio.web.panels.phrasing import Phrasing, by_lot, lists_of, several
 from studio.web.panels.planning import Plan, seeded
 from studio.web.panels.words import words_of
 
@@ -107,6 +108,7 @@ class GeneratePage:
             self.preset = gr.Dropdown(names, value=names[0], label="Keep to the prompt", elem_id="guidance")
             with gr.Row(elem_classes="dials"):
                 self.form = Form(Request, LABELS, "generation")
+        self.phrasing = Phrasing(self.jobs)
         self.comparing = Comparing()
         self.dropped = gr.File(
             label="Drop a picture of this or another program to use its settings",
@@ -117,8 +119,9 @@ class GeneratePage:
         )
 
     def _wire(self) -> None:
-        asked = [self.base, self.prompt, self.chips, self.boxes, self.plan, *self.form.components]
+        asked = [self.base, self.prompt, self.chips, self.boxes, self.plan, self.phrasing.style, *self.form.components]
         self.answer.wire(self.submit, [*asked, *self.comparing.components])
+        self.phrasing.wire(self.prompt)
         self.answer.asking.success(self.drawn, [self.answer.job, self.plan], self.plan, api_visibility="private")
         self.comparing.wire(self.prompt, self.plan, self.chips)
         self.chips.input(None, [self.chips, self.prompt], self.prompt, js=INSERT)
@@ -140,7 +143,9 @@ class GeneratePage:
         self.dropped.upload(self.reuse_dropped, [self.base, self.dropped], restored, api_visibility="private")
         size = self._fields("width", "height")
         for component in size:
-            component.change(self.shape, [self.base, *size, self.plan], [self.boxes, self.plan], api_visibility="private")
+            component.change(
+                self.shape, [self.base, *size, self.plan], [self.boxes, self.plan], api_visibility="private"
+            )
         self.plan.select(self.resize, [self.base, self.plan], size, api_visibility="private")  # pyright: ignore[reportAttributeAccessIssue]
 
     def follow_on(self, page: gr.Blocks) -> None:
@@ -155,7 +160,7 @@ class GeneratePage:
     @property
     def kept(self) -> list[Any]:
         """The components that show the library."""
-        return [self.chips, self.boxes, self.offer, self.words]
+        return [self.chips, self.boxes, self.offer, self.words, self.phrasing.earlier, self.phrasing.style]
 
     def _fields(self, *starts: str) -> list[Any]:
         """Return components of the fields whose paths begin so."""
@@ -169,7 +174,8 @@ class GeneratePage:
         learned = [chip["token"] for chip in now if not chip["problem"]]
         words = words_of(self.jobs, base, learned)
         names = [name for group in words.get("things", {}).values() for name in group]
-        return now, gr.update(choices=[*learned, *names]), shown(offered(self.jobs)), words
+        boxes = gr.update(choices=[*learned, *names])
+        return now, boxes, shown(offered(self.jobs)), words, *self.phrasing.refresh()
 
     def sized(self, base: str) -> Any:
         """Return the small fields with the sizes of a base."""
@@ -189,7 +195,7 @@ class GeneratePage:
             card = read_card(self.jobs.places.concept(concept))
         except StudioError as error:
             raise told(error) from None
-        chips, boxes, _, words = self.refresh(base, [{"id": concept, "on": True}])
+        chips, boxes, _, words, *_ = self.refresh(base, [{"id": concept, "on": True}])
         return gr.update(selected="generate"), card.example or f"a {card.token}", chips, boxes, words
 
     def take_learned(self, base: str, job_id: str) -> tuple[Any, ...]:
@@ -206,9 +212,13 @@ class GeneratePage:
         concepts: list[dict[str, Any]],
         boxes: list[dict[str, Any]],
         plan: dict[str, Any],
+        style: str | None,
         *more: Any,
     ) -> str:
-        """Queue pictures, or a comparison if one is set; return the id of the job."""
+        """Queue pictures, or a comparison if one is set; return the id of the job.
+
+        Where words of the prompt are drawn by lot, several pictures are a comparison of several prompts.
+        """
         more, compared = more[: len(self.form.paths)], more[len(self.form.paths) :]
         named = [
             {"phrase": box.get("phrase"), "box": box.get("box")}
@@ -219,15 +229,26 @@ class GeneratePage:
             gr.Info("A box without words is left out.")
         try:
             planned = Plan.read(plan)
-            fields = self.form.given(more) | {"prompt": prompt or "", "seed": planned.seed, "count": planned.count}
+            axes = self.comparing.axes(compared)
+            said_ = self.phrasing.said(prompt or "", style)
+            prompts = self._drawn(base, said_, planned, 1 if axes else planned.count)
+            fields = self.form.given(more) | {"prompt": prompts[0], "seed": planned.seed, "count": planned.count}
             fields["boxes"] = named
             phrases = [str(box["phrase"]) for box in named]
-            fields["concepts"] = concepts_used(concepts, prompt or "", str(fields.get("negative_prompt", "")), *phrases)
-            if axes := self.comparing.axes(compared):
+            used = concepts_used(concepts, *prompts, str(fields.get("negative_prompt", "")), *phrases)
+            fields["concepts"] = used
+            if len(prompts) > 1:
+                axes = [{"field": "prompt", "values": prompts}]
+            if axes:
                 fields["count"] = 1
             return self.jobs.submit_generation(fields, base, compare=axes).id
         except StudioError as error:
             raise told(error) from None
+
+    def _drawn(self, base: str, prompt: str, planned: Plan, count: int) -> list[str]:
+        """Return the prompts of a job: one, or several where words are drawn by lot."""
+        lists = lists_of(self.jobs.bases.get(base, ""))
+        return several(prompt, planned.seed, count, lists) if by_lot(prompt) else [prompt]
 
     def drawn(self, job_id: str, plan: Any) -> dict[str, Any]:
         """Return the small fields with the seed that was drawn for a job."""
@@ -255,6 +276,13 @@ class GeneratePage:
         named = planning.size_of(self.jobs.bases.get(base, ""), across, down)
         told_ = (plan if isinstance(plan, dict) else {}) | {"size": named}
         return gr.update(width=across or side, height=down or side), told_
+
+    def use_again(self, base: str, made: Any, parts: Sequence[str]) -> list[Any]:
+        """Return the parts of the form that are to be used again, as a picture was made; the others stay."""
+        prompt, chips, boxes, plan, *form = self._form_of(base, made)
+        given = {"prompt": prompt, "concepts": chips, "boxes": boxes, "seed": plan}
+        found = [value if name in parts else gr.skip() for name, value in given.items()]
+        return [*found, *(form if "settings" in parts else [gr.skip()] * len(form))]
 
     # -- settings that come back -----------------------------------------------------------------------------------
 

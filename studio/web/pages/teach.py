@@ -77,7 +77,9 @@ class TeachPage(Following):
             self.start = gr.Textbox(chosen.start, label=chosen.near, max_length=60, min_width=200, elem_id="start")
         with gr.Row():
             self.preset = gr.Radio(list(PRESETS), value="recommended", label="How long", min_width=280, scale=3)
-            self.steps = gr.Textbox("", label="Steps", placeholder="recipe", max_length=7, min_width=110)
+            self.steps = gr.Textbox(
+                "", label="Steps", placeholder="recommended", max_length=7, min_width=110, elem_id="steps"
+            )
         with gr.Row():
             self.check = gr.Button("Check the pictures", elem_id="check")
             self.teach = gr.Button("Start teaching", variant="primary", elem_id="teach")

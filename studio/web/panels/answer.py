@@ -52,28 +52,39 @@ def sides(path: Path) -> tuple[int, int]:
         return 0, 0
 
 
+def record(job: Job, path: Path, number: int, caption: str) -> dict[str, Any]:
+    """Return a picture of a job as a value of `gallery`.
+
+    Args:
+        job: that made it.
+        path: of the file.
+        number: its place among the results of the job.
+        caption: for people.
+    """
+    request = job.spec.get("request", {})
+    painted = request.get("inpaint") or {}
+    width, height = sides(path)
+    return {
+        "src": f"{ADDRESS}/generations/{job.id}/pictures/{number}",
+        "job": job.id,
+        "name": path.name,
+        "caption": caption,
+        "width": width,
+        "height": height,
+        "sheet": is_sheet(job, path),
+        "before": f"{ADDRESS}/pictures/{painted['image']}" if painted.get("image") and painted.get("mask") else "",
+        "alt": f"{request.get('prompt', '')}, {caption}".strip(", "),
+    }
+
+
 def pictures_of(jobs: Jobs, job: Job) -> list[dict[str, Any]]:
     """Return the pictures of a job that exist, as values of `gallery`."""
     paths = jobs.results(job.id)
     numbers = {Path(name).name: number for number, name in enumerate(job.results)}
-    painted = job.spec.get("request", {}).get("inpaint") or {}
-    before = f"{ADDRESS}/pictures/{painted['image']}" if painted.get("image") and painted.get("mask") else ""
-    found = []
-    for path, caption in zip(paths, captions(job, paths), strict=True):
-        width, height = sides(path)
-        found.append(
-            {
-                "src": f"{ADDRESS}/generations/{job.id}/pictures/{numbers[path.name]}",
-                "caption": caption,
-                "name": path.name,
-                "width": width,
-                "height": height,
-                "sheet": is_sheet(job, path),
-                "before": before,
-                "alt": f"{job.spec.get('request', {}).get('prompt', '')}, {caption}".strip(", "),
-            }
-        )
-    return found
+    return [
+        record(job, path, numbers[path.name], caption)
+        for path, caption in zip(paths, captions(job, paths), strict=True)
+    ]
 
 
 def size_hint(pictures: Sequence[dict[str, Any]], base: str) -> str:
@@ -82,8 +93,8 @@ def size_hint(pictures: Sequence[dict[str, Any]], base: str) -> str:
     if not plain or max(max(one["width"], one["height"]) for one in plain) > SMALL:
         return ""
     return (
-        f"{plain[0]['width']} × {plain[0]['height']} pixels, shown enlarged: {base} is a small base that comes with the "
-        "studio. Bases such as Stable Diffusion draw 512 pixels and more."
+        f"{plain[0]['width']} x {plain[0]['height']} pixels, shown enlarged: {base} is a small base that comes with "
+        "the studio. Bases such as Stable Diffusion draw 512 pixels and more."
     )
 
 

@@ -84,13 +84,13 @@ def shapes(base: str) -> dict[str, tuple[int, int]]:
     side = side_of(base)
     step = 64 if side >= 512 else 16
     long, short = (side * 1.5, side) if side <= 512 else (side * 1.2, side * 0.82)
-    wide = (round(long / step) * step, round(short / step) * step)
-    return {SQUARE: (side, side), WIDE: wide, TALL: wide[::-1]}
+    across, down = round(long / step) * step, round(short / step) * step
+    return {SQUARE: (side, side), WIDE: (across, down), TALL: (down, across)}
 
 
 def sizes(base: str) -> list[tuple[str, str]]:
     """Return the sizes to choose from, with their labels."""
-    named = [(name, f"{name} {width} × {height}") for name, (width, height) in shapes(base).items()]
+    named = [(name, f"{name} {width} x {height}") for name, (width, height) in shapes(base).items()]
     return [*named, (OWN, "own")]
 
 

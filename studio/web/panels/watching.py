@@ -46,6 +46,7 @@ class Seen:
         steps: its step events: `step`, `steps`, `terms`, `seconds`.
         last: number of the last event read.
         phase: what it does now, such as loading its base; empty if it told nothing.
+        ahead: what it waits for, in order.
     """
 
     job: Job
@@ -53,11 +54,14 @@ class Seen:
     steps: list[dict[str, Any]] = field(default_factory=list)
     last: int = 0
     phase: str = ""
+    ahead: tuple[str, ...] = ()
 
     def look(self, jobs: Jobs) -> bool:
         """Read new events; return whether there were any."""
-        before = self.job
+        before = self.job, self.ahead
         self.job = jobs.get(self.job.id)
+        waits = self.job.state == "queued"
+        self.ahead = tuple(called(one) for one in jobs.waiting.ahead(self.job.id)) if waits else ()
         events = jobs.events(self.job.id, after=self.last)
         for event in events:
             self.last = event.seq
@@ -68,7 +72,28 @@ class Seen:
                 self.phase = ""
             elif event.kind == "phase":
                 self.phase = str(event.data["text"])
-        return bool(events) or before != self.job
+        return bool(events) or before != (self.job, self.ahead)
+
+
+def called(job: Job) -> str:
+    """Return what a job does, in some words."""
+    if job.kind == "training":
+        return (
+            f"{'checking pictures for' if job.spec.get('dry_run') else 'teaching'} {job.spec['settings'].get('token')}"
+        )
+    if job.kind == "generation":
+        return f"drawing “{str(job.spec.get('request', {}).get('prompt', ''))[:40]}”"
+    return f"measuring {job.spec.get('concept')}" if job.kind == "score" else "importing a file"
+
+
+def behind(ahead: Sequence[str]) -> str:
+    """Return what a job waits for, in a sentence.
+
+    >>> behind(["teaching <wolf>", "measuring wolf"])
+    'after teaching <wolf> and 1 more'
+    """
+    more = f" and {len(ahead) - 1} more" if len(ahead) > 1 else ""
+    return f"after {ahead[0]}{more}" if ahead else ""
 
 
 def seen_now(jobs: Jobs, job_id: str) -> Seen | None:
@@ -143,13 +168,12 @@ def report(notes: Sequence[str]) -> str:
     return f'<ul class="notes">{lines}</ul>' if lines else ""
 
 
-def progress(seen: Seen | None, picture: str = "", ahead: str = "") -> str:
+def progress(seen: Seen | None, picture: str = "") -> str:
     """Return HTML of the state, the bar and all notes.
 
     Args:
         seen: the job; None for nothing.
         picture: address of a preview.
-        ahead: what a waiting job waits for.
     """
     if seen is None:
         return ""
@@ -160,7 +184,7 @@ def progress(seen: Seen | None, picture: str = "", ahead: str = "") -> str:
     clock = f'<span data-seconds="{took:.1f}">{spoken(took)} so far</span>' if job.started else ""
     if job.ended:
         clock = escape(spoken(took)) if job.started else ""
-    doing = seen.phase if job.state == "running" else ahead if job.state == "queued" else ""
+    doing = seen.phase if job.state == "running" else behind(seen.ahead) if job.state == "queued" else ""
     words = [escape(word) for word in (doing, figures, time_left(seen)) if word] + [clock] * bool(clock)
     said = f"{job.error} {job.hint}".strip() if job.state == "failed" else ""
     image = f'<img src="{picture}" alt="preview">' if picture else ""

@@ -13,15 +13,15 @@ function change(value) {
 
 function draw() {
   const unset = props.value === null || props.value === undefined || props.value === '';
-  label.textContent = props.label;
+  label.textContent = props.title;
   Object.assign(number, {min: props.minimum ?? '', max: props.maximum ?? '', step: 'any', placeholder: 'auto'});
   if (document.activeElement !== number) number.value = unset ? '' : props.value;
   Object.assign(range, {min: props.low, max: props.high, step: props.step});
   range.value = unset ? props.start : props.value;
-  range.setAttribute('aria-label', `${props.label}, slider`);
+  range.setAttribute('aria-label', `${props.title}, slider`);
   range.classList.toggle('unset', unset);
   auto.hidden = !props.open || unset;
-  auto.setAttribute('aria-label', `${props.label}: leave it to the base`);
+  auto.setAttribute('aria-label', `${props.title}: leave it to the base`);
 }
 range.addEventListener('input', () => { number.value = range.value; range.classList.remove('unset'); });
 range.addEventListener('change', () => change(Number(range.value)));

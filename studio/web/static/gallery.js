@@ -1,6 +1,7 @@
 // Pictures. props.value is a list of {src, caption, width, height, seed, sheet, before, name, liked}; a click chooses one and
-// The events of the page are 'use0', 'use1', 'use2', 'use3' and 'use4', which the framework finds by their names here.
-// opens it large (light.js). props.acts is a list of [event, label] offered for the large one, props.chosen its number.
+// opens it large (light.js). With props.ticks each can be ticked, which is `picked` of its record. props.acts is a list
+// of [event, label] offered for the large one, props.chosen its number. The framework finds the events of the page by
+// their names here: 'use0', 'use1', 'use2', 'use3' and 'use4'.
 const frame = element.querySelector('.gallery'), about = element.querySelector('.about');
 const SMALL = 160;  // pixels of a side up to which a picture is shown enlarged
 
@@ -24,18 +25,34 @@ function open(index) {
 
 function picture(one, index) {
   const node = document.createElement('figure'), button = document.createElement('button');
-  const image = Object.assign(document.createElement('img'), {src: one.src, alt: one.alt || one.caption || `Picture ${index + 1}`, loading: 'lazy'});
-  if (one.width) { image.width = one.width; image.height = one.height; }
+  const shown = Object.assign(document.createElement('img'), {src: one.src, alt: image(one, index), loading: 'lazy'});
+  if (one.width) { shown.width = one.width; shown.height = one.height; }
   button.type = 'button';
   button.title = 'Show it large';
-  button.append(image);
+  button.append(shown);
   button.addEventListener('click', () => { choose(index); open(index); });
-  image.addEventListener('dragstart', (event) => event.dataTransfer.setData('text/studio-picture', one.src));
+  shown.addEventListener('dragstart', (event) => event.dataTransfer.setData('text/studio-picture', one.src));
   node.className = one.sheet ? 'thumbnail-item sheet' : 'thumbnail-item';
   node.append(button);
+  if (props.ticks) node.append(tick(one, index));
+  if (one.liked) node.append(Object.assign(document.createElement('span'), {className: 'liked', textContent: '♥', title: 'A favourite'}));
   if (one.caption) node.append(Object.assign(document.createElement('figcaption'), {textContent: one.caption}));
   return node;
 }
+
+function tick(one, index) {
+  const label = document.createElement('label'), box = Object.assign(document.createElement('input'), {type: 'checkbox', checked: !!one.picked});
+  label.className = 'tick';
+  box.setAttribute('aria-label', `Tick ${image(one, index)}`);
+  box.addEventListener('change', () => {
+    props.value = props.value.map((other, at) => (at === index ? {...other, picked: box.checked} : {...other}));
+    trigger('input', {index});
+  });
+  label.append(box);
+  return label;
+}
+
+const image = (one, index) => one.alt || one.caption || `picture ${index + 1}`;
 
 function draw() {
   const value = props.value || [];

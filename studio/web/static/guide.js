@@ -64,7 +64,6 @@ studio.tour = () => {
   document.querySelector('#pages [role=tab]')?.click();
   card = make('aside', {className: 'tour'});
   card.setAttribute('aria-label', 'Tour');
-  card.addEventListener('keydown', (event) => { if (event.key === 'Escape') finish(); });
   document.body.append(card);
   show();
 };
@@ -83,6 +82,7 @@ document.addEventListener('click', (event) => {
 });
 
 document.addEventListener('click', (event) => { if (event.target.closest?.('[data-do=tour]')) studio.tour(); });
+document.addEventListener('keydown', (event) => { if (card && event.key === 'Escape') finish(); });
 
 const opened = setInterval(() => {
   if (!document.querySelector('#prompt textarea')) return;

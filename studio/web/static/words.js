@@ -5,7 +5,8 @@ const [asked, some, all, groups] = ['.asked', '.some', '.all', '.groups'].map((o
 const FEW = 9, NEAR = 4, SHORT = 2;
 const field = () => document.querySelector(props.target);
 const value = () => props.value || {};
-let before = null;
+const PAUSE = 1200;  // milliseconds after which the word at the end is taken for whole
+let before = null, since = 0, waits = false;
 
 function chip(word, act, title) {
   const node = Object.assign(document.createElement('button'), {type: 'button', className: 'word', textContent: word, title: title || `Put “${word}” into the prompt`});
@@ -37,8 +38,10 @@ function near(word) {
 
 function look() {
   const prompt = field();
-  if (!prompt || prompt.value === before) return;
+  if (!prompt || (prompt.value === before && !(waits && performance.now() - since > PAUSE))) return;
+  if (prompt.value !== before) since = performance.now();
   before = prompt.value;
+  waits = false;
   const told = value(), lines = [];
   const say = (text, nodes) => lines.push(Object.assign(document.createElement('span'), {textContent: text}), ...nodes, ' ');
   for (const word of new Set(before.match(/<[^<>\s:,()]{1,100}>/g) || [])) {
@@ -50,7 +53,9 @@ function look() {
   if (known.size) {
     const said = before.replace(/<[^<>]*>/g, ' ').toLowerCase().match(/[\p{L}][\p{L}\p{N}'-]*/gu) || [];
     const missing = [...new Set(said)].filter((word) => word.length > SHORT && !known.has(word) && !learned.includes(word));
-    const typing = document.activeElement === prompt && !/[\s,.]$/.test(before) ? said.at(-1) : '';
+    const typed = document.activeElement === prompt && !/[\s,.]$/.test(before) && performance.now() - since < PAUSE;
+    const typing = typed ? said.at(-1) : '';
+    waits = typed && missing.includes(typing);
     const shown = missing.filter((word) => word !== typing);
     if (shown.length) {
       say(`${told.base} was never shown: `, []);

@@ -45,7 +45,14 @@ def test_words_it_was_never_shown_are_found(text, unknown):
 
 @pytest.mark.parametrize(
     ("word", "near"),
-    [("wolf", "fox"), ("kittens", "cat"), ("bird", "owl"), ("Birds", "owl"), ("pengin", "penguin"), ("yelow", "yellow")],
+    [
+        ("wolf", "fox"),
+        ("kittens", "cat"),
+        ("bird", "owl"),
+        ("Birds", "owl"),
+        ("pengin", "penguin"),
+        ("yelow", "yellow"),
+    ],
 )
 def test_a_near_word_is_suggested(word, near):
     assert near in WORDS.near(word)

@@ -17,7 +17,6 @@ from studio.web.panels.comparing import FIELDS, Comparing, choices, first_word, 
 from studio.web.panels.watching import Seen
 from tests.studio.web.test_pages import page, write_concept
 
-
 PLAN = {"count": 4, "size": "square", "seed": 3, "keep": True}
 
 
@@ -28,7 +27,7 @@ def jobs(tmp_path):
 
 def asked(generate, *compared, prompt="a fox", chips=(), boxes=()):
     values = [component.value for component in generate.form.components]
-    return generate.submit("pocket", prompt, list(chips), list(boxes), PLAN, *values, *compared)
+    return generate.submit("pocket", prompt, list(chips), list(boxes), PLAN, "", *values, *compared)
 
 
 def test_what_is_offered_can_be_compared_with_what_is_suggested(jobs):
@@ -123,7 +122,7 @@ def test_the_sheet_comes_first_and_cells_say_what_they_are(jobs, compared):
     pictures = gallery["value"]
     assert [one["caption"] for one in pictures] == ["all", "guidance scale 1", "guidance scale 2.5"]
     assert [(one["width"], one["sheet"]) for one in pictures] == [(300, True), (64, False), (64, False)]
-    assert "64 × 64 pixels" in gallery["hint"]
+    assert "64 x 64 pixels" in gallery["hint"]
     assert "guidance.scale: 1, 2.5" in facts
     _, said = generate.answer.look(job, gr.EventData(None, {"index": 2}))
     assert "2.5" in said and "<th>prompt</th>" in said

@@ -122,7 +122,7 @@ def asked(generate, prompt="a fox", chips=(), boxes=(), seed=3, count=2, **more)
     fields = zip(generate.form.paths, generate.form.components, strict=True)
     values = [more.get(path, component.value) for path, component in fields]
     plan = {"count": count, "size": "square", "seed": seed, "keep": seed is not None}
-    return generate.submit("pocket", prompt, list(chips), list(boxes), plan, *values)
+    return generate.submit("pocket", prompt, list(chips), list(boxes), plan, "", *values)
 
 
 def test_a_request_is_queued_as_it_was_asked(jobs):
@@ -244,7 +244,7 @@ def test_another_seed_is_drawn_for_each_job_unless_one_is_kept(jobs):
     assert shown == {"count": 2, "seed": 5, "keep": False}
     for wrong in ({"count": "many"}, {"keep": True, "seed": "x"}, {"count": [1]}):
         with pytest.raises(gr.Error, match="no whole number"):
-            generate.submit("pocket", "a fox", [], [], wrong, *[one.value for one in generate.form.components])
+            generate.submit("pocket", "a fox", [], [], wrong, "", *[one.value for one in generate.form.components])
 
 
 def test_the_whole_form_comes_back_from_a_job(jobs):
@@ -252,18 +252,25 @@ def test_the_whole_form_comes_back_from_a_job(jobs):
     generate = page(GeneratePage, jobs)
     boxes = [{"phrase": "a <b>", "box": [0, 0, 0.5, 0.5]}]
     fields = zip(generate.form.paths, generate.form.components, strict=True)
-    values = [{"guidance.scale": 3.0, "width": 96, "negative_prompt": "a dog"}.get(path, one.value) for path, one in fields]
+    values = [
+        {"guidance.scale": 3.0, "width": 96, "negative_prompt": "a dog"}.get(path, one.value) for path, one in fields
+    ]
     plan = {"count": 2, "size": "wide", "seed": 8, "keep": True}
     chips = [{"id": "b", "token": "<b>", "on": True, "strength": 0.5}]
     compared = ["steps", "1, 2", "", ""]
-    asked_for = jobs.get(generate.submit("pocket", "a <b>", chips, boxes, plan, *values, *compared))
+    asked_for = jobs.get(generate.submit("pocket", "a <b>", chips, boxes, plan, "", *values, *compared))
     base, prompt, chips, there, planned, *more = generate.form_of_job(asked_for)
     assert (base, prompt, there) == ("pocket", "a <b>", boxes)
     assert [(chip["id"], chip["on"], chip["strength"]) for chip in chips] == [("b", True, 0.5)]
     assert planned == {"count": 1, "size": "wide", "seed": 8, "keep": False}
     assert more[len(values) :] == compared
     shown = dict(zip(generate.form.paths, more, strict=False))
-    assert (shown["guidance.scale"], shown["width"], shown["negative_prompt"], shown["steps"]) == (3.0, 96, "a dog", None)
+    assert (shown["guidance.scale"], shown["width"], shown["negative_prompt"], shown["steps"]) == (
+        3.0,
+        96,
+        "a dog",
+        None,
+    )
     edit = page(EditPage, jobs)
     painted, _ = edit.take_example()
     repainted = jobs.get(repaint(edit, painted | {"mask": address(Image.new("L", (64, 64), 255))}))
