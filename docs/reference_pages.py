@@ -73,7 +73,8 @@ def settings() -> str:
     """Return a table for each class of settings: what is asked of a picture, and how each method learns."""
     from pipelines.request.request import Box, ConceptUse, ExamplePair, Grounding, Guidance, InContext, Inpaint, Request
     from trainers.base_models.settings import InContextConfig, InpaintingConfig
-    from trainers.method_settings import GroundingConfig, TaskWordConfig, configs
+    from trainers.method_settings import GroundingConfig, TaskWordConfig
+    from trainers.methods import configs
     from trainers.settings import DataConfig, Destination, TrainConfig
 
     asked = (Request, ConceptUse, Guidance, Box, Grounding, Inpaint, InContext, ExamplePair)

@@ -36,8 +36,8 @@ from trainers.data.batches import Example, ordinary, prompt_templates
 from trainers.loop.launch import run_of
 from trainers.loop.train import train
 from trainers.methods import methods
-from trainers.methods.custom_diffusion import merged
 from trainers.methods.parts.identifiers import rare_identifiers
+from trainers.methods.parts.merging import merged
 from trainers.stickers.drawn import drawn, drawn_scene, summed
 from trainers.stickers.world import ALL_NAMES, CLASS_WORDS, RELATIONS, Scene, scene
 

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.request.request import Request
 from studio.cli import app
-from trainers.methods import ENROLLED
+from trainers.methods import methods
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,7 +34,7 @@ def test_all_commands_stand_in_the_command_line(pages):
     text = pages.cli()
     for name in app.resolved_commands():
         assert name.startswith("-") or f"## studio {name}\n" in text, name
-    assert all(f"### studio train {name}\n" in text for name in ENROLLED)
+    assert all(f"### studio train {name}\n" in text for name in methods())
     assert "--guidance-scale" in text and "<" not in text.replace("&lt;", "")
 
 

@@ -1,16 +1,18 @@
-"""One command for each method, its flags derived from the settings. A method, and torch, is loaded when it is run."""
+"""One command for each method, its flags derived from the settings. Needs no torch."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from trainers.method_settings import configs
-from trainers.methods import ENROLLED, method
+from trainers.methods import methods, summary
 from trainers.settings import DataConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from trainers.method import Method
 
 
 def commands(name: str, carry_out: Callable[..., None], more: Mapping[str, Any]) -> App:
@@ -27,19 +29,19 @@ def commands(name: str, carry_out: Callable[..., None], more: Mapping[str, Any])
         help_format="plaintext",
         default_parameter=Parameter(negative_iterable=()),
     )
-    for key in ENROLLED:
-        app.command(_command(key, carry_out, more), name=key)
+    for key, method in methods().items():
+        app.command(_command(method, carry_out, more), name=key)
     return app
 
 
-def _command(name: str, carry_out: Callable[..., None], more: Mapping[str, Any]) -> Any:
-    kinds: dict[str, Any] = {"config": configs()[name], "data": DataConfig, "train": TrainConfig, **more}
+def _command(method: Method[Any], carry_out: Callable[..., None], more: Mapping[str, Any]) -> Any:
+    kinds: dict[str, Any] = {"config": method.Settings, "data": DataConfig, "train": TrainConfig, **more}
     needed = ("config", "data")
 
     def command(**settings: Any) -> None:
         # What nothing was said about is not passed on.
         others = {key: kind() for key, kind in kinds.items() if key not in (*needed, *settings)}
-        carry_out(method(name), **others, **settings)
+        carry_out(method, **others, **settings)
 
     parameters = [
         inspect.Parameter(
@@ -51,5 +53,5 @@ def _command(name: str, carry_out: Callable[..., None], more: Mapping[str, Any])
         for key, kind in kinds.items()
     ]
     command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
-    command.__doc__ = ENROLLED[name].does
+    command.__doc__ = summary(method)
     return command

@@ -1,7 +1,9 @@
 """The protocol of methods: how something is learned, in one file, enrolled by one line in `trainers.methods`.
 
 A method declares what is trainable, gives named loss terms for a batch, and exports what was learned. Loop, data,
-checkpoints, previews, command line, forms and file format are the same for all and not its business.
+checkpoints, previews, command line, REST, forms and file format are the same for all and not its business. Its settings
+and the words for people stand in its file too, which therefore is read without torch: what needs torch is imported
+inside its functions. Needs no torch.
 """
 
 from __future__ import annotations
@@ -9,14 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-import torch
-from torch import Tensor, nn
+from trainers.settings import MethodConfig
 
-from pipelines.concepts.concept import Concept
-from pipelines.models.components import Components
-from trainers.data.batches import Batch, Example
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from pipelines.concepts.concept import Concept
+    from pipelines.models.components import Components
+    from trainers.data.batches import Batch, Example
 
 
 @dataclass(frozen=True)
@@ -42,27 +48,57 @@ class Trainable:
     examine: Callable[[Sequence[Example]], None] = lambda examples: None
 
 
-class Method(Protocol):
+@dataclass(frozen=True)
+class Offer:
+    """One kind of thing that a method is offered for on the page, in words for people who know no methods.
+
+    Attributes:
+        title: what the pictures show or what is learned of them.
+        says: what it takes and costs, in a sentence.
+        words: name of a setting -> its label and a value to suggest, for what a person has to fill in.
+        settings: of the method, beside these.
+        pairs: whether each picture shows two things that are to be named.
+    """
+
+    title: str
+    says: str
+    words: Mapping[str, tuple[str, str]]
+    settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    pairs: bool = False
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Return the settings that the method is offered with, suggested words among them."""
+        return {**self.settings, **{name: value for name, (_, value) in self.words.items()}}
+
+
+Config = TypeVar("Config", bound=MethodConfig)
+
+
+class Method(Protocol[Config]):
     """One way of learning."""
 
-    name: ClassVar[str]
+    name: str
     """As on the command line."""
-    Config: ClassVar[Any]
-    """Its settings, a frozen pydantic model; `trigger` is what prompts say to call the concept, `new_word` the word it
-    adds to the base, or None; `trains_weights` and `trains_text` say what has to stay float32."""
 
-    def recipe(self, family: str, config: Any) -> Mapping[str, Any]:
-        """Values for a model family, of this method's or the shared settings, where they are not the defaults."""
+    Settings: type[Config]
+    """Its settings, a frozen pydantic model."""
+
+    offers: tuple[Offer, ...]
+    """Its offers on the page; the values of the first are settings that it can be tried with."""
+
+    def recipe(self, family: str, config: Config) -> Mapping[str, Any]:
+        """Return values for a model family, of its own or the shared settings, where they are not the defaults."""
         ...
 
     def prepare(
-        self, components: Components, config: Any, generator: torch.Generator
+        self, components: Components, config: Config, generator: torch.Generator
     ) -> AbstractContextManager[Trainable]:
         """Make ready for training; the base is bit-identical after the `with`. Chance comes from `generator`."""
         ...
 
     def losses(self, trainable: Trainable, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Named loss terms of a batch; the loop optimises their sum."""
+        """Return named loss terms of a batch; the loop optimises their sum."""
         ...
 
     def export(self, trainable: Trainable) -> Concept:

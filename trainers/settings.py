@@ -162,6 +162,35 @@ class PriorConfig(Frozen):
         return self
 
 
+class MethodConfig(Frozen):
+    """Settings of a method, with what the loop has to know of any of them."""
+
+    @property
+    def triggers(self) -> tuple[str, ...]:
+        """Return the words that call each concept of the run in prompts, its own first."""
+        return ()
+
+    @property
+    def trigger(self) -> str:
+        """Return the words in prompts for the run's own concept."""
+        return self.triggers[0]
+
+    @property
+    def new_word(self) -> str | None:
+        """Return the word it adds to the base, if any."""
+        return None
+
+    @property
+    def trains_weights(self) -> bool:
+        """Return whether weights of the UNet themselves are trained, which then stay float32."""
+        return False
+
+    @property
+    def trains_text(self) -> bool:
+        """Return whether gradients go through the text encoders, which then stay float32."""
+        return True
+
+
 @dataclass(frozen=True)
 class Subject:
     """One of the things that a run learns.
@@ -179,7 +208,7 @@ class Subject:
     images: Path | None = None
 
 
-class SubjectConfig(PriorConfig, ObjectiveConfig):
+class SubjectConfig(MethodConfig, PriorConfig, ObjectiveConfig):
     """Binding one subject, or several in one run, each with its pictures, its word and its class."""
 
     token: Composed = Field(min_length=1, max_length=60)
@@ -216,9 +245,9 @@ class SubjectConfig(PriorConfig, ObjectiveConfig):
         )
 
     @property
-    def trigger(self) -> str:
-        """The words in prompts for the run's own subject: its new word, or the identifier with its class."""
-        return self.subjects[0].trigger
+    def triggers(self) -> tuple[str, ...]:
+        """Return for each subject its new word, or its identifier with its class."""
+        return tuple(subject.trigger for subject in self.subjects)
 
     @property
     def new_word(self) -> str | None:
@@ -265,7 +294,7 @@ class LowRankConfig(Frozen):
     """Learn the direction and the length of each row apart (DoRA)."""
 
 
-class TokenConfig(Frozen):
+class TokenConfig(MethodConfig):
     """A method that learns a word."""
 
     token: Composed = Field(min_length=1, max_length=100)
@@ -278,24 +307,14 @@ class TokenConfig(Frozen):
     """Embedding vectors of the word: more hold more detail and edit less well."""
 
     @property
-    def trigger(self) -> str:
-        """The words in prompts for it."""
-        return self.token
+    def triggers(self) -> tuple[str, ...]:
+        """Return the new word."""
+        return (self.token,)
 
     @property
     def new_word(self) -> str | None:
-        """The word it adds to the base."""
+        """Return the new word."""
         return self.token
-
-    @property
-    def trains_weights(self) -> bool:
-        """Return whether weights of the UNet themselves are trained, which then stay float32."""
-        return False
-
-    @property
-    def trains_text(self) -> bool:
-        """Return whether gradients go through the text encoders, which then stay float32."""
-        return True
 
 
 class Destination(Frozen):

@@ -27,7 +27,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipelines.concepts.card import CARD_KEY, HASH_KEY, ConceptCard, card_of, read_card, read_header
-from pipelines.concepts.changed_weights import ChangedWeights
 from pipelines.concepts.formats import delta_tensors as storing
 from pipelines.concepts.formats.kohya import named, to_kohya
 from pipelines.concepts.formats.peft_folders import read_adapter
@@ -35,9 +34,10 @@ from pipelines.concepts.formats.pickles import read_tensors
 from pipelines.concepts.formats.png_embeddings import read_picture
 from pipelines.concepts.headers import misfit, words
 from pipelines.concepts.lora_keys import parsed
-from pipelines.concepts.parts import Part, kinds_of
-from pipelines.concepts.registry import by_prefix, part_class
-from pipelines.concepts.token_rows import TokenRows
+from pipelines.concepts.part import Part
+from pipelines.concepts.parts.changed_weights import ChangedWeights
+from pipelines.concepts.parts.token_rows import TokenRows
+from pipelines.concepts.registry import by_prefix, kinds_of, part_class
 from pipelines.concepts.weight_deltas import Change, Difference, LowRank
 from pipelines.errors import ConceptError
 from pipelines.files import whole_file
@@ -142,7 +142,7 @@ class Concept:
         whole = any(isinstance(change, Difference) for change in self.changes.values())
         layout = "difference" if whole else "lora" if self.changes else "textual-inversion"
         if self.further:
-            layout = kinds_of(self.further).replace(", ", "-").replace(" ", "-")
+            layout = kinds_of(self.tensors()).replace(", ", "-").replace(" ", "-")
         fields = {
             "sai_model_spec": "1.0.1",
             "architecture": f"{_ARCHITECTURE.get(card.family, 'unknown')}/{layout}",
@@ -314,7 +314,7 @@ class Concept:
         """
         if self.further:
             raise ConceptError(
-                f"{self.token} consists of {kinds_of(self.further)}, for which {what} has no layout.",
+                f"{self.token} consists of {kinds_of(self.tensors())}, for which {what} has no layout.",
                 "Use its file with the studio, or teach it by textual-inversion.",
             )
 

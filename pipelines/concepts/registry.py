@@ -22,7 +22,9 @@ class Registered(NamedTuple):
     adds_word: bool
 
 
-REGISTERED: dict[str, Registered] = {}
+REGISTERED: dict[str, Registered] = {
+    "layer_rows.": Registered("pipelines.concepts.parts.layer_rows:LayerRows", adds_word=True),
+}
 """Prefix of its tensors -> part. A new one is enrolled by its line here."""
 
 
@@ -40,6 +42,11 @@ def by_prefix(names: Iterable[str]) -> dict[str, list[str]]:
             if name.startswith(prefix):
                 grouped.setdefault(prefix, []).append(name)
     return grouped
+
+
+def kinds_of(names: Iterable[str]) -> str:
+    """Name the kinds of registered parts among the names of tensors, for people: "layer rows"; empty without any."""
+    return ", ".join(sorted(prefix.rstrip(".").replace("_", " ") for prefix in by_prefix(names)))
 
 
 def vectors_of(shapes: Mapping[str, list[int]]) -> int:

@@ -24,6 +24,7 @@ from pipelines.errors import ModelError
 from pipelines.models import POCKET
 from pipelines.models.config_limits import UNREADABLE, require_buildable
 from pipelines.models.fingerprint import weights_identity
+from pipelines.models.text_hooks import TextHook
 from pipelines.request.request import Defaults
 
 Family = Literal["pocket", "sd1", "sd2", "sdxl"]
@@ -46,6 +47,7 @@ class Components:
         zero_empty: SDXL's rule that an empty negative prompt is all zeros rather than an encoded empty text.
         expansions: token id -> ids it stands for, for concepts of several vectors.
         identity: fingerprint taken at loading; empty for parts put together in memory.
+        text_hooks: each wraps the text encoding, the later around the earlier; parts of concepts put them there.
     """
 
     unet: UNet2DConditionModel
@@ -58,6 +60,7 @@ class Components:
     zero_empty: bool = False
     expansions: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     identity: str = ""
+    text_hooks: tuple[TextHook, ...] = ()
 
     @property
     def device(self) -> torch.device:

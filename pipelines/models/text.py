@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -212,11 +213,19 @@ def encode_ids(components: Components, which: int, ids: Tensor, skip: int = 0) -
     """Run one text encoder on token ids (B, window): context (B, window, dim) and pooled vector (B, dim').
 
     SD 1.x and 2.x use the last layer, normalised; SDXL the last but one of both encoders. `skip` leaves out as many
-    more ("clip skip" less one), as diffusers does; the pooled vector is of the last layer always.
+    more ("clip skip" less one), as diffusers does; the pooled vector is of the last layer always. Hooks of `components`
+    may give the context more channels, for layers of cross-attention that each read their own.
 
     Raises:
         RequestError: if the encoder does not have so many layers.
     """
+    encode = partial(_encode, components, which, skip=skip)
+    for hook in components.text_hooks:
+        encode = partial(hook, which, encode=encode)
+    return encode(ids)
+
+
+def _encode(components: Components, which: int, ids: Tensor, skip: int) -> tuple[Tensor, Tensor]:
     encoder: Any = components.text_encoders[which]
     xl = components.family == "sdxl"
     out = encoder(ids, output_hidden_states=xl or skip > 0)

@@ -6,7 +6,7 @@ The JSON is only ever parsed, never evaluated; its size is capped, because pictu
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -20,8 +20,10 @@ from pipelines.files import whole_file
 from pipelines.pictures.files import decoded
 from pipelines.pictures.foreign_metadata import Told, read_fields
 from pipelines.pictures.png import texts
+from pipelines.pictures.sources import found_again, recall, remember, shared_name
 from pipelines.request.request import SCHEMA, Request
 from pipelines.request.samplers import SAMPLERS, SPACINGS
+from pipelines.request.settings import with_files
 
 KEY = "promptstudio"
 LIMIT = 1 << 20  # bytes of JSON that are read
@@ -128,14 +130,27 @@ def parameters(made: Made) -> str:
 
 
 def save_png(picture: Image.Image, path: Path, made: Made) -> Path:
-    """Write the picture with its metadata; the file is either complete or absent."""
+    """Write the picture with its metadata; the file is either complete or absent.
+
+    Files outside the working folder are named without their folders; where they lie is kept on this machine.
+    """
+    files: dict[str, str] = {}
+
+    def named(kind: str, text: str) -> str:
+        files[shared_name(text)] = text
+        return shared_name(text)
+
+    told, base = with_files(made.request, named), shared_name(made.base)
+    if made.base != "pocket":
+        files[base] = made.base
+    remember([base, made.fingerprint, list(made.digests), sorted(files)], files)
     info = PngInfo()
     info.add_itxt("parameters", parameters(made))
     own = {
         "schema": SCHEMA,
-        "request": made.request.model_dump(mode="json"),
+        "request": told.model_dump(mode="json"),
         "index": made.index,
-        "base": made.base,
+        "base": base,
         "fingerprint": made.fingerprint,
         "attention": made.attention,
         "dtype": made.dtype,
@@ -193,3 +208,14 @@ def read_made(path: Path) -> Made:
     if not 0 <= index < request.count:
         raise RequestError(f"{path.name} claims to be picture {index} of {request.count}.", hint)
     return Made(request, index, base, fingerprint, (), digests, attention, dtype)
+
+
+def with_its_files(made: Made, picture: Path) -> Made:
+    """Return the settings of a picture with the files it names where they are on this machine; else as they are."""
+    names = set() if made.base == "pocket" else {made.base}
+    with_files(made.request, lambda kind, text: (names.add(text), text)[1])
+    known = recall([made.base, made.fingerprint, list(made.digests), sorted(names)])
+    base = made.base if made.base == "pocket" else found_again(made.base, picture, known)
+    return replace(
+        made, request=with_files(made.request, lambda kind, text: found_again(text, picture, known)), base=base
+    )

@@ -198,6 +198,24 @@ def _found(jobs: Jobs, concept: str) -> Path:
         raise Unknown(error.message, error.hint) from None
 
 
+def _add_concept(router: APIRouter, jobs: Jobs) -> None:
+    @router.post("/concepts", status_code=status.HTTP_202_ACCEPTED)
+    def take_in(
+        response: Response,
+        file: Annotated[UploadFile, File()],
+        token: Annotated[str | None, Form(min_length=1, max_length=100)] = None,
+        base: Annotated[str | None, Form(min_length=1, max_length=100)] = None,
+    ) -> Work:
+        """Import the file of another program into the library; a process of its own reads it.
+
+        `base` is the one that whole weights (Custom Diffusion of diffusers) and IA3 belong to; by default the first
+        that fits.
+        """
+        answer = work(jobs.submit_import(_content(file, ARCHIVE), file.filename or "", token, base))
+        response.headers["location"] = answer.links["self"]
+        return answer
+
+
 def concepts(jobs: Jobs) -> APIRouter:
     """Return the routes of the library."""
     router = APIRouter(tags=["concepts"])
@@ -245,15 +263,5 @@ def concepts(jobs: Jobs) -> APIRouter:
         """Delete it for good, unless it is being measured or learned."""
         jobs.delete_concept(found(concept).stem)
 
-    @router.post("/concepts", status_code=status.HTTP_202_ACCEPTED)
-    def take_in(
-        response: Response,
-        file: Annotated[UploadFile, File()],
-        token: Annotated[str | None, Form(min_length=1, max_length=100)] = None,
-    ) -> Work:
-        """Import the file of another program into the library; a process of its own reads it."""
-        answer = work(jobs.submit_import(_content(file, ARCHIVE), file.filename or "", token))
-        response.headers["location"] = answer.links["self"]
-        return answer
-
+    _add_concept(router, jobs)
     return router

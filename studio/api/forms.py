@@ -15,7 +15,7 @@ from pipelines.request.axes import Axis
 from pipelines.request.request import Frozen, Request
 from studio.jobs.specs import OURS
 from studio.jobs.store import Job, Kind, State
-from trainers.method_settings import configs
+from trainers.methods import configs
 from trainers.settings import DataConfig, Destination, TrainConfig
 
 

@@ -18,7 +18,7 @@ from studio.api.forms import PLACE, GenerationOrder, RunOrder, ScoreOrder, Work,
 from studio.api.zips import zipped
 from studio.jobs.jobs import Jobs
 from studio.jobs.store import Job, Kind, State
-from trainers.method_settings import configs
+from trainers.methods import configs
 
 LOOK = 0.2
 """Seconds between two looks for new events."""

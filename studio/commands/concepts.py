@@ -73,7 +73,7 @@ def import_(
     *,
     token: str | None = None,
     kind: Kind | None = None,
-    base: str | None = None,
+    base: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     folder: Library = concepts.FOLDER,
 ) -> None:
     """Take in a file of another program (.safetensors, .png, or .pt and .bin, which are not run), or a folder.
@@ -88,7 +88,7 @@ def import_(
         What it is, where the file does not say so: a relation gets a note when it is used without things on both sides.
     base
         The base that whole weights (Custom Diffusion of diffusers) and IA3 belong to, of which they become differences:
-        pocket, a folder, a .safetensors file or a hub id.
+        pocket, a folder, a .safetensors file or a hub id; of several the first that fits.
     folder
         Where the concepts are.
     """

@@ -48,7 +48,7 @@ def _learn(folder: Path, machine: Machine) -> dict[str, tuple[Path, float]]:
         print(f"{said}: learning {token}", flush=True)
         (path,) = runner.write_concepts(
             method,
-            method.Config(token=token, **settings),
+            method.Settings(token=token, **settings),
             DataConfig(images=EXAMPLES),
             TrainConfig(preview_every=100),
             Output(output=folder / "demo" / f"{token.strip('<>')}.safetensors", overwrite=True),

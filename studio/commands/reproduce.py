@@ -10,7 +10,7 @@ from pipelines.concepts.concept import Concept
 from pipelines.errors import RequestError
 from pipelines.events import Note
 from pipelines.pictures.foreign_metadata import not_taken
-from pipelines.pictures.metadata import read_foreign, read_made
+from pipelines.pictures.metadata import Made, read_foreign, read_made, with_its_files
 from pipelines.request.axes import Axis
 from pipelines.request.request import Request
 from studio.settings import Machine
@@ -36,26 +36,42 @@ def repeat(
         if told.left:
             Progress("from")(Note(not_taken(source.name, told.left)))
         return draw(Request.read(_replaced(told.fields, wishes)), axes, base or "pocket", output, machine)
-    made = read_made(source)
+    made = with_its_files(read_made(source), source)
     own = {"attention": made.attention, "dtype": made.dtype}
     machine = machine.model_copy(update={k: v for k, v in own.items() if k not in machine.model_fields_set})
-    if base is None and (now := runner.open_base(made.base, machine).fingerprint()) != made.fingerprint:
-        raise RequestError(
-            f"{source.name} was made with other weights of {made.base} ({made.fingerprint}, now {now}).",
-            f"It cannot be repeated exactly; give --base {made.base} to use them nonetheless.",
-        )
-    for use, digest in zip(made.request.concepts, made.digests, strict=True):
-        if "concepts" not in wishes and Concept.load(Path(use.source)).digest() != digest:
-            raise RequestError(
-                f"The concept {use.source} has changed since {source.name} was made.",
-                f"It cannot be repeated exactly; give --concept {use.source} to use it nonetheless.",
-            )
+    _require_unchanged(made, source, base, "concepts" in wishes, machine)
     if not wishes and not axes:
         return runner.write_pictures(made.request, base or made.base, output, machine, made.index)
     if "inpaint" in wishes:
         wishes = wishes | {"inpaint": {"digests": (), **wishes["inpaint"]}}
     stored = made.request.model_dump() | {"seed": made.request.seed + made.index, "count": 1}
     return draw(Request.read(_replaced(stored, wishes)), axes, base or made.base, output, machine)
+
+
+def _require_unchanged(made: Made, source: Path, base: str | None, other_concepts: bool, machine: Machine) -> None:
+    """Refuse to repeat a picture with a base or concepts that are gone or have changed, unless others were given."""
+    if base is None:
+        if not (made.base == "pocket" or Path(made.base).exists() or made.base.count("/") == 1):
+            raise RequestError(
+                f"{source.name} was made with the base {made.base} ({made.fingerprint}), which is not in this folder.",
+                "Give its folder or file with --base.",
+            )
+        if (now := runner.open_base(made.base, machine).fingerprint()) != made.fingerprint:
+            raise RequestError(
+                f"{source.name} was made with other weights of {made.base} ({made.fingerprint}, now {now}).",
+                f"It cannot be repeated exactly; give --base {made.base} to use them nonetheless.",
+            )
+    for use, digest in () if other_concepts else zip(made.request.concepts, made.digests, strict=True):
+        if not Path(use.source).is_file():
+            raise RequestError(
+                f"The concept {use.source} that {source.name} was made with is neither here nor beside the picture.",
+                "Give its file with --concept.",
+            )
+        if Concept.load(Path(use.source)).digest() != digest:
+            raise RequestError(
+                f"The concept {use.source} has changed since {source.name} was made.",
+                f"It cannot be repeated exactly; give --concept {use.source} to use it nonetheless.",
+            )
 
 
 def _replaced(fields: dict[str, Any], wishes: dict[str, Any]) -> dict[str, Any]:

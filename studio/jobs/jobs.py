@@ -140,22 +140,27 @@ class Jobs:
                 self._require_free([path.name for path in outputs(one)], key)
             return self.ledger.add("training", spec, key)
 
-    def submit_import(self, content: bytes, name: str, token: str | None = None) -> Job:
+    def submit_import(self, content: bytes, name: str, token: str | None = None, base: str | None = None) -> Job:
         """Order the import of a file of another program into the library; a process of its own reads it.
 
         Args:
             content: of an embedding or a LoRA.
             name: original name of the file, which gives its word if nothing else does.
             token: the word to use it by; its own by default.
+            base: id of the base that whole weights and IA3 belong to; the first of the server's that fits by default.
 
         Raises:
             Conflict: if a concept of that word is being learned.
+            ConfigError: if there is no such base.
         """
+        if base is not None:
+            self.places.base(base)
         if token:
             self._require_unlearned([f"{file_stem(token)}.safetensors"])
         require_room(self.folder, len(content) + (64 << 20))
         file = put_aside(content, name, self.folder / "imports" / secrets.token_hex(8), self.places.quota)
-        return self.ledger.add("import", {"file": file.relative_to(self.folder).as_posix(), "token": token})
+        spec = {"file": file.relative_to(self.folder).as_posix(), "token": token, "base": base}
+        return self.ledger.add("import", spec)
 
     def submit_score(self, concept: str, dataset: str, base: str = "pocket", key: str | None = None) -> Job:
         """Order a measurement of a concept and the candidates of its training, against its initial word.

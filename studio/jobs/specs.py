@@ -11,21 +11,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from pipelines.errors import ConceptError, ConfigError, RequestError, StudioError
 from pipelines.request.axes import axes_of, cells
 from pipelines.request.request import FileOf, Frozen, Request, problems
+from pipelines.request.settings import Model, holds_models, mapped, marks_of, with_files
 from pipelines.words import file_stem
 from studio.jobs.store import Job
 from studio.library.datasets import Datasets, Pictures
 from studio.library.quota import QUOTA, Quota
-from trainers.method_settings import configs
+from trainers.methods import configs
 from trainers.settings import DataConfig, Destination, TrainConfig
-
-Model = TypeVar("Model", bound=BaseModel)
 
 OURS = ("cache", "output", "overwrite", "base")
 """Settings that the server decides."""
@@ -138,8 +137,8 @@ def _require_known(model: BaseModel) -> None:
             raise RequestError(f"{name} cannot be set here.", "It may name a file of the server's machine.")
     for name in type(model).model_fields:
         value = getattr(model, name)
-        if _holds_models(value):
-            _mapped(value, _require_known)
+        if holds_models(value):
+            mapped(value, _require_known)
 
 
 def unknown_texts(kind: type[BaseModel]) -> set[str]:
@@ -149,7 +148,7 @@ def unknown_texts(kind: type[BaseModel]) -> set[str]:
         for name, field in kind.model_fields.items()
         if name not in TEXTS
         and _is_text(field.annotation)
-        and not any(isinstance(mark, FileOf) for mark in _marks(field))
+        and not any(isinstance(mark, FileOf) for mark in marks_of(field))
     }
 
 
@@ -159,35 +158,7 @@ def _is_text(annotation: Any) -> bool:
 
 def with_paths(model: Model, places: Places) -> Model:
     """Return the same settings with a path for each id, at any depth."""
-    changes: dict[str, Any] = {}
-    for name, field in type(model).model_fields.items():
-        value = getattr(model, name)
-        kind = next((mark.kind for mark in _marks(field) if isinstance(mark, FileOf)), None)
-        if kind is not None and value is not None:
-            changes[name] = _mapped(value, lambda one, kind=kind: places.of(kind, str(one)))
-        elif _holds_models(value):
-            changes[name] = _mapped(value, lambda one: with_paths(one, places))
-    return model.model_copy(update=changes) if changes else model
-
-
-def _marks(field: Any) -> list[Any]:
-    """Return the annotations of a field and of its parts."""
-
-    def inside(annotation: Any) -> list[Any]:
-        own = list(getattr(annotation, "__metadata__", ()))
-        return own + [mark for part in get_args(annotation) for mark in inside(part)]
-
-    return [*field.metadata, *inside(field.annotation)]
-
-
-def _holds_models(value: Any) -> bool:
-    return isinstance(value, BaseModel) or (
-        isinstance(value, tuple) and bool(value) and all(isinstance(one, BaseModel) for one in value)
-    )
-
-
-def _mapped(value: Any, change: Any) -> Any:
-    return tuple(change(one) for one in value) if isinstance(value, tuple) else change(value)
+    return with_files(model, places.of)
 
 
 # -- training ---------------------------------------------------------------------------------------------------

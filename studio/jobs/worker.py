@@ -157,7 +157,9 @@ class Worker:
     def _import(self, job: Job) -> list[Path]:
         source = self.places.folder / job.spec["file"]
         try:
-            return [import_concept(source, job.spec["token"], self.places.learned)]
+            named = job.spec.get("base")
+            bases = [self.places.base(named)] if named else list(self.places.bases.values())
+            return [import_concept(source, job.spec["token"], self.places.learned, bases=bases)]
         finally:
             shutil.rmtree(source.parent, ignore_errors=True)
 

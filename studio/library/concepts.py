@@ -13,9 +13,11 @@ from pathlib import Path
 from pipelines.concepts.card import HASH_KEY, ConceptCard, read_card, read_header, sum_of_numbers
 from pipelines.concepts.headers import FAMILY_NAMES, words
 from pipelines.concepts.lora_keys import parsed
+from pipelines.concepts.registry import by_prefix, kinds_of, vectors_of
 from pipelines.errors import ConceptError
 from pipelines.files import whole_file
 from pipelines.request.texts import encodable, readable
+from studio.library.index import looked_at
 
 FOLDER = Path("outputs/concepts")
 EXAMPLE = Path(__file__).parents[1] / "examples" / "concepts" / "wolf.safetensors"
@@ -46,27 +48,27 @@ class Entry:
 
 
 def scan(folder: Path) -> Iterator[Entry]:
-    """Return the concepts of a folder by name, damaged ones with their error; only headers are read.
+    """Return the concepts of a folder by name, damaged ones with their error; only headers of new files are read.
 
     Raises:
         ConceptError: if there is no such folder.
     """
     if not folder.is_dir():
         raise ConceptError(f"There is no folder {folder}.", "Train a concept first, or give another --library.")
-    for path in sorted(folder.glob("*.safetensors")):
-        yield _entry(path)
+    for path, known in looked_at(folder, _read):
+        yield Entry(path, known.card, known.problem)
 
 
-def _entry(path: Path) -> Entry:
+def _read(path: Path) -> tuple[ConceptCard | None, str]:
     if not encodable(path.name):
-        return Entry(path, None, f"{readable(path.name)} has a name that is no valid Unicode. Rename the file.")
+        return None, f"{readable(path.name)} has a name that is no valid Unicode. Rename the file."
     try:
-        return Entry(path, read_card(path))
+        return read_card(path), ""
     except ConceptError as error:
-        return Entry(path, None, readable(str(error)))
+        return None, readable(str(error))
     except Exception as error:  # whatever one file does, the others are listed
         _log.warning("%s", path.name, exc_info=error)
-        return Entry(path, None, f"{path.name} cannot be read ({type(error).__name__}). Get it again, or remove it.")
+        return None, f"{path.name} cannot be read ({type(error).__name__}). Get it again, or remove it."
 
 
 def found(name: str, folder: Path) -> Path:
@@ -178,8 +180,10 @@ def width(path: Path) -> int | None:
         ConceptError: if its header cannot be read.
     """
     header = read_header(path)
-    found = words([name for name in header if name != "__metadata__" and parsed(name) is None])
-    return header[found.names[0]]["shape"][-1] if found.names else None
+    held = [name for names in by_prefix(header).values() for name in names]
+    found = words([name for name in header if name != "__metadata__" and name not in held and parsed(name) is None])
+    rows = [*found.names, *(sorted(held) if vectors_of({name: header[name]["shape"] for name in held}) else [])]
+    return header[rows[0]]["shape"][-1] if rows else None
 
 
 def elsewhere(path: Path) -> str:
@@ -189,7 +193,10 @@ def elsewhere(path: Path) -> str:
         ConceptError: if its header cannot be read.
     """
     roles = _roles(path)
-    names = [name for name in read_header(path) if parsed(name) is not None]
+    header = read_header(path)
+    if further := kinds_of(header):
+        return f"none: other programs have no layout for its {further}"
+    names = [name for name in header if parsed(name) is not None]
     if not roles:
         return "diffusers, AUTOMATIC1111 and ComfyUI read the file as it is; for InvokeAI export it for a1111"
     if not any(name.startswith("lora_") for name in names):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from transformers import CLIPTokenizer
 
@@ -14,10 +15,11 @@ from pipelines.concepts.concept import Concept
 from pipelines.concepts.formats import peft_folders
 from pipelines.concepts.formats.whole_weights import differences, needs_base, tensors_of
 from pipelines.concepts.token_embeddings import require_new
+from pipelines.concepts.weight_deltas import Difference
 from pipelines.concepts.writers import Dialect, export_as
 from pipelines.errors import ConceptError
 from pipelines.models import POCKET
-from pipelines.models.components import load
+from pipelines.models.components import Components, load
 from pipelines.models.single_files import clip_vocabulary
 from pipelines.words import check_word, composed, file_stem
 from studio.library import concepts
@@ -27,7 +29,7 @@ OTHER_WORD = "--token <my-concept>"
 
 
 def import_concept(
-    source: Path, token: str | None, folder: Path, kind: Kind | None = None, base: str | None = None
+    source: Path, token: str | None, folder: Path, kind: Kind | None = None, bases: Sequence[str] = ()
 ) -> Path:
     """Import a file, or a folder of PEFT or of a script, into a folder of concepts; return the new file.
 
@@ -36,12 +38,12 @@ def import_concept(
         token: another word for the first.
         folder: of concepts.
         kind: instead of what it says itself.
-        base: the base of whole weights and IA3, which become differences from it.
+        bases: of whole weights and IA3, which become differences from the first of them that has such weights.
 
     Raises:
         ConceptError: if it is none, or a file of its name is there.
     """
-    concept = _read(source) if base is None else _read_beside(source, base)
+    concept = _read_beside(source, bases) if bases else _read(source)
     if token is None and not concept.adds_word and concept.token == source.stem:  # the file itself names no word
         token = concepts.activation(source) or None
     if kind is not None:
@@ -86,13 +88,12 @@ def _read(source: Path) -> Concept:
     return Concept.load(source)
 
 
-def _read_beside(source: Path, base: str) -> Concept:
-    """Read a concept in a format that needs its base; others are read without it."""
+def _read_beside(source: Path, bases: Sequence[str]) -> Concept:
+    """Read a concept in a format that needs its base, beside the first that it fits; others are read without one."""
     file = _of_a_script(source) if source.is_dir() and not peft_folders.is_adapter(source) else source
     if not file.is_file() or file.suffix == ".png" or not needs_base(tensors := tensors_of(file)):
         return _read(source)
-    components = load(base)
-    changes = differences(tensors, components)
+    components, changes = _fitting(tensors, bases)
     about = ConceptCard(
         token=file.stem[:100],
         kind="subject",
@@ -116,6 +117,16 @@ def _read_beside(source: Path, base: str) -> Concept:
 EMBEDS = "learned_embeds"
 SCRIPTS = ("pytorch_lora_weights", EMBEDS, "pytorch_custom_diffusion_weights")
 """Files that the training scripts of diffusers write into their output folders."""
+
+
+def _fitting(tensors: Mapping[str, Any], bases: Sequence[str]) -> tuple[Components, Mapping[str, Difference]]:
+    """Return the first base that has such weights, and the differences from it; raises what the last says."""
+    for base in bases[:-1]:
+        components = load(base)
+        with suppress(ConceptError):
+            return components, differences(tensors, components)
+    components = load(bases[-1])
+    return components, differences(tensors, components)
 
 
 def _both_embeds(folder: Path) -> Concept:

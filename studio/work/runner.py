@@ -41,8 +41,8 @@ from trainers.data.sound_pictures import sound_examples
 from trainers.loop.launch import destinations, narrowed, pausing, readings, train_and_save
 from trainers.loop.train import Run, probe, with_recipe
 from trainers.method import Method
-from trainers.methods.custom_diffusion import merged
 from trainers.methods.parts.identifiers import collision, rare_identifiers
+from trainers.methods.parts.merging import merged
 from trainers.settings import DataConfig, SubjectConfig, TrainConfig
 from trainers.stickers.world import CLASS_WORDS, HELD_OUT
 

@@ -155,7 +155,7 @@ def test_every_form_learns_something_finite(form, precision):
     name, settings = FORMS[form]
     method = methods()[name]
     pace = TrainConfig(steps=20, batch=2, learning_rate=1e-3, scale_lr=False, precision=precision, ema=0.5)
-    run = Run(method, method.Config(**settings), pace, DataConfig(images=Path("unused"), flip=0.0))
+    run = Run(method, method.Settings(**settings), pace, DataConfig(images=Path("unused"), flip=0.0))
     base = narrowed(tiny.sd().to(DEVICE), run)
     before = tiny.snapshot(base)
     concept = train(base, run, tiny.examples())

@@ -20,7 +20,8 @@ from studio.jobs.jobs import Jobs
 from studio.library import import_export
 from trainers.loop.candidates import candidate, candidates, candidates_folder, kept_step, take
 from trainers.loop.launch import destinations
-from trainers.method_settings import DreamBoothConfig, TextualInversionConfig
+from trainers.methods.dreambooth import DreamBoothConfig
+from trainers.methods.textual_inversion import TextualInversionConfig
 from trainers.settings import Destination
 
 DIM = 96

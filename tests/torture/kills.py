@@ -42,7 +42,7 @@ SETTINGS = {
 def run(name: str) -> Run:
     method = methods()[name]
     pace = TrainConfig(steps=STEPS, batch=1, learning_rate=1e-2, scale_lr=False, ema=0.9)
-    return Run(method, method.Config(**SETTINGS[name]), pace, DataConfig(images=Path("unused")))
+    return Run(method, method.Settings(**SETTINGS[name]), pace, DataConfig(images=Path("unused")))
 
 
 def forked(base, name: str, output: Path) -> int:

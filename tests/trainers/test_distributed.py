@@ -132,7 +132,7 @@ def learned(case, batch, processes=ALONE):
     name, settings = CASES[case]
     method = methods()[name]
     pace = TrainConfig(steps=3, batch=batch, learning_rate=1e-3, scale_lr=False, seed=5)
-    the_run = Run(method, method.Config(**settings), pace, DataConfig(images=Path("unused"), flip=0.0))
+    the_run = Run(method, method.Settings(**settings), pace, DataConfig(images=Path("unused"), flip=0.0))
     pictures = tiny.examples(4)
     if name != "reversion":
         pictures = [replace(one, word=word) for one, word in zip(pictures, ("<a>", "<b>") * 2, strict=True)]
@@ -186,7 +186,7 @@ def train_start(folders):
     from trainers.data.folders import read_folder
 
     method = methods()["dreambooth"]
-    config = method.Config(token="<x>", class_word="fox", text_encoder=True, pivotal=True)
+    config = method.Settings(token="<x>", class_word="fox", text_encoder=True, pivotal=True)
     pace = TrainConfig(steps=1, batch=1, learning_rate=1e-12, scale_lr=False, seed=5, weight_decay=0.0)
     run = Run(method, config, pace, DataConfig(images=folders[1]))
     return train(load(folders[0]), run, read_folder(folders[1]).examples).tensors()
@@ -243,7 +243,7 @@ def test_what_is_frozen_is_narrow_and_what_is_trained_is_not():
         ("custom-diffusion", {"class_word": "fox"}, [wide, narrow, wide]),
     ):
         method = methods()[name]
-        config = method.Config(token="<x>" if name != "dreambooth" else "zwx", **settings)
+        config = method.Settings(token="<x>" if name != "dreambooth" else "zwx", **settings)
         assert precisions(narrowed(tiny.sd(), a_run(method, config, "bf16"))) == expected
         assert precisions(narrowed(tiny.sd(), a_run(method, config, "no"))) == [wide] * 3
 
@@ -252,10 +252,10 @@ def test_what_is_frozen_is_narrow_and_what_is_trained_is_not():
 def test_in_bfloat16_it_learns_nearly_the_same_and_keeps_float32(form):
     name, config = {
         "rows": ("textual-inversion", TextualInversionConfig(token="<x>", init="fox")),
-        "low-rank": ("dreambooth", methods()["dreambooth"].Config(token="<x>", class_word="fox", pivotal=True)),
+        "low-rank": ("dreambooth", methods()["dreambooth"].Settings(token="<x>", class_word="fox", pivotal=True)),
         "full": (
             "dreambooth",
-            methods()["dreambooth"].Config(token="<x>", class_word="fox", pivotal=True, form="full"),
+            methods()["dreambooth"].Settings(token="<x>", class_word="fox", pivotal=True, form="full"),
         ),
     }[form]
     concepts = []

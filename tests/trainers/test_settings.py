@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from trainers.method_settings import configs
 from trainers.methods import methods
 from trainers.settings import DataConfig, TokenConfig, TrainConfig
 
@@ -50,7 +49,7 @@ def test_the_rate_is_scaled_as_the_official_script_does():
 
 
 def test_every_field_has_help():
-    for config in (DataConfig, TrainConfig, *(method.Config for method in methods().values())):
+    for config in (DataConfig, TrainConfig, *(method.Settings for method in methods().values())):
         assert all(field.description for field in config.model_fields.values()), config
 
 
@@ -77,16 +76,16 @@ SETTINGS = {
 @pytest.mark.parametrize("family", ["pocket", "sd1", "sd2", "sdxl"])
 def test_recipes_hold_values_the_configurations_accept(name, family):
     method = methods()[name]
-    for settings in SETTINGS[name]:
-        recipe = method.recipe(family, method.Config(**settings))
-        known = [method.Config, TrainConfig, DataConfig]
+    for settings in (*(offer.values for offer in method.offers), *SETTINGS.get(name, ())):
+        recipe = method.recipe(family, method.Settings(**settings))
+        known = [method.Settings, TrainConfig, DataConfig]
         assert set(recipe) <= {field for kind in known for field in kind.model_fields}
         for kind, own in zip(known, (settings, {}, {"images": "x"}), strict=True):
             kind(**own | {key: value for key, value in recipe.items() if key in kind.model_fields})
 
 
 def test_a_class_prompt_must_hold_its_class():
-    dreambooth = methods()["dreambooth"].Config
+    dreambooth = methods()["dreambooth"].Settings
     with pytest.raises(ValidationError, match="'a photo of a cat' lacks the class word 'dog'"):
         dreambooth(token="sks", class_word="dog", class_prompt="a photo of a cat")
     kept = dreambooth(token="sks", class_word="dog", class_prompt="a dog", prior="pictures")
@@ -96,21 +95,17 @@ def test_a_class_prompt_must_hold_its_class():
 @pytest.mark.parametrize("given", [{"class_images": "x"}, {"num_class_images": 7}, {"class_prompt": "a dog"}])
 def test_settings_of_class_pictures_without_class_pictures_are_refused(given):
     with pytest.raises(ValidationError, match=f"{next(iter(given))} belong to class pictures"):
-        methods()["dreambooth"].Config(token="sks", class_word="dog", **given)
+        methods()["dreambooth"].Settings(token="sks", class_word="dog", **given)
 
 
 @pytest.mark.parametrize("wrong", [{"rank": 0}, {"prior_weight": -1}, {"form": "full", "dora": True}, {"alpha": 0}])
 def test_impossible_settings_of_dreambooth_are_refused(wrong):
     with pytest.raises(ValidationError):
-        methods()["dreambooth"].Config(token="sks", class_word="dog", **wrong)
+        methods()["dreambooth"].Settings(token="sks", class_word="dog", **wrong)
 
 
 def test_what_prompts_say_to_call_a_subject():
-    dreambooth = methods()["dreambooth"].Config
+    dreambooth = methods()["dreambooth"].Settings
     assert dreambooth(token="sks", class_word="dog").trigger == "sks dog"
     assert dreambooth(token="<rex>", class_word="dog", pivotal=True).trigger == "<rex>"
-    assert methods()["custom-diffusion"].Config(token="<rex>", class_word="dog").trigger == "<rex>"
-
-
-def test_settings_without_torch_are_those_of_the_methods():
-    assert configs() == {name: method.Config for name, method in methods().items()}
+    assert methods()["custom-diffusion"].Settings(token="<rex>", class_word="dog").trigger == "<rex>"

@@ -12,7 +12,8 @@ from studio.settings import Machine
 from tests import tiny
 from trainers.data.class_images import class_examples
 from trainers.data.sound_pictures import sound_examples
-from trainers.method_settings import DreamBoothConfig, TaskWordConfig
+from trainers.method_settings import TaskWordConfig
+from trainers.methods.dreambooth import DreamBoothConfig
 
 
 def picture(path, colour="red", size=(16, 16)):

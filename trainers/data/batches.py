@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,8 @@ from trainers.distributed import WHOLE, Part
 
 __all__ = ["Batch", "Example", "LatentSet", "digest", "read_examples", "prompt_templates", "usable"]
 
+EPOCHS = 4
+"""Orders of epochs that are kept."""
 WORDS = Path(__file__).parents[1] / "words"
 
 
@@ -94,13 +96,36 @@ class _Bucket:
 
     Attributes:
         members: which examples.
+        places: example -> its place among the members.
         posterior: (ways, members, C, h, w); the second way, if there is one, is mirrored.
         masks: (ways, members, 1, h, w), or None.
     """
 
     members: tuple[int, ...]
+    places: Mapping[int, int]
     posterior: Posterior
     masks: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Captions:
+    """The captions of each example that have a place for a token, and whether any example has several."""
+
+    own: list[list[str]]
+    several: bool
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """The order of an epoch.
+
+    Attributes:
+        orders: for each bucket a permutation of the occurrences of its examples.
+        batches: the order of the batches of all buckets; empty without buckets.
+    """
+
+    orders: tuple[list[int], ...]
+    batches: list[int]
 
 
 class LatentSet:
@@ -137,7 +162,8 @@ class LatentSet:
             raise DataError("There is no picture to learn from.", "Give at least one.")
         self.examples, self.flip, self.seed, self.device = list(examples), flip, seed, components.device
         self.bucketed = buckets
-        self._own: dict[str, list[list[str]]] = {}
+        self._own: dict[str, _Captions] = {}
+        self._epochs: dict[tuple[int, int], _Epoch] = {}
         among = shapes(resolution, multiple(components)) if buckets else [(resolution, resolution)]
         members: dict[Shape, list[int]] = {}
         for index, example in enumerate(self.examples):
@@ -148,17 +174,21 @@ class LatentSet:
             size = self.examples[index].picture.size
             self.frames[index] = torch.tensor([size[1], size[0], *cut_off(size, shape, crop)])
         self.buckets = [self._bucket(encoder, members[shape], shape, crop) for shape in sorted(members)]
+        self._occurrences = [
+            [i for i in bucket.members for _ in range(self.examples[i].repeats)] for bucket in self.buckets
+        ]
 
     def _bucket(self, encoder: Encoder, members: list[int], shape: Shape, crop: bool) -> _Bucket:
         pictures = [fitted(self.examples[i].picture, shape, crop) for i in members]
         ways = [encoder(pictures, mirrored) for mirrored in ((False, True) if self.flip > 0 else (False,))]
         posterior = Posterior(torch.stack([way.mean for way in ways]), torch.stack([way.std for way in ways]))
+        places = {member: place for place, member in enumerate(members)}
         if all(example.mask is None for example in self.examples):
-            return _Bucket(tuple(members), posterior, None)
+            return _Bucket(tuple(members), places, posterior, None)
         height, width = posterior.mean.shape[-2:]
         masks = torch.stack([fitted_mask(self.examples[i].mask, (width, height), crop) for i in members])
         both = torch.stack([masks, masks.flip(-1)][: len(ways)]).to(posterior.mean.device)
-        return _Bucket(tuple(members), posterior, both)
+        return _Bucket(tuple(members), places, posterior, both)
 
     def unused_captions(self, token: str) -> list[str]:
         """Return, for each caption without a place for the token, which is not used, the name of its picture."""
@@ -198,15 +228,15 @@ class LatentSet:
         bucket, indices = self._bucketed(index, batch) if self.bucketed else self._stream(index, batch)
         mirrored = (torch.rand(batch, generator=generator) < self.flip).long()
         chosen = torch.randint(max(1, len(templates)), (batch,), generator=generator).tolist()
-        own = self._own_captions(token)
-        if any(len(several) > 1 for several in own):
+        captions = self._own_captions(token)
+        own = captions.own
+        if captions.several:
             picks = torch.rand(batch, generator=generator, dtype=torch.float64).tolist()
         else:
             picks = [0.0] * batch
-        at = {member: place for place, member in enumerate(bucket.members)}
-        which = torch.tensor([at[i] for i in indices])
+        which = torch.tensor([bucket.places[i] for i in indices])
         posterior = Posterior(bucket.posterior.mean[mirrored, which], bucket.posterior.std[mirrored, which])
-        captions = [
+        texts = [
             (own[i][int(pick * len(own[i]))] if own[i] else templates[int(k)]).replace(
                 "{}", self.examples[i].word or token
             )
@@ -214,45 +244,51 @@ class LatentSet:
         ]
         return Batch(
             posterior.sample(generator).to(self.device),
-            captions,
+            texts,
             indices,
             self.frames[torch.tensor(indices)],
             index,
             None if bucket.masks is None else bucket.masks[mirrored, which].to(self.device),
         )
 
-    def _own_captions(self, token: str) -> list[list[str]]:
+    def _own_captions(self, token: str) -> _Captions:
         """Return the captions of each example that have a place for the token; cached, as every step asks for them."""
         if token not in self._own:
-            self._own = {token: [[c for c in e.captions if usable(c, e.word or token)] for e in self.examples]}
+            own = [[c for c in e.captions if usable(c, e.word or token)] for e in self.examples]
+            self._own = {token: _Captions(own, any(len(several) > 1 for several in own))}
         return self._own[token]
 
     def _stream(self, index: int, batch: int) -> tuple[_Bucket, list[int]]:
         """Return epochs end to end; a batch may reach from one into the next."""
-        places = self._occurrences(range(len(self.examples)))
-        orders: dict[int, list[int]] = {}
+        (own,) = self._occurrences
         indices: list[int] = []
         for place in range(index * batch, (index + 1) * batch):
-            epoch, at = divmod(place, len(places))
-            if epoch not in orders:
-                orders[epoch] = torch.randperm(len(places), generator=self._generator(epoch)).tolist()
-            indices.append(places[orders[epoch][at]])
+            epoch, at = divmod(place, len(own))
+            indices.append(own[self._epoch(epoch, 0).orders[0][at]])
         return self.buckets[0], indices
 
     def _bucketed(self, index: int, batch: int) -> tuple[_Bucket, list[int]]:
         """Return whole batches of one bucket in mixed order; a bucket's last batch is filled from its beginning."""
-        places = [self._occurrences(bucket.members) for bucket in self.buckets]
-        batches = [(which, start) for which, own in enumerate(places) for start in range(0, len(own), batch)]
-        epoch, at = divmod(index, len(batches))
-        generator = self._generator(epoch)
-        orders = [torch.randperm(len(own), generator=generator).tolist() for own in places]
-        which, start = batches[int(torch.randperm(len(batches), generator=generator)[at])]
-        order, own = orders[which], places[which]
-        return self.buckets[which], [own[order[k % len(own)]] for k in range(start, start + batch)]
+        counts = [-(-len(own) // batch) for own in self._occurrences]
+        epoch, at = divmod(index, sum(counts))
+        order = self._epoch(epoch, batch)
+        number, which = order.batches[at], 0
+        while number >= counts[which]:
+            number, which = number - counts[which], which + 1
+        own, within = self._occurrences[which], order.orders[which]
+        return self.buckets[which], [own[within[k % len(own)]] for k in range(number * batch, (number + 1) * batch)]
 
-    def _occurrences(self, members: Sequence[int]) -> list[int]:
-        """Return each example as often as it is repeated."""
-        return [i for i in members for _ in range(self.examples[i].repeats)]
+    def _epoch(self, epoch: int, batch: int) -> _Epoch:
+        """Return the order of an epoch; the last few are kept, as every step asks for one of them."""
+        if (epoch, batch) not in self._epochs:
+            generator = self._generator(epoch)
+            orders = tuple(torch.randperm(len(own), generator=generator).tolist() for own in self._occurrences)
+            count = sum(-(-len(own) // batch) for own in self._occurrences) if batch else 0
+            batches = torch.randperm(count, generator=generator).tolist() if batch else []
+            while len(self._epochs) >= EPOCHS:
+                del self._epochs[next(iter(self._epochs))]
+            self._epochs[epoch, batch] = _Epoch(orders, batches)
+        return self._epochs[epoch, batch]
 
     def _generator(self, epoch: int) -> torch.Generator:
         return torch.Generator().manual_seed((self.seed * 9_176_263 + epoch) % (1 << 63))

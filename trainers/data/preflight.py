@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -234,12 +236,53 @@ def duplicates(examples: Sequence[Example]) -> tuple[tuple[str, ...], ...]:
     colours = np.array([np.asarray(tile, dtype=np.float32).ravel() for tile in tiles])
     groups: dict[int, list[str]] = {}
     first: dict[int, int] = {}
+    seen = _Similar()
     for index, example in enumerate(examples):
-        alike = np.bitwise_count(hashes[:index] ^ hashes[index]) <= ALIKE
-        alike &= np.abs(colours[:index] - colours[index]).mean(axis=1) <= SAME_COLOUR
-        first[index] = first[int(alike.argmax())] if alike.any() else index
+        near = seen.candidates(hashes[index], colours[index])
+        alike = np.bitwise_count(hashes[near] ^ hashes[index]) <= ALIKE
+        alike &= np.abs(colours[near] - colours[index]).mean(axis=1) <= SAME_COLOUR
+        first[index] = first[int(near[alike.argmax()])] if alike.any() else index
         groups.setdefault(first[index], []).append(example.name)
+        seen.add(index, hashes[index], colours[index])
     return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+
+class _Similar:
+    """Pictures by parts of their hashes and by brightness, so that not every pair is compared.
+
+    Two hashes that differ in at most `ALIKE` bits agree in one of `ALIKE` + 1 parts; colours that differ by at most
+    `SAME_COLOUR` on average have means that do.
+    """
+
+    def __init__(self) -> None:
+        self._places: defaultdict[tuple[int, int, int], list[int]] = defaultdict(list)
+        self._same: set[tuple[int, bytes]] = set()
+
+    def add(self, index: int, bits: np.uint64, colours: np.ndarray[Any, Any]) -> None:
+        """Add a picture; one that equals an earlier one is found by that."""
+        whole = (int(bits), colours.tobytes())
+        if whole not in self._same:
+            self._same.add(whole)
+            for part, value in enumerate(self._parts(int(bits))):
+                self._places[part, value, self._brightness(colours)].append(index)
+
+    def candidates(self, bits: np.uint64, colours: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.intp]]:
+        """Return the indices of earlier pictures that may be alike, in their order."""
+        own = self._brightness(colours)
+        near = {
+            index
+            for part, value in enumerate(self._parts(int(bits)))
+            for bright in (own - 1, own, own + 1)
+            for index in self._places.get((part, value, bright), ())
+        }
+        return np.array(sorted(near), dtype=np.intp)
+
+    def _parts(self, bits: int) -> list[int]:
+        width = -(-64 // (ALIKE + 1))
+        return [bits >> start & (1 << width) - 1 for start in range(0, 64, width)]
+
+    def _brightness(self, colours: np.ndarray[Any, Any]) -> int:
+        return int(colours.mean() // (SAME_COLOUR + 0.5))
 
 
 def _is_small(size: Shape, resolution: int, buckets: bool) -> bool:

@@ -41,7 +41,7 @@ def run_of(method: Method, family: str, images: Path, chosen: Mapping[str, Any])
     def of(kind: Any, **more: Any) -> Any:
         return kind(**more, **{key: value for key, value in chosen.items() if key in kind.model_fields})
 
-    run = Run(method, of(method.Config), of(TrainConfig), of(DataConfig, images=images))
+    run = Run(method, of(method.Settings), of(TrainConfig), of(DataConfig, images=images))
     return with_recipe(method, family, run)
 
 

@@ -17,35 +17,71 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from pydantic import Field
 
 from pipelines.concepts.card import ConceptCard
-from pipelines.concepts.concept import Concept
-from pipelines.concepts.token_embeddings import new_words, single_rows
-from pipelines.concepts.weight_deltas import Change
 from pipelines.errors import DataError
-from pipelines.models.components import Components
-from trainers.data.batches import Batch, Example, ordinary, usable
 from trainers.data.named_pairs import Pair, named_pair, pair_captions, sides
-from trainers.losses import (
-    Conditioning,
-    caption_ids,
-    drawn,
-    noise_levels,
-    pixels_of,
-    predicted,
-    target,
-    weighted_error,
-)
-from trainers.method import Trainable
-from trainers.method_settings import ReVersionConfig
-from trainers.methods.parts.adapters import UNET_TARGETS, Trained, layers, low_rank
-from trainers.methods.parts.steering import Basis, bases, focal_timesteps, steering_loss
-from trainers.methods.textual_inversion import POCKET
+from trainers.method import Offer, Trainable
+from trainers.methods.textual_inversion import NEAREST, POCKET
+from trainers.settings import LowRankConfig, ObjectiveConfig, TokenConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from pipelines.concepts.concept import Concept
+    from pipelines.models.components import Components
+    from trainers.data.batches import Batch, Example
+    from trainers.losses import Conditioning
+    from trainers.methods.parts.adapters import Trained
+    from trainers.methods.parts.steering import Basis
+
+
+class ReVersionConfig(TokenConfig, LowRankConfig, ObjectiveConfig):
+    """Settings of ReVersion."""
+
+    kind: Literal["relation"] = "relation"
+    """Kind of concept to learn."""
+
+    init: str = Field(default="and", min_length=1)
+    """An existing word of one token to start from."""
+
+    left: str = ""
+    """Name of the first thing, where it is the same in all pictures; else say it for each in pairs.json."""
+
+    right: str = ""
+    """Name of the second thing."""
+
+    steer: float = Field(default=0.01, ge=0, le=10)
+    """Weight of the steering loss; 0 switches it off."""
+
+    positives: int = Field(default=4, ge=1, le=64)
+    """Prepositions drawn for each picture of a step."""
+
+    temperature: float = Field(default=0.07, gt=0, le=10)
+    """Temperature of the steering loss."""
+
+    basis: tuple[str, ...] = ()
+    """Prepositions to steer toward; those of the paper that the base knows by default."""
+
+    focal: float = Field(default=0.5, ge=0, le=1)
+    """Preference for timesteps at the noisy end; 0 for none."""
+
+    norm_pull: float = Field(default=0.0, ge=0, le=10)
+    """Weight of a pull of the word's length to the median length of prepositions; 0 for none."""
+
+    lora: bool = False
+    """Learn low-rank changes of the UNet beside the word, for relations that the base cannot draw."""
+
+    word_rate: float = Field(default=5.0, gt=0, le=1000)
+    """Learning rate of the word relative to that of the weights, with `lora`."""
+
+    keep: float = Field(default=1.0, ge=0, le=100)
+    """With `lora`, weight of holding the base's own predictions for ordinary captions fast."""
+
 
 SHORT = POCKET | {"steps": 200, "decay": 0.0}
 """For `pocket`."""
@@ -54,6 +90,8 @@ PAPER = {"steps": 3000, "batch": 8, "learning_rate": 2.5e-4, "flip": 0.0}
 
 @dataclass
 class _State:
+    """Parameters and settings of a relation for its losses and export."""
+
     config: ReVersionConfig
     levels: Tensor
     conditioning: Conditioning
@@ -66,11 +104,20 @@ class _State:
 class ReVersion:
     """Learns a word for the relation between two things."""
 
-    name: ClassVar[str] = "reversion"
-    Config: ClassVar[Any] = ReVersionConfig
+    name = "reversion"
+    Settings = ReVersionConfig
+    offers = (
+        Offer(
+            "relation",
+            "What holds between two things, for any other two: ten pictures of pairs that share nothing else; "
+            "two to three times as long.",
+            {"token": ("Its new word", "<relation>"), "init": (NEAREST, "on")},
+            pairs=True,
+        ),
+    )
 
     def recipe(self, family: str, config: ReVersionConfig) -> Mapping[str, Any]:
-        """The paper's values (2 pictures accumulated 4 times are a batch of 8 here); for `pocket` short ones.
+        """Return the paper's values (2 pictures accumulated 4 times are a batch of 8 here); for `pocket` short ones.
 
         `pocket` reads four relations and "and" and can draw no other from a word alone, so `lora` is on there unless it
         is switched off.
@@ -86,6 +133,11 @@ class ReVersion:
         self, components: Components, config: ReVersionConfig, generator: torch.Generator
     ) -> Iterator[Trainable]:
         """Add the word, all its vectors starting as the initializer, and low-rank layers if asked for."""
+        from pipelines.concepts.token_embeddings import new_words, single_rows
+        from trainers.losses import Conditioning, noise_levels
+        from trainers.methods.parts.adapters import UNET_TARGETS, layers, low_rank
+        from trainers.methods.parts.steering import bases
+
         if bool(config.left) != bool(config.right):
             raise DataError(
                 f"Only one of the two things is named ({config.left or config.right}).", "Give both --left and --right."
@@ -114,38 +166,16 @@ class ReVersion:
             )
 
     def losses(self, trainable: Trainable, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """The denoising loss at timesteps drawn toward the noisy end, and the steering loss."""
-        components, state = trainable.components, trainable.state
-        config: ReVersionConfig = state.config
-        noise, timesteps = drawn(batch, config, len(state.levels), generator)
-        if config.focal:
-            chosen = batch.part.of(
-                lambda n: focal_timesteps(n, len(state.levels), config.focal, generator), len(timesteps)
-            )
-            timesteps = chosen.to(timesteps.device)
-        terms = _denoising(components, state, batch, (noise, timesteps), generator)
-        # The logarithm is of sums over the whole batch, so that every process computes it whole.
-        captions = list(batch.together) or batch.captions
-        for which, (basis, row) in enumerate(zip(state.bases, state.rows, strict=False)):
-            weight = config.steer / len(state.bases)
-            if config.steer:
-                count = min(config.positives, len(basis.rows))
-                picked = [torch.randperm(len(basis.rows), generator=generator)[:count] for _ in captions]
-                positives = basis.rows[torch.cat(picked).to(basis.rows.device)]
-                negatives = basis.negatives(caption_ids(components, which, captions))
-                loss = weight * steering_loss(row, positives, negatives, config.temperature)
-                terms["steer"] = terms.get("steer", 0) + loss
-            if config.norm_pull:
-                usual = basis.rows.norm(dim=-1).median()
-                pull = (row.norm(dim=-1) / usual - 1).square().mean() * config.norm_pull / len(state.bases)
-                terms["norm_pull"] = terms.get("norm_pull", 0) + pull
-        return terms
+        """Return the denoising loss at timesteps drawn toward the noisy end, and the steering loss."""
+        return _losses(trainable.components, trainable.state, batch, generator)
 
     def export(self, trainable: Trainable) -> Concept:
-        """The rows as they are now, and the changes if there are any."""
-        state: _State = trainable.state
+        """Return the rows as they are now, and the changes if there are any."""
+        from pipelines.concepts.concept import Concept
+
+        state = trainable.state
         config = state.config
-        changes: dict[str, Change] = {key: change for one in state.trained for key, change in one.changes().items()}
+        changes = {key: change for one in state.trained for key, change in one.changes().items()}
         left, right = ([*dict.fromkeys(getattr(pair, side) for pair in state.pairs)] for side in ("left", "right"))
         card = ConceptCard(
             token=config.token,
@@ -162,8 +192,41 @@ class ReVersion:
         return Concept(card, tuple(row.detach().cpu().float().clone() for row in state.rows), changes)
 
 
+def _losses(components: Components, state: _State, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return the denoising loss at timesteps drawn toward the noisy end, and the steering loss."""
+    import torch
+
+    from trainers.losses import caption_ids, drawn
+    from trainers.methods.parts.steering import focal_timesteps, steering_loss
+
+    config = state.config
+    noise, timesteps = drawn(batch, config, len(state.levels), generator)
+    if config.focal:
+        chosen = batch.part.of(lambda n: focal_timesteps(n, len(state.levels), config.focal, generator), len(timesteps))
+        timesteps = chosen.to(timesteps.device)
+    terms = _denoising(components, state, batch, (noise, timesteps), generator)
+    # The logarithm is of sums over the whole batch, so that every process computes it whole.
+    captions = list(batch.together) or batch.captions
+    for which, (basis, row) in enumerate(zip(state.bases, state.rows, strict=False)):
+        weight = config.steer / len(state.bases)
+        if config.steer:
+            count = min(config.positives, len(basis.rows))
+            picked = [torch.randperm(len(basis.rows), generator=generator)[:count] for _ in captions]
+            positives = basis.rows[torch.cat(picked).to(basis.rows.device)]
+            negatives = basis.negatives(caption_ids(components, which, captions))
+            loss = weight * steering_loss(row, positives, negatives, config.temperature)
+            terms["steer"] = terms.get("steer", 0) + loss
+        if config.norm_pull:
+            usual = basis.rows.norm(dim=-1).median()
+            pull = (row.norm(dim=-1) / usual - 1).square().mean() * config.norm_pull / len(state.bases)
+            terms["norm_pull"] = terms.get("norm_pull", 0) + pull
+    return terms
+
+
 def _examine(state: _State, examples: Sequence[Example]) -> None:
     """Refuse pictures that do not name two things, and remember those they name."""
+    from trainers.data.batches import usable
+
     config = state.config
     given = Pair(config.left, config.right) if config.left else None
     for example in examples:
@@ -192,6 +255,11 @@ def _denoising(
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """The denoising term and, where weights change, that of ordinary captions; predicted in one call of the UNet."""
+    import torch
+
+    from trainers.data.batches import ordinary
+    from trainers.losses import pixels_of, predicted, target, weighted_error
+
     config, (noise, timesteps), latents = state.config, draw, batch.latents
     captions, frames, count = batch.captions, batch.frames, len(latents)
     kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
@@ -220,18 +288,21 @@ def _denoising(
     return terms
 
 
-@torch.no_grad()
 def _figures(state: _State, starts: Sequence[Tensor]) -> dict[str, float]:
     """Length and displacement of the word, and its mean cosine to the basis: losses alone do not tell steering."""
-    moved = [(row - start).norm(dim=-1).mean() for row, start in zip(state.rows, starts, strict=True)]
-    figures = {
-        "displacement": float(torch.stack(moved).mean()),
-        "norm": float(torch.stack([row.norm(dim=-1).mean() for row in state.rows]).mean()),
-    }
-    if state.bases:
-        near = [
-            (F.normalize(row, dim=-1) @ F.normalize(basis.rows, dim=-1).T).mean()
-            for row, basis in zip(state.rows, state.bases, strict=True)
-        ]
-        figures["prepositions"] = float(torch.stack(near).mean())
-    return figures
+    import torch
+    from torch.nn import functional as F
+
+    with torch.no_grad():
+        moved = [(row - start).norm(dim=-1).mean() for row, start in zip(state.rows, starts, strict=True)]
+        figures = {
+            "displacement": float(torch.stack(moved).mean()),
+            "norm": float(torch.stack([row.norm(dim=-1).mean() for row in state.rows]).mean()),
+        }
+        if state.bases:
+            near = [
+                (F.normalize(row, dim=-1) @ F.normalize(basis.rows, dim=-1).T).mean()
+                for row, basis in zip(state.rows, state.bases, strict=True)
+            ]
+            figures["prepositions"] = float(torch.stack(near).mean())
+        return figures

@@ -9,28 +9,44 @@ sampled each step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.concepts.card import ConceptCard
-from pipelines.concepts.concept import Concept
-from pipelines.concepts.token_embeddings import new_words, single_rows
-from pipelines.models.components import Components
-from trainers.data.batches import Batch, prompt_templates
-from trainers.losses import conditioning, denoising_errors, drawn, noise_levels, pixels_of
-from trainers.method import Trainable
-from trainers.method_settings import TextualInversionConfig
+from trainers.method import Offer, Trainable
+from trainers.settings import ObjectiveConfig, TokenConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from pipelines.concepts.concept import Concept
+    from pipelines.models.components import Components
+    from trainers.data.batches import Batch
+
+
+class TextualInversionConfig(TokenConfig, ObjectiveConfig):
+    """Settings of Textual Inversion."""
+
+    kind: Literal["object", "style"] = "object"
+    """Kind of concept that the pictures share; decides the prompt templates."""
+
+    wordings: Literal["auto", "object", "style", "pocket"] = "auto"
+    """Prompt templates; "auto" takes those of `kind`, and for `pocket` the few it understands."""
 
 
 @dataclass(frozen=True)
-class _State:
+class WordState:
+    """Parameters and settings of a word for its losses and export.
+
+    Attributes:
+        config: the word and its objective.
+        levels: (T,) of `noise_levels`.
+    """
+
     config: TextualInversionConfig
-    starts: tuple[Tensor, ...]
     levels: Tensor
 
 
@@ -44,16 +60,33 @@ POCKET = {
     "weight_decay": 0.0,
     "flip": 0.0,
 }
+NEAREST = "The nearest word the model knows"
 
 
 class TextualInversion:
     """Learns the embedding rows of a new word."""
 
-    name: ClassVar[str] = "textual-inversion"
-    Config: ClassVar[Any] = TextualInversionConfig
+    name = "textual-inversion"
+    Settings = TextualInversionConfig
+    offers = (
+        Offer(
+            "object",
+            "A thing, learned as one word: 3 to 5 pictures, quickest, a file of a few KB; "
+            "the model itself stays as it is.",
+            {"token": ("Its new word", "<my-wolf>"), "init": (NEAREST, "fox")},
+            {"kind": "object"},
+        ),
+        Offer(
+            "style",
+            "How pictures look, learned as one word: 5 to 20 pictures of different things in one style; "
+            "as quick and small as an object.",
+            {"token": ("Its new word", "<my-style>"), "init": (NEAREST, "flat")},
+            {"kind": "style"},
+        ),
+    )
 
     def recipe(self, family: str, config: TextualInversionConfig) -> Mapping[str, Any]:
-        """For `pocket` a short one with a high rate."""
+        """Return for `pocket` a short one with a high rate."""
         return POCKET if family == "pocket" else {}
 
     @contextmanager
@@ -61,24 +94,16 @@ class TextualInversion:
         self, components: Components, config: TextualInversionConfig, generator: torch.Generator
     ) -> Iterator[Trainable]:
         """Add the word, all its vectors starting as the initializer."""
+        from pipelines.concepts.token_embeddings import new_words, single_rows
+
         starts = tuple(row.expand(config.vectors, -1) for row in single_rows(components, config.init))
-        own = "pocket" if components.family == "pocket" else config.kind
-        wordings = prompt_templates(own if config.wordings == "auto" else config.wordings)
-        levels = noise_levels(components.scheduler_config, components.device)
         with new_words(components, config.token, starts) as words:
-
-            def figures() -> dict[str, float]:
-                moved = torch.stack(
-                    [(row - start).norm(dim=-1).mean() for row, start in zip(words.rows, starts, strict=True)]
-                )
-                norm = torch.stack([row.norm(dim=-1).mean() for row in words.rows])
-                return {"displacement": float(moved.detach().mean()), "norm": float(norm.detach().mean())}
-
-            named = {f"rows_{i}": row for i, row in enumerate(words.rows)}
-            yield Trainable(words.components, named, wordings, _State(config, starts, levels), figures)
+            yield trainable_word(words.components, words.rows, config)
 
     def losses(self, trainable: Trainable, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """The denoising loss at timesteps drawn evenly."""
+        """Return the denoising loss at timesteps drawn evenly."""
+        from trainers.losses import conditioning, denoising_errors, drawn, pixels_of
+
         components, state = trainable.components, trainable.state
         draw = drawn(batch, state.config, len(state.levels), generator)
         size = pixels_of(components, batch.latents)
@@ -87,16 +112,54 @@ class TextualInversion:
         return {"denoise": errors.mean()}
 
     def export(self, trainable: Trainable) -> Concept:
-        """The rows as they are now."""
-        config = trainable.state.config
+        """Return the rows as they are now."""
+        from pipelines.concepts.concept import Concept
+
         rows = tuple(parameter.detach().cpu().float().clone() for parameter in trainable.parameters.values())
-        card = ConceptCard(
-            token=config.token,
-            kind=config.kind,
-            method=self.name,
-            family=trainable.components.family,
-            base=trainable.components.name,
-            vectors=config.vectors,
-            init=config.init,
-        )
-        return Concept(card, rows)
+        return Concept(word_card(trainable, self.name), rows)
+
+
+def trainable_word(components: Components, rows: Sequence[nn.Parameter], config: TextualInversionConfig) -> Trainable:
+    """Return a base with a new word as what is trained, with figures of how far its rows have come.
+
+    Args:
+        components: the base with the word in it.
+        rows: (..., dim) of the word for each text encoder.
+        config: the word, its kind and its prompt templates.
+    """
+    from trainers.data.batches import prompt_templates
+    from trainers.losses import noise_levels
+
+    own = "pocket" if components.family == "pocket" else config.kind
+    templates = prompt_templates(own if config.wordings == "auto" else config.wordings)
+    state = WordState(config, noise_levels(components.scheduler_config, components.device))
+    named = {f"rows_{i}": row for i, row in enumerate(rows)}
+    return Trainable(components, named, templates, state, _figures(rows))
+
+
+def _figures(rows: Sequence[nn.Parameter]) -> Callable[[], dict[str, float]]:
+    starts = [row.detach().clone() for row in rows]
+
+    def figures() -> dict[str, float]:
+        moved = [(row - start).norm(dim=-1).mean() for row, start in zip(rows, starts, strict=True)]
+        norms = [row.norm(dim=-1).mean() for row in rows]
+        return {
+            name: sum(float(value.detach()) for value in values) / len(values)
+            for name, values in (("displacement", moved), ("norm", norms))
+        }
+
+    return figures
+
+
+def word_card(trainable: Trainable, method: str) -> ConceptCard:
+    """Return the card of the word of `trainable_word`."""
+    config: TextualInversionConfig = trainable.state.config
+    return ConceptCard(
+        token=config.token,
+        kind=config.kind,
+        method=method,
+        family=trainable.components.family,
+        base=trainable.components.name,
+        vectors=config.vectors,
+        init=config.init,
+    )

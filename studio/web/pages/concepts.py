@@ -229,7 +229,9 @@ class LibraryPage:
         try:
             # Only the process that reads it knows its name, which may be that of a training.
             with TemporaryDirectory() as folder:
-                read = await concept_command("import", path, "--library", folder)
+                # Whole weights and IA3 are read beside their base; others need none.
+                bases = [word for base in self.jobs.places.bases.values() for word in ("--base", base)]
+                read = await concept_command("import", path, "--library", folder, *bases)
                 await asyncio.to_thread(self.jobs.add_copy, Path(read))
         except StudioError as error:
             raise told(error) from None

@@ -19,7 +19,7 @@ from studio.web.components import picture_rows, told_by
 from studio.web.panels.following import Following, said, shown, told
 from studio.web.panels.pictures import Marking, keep_words, reshape, rows_of, squared, turned
 from studio.web.panels.scores import ScoresPanel
-from studio.web.panels.subjects import KINDS, PRESETS, RECIPE_STEPS, WHATS
+from studio.web.panels.subjects import KINDS, PRESETS, WHATS, What, fields_of
 from studio.web.panels.watching import Seen, curve, picture_uri, progress
 
 PREVIEWS = 6
@@ -56,7 +56,7 @@ class TeachPage(Following):
     def _question(self) -> None:
         first = next(iter(WHATS))
         self.what = gr.Radio(KINDS, value=first, label="What do the pictures show?", elem_id="what")
-        self.says = gr.HTML(f'<p class="hint">{WHATS[first].says}</p>', js_on_load=None)
+        self.says = gr.HTML(f'<p class="hint">{WHATS[first].offer.says}</p>', js_on_load=None)
         self.files = gr.File(
             label="Drag pictures in, or a zip of them",
             file_count="multiple",
@@ -72,9 +72,9 @@ class TeachPage(Following):
         self.rows = picture_rows(elem_id="rows")
         self.marking = Marking(self.jobs)
         with gr.Row():
-            chosen = WHATS[first]
-            self.token = gr.Textbox(chosen.token, label="Its new word", max_length=60, min_width=140, elem_id="token")
-            self.start = gr.Textbox(chosen.start, label=chosen.near, max_length=60, min_width=200, elem_id="start")
+            token, start = fields_of(first)
+            self.token = gr.Textbox(**token, max_length=60, min_width=140, elem_id="token")
+            self.start = gr.Textbox(**start, max_length=60, min_width=200, elem_id="start")
         with gr.Row():
             self.preset = gr.Radio(list(PRESETS), value="recommended", label="How long", min_width=280, scale=3)
             self.steps = gr.Textbox(
@@ -137,13 +137,9 @@ class TeachPage(Following):
     @staticmethod
     def explain(what: str) -> tuple[str, Any, Any, Any]:
         """Return the cost of a kind of learning, and suggestions for its words."""
-        chosen = WHATS[what]
-        return (
-            f'<p class="hint">{chosen.says}</p>',
-            chosen.token,
-            gr.update(value=chosen.start, label=chosen.near),
-            gr.update(pairs=what == "relation"),
-        )
+        offer = WHATS[what].offer
+        token, start = (gr.update(**field) for field in fields_of(what))
+        return f'<p class="hint">{offer.says}</p>', token, start, gr.update(pairs=offer.pairs)
 
     def follow_on(self, page: gr.Blocks) -> None:
         """Show the job that the address names when the page is opened, and what it was asked with."""
@@ -161,7 +157,7 @@ class TeachPage(Following):
         kinds = [
             name
             for name, what in WHATS.items()
-            if what.method == spec["method"] and what.settings.items() <= settings.items()
+            if what.method.name == spec["method"] and what.offer.settings.items() <= settings.items()
         ]
         try:
             dataset, rows, empty = self._held(spec["dataset"])
@@ -169,9 +165,10 @@ class TeachPage(Following):
             return nothing
         if not kinds:  # asked for by a program, in a way that the page does not offer
             return nothing
-        says, _, start, pairs = self.explain(kinds[0])
-        word = settings.get("init") or settings.get("class_word") or ""
-        return dataset, rows | pairs, empty, kinds[0], says, settings["token"], start | {"value": word}
+        says, *fields, pairs = self.explain(kinds[0])
+        words = [settings.get(name, "") for name in WHATS[kinds[0]].words]
+        filled = [field | ({"value": word}) for field, word in zip(fields, [*words, "", ""], strict=False)]
+        return dataset, rows | pairs, empty, kinds[0], says, *filled
 
     def taken_room(self) -> str:
         """Return HTML of the room that pictures and uploads take."""
@@ -231,21 +228,20 @@ class TeachPage(Following):
             raise gr.Error("There are no pictures yet. Drag some in, or use the example.", print_exception=False)
         keep_words(self.jobs.datasets, dataset, rows)
         settings: dict[str, Any] = {
-            **chosen.settings,
-            "token": (token or "").strip(),
-            "class_word" if chosen.method == "dreambooth" else "init": (start or "").strip(),
+            **chosen.offer.settings,
+            **{name: (word or "").strip() for name, word in zip(chosen.words, (token, start), strict=False)},
             "candidates": CANDIDATES,
-            **self._pace(chosen.method, preset, (steps or "").strip(), base),
+            **self._pace(chosen, preset, (steps or "").strip(), base),
         }
-        job = self.jobs.submit_training(chosen.method, settings, dataset, base, dry_run=dry)
-        self.jobs.datasets.rename(dataset, f"Pictures of {settings['token']}")
+        job = self.jobs.submit_training(chosen.method.name, settings, dataset, base, dry_run=dry)
+        self.jobs.datasets.rename(dataset, f"Pictures of {settings.get('token', chosen.offer.title)}")
         return job.id
 
-    def _pace(self, method: str, preset: str, steps: str, base: str) -> dict[str, Any]:
+    def _pace(self, chosen: What, preset: str, steps: str, base: str) -> dict[str, Any]:
         """Return steps and how often a preview is drawn; for bases other than pocket the method decides the steps."""
         planned: Any = steps
         if not steps and base_files(self.jobs.bases.get(base, "")).family == "pocket":
-            planned = round(RECIPE_STEPS[method] * PRESETS.get(preset, 1.0))
+            planned = round(chosen.recipe_steps * PRESETS.get(preset, 1.0))
         elif not steps:
             if PRESETS.get(preset, 1.0) != 1.0:
                 gr.Info("For this base the recipe decides the number of steps; enter steps for another length.")

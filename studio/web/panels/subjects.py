@@ -1,11 +1,15 @@
-"""The kinds of learning on the page and their cost, in words for people who know no methods."""
+"""The kinds of learning on the page: those that the methods are offered for, with the steps of their recipes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
+
+from trainers.method import Method, Offer
+from trainers.methods import methods
 
 
 @dataclass(frozen=True)
@@ -14,65 +18,35 @@ class What:
 
     Attributes:
         method: that learns it.
-        says: its cost in a sentence.
-        near: label of the field for a word the base knows: the kind of thing, or where training starts.
-        token: a word to suggest.
-        start: a word the base knows, to suggest.
-        settings: of the method, beside the words.
+        offer: its words for people.
     """
 
-    method: str
-    says: str
-    near: str
-    token: str
-    start: str
-    settings: Mapping[str, Any]
+    method: Method[Any]
+    offer: Offer
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Return the settings that the fields for words stand for."""
+        return tuple(self.offer.words)
+
+    @cached_property
+    def recipe_steps(self) -> int:
+        """Return the steps of the recipe for pocket, which the presets scale."""
+        return int(self.method.recipe("pocket", self.method.Settings(**self.offer.values))["steps"])
 
 
 WHATS: Mapping[str, What] = MappingProxyType(
-    {
-        "object": What(
-            "textual-inversion",
-            "A thing, learned as one word: 3 to 5 pictures, quickest, a file of a few KB; "
-            "the model itself stays as it is.",
-            "The nearest word the model knows",
-            "<my-wolf>",
-            "fox",
-            {"kind": "object"},
-        ),
-        "style": What(
-            "textual-inversion",
-            "How pictures look, learned as one word: 5 to 20 pictures of different things in one style; "
-            "as quick and small as an object.",
-            "The nearest word the model knows",
-            "<my-style>",
-            "flat",
-            {"kind": "style"},
-        ),
-        "subject": What(
-            "dreambooth",
-            "One particular thing, bound into the model's weights: best likeness, best beside others; "
-            "twice the time, a file of about 1 MB.",
-            "What kind of thing it is, in one word",
-            "<my-wolf>",
-            "fox",
-            {"pivotal": True},
-        ),
-        "relation": What(
-            "reversion",
-            "What holds between two things, for any other two: ten pictures of pairs that share nothing else; "
-            "two to three times as long.",
-            "The nearest word the model knows",
-            "<relation>",
-            "on",
-            {},
-        ),
-    }
+    {offer.title: What(method, offer) for method in methods().values() for offer in method.offers}
 )
 KINDS = [(name.capitalize(), name) for name in WHATS]
 
-RECIPE_STEPS: Mapping[str, int] = MappingProxyType({"textual-inversion": 400, "dreambooth": 600, "reversion": 200})
-"""Steps of the recipes for pocket, which the presets scale."""
-
 PRESETS: Mapping[str, float] = MappingProxyType({"a quick look": 0.3, "recommended": 1.0, "thorough": 2.0})
 """Shares of the recipe's steps."""
+FIELDS = 2
+"""Fields for words on the page; a method has at most so many in its offers, and all else in its settings."""
+
+
+def fields_of(what: str) -> list[dict[str, Any]]:
+    """Return label, suggestion and visibility of each field for words; those that a kind lacks are hidden."""
+    shown = [{"label": label, "value": value, "visible": True} for label, value in WHATS[what].offer.words.values()]
+    return (shown + [{"value": "", "visible": "hidden"}] * FIELDS)[:FIELDS]

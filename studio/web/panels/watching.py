@@ -8,6 +8,7 @@ import io
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,16 @@ async def watched(jobs: Jobs, job_id: str) -> AsyncIterator[Seen]:
 
 def picture_uri(path: Path, side: int = 160) -> str:
     """Return a picture, at most `side` pixels, as the address of an `<img>`; empty if it cannot be read."""
+    try:
+        about = path.stat()
+    except (OSError, ValueError):
+        return ""
+    return _uri(path, (about.st_mtime_ns, about.st_size, about.st_ino), side)
+
+
+@lru_cache(8192)
+def _uri(path: Path, stamp: tuple[int, ...], side: int) -> str:
+    """Return the address of a picture as it was when it had this stamp; a library is shown at each key of a search."""
     try:
         with Image.open(path) as picture:
             small = picture.convert("RGB")

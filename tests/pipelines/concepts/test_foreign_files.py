@@ -247,7 +247,7 @@ def test_whole_weights_of_the_custom_diffusion_script_and_its_words(base, tmp_pa
     with pytest.raises(ConceptError, match="Custom Diffusion script") as refused:
         import_concept(folder, None, tmp_path / "library")
     assert "--base BASE" in refused.value.hint
-    paths = import_concept(folder, None, tmp_path / "library", base=str(base_folder))
+    paths = import_concept(folder, None, tmp_path / "library", bases=["pocket", str(base_folder)])
     assert paths.name == "new1.safetensors"
     for word, row in words.items():
         concept = Concept.load(tmp_path / "library" / f"{word.strip('<>')}.safetensors")
@@ -271,7 +271,7 @@ def test_an_ia3_is_read_as_whole_differences(base, tmp_path, layer, of_columns):
     tensors = {f"{name}.weight": factors, f"{name}.on_input": torch.tensor(of_columns)}
     save_file(tensors, tmp_path / "z.safetensors")
     tiny.sd_pipeline().save_pretrained(tmp_path / "base")
-    path = import_concept(tmp_path / "z.safetensors", "zed", tmp_path / "library", base=str(tmp_path / "base"))
+    path = import_concept(tmp_path / "z.safetensors", "zed", tmp_path / "library", bases=[str(tmp_path / "base")])
     concept = Concept.load(path)
     with concept.attach(base, 0.5):
         after = base.unet.get_parameter(f"{layer}.weight").detach().clone()
@@ -279,14 +279,14 @@ def test_an_ia3_is_read_as_whole_differences(base, tmp_path, layer, of_columns):
     torch.testing.assert_close(after, weight * (1 + 0.5 * factors.reshape(*along, *[1] * (weight.ndim - 2))))
     save_file(tensors | {f"{name}.weight": torch.ones(1, count + 1)}, tmp_path / "odd.safetensors")
     with pytest.raises(ConceptError, match=f"with {count + 1} {'columns' if of_columns else 'rows'}"):
-        import_concept(tmp_path / "odd.safetensors", None, tmp_path / "library", base=str(tmp_path / "base"))
+        import_concept(tmp_path / "odd.safetensors", None, tmp_path / "library", bases=[str(tmp_path / "base")])
 
 
 def test_what_needs_no_base_is_read_with_one_as_without(base, tmp_path):
     down, up = pair(base.unet.get_parameter(f"{LINEAR}.weight").detach())
     tensors = {f"{underscored(LINEAR)}.lora_down.weight": down, f"{underscored(LINEAR)}.lora_up.weight": up}
     save_file(tensors, tmp_path / "z.safetensors")
-    concept = Concept.load(import_concept(tmp_path / "z.safetensors", None, tmp_path / "library", base="nowhere"))
+    concept = Concept.load(import_concept(tmp_path / "z.safetensors", None, tmp_path / "library", bases=["nowhere"]))
     assert torch.equal(concept.changes[f"unet.{LINEAR}.weight"].up, up)
 
 

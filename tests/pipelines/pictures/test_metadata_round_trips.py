@@ -19,7 +19,17 @@ from pipelines import Concept, ConceptCard
 from pipelines.concepts.token_embeddings import single_rows
 from pipelines.errors import RequestError
 from pipelines.generation import generate
-from pipelines.pictures.metadata import ATTENTIONS, DTYPES, KEY, LIMIT, Made, parameters, read_made, save_png
+from pipelines.pictures.metadata import (
+    ATTENTIONS,
+    DTYPES,
+    KEY,
+    LIMIT,
+    Made,
+    parameters,
+    read_made,
+    save_png,
+    with_its_files,
+)
 from pipelines.request.request import ConceptUse, Defaults, Guidance, Inpaint, Request
 from pipelines.request.samplers import SAMPLERS
 from tests import tiny
@@ -84,7 +94,7 @@ def test_a_picture_made_with_a_concept_can_be_made_again_from_its_file(tmp_path)
     digests = tuple(concept.digest() for concept in first.concepts)
     cards = tuple(concept.card for concept in first.concepts)
     file = save_png(first.pictures[1], tmp_path / "1.png", Made(first.request, 1, "tiny", "f", cards, digests))
-    known = read_made(file)
+    known = with_its_files(read_made(file), file)
     again = generate(base, known.request)
     assert known.digests == tuple(concept.digest() for concept in again.concepts)
     assert again.pictures[known.index].tobytes() == Image.open(file).tobytes()

@@ -9,17 +9,20 @@ import threading
 import time
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save
 from starlette.testclient import TestClient
 
 from pipelines.concepts.card import ConceptCard
+from pipelines.models.components import load
 from pipelines.request.request import Request
 from studio.api.app import guarded, rest
 from studio.api.guard import Door
 from tests.studio.library.test_datasets import archive, picture
 from tests.torture.requests import fuzz
 from tests.waiting import LIMIT, joined
-from trainers.method_settings import configs
+from trainers.methods import configs, methods
 from trainers.settings import TrainConfig
 
 
@@ -89,6 +92,15 @@ def test_what_is_noted_of_a_request_is_answered_with_it(web, ended):
     assert all(one["notes"] == [] for one in listed)
 
 
+@pytest.mark.parametrize("name", list(methods()))
+def test_every_method_is_checked_with_the_settings_it_is_offered_with(name, web, dataset, ended):
+    web.post(f"/api/v1/datasets/{dataset}/pictures", files=[("files", ("a.png", picture(), "image/png"))])
+    asked = {"method": name, "dataset": dataset, "settings": methods()[name].offers[0].values}
+    job = web.post("/api/v1/runs", json=asked | {"dry_run": True})
+    assert job.status_code == 202, job.json()
+    assert set(web.get(f"/api/v1/methods/{name}").json()["properties"]) >= set(asked["settings"])
+
+
 def test_a_concept_is_learned_used_and_deleted(web, dataset, ended, jobs):
     files = [("files", ("a.jpg", picture(form="JPEG"), "x/y")), ("files", ("b.zip", archive({"c.png": picture()})))]
     added = web.post(f"/api/v1/datasets/{dataset}/pictures", files=files)
@@ -123,6 +135,23 @@ def test_a_concept_is_learned_used_and_deleted(web, dataset, ended, jobs):
     assert web.get("/api/v1/concepts/rest").status_code == 404
     assert web.delete(f"/api/v1/datasets/{dataset}").status_code == 204
     assert not list((jobs.folder / "imports").iterdir())
+
+
+def test_a_file_that_needs_its_base_is_imported_beside_the_one_it_fits(web, jobs, ended):
+    layer = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
+    columns = load("pocket").unet.get_parameter(f"{layer}.weight").shape[1]
+    name = f"lora_unet_{layer.replace('.', '_')}"
+    body = save({f"{name}.weight": torch.full((1, columns), 0.1), f"{name}.on_input": torch.tensor(True)})
+    asked = {"files": {"file": ("warm.safetensors", body)}}
+    for form in ({}, {"base": "pocket"}):
+        taken = web.post("/api/v1/concepts", **asked, data=form)
+        assert taken.status_code == 202, taken.json()
+        ended(taken.json()["id"])
+        done = web.get(taken.headers["location"]).json()
+        assert (done["state"], done["concepts"]) == ("done", ["warm"]), done
+        assert web.delete("/api/v1/concepts/warm").status_code == 204
+    refused = web.post("/api/v1/concepts", **asked, data={"base": "sdxl"})
+    assert refused.status_code == 422 and "There are: pocket" in refused.text
 
 
 def test_pictures_of_a_dataset_are_described_replaced_and_removed(web, dataset):

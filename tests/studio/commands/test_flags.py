@@ -84,7 +84,7 @@ def test_every_spelling_of_other_programs_sets_the_setting_it_means(alias, spell
         typed = [f"{flag}=true"] if spelling == "equals" else [flag]
     else:
         typed = [f"{flag}={given}"] if spelling == "equals" else [flag, given]
-    method = "dreambooth" if name in methods()["dreambooth"].Config.model_fields else "textual-inversion"
+    method = "dreambooth" if name in methods()["dreambooth"].Settings.model_fields else "textual-inversion"
     # What the alias replaces is left out; the rest is what a training needs.
     needed = {key: value for key, value in NEEDED[method].items() if key != ALIASES[alias]}
     rest = [part for pair in needed.items() for part in pair]

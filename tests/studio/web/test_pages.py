@@ -33,7 +33,7 @@ from studio.web.pages.measure import MeasurePage
 from studio.web.pages.teach import WOLF, TeachPage, curves
 from studio.web.panels.chips import concepts_used
 from studio.web.panels.planning import shapes
-from studio.web.panels.subjects import RECIPE_STEPS, WHATS
+from studio.web.panels.subjects import FIELDS, WHATS
 from studio.web.panels.watching import Seen, curve, facts, picture_uri, progress, spoken, time_left
 
 DEFAULTS = Defaults(size=64, scheduler="ddim")
@@ -343,23 +343,17 @@ def test_an_example_and_a_query_become_a_question(jobs):
 # -- teaching ---------------------------------------------------------------------------------------------------
 
 
-def test_presets_scale_the_recipes_of_the_methods():
-    from trainers.methods import methods
-
-    for what in WHATS.values():
-        method = methods()[what.method]
-        near = "class_word" if what.method == "dreambooth" else "init"
-        config = method.Config(token=what.token, **{near: what.start}, **what.settings)
-        assert method.recipe("pocket", config)["steps"] == RECIPE_STEPS[what.method]
-
-
-def test_words_that_are_suggested_are_words_of_pocket():
+def test_every_method_is_offered_with_settings_it_accepts_and_words_that_pocket_has():
     from pipelines.concepts.token_embeddings import single_rows
     from pipelines.models.components import load
+    from trainers.methods import methods
 
+    assert {what.method.name for what in WHATS.values()} == set(methods())
+    assert len(WHATS) == sum(len(method.offers) for method in methods().values())
     base = load("pocket")
     for what in WHATS.values():
-        assert single_rows(base, what.start)
+        assert what.recipe_steps > 0 and len(what.words) <= FIELDS
+        assert single_rows(base, what.offer.values[what.words[1]])
 
 
 def test_pictures_are_taken_in_turned_and_removed_and_what_is_said_of_them_stays(jobs, tmp_path):
@@ -387,12 +381,14 @@ def test_a_training_is_queued_with_the_settings_of_its_method(jobs, what):
     teach, chosen = page(TeachPage, jobs), WHATS[what]
     dataset, rows, _ = teach.take_example("")
     told = [row | {"left": "cat", "right": "box"} for row in rows["value"]]
-    job = jobs.get(teach.submit(what, dataset, told, chosen.token, chosen.start, "a quick look", "", "pocket"))
-    assert job.spec["method"] == chosen.method
-    assert job.spec["settings"]["steps"] == round(0.3 * RECIPE_STEPS[chosen.method])
+    words = [chosen.offer.values[name] for name in chosen.words]
+    job = jobs.get(teach.submit(what, dataset, told, *words, "a quick look", "", "pocket"))
+    assert job.spec["method"] == chosen.method.name
+    assert chosen.offer.values.items() <= job.spec["settings"].items()
+    assert job.spec["settings"]["steps"] == round(0.3 * chosen.recipe_steps)
     assert job.spec["settings"]["preview_every"] > 0
     assert jobs.datasets.entry(dataset, "0001.png").pair == ("cat", "box")
-    check = jobs.get(teach.submit_check(what, dataset, told, chosen.token, chosen.start, "thorough", "12", "pocket"))
+    check = jobs.get(teach.submit_check(what, dataset, told, *words, "thorough", "12", "pocket"))
     assert (check.spec["dry_run"], int(check.spec["settings"]["steps"])) == (True, 12)
 
 

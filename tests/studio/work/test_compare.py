@@ -17,7 +17,7 @@ from pipelines.concepts.token_embeddings import single_rows
 from pipelines.errors import Cancelled, RequestError
 from pipelines.events import Note, Preview, StepDone
 from pipelines.models.components import load
-from pipelines.pictures.metadata import Made, read_made, save_png
+from pipelines.pictures.metadata import Made, read_made, save_png, with_its_files
 from pipelines.pictures.sheet import GAP, Sheet
 from pipelines.request.axes import Axis, axis_of, cells
 from pipelines.request.request import Defaults, Inpaint, Request
@@ -65,7 +65,7 @@ def test_a_cell_is_the_picture_of_its_request_alone_bit_for_bit(base, concept, t
             cell, "pocket", tmp_path / "alone", MACHINE, components=base, on_event=lambda event: None
         )
         assert alone.read_bytes() == path.read_bytes()
-        assert read_made(path).request == cell.resolved(base.defaults)
+        assert with_its_files(read_made(path), path).request == cell.resolved(base.defaults)
 
 
 def test_steps_are_counted_over_all_cells_and_each_is_shown_when_it_is_done(base, tmp_path):

@@ -306,3 +306,13 @@ def test_pictures_within_a_bucket_come_in_another_order_each_epoch(base):
     assert len(pairs) == 6 and all(25 <= often <= 55 for often in pairs.values())  # 40 each; the deviation is 5
     first = Counter(batch[0] for batch in batches)
     assert all(45 <= first[i] <= 75 for i in range(4))
+
+
+@pytest.mark.parametrize("buckets", [False, True])
+def test_an_epoch_is_ordered_once_not_at_each_step(base, monkeypatch, buckets):
+    data = LatentSet(base, tiny.examples(9), resolution=16, buckets=buckets)
+    made, real = [], torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda *of, **how: (made.append(of), real(*of, **how))[1])
+    seen = [i for index in range(9) for i in drawn(data, index, batch=1).indices]
+    assert sorted(seen) == list(range(9))
+    assert len(made) == (1 + len(data.buckets) if buckets else 1)

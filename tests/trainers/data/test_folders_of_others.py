@@ -15,7 +15,7 @@ from studio.cli import main
 from trainers.data.folders import listing, read_examples, read_folder
 from trainers.data.mask_files import looks_like_mask
 from trainers.loop.launch import readings
-from trainers.method_settings import TextualInversionConfig
+from trainers.methods.textual_inversion import TextualInversionConfig
 from trainers.settings import DataConfig
 
 NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))

@@ -4,15 +4,17 @@ from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance
 
 from evaluation import concepts as scoring
 from tests import tiny
+from trainers.data import preflight
 from trainers.data.batches import Example, LatentSet, read_examples
 from trainers.data.folders import Reading, read_folder
-from trainers.data.preflight import PER_TRAINED, difference_hash, duplicates, examine
+from trainers.data.preflight import ALIKE, PER_TRAINED, SAME_COLOUR, difference_hash, duplicates, examine
 from trainers.settings import DataConfig, TrainConfig
 
 ROOT = Path(__file__).parents[3]
@@ -339,3 +341,52 @@ def test_memory_is_said_in_words():
 def test_a_reading_and_its_examples_give_the_same_but_for_where_they_come_from(wolves):
     one, other = look(Reading(tuple(wolves), {}, "given pictures")), look(wolves)
     assert one == other
+
+
+def _all_pairs(examples):
+    """The groups by comparing every pair, as the definition says."""
+    hashes = [difference_hash(e.picture) for e in examples]
+    tiles = [np.asarray(e.picture.resize((4, 4), Image.Resampling.BOX), dtype=np.float32) for e in examples]
+    first = []
+    for index in range(len(examples)):
+        alike = (
+            other
+            for other in range(index)
+            if (hashes[other] ^ hashes[index]).bit_count() <= ALIKE
+            and np.abs(tiles[other] - tiles[index]).mean() <= SAME_COLOUR
+        )
+        same = next(alike, None)
+        first.append(index if same is None else first[same])
+    names = {one: tuple(e.name for e, own in zip(examples, first, strict=True) if own == one) for one in first}
+    return tuple(group for group in names.values() if len(group) > 1)
+
+
+def _near_copies(count):
+    chance = np.random.default_rng(0)
+    originals = chance.integers(0, 256, (12, 9, 8, 3))
+    for number in range(count):
+        pixels = originals[number % 12] + (number % 3) * chance.integers(-14, 15, (9, 8, 3)) + chance.integers(-16, 17)
+        pixels = np.full((9, 8, 3), number % 256) if number % 17 == 0 else np.clip(pixels, 0, 255)
+        picture = Image.fromarray(pixels.astype(np.uint8)).resize((36, 32), Image.Resampling.BICUBIC)
+        yield Example(f"{number}", picture)
+
+
+def test_duplicates_are_those_of_comparing_every_pair():
+    examples = list(_near_copies(200))
+    groups = duplicates(examples)
+    assert groups == _all_pairs(examples) and len(groups) > 5 and max(map(len, groups)) > 3
+
+
+@pytest.mark.parametrize("same", [False, True], ids=["all different", "all the same"])
+def test_of_many_pictures_few_pairs_are_compared(monkeypatch, same):
+    compared = []
+    real = preflight._Similar.candidates
+    monkeypatch.setattr(
+        preflight._Similar, "candidates", lambda self, *of: (compared.append(len(real(self, *of))), real(self, *of))[1]
+    )
+    chance = np.random.default_rng(1)
+    pixels = chance.integers(0, 256, (2000, 9, 8, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(pixels[0 if same else number]) for number in range(2000)]
+    groups = duplicates([Example(f"{number}", picture) for number, picture in enumerate(pictures)])
+    assert len(groups) == (1 if same else 0)
+    assert sum(compared) < 40 * 2000, "every pair would be 2,000,000"

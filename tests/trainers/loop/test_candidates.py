@@ -35,7 +35,7 @@ def test_they_are_spread_evenly_and_end_with_the_result(steps, count, wanted):
 def run():
     method = methods()["textual-inversion"]
     pace = {"steps": 12, "batch": 1, "learning_rate": 1e-2, "candidates": 3}
-    config = method.Config(token="<x>", init="fox")
+    config = method.Settings(token="<x>", init="fox")
     return Run(method, config, TrainConfig(**pace), DataConfig(images="unused"))
 
 
@@ -120,6 +120,6 @@ def test_one_is_taken_and_the_others_stay(run, tmp_path):
 
 
 def test_several_subjects_keep_none():
-    config = methods()["dreambooth"].Config(token="<x>", class_word="fox", pivotal=True, also=("d:<y>:cat",))
+    config = methods()["dreambooth"].Settings(token="<x>", class_word="fox", pivotal=True, also=("d:<y>:cat",))
     with pytest.raises(ConfigError, match="several subjects"):
         destinations(config, Destination(), 2)

@@ -10,8 +10,8 @@ from tests import tiny
 from trainers.data.batches import Example, LatentSet
 from trainers.data.latents import cut_off
 from trainers.losses import conditioning, uncropped
-from trainers.method_settings import DreamBoothConfig
 from trainers.methods import methods
+from trainers.methods.dreambooth import DreamBoothConfig
 
 SIZES = [(60, 20), (20, 60), (31, 30), (37, 64), (16, 16), (45, 20), (1000, 667), (8, 5)]
 

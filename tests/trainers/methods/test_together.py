@@ -36,7 +36,7 @@ FORMS = {
 def config(form="pivotal", **settings):
     name, own, (first, second) = FORMS[form]
     given = {"token": first, "class_word": "fox", "also": (f"there:{second}:car",), **own, **settings}
-    return methods()[name].Config(**given)
+    return methods()[name].Settings(**given)
 
 
 def run(form="pivotal", steps=3, flip=0.0, seed=0, **settings):
@@ -93,7 +93,7 @@ def test_subjects_that_cannot_be_are_refused_with_the_next_step(settings, said):
 def test_the_recipe_gives_each_subject_the_steps_it_has_alone():
     for form, (name, own, _) in FORMS.items():
         method = methods()[name]
-        alone = method.recipe("sd1", method.Config(token="z", class_word="fox", **own))
+        alone = method.recipe("sd1", method.Settings(token="z", class_word="fox", **own))
         assert method.recipe("sd1", config(form))["steps"] == 2 * alone["steps"]
 
 

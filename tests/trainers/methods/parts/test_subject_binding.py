@@ -15,9 +15,10 @@ from tests import tiny
 from trainers.data.class_images import class_examples
 from trainers.loop.ema import EMA
 from trainers.loop.train import Run, probe, train
-from trainers.methods.custom_diffusion import CustomDiffusion, CustomDiffusionConfig, merged, readers
+from trainers.methods.custom_diffusion import CustomDiffusion, CustomDiffusionConfig
 from trainers.methods.dreambooth import DreamBooth, DreamBoothConfig
 from trainers.methods.parts.identifiers import check_identifier, collision, rare_identifiers
+from trainers.methods.parts.merging import merged, readers
 from trainers.settings import DataConfig, TrainConfig
 from trainers.stickers.world import NAMES, scenes
 
@@ -338,7 +339,7 @@ def test_what_is_written_says_what_it_is(tmp_path):
 def test_a_class_of_two_words_starts_from_its_last(method):
     base = tiny.sd()
     pivotal = {"pivotal": True} if method.name == "dreambooth" else {}
-    own = method.Config(token="<x>", class_word="red fox", prior="none", **pivotal)
+    own = method.Settings(token="<x>", class_word="red fox", prior="none", **pivotal)
     with method.prepare(base, own, torch.Generator().manual_seed(0)) as trainable:
         fox = base.text_encoders[0].get_input_embeddings().weight[base.tokenizers[0]("fox").input_ids[1]]
         assert torch.equal(trainable.parameters["rows_0"][0].detach(), fox)
@@ -347,7 +348,7 @@ def test_a_class_of_two_words_starts_from_its_last(method):
 @pytest.mark.parametrize(("alpha", "text"), [(None, False), (2.0, True)])
 def test_how_far_a_run_has_come_is_told(alpha, text):
     base, steps = tiny.sd(), []
-    config = DreamBooth.Config(token="<x>", class_word="fox", pivotal=True, rank=3, alpha=alpha, text_encoder=text)
+    config = DreamBooth.Settings(token="<x>", class_word="fox", pivotal=True, rank=3, alpha=alpha, text_encoder=text)
     pace = TrainConfig(steps=20, batch=1, learning_rate=1e-2, scale_lr=False)
     told = lambda event: steps.append(event.terms) if isinstance(event, StepDone) else None  # noqa: E731
     concept = train(base, Run(DreamBooth(), config, pace, DataConfig(images="unused")), tiny.examples(), on_event=told)

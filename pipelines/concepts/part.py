@@ -6,11 +6,9 @@ further part stores its tensors behind a prefix of its own, which is registered 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol, Self
-
-from pipelines.concepts.registry import by_prefix
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,9 +59,3 @@ class Part(Protocol):
             ConceptError: if they are damaged.
         """
         ...
-
-
-def kinds_of(parts: Iterable[Part]) -> str:
-    """Name the kinds of further parts for people by their prefixes: "layer rows"."""
-    prefixes = {name for part in parts for name in by_prefix(part.tensors())}
-    return ", ".join(sorted(prefix.rstrip(".").replace("_", " ") for prefix in prefixes))
