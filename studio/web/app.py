@@ -125,7 +125,9 @@ def build(jobs: Jobs) -> gr.Blocks:
             if offer is library.offer:  # the other page shows them when it is opened
                 added.success(library.refresh, library.search, library.cards, api_visibility="private")
         taken = [tabs, generate.prompt, generate.chips, generate.boxes, generate.words]
-        teach.use.click(generate.take_learned, [base, teach.job], taken, api_visibility="private")
+        tried = teach.use.click(generate.take_learned, [base, teach.job], taken, api_visibility="private")
+        asked = tried.success(generate.try_three, [base, teach.job], generate.answer.job, api_visibility="private")
+        generate.answer.submitted(asked, api_visibility="private")
         library.use.click(generate.take, [base, library.chosen], taken, api_visibility="private")
     page.queue(default_concurrency_limit=8)
     return page

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from pipelines.concepts.card import read_card
-from pipelines.errors import StudioError
+from pipelines.errors import ConceptError, StudioError
 from pipelines.pictures.foreign_metadata import not_taken
 from pipelines.pictures.metadata import Made, read_foreign, read_made
-from pipelines.request.axes import axes_of
+from pipelines.request.axes import WORDS, axes_of, values_in
 from pipelines.request.request import Request
 from pipelines.request.texts import without_folders
 from studio.jobs.jobs import Job, Jobs
@@ -21,7 +22,7 @@ from studio.web.forms import Form
 from studio.web.panels import planning
 from studio.web.panels.answer import Answer
 from studio.web.panels.chips import INSERT, chips_of, concepts_used, offer_button, offered
-from studio.web.panels.comparing import Comparing, picture_of
+from studio.web.panels.comparing import Comparing, picture_of, suggestion
 from studio.web.panels.following import said, shown, told
 from studio.web.panels.phrasing import Phrasing, by_lot, lists_of, several
 from studio.web.panels.planning import Plan, seeded
@@ -60,6 +61,10 @@ EXAMPLES: tuple[tuple[str, str, tuple[dict[str, Any], ...]], ...] = (
         ),
     ),
 )
+TRIES = ("on a teal background", "to the left of a house")
+"""What comes behind a learned thing when it is tried."""
+
+GONE = ConceptError("That concept is no longer in the library.", "Bring it back, or teach it again.")
 EMPTY = "Your pictures appear here."
 USES = ("Use this seed", "Use these settings", "Edit this picture")
 CHOSEN_OPENS = "(boxes) => { if ((boxes || []).length) window.studio.unfold('boxes-fold'); }"
@@ -203,7 +208,7 @@ class GeneratePage:
         try:
             return self.take(base, self.jobs.results(job_id)[0].stem)
         except (StudioError, IndexError):
-            raise gr.Error("That concept is no longer in the library.", print_exception=False) from None
+            raise told(GONE) from None
 
     def submit(
         self,
@@ -283,6 +288,25 @@ class GeneratePage:
         given = {"prompt": prompt, "concepts": chips, "boxes": boxes, "seed": plan}
         found = [value if name in parts else gr.skip() for name, value in given.items()]
         return [*found, *(form if "settings" in parts else [gr.skip()] * len(form))]
+
+    def try_three(self, base: str, job_id: str) -> str:
+        """Queue three prompts with the result of a training, from one seed; return the id of the job."""
+        try:
+            concept = self.jobs.results(job_id)[0].stem
+            card = read_card(self.jobs.places.concept(concept))
+            used = [{"source": concept}]
+            if card.kind in ("relation", "style") and card.example:
+                axis = {"field": WORDS, "values": list(values_in(suggestion(WORDS, card.example, 0)))[:3]}
+                fields = {"prompt": card.example, "concepts": used}
+            else:
+                prompts = [f"a {card.token}", *(f"a {card.token} {more}" for more in TRIES)]
+                axis, fields = {"field": "prompt", "values": prompts}, {"prompt": prompts[0], "concepts": used}
+            job = self.jobs.submit_generation(fields | {"seed": planning.Plan.read({}).seed}, base, compare=[axis])
+            with suppress(StudioError):  # it is at work already
+                self.jobs.waiting.put(job.id, True)
+            return job.id
+        except (StudioError, IndexError) as error:
+            raise told(error if isinstance(error, StudioError) else GONE) from None
 
     # -- settings that come back -----------------------------------------------------------------------------------
 

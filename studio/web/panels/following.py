@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Sequence
 from html import escape
 from typing import Any
@@ -12,10 +11,7 @@ import gradio as gr
 from pipelines.errors import StudioError
 from pipelines.request.texts import without_paths
 from studio.jobs.jobs import Jobs
-from studio.web.panels.watching import Seen, seen_now, watched
-
-PROGRAMS = re.compile(r"/api/v1/|\bstudio [a-z]+|--[a-z]")
-"""Marks of hints for the command line or REST, which nobody can follow on the page."""
+from studio.web.panels.watching import Seen, for_people, seen_now, watched
 
 REMEMBER = """(id) => {
   const here = new URL(window.location);
@@ -30,9 +26,8 @@ STAYS = 12.0
 
 
 def told(error: StudioError) -> gr.Error:
-    """Return an error for people as the page shows it; what only programs can do about it is left out."""
-    hint = "" if PROGRAMS.search(error.hint) else f" {error.hint}"
-    return gr.Error(said(f"{error.message}{hint}".strip()), duration=STAYS, print_exception=False)
+    """Return an error as the page shows it, for some seconds."""
+    return gr.Error(said(for_people(error.message, error.hint)), duration=STAYS, print_exception=False)
 
 
 def said(text: str) -> str:
@@ -72,10 +67,10 @@ class Following:
         """Return the values of these components without a job."""
         raise NotImplementedError
 
-    def submitted(self, asked: Any) -> None:
-        """Remember and follow the job whose id a click has given."""
+    def submitted(self, asked: Any, **named: Any) -> None:
+        """Remember and follow the job whose id a click has given; it is `named` for programs."""
         asked.success(None, self.job, js=REMEMBER.replace("NAME", self.name))
-        self.followed(asked, api_name=f"follow_{self.name}")
+        self.followed(asked, **(named or {"api_name": f"follow_{self.name}"}))
 
     def followed(self, after: Any, **named: Any) -> None:
         """Follow the job once its id is known."""

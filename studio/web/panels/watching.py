@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -74,6 +75,19 @@ class Seen:
             elif event.kind == "phase":
                 self.phase = str(event.data["text"])
         return bool(events) or before != (self.job, self.ahead)
+
+
+PROGRAMS = re.compile(r"/api/v1/|\bstudio [a-z]+|--[a-z]")
+"""Marks of hints for the command line or REST, which nobody can follow on the page."""
+
+
+def for_people(message: str, hint: str) -> str:
+    """Return an error and what to do about it; what only programs can do is left out.
+
+    >>> for_people("There is no base x.", "studio serve --base adds some."), for_people("No pictures.", "Add some.")
+    ('There is no base x.', 'No pictures. Add some.')
+    """
+    return message if PROGRAMS.search(hint) else f"{message} {hint}".strip()
 
 
 def called(job: Job) -> str:
@@ -197,7 +211,7 @@ def progress(seen: Seen | None, picture: str = "") -> str:
         clock = escape(spoken(took)) if job.started else ""
     doing = seen.phase if job.state == "running" else behind(seen.ahead) if job.state == "queued" else ""
     words = [escape(word) for word in (doing, figures, time_left(seen)) if word] + [clock] * bool(clock)
-    said = f"{job.error} {job.hint}".strip() if job.state == "failed" else ""
+    said = for_people(job.error, job.hint) if job.state == "failed" else ""
     image = f'<img src="{picture}" alt="preview">' if picture else ""
     moving = " moving" if job.state == "running" and not job.steps else ""
     return (

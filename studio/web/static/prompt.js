@@ -53,7 +53,8 @@ function close() {
 
 function offer(node) {
   const start = begun(node), told = studio.words || {};
-  const all = [...(told.learned || []), ...Object.values(told.things || {}).flat(), ...(told.colours || [])];
+  const learned = node.closest('.words-only') ? [] : told.learned || [];
+  const all = [...learned, ...Object.values(told.things || {}).flat(), ...(told.colours || [])];
   const fits = (word) => word.toLowerCase() !== start.toLowerCase() &&
     (word.toLowerCase().startsWith(start.toLowerCase()) || (word.startsWith('<') && bare(word).startsWith(bare(start))));
   const found = start.length >= LEAST || start === '<' ? all.filter(fits).slice(0, MOST) : [];
@@ -76,7 +77,8 @@ function offer(node) {
 
 function take(word) {
   const end = field.selectionStart ?? field.value.length, start = end - begun(field).length, tail = field.value.slice(end);
-  studio.say(field, field.value.slice(0, start) + word + (tail.startsWith(' ') ? '' : ' ') + tail);
+  const gap = tail.startsWith(' ') || field.closest('.words-only') ? '' : ' ';
+  studio.say(field, field.value.slice(0, start) + word + gap + tail);
   field.setSelectionRange(start + word.length + 1, start + word.length + 1);
   close();
 }

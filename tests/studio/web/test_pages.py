@@ -33,7 +33,8 @@ from studio.web.pages.measure import MeasurePage
 from studio.web.pages.teach import WOLF, TeachPage, curves
 from studio.web.panels.chips import concepts_used
 from studio.web.panels.planning import shapes
-from studio.web.panels.subjects import FIELDS, WHATS
+from studio.web.panels.readiness import wrong_with
+from studio.web.panels.subjects import FIELDS, NAMED, WHATS
 from studio.web.panels.watching import Seen, curve, facts, picture_uri, progress, spoken, time_left
 
 DEFAULTS = Defaults(size=64, scheduler="ddim")
@@ -379,28 +380,75 @@ def test_pictures_are_taken_in_turned_and_removed_and_what_is_said_of_them_stays
 @pytest.mark.parametrize("what", list(WHATS))
 def test_a_training_is_queued_with_the_settings_of_its_method(jobs, what):
     teach, chosen = page(TeachPage, jobs), WHATS[what]
-    dataset, rows, _ = teach.take_example("")
+    dataset, rows, _, *words = teach.take_example(what, None)
+    assert words == [chosen.offer.values[name] for name in chosen.words]
     told = [row | {"left": "cat", "right": "box"} for row in rows["value"]]
-    words = [chosen.offer.values[name] for name in chosen.words]
-    job = jobs.get(teach.submit(what, dataset, told, *words, "a quick look", "", "pocket"))
+    main = (what, None) if what in NAMED else ("subject", what)  # of another way the page keeps what was chosen above
+    job = jobs.get(teach.submit(*main, dataset, told, *words, "a quick look", "", "pocket"))
     assert job.spec["method"] == chosen.method.name
     assert chosen.offer.values.items() <= job.spec["settings"].items()
     assert job.spec["settings"]["steps"] == round(0.3 * chosen.recipe_steps)
     assert job.spec["settings"]["preview_every"] > 0
     assert jobs.datasets.entry(dataset, "0001.png").pair == ("cat", "box")
-    check = jobs.get(teach.submit_check(what, dataset, told, *words, "thorough", "12", "pocket"))
+    check = jobs.get(teach.submit_check(*main, dataset, told, *words, "thorough", "12", "pocket"))
     assert (check.spec["dry_run"], int(check.spec["settings"]["steps"])) == (True, 12)
 
 
 def test_a_training_without_pictures_or_with_wrong_settings_says_so(jobs):
     teach = page(TeachPage, jobs)
+
+    def ask(dataset="", rows=(), token="<x>", start="fox", steps="", what="object"):
+        teach.submit(what, None, dataset, list(rows), token, start, "recommended", steps, "pocket")
+
     with pytest.raises(gr.Error, match="no pictures yet"):
-        teach.submit("object", "", [], "<x>", "fox", "recommended", "", "pocket")
-    dataset, rows, _ = teach.take_example("")
-    with pytest.raises(gr.Error, match="steps"):
-        teach.submit("object", dataset, rows["value"], "<x>", "fox", "recommended", "soon", "pocket")
-    with pytest.raises(gr.Error, match="token"):
-        teach.submit("object", dataset, rows["value"], "", "fox", "recommended", "", "pocket")
+        ask()
+    dataset, rows, *_ = teach.take_example("object", None)
+    for given, said in (
+        ({"steps": "soon"}, "steps"),
+        ({"token": " "}, "new word is missing"),
+        ({"token": "my wolf"}, "without spaces"),
+        ({"token": "Fox"}, "knows the word “Fox” already"),
+        ({"start": "bird"}, "pocket has no word “bird”; near ones: penguin, owl"),
+        ({"start": ""}, "to start from; for example fox"),
+        ({"what": None}, "not chosen"),
+        ({"what": "../.."}, "not chosen"),
+    ):
+        with pytest.raises(gr.Error, match=said) as error:
+            ask(dataset, rows["value"], **given)
+        assert "/api/" not in str(error.value) and "studio " not in str(error.value)
+    assert jobs.list() == []
+
+
+def test_what_is_missing_is_said_while_the_form_is_filled_in(jobs):
+    teach = page(TeachPage, jobs)
+
+    def ready(dataset="", token="", start="", preset="recommended", steps="", what="subject", base="pocket"):
+        return teach.readiness(what, None, dataset, token, start, preset, steps, base)
+
+    said = ready()
+    assert said.count('class="no"') == 3 and "Pictures are missing" in said and "new word is missing" in said
+    dataset, *_ = teach.take_example("subject", None)
+    said = ready(dataset, "<x>", "bird")
+    assert "4 pictures" in said and "near ones: penguin" in said and said.count('class="no"') == 1
+    said = ready(dataset, "<x>", "Fox")
+    assert "You will say &lt;x&gt; in prompts" in said and 'class="no"' not in said and "About" not in said
+    write_concept(jobs.learned / "x.safetensors", ConceptCard(token="<x>"))
+    assert "is there already" in ready(dataset, "<x>", "fox")
+    (jobs.learned / "x.safetensors").unlink()
+    # how long it takes is told by the last one of its kind
+    last = teach.submit("subject", None, dataset, [], "<x>", "fox", "recommended", "100", "pocket")
+    assert jobs.ledger.claim(last, 1, 1.0)
+    jobs.ledger.tell(last, "step", {"step": 100, "steps": 100})
+    jobs.ledger.move(last, ("running",), "done", started=1000.0)
+    jobs.ledger.move(last, ("done",), "done", started=jobs.get(last).finished - 50.0)
+    assert "About 10 s on this machine" in ready(dataset, "<y>", "fox", steps="20")
+    assert "About" not in ready(dataset, "<y>", "fox", what="object")
+    assert "not chosen" in ready(what="gone")
+
+
+def test_a_base_that_lists_no_words_takes_any(tmp_path):
+    jobs = Jobs(tmp_path / "studio", warm=False, bases={"pocket": "pocket", "sd": str(tmp_path)})
+    assert list(wrong_with(jobs, WHATS["object"], "<x>", "bird", "sd")) == []
 
 
 def test_the_example_is_there():
