@@ -14,10 +14,11 @@ from pipelines.models.components import decode
 from pipelines.request.request import ConceptUse, Guidance, Request
 from tests import tiny, tiny_flows
 from trainers.data.batches import LatentSet
-from trainers.loop.train import Run, train
+from trainers.loop.train import train
 from trainers.losses import conditioning, predicted, process_of, uncropped
 from trainers.methods import methods
 from trainers.methods.parts.identifiers import rare_identifiers
+from trainers.run import Run
 from trainers.settings import DataConfig, ObjectiveConfig, TrainConfig
 
 FAMILIES = list(tiny_flows.PIPELINES)

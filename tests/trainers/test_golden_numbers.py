@@ -24,8 +24,9 @@ from pipelines.conditions.inpaint import Inpainting
 from pipelines.generation import generate
 from pipelines.request.request import Guidance, Request
 from tests import tiny
-from trainers.loop.train import Run, train
+from trainers.loop.train import train
 from trainers.methods import methods
+from trainers.run import Run
 from trainers.settings import DataConfig, TrainConfig
 
 STORED = Path(__file__).parent / "golden_numbers.safetensors"

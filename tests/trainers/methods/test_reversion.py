@@ -17,10 +17,11 @@ from pipelines.models.noise import noise_levels
 from pipelines.request.request import ConceptUse, Request
 from tests import tiny
 from trainers.data.batches import Batch, Example
-from trainers.loop.train import Run, train
+from trainers.loop.train import train
 from trainers.losses import drawn, pixels_of, uncropped
 from trainers.methods.parts.steering import bases, focal_timesteps
 from trainers.methods.reversion import PAPER, ReVersion, ReVersionConfig
+from trainers.run import Run
 from trainers.settings import DataConfig, TrainConfig
 
 CAPTIONS = ("a fox {} a cat", "a photo of a cat {} a fox", "a fox {} a toy")
