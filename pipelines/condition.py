@@ -125,6 +125,6 @@ def stack(branches: list[Any]) -> Any:
     return torch.cat(branches) if isinstance(first, Tensor) else first
 
 
-def mapped(conditioning: Conditioning, change: Callable[[Tensor], Tensor]) -> Conditioning:
+def mapped(conditioning: Mapping[str, Any], change: Callable[[Tensor], Tensor]) -> Conditioning:
     """Return a conditioning with every tensor in it changed."""
     return {key: mapped(one, change) if isinstance(one, Mapping) else change(one) for key, one in conditioning.items()}

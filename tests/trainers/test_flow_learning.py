@@ -218,6 +218,15 @@ def test_levels_follow_the_distribution_that_is_asked_for(sigmas, spread, shift)
     assert (back.quantile(quantiles) - wanted).abs().max() < 0.025
 
 
+def test_flux_learns_at_a_guidance_scale_of_one_and_schnell_is_told_none():
+    for guidance, wanted in ((True, [1.0, 1.0]), (False, None)):
+        base = tiny_flows.base("flux1", guidance=guidance)
+        told = conditioning(base, ["a fox", "a cat"], uncropped(2, (32, 32)), (32, 32))
+        assert (told["guidance"].tolist() if "guidance" in told else None) == wanted
+    told = base.family.told_scale(tiny_flows.base("flux1"), 3.5, 3)
+    assert told["guidance"].tolist() == [3.5] * 3
+
+
 def test_distilled_bases_are_advised_against_with_the_base_to_use_instead():
     for family, options, wanted in [
         ("flux1", {"guidance": False}, "FLUX.1-dev"),

@@ -62,8 +62,8 @@ class ChangedWeights:
         changes = in_our_names(read_stored(tensors, lora if isinstance(lora, dict) else {}))
         if changes and not any(one.acts() for one in changes.values()):
             raise ConceptError(
-                f"All {len(changes)} changes of the file are zero, such as that of {next(iter(changes))}, "
-                "so that it changes nothing.",
+                f"The file changes nothing: all numbers of its {len(changes)} changes are zero, such as those of "
+                f"{next(iter(changes))}.",
                 "Get or train it again; a training that has not begun leaves such a file.",
             )
         return cls(changes) if changes else None

@@ -132,7 +132,6 @@ def test_plain_diffusers_makes_the_same_of_exported_files(family, dialect, tmp_p
 def test_a_published_lora_of_flux_is_read_as_diffusers_reads_it():
     """Fused layers of sd-scripts, at the width its converter in diffusers knows."""
     from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
-
     from pipelines.concepts.changed_weights import ChangedWeights
 
     generator = torch.Generator().manual_seed(0)
@@ -157,7 +156,7 @@ def test_a_lora_that_changes_nothing_is_refused_by_the_name_of_its_keys(tmp_path
     name = "diffusion_model.layers.0.attention.to_q"
     tensors = {f"{name}.lora_A.weight": torch.ones(2, 32), f"{name}.lora_B.weight": torch.zeros(32, 2)}
     save_file(tensors, tmp_path / "nothing.safetensors")
-    with pytest.raises(ConceptError, match=r"changes of the file are zero, such as that of transformer\.layers\.0"):
+    with pytest.raises(ConceptError, match=r"changes are zero, such as those of transformer\.layers\.0"):
         Concept.load(tmp_path / "nothing.safetensors")
 
 
