@@ -117,7 +117,7 @@ def test_the_one_name_safetensors_keeps_for_itself_is_no_token():
 
 def test_two_concepts_of_a_pocket_put_together_in_memory_work_together():
     base = replace(tiny.sd(), family=FAMILIES["pocket"])
-    card = ConceptCard(token="<x>", family=FAMILIES["pocket"], base_fingerprint=base.fingerprint())
+    card = ConceptCard(token="<x>", family="pocket", base_fingerprint=base.fingerprint())
     first = Concept(card, single_rows(base, "fox"))
     second = replace(first, card=card.model_copy(update={"token": "<y>"}))
     with first.attach(base) as one, second.attach(one):
