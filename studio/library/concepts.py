@@ -7,7 +7,7 @@ import json
 import logging
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -160,11 +160,18 @@ def dialects(path: Path) -> tuple[str, ...]:
     roles = _roles(path)
     if _stays(path):
         return ()
+    # For a UNet, ComfyUI's own layout is that of a1111.
+    listed = DIALECTS if _of_transformer(read_header(path)) else tuple(one for one in DIALECTS if one != "comfyui")
     if roles & {"difference", "dora"}:
-        return DIALECTS[:2]
+        return listed[:-2]
     if "magnitude" in roles:
-        return DIALECTS[2:]
-    return DIALECTS if roles else DIALECTS[:3]
+        return listed[-2:]
+    return listed if roles else listed[:-1]
+
+
+def _of_transformer(names: Iterable[str]) -> bool:
+    """Return whether a file holds changes of a transformer."""
+    return any(key.layer.startswith("transformer.") for key in map(parsed, names) if key is not None)
 
 
 def _roles(path: Path) -> set[str]:
@@ -207,7 +214,7 @@ def elsewhere(path: Path) -> str:
     names = [name for name in header if parsed(name) is not None]
     if stays := _stays(path):
         return f"none: {stays}"
-    if any(key.layer.startswith("transformer.") for key in map(parsed, names) if key is not None):
+    if _of_transformer(names):
         return "diffusers and ComfyUI read the weights as they are; for kohya's scripts and others export it for a1111"
     if not roles:
         return "diffusers, AUTOMATIC1111 and ComfyUI read the file as it is; for InvokeAI export it for a1111"

@@ -152,7 +152,7 @@ def family_of(folder: Path, index: Mapping[str, Any]) -> str:
     """
     if kind_of(index, "transformer"):
         return transformer_family(index)
-    if kind_of(index, "unet") != "UNet2DConditionModel":
+    if kind_of(index, "unet") not in ("", "UNet2DConditionModel"):
         return ""
     if kind_of(index, "text_encoder_2"):
         return "sdxl"

@@ -17,6 +17,7 @@ from pipelines.concepts.weight_deltas import LowRank
 from pipelines.errors import ConceptError
 from pipelines.models.families import original_layers
 from pipelines.models.families.known import KNOWN
+from studio.library import concepts as library
 from tests import tiny, tiny_flows
 from trainers.methods.parts.adapters import layers
 
@@ -55,6 +56,9 @@ def test_every_layout_is_read_back_as_what_was_learned(family, dialect, tmp_path
         assert len(back.changes[key].down) == 2, "layers that were joined are parted again without loss"
     back.check_fits(base)
     assert back.card.family == family
+    if dialect == "diffusers":
+        assert library.dialects(files[0]) == ("a1111", "comfyui", "diffusers", "peft")
+        assert "diffusers and ComfyUI read" in library.elsewhere(files[0])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -132,7 +136,8 @@ def test_plain_diffusers_makes_the_same_of_exported_files(family, dialect, tmp_p
 def test_a_published_lora_of_flux_is_read_as_diffusers_reads_it():
     """Fused layers of sd-scripts, at the width its converter in diffusers knows."""
     from diffusers.loaders.lora_conversion_utils import _convert_kohya_flux_lora_to_diffusers
-    from pipelines.concepts.changed_weights import ChangedWeights
+
+    from pipelines.concepts.parts.changed_weights import ChangedWeights
 
     generator = torch.Generator().manual_seed(0)
     tensors = {}
@@ -186,6 +191,8 @@ def test_a_word_of_a_language_model_stays_in_the_studio_and_says_so(family, tmp_
     back = Concept.load(concept.save(tmp_path / "w.safetensors"))
     assert torch.equal(back.rows[0], concept.rows[0]) and back.card.family == family
     for dialect in ("a1111", "comfyui", "diffusers"):
+        assert library.dialects(tmp_path / "w.safetensors") == ()
+        assert "no other program gives" in library.elsewhere(tmp_path / "w.safetensors")
         with pytest.raises(ConceptError, match=r"no other program gives new words.*plain trigger"):
             writers.export_as(concept, tmp_path / dialect, dialect)
 
