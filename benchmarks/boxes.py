@@ -21,7 +21,9 @@ from diffusers.utils import logging
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from pipelines.generation import generate
-from pipelines.models.components import Components, load
+from pipelines.models.components import Components
+from pipelines.models.families.registry import FAMILIES
+from pipelines.models.loading import load
 from pipelines.models.schedulers import build
 from pipelines.request.request import Box, Grounding, Guidance, Request
 
@@ -47,7 +49,13 @@ def base_of(name: str, device: str, dtype: torch.dtype) -> Components:
     )
     unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_type="gated")
     parts = Components(
-        unet, AutoencoderTiny(), (CLIPTextModel(text),), pocket.tokenizers, pocket.scheduler_config, name, "sd1"
+        unet,
+        AutoencoderTiny(),
+        (CLIPTextModel(text),),
+        pocket.tokenizers,
+        pocket.scheduler_config,
+        name,
+        FAMILIES["sd1"],
     )
     for module in parts.modules():
         module.eval().requires_grad_(False)

@@ -37,7 +37,7 @@ from pipelines.pictures.tensors import fit, to_tensor
 from pipelines.request.request import ConceptUse, Request
 from trainers.data.batches import LatentSet, prompt_templates
 from trainers.data.folders import Example
-from trainers.losses import conditioning, denoising_errors, noise_levels, pixels_of
+from trainers.losses import conditioning, denoising_errors, pixels_of
 from trainers.settings import ObjectiveConfig
 from trainers.stickers.drawn import best_of, cut_from
 from trainers.stickers.relations import RELATED
@@ -232,7 +232,7 @@ class _Trial:
     ) -> None:
         self.components, self.scorer, self.should_stop, self.second = components, scorer, should_stop, second
         self.shown = second.pictures([one.picture for one in examples]) if second is not None else None
-        pocket, relation = components.family == "pocket", card.kind == "relation"
+        pocket, relation = components.family.world == "pocket", card.kind == "relation"
         # Captions say the concept's word, which stands for the baseline's as well.
         marked = [tuple(text.replace(card.token, "{}") for text in one.captions) for one in examples]
         self.examples = [replace(one, captions=texts) for one, texts in zip(examples, marked, strict=True)]
@@ -246,7 +246,7 @@ class _Trial:
         things = isinstance(scorer, JudgeScorer) and scorer.things
         self.drawings = cut_from(pictures)[:DRAWINGS] if things else ()
         self.others = scorer.pictures(other_things()) if scorer is not None and things else None
-        size = int(components.unet.config["sample_size"]) * components.factor
+        size = components.defaults.size
         self.latents = LatentSet(components, self.examples, resolution=size)
 
     def row(self, step: int, concept: Concept | None, word: str, baseline: Row | None) -> Row:
@@ -313,8 +313,8 @@ class _Trial:
             return self._errors(attached, said)
 
     def _errors(self, components: Components, said: str) -> Tensor:
-        alphas_cumprod = noise_levels(components.scheduler_config, components.device)
-        templates = prompt_templates("pocket" if components.family == "pocket" else "object")
+        process = components.family.process(components)
+        templates = prompt_templates("pocket" if components.family.world == "pocket" else "object")
         errors: list[Tensor] = []
         for index in range(LEVELS):
             if self.should_stop():
@@ -322,10 +322,10 @@ class _Trial:
             generator = torch.Generator().manual_seed(index)
             batch = self.latents.draw(index, min(len(self.examples), 8), said, templates, generator)
             noise = torch.randn(batch.latents.shape, generator=generator).to(components.device)
-            timestep = int((index + 0.5) / LEVELS * len(alphas_cumprod))
-            draw = noise, torch.full((len(batch.latents),), timestep, device=components.device)
-            arguments = conditioning(components, batch.captions, batch.frames, pixels_of(components, batch.latents))
-            errors.append(denoising_errors(components, batch, draw, alphas_cumprod, arguments, ObjectiveConfig()))
+            place = torch.tensor(int((index + 0.5) / LEVELS * process.count), device=components.device)
+            draw = noise, process.at(place).expand(len(batch.latents))
+            told = conditioning(components, batch.captions, batch.frames, pixels_of(components, batch.latents))
+            errors.append(denoising_errors(components, batch, draw, process, told, ObjectiveConfig()))
         return torch.cat(errors).cpu()
 
 

@@ -182,7 +182,7 @@ def teach_together(
     chosen["init" if name == "textual-inversion" else "class_word"] = CLASS_WORDS[first]
     if others:
         chosen["also"] = tuple(f"composed:{words[thing]}:{CLASS_WORDS[thing]}" for thing in others)
-    run = run_of(methods()[name], {**chosen, "images": "composed"}).with_recipe(components.family)
+    run = run_of(methods()[name], {**chosen, "images": "composed"}).with_recipe(components.family.name)
     triggers = [subject.trigger for subject in run.config.subjects] if others else [None]
     examples = [
         Example(f"{thing} {i}.png", picture, word=word)
@@ -298,7 +298,7 @@ def compare(
         for a, b in ring:
             two = [taught[a], taught[b]]
             if way == "custom-diffusion":
-                two = merged(components, two, ordinary(components.family), prompt_templates("pocket"))
+                two = merged(components, two, ordinary(components.family.world), prompt_templates("pocket"))
             strength = 1.0 if way in TOGETHER else PAIR_STRENGTH
             pairs[f"{a} {b}"] = score_pair(components, judge, dict(zip((a, b), two, strict=True)), strength)
             say(f"{way}: {a} and {b} both there {pairs[f'{a} {b}']['both']:.3f}")

@@ -91,7 +91,7 @@ def teach_relation(
     """
     name, own = (WAYS | EXTENSIONS)[way]
     chosen = {"token": TOKEN, "init": INIT, **own, **settings}
-    run = run_of(methods()[name], {**chosen, "images": "composed"}).with_recipe(components.family)
+    run = run_of(methods()[name], {**chosen, "images": "composed"}).with_recipe(components.family.name)
     examples = pictures_of(relation, masks=bool(chosen.get("masks")))
     return train(components, run, examples, on_event=on_event)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipelines.generation import generate as generate
     from pipelines.measures.judge import Judge as Judge
     from pipelines.models.components import Components as Components
-    from pipelines.models.components import load as load
+    from pipelines.models.loading import load as load
     from pipelines.request.axes import Axis as Axis
     from pipelines.request.axes import cells as cells
     from pipelines.request.request import Box as Box
@@ -34,7 +34,7 @@ _WHERE = {
     "Axis": "request.axes",
     "cells": "request.axes",
     "Components": "models.components",
-    "load": "models.components",
+    "load": "models.loading",
     "Concept": "concepts.concept",
     "ConceptCard": "concepts.card",
     "read_card": "concepts.card",

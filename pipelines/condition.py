@@ -1,6 +1,6 @@
 """Condition: one thing asked of a picture; `conditions/` has a file for each.
 
-A condition says what it adds to a UNet call for each branch of guidance, *including its own null form* for the
+A condition says what it adds to the conditioning of each branch of guidance, *including its own null form* for the
 unconditional branch, and may put right the latents after each step. The loop owns the merging: nested dicts merge,
 and two conditions that claim the same argument are an error rather than a silent override.
 """
@@ -18,11 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines.errors import RequestError
-from pipelines.models.components import Components
+from pipelines.models.components import Components, Conditioning
 from pipelines.request.request import Request
-
-CONCAT = "concat"
-"""Reserved name among a condition's arguments: channels the UNet reads behind those of the latents."""
 
 
 class Branch(Enum):
@@ -67,10 +64,10 @@ class Condition(Protocol):
         """Prepare for a run of `count` pictures; whatever is changed is put back on exit."""
         ...
 
-    def unet_kwargs(self, branch: Branch, step: Step) -> dict[str, Any]:
-        """Return arguments for the UNet, tensors with one row for each picture; the same keys for every branch.
+    def conditioning(self, branch: Branch, step: Step) -> Conditioning:
+        """Return what it adds: tensors with one row for each picture; the same keys for every branch.
 
-        What is given as `CONCAT`, (B, c, h, w), is joined to the latents as further channels.
+        What is given as `CONCAT`, (B, c, h, w), is joined to the latents of a UNet as further channels.
         """
         ...
 
@@ -126,3 +123,8 @@ def stack(branches: list[Any]) -> Any:
             raise ValueError(f"branches differ in their arguments: {[sorted(branch) for branch in branches]}")
         return {key: stack([branch[key] for branch in branches]) for key in first}
     return torch.cat(branches) if isinstance(first, Tensor) else first
+
+
+def mapped(conditioning: Mapping[str, Any], change: Callable[[Tensor], Tensor]) -> Conditioning:
+    """Return a conditioning with every tensor in it changed."""
+    return {key: mapped(one, change) if isinstance(one, Mapping) else change(one) for key, one in conditioning.items()}

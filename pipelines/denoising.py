@@ -6,17 +6,16 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipelines import guidance
-from pipelines.condition import CONCAT, Canvas, Condition, Step, merge, stack
+from pipelines.condition import Canvas, Condition, Step, merge, stack
 from pipelines.errors import Cancelled
 from pipelines.events import OnEvent, StepDone
-from pipelines.models.components import Components
-from pipelines.models.schedulers import build, estimate, step_options
+from pipelines.models.components import Components, Conditioning
+from pipelines.models.schedulers import step_options
 from pipelines.request.request import Request
 
 
@@ -28,8 +27,7 @@ def initial_noise(components: Components, request: Request) -> tuple[Tensor, lis
     """
     generators = [torch.Generator().manual_seed(request.seed + i) for i in range(request.count)]
     height, width = int(request.height or 0), int(request.width or 0)
-    # The latent channels are those of the output: an inpainting UNet takes more in.
-    shape = (1, components.unet.config["out_channels"], height // components.factor, width // components.factor)
+    shape = (1, components.channels, height // components.factor, width // components.factor)
     noise = torch.cat([torch.randn(shape, generator=generator, dtype=components.dtype) for generator in generators])
     return noise.to(components.device), generators
 
@@ -42,15 +40,11 @@ def denoise(
     on_event: OnEvent,
     should_stop: Callable[[], bool],
 ) -> Tensor:
-    """Run the loop: predict each branch in one UNet call, combine, step, constrain."""
+    """Run the loop: predict all branches in one call, combine, step, constrain."""
     noise, generators = start
-    scheduler = build(
-        request.scheduler or "ddim",
-        components.scheduler_config,
-        int(request.steps or 1),
-        components.device,
-        request.spacing,
-    )
+    family, process = components.family, components.family.process(components)
+    name, steps = request.scheduler or "ddim", int(request.steps or 1)
+    scheduler = process.sampler(name, steps, components.device, request.spacing, tuple(noise.shape))
     options = step_options(scheduler, generators, request.eta)
     latents, timesteps = noise * scheduler.init_noise_sigma, scheduler.timesteps
     for canvas in conditions:
@@ -63,17 +57,16 @@ def denoise(
         following = timesteps[index + 1] if index + 1 < len(timesteps) else None
         step = Step(index, len(timesteps), timestep, following)
         branches = guidance.branches(request.guidance, step, components.distilled)
-        arguments: dict[str, Any] = stack(
-            [merge([condition.unet_kwargs(branch, step) for condition in conditions]) for branch in branches]
+        told: Conditioning = stack(
+            [merge([condition.conditioning(branch, step) for condition in conditions]) for branch in branches]
         )
         sample = scheduler.scale_model_input(torch.cat([latents] * len(branches)), timestep)
-        if CONCAT in arguments:
-            sample = torch.cat([sample, arguments.pop(CONCAT)], dim=1)
-        output = components.unet(sample, timestep, **arguments).sample
+        time_now = process.time(timestep)
+        output = family.predict(components, sample.to(components.dtype), time_now, told)
         predictions = dict(zip(branches, output.chunk(len(branches)), strict=True))
-        prediction = guidance.combine(request.guidance, predictions)
+        prediction = guidance.combine(request.guidance, predictions, family.guide)
         stepped = scheduler.step(prediction, timestep, latents, **options)
-        step = replace(step, estimate=partial(estimate, scheduler, stepped, prediction, latents))
+        step = replace(step, estimate=partial(process.estimate, scheduler, stepped, prediction, latents, time_now))
         latents = stepped.prev_sample
         for condition in conditions:
             latents = condition.constrain(latents, step)

@@ -5,13 +5,11 @@ c is the prediction under the prompt, u under the negative prompt. Plain functio
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor
 
 from pipelines.condition import Branch, Step
-from pipelines.models.components import Components
 from pipelines.request.request import Guidance
 
 
@@ -32,30 +30,9 @@ def branches(guidance: Guidance, step: Step, distilled: bool = False) -> tuple[B
     Args:
         guidance: of the request.
         step: position of the loop.
-        distilled: whether the UNet reads the scale instead (`Components.distilled`).
+        distilled: whether the denoiser reads the scale instead (`Components.distilled`).
     """
     return (Branch.NEGATIVE, Branch.POSITIVE) if active(guidance, step) and not distilled else (Branch.POSITIVE,)
-
-
-def embedded(scale: float, width: int) -> Tensor:
-    """Return the embedding (1, width) float32 of a guidance scale, as distilled UNets read it.
-
-    Sines, then cosines, of 1000 (scale - 1) at frequencies from 1 to 1/10000, as diffusers' Latent Consistency
-    pipelines have it.
-    """
-    half = width // 2
-    frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -(torch.log(torch.tensor(10000.0)) / (half - 1)))
-    angles = torch.tensor([scale - 1]) * 1000.0 * frequencies
-    return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()]), (0, width % 2))[None]
-
-
-def distilled_conditioning(components: Components, scale: float, count: int) -> dict[str, Any]:
-    """Return UNet arguments with the guidance scale of `count` pictures; none if the base takes none."""
-    width = components.unet.config["time_cond_proj_dim"]
-    if width is None:
-        return {}
-    rows = embedded(scale, int(width)).to(components.device, components.dtype)
-    return {"timestep_cond": rows.expand(count, -1)}
 
 
 def classifier_free(c: Tensor, u: Tensor, scale: float) -> Tensor:
@@ -76,10 +53,20 @@ def rescaled(guided: Tensor, c: Tensor, amount: float) -> Tensor:
     return amount * matched + (1 - amount) * guided
 
 
-def combine(guidance: Guidance, predictions: dict[Branch, Tensor]) -> Tensor:
-    """Combine the predictions of the branches."""
+def combine(
+    guidance: Guidance,
+    predictions: Mapping[Branch, Tensor],
+    guide: Callable[[Tensor, Tensor, float], Tensor] = classifier_free,
+) -> Tensor:
+    """Combine the predictions of the branches.
+
+    Args:
+        guidance: of the request.
+        predictions: of each branch.
+        guide: how the family of the base combines two, `classifier_free` for most.
+    """
     c = predictions[Branch.POSITIVE]
     if Branch.NEGATIVE not in predictions:
         return c
-    guided = classifier_free(c, predictions[Branch.NEGATIVE], 1.0 if guidance.scale is None else guidance.scale)
+    guided = guide(c, predictions[Branch.NEGATIVE], 1.0 if guidance.scale is None else guidance.scale)
     return rescaled(guided, c, guidance.rescale) if guidance.rescale else guided

@@ -166,7 +166,7 @@ def paint(
 def _noise(components: Components, seed: int, cells: Tensor) -> Tensor:
     """Return noise (B, pairs, 2, C, h, w) by cell, so that a question starts alike in every arrangement."""
     height, width = (side // components.factor for side in cells.shape[-2:])
-    shape = (*cells.shape[1:3], int(components.unet.config["out_channels"]), height, width)
+    shape = (*cells.shape[1:3], components.channels, height, width)
     drawn = [torch.randn(shape, generator=torch.Generator().manual_seed(seed + i)) for i in range(len(cells))]
     return torch.stack(drawn).to(components.dtype)
 
@@ -182,7 +182,7 @@ def settled(components: Components, request: Request) -> Request:
     """
     asked, guidance = request.in_context, request.guidance
     side = components.defaults.size
-    if asked is not None and asked.engine == "analogist" and components.family != "pocket":
+    if asked is not None and asked.engine == "analogist" and components.family.world != "pocket":
         side //= 2
         own = ANALOGIST_GUIDANCE
     else:

@@ -113,6 +113,11 @@ def _note_words(components: Components, request: Request, learned: Sequence[Conc
         return word in tokenizer.get_vocab()
 
     prompts = (request.prompt, request.negative_prompt)
+    weighted = {weight for prompt in prompts for _, weight in parse_weights(prompt)} - {1.0}
+    if weighted and not components.family.identifiers:
+        on_event(
+            Note(f"The weights of words do nothing on {components.family.title}, which reads a prompt as one text.")
+        )
     texts = ["".join(text for text, _ in parse_weights(prompt)) for prompt in prompts]
     # A LoRA of another program may have no word at all; it is called by its file then.
     called = [one.token for one in learned if one.adds_word or one.card.recipe]
@@ -165,7 +170,7 @@ def _canvas(
         found.append(Inpainting.asked(request.inpaint, on_event))
     if len(found) > 1:
         raise RequestError(f"There are {len(found)} pictures to paint on.", "Give one.")
-    if not found and components.unet.config["in_channels"] != components.unet.config["out_channels"]:
+    if not found and components.input_channels != components.channels:
         side = components.defaults.size
         return Inpainting(Image.new("RGB", (side, side), "gray"))
     return found[0] if found else None

@@ -149,6 +149,79 @@ def circle(edges):
     return next(filter(None, (walk(node, []) for node in edges)), [])
 
 
+UNET_BY_NATURE = {
+    # Layers of a UNet's blocks, of GLIGEN and of Analogist, which no transformer has.
+    "pipelines/conditions/analogist.py",
+    "pipelines/conditions/boxes.py",
+    "pipelines/conditions/regions.py",
+    "pipelines/gligen/layers.py",
+    "trainers/base_models/gligen_data.py",
+    # The nine channels of an inpainting UNet.
+    "pipelines/models/inpainting_unet.py",
+    "trainers/base_models/inpainting_data.py",
+    # Keys and values of cross-attention, their merging in closed form, and rows for each of its layers.
+    "pipelines/concepts/parts/layer_rows.py",
+    "trainers/methods/custom_diffusion.py",
+    "trainers/methods/parts/merging.py",
+}
+"""Files that reach into a base's UNet; the list may only shrink."""
+
+READS_CLIP = {
+    # The judge and CLIP scores are CLIP models of their own; pocket's text encoder is made by its recipe.
+    "pipelines/measures/clip.py",
+    "pipelines/measures/judge.py",
+    "pipelines/gligen/pictures.py",
+    "studio/library/import_export.py",
+}
+BY_NAME = {
+    # Layouts of files, which other programs name by the family.
+    "pipelines/concepts/compatibility.py",
+    "pipelines/concepts/concept.py",
+    "pipelines/concepts/writers.py",
+    "pipelines/models/loading.py",
+    "pipelines/models/single_files.py",
+    "studio/library/import_export.py",
+    "studio/web/pages/teach.py",
+    # Recipes, which have figures for one family.
+    "trainers/methods/custom_diffusion.py",
+    "trainers/methods/dreambooth.py",
+    "trainers/methods/p_plus.py",
+    "trainers/methods/reversion.py",
+    "trainers/methods/textual_inversion.py",
+}
+
+
+def uses(tree):
+    """Which of the three a file does that only families may: reach into a UNet, know CLIP, ask for a family's name."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr == "unet":
+            owner = ast.unparse(node.value)
+            found |= {"unet"} if owner in ("components", "base", "taught") or owner.endswith(".components") else set()
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("transformers"):
+            found |= {"clip"} if any("CLIP" in alias.name for alias in node.names) else set()
+        if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.Eq | ast.NotEq | ast.In | ast.NotIn):
+            sides = [ast.unparse(one) for one in (node.left, *node.comparators)]
+            named = any(re.search(r"(^|[.])family(\.name)?$", one) for one in sides)
+            found |= {"name"} if named and any(one[:1] in "'(" for one in sides) else set()
+    return found
+
+
+def test_only_families_know_unets_clip_and_the_names_of_families():
+    assert uses(ast.parse("components.unet(x)")) == {"unet"}
+    assert uses(ast.parse("from transformers import CLIPTextModel")) == {"clip"}
+    assert uses(ast.parse("x = components.family.name == 'sdxl'")) == {"name"} == uses(ast.parse("family != 'pocket'"))
+    exempt = {"unet": UNET_BY_NATURE, "clip": READS_CLIP, "name": BY_NAME}
+    met = {kind: set() for kind in exempt}
+    for path in SOURCES:
+        name = str(path.relative_to(ROOT))
+        if name.startswith(("pipelines/models/families/", "trainers/pretrain/")):
+            continue
+        for kind in uses(ast.parse(path.read_text(encoding="utf-8"))):
+            met[kind].add(name)
+    assert met == exempt
+
+
 def test_rooms_import_in_no_circle():
     edges = rooms()
     assert len(edges) > 60 and not circle(edges)

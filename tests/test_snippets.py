@@ -11,7 +11,7 @@ from PIL import Image
 from pipelines.concepts.card import ConceptCard
 from pipelines.concepts.concept import Concept
 from pipelines.concepts.token_embeddings import single_rows
-from pipelines.models.components import load
+from pipelines.models.loading import load
 
 ROOT = Path(__file__).parent.parent
 ROOT_PAGES = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md", "pipelines/models/pocket/README.md"]

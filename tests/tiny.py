@@ -32,7 +32,8 @@ from transformers import (
     SamVisionConfig,
 )
 
-from pipelines.models.components import Components, from_pipeline
+from pipelines.models.components import Components
+from pipelines.models.loading import from_pipeline
 from trainers.data.batches import Example
 from trainers.pretrain.vocabulary import build_tokenizer
 

@@ -33,7 +33,7 @@ def _say(event: Event) -> None:
 def _carry_out(run: Run) -> None:
     import torch
 
-    from pipelines.models.components import load
+    from pipelines.models.loading import load
     from trainers.distributed import launched
     from trainers.loop.launch import narrowed, pausing, readings, train_and_save
 
@@ -45,7 +45,7 @@ def _carry_out(run: Run) -> None:
         device = processes.accelerator.device
     reading = readings(run).sound(run.data.skip_doubtful)
     components = load(run.where.base, device=device)
-    run = run.with_recipe(components.family)
+    run = run.with_recipe(components.family.name)
     if processes.count > 1 and processes.main:
         _say(Note(f"{processes.count} processes, {run.train.batch} pictures each"))
     with pausing() as asked:

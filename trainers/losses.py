@@ -2,84 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from pipelines.errors import ModelError
-from pipelines.guidance import distilled_conditioning
-from pipelines.models.components import Components
-from pipelines.models.text import encode_ids
+from pipelines.models.components import Components, Conditioning
+from pipelines.models.noise import NoiseProcess
 from trainers.data.batches import Batch
 from trainers.settings import ObjectiveConfig
 
 
-def noise_levels(config: Any, device: torch.device) -> Tensor:
-    """Return cumulative products of 1 - beta (T,) float32 of a base's noise schedule."""
-    from diffusers import DDPMScheduler
-
-    known = {key: value for key, value in dict(config).items() if not key.startswith("_")}
-    return DDPMScheduler.from_config(known).alphas_cumprod.to(device, torch.float32)  # pyright: ignore
-
-
-def noised(clean: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tensor:
-    """Return latents noised to alphas_cumprod (B,): sqrt(a) clean + sqrt(1 - a) noise (arXiv:2006.11239, eq. 4)."""
-    a = alphas_cumprod[:, None, None, None]
-    return a.sqrt() * clean + (1 - a).sqrt() * noise
-
-
-def target(kind: str, clean: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tensor:
-    """Return the target of the UNet's prediction.
-
-    Args:
-        kind: "epsilon", "v_prediction" (arXiv:2202.00512, appendix D) or "sample".
-        clean: (B, C, h, w) scaled latents.
-        noise: the noise in them.
-        alphas_cumprod: (B,) cumulative products at their timesteps.
-
-    Raises:
-        ModelError: for another kind.
-    """
-    a = alphas_cumprod[:, None, None, None]
-    if kind == "epsilon":
-        return noise
-    if kind == "v_prediction":
-        return a.sqrt() * noise - (1 - a).sqrt() * clean
-    if kind == "sample":
-        return clean
-    raise ModelError(f"The base predicts {kind!r}.", "Known are epsilon, v_prediction and sample.")
-
-
-def caption_ids(components: Components, which: int, captions: list[str]) -> Tensor:
-    """Return token ids (B, window) of captions, concepts of several vectors written out, cut at the window."""
-    tokenizer = components.tokenizers[which]
-    room, window = tokenizer.model_max_length - 2, tokenizer.model_max_length
-    rows: list[list[int]] = []
-    for caption in captions:
-        ids: list[int] = []
-        for token in tokenizer(caption, add_special_tokens=False, verbose=False).input_ids:
-            ids += components.expansions.get(token, (token,))
-        row = [tokenizer.bos_token_id, *ids[:room], tokenizer.eos_token_id]
-        rows.append(row + [tokenizer.pad_token_id] * (window - len(row)))
-    return torch.tensor(rows, device=components.text_encoders[which].device)
-
-
-def conditioning(components: Components, captions: list[str], frames: Tensor, size: tuple[int, int]) -> dict[str, Any]:
-    """Return UNet arguments for captions; gradients reach the text encoders and their input rows.
+def conditioning(components: Components, captions: list[str], frames: Tensor, size: tuple[int, int]) -> Conditioning:
+    """Return the conditioning of captions without guidance; gradients reach the text encoders and their input rows.
 
     Args:
         components: the base, with any new words attached.
         captions: one a picture.
-        frames: (B, 4) as `Batch.frames`, for SDXL; `uncropped` where pictures are whole.
-        size: height and width of the training pictures in pixels, for SDXL.
+        frames: (B, 4) as `Batch.frames`, for bases that read them; `uncropped` where pictures are whole.
+        size: height and width of the training pictures in pixels, for the same.
     """
-    encoded = [
-        encode_ids(components, which, caption_ids(components, which, captions))
-        for which in range(len(components.text_encoders))
-    ]
-    return _arguments(components, encoded, frames, size)
+    return _framed(components, components.family.encode_text(components, captions, plain=True), frames, size)
 
 
 def uncropped(count: int, size: tuple[int, int]) -> Tensor:
@@ -87,24 +32,15 @@ def uncropped(count: int, size: tuple[int, int]) -> Tensor:
     return torch.tensor([[*size, 0, 0]]).expand(count, 4)
 
 
-def _arguments(components: Components, encoded: Sequence[Any], frames: Tensor, size: tuple[int, int]) -> dict[str, Any]:
-    """Return UNet arguments from the states and the pooled text of each text encoder."""
-    context = torch.cat([part for part, _ in encoded], dim=-1).to(components.dtype)
-    unguided = distilled_conditioning(
-        components, 1.0, len(context)
-    )  # what is learned is the prediction without guidance
-    if components.family != "sdxl":
-        return {"encoder_hidden_states": context, **unguided}
-    ids = torch.cat((frames, torch.tensor([size]).expand(len(frames), 2)), dim=1).to(
-        components.device, components.dtype
-    )
-    pooled = encoded[-1][1].to(components.dtype)
-    added = {"text_embeds": pooled, "time_ids": ids}
-    return {"encoder_hidden_states": context, "added_cond_kwargs": added, **unguided}
+def _framed(components: Components, text: Conditioning, frames: Tensor, size: tuple[int, int]) -> Conditioning:
+    """Return encoded text with sizes; what is learned is the prediction without guidance, at a scale of 1."""
+    whole = torch.cat((frames, torch.tensor([size]).expand(len(frames), 2)), dim=1)
+    unguided = components.family.told_scale(components, 1.0, len(frames))
+    return {**components.family.framed(components, text, whole), **unguided}
 
 
-class Conditioning:
-    """UNet arguments for captions, each caption encoded once where nothing of the text side is trained.
+class Captions:
+    """The conditioning of captions, each caption encoded once where nothing of the text side is trained.
 
     Args:
         components: the base with any new words attached.
@@ -113,48 +49,35 @@ class Conditioning:
 
     def __init__(self, components: Components, frozen: bool) -> None:
         self.components, self.frozen = components, frozen
-        self._known: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._known: dict[str, Conditioning] = {}
 
-    def __call__(self, captions: list[str], frames: Tensor, size: tuple[int, int]) -> dict[str, Any]:
+    def __call__(self, captions: list[str], frames: Tensor, size: tuple[int, int]) -> Conditioning:
         """Return the `conditioning` of captions; gradients reach the text side unless it is frozen."""
         if not self.frozen:
             return conditioning(self.components, captions, frames, size)
-        encoders = range(len(self.components.text_encoders))
         for caption in {caption for caption in captions if caption not in self._known}:
             with torch.no_grad():
-                self._known[caption] = [
-                    encode_ids(self.components, which, caption_ids(self.components, which, [caption]))
-                    for which in encoders
-                ]
-        encoded = [
-            tuple(torch.cat([self._known[caption][which][k] for caption in captions]) for k in range(2))
-            for which in encoders
-        ]
-        return _arguments(self.components, encoded, frames, size)
+                self._known[caption] = self.components.family.encode_text(self.components, [caption], plain=True)
+        return _framed(self.components, joined([self._known[caption] for caption in captions]), frames, size)
 
-    def anew(self, captions: list[str], frames: Tensor, size: tuple[int, int]) -> dict[str, Any]:
+    def anew(self, captions: list[str], frames: Tensor, size: tuple[int, int]) -> Conditioning:
         """Return the `conditioning` of captions by the text encoders as they are at this moment."""
         if self.frozen:
             return self(captions, frames, size)
         return conditioning(self.components, captions, frames, size)
 
 
-def min_snr_weights(kind: str, alphas_cumprod: Tensor, gamma: float) -> Tensor:
-    """Return weights (B,) of timesteps with which the clean picture counts min(SNR, gamma) (arXiv:2303.09556).
-
-    For epsilon min(SNR, gamma) / SNR, for v-prediction min(SNR, gamma) / (SNR + 1), for sample min(SNR, gamma). Where
-    the SNR is 0 the first is 1, its limit.
-
-    Args:
-        kind: prediction type of the UNet.
-        alphas_cumprod: (B,) cumulative products at the timesteps.
-        gamma: the cap.
-    """
-    snr = alphas_cumprod / (1 - alphas_cumprod)
-    capped = snr.clamp(max=gamma)
-    if kind == "epsilon":
-        return torch.where(snr > 0, capped / snr.clamp(min=1e-30), torch.ones_like(snr))
-    return capped / (snr + 1) if kind == "v_prediction" else capped
+def joined(rows: Sequence[Mapping[str, Any]]) -> Conditioning:
+    """Join encoded texts along the batch; shorter ones are filled up with zeros, which their masks leave out."""
+    told: Conditioning = {}
+    for key, first in rows[0].items():
+        parts: list[Any] = [row[key] for row in rows]
+        if isinstance(first, Mapping):
+            told[key] = joined(parts)
+            continue
+        longest = max(part.shape[1] for part in parts)
+        told[key] = torch.cat([F.pad(one, (0, 0) * (one.ndim - 2) + (0, longest - one.shape[1])) for one in parts])
+    return told
 
 
 def pixels_of(components: Components, latents: Tensor) -> tuple[int, int]:
@@ -163,25 +86,20 @@ def pixels_of(components: Components, latents: Tensor) -> tuple[int, int]:
 
 
 def drawn(
-    batch: Batch, objective: ObjectiveConfig, timesteps: int, generator: torch.Generator
+    batch: Batch, objective: ObjectiveConfig, process: NoiseProcess, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Return noise (B, C, h, w) and timesteps (B,) of a batch, on its device.
+    """Return noise (B, C, h, w) and times (B,) of a batch, on its device.
 
     Args:
         batch: latents to noise.
-        objective: decides offset noise and how timesteps spread.
-        timesteps: length of the noise schedule.
+        objective: decides offset noise and how times spread.
+        process: of the base; draws the times.
         generator: on the CPU.
     """
     device, count, part = batch.latents.device, len(batch.latents), batch.part
     shape = batch.latents.shape[1:]
     noise = part.of(lambda n: torch.randn((n, *shape), generator=generator), count)
-    if objective.spread_timesteps:
-        chosen = part.of(
-            lambda n: ((torch.rand((), generator=generator) + torch.arange(n) / n) % 1 * timesteps).long(), count
-        )
-    else:
-        chosen = part.of(lambda n: torch.randint(timesteps, (n,), generator=generator), count)
+    chosen = part.of(lambda n: process.draw(n, objective.spread_timesteps, generator), count)
     if objective.offset_noise:
         offset = part.of(lambda n: torch.randn((n, shape[0], 1, 1), generator=generator), count)
         noise = noise + objective.offset_noise * offset
@@ -189,36 +107,30 @@ def drawn(
 
 
 def predicted(
-    components: Components,
-    clean: Tensor,
-    timesteps: Tensor,
-    noise: Tensor,
-    alphas_cumprod: Tensor,
-    arguments: dict[str, Any],
+    components: Components, clean: Tensor, t: Tensor, noise: Tensor, process: NoiseProcess, told: Conditioning
 ) -> Tensor:
-    """Return the UNet's prediction (B, C, h, w) float32 for latents noised to timesteps (B,)."""
-    noisy = noised(clean, noise, alphas_cumprod[timesteps]).to(components.dtype)
-    return components.unet(noisy, timesteps, **arguments).sample.float()
+    """Return the base's prediction (B, C, h, w) float32 for latents noised to times (B,)."""
+    noisy = process.noised(clean, noise, t).to(components.dtype)
+    return components.family.predict(components, noisy, t, told).float()
 
 
 def weighted_error(
-    components: Components,
+    process: NoiseProcess,
     guess: Tensor,
     wanted: Tensor,
-    alphas_cumprod: Tensor,
+    t: Tensor,
     objective: ObjectiveConfig,
     masks: Tensor | None = None,
 ) -> Tensor:
-    """Return squared errors (B,) in float32, each the mean over its picture, weighted by timestep and mask.
+    """Return squared errors (B,) in float32, each the mean over its picture, weighted by time and mask.
 
     Under a mask it is a weighted mean: a small thing counts as much as a large one.
 
     Args:
-        components: the base; says what is predicted.
+        process: of the base; says what is predicted.
         guess: (B, C, h, w).
         wanted: (B, C, h, w).
-        alphas_cumprod: (B,) at the timesteps of these pictures, so that each half of a joined batch is weighted by its
-            own.
+        t: (B,) times of these pictures, so that each half of a joined batch is weighted by its own.
         objective: gamma and the weight of the background.
         masks: (B, 1, h, w), 1 where the thing is, or None.
     """
@@ -229,8 +141,7 @@ def weighted_error(
         weight = (objective.background + (1 - objective.background) * masks).expand_as(squared)
         errors = (squared * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp(min=1e-6)
     if objective.snr_gamma is not None:
-        kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
-        errors = errors * min_snr_weights(kind, alphas_cumprod, objective.snr_gamma)
+        errors = errors * process.weight(t, objective.snr_gamma)
     return errors
 
 
@@ -238,23 +149,32 @@ def denoising_errors(
     components: Components,
     batch: Batch,
     draw: tuple[Tensor, Tensor],
-    alphas_cumprod: Tensor,
-    arguments: dict[str, Any],
+    process: NoiseProcess,
+    told: Conditioning,
     objective: ObjectiveConfig,
 ) -> Tensor:
-    """Return weighted squared errors (B,) of the UNet's prediction (arXiv:2112.10752, eq. 2).
+    """Return weighted squared errors (B,) of the base's prediction (arXiv:2112.10752, eq. 2).
 
     Args:
         components: the base.
         batch: scaled latents and masks.
-        draw: noise and timesteps, of `drawn`.
-        alphas_cumprod: (T,) of `noise_levels`.
-        arguments: conditioning of the UNet.
+        draw: noise and times, of `drawn`.
+        process: of the base.
+        told: conditioning of the captions.
         objective: weighting.
     """
-    noise, timesteps = draw
-    level = alphas_cumprod[timesteps]
-    guess = predicted(components, batch.latents, timesteps, noise, alphas_cumprod, arguments)
-    kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
-    wanted = target(kind, batch.latents, noise, level)
-    return weighted_error(components, guess, wanted, level, objective, batch.masks)
+    noise, t = draw
+    guess = predicted(components, batch.latents, t, noise, process, told)
+    wanted = process.target(batch.latents, noise, t)
+    return weighted_error(process, guess, wanted, t, objective, batch.masks)
+
+
+def process_of(components: Components, objective: ObjectiveConfig) -> NoiseProcess:
+    """Return the noise process of a base with what an objective says of its draws.
+
+    Raises:
+        ConfigError: if the objective has a setting that means nothing for it.
+    """
+    process = components.family.process(components)
+    process.refuse(objective, components.name)
+    return process.with_settings(objective)

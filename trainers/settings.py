@@ -111,6 +111,13 @@ class ObjectiveConfig(Frozen):
     spread_timesteps: bool = False
     """Spread the timesteps evenly over each batch, for a calmer gradient, instead of drawing each by itself."""
 
+    sigmas: Literal["logit-normal", "uniform"] | None = None
+    """Distribution of the noise levels that a rectified flow is taught, before they are shifted; logit-normal by
+    default (arXiv:2403.03206, 3.1)."""
+
+    shift: float | None = Field(default=None, gt=0, le=20)
+    """Shift of those levels towards noise, 1 for none; the family's own by default."""
+
     background: float = Field(default=0.1, ge=0, le=1)
     """Weight of what lies outside a picture's mask, where there are masks."""
 

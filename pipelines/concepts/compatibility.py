@@ -15,6 +15,7 @@ from pipelines.concepts.card import ConceptCard, read_header
 from pipelines.concepts.headers import FAMILY_NAMES
 from pipelines.errors import ConceptError
 from pipelines.models import POCKET
+from pipelines.models.families.known import family_of
 from pipelines.models.fingerprint import SAMPLE, WORDS, Weight, identity
 
 
@@ -23,7 +24,7 @@ class BaseFiles:
     """A base as far as its files tell.
 
     Attributes:
-        family: pocket, sd1, sd2 or sdxl; empty if unknown, as for a hub id.
+        family: its name; empty if unknown, as for a hub id.
         fingerprint: `Components.fingerprint()`; empty where it does not matter or is unknown.
     """
 
@@ -45,27 +46,12 @@ def base_files(base: str) -> BaseFiles:
     path = POCKET if base == "pocket" else Path(base)
     try:
         if path.is_dir():
-            family = _family(path)
+            family = family_of(path, json.loads((path / "model_index.json").read_text(encoding="utf-8")))
             # Concepts of other families go with every fine-tune of theirs.
             return BaseFiles(family, _fingerprint(path) if family == "pocket" else "")
         return BaseFiles(_family_of_names(read_header(path))) if path.is_file() else BaseFiles()
     except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError, ConceptError):
         return BaseFiles()
-
-
-def _family(folder: Path) -> str:
-    """The family of a folder in the diffusers layout, told as `components.load` tells it."""
-    parts = _config(folder / "model_index.json")
-    if parts.get("text_encoder_2", [None])[0]:
-        return "sdxl"
-    vae, unet = _config(folder / "vae/config.json"), _config(folder / "unet/config.json")
-    if vae["_class_name"] == "AutoencoderTiny" and unet["cross_attention_dim"] < 768:
-        return "pocket"
-    return "sd2" if _config(folder / "text_encoder/config.json")["hidden_size"] == 1024 else "sd1"
-
-
-def _config(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _family_of_names(header: Mapping[str, Any]) -> str:

@@ -42,14 +42,9 @@ from pipelines.concepts.weight_deltas import Change, Difference, LowRank
 from pipelines.errors import ConceptError
 from pipelines.files import whole_file
 from pipelines.models.components import Components
+from pipelines.models.families.known import KNOWN
 from pipelines.words import file_stem
 
-_ARCHITECTURE = {
-    "sd1": "stable-diffusion-v1",
-    "sd2": "stable-diffusion-v2-512",
-    "sdxl": "stable-diffusion-xl-v1-base",
-    "pocket": "promptstudio-pocket",
-}
 _SPELLED = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
 _EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
 
@@ -145,7 +140,7 @@ class Concept:
             layout = kinds_of(self.tensors()).replace(", ", "-").replace(" ", "-")
         fields = {
             "sai_model_spec": "1.0.1",
-            "architecture": f"{_ARCHITECTURE.get(card.family, 'unknown')}/{layout}",
+            "architecture": f"{KNOWN[card.family].architecture if card.family in KNOWN else 'unknown'}/{layout}",
             "implementation": "diffusers",
             "title": card.token,
             "trigger_phrase": card.token,
@@ -169,7 +164,8 @@ class Concept:
             return {name: tensor for part in self.parts for name, tensor in part.tensors().items()}
         if not rows:
             return others
-        return {self.card.token: rows[0]} if len(rows) == 1 else {"clip_l": rows[0], "clip_g": rows[1]}
+        names = KNOWN[self.card.family].rows if self.card.family in KNOWN else ()
+        return dict(zip(names or ("clip_l", "clip_g"), rows, strict=False)) if len(rows) > 1 else {self.token: rows[0]}
 
     @property
     def _in_kohyas_names(self) -> bool:
@@ -178,7 +174,9 @@ class Concept:
         Not where only diffusers and PEFT have a layout (magnitudes of rows), and not where diffusers would refuse the
         whole file for the word beside them, unless it cannot read the changes anyhow.
         """
-        if not self.changes or not named(self.changes, self.card.family == "sdxl"):
+        if not self.changes or any(key.startswith("transformer.") for key in self.changes):
+            return False
+        if not named(self.changes, self.card.family == "sdxl"):
             return False
         theirs = all(isinstance(change, LowRank) and not change.columns for change in self.changes.values())
         return not (theirs and self.rows)
@@ -289,14 +287,14 @@ class Concept:
         Raises:
             ConceptError: with both names.
         """
-        made, family = self.card.family, components.family
+        made, family = self.card.family, components.family.name
         hint = "Use it with its own base, or train it again on this one."
         if why := misfit(self.token, made, family, self.card.base, components.name):
             raise ConceptError(why, hint)
         words, weights = [one for one in self.parts if one.vectors], [one for one in self.parts if not one.vectors]
         for part in words:
             part.fits(components, self.card)
-        if family == "pocket" and self.card.base_fingerprint not in ("", components.fingerprint()):
+        if components.family.world == "pocket" and self.card.base_fingerprint not in ("", components.fingerprint()):
             raise ConceptError(
                 f"{self.token} was trained on other weights of pocket than these.", "Train it again; it takes minutes."
             )

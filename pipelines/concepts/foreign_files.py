@@ -8,17 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-_ARCHITECTURES = (  # `modelspec.architecture`
-    ("flux-1", "FLUX.1"),
-    ("flux-2", "FLUX.2"),
-    ("flux.1", "FLUX.1"),
-    ("flux", "FLUX.1"),
-    ("stable-diffusion-v3", "Stable Diffusion 3"),
-    ("stable-diffusion-3", "Stable Diffusion 3"),
-    ("sd3", "Stable Diffusion 3"),
+from pipelines.models.families.known import KNOWN as FAMILIES
+
+_ARCHITECTURES = (  # `modelspec.architecture`, of families that are not known
     ("stable-cascade", "Stable Cascade"),
-    ("qwen-image", "Qwen-Image"),
-    ("z-image", "Z-Image"),
     ("hunyuan", "Hunyuan"),
     ("wan", "Wan"),
     ("lumina", "Lumina"),
@@ -27,14 +20,15 @@ _ARCHITECTURES = (  # `modelspec.architecture`
 )
 _LAYERS = (  # of the networks of other families; the first that is found tells
     (r"lora_prior_|lora_stage_c|(^|\.)(down|up)_blocks\.\d+\.\d+\.(attention|kv_mapper)", "Stable Cascade"),
-    (r"double_blocks[._]|single_blocks[._]|single_transformer_blocks[._]", "FLUX.1"),
+    (r"distilled_guidance_layer", "Chroma"),
+    (r"(^|[._])blocks[._]\d+[._](self_attn|cross_attn)[._]", "Wan"),
+    (r"^(base_model\.model\.)?(transformer|diffusion_model)\.transformer_blocks\.\d+\.attn1\.", "another transformer"),
+)
+_PARTS = (  # of known families, which are told where a file is no change of them
+    (r"double_blocks[._]|single_blocks[._]|single_transformer_blocks[._]", "FLUX"),
     (r"joint_blocks[._]", "Stable Diffusion 3"),
     (r"transformer_blocks[._]\d+[._](img|txt)_(mlp|mod)", "Qwen-Image"),
-    (r"(^|[._])transformer_blocks[._]\d+[._](attn[._](add_|to_add)|ff_context|norm1_context)", "Stable Diffusion 3"),
-    (r"(^|[._])blocks[._]\d+[._](self_attn|cross_attn)[._]", "Wan"),
     (r"(^|[._])layers[._]\d+[._](attention|feed_forward|adaLN)", "Z-Image"),
-    (r"^t5xxl$|(^|[._])t5xxl[._]", "Stable Diffusion 3 or FLUX.1"),
-    (r"^(base_model\.model\.)?transformer\.", "a diffusion transformer"),
 )
 _CHANGE = re.compile(r"lora|lycoris|lokr|hada|dora|oft|glora|\.diff|\.alpha$")
 _WITH_BASE = "name it, as in studio concepts import FILE --base BASE."
@@ -56,7 +50,7 @@ _FILES = (  # kinds of files that are no concept; the first that is found tells
     (r"\.on_input$", "an IA3", "It holds factors of the weights of its base: " + _WITH_BASE),
     (r"\.(a1|a2|b1|b2)\.weight$", "a GLoRA", ""),
 )
-KNOWN = "this studio knows embeddings and LoRA for Stable Diffusion 1.x, 2.x and XL"
+KNOWN = f"this studio knows embeddings and LoRA for {', '.join(one.title for one in FAMILIES.values())}"
 READ = "LoRA, LoCon, LoHa, LoKr, DoRA and whole differences are read."
 
 
@@ -66,13 +60,12 @@ def foreign(names: Iterable[str], said: Mapping[str, str], ours: bool) -> tuple[
     Args:
         names: of its tensors.
         said: what its header says.
-        ours: whether it holds changed layers of a known UNet or text encoder; then only the layers of other networks
-            beside them tell.
+        ours: whether it holds changed layers of a known network; then only the layers of other ones beside them tell.
     """
     listed = list(names)
     if not ours and (found := _first(_FILES, listed)):
         return found[1], found[2] or READ
-    family = _family(listed, said)
+    family = _family(listed, said) or (None if ours else _known(listed, said))
     if family is None:
         return None
     if not any("." in name or "lora" in name for name in listed):
@@ -89,6 +82,16 @@ def _family(names: list[str], said: Mapping[str, str]) -> str | None:
             return family
     found = _first(_LAYERS, names)
     return found[1] if found else None
+
+
+def _known(names: list[str], said: Mapping[str, str]) -> str | None:
+    """Return the family of a file of parts of a known one that are no change of it."""
+    if not any("." in name or "lora" in name for name in names):
+        return None
+    architecture = said.get("modelspec.architecture", "").lower()
+    named = (one.title for one in FAMILIES.values() if architecture.startswith(one.architecture))
+    found = _first(_PARTS, names)
+    return next(named, found[1] if found else None)
 
 
 def _first(kinds: Iterable[tuple[str, ...]], names: list[str]) -> tuple[str, ...] | None:

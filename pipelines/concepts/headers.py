@@ -12,25 +12,29 @@ import re
 from typing import Any, NamedTuple
 
 from pipelines.concepts.foreign_files import KNOWN, foreign
-from pipelines.concepts.lora_keys import parsed
+from pipelines.concepts.lora_keys import Key, parsed
 from pipelines.concepts.registry import by_prefix, vectors_of
 from pipelines.errors import ConceptError
+from pipelines.models.families.known import KNOWN as FAMILIES
+from pipelines.models.families.original_layers import family_of_layers
 
 VECTOR_LIMIT = 256
 WORD = "word_lora."
 """Prefix of a new word's rows beside changed weights; programs that look for "lora" in every key pass over them."""
 
 FLOATS = ("F32", "F16", "BF16", "F64", "F8_E4M3", "F8_E5M2")
-PAIRS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
+PAIRS = (
+    ("clip_l", "clip_g"),
+    ("text_encoders_0", "text_encoders_1"),
+    ("clip_l", "t5xxl"),
+    ("clip_l", "clip_g", "t5xxl"),
+)
+"""Names of a word's rows for several text encoders, in their order."""
+
 _UNNAMED = ("emb_params", "clip_l", "clip_g")
 _BUNDLE = re.compile(r"bundle_emb\.([^.]{1,100})\.(?:string_to_param\.[^.]{1,100}|emb_params|clip_l|clip_g)")
 
-FAMILY_NAMES = {
-    "sd1": "Stable Diffusion 1.x",
-    "sd2": "Stable Diffusion 2.x",
-    "sdxl": "Stable Diffusion XL",
-    "pocket": "pocket",
-}
+FAMILY_NAMES = {name: one.title for name, one in FAMILIES.items()}
 _BY_EMBEDDING = {768: "sd1", 1024: "sd2"}
 _BY_CONTEXT = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 
@@ -105,20 +109,43 @@ def _trigger(said: dict[str, str]) -> str:
 
 def said_family(said: dict[str, str]) -> str:
     """The family by what other programs write into a header; empty if they say nothing of it."""
-    architecture = said.get("modelspec.architecture", "").partition("/")[0]
+    architecture = said.get("modelspec.architecture", "").partition("/")[0].lower()
     version = said.get("ss_base_model_version", "")
-    for start, family in (
-        ("stable-diffusion-xl", "sdxl"),
-        ("stable-diffusion-v1", "sd1"),
-        ("stable-diffusion-v2", "sd2"),
-        ("promptstudio-pocket", "pocket"),
-    ):
+    for start, family in _ARCHITECTURES:
         if architecture.startswith(start):
             return family
-    for start, family in (("sdxl", "sdxl"), ("sd_v1", "sd1"), ("sd_v2", "sd2"), ("sd_1", "sd1"), ("sd_2", "sd2")):
+    for start, family in _VERSIONS:
         if version.startswith(start):
             return family
     return {"True": "sd2", "False": "sd1"}.get(said.get("ss_v2", ""), "")
+
+
+_ARCHITECTURES = (
+    ("stable-diffusion-xl", "sdxl"),
+    ("stable-diffusion-v1", "sd1"),
+    ("stable-diffusion-v2", "sd2"),
+    ("promptstudio-pocket", "pocket"),
+    ("stable-diffusion-v3", "sd3"),
+    ("stable-diffusion-3", "sd3"),
+    ("sd3", "sd3"),
+    ("flux-2", "flux2"),
+    ("flux.2", "flux2"),
+    ("flux", "flux1"),
+    ("z-image", "z-image"),
+    ("zimage", "z-image"),
+    ("qwen-image", "qwen-image"),
+    ("krea", "krea2"),
+)
+_VERSIONS = (
+    ("sdxl", "sdxl"),
+    ("sd_v1", "sd1"),
+    ("sd_v2", "sd2"),
+    ("sd_1", "sd1"),
+    ("sd_2", "sd2"),
+    ("sd3", "sd3"),
+    ("flux2", "flux2"),
+    ("flux1", "flux1"),
+)
 
 
 def _changes(file: str, tensors: dict[str, Any]) -> Fields:
@@ -155,16 +182,35 @@ def _role(name: str) -> str | None:
 def _family_of_changes(tensors: dict[str, Any]) -> str:
     """The family of the base by what a LoRA changes."""
     widths: set[int] = set()
+    layers: dict[str, tuple[int, int]] = {}
     for name, entry in tensors.items():
         key = parsed(name)
         if key is None:
+            continue
+        if key.layer.startswith("transformer."):
+            _sized(layers, key, entry["shape"])
             continue
         if key.layer.startswith("text_encoder_2."):
             return "sdxl"
         layer, reads = key.layer.removesuffix(".weight"), key.role in ("down", "difference", "hada_w1_b")
         if reads and layer.endswith(("attn2.to_k", "attn2.to_v")) and len(entry["shape"]) == 2:
             widths.add(entry["shape"][1])
+    if layers:
+        return family_of_layers(layers)
     return _BY_CONTEXT.get(widths.pop(), "") if len(widths) == 1 else ""
+
+
+def _sized(layers: dict[str, tuple[int, int]], key: Key, shape: list[int]) -> None:
+    """Note what a tensor tells of the outputs and inputs of a transformer's layer."""
+    name = key.layer.removeprefix("transformer.")
+    if key.role == "difference":
+        name = name.rpartition(".")[0]
+    outputs, inputs = layers.get(name, (0, 0))
+    if key.role in ("up", "difference") and shape:
+        outputs = shape[0]
+    if key.role in ("down", "difference") and len(shape) > 1:
+        inputs = shape[1]
+    layers[name] = outputs, inputs
 
 
 def _embedding(file: str, tensors: dict[str, Any]) -> Fields:
@@ -179,7 +225,8 @@ def _embedding(file: str, tensors: dict[str, Any]) -> Fields:
     shapes = [tensors[name]["shape"] for name in found.names]
     if any(len(shape) not in (1, 2) or 0 in shape or _count(shape) > VECTOR_LIMIT for shape in shapes):
         raise ConceptError(f"{file} has the shapes {shapes}, which no embedding has.", "Check the file.")
-    family = "sdxl" if len(shapes) == 2 else _BY_EMBEDDING.get(shapes[0][-1], "")
+    several = "sd3" if len(shapes) == 3 else "flux1" if "t5xxl" in found.names else "sdxl"
+    family = several if len(shapes) > 1 else _BY_EMBEDDING.get(shapes[0][-1], "")
     return {"vectors": _count(shapes[0]), "family": family, "token": found.token}
 
 

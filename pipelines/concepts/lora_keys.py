@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from pipelines.models.families.original_layers import spelled
+
 Role = str
 """down, up, mid, alpha, scalar, magnitude, dora, difference, or a tensor of LoHa or LoKr by its own name."""
 
@@ -47,6 +49,7 @@ _KOHYA = {
     "lora_te_": "text_encoder",
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
+    "lora_transformer_": "transformer",
     "lycoris_": "unet",  # SimpleTuner
 }
 _UNET = ("down_blocks.", "mid_block.", "up_blocks.", "conv_in", "conv_out", "conv_norm_out", "time_embedding.")
@@ -58,17 +61,22 @@ _GENERIC = (  # ComfyUI's own names
     ("clip_g.transformer.", "text_encoder_2"),
 )
 _ADAPTER = "base_model.model."
+_PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 
-_WORDS = sorted(
-    """down_blocks mid_block up_blocks attentions resnets downsamplers upsamplers transformer_blocks attn1 attn2 to_q
+_UNET_ORIGINAL = ("input_blocks.", "middle_block.", "output_blocks.", "time_embed.", "label_emb.", "out.")
+_TRANSFORMER_WORDS = """attn add_q_proj add_k_proj add_v_proj to_add_out img_mlp txt_mlp img_mod txt_mod lin
+    feed_forward w1 w2 w3 adaLN_modulation to_gate""".split()
+
+_UNET_WORDS = """
+    down_blocks mid_block up_blocks attentions resnets downsamplers upsamplers transformer_blocks attn1 attn2 to_q
     to_k to_v to_out ff net proj proj_in proj_out conv conv1 conv2 conv_in conv_out conv_norm_out conv_shortcut norm
     norm1 norm2 norm3 time_emb_proj time_embedding add_embedding linear_1 linear_2 fuser linear attn position_net
     linears input_blocks middle_block output_blocks in_layers out_layers emb_layers skip_connection op time_embed
-    label_emb out text_model encoder layers self_attn q_proj k_proj v_proj out_proj mlp fc1 fc2 layer_norm1 layer_norm2
-    cond_proj class_embedding final_layer_norm embeddings token_embedding position_embedding text_projection""".split(),
-    key=len,
-    reverse=True,
-)
+    label_emb out text_model encoder layers self_attn q_proj k_proj v_proj out_proj mlp fc1 fc2 layer_norm1
+    layer_norm2 cond_proj class_embedding final_layer_norm embeddings token_embedding position_embedding
+    text_projection
+""".split()
+_WORDS = sorted([*_UNET_WORDS, *spelled(), *_TRANSFORMER_WORDS], key=len, reverse=True)
 _PIECE = re.compile(rf"({'|'.join(_WORDS)}|\d+)(?:_|$)")
 
 LAYERS_PER_BLOCK = 2  # of the UNets of all Stable Diffusion models
@@ -87,7 +95,7 @@ def parsed(name: str) -> Key | None:
     name = name.removeprefix(_ADAPTER).replace(".lora_A.default.", ".lora_A.").replace(".lora_B.default.", ".lora_B.")
     stem, dot, end = name.rpartition(".")
     kohyas = stem.startswith(tuple(_KOHYA))
-    if (leaf := _WHOLE.get(dot + end)) and stem.rpartition(".")[2] not in ("weight", "bias"):
+    if (leaf := _WHOLE.get(dot + end)) and not _is_parameter(stem):
         layer = _from_kohya(stem) if kohyas else _from_diffusers(stem, False)
         return None if layer is None else Key(f"{layer}.{leaf}", "difference")
     for end, role in _ENDS:
@@ -98,15 +106,20 @@ def parsed(name: str) -> Key | None:
     return None
 
 
+def _is_parameter(stem: str) -> bool:
+    """Return whether a name is that of a parameter: as diffusers has it in a transformer, or any weight or bias."""
+    return stem.startswith("transformer.") or stem.rpartition(".")[2] in ("weight", "bias")
+
+
 def _from_diffusers(stem: str, processor: bool) -> str | None:
     for prefix, part in _GENERIC:
         if stem.startswith(prefix):
             path = stem.removeprefix(prefix)
-            return _normal(part, from_sgm(path) if part == "unet" else path)
+            return _of_network(path) if part == "unet" else _normal(part, path)
     if stem.startswith(_UNET):  # attention processors of early diffusers, and PEFT's folders
         stem = f"unet.{stem}"
     part, _, path = stem.partition(".")
-    if part not in ("unet", "text_encoder", "text_encoder_2") or not path:
+    if part not in _PARTS or not path:
         return None
     if processor:
         owner, _, leaf = path.replace(".processor.", ".").rpartition(".")
@@ -124,8 +137,18 @@ def _from_kohya(stem: str) -> str | None:
             path = dotted(stem.removeprefix(prefix))
             if path is None:
                 return None
-            return _normal(part, from_sgm(path) if part == "unet" else path)
+            return _of_network(path) if part == "unet" else _normal(part, path)
     return None
+
+
+def _of_network(path: str) -> str:
+    """The name of a layer of a UNet or of a transformer, which programs put behind the same prefix."""
+    return _normal("unet", from_sgm(path)) if in_unet(path) else _normal("transformer", path)
+
+
+def in_unet(path: str) -> bool:
+    """Return whether a layer, in the names of diffusers or of the first implementation, is one of a UNet."""
+    return path.startswith((*_UNET, *_UNET_ORIGINAL, "add_embedding.", "position_net.", "cond_proj", "class_embedding"))
 
 
 def dotted(name: str) -> str | None:
@@ -220,6 +243,8 @@ def kohya(layer: str, sdxl: bool) -> str:
     part, _, path = layer.partition(".")
     if part == "unet":
         return "lora_unet_" + (to_sgm(path) if sdxl else path).replace(".", "_")
+    if part == "transformer":
+        return "lora_unet_" + path.replace(".", "_")
     prefix = {"text_encoder": "lora_te1_" if sdxl else "lora_te_", "text_encoder_2": "lora_te2_"}[part]
     nested = path if path.startswith(("text_model.", "text_projection")) else f"text_model.{path}"
     return prefix + nested.replace(".", "_")

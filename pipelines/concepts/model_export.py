@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from pipelines.concepts.concept import Concept, attached
 from pipelines.concepts.token_embeddings import RowsBeside
+from pipelines.concepts.weight_deltas import PARTS
 from pipelines.errors import ConfigError
 from pipelines.files import require_room
 from pipelines.models.components import Components, word_table
-from pipelines.models.schedulers import build
 
 
 def export_model(
@@ -57,21 +56,15 @@ def _pipeline(components: Components, half: bool) -> Any:
     """A plain pipeline of copies, new words written into the tables of the text encoders."""
     encoders = [_with_own_words(encoder) for encoder in components.text_encoders]
     networks = {
-        "unet": copy.deepcopy(components.unet),
+        components.family.network: copy.deepcopy(components.denoiser),
         "vae": copy.deepcopy(components.vae),
-        "text_encoder": encoders[0],
+        **dict(zip(PARTS[2:], encoders, strict=False)),
     }
-    scheduler = build("ddim", components.scheduler_config, 1, "cpu")
-    parts: dict[str, Any] = {"tokenizer": components.tokenizers[0], "scheduler": scheduler}
-    if components.family == "sdxl":
-        networks["text_encoder_2"] = encoders[1]
-        parts |= {"tokenizer_2": components.tokenizers[1], "force_zeros_for_empty_prompt": components.zero_empty}
-    else:
-        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    names = (part.replace("text_encoder", "tokenizer") for part in PARTS[2:])
+    parts: dict[str, Any] = dict(zip(names, components.tokenizers, strict=False))
     for network in networks.values():
         torch.nn.Module.to(network, "cpu", torch.float16 if half else torch.float32)
-    kind: Any = StableDiffusionXLPipeline if components.family == "sdxl" else StableDiffusionPipeline
-    return kind(**networks, **parts)
+    return components.family.pipeline(components, {**networks, **parts})
 
 
 def _with_own_words(encoder: Any) -> Any:

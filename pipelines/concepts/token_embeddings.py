@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipelines.errors import ConceptError
-from pipelines.models.components import Components, word_table
+from pipelines.models.components import Components, row_widths, word_table
 from pipelines.words import check_word, composed
 
 _BARE = re.compile(r"\w+", re.UNICODE)
@@ -53,6 +53,17 @@ class RowsBeside(nn.Module):
         known = self.table(ids.masked_fill(new, 0))
         learned = F.embedding((ids - self.first).clamp(0, len(self.rows) - 1), self.rows)
         return torch.where(new[..., None], learned.to(known.dtype), known)
+
+
+def spaced(tokenizer: Any) -> bool:
+    """Return whether a space belongs to the word behind it, as in byte-level vocabularies of language models."""
+    return tokenizer(" a", add_special_tokens=False).input_ids != tokenizer("a", add_special_tokens=False).input_ids
+
+
+def word_ids(tokenizer: Any, word: str) -> list[int]:
+    """Return the token ids of a word as it stands within a sentence: with its space, where that belongs to it."""
+    text = f" {word}" if spaced(tokenizer) else word
+    return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,7 @@ def require_new(
         ConceptError: if it is.
     """
     for name in vector_names(token, vectors):
-        if name in vocabulary or f"{name.lower()}</w>" in vocabulary:
+        if any(one in vocabulary for one in (name, f"{name.lower()}</w>", f"Ġ{name}", f"▁{name}")):
             raise ConceptError(f"The token {token!r} is already a word of {base} ({name!r}).", hint)
 
 
@@ -111,7 +122,7 @@ def single_rows(components: Components, word: str) -> tuple[Tensor, ...]:
     """
     rows: list[Tensor] = []
     for tokenizer, encoder in zip(components.tokenizers, components.text_encoders, strict=True):
-        ids = tokenizer(word, add_special_tokens=False).input_ids
+        ids = word_ids(tokenizer, word)
         if len(ids) != 1:
             pieces = tokenizer.convert_ids_to_tokens(ids)
             raise ConceptError(
@@ -130,6 +141,12 @@ def embed_ids(encoder: nn.Module, ids: Sequence[int]) -> Tensor:
         return table(torch.tensor(list(ids), device=device)).detach().float().clone()
 
 
+def _added(tokenizer: Any, names: Sequence[str]) -> list[AddedToken]:
+    """Return new tokens for a tokenizer; where spaces belong to words they take theirs, which else stood alone."""
+    left = spaced(tokenizer)
+    return [AddedToken(n, normalized=False, single_word=bool(_BARE.fullmatch(n)), lstrip=left) for n in names]
+
+
 @contextmanager
 def new_words(components: Components, token: str, initial: Sequence[Tensor]) -> Iterator[NewWords]:
     """Add a word of one or several vectors for as long as the `with` lasts.
@@ -144,21 +161,20 @@ def new_words(components: Components, token: str, initial: Sequence[Tensor]) -> 
     """
     vectors, token = len(initial[0]), composed(token)
     check_token(components, token, vectors)
-    dims = [encoder.config.hidden_size for encoder in components.text_encoders]
+    dims = row_widths(components)
     if [rows.shape[1] for rows in initial] != dims:
         raise ConceptError(
             f"{token} has rows of {[rows.shape[1] for rows in initial]} numbers, {components.name} needs {dims}.",
             "It was made for another model family; use the base it was trained on.",
         )
     names = vector_names(token, vectors)
-    added = [AddedToken(name, normalized=False, single_word=bool(_BARE.fullmatch(name))) for name in names]
     tokenizers = tuple(copy.deepcopy(tokenizer) for tokenizer in components.tokenizers)
     parameters: list[nn.Parameter] = []
     undo: list[tuple[Any, nn.Module, dict[str, int]]] = []
     expansions = dict(components.expansions)
     try:
         for tokenizer, encoder, rows in zip(tokenizers, components.text_encoders, initial, strict=True):
-            tokenizer.add_tokens(added)  # pyright: ignore[reportArgumentType]
+            tokenizer.add_tokens(_added(tokenizer, names))
             ids: Any = tokenizer.convert_tokens_to_ids(list(names))
             parameter = nn.Parameter(rows.detach().to(encoder.device, torch.float32, copy=True))
             table = word_table(encoder)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pipelines.errors import ConceptError
 from pipelines.models.components import Components
 
-PARTS = ("unet", "text_encoder", "text_encoder_2")
+PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,10 @@ class LowRank:
         """Shape of the weight it fits."""
         return (self.up.shape[0], *self.down.shape[1:])
 
+    def acts(self) -> bool:
+        """Return whether it changes any weight."""
+        return self.magnitude is not None or bool(self.up.any() and self.down.any())
+
     def reshaped(self, shape: tuple[int, ...]) -> LowRank:
         """The same change of a weight (out, in, ...) of as many numbers."""
         return replace(self, down=self.down.reshape(len(self.down), *shape[1:]))
@@ -94,6 +98,10 @@ class Difference:
         """Shape of the weight it fits."""
         return tuple(self.difference.shape)
 
+    def acts(self) -> bool:
+        """Return whether it changes any weight."""
+        return bool(self.difference.any())
+
     def reshaped(self, shape: tuple[int, ...]) -> Difference:
         """The same change of a weight of as many numbers."""
         return Difference(self.difference.reshape(shape))
@@ -120,10 +128,10 @@ def by_rows(changes: Mapping[str, Change]) -> bool:
 
 
 def part_of(components: Components, part: str) -> nn.Module | None:
-    """The network called `unet`, `text_encoder` or `text_encoder_2`, or None."""
-    if part == "unet":
-        return components.unet
-    which = {"text_encoder": 0, "text_encoder_2": 1}.get(part, 99)
+    """The network called `unet` or `transformer`, `text_encoder`, `text_encoder_2` or `text_encoder_3`, or None."""
+    if part == components.family.network:
+        return components.denoiser
+    which = PARTS.index(part) - 2 if part in PARTS[2:] else 99
     return components.text_encoders[which] if which < len(components.text_encoders) else None
 
 

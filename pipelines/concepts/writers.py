@@ -3,6 +3,8 @@
 AUTOMATIC1111, Forge, ComfyUI, InvokeAI and kohya's scripts read embeddings as `emb_params` (SDXL: `clip_l` and
 `clip_g`) and LoRA in kohya's names with alpha; the file's name is the word. diffusers reads one tensor named by the
 word, and LoRA in PEFT's names, which is also what `Concept.save` writes. PEFT by itself reads a folder a network.
+Layers of transformers have the names of their first implementations in kohya's scripts (`lora_unet_double_blocks_...`,
+with alpha) and in ComfyUI (`diffusion_model.double_blocks...`, the scale worked in, which it takes for 1 then).
 """
 
 from __future__ import annotations
@@ -18,17 +20,16 @@ from pipelines.concepts.card import CARD_KEY
 from pipelines.concepts.concept import Concept, write_tensors
 from pipelines.concepts.formats.delta_tensors import LORA_METADATA, lora_metadata, stored
 from pipelines.concepts.formats.kohya import to_kohya
+from pipelines.concepts.formats.original_tensors import in_original_names, to_comfyui
 from pipelines.concepts.formats.peft_folders import CONFIG, MODEL, adapters
 from pipelines.concepts.weight_deltas import Difference, LowRank, by_rows, difference
 from pipelines.errors import ConceptError
 from pipelines.files import whole_file
 from pipelines.models.components import Components
+from pipelines.models.families.known import KNOWN
 from pipelines.words import file_stem
 
-Dialect = Literal["a1111", "diffusers", "peft"]
-
-_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
-_SHOWN = {"sd1": "SD1", "sd2": "SD2", "sdxl": "SDXL"}
+Dialect = Literal["a1111", "comfyui", "diffusers", "peft"]
 
 
 def export_as(
@@ -39,8 +40,9 @@ def export_as(
     Args:
         concept: what to write.
         folder: where to; the files are named after the word.
-        dialect: `a1111` also for Forge, ComfyUI, InvokeAI and kohya's scripts; with what it shows in `X.json`. `peft`
-            makes a folder, and one in it for each network where it changes several; a word is written for diffusers.
+        dialect: `a1111` also for Forge, ComfyUI, InvokeAI and kohya's scripts; with what it shows in `X.json`.
+            `comfyui` has ComfyUI's own names, which for a UNet are those of `a1111`. `peft` makes a folder, and one in
+            it for each network where it changes several; a word is written for diffusers.
         half: store numbers in float16.
         base: what it was learned on; needed for `a1111` where a DoRA has magnitudes of rows, whose change is written
             whole.
@@ -83,8 +85,14 @@ def _writable(concept: Concept, dialect: Dialect, base: Components | None) -> Co
         ConceptError: if there is no layout for them.
     """
     concept.require_plain(dialect)
+    known = KNOWN.get(concept.card.family)
+    if concept.rows and known is not None and not known.travels:
+        raise ConceptError(
+            f"{concept.token} is a word of {known.title}, whose text encoder no other program gives new words.",
+            "Use it in this studio, or teach the subject by dreambooth with a plain trigger: that LoRA travels.",
+        )
     changes = concept.changes
-    if dialect != "a1111":
+    if dialect not in ("a1111", "comfyui"):
         foreign = [c for c in changes.values() if isinstance(c, Difference) or c.columns]
         if foreign:
             what = "whole weights" if isinstance(foreign[0], Difference) else "the lengths of columns"
@@ -112,7 +120,7 @@ def _beside(concept: Concept, stem: str) -> dict[str, str | float]:
     card = concept.card
     return {
         "description": concept.modelspec().get("modelspec.description", ""),
-        "sd version": _SHOWN.get(card.family, "Unknown"),
+        "sd version": (KNOWN[card.family].shown if card.family in KNOWN else "") or "Unknown",
         # There an embedding's word is its file's name; words of the base stay what they are.
         "activation text": stem if concept.rows else concept.token,
         "preferred weight": 1.0,
@@ -125,14 +133,17 @@ def _words(concept: Concept, dialect: Dialect, stem: str) -> dict[str, tuple[dic
     rows = [part.detach().cpu().float().contiguous() for part in concept.rows]
     word = Concept(concept.card, concept.rows)
     said = {CARD_KEY: word.card.model_dump_json(), **word.modelspec()}
-    if dialect == "a1111":
+    if dialect in ("a1111", "comfyui"):
         said["modelspec.trigger_phrase"] = stem  # there a word is called by its file's name
-    if dialect != "a1111":
+    else:
         if len(rows) == 1:
             return {stem: ({concept.token: rows[0]}, said)}
-        named = dict(zip((stem, f"{stem}_2"), rows, strict=True))
+        named = dict(zip((stem, f"{stem}_2", f"{stem}_3"), rows, strict=False))
         return {name: ({concept.token: part}, word.modelspec()) for name, part in named.items()}
-    tensors = {"emb_params": rows[0]} if len(rows) == 1 else {"clip_l": rows[0], "clip_g": rows[1]}
+    names = KNOWN[concept.card.family].rows if concept.card.family in KNOWN else ()
+    tensors = (
+        {"emb_params": rows[0]} if len(rows) == 1 else dict(zip(names or ("clip_l", "clip_g"), rows, strict=False))
+    )
     return {stem: (tensors, said)}
 
 
@@ -151,12 +162,16 @@ def _folders(concept: Concept) -> dict[str, tuple[dict[str, Any], dict[str, Tens
 def _weights(concept: Concept, dialect: Dialect, stem: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and header of a LoRA alone."""
     alone, said = _alone(concept)
-    if dialect == "a1111" and concept.rows:
+    if dialect in ("a1111", "comfyui") and concept.rows:
         said["modelspec.trigger_phrase"] = stem
     if dialect == "diffusers":
         return stored(concept.changes), {**said, LORA_METADATA: json.dumps(lora_metadata(concept.changes))}
-    word = said["modelspec.trigger_phrase"]
-    return to_kohya(concept.changes, alone.card.family == "sdxl"), {**said, **_training(alone, stem, word)}
+    word, family = said["modelspec.trigger_phrase"], alone.card.family
+    changes = in_original_names(concept.changes, family)
+    several = not family.startswith("sd") or family in ("sdxl", "sd3")
+    if dialect == "comfyui" and any(key.startswith("transformer.") for key in changes):
+        return to_comfyui(changes), said
+    return to_kohya(changes, several), {**said, **_training(alone, stem, word)}
 
 
 def _training(concept: Concept, stem: str, word: str) -> dict[str, str]:
@@ -173,7 +188,7 @@ def _training(concept: Concept, stem: str, word: str) -> dict[str, str]:
     return {
         "ss_output_name": stem,
         **network,
-        "ss_base_model_version": _VERSIONS.get(concept.card.family, ""),
+        "ss_base_model_version": KNOWN[concept.card.family].version if concept.card.family in KNOWN else "",
         "ss_v2": str(concept.card.family == "sd2"),
         "ss_sd_model_name": Path(concept.card.base).name,
         "ss_tag_frequency": json.dumps({stem: {word: 1}}, ensure_ascii=False),

@@ -22,7 +22,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from pipelines.condition import Branch, Step
-from pipelines.models.components import Components
+from pipelines.models.components import Components, Conditioning
 from pipelines.pictures.grids import Grid
 
 STRENGTH = 1.3
@@ -161,7 +161,7 @@ class Analogist:
                     lasting.callback(handle.remove)
             yield
 
-    def unet_kwargs(self, branch: Branch, step: Step) -> dict[str, Any]:
+    def conditioning(self, branch: Branch, step: Step) -> Conditioning:
         """Return nothing: the patched blocks act on all branches alike."""
         return {}
 

@@ -21,7 +21,7 @@ from pipelines.condition import Branch, Step
 from pipelines.errors import RequestError
 from pipelines.gligen.pictures import picture_embeddings
 from pipelines.gligen.tokens import SLOTS, grounding_input, has_grounding, phrase_embeddings, read_as
-from pipelines.models.components import Components
+from pipelines.models.components import Components, Conditioning
 from pipelines.request.request import Box
 
 _LEARNED_WORD = re.compile(r"<[^<>\s]+>")
@@ -82,7 +82,7 @@ class Boxes:
         finally:
             self._objects = {}
 
-    def unet_kwargs(self, branch: Branch, step: Step) -> dict[str, Any]:
+    def conditioning(self, branch: Branch, step: Step) -> Conditioning:
         """Return the things' tokens for every layer; nothing once the boxes' share of the steps is over."""
         if not self._objects or not step.within(self.beta):
             return {}
@@ -134,7 +134,7 @@ def _reads_pictures(components: Components) -> bool:
 
 def _given(components: Components, sets: Sequence[Sequence[Box]], learned: Mapping[str, str]) -> dict[str, Tensor]:
     """Return the inputs of the position net, one row for each picture; equal phrases or pictures are encoded once."""
-    listed = [read_as([box.phrase for box in boxes], components.family, learned) for boxes in sets]
+    listed = [read_as([box.phrase for box in boxes], components.family.name, learned) for boxes in sets]
     embeddings, masks = _table(components, listed, phrase_embeddings)
     edges = torch.zeros(*masks.shape, 4)
     for row, boxes in enumerate(sets):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import Tensor
 
 from pipelines.condition import Branch, Step
-from pipelines.guidance import active, distilled_conditioning
-from pipelines.models.components import Components
+from pipelines.guidance import active
+from pipelines.models.components import Components, Conditioning
 from pipelines.request.request import Guidance
 
 
@@ -32,13 +31,13 @@ class DistilledGuidance:
     def attach(self, components: Components, count: int) -> Iterator[None]:
         """Compute the embeddings of the scale and of 1, if the UNet reads them."""
         for on, scale in ((True, self.guidance.scale), (False, 1.0)):
-            self._conditioning[on] = distilled_conditioning(components, 1.0 if scale is None else scale, count)
+            self._conditioning[on] = components.family.told_scale(components, 1.0 if scale is None else scale, count)
         try:
             yield
         finally:
             self._conditioning = {True: {}, False: {}}
 
-    def unet_kwargs(self, branch: Branch, step: Step) -> dict[str, Any]:
+    def conditioning(self, branch: Branch, step: Step) -> Conditioning:
         """Return the embedding of the scale at this step."""
         return self._conditioning[active(self.guidance, step)]
 

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipelines.condition import CONCAT, Branch, Step
+from pipelines.condition import Branch, Step
 from pipelines.errors import RequestError
-from pipelines.models.components import Components, encode
+from pipelines.models.components import CONCAT, Components, Conditioning, encode
 from pipelines.pictures.grids import Grid
 from pipelines.request.request import Request
 
@@ -49,7 +49,7 @@ class Canvases:
         Raises:
             RequestError: if the UNet is none for inpainting.
         """
-        into, out = components.unet.config["in_channels"], components.unet.config["out_channels"]
+        into, out = components.input_channels, components.channels
         if into != 2 * out + 1:
             raise RequestError(
                 f"The UNet of {components.name} reads {into} channels; a grid is painted with {2 * out + 1}.",
@@ -79,7 +79,7 @@ class Canvases:
         timesteps = timesteps[-kept:]
         return scheduler.add_noise(self._clean, noise, timesteps[:1].expand(len(noise))), timesteps
 
-    def unet_kwargs(self, branch: Branch, step: Step) -> dict[str, Any]:
+    def conditioning(self, branch: Branch, step: Step) -> Conditioning:
         """Return the mask and the canvases."""
         return {CONCAT: self._seen[branch]}
 
@@ -116,7 +116,7 @@ class Agreement:
         """Prepare nothing."""
         yield
 
-    def unet_kwargs(self, branch: Branch, step: Step) -> dict[str, Any]:
+    def conditioning(self, branch: Branch, step: Step) -> Conditioning:
         """Return nothing."""
         return {}
 

@@ -23,12 +23,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
-from pipelines.condition import CONCAT, Branch, Step
+from pipelines.condition import Branch, Step
 from pipelines.errors import RequestError
 from pipelines.events import Note, OnEvent, ignore
 from pipelines.masks.files import require_mask, softened
 from pipelines.masks.selection import selected
-from pipelines.models.components import Components, encode
+from pipelines.models.components import CONCAT, Components, Conditioning, encode
 from pipelines.pictures.files import decoded, grey, laid_on, open_mask, upright_rgb
 from pipelines.pictures.tensors import fit, to_tensor
 from pipelines.request.inpaint import Inpaint
@@ -44,7 +44,7 @@ class _Run:
         clean: (B, C, h, w), latents of the picture.
         noise: (B, C, h, w), the unit noise of the start.
         cells: (1, 1, h, w), 1 where latents are repainted.
-        extra: (B, 1 + C, h, w), what an inpainting UNet sees; None for others.
+        told: what shows the denoiser the picture: channels for an inpainting UNet, whatever else the family reads.
         region: left, top, right, bottom in pixels of the picture, which is generated.
     """
 
@@ -52,7 +52,7 @@ class _Run:
     clean: Tensor
     noise: Tensor
     cells: Tensor
-    extra: Tensor | None
+    told: Conditioning
     region: tuple[int, int, int, int]
 
 
@@ -150,9 +150,9 @@ class Inpainting:
         """Paint on the picture with this base; `begin` reads it at the size of the run.
 
         Raises:
-            RequestError: if the UNet reads neither 4 nor 9 channels.
+            RequestError: if a UNet reads neither 4 nor 9 channels.
         """
-        into, out = components.unet.config["in_channels"], components.unet.config["out_channels"]
+        into, out = components.input_channels, components.channels
         if into not in (out, 2 * out + 1):
             raise RequestError(
                 f"The UNet of {components.name} reads {into} channels; inpainting needs {out} or {2 * out + 1}.",
@@ -185,14 +185,14 @@ class Inpainting:
         timesteps = timesteps[-kept:]
         return scheduler.add_noise(run.clean, noise, timesteps[:1].expand(len(noise))), timesteps
 
-    def unet_kwargs(self, branch: Branch, step: Step) -> dict[str, Any]:
-        """Return the additional inputs of an inpainting UNet, alike in every branch."""
-        return {} if self._run is None or self._run.extra is None else {CONCAT: self._run.extra}
+    def conditioning(self, branch: Branch, step: Step) -> Conditioning:
+        """Return what shows the denoiser the picture, alike in every branch."""
+        return {} if self._run is None else self._run.told
 
     def constrain(self, latents: Tensor, step: Step) -> Tensor:
         """Put the picture's latents back outside the mask, unless the UNet takes the picture as an input."""
         run = self._run
-        if run is None or run.extra is not None or self.mask is None:
+        if run is None or CONCAT in run.told or self.mask is None:
             return latents
         known = run.clean
         if step.following is not None:
@@ -218,7 +218,7 @@ class Inpainting:
         components = self._components
         if components is None:
             raise ValueError("the condition is not attached")
-        factor, unet = components.factor, components.unet.config
+        factor = components.factor
         width, height = size = noise.shape[-1] * factor, noise.shape[-2] * factor
         region = (0, 0, *self.image.size)
         if self.mask is None:
@@ -231,13 +231,15 @@ class Inpainting:
                 self._cells(region, size, factor),
             )
         images = to_tensor(picture)[None]
-        extra = None
-        if unet["in_channels"] != unet["out_channels"]:
-            seen = encode(components, images * (1 - interpolate(cells, scale_factor=factor))).mean.to(noise)
-            extra = torch.cat([cells.to(noise), seen], dim=1).expand(len(noise), -1, -1, -1)
         # The mean, not a draw, of what the autoencoder knows: what is kept needs no noise of its own.
         clean = encode(components, images).mean.to(noise).expand_as(noise)
-        return _Run(scheduler, clean, noise, cells.to(noise), extra, region)
+        told: Conditioning = {}
+        if components.input_channels != components.channels:
+            seen = encode(components, images * (1 - interpolate(cells, scale_factor=factor))).mean.to(noise)
+            told = {CONCAT: torch.cat([cells.to(noise), seen], dim=1).expand(len(noise), -1, -1, -1)}
+        elif self.mask is not None:
+            told = components.family.beside(components, clean)
+        return _Run(scheduler, clean, noise, cells.to(noise), told, region)
 
     def _cells(self, region: tuple[int, int, int, int], size: tuple[int, int], factor: int) -> Tensor:
         """Return the latents to repaint, (1, 1, h, w) of 0 and 1: all that contain a pixel to repaint.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 from torch import Tensor
 
 from pipelines.condition import Branch, Step
 from pipelines.events import OnEvent, Preview
-from pipelines.models.components import Components, decode
+from pipelines.models.components import Components, Conditioning, decode
 from pipelines.pictures.tensors import to_pictures
 
 
@@ -30,7 +29,7 @@ class Watch:
         self._components = components
         return nullcontext()
 
-    def unet_kwargs(self, branch: Branch, step: Step) -> dict[str, Any]:
+    def conditioning(self, branch: Branch, step: Step) -> Conditioning:
         """Return nothing."""
         return {}
 

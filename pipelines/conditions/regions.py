@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pipelines.condition import Branch, Step
 from pipelines.errors import RequestError
-from pipelines.models.components import Components
-from pipelines.models.text import prompt_ids, window_count
+from pipelines.models.components import Components, Conditioning
+from pipelines.models.families.clip import prompt_ids, window_count
 from pipelines.request.request import Box
 from pipelines.words import says
 
@@ -70,7 +70,7 @@ class Regions:
             unet.set_attn_processor(before)
             self._masks = {}
 
-    def unet_kwargs(self, branch: Branch, step: Step) -> dict[str, Any]:
+    def conditioning(self, branch: Branch, step: Step) -> Conditioning:
         """Return the attention masks for each number of positions in the UNet."""
         return {"cross_attention_kwargs": {"regions": self._masks[branch]}}
 

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from pipelines.condition import Branch, Step
-from pipelines.models.components import Components
-from pipelines.models.text import Encoded, encode_prompts
+from pipelines.condition import Branch, Step, mapped
+from pipelines.models.components import Components, Conditioning
 
 
 class Text:
-    """Cross-attention to the prompt; the null form is the negative prompt.
+    """The prompt as the family of the base reads it; the null form is the negative prompt.
 
     Args:
         prompt: description of the picture.
         negative_prompt: prompt of the unconditional branch; empty for the empty text.
-        size: width and height in pixels, an input of SDXL.
+        size: width and height in pixels, which some families read.
         skip: number of last layers of the text encoders to leave out beside those the family leaves out.
         encode_empty: encode an empty negative prompt also where the base takes zeros for it.
     """
@@ -36,41 +35,37 @@ class Text:
     ) -> None:
         self.prompt, self.negative_prompt, self.size = prompt, negative_prompt, size
         self.skip, self.encode_empty = skip, encode_empty
-        self._kwargs: dict[Branch, dict[str, Any]] = {}
+        self._told: dict[Branch, Conditioning] = {}
 
     @contextmanager
     def attach(self, components: Components, count: int) -> Iterator[None]:
         """Encode both prompts once for the run."""
+        family = components.family
         with torch.no_grad():
-            positive, negative = encode_prompts(components, [self.prompt, self.negative_prompt], self.skip)
-        if components.zero_empty and not self.negative_prompt and not self.encode_empty:
-            negative = Encoded(
-                torch.zeros_like(negative.context),
-                None if negative.pooled is None else torch.zeros_like(negative.pooled),
-            )
-        for branch, encoded in ((Branch.POSITIVE, positive), (Branch.NEGATIVE, negative)):
-            kwargs: dict[str, Any] = {"encoder_hidden_states": _rows(encoded.context, count, components)}
-            if encoded.pooled is not None:
-                width, height = self.size
-                ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
-                kwargs["added_cond_kwargs"] = {
-                    "text_embeds": _rows(encoded.pooled, count, components),
-                    "time_ids": _rows(ids, count, components),
-                }
-            self._kwargs[branch] = kwargs
+            both = family.encode_text(components, [self.prompt, self.negative_prompt], skip=self.skip)
+        zeros = components.zero_empty and not self.negative_prompt and not self.encode_empty
+        width, height = self.size
+        frames = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
+        for row, branch in enumerate((Branch.POSITIVE, Branch.NEGATIVE)):
+            blank = zeros and branch is Branch.NEGATIVE
+            own = mapped(both, partial(_row, index=row, blank=blank))
+            framed = family.framed(components, own, frames)
+            self._told[branch] = mapped(framed, lambda one: one.expand(count, *one.shape[1:]))
         try:
             yield
         finally:
-            self._kwargs = {}
+            self._told = {}
 
-    def unet_kwargs(self, branch: Branch, step: Step) -> dict[str, Any]:
+    def conditioning(self, branch: Branch, step: Step) -> Conditioning:
         """Return the encoded prompt of the branch."""
-        return self._kwargs[branch]
+        return self._told[branch]
 
     def constrain(self, latents: Tensor, step: Step) -> Tensor:
         """Return the latents unchanged."""
         return latents
 
 
-def _rows(one: Tensor, count: int, components: Components) -> Tensor:
-    return one.to(components.device, components.dtype).expand(count, *one.shape[1:])
+def _row(one: Tensor, index: int, blank: bool) -> Tensor:
+    """Return a row of a tensor, or as many zeros."""
+    own = one[index : index + 1]
+    return torch.zeros_like(own) if blank else own

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from pipelines.models.components import Components
+from typing import Any
 
 FORMER = {"9a82fcfd3971b051": "852e69bd049f01aa"}
 """Fingerprint -> the one of the same base when its gated layers, still untrained, were part of it.
@@ -48,7 +45,7 @@ def identity(family: str, networks: Iterable[Iterable[Weight]], words: Iterable[
     return FORMER.get(found, found)
 
 
-def weights_identity(components: Components) -> str:
+def weights_identity(components: Any) -> str:
     """Return a hash of a sample of every weight as float16, so that an fp16 copy counts as the same base.
 
     To be taken before the weights are cast to bfloat16, which loses digits: `load` does.
@@ -58,7 +55,7 @@ def weights_identity(components: Components) -> str:
         for module in components.modules()
     )
     tables: list[Any] = [encoder.get_input_embeddings() for encoder in components.text_encoders]  # pyright: ignore[reportCallIssue]
-    return identity(components.family, networks, [_start(table.weight, WORDS) for table in tables])
+    return identity(components.family.name, networks, [_start(table.weight, WORDS) for table in tables])
 
 
 def _start(tensor: Any, count: int) -> bytes:

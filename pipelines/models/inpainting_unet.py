@@ -19,7 +19,8 @@ from torch import Tensor
 
 from pipelines.errors import ModelError
 from pipelines.events import Note, OnEvent, ignore
-from pipelines.models.components import POCKET, Components
+from pipelines.models import POCKET
+from pipelines.models.components import Components
 from pipelines.models.fingerprint import is_gated
 from pipelines.request.inpaint import BLEND, Inpaint
 
@@ -32,7 +33,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 def has_inpainting_unet(components: Components) -> bool:
     """Return whether the UNet in place has 9 channels already."""
-    return int(components.unet.config["in_channels"]) == CHANNELS
+    return components.has_unet and components.input_channels == CHANNELS
 
 
 def inpainting_components(components: Components, source: str | Path | None = None) -> Components:
@@ -64,7 +65,7 @@ def inpainting_components(components: Components, source: str | Path | None = No
         raise ModelError(
             f"The UNet in {folder} has {config.get('in_channels')} channels; one for inpainting has {CHANNELS}.", NEXT
         )
-    return replace(components, unet=_with_layers_of(components.unet, stored, folder))
+    return replace(components, denoiser=_with_layers_of(components.unet, stored, folder))
 
 
 NEXT = (
@@ -93,6 +94,8 @@ def with_inpainting_unet(components: Components, asked: Inpaint | None, on_event
     """
     if asked is None or asked.whole or asked.unet == BLEND or (asked.unet is None and has_inpainting_unet(components)):
         return components
+    if asked.unet is None and not components.has_unet:
+        return components  # a transformer's latents are always blended
     if asked.unet is None and found(components) is None:
         said = f"{components.name} has no inpainting UNet, so its latents are blended."
         on_event(Note(f"{said} studio train inpainting --base {components.name} makes one, which sees more."))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import torch
 
 from pipelines.errors import ModelError
-from pipelines.models.components import Components, from_pipeline
 
 _NEEDED = (
     "model_index.json",
@@ -119,8 +117,8 @@ def _missing(pipeline: Any) -> list[str]:
     ]
 
 
-def from_single_file(path: Path, download: bool, config: Path | None = None) -> Components:
-    """Read a checkpoint.
+def pipeline_of(path: Path, download: bool, config: Path | None = None) -> Any:
+    """Read a checkpoint; return it as a pipeline of diffusers.
 
     Args:
         path: of the file.
@@ -172,4 +170,4 @@ def from_single_file(path: Path, download: bool, config: Path | None = None) -> 
             f"{path.name} cannot be read as a Stable Diffusion checkpoint: {first}",
             "Get it again, or give a diffusers folder.",
         ) from None
-    return replace(from_pipeline(pipeline, path.name), name=str(path))
+    return pipeline

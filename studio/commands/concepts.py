@@ -102,7 +102,7 @@ def export(
     name: str,
     *,
     output: Path,
-    dialect: Annotated[Literal["a1111", "diffusers", "peft"], Parameter(name="--for")] = "a1111",
+    dialect: Annotated[Literal["a1111", "comfyui", "diffusers", "peft"], Parameter(name="--for")] = "a1111",
     half: Annotated[bool, Parameter(negative="")] = False,
     base: str | None = None,
     folder: Library = concepts.FOLDER,
@@ -116,7 +116,8 @@ def export(
     output
         Folder for the files.
     dialect
-        a1111, also for Forge, ComfyUI, InvokeAI and kohya's scripts; diffusers; or peft, a folder for each LoRA.
+        a1111, also for Forge, ComfyUI, InvokeAI and kohya's scripts; comfyui, in its own names for
+        transformers; diffusers; or peft, a folder for each LoRA.
     half
         Store numbers in float16.
     base

@@ -9,7 +9,7 @@ from pipelines.events import Note, OnEvent
 from pipelines.incontext import ExamplePair, cells_of, judges_eye, nearest, open_opaque, pairs_in
 from pipelines.measures.clip import Clip
 from pipelines.measures.judge import Judge
-from pipelines.models.components import POCKET
+from pipelines.models import POCKET
 from pipelines.models.inpainting_unet import inpainting_components
 from pipelines.pictures.files import open_picture
 from pipelines.request.request import LARGEST_GRID

@@ -7,7 +7,7 @@ import json
 import logging
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from pipelines.concepts.lora_keys import parsed
 from pipelines.concepts.registry import by_prefix, kinds_of, vectors_of
 from pipelines.errors import ConceptError
 from pipelines.files import whole_file
+from pipelines.models.families.known import KNOWN as FAMILIES
 from pipelines.request.texts import encodable, readable
 from studio.library.index import looked_at
 
@@ -146,7 +147,7 @@ def copy_picture(path: Path, new: Path) -> None:
                 shutil.copyfile(there, picture)
 
 
-DIALECTS = ("a1111", "diffusers", "peft")
+DIALECTS = ("a1111", "comfyui", "diffusers", "peft")
 """Layouts of other programs."""
 
 
@@ -157,11 +158,20 @@ def dialects(path: Path) -> tuple[str, ...]:
         ConceptError: if its header cannot be read.
     """
     roles = _roles(path)
+    if _stays(path):
+        return ()
+    # For a UNet, ComfyUI's own layout is that of a1111.
+    listed = DIALECTS if _of_transformer(read_header(path)) else tuple(one for one in DIALECTS if one != "comfyui")
     if roles & {"difference", "dora"}:
-        return DIALECTS[:1]
+        return listed[:-2]
     if "magnitude" in roles:
-        return DIALECTS[1:]
-    return DIALECTS if roles else DIALECTS[:2]
+        return listed[-2:]
+    return listed if roles else listed[:-1]
+
+
+def _of_transformer(names: Iterable[str]) -> bool:
+    """Return whether a file holds changes of a transformer."""
+    return any(key.layer.startswith("transformer.") for key in map(parsed, names) if key is not None)
 
 
 def _roles(path: Path) -> set[str]:
@@ -202,6 +212,10 @@ def elsewhere(path: Path) -> str:
     if further := kinds_of(header):
         return f"none: other programs have no layout for its {further}"
     names = [name for name in header if parsed(name) is not None]
+    if stays := _stays(path):
+        return f"none: {stays}"
+    if _of_transformer(names):
+        return "diffusers and ComfyUI read the weights as they are; for kohya's scripts and others export it for a1111"
     if not roles:
         return "diffusers, AUTOMATIC1111 and ComfyUI read the file as it is; for InvokeAI export it for a1111"
     if not any(name.startswith("lora_") for name in names):
@@ -209,6 +223,15 @@ def elsewhere(path: Path) -> str:
     if roles & {"difference", "dora"}:
         return "ComfyUI, AUTOMATIC1111 and Forge read the file as it is; for diffusers write a model with studio export"
     return "ComfyUI, AUTOMATIC1111, InvokeAI and diffusers read the file as it is"
+
+
+def _stays(path: Path) -> str:
+    """Return why a concept's word cannot be used in other programs; empty if it can, or if it has none."""
+    card = read_card(path)
+    family = FAMILIES.get(card.family)
+    if not card.vectors or family is None or family.travels:
+        return ""
+    return f"no other program gives the text encoder of {family.title} new words; teach a LoRA with a plain trigger"
 
 
 def add_copy(source: Path, folder: Path) -> Path:

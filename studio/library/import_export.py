@@ -19,7 +19,8 @@ from pipelines.concepts.weight_deltas import Difference
 from pipelines.concepts.writers import Dialect, export_as
 from pipelines.errors import ConceptError
 from pipelines.models import POCKET
-from pipelines.models.components import Components, load
+from pipelines.models.components import Components
+from pipelines.models.loading import load
 from pipelines.models.single_files import clip_vocabulary
 from pipelines.words import check_word, composed, file_stem
 from studio.library import concepts
@@ -98,7 +99,7 @@ def _read_beside(source: Path, bases: Sequence[str]) -> Concept:
         token=file.stem[:100],
         kind="subject",
         method="full" if any(name.endswith(".on_input") for name in tensors) else "custom-diffusion",
-        family=components.family,
+        family=components.family.name,
         base=components.name,
         base_fingerprint=components.fingerprint(),
         vectors=0,

@@ -99,7 +99,7 @@ def scorer_for(components: Components, concept: Concept, clip: Path | None) -> S
     """Return the scorer of pictures of a base: the CLIP that is named, the judge of `pocket`, or None."""
     if clip is not None:
         return Clip.load(clip, str(components.device))
-    if components.family != "pocket":
+    if components.family.world != "pocket":
         return None
     return JudgeScorer(judge(), concept.card.kind in ("object", "subject"))
 

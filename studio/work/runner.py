@@ -27,7 +27,9 @@ from pipelines.events import Note, OnEvent
 from pipelines.files import require_room
 from pipelines.locks import sole_training
 from pipelines.measures.judge import Judge
-from pipelines.models.components import POCKET, Components, load
+from pipelines.models import POCKET
+from pipelines.models.components import Components
+from pipelines.models.loading import known_bases, load
 from pipelines.pictures.metadata import Dtype, Made, save_png
 from pipelines.request.request import ConceptUse, Request
 from pipelines.words import file_stem
@@ -197,7 +199,7 @@ def _ready(run: Run, machine: Machine, strict: bool = False) -> tuple[Run, Readi
     reading = reading.sound(run.data.skip_doubtful) if strict or not reading.examples else reading
     # The text encoder is trained through and stays float32; the frozen rest may be narrower.
     components = open_base(run.where.base, machine.model_copy(update={"dtype": "float32"}))
-    run = run.with_recipe(components.family)
+    run = run.with_recipe(components.family.name)
     return run, reading, narrowed(components, run)
 
 
@@ -236,8 +238,8 @@ def merge(concepts: tuple[Path, ...], output: Path, base: str, machine: Machine)
     joined = merged(
         components,
         learned,
-        ordinary(components.family),
-        prompt_templates("pocket" if components.family == "pocket" else "object"),
+        ordinary(components.family.world),
+        prompt_templates("pocket" if components.family.world == "pocket" else "object"),
     )
     return [one.save(path) for one, path in zip(joined, paths, strict=True)]
 
@@ -349,6 +351,7 @@ def doctor(machine: Machine) -> Iterator[str]:
         yield f"{torch.cuda.get_device_name()}: {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
     else:
         yield f"{psutil.virtual_memory().available / 2**30:.1f} GiB of memory free"
+    yield f"base models of {known_bases()}"
     backends = ["sdpa", "eager"] + (["xformers"] if importlib.util.find_spec("xformers") else [])
     yield f"attention {', '.join(backends)} (in use: {machine.attention})"
     start = time.monotonic()

@@ -8,7 +8,8 @@ import torch
 from evaluation import boxes as scoring
 from evaluation.boxes import GROUP, Layout, Look, Sighting, average_precision, figures, layouts, look, overlap
 from pipelines.measures.judge import Judge
-from pipelines.models.components import POCKET, load
+from pipelines.models import POCKET
+from pipelines.models.loading import load
 from pipelines.pictures.tensors import to_pictures
 from trainers.stickers.world import Placed, Scene, Stickers
 

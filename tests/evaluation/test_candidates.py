@@ -16,7 +16,7 @@ from pipelines.errors import Cancelled
 from pipelines.events import Preview, StepDone
 from pipelines.measures.clip import Clip
 from pipelines.measures.judge import Judge
-from pipelines.models.components import load
+from pipelines.models.loading import load
 from tests import tiny
 from tests.test_architecture import ROOT
 from trainers.data.folders import Example
@@ -135,7 +135,7 @@ def word(base, init="fox", kind="object", **more):
     """A concept that is exactly the word it started from."""
     from pipelines.concepts.card import ConceptCard
 
-    card = ConceptCard(token="<x>", kind=kind, init=init, family=base.family, base=base.name, **more)
+    card = ConceptCard(token="<x>", kind=kind, init=init, family=base.family.name, base=base.name, **more)
     return Concept(card, single_rows(base, init))
 
 

@@ -11,7 +11,8 @@ from pipelines.concepts.card import ConceptCard
 from pipelines.concepts.concept import Concept
 from pipelines.concepts.token_embeddings import single_rows
 from pipelines.measures.judge import Judge
-from pipelines.models.components import POCKET, load
+from pipelines.models import POCKET
+from pipelines.models.loading import load
 from pipelines.pictures.tensors import to_tensor
 from tests import tiny
 from trainers.pretrain.parts import text_config

@@ -10,7 +10,8 @@ import torch
 from evaluation import incontext as scoring
 from evaluation import picture_measures as measuring
 from pipelines.measures.judge import Judge
-from pipelines.models.components import POCKET, load
+from pipelines.models import POCKET
+from pipelines.models.loading import load
 from pipelines.request.request import Guidance, Request
 from trainers.base_models.inpainting_unet import widened
 from trainers.stickers.tasks import TASKS, TRAINED_TASKS, Drawings
@@ -78,7 +79,7 @@ def base():
     pocket = load("pocket")
     unet = widened(pocket.unet).eval().requires_grad_(False)
     unet.conv_in.weight[:, 4:].normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
-    return replace(pocket, unet=unet)
+    return replace(pocket, denoiser=unet)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from scipy.stats import binomtest
 from evaluation import relations as scoring
 from evaluation.relations import Compared, Tally, compare_relation, summary, tally, wilson
 from evaluation.sticker_finder import Finder
-from pipelines.models.components import load
+from pipelines.models.loading import load
 from trainers.stickers.relations import RELATIONS_TO_TEACH, Seen, exemplars, unseen_pairs
 
 pytestmark = pytest.mark.usefixtures("one_thread")

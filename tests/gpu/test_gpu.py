@@ -12,7 +12,7 @@ from pipelines.concepts.concept import Concept
 from pipelines.errors import Cancelled
 from pipelines.events import Note, Preview, StepDone
 from pipelines.generation import generate
-from pipelines.models.components import load
+from pipelines.models.loading import load
 from pipelines.request.request import ConceptUse, Request
 from tests import tiny
 from trainers.data.folders import read_folder

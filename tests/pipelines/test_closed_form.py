@@ -181,7 +181,7 @@ def test_a_size_between_two_is_refused_with_a_size_that_works(base, field, value
 
 
 def fox(base):
-    return {"x": Concept(ConceptCard(token="<x>", family=base.family), single_rows(base, "fox"))}
+    return {"x": Concept(ConceptCard(token="<x>", family=base.family.name), single_rows(base, "fox"))}
 
 
 def test_stopping_is_asked_before_each_step_and_before_the_first(base):
@@ -234,7 +234,7 @@ class Broken:
     def attach(self, components, count):
         return nullcontext()
 
-    def unet_kwargs(self, branch, step):
+    def conditioning(self, branch, step):
         return {}
 
     def constrain(self, latents, step):
@@ -251,7 +251,7 @@ class Push:
         self.shape = (count, components.unet.config["block_out_channels"][-1], 4, 4)
         return nullcontext()
 
-    def unet_kwargs(self, branch, step):
+    def conditioning(self, branch, step):
         return {"mid_block_additional_residual": torch.full(self.shape, self.amount)}
 
     def constrain(self, latents, step):

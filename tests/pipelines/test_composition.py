@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from pipelines import Concept, ConceptCard, ConceptUse, Guidance, Request, generate
 from pipelines.concepts.token_embeddings import single_rows
 from pipelines.errors import ConceptError
-from pipelines.models.components import from_pipeline
+from pipelines.models.loading import from_pipeline
 from tests import tiny
 
 BASES = {"sd": tiny.sd, "sdxl": tiny.sdxl}
@@ -25,7 +25,7 @@ def base(request):
 def concept(base, token, word, vectors=1):
     # Not the same number everywhere: the layer norm of the text encoder would take that out again.
     rows = tuple(row.expand(vectors, -1) + torch.linspace(-1, 1, row.shape[1]) for row in single_rows(base, word))
-    return Concept(ConceptCard(token=token, init=word, family=base.family, vectors=vectors), rows)
+    return Concept(ConceptCard(token=token, init=word, family=base.family.name, vectors=vectors), rows)
 
 
 def draw(base, prompt, *uses, concepts=None, **fields):

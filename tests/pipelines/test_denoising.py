@@ -82,7 +82,7 @@ def test_every_scheduler_gives_finite_pictures_and_repeats(base, name):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_attention_implementations_agree(attention):
-    from pipelines.models.components import set_attention
+    from pipelines.models.loading import set_attention
 
     base = tiny.sd()
     reference = generate(base, small()).latents
@@ -99,7 +99,7 @@ class Extra:
     def attach(self, components, count):
         return nullcontext()
 
-    def unet_kwargs(self, branch, step):
+    def conditioning(self, branch, step):
         return {self.key: torch.zeros(1, 3, 32)}
 
     def constrain(self, latents, step):
@@ -120,7 +120,7 @@ class Halve:
     def attach(self, components, count):
         return nullcontext()
 
-    def unet_kwargs(self, branch, step):
+    def conditioning(self, branch, step):
         return {}
 
     def constrain(self, latents, step):
@@ -143,7 +143,7 @@ def test_the_null_form_of_text_has_the_same_keys_and_shapes(make):
     base = make()
     text = Text("a fox", "", (16, 16))
     with text.attach(base, 3):
-        positive, negative = (text.unet_kwargs(branch, None) for branch in (Branch.POSITIVE, Branch.NEGATIVE))
+        positive, negative = (text.conditioning(branch, None) for branch in (Branch.POSITIVE, Branch.NEGATIVE))
         listed = [shapes_of(kwargs) for kwargs in (positive, negative)]
     assert listed[0] == listed[1]
     assert positive["encoder_hidden_states"].shape[0] == 3

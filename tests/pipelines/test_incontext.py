@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 
 from pipelines import incontext
-from pipelines.condition import CONCAT, Branch, Step
+from pipelines.condition import Branch, Step
 from pipelines.conditions.grid import Agreement, Canvases, laid
 from pipelines.errors import DataError, ModelError, RequestError
 from pipelines.generation import generate
+from pipelines.models.components import CONCAT
 from pipelines.models.schedulers import build
 from pipelines.pictures.grids import Grid
 from pipelines.pictures.metadata import Made, read_made, save_png
@@ -180,10 +181,10 @@ def test_every_row_has_its_own_canvas_and_nothing_stays(base):
     masks[0, :, 16:, 16:] = masks[1, :, :16, :16] = 1
     condition = Canvases(images, masks)
     with condition.attach(base, 2):
-        seen = condition.unet_kwargs(Branch.POSITIVE, STEP)[CONCAT]
+        seen = condition.conditioning(Branch.POSITIVE, STEP)[CONCAT]
         assert seen.shape == (2, 5, 16, 16)
         assert seen[0, 0, 8:, 8:].all() and seen[0, 0].sum() == 64 and seen[1, 0, :8, :8].all()
-        assert torch.equal(seen, condition.unet_kwargs(Branch.NEGATIVE, STEP)[CONCAT])
+        assert torch.equal(seen, condition.conditioning(Branch.NEGATIVE, STEP)[CONCAT])
     with Canvases(images * (1 - masks), masks).attach(base, 2):
         pass
     assert condition._seen == {} and tiny.same(before, base)

@@ -22,8 +22,10 @@ from pipelines.errors import ConceptError, ConfigError, DataError, ModelError, R
 from pipelines.files import whole_file
 from pipelines.guidance import active
 from pipelines.measures.judge import Judge
+from pipelines.models.families.clip import encode_prompts
+from pipelines.models.families.registry import FAMILIES
 from pipelines.models.schedulers import KINDS, build
-from pipelines.models.text import encode_prompts, parse_weights
+from pipelines.models.text import parse_weights
 from pipelines.pictures.files import open_picture
 from pipelines.pictures.metadata import Made, parameters
 from pipelines.request.request import Defaults
@@ -114,7 +116,7 @@ def test_the_one_name_safetensors_keeps_for_itself_is_no_token():
 
 
 def test_two_concepts_of_a_pocket_put_together_in_memory_work_together():
-    base = replace(tiny.sd(), family="pocket")
+    base = replace(tiny.sd(), family=FAMILIES["pocket"])
     card = ConceptCard(token="<x>", family="pocket", base_fingerprint=base.fingerprint())
     first = Concept(card, single_rows(base, "fox"))
     second = replace(first, card=card.model_copy(update={"token": "<y>"}))

@@ -28,7 +28,7 @@ def drawn(base, prompt="a <x> fox", *concepts, **fields):
 
 def word(base, size, token="<x>"):
     rows = tuple(torch.full((1, encoder.config.hidden_size), size) for encoder in base.text_encoders)
-    return Concept(ConceptCard(token=token, family=base.family), rows)
+    return Concept(ConceptCard(token=token, family=base.family.name), rows)
 
 
 def test_a_weight_that_overflows_is_named(base):
@@ -43,7 +43,7 @@ def test_a_concept_that_overflows_is_named_among_others(base):
         drawn(base, "a <x> <huge>", word(base, 0.1), word(base, 1e30, "<huge>"))
     weight = dict(base.unet.named_parameters())["conv_in.weight"]
     changed = Concept(
-        ConceptCard(token="zz fox", family=base.family, vectors=0),
+        ConceptCard(token="zz fox", family=base.family.name, vectors=0),
         changes={"unet.conv_in.weight": Difference(torch.full_like(weight, 1e38))},
     )
     with pytest.raises(NotNumbers, match="the concept zz fox holds numbers up to 1e"):
@@ -59,7 +59,7 @@ def test_without_a_culprit_what_may_help_is_told(base):
     used = Request(prompt="a <x>", concepts=(ConceptUse(source="x"),))
     with pytest.raises(NotNumbers, match=r"with <x>.*leave one out"):
         require_numbers(broken, "The picture", base, used, [word(base, 0.1)])
-    half = replace(base, vae=base.vae, unet=tiny.sd(seed=1).unet.half())
+    half = replace(base, vae=base.vae, denoiser=tiny.sd(seed=1).unet.half())
     with pytest.raises(NotNumbers, match=r"in float16.*--dtype float32"):
         require_numbers(broken, "The picture", half, plain, [])
 

@@ -21,7 +21,7 @@ def base():
 
 def learned(base, token, **card):
     rows = tuple(torch.ones(1, encoder.config.hidden_size) for encoder in base.text_encoders)
-    return Concept(ConceptCard(token=token, family=base.family, **card), rows)
+    return Concept(ConceptCard(token=token, family=base.family.name, **card), rows)
 
 
 def said(base, prompt, *concepts, **fields):

@@ -8,7 +8,7 @@ from evaluation import concepts as scoring
 from evaluation.relations import TOKEN, drawn_pairs, holds_in, tally, teach_relation
 from evaluation.sticker_finder import Finder
 from pipelines.generation import generate
-from pipelines.models.components import load
+from pipelines.models.loading import load
 from pipelines.pictures.tensors import to_tensor
 from pipelines.request.request import ConceptUse, Request
 from trainers.stickers.relations import unseen_pairs

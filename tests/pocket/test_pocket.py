@@ -13,7 +13,8 @@ from evaluation.truth import truth_of
 from pipelines.generation import generate
 from pipelines.measures.judge import Judge
 from pipelines.measures.stickers import detect, name, nearest_colour
-from pipelines.models.components import POCKET, load
+from pipelines.models import POCKET
+from pipelines.models.loading import load
 from pipelines.pictures.tensors import to_tensor
 from pipelines.request.request import ConceptUse, Request
 from trainers.pretrain.score import _judge_top1

@@ -9,7 +9,8 @@ from evaluation.boxes import drawn, figures, layouts, look
 from pipelines.generation import generate
 from pipelines.gligen.tokens import gated_parameters
 from pipelines.measures.judge import Judge
-from pipelines.models.components import POCKET, load
+from pipelines.models import POCKET
+from pipelines.models.loading import load
 from pipelines.request.request import Request
 
 

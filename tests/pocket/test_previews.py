@@ -7,7 +7,7 @@ import torch
 
 from pipelines.conditions.preview import Watch
 from pipelines.generation import generate
-from pipelines.models.components import load
+from pipelines.models.loading import load
 from pipelines.models.schedulers import KINDS
 from pipelines.pictures.tensors import to_tensor
 from pipelines.request.request import Request

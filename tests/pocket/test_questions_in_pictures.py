@@ -6,8 +6,9 @@ import pytest
 
 from evaluation import incontext as scoring
 from pipelines.measures.judge import Judge
-from pipelines.models.components import POCKET, load
+from pipelines.models import POCKET
 from pipelines.models.inpainting_unet import inpainting_components
+from pipelines.models.loading import load
 from trainers.stickers.tasks import Drawings
 from trainers.stickers.world import HELD_OUT
 

@@ -10,7 +10,8 @@ import torch
 from evaluation import concepts as scoring
 from evaluation.truth import truth_of
 from pipelines.measures.judge import Judge
-from pipelines.models.components import POCKET, load
+from pipelines.models import POCKET
+from pipelines.models.loading import load
 from trainers.pretrain.score import _made, _pair_right
 from trainers.stickers.world import RELATIONS, scene
 

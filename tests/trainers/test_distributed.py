@@ -183,7 +183,7 @@ def test_two_processes_learn_several_subjects_and_relations_as_one_does(tmp_path
 
 def train_start(folders):
     """The concept before its first step: trained at a rate of nearly nothing."""
-    from pipelines.models.components import load
+    from pipelines.models.loading import load
     from trainers.data.folders import read_folder
 
     method = methods()["dreambooth"]

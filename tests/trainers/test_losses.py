@@ -7,20 +7,11 @@ from diffusers.training_utils import compute_snr
 
 from pipelines.concepts.token_embeddings import new_words, single_rows
 from pipelines.errors import ModelError
+from pipelines.models.families.clip import caption_ids
+from pipelines.models.noise import DDPM, min_snr_weights, noise_levels, noised, target
 from tests import tiny
 from trainers.data.batches import Batch
-from trainers.losses import (
-    Conditioning,
-    caption_ids,
-    conditioning,
-    denoising_errors,
-    drawn,
-    min_snr_weights,
-    noise_levels,
-    noised,
-    target,
-    weighted_error,
-)
+from trainers.losses import Captions, conditioning, denoising_errors, drawn, weighted_error
 from trainers.settings import ObjectiveConfig
 
 
@@ -100,11 +91,11 @@ def batch_of(count=3, masks=None):
 
 
 def test_the_loss_is_the_mean_squared_error_and_reaches_the_rows(base):
-    alphas_cumprod = noise_levels(base.scheduler_config, torch.device("cpu"))
+    process = DDPM.of(base.scheduler_config, torch.device("cpu"))
     with new_words(base, "<x>", single_rows(base, "fox")) as words:
         arguments = conditioning(words.components, ["a <x>"] * 3, torch.ones(3, 2), (16, 16))
-        errors = denoising_errors(words.components, batch_of(), (latents(1), TIMES), alphas_cumprod, arguments, PLAIN)
-        noisy = noised(latents(0), latents(1), alphas_cumprod[TIMES])
+        errors = denoising_errors(words.components, batch_of(), (latents(1), TIMES), process, arguments, PLAIN)
+        noisy = noised(latents(0), latents(1), process.levels[TIMES])
         guess = base.unet(noisy, TIMES, arguments["encoder_hidden_states"]).sample
         torch.testing.assert_close(errors, (guess - latents(1)).square().mean((1, 2, 3)))
         errors.mean().backward()
@@ -151,11 +142,11 @@ def test_a_mask_makes_a_weighted_mean_in_which_size_does_not_count(base):
     small, large = torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 8)
     small[:, :, :2, :2], large[:, :, :6, :6] = 1, 1
     guess, wanted = torch.full((2, 4, 8, 8), 3.0), torch.zeros(2, 4, 8, 8)
-    level = torch.tensor([0.5, 0.5])
+    process, times = base.family.process(base), torch.tensor([500, 500])
     only = ObjectiveConfig(background=0.0)
     for masks in (small, large, None):
         torch.testing.assert_close(
-            weighted_error(base, guess, wanted, level, only, masks), torch.tensor([9.0, 9.0]), rtol=1e-6, atol=0
+            weighted_error(process, guess, wanted, times, only, masks), torch.tensor([9.0, 9.0]), rtol=1e-6, atol=0
         )
 
 
@@ -166,7 +157,12 @@ def test_what_lies_outside_a_mask_counts_as_asked(base, background):
     guess = torch.zeros(1, 4, 8, 8)
     guess[..., 4:] = 1.0  # wrong only outside
     error = weighted_error(
-        base, guess, torch.zeros_like(guess), torch.tensor([0.5]), ObjectiveConfig(background=background), mask
+        base.family.process(base),
+        guess,
+        torch.zeros_like(guess),
+        torch.tensor([500]),
+        ObjectiveConfig(background=background),
+        mask,
     )
     assert float(error) == pytest.approx(background / (1 + background))
 
@@ -178,18 +174,19 @@ def generator():
     return torch.Generator().manual_seed(3)
 
 
-def test_spread_timesteps_leave_no_gap_and_reach_everywhere():
+def test_spread_timesteps_leave_no_gap_and_reach_everywhere(base):
     spread = ObjectiveConfig(spread_timesteps=True)
     for seed in range(20):
-        _, times = drawn(batch_of(4), spread, 1000, torch.Generator().manual_seed(seed))
+        _, times = drawn(batch_of(4), spread, base.family.process(base), torch.Generator().manual_seed(seed))
         ordered = times.sort().values
         assert set(ordered.diff().tolist()) <= {249, 250, 251}
         assert 0 <= int(times.min()) < 250 and 750 <= int(times.max()) < 1000
 
 
-def test_offset_noise_shifts_whole_channels_and_changes_no_other_draw():
-    plain, times = drawn(batch_of(), PLAIN, 1000, generator())
-    offset, same = drawn(batch_of(), ObjectiveConfig(offset_noise=0.1), 1000, generator())
+def test_offset_noise_shifts_whole_channels_and_changes_no_other_draw(base):
+    process = base.family.process(base)
+    plain, times = drawn(batch_of(), PLAIN, process, generator())
+    offset, same = drawn(batch_of(), ObjectiveConfig(offset_noise=0.1), process, generator())
     assert torch.equal(times, same)
     shift = offset - plain
     torch.testing.assert_close(shift, shift.mean((2, 3), keepdim=True).expand_as(shift), atol=1e-6, rtol=0)
@@ -202,7 +199,7 @@ def test_offset_noise_shifts_whole_channels_and_changes_no_other_draw():
 @pytest.mark.parametrize("make", [tiny.sd, tiny.sdxl])
 def test_kept_text_equals_text_encoded_anew(make):
     base = make()
-    kept = Conditioning(base, frozen=True)
+    kept = Captions(base, frozen=True)
     captions, frames = ["a fox", "a house", "a fox"], torch.tensor([[1, 1, 3, 5]] * 3)
     calls = []
     handle = base.text_encoders[0].register_forward_hook(lambda *_: calls.append(1))
@@ -214,7 +211,7 @@ def test_kept_text_equals_text_encoded_anew(make):
     torch.testing.assert_close(
         again["encoder_hidden_states"], fresh["encoder_hidden_states"].flip(0), atol=1e-5, rtol=0
     )
-    if base.family == "sdxl":
+    if base.family.name == "sdxl":
         assert first["added_cond_kwargs"]["time_ids"][0].tolist() == [1, 1, 3, 5, 16, 24]
         torch.testing.assert_close(
             first["added_cond_kwargs"]["text_embeds"], fresh["added_cond_kwargs"]["text_embeds"], atol=1e-5, rtol=1e-5

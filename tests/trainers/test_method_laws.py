@@ -15,7 +15,7 @@ from pipelines.request.request import ConceptUse, Request
 from tests import tiny
 from trainers.data.batches import LatentSet
 from trainers.loop.train import train
-from trainers.losses import conditioning, noise_levels, predicted, uncropped
+from trainers.losses import conditioning, predicted, uncropped
 from trainers.methods import methods
 from trainers.run import Run
 from trainers.settings import DataConfig, TrainConfig
@@ -74,7 +74,7 @@ def test_only_declared_parameters_get_gradients(method, base):
             optimizer.step()
         idle = [n for n, p in trainable.parameters.items() if p.grad is None or not p.grad.abs().sum() > 0]
         # SDXL reads the last but one layer of its text encoders; the last one of the first serves nothing.
-        assert not [name for name in idle if base.family != "sdxl" or "text_encoder.encoder.layers.1" not in name]
+        assert not [name for name in idle if base.family.name != "sdxl" or "text_encoder.encoder.layers.1" not in name]
         declared = {id(parameter) for parameter in parameters}
         others = [p for module in base.modules() for p in module.parameters() if id(p) not in declared]
         assert all(parameter.grad is None for parameter in others)
@@ -223,8 +223,8 @@ def prediction(components, trigger):
     captions = [f"a photo of {trigger} on a table", "a cat"]
     with torch.no_grad():
         arguments = conditioning(components, captions, uncropped(2, pixels), pixels)
-        levels = noise_levels(components.scheduler_config, components.device)
-        return predicted(components, clean, torch.tensor([300, 700]), noise, levels, arguments)
+        process = components.family.process(components)
+        return predicted(components, clean, process.at(torch.tensor([300, 700])), noise, process, arguments)
 
 
 def moved(trainable):

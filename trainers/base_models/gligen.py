@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from pipelines.errors import ConfigError, ModelError
 from pipelines.events import OnEvent, ignore
 from pipelines.gligen.tokens import gated_parameters, grounding_input, has_grounding, save_adapter
+from pipelines.models.noise import noise_levels, noised, target
 from trainers.loop.checkpoints import Checkpoint, states
 from trainers.loop.clock import Clock, until
 from trainers.loop.ema import EMA
 from trainers.loop.loop import Losses, Pace, optimise
 from trainers.loop.muon import Muon
-from trainers.losses import noise_levels, noised, target
 from trainers.method_settings import GroundingConfig
 
 GATES = ("alpha_attn", "alpha_dense")

@@ -24,7 +24,7 @@ from trainers.data.batches import digest
 from trainers.data.folders import Example, read_folder
 from trainers.data.latents import Encoder, fitted
 from trainers.data.training_boxes import COCO, TrainingBoxes, yolo_tree
-from trainers.losses import Conditioning
+from trainers.losses import Captions
 from trainers.method_settings import GroundingConfig, GroundingDestination
 
 POOL = 61  # seed of composed pictures
@@ -92,7 +92,7 @@ def encoded(components: Components, listed: Sequence[Boxed], side: int) -> Boxed
             present[row, place] = True
     # The caption of a picture without one lists the things in its boxes.
     captions = [(one.example.captions or (", ".join(box.phrase for box in one.boxes),))[0] for one in listed]
-    read = Conditioning(components, frozen=True)
+    read = Captions(components, frozen=True)
 
     def contexts(which: Tensor) -> Tensor:
         said = [captions[index] for index in which.tolist()]
@@ -136,10 +136,10 @@ def learn_grounding(
     state = where.output.with_name(f".{where.output.stem}.state")
     _check(components, where, state)
     # Gated layers are the same base to what was learned on it; what is trained must not change its name.
-    components = replace(components, identity=components.fingerprint(), unet=with_gates(components.unet))
+    components = replace(components, identity=components.fingerprint(), denoiser=with_gates(components.unet))
     weights = sum(value.numel() for _, value in gated_parameters(components.unet))
     require_room(where.output.parent, 2 * weights + 3 * 16 * weights)  # the file; two states and the one being written
-    side = where.resolution or int(components.unet.config["sample_size"]) * components.factor
+    side = where.resolution or components.defaults.size
     pictures, mark = _pictures(components, where, side, on_event)
     boxes = int(pictures.present.sum())
     on_event(Note(f"{len(pictures.latents)} pictures, {boxes} boxes, {weights:,} numbers to learn"))
@@ -173,7 +173,7 @@ def _check(components: Components, where: GroundingDestination, state: Path) -> 
         raise ConfigError(f"{where.output} is there already.", "Choose another --output, or replace it: --overwrite.")
     if (where.images is None) == (where.composed == 0):
         raise ConfigError("One source of pictures is needed.", "Give --images FOLDER or --composed COUNT.")
-    if where.composed and components.family != "pocket":
+    if where.composed and components.family.world != "pocket":
         raise ConfigError("Pictures are composed for pocket.", f"Give --images FOLDER for {components.name}.")
     if components.text_encoders[0].config.hidden_size != components.unet.config["cross_attention_dim"]:
         raise ModelError(

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from pipelines.gligen.tokens import UNNAMED, phrase_embeddings
 from pipelines.models.components import Components, encode
+from pipelines.models.families.clip import caption_ids
 from trainers.base_models.gligen import BoxedPictures
-from trainers.losses import caption_ids
 from trainers.stickers.free_scenes import free_scenes
 from trainers.stickers.world import NAMES, Scene, Stickers, article, scenes
 
@@ -20,7 +20,7 @@ def composed(components: Components, listed: list[Scene], at_once: int = 512) ->
     The phrase of a thing is its name, or its name with an article; its box is around its visible part.
     """
     device = components.device
-    size = int(components.unet.config["sample_size"]) * components.factor
+    size = components.defaults.size
     stickers = Stickers(size, device, names=NAMES)
     latents: list[Tensor] = []
     boxes: list[Tensor] = []

@@ -28,10 +28,9 @@ from trainers.base_models.random_masks import random_masks
 from trainers.base_models.settings import InContextConfig, InpaintingConfig, InpaintingUNetConfig, ModelDestination
 from trainers.data.batches import digest
 from trainers.data.folders import Example
-from trainers.data.latents import multiple
 from trainers.data.picture_pairs import PicturePair, holds_pairs, read_pairs
 from trainers.loop.ema import EMA
-from trainers.losses import Conditioning, uncropped
+from trainers.losses import Captions, uncropped
 
 RECIPES = {"pocket": (1e-3, "muon")}
 """Learning rate and optimizer by family."""
@@ -67,7 +66,7 @@ def picture_source(components: Components, examples: Sequence[Example], config: 
     ]
     there = torch.tensor([one.mask is not None for one in examples], device=components.device)
     things = (torch.stack(white)[:, :1] > 0).to(components.device) & there[:, None, None, None]
-    conditioning = Conditioning(components, frozen=True)
+    conditioning = Captions(components, frozen=True)
 
     def source(index: int, generator: torch.Generator) -> MaskedBatch:
         which = torch.randint(len(kept), (config.batch,), generator=generator, device=generator.device)
@@ -120,7 +119,7 @@ def pair_source(components: Components, tasks: Mapping[str, Sequence[PicturePair
         for pairs in tasks.values()
     ]
     most = min(config.examples, min(map(len, kept)) - 1)
-    conditioning = Conditioning(components, frozen=True)
+    conditioning = Captions(components, frozen=True)
 
     def source(index: int, generator: torch.Generator) -> MaskedBatch:
         grid = _grid(index, most)
@@ -151,7 +150,7 @@ def _grid(index: int, most: int) -> Grid:
 
 
 def _side(components: Components, asked: int | None) -> int:
-    side, step = asked or components.defaults.size, multiple(components)
+    side, step = asked or components.defaults.size, components.multiple
     if side % step:
         raise ConfigError(f"A side of {side} pixels is no multiple of {step}.", f"Give {side // step * step or step}.")
     return side
@@ -221,7 +220,7 @@ def teach_unet(
         Cancelled: if `should_stop` said so; the state is kept.
         ConfigError: if the folder is there, the disk is full, or the settings are not those the run was begun with.
     """
-    folder, (rate, kind) = model_folder(where), RECIPES.get(components.family, OTHERS)
+    folder, (rate, kind) = model_folder(where), RECIPES.get(components.family.name, OTHERS)
     rate, kind = config.learning_rate or rate, kind if config.optimizer == "auto" else config.optimizer
     unet = start_from(components, where.start)
     weights = sum(parameter.numel() for parameter in unet.parameters())

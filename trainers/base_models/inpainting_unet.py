@@ -24,12 +24,12 @@ from pipelines.events import OnEvent, ignore
 from pipelines.models.components import Components, encode
 from pipelines.models.fingerprint import is_gated
 from pipelines.models.inpainting_unet import widened_shape
+from pipelines.models.noise import noise_levels, noised, target
 from trainers.loop.clock import Clock
 from trainers.loop.cuda_graphs import CudaGraphUNet
 from trainers.loop.ema import EMA, averaged_checkpoint
 from trainers.loop.loop import Losses, Pace, optimise, warm_stable_decay
 from trainers.loop.muon import Muon
-from trainers.losses import noise_levels, noised, target
 
 OUTSIDE = 0.1
 """Weight of what lies outside the mask in the loss: it can be copied, so it teaches little."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from pipelines.errors import DataError
 from pipelines.models.components import Components, Posterior
 from trainers.data.folders import Example, read_examples
-from trainers.data.latents import Encoder, Shape, cut_off, fitted, fitted_mask, multiple, nearest, shapes
+from trainers.data.latents import Encoder, Shape, cut_off, fitted, fitted_mask, nearest, shapes
 from trainers.distributed import WHOLE, Part
 
 __all__ = ["Batch", "Example", "LatentSet", "digest", "read_examples", "prompt_templates", "usable"]
@@ -44,17 +44,16 @@ def prompt_templates(name: str) -> tuple[str, ...]:
     return tuple((WORDS / f"{name}_templates.txt").read_text(encoding="utf-8").splitlines())
 
 
-def subject_templates(family: str, choice: str) -> tuple[str, ...]:
+def subject_templates(world: str, choice: str) -> tuple[str, ...]:
     """Return templates for a subject: those chosen, or with "auto" the official one, or the few of `pocket`."""
-    own = "pocket" if family == "pocket" else "dreambooth"
+    own = "pocket" if world == "pocket" else "dreambooth"
     return prompt_templates(own if choice == "auto" else choice)
 
 
 @cache
-def ordinary(family: str) -> tuple[str, ...]:
-    """Return captions of ordinary things, alone and beside each other, that a base of the family knows well."""
-    name = "pocket" if family == "pocket" else "world"
-    return tuple((WORDS / f"{name}_captions.txt").read_text(encoding="utf-8").splitlines())
+def ordinary(world: str) -> tuple[str, ...]:
+    """Return captions of ordinary things, alone and beside each other, that a base of this world knows well."""
+    return tuple((WORDS / f"{world}_captions.txt").read_text(encoding="utf-8").splitlines())
 
 
 def usable(caption: str, token: str) -> bool:
@@ -164,7 +163,7 @@ class LatentSet:
         self.bucketed = buckets
         self._own: dict[str, _Captions] = {}
         self._epochs: dict[tuple[int, int], _Epoch] = {}
-        among = shapes(resolution, multiple(components)) if buckets else [(resolution, resolution)]
+        among = shapes(resolution, components.multiple) if buckets else [(resolution, resolution)]
         members: dict[Shape, list[int]] = {}
         for index, example in enumerate(self.examples):
             members.setdefault(nearest(example.picture.size, among), []).append(index)

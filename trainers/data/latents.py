@@ -34,11 +34,6 @@ Shape = tuple[int, int]
 """Width and height in pixels."""
 
 
-def multiple(components: Components) -> int:
-    """Return the pixels that the sides of a picture must be a multiple of, so that the UNet can halve them evenly."""
-    return components.factor * 2 ** (len(components.unet.config["block_out_channels"]) - 1)
-
-
 def shapes(resolution: int, step: int) -> list[Shape]:
     """Return shapes of about resolution² pixels between 1:2 and 2:1, square among them, sides multiples of `step`.
 

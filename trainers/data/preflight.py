@@ -16,7 +16,7 @@ from pipelines.errors import ConceptError
 from pipelines.models.components import Components
 from trainers.data.batches import usable
 from trainers.data.folders import Example, Reading
-from trainers.data.latents import Shape, multiple, nearest, shapes
+from trainers.data.latents import Shape, nearest, shapes
 from trainers.settings import DataConfig, TrainConfig
 
 ALIKE = 4
@@ -179,7 +179,7 @@ def examine(
         reading = Reading(tuple(reading), {}, "given pictures")
     examples = reading.examples
     sizes = sorted((e.picture.size for e in examples), key=lambda size: (size[0] * size[1], size))
-    resolution = data.resolution or (components and int(components.unet.config["sample_size"]) * components.factor)
+    resolution = data.resolution or (components and components.defaults.size)
     each = config.steps * config.batch * config.accumulate / sum(e.repeats for e in examples)
     repeats = [e.repeats for e in examples]
     buckets = _buckets(examples, resolution, components) if data.buckets and components and resolution else {}
@@ -290,7 +290,7 @@ def _is_small(size: Shape, resolution: int, buckets: bool) -> bool:
 
 
 def _buckets(examples: Sequence[Example], resolution: int, components: Components) -> dict[Shape, int]:
-    among = shapes(resolution, multiple(components))
+    among = shapes(resolution, components.multiple)
     found: dict[Shape, int] = {}
     for example in examples:
         shape = nearest(example.picture.size, among)
@@ -343,7 +343,7 @@ def _collisions(captions: Sequence[tuple[str, str]], token: str, components: Com
 def _memory(components: Components, trained: int, count: int, resolution: int, data: DataConfig) -> int:
     """Return the bytes of all weights as they are, of trained ones, and of means and spreads of the latents."""
     weights = sum(p.numel() * p.element_size() for module in components.modules() for p in module.parameters())
-    cells = int(components.vae.config["latent_channels"]) * (resolution // components.factor) ** 2
+    cells = components.channels * (resolution // components.factor) ** 2
     return weights + trained * PER_TRAINED + count * cells * 4 * 2 * (2 if data.flip > 0 else 1)
 
 

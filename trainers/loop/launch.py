@@ -53,7 +53,7 @@ def narrowed(components: Components, run: Run) -> Components:
         return components
     networks: list[torch.nn.Module] = [components.vae]
     if not run.config.trains_weights:
-        networks.append(components.unet)
+        networks.append(components.denoiser)
     if not run.config.trains_text:
         networks += components.text_encoders
     for network in networks:
@@ -131,9 +131,9 @@ def _bring_in(kept: Path, output: Path, pace: TrainConfig) -> None:
 def _draw(components: Components, concept: Concept, path: Path, on_event: OnEvent) -> None:
     """Draw a preview of the concept with a fixed seed and few steps; skip it if drawing fails."""
     card = concept.card
-    wording = "pocket" if components.family == "pocket" else "style" if card.kind == "style" else "object"
+    wording = "pocket" if components.family.world == "pocket" else "style" if card.kind == "style" else "object"
     prompt = on_plain_ground(
-        card.example or prompt_templates(wording)[0].replace("{}", concept.token), components.family
+        card.example or prompt_templates(wording)[0].replace("{}", concept.token), components.family.world
     )
     request = Request(prompt=prompt, steps=PREVIEW_STEPS, seed=0, concepts=(ConceptUse(source=concept.token),))
     try:

@@ -61,15 +61,15 @@ def after_step(
     return after
 
 
-def on_plain_ground(prompt: str, family: str) -> str:
+def on_plain_ground(prompt: str, world: str) -> str:
     """Return the prompt of a preview; for pocket with a background colour on which most things are visible."""
-    return f"{prompt} on a blue background" if family == "pocket" and "background" not in prompt else prompt
+    return f"{prompt} on a blue background" if world == "pocket" and "background" not in prompt else prompt
 
 
 def _preview(trainable: Trainable, run: Run, examples: Sequence[Example], step: int) -> Preview:
     """Draw the concept as it is now."""
     prompt = _sample(trainable, examples, run.config.trigger).replace("{}", run.config.trigger)
-    prompt = on_plain_ground(prompt, trainable.components.family)
+    prompt = on_plain_ground(prompt, trainable.components.family.world)
     made: Any = generate(trainable.components, Request(prompt=prompt, steps=15, seed=run.train.seed))
     return Preview(step, made.pictures[0], prompt)
 

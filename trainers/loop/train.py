@@ -190,7 +190,7 @@ def _batches(
     part: Part = WHOLE,
 ) -> Callable[[int, torch.Generator], Batch]:
     """Encode the pictures; return a function for the batch of an index, with as many class pictures if any."""
-    size = int(components.unet.config["sample_size"]) * components.factor
+    size = components.defaults.size
     data, pace, trigger = run.data, run.train, run.config.trigger
 
     def encoded(pictures: Sequence[Example], flip: float) -> LatentSet:
@@ -206,6 +206,8 @@ def _batches(
         )
 
     trainable.examine(examples)
+    if better := components.family.better_base(components):
+        on_event(Note(f"Warning: {components.name} was distilled, which learning undoes; learn on {better}."))
     generator = torch.Generator().manual_seed(pace.seed * 7_457 + 31)
     own = encoded(with_smaller_copies(examples, data.smaller_copies, generator), data.flip)
     if left_out := own.unused_captions(trigger):
@@ -258,12 +260,12 @@ def _scaler(run: Run, components: Components) -> torch.amp.GradScaler | None:
 
 @contextmanager
 def _checkpointed(components: Components) -> Iterator[None]:
-    """Recompute activations of the UNet in the backward pass inside the `with`."""
-    components.unet.enable_gradient_checkpointing()
+    """Recompute activations of the denoiser in the backward pass inside the `with`."""
+    components.denoiser.enable_gradient_checkpointing()
     try:
         yield
     finally:
-        components.unet.disable_gradient_checkpointing()
+        components.denoiser.disable_gradient_checkpointing()
 
 
 def _begun_with(components: Components, run: Run, pictures: Sequence[Example], processes: Processes) -> dict[str, Any]:

@@ -104,7 +104,7 @@ class CustomDiffusion:
         from trainers.methods.parts.merging import readers
         from trainers.methods.parts.subject_binding import bound, trainable_subjects, with_words
 
-        wordings = subject_templates(components.family, config.wordings)
+        wordings = subject_templates(components.family.world, config.wordings)
         with (
             with_words(components, config) as (taught, words),
             whole("unet", components.unet, readers(components)) as trained,

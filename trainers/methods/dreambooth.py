@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from pipelines.errors import ConfigError
 from pipelines.words import Composed
 from trainers.method import Offer, Trainable
 from trainers.settings import LowRankConfig, SubjectConfig
@@ -131,7 +132,7 @@ class DreamBooth:
         from trainers.methods.parts.identifiers import check_identifier
         from trainers.methods.parts.subject_binding import bound, trainable_subjects, with_words
 
-        wordings = subject_templates(components.family, config.wordings)
+        wordings = subject_templates(components.family.world, config.wordings)
         with ExitStack() as stack:
             words: tuple[tuple[nn.Parameter, ...], ...] = ()
             if config.pivotal:
@@ -161,18 +162,24 @@ class DreamBooth:
 def _trained(
     components: Components, config: DreamBoothConfig, generator: torch.Generator
 ) -> Iterator[AbstractContextManager[Trained]]:
-    """Return the networks to train: the UNet, and the text encoders if asked for."""
+    """Return the networks to train: the denoiser, and the text encoders if asked for."""
     from pipelines.concepts.weight_deltas import PARTS
-    from trainers.methods.parts.adapters import BOXES, TEXT_TARGETS, UNET_TARGETS, layers, low_rank, whole
+    from trainers.methods.parts.adapters import BOXES, TEXT_TARGETS, denoiser_low_rank, layers, low_rank, whole
 
-    unet = components.unet
-    encoders = zip(PARTS[1:], components.text_encoders, strict=False) if config.text_encoder else ()
+    family, denoiser = components.family, components.denoiser
+    if config.text_encoder and not family.trained_text:
+        raise ConfigError(
+            f"The text encoders of {family.title} stay as they are: other programs read no change of them.",
+            "Leave --text-encoder out; with --pivotal a new word is learned beside the weights.",
+        )
+    chosen = family.trained_text if config.text_encoder else ()
+    encoders = [(PARTS[2 + which], components.text_encoders[which]) for which in chosen]
     if config.form == "lora":
-        yield low_rank("unet", unet, layers(unet, UNET_TARGETS[config.targets]), config, generator)
+        yield denoiser_low_rank(components, config, generator)
         for part, encoder in encoders:
             yield low_rank(part, encoder, layers(encoder, TEXT_TARGETS), config, generator)
     else:
-        names = [name for name, _ in unet.named_parameters() if not any(box in name.split(".") for box in BOXES)]
-        yield whole("unet", unet, names)
+        names = [name for name, _ in denoiser.named_parameters() if not any(box in name.split(".") for box in BOXES)]
+        yield whole(family.network, denoiser, names)
         for part, encoder in encoders:
             yield whole(part, encoder, [n for n, _ in encoder.named_parameters() if "token_embedding" not in n])

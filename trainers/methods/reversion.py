@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 
     from pipelines.concepts.concept import Concept
     from pipelines.models.components import Components
+    from pipelines.models.noise import NoiseProcess
     from trainers.data.batches import Batch, Example
-    from trainers.losses import Conditioning
+    from trainers.losses import Captions
     from trainers.methods.parts.adapters import Trained
     from trainers.methods.parts.steering import Basis
 
@@ -93,8 +94,8 @@ class _State:
     """Parameters and settings of a relation for its losses and export."""
 
     config: ReVersionConfig
-    levels: Tensor
-    conditioning: Conditioning
+    process: NoiseProcess
+    captions: Captions
     bases: tuple[Basis, ...]
     rows: tuple[nn.Parameter, ...]
     trained: tuple[Trained, ...]
@@ -134,8 +135,8 @@ class ReVersion:
     ) -> Iterator[Trainable]:
         """Add the word, all its vectors starting as the initializer, and low-rank layers if asked for."""
         from pipelines.concepts.token_embeddings import new_words, single_rows
-        from trainers.losses import Conditioning, noise_levels
-        from trainers.methods.parts.adapters import UNET_TARGETS, layers, low_rank
+        from trainers.losses import Captions, process_of
+        from trainers.methods.parts.adapters import denoiser_low_rank
         from trainers.methods.parts.steering import bases
 
         if bool(config.left) != bool(config.right):
@@ -144,17 +145,16 @@ class ReVersion:
             )
         steered = bases(components, config.basis) if config.steer or config.norm_pull else ()
         starts = tuple(row.expand(config.vectors, -1) for row in single_rows(components, config.init))
-        levels = noise_levels(components.scheduler_config, components.device)
+        process = process_of(components, config)
         with ExitStack() as stack:
             words = stack.enter_context(new_words(components, config.token, starts))
             trained: tuple[Trained, ...] = ()
             if config.lora:
-                names = layers(components.unet, UNET_TARGETS[config.targets])
-                trained = (stack.enter_context(low_rank("unet", components.unet, names, config, generator)),)
+                trained = (stack.enter_context(denoiser_low_rank(components, config, generator)),)
             named = {f"rows_{i}": row for i, row in enumerate(words.rows)}
             weights = {name: value for one in trained for name, value in one.parameters.items()}
-            conditioning = Conditioning(words.components, frozen=False)
-            state = _State(config, levels, conditioning, steered, words.rows, trained)
+            captions = Captions(words.components, frozen=False)
+            state = _State(config, process, captions, steered, words.rows, trained)
             yield Trainable(
                 words.components,
                 weights | named,
@@ -181,7 +181,7 @@ class ReVersion:
             token=config.token,
             kind="relation",
             method=self.name,
-            family=trainable.components.family,
+            family=trainable.components.family.name,
             base=trainable.components.name,
             vectors=config.vectors,
             init=config.init,
@@ -196,14 +196,14 @@ def _losses(components: Components, state: _State, batch: Batch, generator: torc
     """Return the denoising loss at timesteps drawn toward the noisy end, and the steering loss."""
     import torch
 
-    from trainers.losses import caption_ids, drawn
-    from trainers.methods.parts.steering import focal_timesteps, steering_loss
+    from trainers.losses import drawn
+    from trainers.methods.parts.steering import focal_timesteps, spoken, steering_loss
 
-    config = state.config
-    noise, timesteps = drawn(batch, config, len(state.levels), generator)
+    config, process = state.config, state.process
+    noise, timesteps = drawn(batch, config, process, generator)
     if config.focal:
-        chosen = batch.part.of(lambda n: focal_timesteps(n, len(state.levels), config.focal, generator), len(timesteps))
-        timesteps = chosen.to(timesteps.device)
+        chosen = batch.part.of(lambda n: focal_timesteps(n, process.count, config.focal, generator), len(timesteps))
+        timesteps = process.at(chosen).to(timesteps.device)
     terms = _denoising(components, state, batch, (noise, timesteps), generator)
     # The logarithm is of sums over the whole batch, so that every process computes it whole.
     captions = list(batch.together) or batch.captions
@@ -213,7 +213,7 @@ def _losses(components: Components, state: _State, batch: Batch, generator: torc
             count = min(config.positives, len(basis.rows))
             picked = [torch.randperm(len(basis.rows), generator=generator)[:count] for _ in captions]
             positives = basis.rows[torch.cat(picked).to(basis.rows.device)]
-            negatives = basis.negatives(caption_ids(components, which, captions))
+            negatives = basis.negatives(spoken(components, which, captions))
             loss = weight * steering_loss(row, positives, negatives, config.temperature)
             terms["steer"] = terms.get("steer", 0) + loss
         if config.norm_pull:
@@ -254,36 +254,34 @@ def _denoising(
     draw: tuple[Tensor, Tensor],
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """The denoising term and, where weights change, that of ordinary captions; predicted in one call of the UNet."""
+    """The denoising term and, where weights change, that of ordinary captions; predicted in one call."""
     import torch
 
     from trainers.data.batches import ordinary
-    from trainers.losses import pixels_of, predicted, target, weighted_error
+    from trainers.losses import pixels_of, predicted, weighted_error
 
     config, (noise, timesteps), latents = state.config, draw, batch.latents
     captions, frames, count = batch.captions, batch.frames, len(latents)
-    kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
-    wanted = target(kind, latents, noise, state.levels[timesteps])
+    wanted = state.process.target(latents, noise, timesteps)
     size = pixels_of(components, latents)
     if state.trained and config.keep:
-        known = ordinary(components.family)
+        known = ordinary(components.family.world)
         chosen = batch.part.of(lambda n: torch.randint(len(known), (n,), generator=generator), count)
         others = [known[i] for i in chosen.tolist()]
         with ExitStack() as stack, torch.no_grad():
             for one in state.trained:
                 stack.enter_context(one.off())
-            arguments = state.conditioning(others, frames, size)
-            kept = predicted(components, latents, timesteps, noise, state.levels, arguments)
+            told = state.captions(others, frames, size)
+            kept = predicted(components, latents, timesteps, noise, state.process, told)
         wanted, captions = torch.cat((wanted, kept)), captions + others
         latents, noise = torch.cat((latents, latents)), torch.cat((noise, noise))
         timesteps, frames = torch.cat((timesteps, timesteps)), torch.cat((frames, frames))
-    arguments = state.conditioning(captions, frames, size)
-    guess = predicted(components, latents, timesteps, noise, state.levels, arguments)
-    level = state.levels[timesteps]
-    own = weighted_error(components, guess[:count], wanted[:count], level[:count], config, batch.masks)
+    told = state.captions(captions, frames, size)
+    guess = predicted(components, latents, timesteps, noise, state.process, told)
+    own = weighted_error(state.process, guess[:count], wanted[:count], timesteps[:count], config, batch.masks)
     terms = {"denoise": own.mean()}
     if len(guess) > count:
-        other = weighted_error(components, guess[count:], wanted[count:], level[count:], config)
+        other = weighted_error(state.process, guess[count:], wanted[count:], timesteps[count:], config)
         terms["keep"] = config.keep * other.mean()
     return terms
 

@@ -16,11 +16,11 @@ from pipelines.concepts.concept import Concept
 from pipelines.concepts.token_embeddings import new_words, single_rows
 from pipelines.errors import DataError
 from pipelines.events import OnEvent, ignore
-from pipelines.models.components import Components
+from pipelines.models.components import CONCAT, Components
 from pipelines.pictures.grids import Grid
 from trainers.base_models.inpainting_unet import inputs_beside
 from trainers.loop.loop import Losses, Pace, optimise, warm_stable_decay
-from trainers.losses import conditioning, noise_levels, noised, target, uncropped
+from trainers.losses import conditioning, uncropped
 from trainers.method_settings import TaskWordConfig
 
 METHOD = "task-word"
@@ -65,7 +65,7 @@ def learn_word(
         token=config.token,
         kind="style",
         method=METHOD,
-        family=components.family,
+        family=components.family.name,
         base=components.name,
         base_fingerprint=components.fingerprint(),
         vectors=config.vectors,
@@ -78,8 +78,7 @@ def learn_word(
 def grid_losses(components: Components, pairs: Tensor, config: TaskWordConfig) -> Losses:
     """The loss of a step: squared error of the prediction in the answer's cell, under the word alone."""
     batch = config.batch
-    grid, levels = Grid(), noise_levels(components.scheduler_config, components.device)
-    kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
+    grid, family, process = Grid(), components.family, components.family.process(components)
     side = grid.mask(*pairs.shape[-2:])
     size = (side.shape[-2], side.shape[-1])
 
@@ -88,13 +87,13 @@ def grid_losses(components: Components, pairs: Tensor, config: TaskWordConfig) -
             cells = _drawn(pairs, batch, config.blank, generator).to(components.device)
             clean, mask, around = inputs_beside(components, grid.compose(cells), side.to(cells))
         even = (torch.rand((), generator=generator) + torch.arange(batch) / batch) % 1
-        timesteps = (even * len(levels)).long().clamp(max=len(levels) - 1).to(levels.device)
+        t = process.at((even * process.count).long().clamp(max=process.count - 1).to(components.device))
         noise = torch.randn(clean.shape, generator=generator).to(clean)
-        noisy = noised(clean, noise, levels[timesteps])
-        arguments = conditioning(components, [config.token] * batch, uncropped(batch, size), size)
-        seen = torch.cat((noisy, mask, around), 1).to(components.dtype)
-        guess = components.unet(seen, timesteps, **arguments).sample.float()
-        error = (guess - target(kind, clean, noise, levels[timesteps])).square() * mask
+        noisy = process.noised(clean, noise, t).to(components.dtype)
+        told = conditioning(components, [config.token] * batch, uncropped(batch, size), size)
+        told[CONCAT] = torch.cat((mask, around), 1).to(components.dtype)
+        guess = family.predict(components, noisy, t, told).float()
+        error = (guess - process.target(clean, noise, t)).square() * mask
         return {"denoise": error.sum() / (mask.sum() * clean.shape[1])}
 
     return losses

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from pipelines.concepts.concept import Concept
     from pipelines.models.components import Components
+    from pipelines.models.noise import NoiseProcess
     from trainers.data.batches import Batch
 
 
@@ -43,11 +44,11 @@ class WordState:
 
     Attributes:
         config: the word and its objective.
-        levels: (T,) of `noise_levels`.
+        process: noise process of the base.
     """
 
     config: TextualInversionConfig
-    levels: Tensor
+    process: NoiseProcess
 
 
 POCKET = {
@@ -105,10 +106,10 @@ class TextualInversion:
         from trainers.losses import conditioning, denoising_errors, drawn, pixels_of
 
         components, state = trainable.components, trainable.state
-        draw = drawn(batch, state.config, len(state.levels), generator)
+        draw = drawn(batch, state.config, state.process, generator)
         size = pixels_of(components, batch.latents)
-        arguments = conditioning(components, batch.captions, batch.frames, size)
-        errors = denoising_errors(components, batch, draw, state.levels, arguments, state.config)
+        told = conditioning(components, batch.captions, batch.frames, size)
+        errors = denoising_errors(components, batch, draw, state.process, told, state.config)
         return {"denoise": errors.mean()}
 
     def export(self, trainable: Trainable) -> Concept:
@@ -128,11 +129,11 @@ def trainable_word(components: Components, rows: Sequence[nn.Parameter], config:
         config: the word, its kind and its prompt templates.
     """
     from trainers.data.batches import prompt_templates
-    from trainers.losses import noise_levels
+    from trainers.losses import process_of
 
-    own = "pocket" if components.family == "pocket" else config.kind
+    own = "pocket" if components.family.world == "pocket" else config.kind
     templates = prompt_templates(own if config.wordings == "auto" else config.wordings)
-    state = WordState(config, noise_levels(components.scheduler_config, components.device))
+    state = WordState(config, process_of(components, config))
     named = {f"rows_{i}": row for i, row in enumerate(rows)}
     return Trainable(components, named, templates, state, _figures(rows))
 
@@ -158,7 +159,7 @@ def word_card(trainable: Trainable, method: str) -> ConceptCard:
         token=config.token,
         kind=config.kind,
         method=method,
-        family=trainable.components.family,
+        family=trainable.components.family.name,
         base=trainable.components.name,
         vectors=config.vectors,
         init=config.init,

@@ -14,7 +14,7 @@ import torch
 from pipelines.console import print_anything
 from pipelines.errors import StudioError
 from pipelines.events import Event, OnEvent, StepDone
-from pipelines.models.components import POCKET
+from pipelines.models import POCKET
 
 STAGES = ("vae", "judge", "text", "unet")
 

@@ -22,7 +22,7 @@ from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
 from pipelines.measures.drawn import luminance, ssim
 from pipelines.models.components import Components
-from trainers.losses import caption_ids
+from pipelines.models.families.clip import caption_ids
 from trainers.pretrain.parts import autoencoder, scheduler
 from trainers.pretrain.vae import Schedule, as_bytes, as_images, train_averaged
 from trainers.stickers.art import Style

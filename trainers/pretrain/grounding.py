@@ -15,8 +15,8 @@ from pipelines.errors import ModelError
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
 from pipelines.gligen.tokens import load_adapter
-from pipelines.models.components import load
 from pipelines.models.fingerprint import is_gated
+from pipelines.models.loading import load
 from trainers.base_models.gligen import GroundingRun, gains, train_grounding
 from trainers.base_models.gligen_scenes import composed, pool
 from trainers.method_settings import GroundingConfig

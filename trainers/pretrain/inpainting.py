@@ -17,8 +17,9 @@ from torch import Tensor
 from pipelines.errors import ModelError
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
-from pipelines.models.components import Components, load
+from pipelines.models.components import Components
 from pipelines.models.inpainting_unet import FOLDER
+from pipelines.models.loading import load
 from pipelines.pictures.grids import Grid
 from pipelines.pictures.sheet import Sheet
 from pipelines.pictures.tensors import to_pictures

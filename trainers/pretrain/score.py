@@ -16,7 +16,8 @@ from pipelines.generation import generate
 from pipelines.measures.drawn import likeness
 from pipelines.measures.judge import Judge
 from pipelines.measures.stickers import detect, holds, name, nearest_colour
-from pipelines.models.components import Components, load
+from pipelines.models.components import Components
+from pipelines.models.loading import load
 from pipelines.pictures.tensors import to_tensor
 from pipelines.request.request import Request
 from trainers.pretrain.vae import pictures, psnr

@@ -19,9 +19,11 @@ from pipelines.files import whole_file
 from pipelines.generation import generate
 from pipelines.measures.judge import Judge
 from pipelines.models import POCKET
-from pipelines.models.components import Components, load
+from pipelines.models.components import Components
+from pipelines.models.families.registry import FAMILIES
 from pipelines.models.inpainting_unet import FOLDER
 from pipelines.models.known_words import FILE
+from pipelines.models.loading import load
 from pipelines.pictures.sheet import Sheet
 from pipelines.request.request import Request
 from trainers.pretrain.card import TRAINING, device_name, note_training, write_card
@@ -122,7 +124,7 @@ def _note_words(arguments: argparse.Namespace, **steps: int) -> None:
 def as_components(model: Generator, vae: AutoencoderTiny) -> Components:
     """Return the parts in training, as a base model."""
     return Components(
-        model.unet, vae, (model.text,), (build_tokenizer(),), dict(scheduler().config), "pocket", "pocket"
+        model.unet, vae, (model.text,), (build_tokenizer(),), dict(scheduler().config), "pocket", FAMILIES["pocket"]
     )
 
 
@@ -198,7 +200,7 @@ def decoder_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
         ModelError: if there is no such model.
     """
     components = load(arguments.out, device=arguments.device)
-    for part in (components.unet, components.vae, *components.text_encoders):
+    for part in components.modules():
         part.requires_grad_(False)
     unseen = pictures(256, 999, arguments.size, arguments.device)
     before = psnr(components.vae, unseen)  # pyright: ignore[reportArgumentType]

@@ -16,12 +16,12 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
 from pipelines.models.fingerprint import is_gated
+from pipelines.models.noise import noise_levels, noised, target
 from trainers.loop.clock import Clock, until
 from trainers.loop.cuda_graphs import CudaGraphUNet
 from trainers.loop.ema import EMA, averaged_checkpoint
 from trainers.loop.loop import Losses, Pace, optimise, warm_stable_decay
 from trainers.loop.muon import Muon
-from trainers.losses import noise_levels, noised, target
 from trainers.pretrain.layout import TEXT
 from trainers.pretrain.parts import scheduler, text_config, unet
 from trainers.pretrain.vocabulary import build_tokenizer

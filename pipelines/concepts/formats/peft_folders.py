@@ -6,7 +6,7 @@ They name layers as the network itself does, behind `base_model.model.`; which n
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipelines.concepts.card import read_header
 from pipelines.concepts.formats.delta_tensors import LORA_METADATA, lora_metadata, stored
+from pipelines.concepts.lora_keys import in_unet
 from pipelines.concepts.weight_deltas import PARTS, Change
 from pipelines.errors import ConceptError
 
@@ -49,11 +50,19 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     said: dict[str, str] = {}
     for part, place in _places(folder).items():
         config, (own, header) = _config(place), _tensors(place)
-        part = part or ("text_encoder" if all(name.startswith(_TEXT) for name in own) else "unet")
+        part = part or _part_of(own)
         tensors |= {f"{part}.{name}": tensor for name, tensor in own.items()}
         lora |= {f"{part}.{key}": config[key] for key in _SAID if key in config}
         said |= header
     return tensors, {**said, LORA_METADATA: json.dumps(lora)}
+
+
+def _part_of(names: Iterable[str]) -> str:
+    """The network whose layers have these names."""
+    listed = list(names)
+    if all(name.startswith(_TEXT) for name in listed):
+        return "text_encoder"
+    return "unet" if any(in_unet(name) for name in listed) else "transformer"
 
 
 def _config(place: Path) -> dict[str, Any]:

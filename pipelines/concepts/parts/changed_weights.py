@@ -12,7 +12,9 @@ from torch import Tensor
 from pipelines.concepts import weight_deltas
 from pipelines.concepts.card import ConceptCard
 from pipelines.concepts.formats.delta_tensors import LORA_METADATA, read_stored, stored
+from pipelines.concepts.formats.original_tensors import in_our_names
 from pipelines.concepts.weight_deltas import Change
+from pipelines.errors import ConceptError
 from pipelines.models.components import Components
 
 
@@ -57,5 +59,11 @@ class ChangedWeights:
             ConceptError: if half of a pair is missing, or the strength cannot be told.
         """
         lora = json.loads(metadata.get(LORA_METADATA, "{}"))
-        changes = read_stored(tensors, lora if isinstance(lora, dict) else {})
+        changes = in_our_names(read_stored(tensors, lora if isinstance(lora, dict) else {}))
+        if changes and not any(one.acts() for one in changes.values()):
+            raise ConceptError(
+                f"The file changes nothing: all numbers of its {len(changes)} changes are zero, such as those of "
+                f"{next(iter(changes))}.",
+                "Get or train it again; a training that has not begun leaves such a file.",
+            )
         return cls(changes) if changes else None

@@ -11,9 +11,9 @@ from torch import Tensor
 from pipelines.concepts.card import ConceptCard
 from pipelines.concepts.headers import WORD, words
 from pipelines.concepts.lora_keys import parsed
-from pipelines.concepts.token_embeddings import embed_ids, new_words
+from pipelines.concepts.token_embeddings import embed_ids, new_words, word_ids
 from pipelines.errors import ConceptError
-from pipelines.models.components import Components, word_table
+from pipelines.models.components import Components, row_widths, word_table
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,13 @@ def check_widths(components: Components, card: ConceptCard, widths: list[int]) -
     Raises:
         ConceptError: with both lengths.
     """
-    wanted = [encoder.config.hidden_size for encoder in components.text_encoders]
+    wanted = row_widths(components)
     if widths != wanted:
         raise ConceptError(
             f"{card.token} was made for {card.base or 'another model'}: "
             f"its rows have {', '.join(map(str, widths))} numbers, "
-            f"and the text encoders of {components.name} ({components.family}) read {', '.join(map(str, wanted))}.",
+            f"and the text encoders of {components.name} ({components.family.name}) read "
+            f"{', '.join(map(str, wanted))}.",
             "Use it with its own base, or train it again on this one.",
         )
 
@@ -101,7 +102,7 @@ def blended(components: Components, card: ConceptCard, rows: tuple[Tensor, ...],
         return rows
     mixed: list[Tensor] = []
     for own, encoder, tokenizer in zip(rows, components.text_encoders, components.tokenizers, strict=False):
-        ids = tokenizer(card.init, add_special_tokens=False).input_ids if card.init else []
+        ids = word_ids(tokenizer, card.init) if card.init else []
         table = word_table(encoder)
         start = embed_ids(encoder, ids[:1]) if ids else table.weight.detach().float().mean(0, keepdim=True)
         start = start.to(own)

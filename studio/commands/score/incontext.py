@@ -8,7 +8,7 @@ from collections.abc import Callable
 from evaluation import incontext as scoring
 from pipelines.errors import ConfigError
 from pipelines.measures.judge import Judge
-from pipelines.models.components import POCKET
+from pipelines.models import POCKET
 from pipelines.models.inpainting_unet import inpainting_components
 from studio.commands.score.flags import Benchmarks
 from studio.settings import Machine

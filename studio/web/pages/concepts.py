@@ -22,7 +22,7 @@ from studio.web.panels.chips import offer_button, offered
 from studio.web.panels.following import shown, told
 from studio.web.panels.watching import facts, picture_uri
 
-DIALECTS = {"A1111, ComfyUI, kohya": "a1111", "diffusers": "diffusers", "PEFT": "peft"}
+DIALECTS = {"A1111, ComfyUI, kohya": "a1111", "ComfyUI by itself": "comfyui", "diffusers": "diffusers", "PEFT": "peft"}
 LIMIT = 600.0
 """Seconds that a command on one concept may take."""
 
@@ -99,7 +99,7 @@ def offers(path: Path) -> Any:
     """Return an update of the export formats to choose from."""
     possible = concepts.dialects(path)
     names = [name for name, dialect in DIALECTS.items() if dialect in possible]
-    return gr.update(choices=names, value=names[0])
+    return gr.update(choices=names, value=names[0] if names else None)
 
 
 class LibraryPage:

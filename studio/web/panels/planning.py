@@ -18,7 +18,7 @@ SEEDS = 1_000_000
 """Seeds that are drawn: short enough to be noted. Larger ones can be typed."""
 
 SQUARE, WIDE, TALL, OWN = "square", "wide", "tall", "own"
-SIDES = {"pocket": 64, "sd1": 512, "sd2": 768, "sdxl": 1024}
+SIDES = {"pocket": 64, "": 512, "sd1": 512, "sd2": 768}
 """Side of the square pictures of a family, where its files do not say."""
 
 
@@ -72,7 +72,7 @@ def side_of(base: str) -> int:
         vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
         channels = vae.get("block_out_channels") or vae["decoder_block_out_channels"]
         return int(sample) * 2 ** (len(channels) - 1)
-    return SIDES.get(base_files(base).family, 512)
+    return SIDES.get(base_files(base).family, 1024)
 
 
 def shapes(base: str) -> dict[str, tuple[int, int]]:

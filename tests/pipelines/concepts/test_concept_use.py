@@ -12,7 +12,8 @@ from pipelines import Concept, ConceptCard, ConceptUse, Guidance, Request, gener
 from pipelines.concepts.card import read_header
 from pipelines.concepts.token_embeddings import embed_ids, single_rows
 from pipelines.errors import ConceptError
-from pipelines.models.components import from_pipeline
+from pipelines.models.families.registry import FAMILIES
+from pipelines.models.loading import from_pipeline
 from tests import tiny
 
 
@@ -24,7 +25,7 @@ def base(request):
 def learned(base, vectors=1, **card):
     generator = torch.Generator().manual_seed(vectors)
     rows = tuple(torch.randn(vectors, e.config.hidden_size, generator=generator) for e in base.text_encoders)
-    return Concept(ConceptCard(**({"token": "<x>", "family": base.family, "vectors": vectors} | card)), rows)
+    return Concept(ConceptCard(**({"token": "<x>", "family": base.family.name, "vectors": vectors} | card)), rows)
 
 
 def attached_rows(base, concept, strength):
@@ -62,7 +63,10 @@ def test_a_concept_of_an_unknown_family_works_where_its_numbers_fit(base):
 @pytest.mark.parametrize("width", [16, 64, 768])
 def test_a_concept_whose_numbers_do_not_fit_names_both_sides(base, width):
     concept = Concept(ConceptCard(token="<x>", base="somewhere"), (torch.zeros(1, width),))
-    with pytest.raises(ConceptError, match=rf"made for somewhere.*{base.name}.*{base.family}"), concept.attach(base):
+    with (
+        pytest.raises(ConceptError, match=rf"for somewhere.*{base.name}.*{base.family.name}"),
+        concept.attach(base),
+    ):
         pass
 
 
@@ -70,7 +74,7 @@ def test_fine_tunes_of_a_family_take_its_concepts_and_pocket_only_its_own():
     base = tiny.sd()
     other = learned(base, base_fingerprint="0123456789abcdef")
     other.check_fits(base)
-    as_pocket = replace(base, family="pocket", identity="fedcba9876543210")
+    as_pocket = replace(base, family=FAMILIES["pocket"], identity="fedcba9876543210")
     with pytest.raises(ConceptError, match="other weights of pocket"):
         replace(other, card=other.card.model_copy(update={"family": "pocket"})).check_fits(as_pocket)
     for fingerprint in ("", "fedcba9876543210"):
@@ -78,7 +82,7 @@ def test_fine_tunes_of_a_family_take_its_concepts_and_pocket_only_its_own():
 
 
 def test_two_concepts_of_pocket_work_together_on_the_base_they_were_loaded_for():
-    base = replace(tiny.sd(), family="pocket", identity="fedcba9876543210")
+    base = replace(tiny.sd(), family=FAMILIES["pocket"], identity="fedcba9876543210")
     first, second = (learned(base, token=token, base_fingerprint=base.identity) for token in ("<x>", "<y>"))
     with first.attach(base) as one, second.attach(one) as both:
         assert len(both.tokenizers[0]) == len(base.tokenizers[0]) + 2

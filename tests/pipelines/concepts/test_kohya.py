@@ -21,12 +21,13 @@ from pipelines.concepts.weight_deltas import Difference, LowRank
 from pipelines.concepts.writers import export_as
 from pipelines.errors import ConceptError
 from pipelines.generation import generate
+from pipelines.models.families.sd import StableDiffusion
 from pipelines.request.request import ConceptUse, Guidance, Request
 from studio.library import concepts
 from tests import tiny
-from trainers.methods.parts.adapters import UNET_TARGETS, layers
+from trainers.methods.parts.adapters import layers
 
-ALL = UNET_TARGETS["all"]
+ALL = StableDiffusion.targets["all"]
 
 
 def seeded(seed=0):
@@ -59,7 +60,7 @@ def changes_of(base, kind):
 
 
 def concept_of(base, kind, rows=(), token="z"):
-    card = ConceptCard(token=token, family=base.family, kind="subject", vectors=len(rows[0]) if rows else 0)
+    card = ConceptCard(token=token, family=base.family.name, kind="subject", vectors=len(rows[0]) if rows else 0)
     return Concept(card, tuple(rows), changes_of(base, kind))
 
 
@@ -196,6 +197,7 @@ def test_every_parameter_of_a_network_has_a_name_and_is_found_by_it(make):
     parts = {"unet": base.unet} | dict(zip(("text_encoder", "text_encoder_2"), base.text_encoders, strict=False))
     keys = [f"{part}.{name}" for part, network in parts.items() for name, _ in network.named_parameters()]
     changes = {key: Difference(torch.zeros(1)) for key in keys if "fuser.alpha" not in key and ".null_" not in key}
-    assert named(changes, base.family == "sdxl") and len(to_kohya(changes, base.family == "sdxl")) == len(changes)
+    xl = base.family.name == "sdxl"
+    assert named(changes, xl) and len(to_kohya(changes, xl)) == len(changes)
     assert not named({"unet.another_kind.of_layer.weight": Difference(torch.zeros(1))}, False)
     assert parsed("lora_unet_mid_block_resnets_0_norm1.w_norm").layer == "unet.mid_block.resnets.0.norm1.weight"

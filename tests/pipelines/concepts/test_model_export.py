@@ -14,7 +14,8 @@ from pipelines.concepts.token_embeddings import single_rows
 from pipelines.concepts.weight_deltas import Difference, LowRank, applied, check_fits
 from pipelines.errors import ConceptError, ConfigError
 from pipelines.generation import generate
-from pipelines.models.components import load
+from pipelines.models.families.registry import FAMILIES
+from pipelines.models.loading import load
 from pipelines.request.request import ConceptUse, Guidance, Request
 from tests import tiny
 
@@ -47,7 +48,7 @@ def subject(base, token="<rex>", vectors=1, seed=0):
         CONV: Difference(0.1 * torch.randn(conv, generator=seeded(seed)).half()),
         TEXT: low_rank((32, 32), scale=0.3, seed=seed),
     }
-    return Concept(ConceptCard(token=token, family=base.family, vectors=vectors, init="fox"), words, changes)
+    return Concept(ConceptCard(token=token, family=base.family.name, vectors=vectors, init="fox"), words, changes)
 
 
 REQUEST = Request(prompt="a <rex> on a table", steps=3, seed=5, scheduler="ddim", guidance=Guidance(scale=4.0),
@@ -194,7 +195,7 @@ def test_two_concepts_on_a_base_of_pocket_keep_their_base(tmp_path):
     """The fingerprint is that of the base as it was before the first concept, not with it inside."""
     from dataclasses import replace
 
-    base = replace(tiny.sd(), family="pocket")
+    base = replace(tiny.sd(), family=FAMILIES["pocket"])
     mark = base.fingerprint()
     concepts = {name: subject(base, f"<{name}>", seed=i) for i, name in enumerate("ab")}
     marked = {

@@ -6,7 +6,7 @@ import torch
 from pipelines.concepts.concept import Concept, ConceptCard
 from pipelines.concepts.token_embeddings import check_token, new_words, single_rows
 from pipelines.errors import ConceptError
-from pipelines.models.text import encode_prompts
+from pipelines.models.families.clip import encode_prompts
 from tests import tiny
 
 
@@ -97,7 +97,7 @@ def test_rows_of_another_width_are_refused(base):
 
 def test_strength_zero_is_the_initializer_and_one_the_concept(base):
     rows = tuple(row + 1 for row in single_rows(base, "fox"))
-    concept = Concept(ConceptCard(token="<x>", init="fox", family=base.family), rows)
+    concept = Concept(ConceptCard(token="<x>", init="fox", family=base.family.name), rows)
     fox = encode_prompts(base, ["a fox"])[0].context
 
     def encoded(strength):
@@ -110,7 +110,7 @@ def test_strength_zero_is_the_initializer_and_one_the_concept(base):
 
 
 def test_attaching_leaves_no_residue_also_after_an_error(base):
-    concept = Concept(ConceptCard(token="<x>", family=base.family), single_rows(base, "fox"))
+    concept = Concept(ConceptCard(token="<x>", family=base.family.name), single_rows(base, "fox"))
     before = tiny.snapshot(base)
     with pytest.raises(RuntimeError, match="on purpose"), concept.attach(base):
         raise RuntimeError("on purpose")

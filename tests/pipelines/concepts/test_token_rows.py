@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from pipelines.concepts.token_embeddings import RowsBeside, check_token, embed_ids, new_words, single_rows
 from pipelines.errors import ConceptError
-from pipelines.models.text import encode_prompts
+from pipelines.models.families.clip import encode_prompts
 from tests import tiny
 
 

@@ -13,7 +13,7 @@ from pipelines.conditions.boxes import Boxes
 from pipelines.conditions.inpaint import Inpainting
 from pipelines.errors import RequestError
 from pipelines.generation import generate
-from pipelines.models.components import from_pipeline, load
+from pipelines.models.loading import from_pipeline, load
 from pipelines.request.request import Box, ConceptUse, Grounding, Guidance, Request
 from tests import tiny
 
@@ -136,7 +136,7 @@ def test_half_precision_follows_the_same_boxes():
 def test_a_learned_concept_stands_in_a_box():
     base = tiny.gated()
     rows = torch.randn(2, 32, generator=torch.Generator().manual_seed(3))
-    card = ConceptCard(token="<my-fox>", vectors=2, family=base.family)
+    card = ConceptCard(token="<my-fox>", vectors=2, family=base.family.name)
     concept = Concept(card, (rows,))
     request = asked(Box(phrase="<my-fox>", box=FOX.box), concepts=(ConceptUse(source="x"),))
     named = generate(base, request, concepts={"x": concept}).latents

@@ -12,8 +12,8 @@ from PIL import Image
 from pipelines.conditions.inpaint import Inpainting
 from pipelines.events import Note
 from pipelines.generation import generate
-from pipelines.guidance import embedded
-from pipelines.models.components import from_pipeline
+from pipelines.models.families.sd import embedded
+from pipelines.models.loading import from_pipeline
 from pipelines.request.request import Guidance, Request
 from tests import tiny
 from trainers.losses import conditioning, uncropped

@@ -14,7 +14,8 @@ from pipelines.conditions.inpaint import Inpainting
 from pipelines.errors import DataError, ModelError, RequestError
 from pipelines.events import Note
 from pipelines.generation import generate
-from pipelines.models.components import encode, load
+from pipelines.models.components import encode
+from pipelines.models.loading import load
 from pipelines.pictures.tensors import to_tensor
 from pipelines.request.request import ConceptUse, Guidance, Inpaint, Request
 from tests import tiny

@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipelines.conditions.inpaint import Inpainting
 from pipelines.generation import generate
-from pipelines.models.components import from_pipeline
+from pipelines.models.loading import from_pipeline
 from pipelines.request.request import Guidance, Request
 from tests import tiny
 

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler
 from PIL import Image
 
 import pipelines.conditions
-from pipelines.condition import CONCAT, Branch, Canvas, Step, merge, stack
+from pipelines.condition import Branch, Canvas, Step, merge, stack
 from pipelines.conditions.analogist import Analogist
 from pipelines.conditions.boxes import Boxes
 from pipelines.conditions.distilled import DistilledGuidance
@@ -19,7 +19,8 @@ from pipelines.conditions.inpaint import Inpainting
 from pipelines.conditions.preview import Watch
 from pipelines.conditions.regions import Regions
 from pipelines.conditions.text import Text
-from pipelines.models.components import from_pipeline
+from pipelines.models.components import CONCAT
+from pipelines.models.loading import from_pipeline
 from pipelines.pictures.grids import Grid
 from pipelines.request.request import Box, Guidance
 from tests import tiny
@@ -81,7 +82,7 @@ def test_every_file_of_conditions_is_listed_here():
 def test_the_null_form_has_the_same_keys_and_shapes(case, base):
     condition = CONDITIONS[case[0]](*([2] if case[0] == "grid" else []))  # it holds the canvas of each picture
     with running(condition, base, 2):
-        stacked = stack([condition.unet_kwargs(branch, STEP) for branch in Branch])
+        stacked = stack([condition.conditioning(branch, STEP) for branch in Branch])
     rows = {tensor.shape[0] for tensor in leaves(stacked)}
     assert rows == ({4} if stacked else set())
 
@@ -112,7 +113,7 @@ def test_arguments_fit_the_unet_and_the_branches_of_a_prompt_differ(condition, b
         sample = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
         guesses = []
         for branch in Branch:
-            given = merge([one.unet_kwargs(branch, STEP) for one in together])
+            given = merge([one.conditioning(branch, STEP) for one in together])
             joined = torch.cat([sample, given.pop(CONCAT, sample[:, :0])], dim=1)
             guesses.append(base.unet(joined, STEP.timestep, **given).sample)
     assert guesses[0].shape == sample.shape
@@ -135,5 +136,5 @@ def test_a_condition_can_be_used_again(condition, base):
     given = []
     for _ in range(2):
         with running(condition, base):
-            given.append([*leaves(condition.unet_kwargs(Branch.POSITIVE, STEP)), condition.constrain(SAMPLE, STEP)])
+            given.append([*leaves(condition.conditioning(Branch.POSITIVE, STEP)), condition.constrain(SAMPLE, STEP)])
     assert all(torch.equal(*pair) for pair in zip(*given, strict=True))

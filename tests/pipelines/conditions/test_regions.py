@@ -12,7 +12,7 @@ from pipelines.conditions.regions import Regions, on_grid
 from pipelines.conditions.text import Text
 from pipelines.errors import RequestError
 from pipelines.generation import generate
-from pipelines.models.components import set_attention
+from pipelines.models.loading import set_attention
 from pipelines.request.request import Box, ConceptUse, Grounding, Guidance, Request
 from tests import tiny
 
@@ -45,7 +45,7 @@ def attention_outputs(base, prompt, boxes):
     text, regions = Text(prompt, "", (16, 16)), Regions(boxes, prompt, "", (16, 16))
     sample = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with text.attach(base, 1), regions.attach(base, 1), torch.no_grad():
-        arguments = text.unet_kwargs(Branch.POSITIVE, STEP) | regions.unet_kwargs(Branch.POSITIVE, STEP)
+        arguments = text.conditioning(Branch.POSITIVE, STEP) | regions.conditioning(Branch.POSITIVE, STEP)
         base.unet(sample, STEP.timestep, **arguments)
     hook.remove()
     return seen[0].reshape(8, 8, -1)
@@ -61,10 +61,10 @@ def test_a_word_changes_nothing_outside_its_box():
         prompt = f"a fox and a {noun}"
         text, regions = Text(prompt, "", (16, 16)), Regions([Box(phrase=noun, box=RIGHT)], prompt, "", (16, 16))
         with text.attach(base, 1), regions.attach(base, 1), torch.no_grad():
-            masks = regions.unet_kwargs(Branch.POSITIVE, STEP)["cross_attention_kwargs"]["regions"]
+            masks = regions.conditioning(Branch.POSITIVE, STEP)["cross_attention_kwargs"]["regions"]
             word = int((masks["64"][0, 0] < 0).nonzero()[0])
             masks["64"][..., word:] = masks["64"][..., word : word + 1]
-            context = text.unet_kwargs(Branch.POSITIVE, STEP)["encoder_hidden_states"]
+            context = text.conditioning(Branch.POSITIVE, STEP)["encoder_hidden_states"]
             layer = next(m for n, m in base.unet.named_modules() if n.endswith("attn2"))
             hidden = torch.randn(1, 64, layer.query_dim, generator=torch.Generator().manual_seed(0))
             outputs.append(layer(hidden, encoder_hidden_states=context, regions=masks).reshape(8, 8, -1))
@@ -119,7 +119,7 @@ def test_regions_of_pictures_that_are_not_square_and_long_prompts():
 def test_a_concept_of_several_vectors_is_kept_to_its_box():
     base = tiny.gated()
     rows = torch.randn(2, 32, generator=torch.Generator().manual_seed(3))
-    concept = Concept(ConceptCard(token="<my-fox>", vectors=2, init="fox", family=base.family), (rows,))
+    concept = Concept(ConceptCard(token="<my-fox>", vectors=2, init="fox", family=base.family.name), (rows,))
     request = asked(
         Box(phrase="a <my-fox>", box=LEFT),
         Box(phrase="house", box=RIGHT),
@@ -129,7 +129,7 @@ def test_a_concept_of_several_vectors_is_kept_to_its_box():
     with concept.attach(base) as with_word:
         regions = Regions(request.boxes, request.prompt, "", (16, 16))
         with regions.attach(with_word, 1):
-            mask = regions.unet_kwargs(Branch.POSITIVE, STEP)["cross_attention_kwargs"]["regions"]["64"]
+            mask = regions.conditioning(Branch.POSITIVE, STEP)["cross_attention_kwargs"]["regions"]["64"]
     hidden = (mask[0] < 0).reshape(8, 8, -1)
     assert hidden[0, 7].sum() == 2 and hidden[0, 0].sum() == 1, "two vectors left, one word right"
     assert generate(base, request, concepts={"x": concept}).latents.isfinite().all()
@@ -139,7 +139,7 @@ def test_boxes_of_one_phrase_share_its_words():
     boxes = [Box(phrase="fox", box=(0, 0, 0.25, 1)), Box(phrase="a fox", box=(0.75, 0, 1, 1))]
     regions = Regions(boxes, "two things: a fox beside a fox", "", (16, 16))
     with regions.attach(tiny.sd(), 2):
-        mask = regions.unet_kwargs(Branch.POSITIVE, STEP)["cross_attention_kwargs"]["regions"]["64"]
+        mask = regions.conditioning(Branch.POSITIVE, STEP)["cross_attention_kwargs"]["regions"]["64"]
     hidden = (mask[1] < 0).reshape(8, 8, -1).any(dim=-1)
     assert hidden[0].tolist() == [False] * 2 + [True] * 4 + [False] * 2
 
@@ -154,7 +154,7 @@ def test_the_negative_branch_sees_everything_from_everywhere():
     base = tiny.sd()
     regions = Regions([Box(phrase="house", box=RIGHT)], PROMPT, "a dog", (16, 16))
     with regions.attach(base, 2):
-        hidden, free = (regions.unet_kwargs(b, STEP)["cross_attention_kwargs"]["regions"]
+        hidden, free = (regions.conditioning(b, STEP)["cross_attention_kwargs"]["regions"]
                         for b in (Branch.POSITIVE, Branch.NEGATIVE))  # fmt: skip
         assert set(hidden) == set(free) == {"64", "16"}
         for places in free:
@@ -168,7 +168,7 @@ def test_the_negative_branch_sees_everything_from_everywhere():
 def test_words_are_kept_to_their_boxes_where_one_of_several_is_learned():
     base = tiny.gated()
     rows = tuple(torch.randn(1, encoder.config.hidden_size) for encoder in base.text_encoders)
-    concept = Concept(ConceptCard(token="<x>", family=base.family, vectors=1), rows)
+    concept = Concept(ConceptCard(token="<x>", family=base.family.name, vectors=1), rows)
     use = (ConceptUse(source="x"),)
 
     def made(*phrases, prompt="a <x> beside a house", region=None):

@@ -13,7 +13,8 @@ from pipelines.errors import ModelError, RequestError
 from pipelines.generation import generate
 from pipelines.gligen.layers import with_adapter
 from pipelines.gligen.tokens import gated_parameters, has_grounding, save_adapter
-from pipelines.models.components import Components, from_pipeline, load
+from pipelines.models.components import Components
+from pipelines.models.loading import from_pipeline, load
 from pipelines.request.request import Box, ConceptUse, Grounding, Guidance, Request
 from tests import tiny
 
@@ -94,7 +95,7 @@ def test_a_base_changed_by_a_concept_is_grounded_as_well(adapter):
     plain = without(tiny.sd())
     key = next(name for name, _ in plain.unet.named_parameters() if name.endswith("attn1.to_q.weight"))
     difference = torch.randn(plain.unet.get_parameter(key).shape, generator=torch.Generator().manual_seed(1))
-    card = ConceptCard(token="zwx fox", vectors=0, method="dreambooth", family=plain.family)
+    card = ConceptCard(token="zwx fox", vectors=0, method="dreambooth", family=plain.family.name)
     concept = Concept(card, (), {f"unet.{key}": Difference(difference)})
     before = tiny.snapshot(plain)
     request = asked(str(adapter), concepts=(ConceptUse(source="x"),))

@@ -11,7 +11,8 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 from pipelines.errors import RequestError
 from pipelines.generation import generate
-from pipelines.models.components import Components, from_pipeline, load
+from pipelines.models.components import Components
+from pipelines.models.loading import from_pipeline, load
 from pipelines.models.schedulers import build
 from pipelines.request.request import Box, Grounding, Guidance, Request
 from tests import tiny

@@ -18,7 +18,7 @@ from pipelines.gligen.tokens import (
     read_as,
     save_adapter,
 )
-from pipelines.models.components import from_pipeline
+from pipelines.models.loading import from_pipeline
 from tests.tiny import sd_pipeline
 
 

@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 
 from pipelines.errors import ModelError
 from pipelines.generation import generate
-from pipelines.models.components import decode, encode, load, set_attention
+from pipelines.models.components import decode, encode
+from pipelines.models.loading import load, set_attention
 from pipelines.request.request import Request
 from tests import tiny
 
@@ -18,12 +19,11 @@ def test_a_diffusers_folder_loads_as_what_it_is_and_gives_the_same(tmp_path, mak
     pipeline = make()
     pipeline.save_pretrained(tmp_path)
     loaded = load(tmp_path)
-    assert loaded.family == family and loaded.dtype == torch.float32
+    assert loaded.family.name == family and loaded.dtype == torch.float32
     assert loaded.zero_empty == (family == "sdxl")
     assert not any(p.requires_grad for module in loaded.modules() for p in module.parameters())
-    from pipelines.models.components import from_pipeline
+    from pipelines.models.loading import from_pipeline
 
-    # The scheduler's own class: a folder holds its defaults too, which other classes then take for settings.
     request = Request(prompt="a fox", steps=2, width=16, height=16, scheduler="ddim")
     in_memory = generate(tiny.frozen(from_pipeline(pipeline, "tiny")), request)
     torch.testing.assert_close(generate(loaded, request).latents, in_memory.latents, atol=1e-4, rtol=0)

@@ -32,7 +32,7 @@ def test_a_widened_unet_paints_as_the_base_whatever_the_mask_says():
 
 
 def test_what_is_saved_comes_back_with_the_layers_for_boxes_of_the_base(tmp_path):
-    base = replace(tiny.sd(), unet=tiny._unet(32, gated=True))
+    base = replace(tiny.sd(), denoiser=tiny._unet(32, gated=True))
     trained, folder = saved(base, tmp_path)
     assert not any(is_gated(name) for name in trained.state_dict())
     found = inpainting_components(base, tmp_path)

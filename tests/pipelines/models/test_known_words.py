@@ -10,8 +10,8 @@ import pytest
 from pipelines.events import Note
 from pipelines.generation import generate
 from pipelines.models import POCKET
-from pipelines.models.components import load
 from pipelines.models.known_words import FILE, known_words
+from pipelines.models.loading import load
 from pipelines.request.request import Request
 from trainers.stickers.world import CLASS_WORDS, COLOURS, HELD_OUT, NAMES, RELATIONS, plural
 

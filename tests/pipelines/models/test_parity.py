@@ -13,7 +13,7 @@ from diffusers import (
 )
 
 from pipelines.generation import generate
-from pipelines.models.components import from_pipeline
+from pipelines.models.loading import from_pipeline
 from pipelines.request.request import Guidance, Request
 from tests import tiny
 

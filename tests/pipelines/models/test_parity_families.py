@@ -15,7 +15,7 @@ from diffusers import (
 )
 
 from pipelines.generation import generate
-from pipelines.models.components import from_pipeline
+from pipelines.models.loading import from_pipeline
 from pipelines.models.schedulers import build
 from pipelines.request.request import Guidance, Request
 from tests import tiny
@@ -70,7 +70,7 @@ def compare(pipeline, request, scheduler=None, **call):
 @pytest.mark.parametrize("name", ["ddim", "dpm++2m", "euler-a"])
 def test_stable_diffusion_2_which_pads_with_another_token_is_encoded_alike(name):
     base = compare(tiny.sd_pipeline(dim=1024), request(name, negative_prompt="a dog", steps=3))
-    assert base.family == "sd2" and base.tokenizers[0].pad_token == "!"
+    assert base.family.name == "sd2" and base.tokenizers[0].pad_token == "!"
 
 
 @pytest.mark.parametrize("name", list(UPSTREAM))

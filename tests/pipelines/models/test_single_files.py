@@ -16,7 +16,7 @@ from pipelines.concepts.lora_keys import to_sgm
 from pipelines.errors import ModelError
 from pipelines.generation import generate
 from pipelines.models import single_files
-from pipelines.models.components import load
+from pipelines.models.loading import load
 from pipelines.models.single_files import FIRST, READER, family_of, written
 from pipelines.request.request import Guidance, Request
 from studio.cli import main
@@ -129,7 +129,7 @@ def test_a_checkpoint_draws_what_its_folder_draws(both, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     file, config = both
     base, folder = load(file, base_config=config), load(tmp_path / "whole")
-    assert base.family == "sd1" and base.fingerprint() == folder.fingerprint() and base.dtype == torch.float32
+    assert base.family.name == "sd1" and base.fingerprint() == folder.fingerprint() and base.dtype == torch.float32
     ours, theirs = (generate(one, REQUEST).latents for one in (base, folder))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
     asked = ["generate", "a fox", "--base", str(file), "--base-config", str(config), "--steps", "1"]
@@ -226,7 +226,7 @@ def test_each_family_is_read_from_its_original_layout_without_a_network(tmp_path
     else:
         tensors |= (clip if family == "sd1" else open_clip)(first, "cond_stage_model.")
     base = load(write(tensors, tmp_path / "model.safetensors"))
-    assert base.family == family and len(base.text_encoders) == len(encoders)
+    assert base.family.name == family and len(base.text_encoders) == len(encoders)
     wanted = "v_prediction" if family == "sd2" else "epsilon"
     assert base.scheduler_config.get("prediction_type", "epsilon") == wanted
     for ours, theirs in zip((base.unet, base.vae, *base.text_encoders), (unet, vae, *encoders), strict=True):

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.concepts.token_embeddings import new_words, single_rows
-from pipelines.models.text import encode_prompts, lacks_a_side, parse_weights
+from pipelines.models.families.clip import encode_prompts
+from pipelines.models.text import lacks_a_side, parse_weights
 from tests import tiny
 
 
@@ -65,7 +66,7 @@ def test_a_short_negative_prompt_is_padded_to_the_length_of_a_long_prompt(base):
 
 
 def test_long_prompts_are_cut_at_a_comma(base):
-    from pipelines.models.text import _chunks
+    from pipelines.models.families.clip import _chunks
 
     words = "fox " * 65 + ", " + "cat " * 30
     chunks = _chunks(base, 0, [(words, 1.0)])
@@ -96,7 +97,7 @@ def test_weight_one_changes_nothing(base):
 def test_a_word_of_several_vectors_takes_their_place_in_the_prompt(base):
     rows = [row.expand(3, -1) + torch.arange(3)[:, None] for row in single_rows(base, "fox")]
     with new_words(base, "<x>", rows) as words:
-        from pipelines.models.text import _chunks
+        from pipelines.models.families.clip import _chunks
 
         ((ids, weights),) = _chunks(words.components, 0, parse_weights("a (<x>:1.2) b"))
         first = len(base.tokenizers[0])

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.concepts.token_embeddings import new_words, single_rows
-from pipelines.models.text import encode_prompts, parse_weights
+from pipelines.models.families.clip import encode_prompts
+from pipelines.models.text import parse_weights
 from tests import tiny
 
 LIMIT = 75  # tokens of a window between start and end

@@ -16,8 +16,9 @@ from pipelines.concepts.card import ConceptCard
 from pipelines.concepts.concept import Concept
 from pipelines.errors import RequestError
 from pipelines.generation import generate
-from pipelines.models.components import from_pipeline
-from pipelines.models.text import _chunks, parse_weights
+from pipelines.models.families.clip import _chunks
+from pipelines.models.loading import from_pipeline
+from pipelines.models.text import parse_weights
 from pipelines.pictures.metadata import Made, parameters
 from pipelines.request.request import Guidance, Request
 from tests import tiny

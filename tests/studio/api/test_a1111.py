@@ -310,7 +310,7 @@ def test_lists_have_the_shape_that_clients_read(resting):
     card = ConceptCard(token="<w>", family="pocket", vectors=2)
     Concept(card, (torch.zeros(2, 96),)).save(resting.learned / "w.safetensors")
     layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-    save_file({f"{layer}.lora_A.weight": torch.zeros(2, 4), f"{layer}.lora_B.weight": torch.zeros(4, 2)},
+    save_file({f"{layer}.lora_A.weight": torch.ones(2, 4), f"{layer}.lora_B.weight": torch.ones(4, 2)},
               resting.learned / "ink.safetensors",
               metadata={"ss_sd_model_name": "/home/me/bases/v1-5.ckpt", "secret": "x"})  # fmt: skip
     web = TestClient(guarded(rest(resting), Door()), base_url="http://localhost")

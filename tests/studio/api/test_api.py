@@ -15,7 +15,7 @@ from safetensors.torch import save
 from starlette.testclient import TestClient
 
 from pipelines.concepts.card import ConceptCard
-from pipelines.models.components import load
+from pipelines.models.loading import load
 from pipelines.request.request import Request
 from studio.api.app import guarded, rest
 from studio.api.guard import Door

@@ -15,7 +15,7 @@ from pipelines.concepts.card import ConceptCard
 from pipelines.concepts.concept import Concept
 from pipelines.concepts.token_embeddings import single_rows
 from pipelines.events import Note, Preview, StepDone
-from pipelines.models.components import load
+from pipelines.models.loading import load
 from pipelines.pictures.metadata import read_made
 from studio.cli import main
 from studio.commands import demo

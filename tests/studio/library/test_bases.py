@@ -15,7 +15,7 @@ from pipelines.concepts.card import ConceptCard
 from pipelines.concepts.compatibility import BaseFiles, base_files
 from pipelines.concepts.concept import Concept
 from pipelines.models import POCKET
-from pipelines.models.components import load
+from pipelines.models.loading import load
 from studio.jobs.jobs import Jobs
 from studio.web.app import build
 from studio.web.components import base_choice

@@ -21,7 +21,10 @@ from studio.web.pages.concepts import DIALECTS, LibraryPage
 LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q.weight"
 KINDS = {
     "word": ({}, ["A1111, ComfyUI, kohya", "diffusers"]),
-    "lora": ({LAYER: LowRank(torch.ones(2, 4), torch.ones(3, 2), 0.5)}, list(DIALECTS)),
+    "lora": (
+        {LAYER: LowRank(torch.ones(2, 4), torch.ones(3, 2), 0.5)},
+        [name for name, dialect in DIALECTS.items() if dialect != "comfyui"],
+    ),
     "whole": ({LAYER: Difference(torch.ones(3, 4))}, ["A1111, ComfyUI, kohya"]),
     "dora": ({LAYER: LowRank(torch.ones(2, 4), torch.ones(3, 2), 0.5, torch.ones(3))}, ["diffusers", "PEFT"]),
 }

@@ -347,7 +347,7 @@ def test_an_example_and_a_query_become_a_question(jobs):
 
 def test_every_method_is_offered_with_settings_it_accepts_and_words_that_pocket_has():
     from pipelines.concepts.token_embeddings import single_rows
-    from pipelines.models.components import load
+    from pipelines.models.loading import load
     from trainers.methods import methods
 
     assert {what.method.name for what in WHATS.values()} == set(methods())

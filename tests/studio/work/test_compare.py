@@ -16,7 +16,7 @@ from pipelines.concepts.concept import Concept
 from pipelines.concepts.token_embeddings import single_rows
 from pipelines.errors import Cancelled, RequestError
 from pipelines.events import Note, Preview, StepDone
-from pipelines.models.components import load
+from pipelines.models.loading import load
 from pipelines.pictures.metadata import Made, read_made, save_png, with_its_files
 from pipelines.pictures.sheet import GAP, Sheet
 from pipelines.request.axes import Axis, axis_of, cells

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 from pipelines.concepts.card import read_card
 from pipelines.errors import ConceptError, ConfigError, Conflict, Unknown
 from pipelines.events import StepDone
-from pipelines.models.components import load
+from pipelines.models.loading import load
 from studio.api.app import guarded, rest
 from studio.api.guard import Door
 from studio.cli import main

@@ -12,7 +12,7 @@ from PIL import Image
 from pipelines.concepts.card import read_card
 from pipelines.concepts.concept import Concept, ConceptCard
 from pipelines.concepts.token_embeddings import single_rows
-from pipelines.models.components import load
+from pipelines.models.loading import load
 from studio.cli import main
 from studio.commands import demo
 from studio.settings import Machine
@@ -31,13 +31,15 @@ def test_the_doctor_names_versions_device_attention_memory_and_pocket(capsys):
         "device cpu, float32",
         "xformers not installed",
         "attention sdpa, eager",
+        "base models of pocket, Stable Diffusion 1.x",
+        "Z-Image, Qwen-Image and Krea 2",
     ):
         assert word in said
     assert "GiB of memory" in said and "pocket loads and generates" in said
 
 
 def test_the_doctor_says_when_pocket_does_not_load(monkeypatch, tmp_path):
-    monkeypatch.setattr("pipelines.models.components.POCKET", tmp_path / "none")
+    monkeypatch.setattr("pipelines.models.loading.POCKET", tmp_path / "none")
     tmp_path.joinpath("none").mkdir()
     assert any("pocket does not load" in line for line in runner.doctor(Machine(device="cpu")))
 

@@ -10,8 +10,8 @@ import torch
 
 from pipelines.errors import Cancelled, ConfigError, ModelError
 from pipelines.gligen.tokens import grounding_input, load_adapter
-from pipelines.models.components import from_pipeline
 from pipelines.models.fingerprint import is_gated
+from pipelines.models.loading import from_pipeline
 from tests.tiny import sd_pipeline
 from trainers.base_models.gligen import (
     BoxedPictures,

@@ -76,7 +76,7 @@ def test_a_base_without_gated_layers_is_given_some_and_stays_what_it_is(folder, 
     whole = tiny.sd()
     plain = type(whole.unet).from_config({**dict(whole.unet.config), "attention_type": "default"})
     plain.load_state_dict({name: value for name, value in whole.unet.state_dict().items() if not is_gated(name)})
-    base = tiny.frozen(replace(whole, unet=plain))
+    base = tiny.frozen(replace(whole, denoiser=plain))
     before = tiny.snapshot(base)
     path = learn_grounding(base, where(folder, tmp_path), CONFIG)
     assert tiny.same(before, base)

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from pipelines.errors import ConfigError, DataError, ModelError
-from pipelines.models.components import load
 from pipelines.models.inpainting_unet import FOLDER, has_inpainting_unet, inpainting_components
+from pipelines.models.loading import load
 from studio.cli import main
 from tests import tiny
 from trainers.base_models.inpainting_data import pair_source, picture_source, read_tasks, start_from

@@ -15,7 +15,7 @@ from tests import tiny
 from trainers.data import latents
 from trainers.data.batches import LatentSet
 from trainers.data.folders import Example
-from trainers.data.latents import Encoder, fitted, fitted_mask, multiple, nearest, shapes
+from trainers.data.latents import Encoder, fitted, fitted_mask, nearest, shapes
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_the_multiple_is_what_generation_asks_for(base):
     from pipelines.generation import generate
     from pipelines.request.request import Request
 
-    step = multiple(base)
+    step = base.multiple
     generate(base, Request(prompt="x", width=step * 5, height=step * 4, steps=1))
     with pytest.raises(RequestError, match=f"no multiple of {step}"):
         generate(base, Request(prompt="x", width=step * 5 + step // 2, height=step * 4, steps=1))

@@ -14,13 +14,14 @@ from pipelines.concepts.concept import Concept
 from pipelines.concepts.weight_deltas import Difference, LowRank
 from pipelines.errors import ConfigError
 from pipelines.generation import generate
-from pipelines.models.components import from_pipeline
+from pipelines.models.families.sd import StableDiffusion
+from pipelines.models.loading import from_pipeline
 from pipelines.request.request import ConceptUse, Guidance, Request
 from tests import tiny
 from trainers.data.batches import LatentSet, ordinary
 from trainers.loop.train import train
 from trainers.methods.dreambooth import DreamBooth, DreamBoothConfig
-from trainers.methods.parts.adapters import BOXES, UNET_TARGETS, layers, low_rank, whole
+from trainers.methods.parts.adapters import BOXES, layers, low_rank, whole
 from trainers.run import Run
 from trainers.settings import DataConfig, LowRankConfig, TrainConfig
 from trainers.stickers.world import HELD_OUT
@@ -89,7 +90,7 @@ def test_the_terms_equal_the_official_scripts(prediction, gamma):
         batch = data.draw(0, 3, config.trigger, trainable.wordings, seeded(1))
         prior = data.draw(1, 3, config.class_word, trainable.wordings, seeded(2))
         terms = METHOD.losses(trainable, replace(batch, prior=prior), seeded(3))
-        own, other = official_loss(base, batch, prior, trainable.state.levels, gamma)
+        own, other = official_loss(base, batch, prior, trainable.state.process.levels, gamma)
     assert batch.captions == ["a photo of z fox"] * 3 and prior.captions == ["a photo of fox"] * 3
     torch.testing.assert_close(terms["denoise"], own, rtol=1e-5, atol=0)
     torch.testing.assert_close(terms["prior"], other, rtol=1e-5, atol=0)
@@ -154,10 +155,10 @@ def test_with_a_scope_of_the_world_every_second_caption_held_fast_is_an_ordinary
         for index in range(30):
             batch = data.draw(index, 3, config.trigger, trainable.wordings, seeded(index))
             METHOD.losses(trainable, batch, seeded(index))
-        asked = list(trainable.state.conditioning._known)
+        asked = list(trainable.state.captions._known)
     assert {"a photo of z fox", "a photo of fox"} <= set(asked)
     others = set(asked) - {"a photo of z fox", "a photo of fox"}
-    assert len(others) > 20 and others <= set(ordinary("sd1"))
+    assert len(others) > 20 and others <= set(ordinary("world"))
 
 
 @pytest.mark.parametrize(("every", "held"), [(1, 4), (2, 2), (3, 2), (9, 1)])
@@ -175,9 +176,9 @@ def test_the_base_is_held_fast_on_every_so_many_th_picture(every, held, monkeypa
     assert abs(terms["prior"].item()) < 1e-6, "untrained changes are the base"
 
 
-@pytest.mark.parametrize("family", ["pocket", "sd1"])
-def test_ordinary_captions_are_plain_and_hold_no_held_out_thing(family):
-    captions = ordinary(family)
+@pytest.mark.parametrize("world", ["pocket", "world"])
+def test_ordinary_captions_are_plain_and_hold_no_held_out_thing(world):
+    captions = ordinary(world)
     assert len(set(captions)) == len(captions) > 100
     words = {word.strip(",.") for caption in captions for word in caption.split()}
     assert not words & set(HELD_OUT) and "{}" not in " ".join(captions)
@@ -186,10 +187,10 @@ def test_ordinary_captions_are_plain_and_hold_no_held_out_thing(family):
 # -- what is trained ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("targets", list(UNET_TARGETS))
+@pytest.mark.parametrize("targets", list(StableDiffusion.targets))
 def test_layers_for_boxes_are_never_adapted(targets):
     base = tiny.sd()
-    names = layers(base.unet, UNET_TARGETS[targets])
+    names = layers(base.unet, StableDiffusion.targets[targets])
     assert names and not any(part in name.split(".") for name in names for part in BOXES)
     assert any("fuser" in name for name, _ in base.unet.named_modules())
 

@@ -12,11 +12,13 @@ from pipelines.concepts.concept import Concept
 from pipelines.errors import ConceptError, ConfigError, DataError
 from pipelines.events import Note, StepDone
 from pipelines.generation import generate
+from pipelines.models.families.clip import caption_ids
+from pipelines.models.noise import noise_levels
 from pipelines.request.request import ConceptUse, Request
 from tests import tiny
 from trainers.data.batches import Batch, Example
 from trainers.loop.train import train
-from trainers.losses import caption_ids, drawn, noise_levels, pixels_of, uncropped
+from trainers.losses import drawn, pixels_of, uncropped
 from trainers.methods.parts.steering import bases, focal_timesteps
 from trainers.methods.reversion import PAPER, ReVersion, ReVersionConfig
 from trainers.run import Run
@@ -65,12 +67,12 @@ def test_a_step_is_the_authors_arithmetic_with_every_caption_steered(make):
         with torch.no_grad():
             got = ReVersion().losses(trainable, batch, seeded(9))
         generator, alphas_cumprod = seeded(9), noise_levels(base.scheduler_config, base.device)
-        noise, _ = drawn(batch, config, len(alphas_cumprod), generator)
+        noise, _ = drawn(batch, config, base.family.process(base), generator)
         timesteps = focal_timesteps(2, len(alphas_cumprod), 0.7, generator)
         level = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         noisy = level.sqrt() * batch.latents + (1 - level).sqrt() * noise
         with torch.no_grad():
-            arguments = trainable.state.conditioning(batch.captions, batch.frames, pixels_of(base, batch.latents))
+            arguments = trainable.state.captions(batch.captions, batch.frames, pixels_of(base, batch.latents))
             guess = base.unet(noisy, timesteps, **arguments).sample
         assert float(got["denoise"]) == pytest.approx(float(F.mse_loss(guess, noise)), rel=1e-4)
         expected = 0.0

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from pipelines.events import StepDone
 from pipelines.generation import generate
-from pipelines.models.components import from_pipeline
+from pipelines.models.loading import from_pipeline
 from pipelines.pictures.tensors import to_tensor
 from pipelines.request.request import ConceptUse, Guidance, Request
 from tests import tiny
@@ -208,7 +208,7 @@ def test_upper_case_words_of_several_vectors_work_here(tmp_path):
     base = tiny.sd()
     concept, _ = learn(base, run(token="<R>", vectors=3))
     with concept.attach(base) as taught:
-        from trainers.losses import caption_ids
+        from pipelines.models.families.clip import caption_ids
 
         ids = caption_ids(taught, 0, ["a <R> b"])[0].tolist()
         fox = caption_ids(taught, 0, ["a <r> b"])[0].tolist()

@@ -133,7 +133,7 @@ def test_the_terms_are_the_means_over_each_subject_alone_and_its_own_class(form)
         again = torch.Generator().manual_seed(3)
         noise = torch.randn(batch.latents.shape, generator=again)
         times = torch.randint(1000, (4,), generator=again)
-        levels = trainable.state.levels[times][:, None, None, None]
+        levels = trainable.state.process.levels[times][:, None, None, None]
         noisy = levels.sqrt() * batch.latents + (1 - levels).sqrt() * noise
         classes = {subject.trigger: subject.class_word for subject in the_run.config.subjects}
         own, prior = [], []
@@ -263,7 +263,7 @@ def test_a_word_used_twice_is_still_refused_and_nothing_stays(tmp_path):
 
 
 def test_a_whole_model_is_exported_with_all_subjects_in_it(tmp_path):
-    from pipelines.models.components import load
+    from pipelines.models.loading import load
 
     base = tiny.sd()
     concept = train(base, run(), pictures())

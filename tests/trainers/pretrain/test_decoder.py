@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipelines.events import Note
-from pipelines.models.components import load
+from pipelines.models.loading import load
 from trainers.pretrain import decoder as stage
 from trainers.pretrain.parts import autoencoder
 from trainers.stickers.world import NAMES

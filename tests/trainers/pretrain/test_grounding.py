@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 
 from pipelines.errors import ModelError
 from pipelines.gligen.tokens import gated_parameters, phrase_embeddings, save_adapter
-from pipelines.models.components import POCKET, load
+from pipelines.models import POCKET
 from pipelines.models.fingerprint import is_gated
+from pipelines.models.loading import load
 from trainers.base_models.gligen_scenes import composed, pool
 from trainers.pretrain.grounding import pack_grounding
 from trainers.stickers.free_scenes import free_scenes

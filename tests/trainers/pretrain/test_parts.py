@@ -12,7 +12,7 @@ import torch
 from pipelines.errors import ModelError
 from pipelines.events import Note, StepDone
 from pipelines.measures.judge import Judge
-from pipelines.models.components import POCKET
+from pipelines.models import POCKET
 from pipelines.pictures.tensors import to_pictures
 from trainers.loop.loop import step_generator
 from trainers.pretrain import __main__ as command

@@ -18,8 +18,8 @@ from diffusers import StableDiffusionPipeline
 from pipelines.errors import ModelError
 from pipelines.events import Note, StepDone
 from pipelines.generation import generate
-from pipelines.models.components import load
 from pipelines.models.fingerprint import is_gated
+from pipelines.models.loading import load
 from pipelines.request.request import Request
 from tests.waiting import LIMIT
 from trainers.loop.checkpoints import states

@@ -16,15 +16,12 @@ from torch import nn
 
 from pipelines.concepts.weight_deltas import Change, Difference, LowRank
 from pipelines.errors import ConfigError
+from pipelines.models.components import Components
 from trainers.settings import LowRankConfig
 
 BOXES = ("fuser", "position_net")  # layers for boxes: another training's business
 ADAPTER = "learned"
 
-_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-_TRANSFORMER = (*_ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
-_ALL = (*_TRANSFORMER, "conv1", "conv2", "conv_shortcut", "time_emb_proj", "conv")
-UNET_TARGETS: Mapping[str, tuple[str, ...]] = {"attention": _ATTENTION, "transformer": _TRANSFORMER, "all": _ALL}
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -107,6 +104,14 @@ def low_rank(
         _place(module, before)
         for extra in [name for name in vars(module) if "peft" in name]:  # peft leaves its configuration behind
             delattr(module, extra)
+
+
+def denoiser_low_rank(
+    components: Components, config: LowRankConfig, generator: torch.Generator
+) -> AbstractContextManager[Trained]:
+    """Low-rank layers in the denoiser: beside those that the family lists for the chosen targets."""
+    names = layers(components.denoiser, components.family.targets[config.targets])
+    return low_rank(components.family.network, components.denoiser, names, config, generator)
 
 
 def _inject(module: nn.Module, names: list[str], config: LowRankConfig, alpha: float) -> None:

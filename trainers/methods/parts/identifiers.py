@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from pipelines.errors import ConfigError
 from pipelines.models.components import Components
-from pipelines.models.text import encode_ids
+from pipelines.models.families.clip import encode_ids
 from trainers.data.batches import WORDS
 
 TAKEN = {"sks": "a rifle", "xxx": "pictures for adults", "art": "a style", "nsfw": "pictures for adults"}
@@ -37,12 +37,12 @@ def _one_token(components: Components, word: str) -> bool:
 
 
 def check_identifier(components: Components, word: str) -> None:
-    """Refuse an identifier of several tokens.
+    """Refuse an identifier of several tokens, where the base reads with CLIP; language models read any words.
 
     Raises:
         ConfigError: with one that could be used instead.
     """
-    if not _one_token(components, word):
+    if components.family.identifiers and not _one_token(components, word):
         pieces = components.tokenizers[0].tokenize(word)
         offered = rare_identifiers(components, "thing", 1)
         instead = f" such as {offered[0].word!r}" if offered else ""
@@ -63,7 +63,15 @@ def rare_identifiers(
         class_word: the kind of thing they are to stand before.
         count: how many.
         avoid: words not to offer.
+
+    Raises:
+        ConfigError: if the base reads with a language model.
     """
+    if not components.family.identifiers:
+        raise ConfigError(
+            f"Rare identifiers are words of CLIP's vocabulary; {components.name} is {components.family.title}.",
+            "Call the subject by any words of your own there, such as zwx fox.",
+        )
     tokenizer = components.tokenizers[0]
     # Later entries of the vocabulary were merged last, so they are the rarest.
     ranked = sorted(tokenizer.get_vocab().items(), key=lambda entry: -entry[1])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines.concepts.token_embeddings import embed_ids
+from pipelines.concepts.token_embeddings import embed_ids, word_ids
 from pipelines.errors import ConfigError
 from pipelines.models.components import Components
 from trainers.data.batches import WORDS
@@ -23,10 +23,6 @@ from trainers.data.batches import WORDS
 def listed(name: str) -> tuple[str, ...]:
     """The words of a list that comes with the studio, without repetition."""
     return tuple(dict.fromkeys((WORDS / f"{name}.txt").read_text(encoding="utf-8").split()))
-
-
-def _ids(tokenizer: object, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)  # pyright: ignore
 
 
 @dataclass(frozen=True)
@@ -61,15 +57,15 @@ def bases(components: Components, words: Sequence[str]) -> tuple[Basis, ...]:
     Raises:
         ConfigError: if a word of one's own is several tokens for the base, or fewer than two words are left.
     """
-    own = "pocket_prepositions" if components.family == "pocket" else "prepositions"
+    own = "pocket_prepositions" if components.family.world == "pocket" else "prepositions"
     found: list[Basis] = []
     for tokenizer, encoder in zip(components.tokenizers, components.text_encoders, strict=True):
-        single = {word: ids[0] for word in (words or listed(own)) if len(ids := _ids(tokenizer, word)) == 1}
+        single = {word: ids[0] for word in (words or listed(own)) if len(ids := word_ids(tokenizer, word)) == 1}
         for word in words:
             if word not in single:
-                pieces = " ".join(tokenizer.convert_ids_to_tokens(_ids(tokenizer, word))) or "nothing"
+                pieces = " ".join(tokenizer.convert_ids_to_tokens(word_ids(tokenizer, word))) or "nothing"
                 raise ConfigError(
-                    f"The positive word {word!r} is {len(_ids(tokenizer, word))} tokens for {components.name} "
+                    f"The positive word {word!r} is {len(word_ids(tokenizer, word))} tokens for {components.name} "
                     f"({pieces}), not one.",
                     f"Take plain prepositions such as {', '.join(listed(own)[:4])}.",
                 )
@@ -78,7 +74,9 @@ def bases(components: Components, words: Sequence[str]) -> tuple[Basis, ...]:
                 f"{components.name} has {len(single)} prepositions of one token to steer by; 2 are the least.",
                 "Name some that it knows with --basis, or switch steering off with --steer 0.",
             )
-        stops = {i for word in (*listed("stop_words"), *listed("prepositions"), *single) for i in _ids(tokenizer, word)}
+        stops = {
+            i for word in (*listed("stop_words"), *listed("prepositions"), *single) for i in word_ids(tokenizer, word)
+        }
         marks = (
             i for token, i in tokenizer.get_vocab().items() if not any(c.isalnum() for c in token.replace("</w>", ""))
         )
@@ -87,6 +85,13 @@ def bases(components: Components, words: Sequence[str]) -> tuple[Basis, ...]:
         rows = embed_ids(encoder, list(single.values()))
         found.append(Basis(tuple(single), rows, table, frozenset(stops | set(marks) | special)))
     return tuple(found)
+
+
+def spoken(components: Components, which: int, captions: Sequence[str]) -> Tensor:
+    """The token ids of captions for one text encoder, end to end, without what pads and ends them."""
+    tokenizer = components.tokenizers[which]
+    ids = [i for caption in captions for i in tokenizer(caption, add_special_tokens=False, verbose=False).input_ids]
+    return torch.tensor(ids, dtype=torch.long)
 
 
 def steering_loss(row: Tensor, positives: Tensor, negatives: Tensor, temperature: float) -> Tensor:

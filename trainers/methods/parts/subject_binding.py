@@ -23,11 +23,12 @@ from pipelines.concepts.weight_deltas import Change
 from pipelines.errors import ConfigError, DataError
 from pipelines.events import Note, OnEvent
 from pipelines.models.components import Components
+from pipelines.models.noise import NoiseProcess
 from trainers.data.batches import Batch, Example, ordinary
 from trainers.data.class_images import class_examples
 from trainers.data.cut_mix import cut_mixed
 from trainers.distributed import Part
-from trainers.losses import Conditioning, drawn, noise_levels, pixels_of, predicted, target, weighted_error
+from trainers.losses import Captions, drawn, pixels_of, predicted, process_of, weighted_error
 from trainers.method import Trainable
 from trainers.methods.parts.adapters import Trained
 from trainers.methods.parts.identifiers import collision
@@ -40,15 +41,15 @@ class Binding:
 
     Attributes:
         config: objective, prior and subjects.
-        levels: (T,) of `noise_levels`.
-        conditioning: captions to arguments of the UNet.
+        process: noise process of the base.
+        captions: the conditioning of captions.
         trained: the weights.
         words: for each subject the rows of its new word in each text encoder, or none.
     """
 
     config: SubjectConfig
-    levels: Tensor
-    conditioning: Conditioning
+    process: NoiseProcess
+    captions: Captions
     trained: tuple[Trained, ...]
     words: tuple[tuple[nn.Parameter, ...], ...]
 
@@ -88,8 +89,7 @@ def bound(
     frozen: bool,
 ) -> Binding:
     """The state that losses and export of subjects need; `frozen` if nothing of the text side is trained."""
-    levels = noise_levels(components.scheduler_config, components.device)
-    return Binding(config, levels, Conditioning(components, frozen), tuple(trained), words)
+    return Binding(config, process_of(components, config), Captions(components, frozen), tuple(trained), words)
 
 
 def displacement(binding: Binding) -> Callable[[], dict[str, float]]:
@@ -132,7 +132,7 @@ def concepts_of(components: Components, binding: Binding, method: str) -> Concep
             token=subject.trigger,
             kind=config.kind,
             method=method,
-            family=components.family,
+            family=components.family.name,
             base=components.name,
             vectors=len(rows[0]) if rows else 0,
             init=subject.class_word,
@@ -232,7 +232,7 @@ def _completed(
 def subject_losses(
     components: Components, binding: Binding, batch: Batch, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Terms of the subjects and of their classes; the two are predicted in one call of the UNet.
+    """Terms of the subjects and of their classes; the two are predicted in one call of the denoiser.
 
     Args:
         components: the base with what is trained in it.
@@ -240,36 +240,34 @@ def subject_losses(
         batch: the subjects' pictures, with those of their classes in `prior` where there are any.
         generator: source of chance.
     """
-    config, levels = binding.config, binding.levels
-    noise, timesteps = drawn(batch, config, len(levels), generator)
+    config, process = binding.config, binding.process
+    noise, timesteps = drawn(batch, config, process, generator)
     latents, captions, frames, count = batch.latents, batch.captions, batch.frames, len(batch.latents)
     taught: Tensor | None = None
     if batch.prior is not None:
-        prior_noise, prior_timesteps = drawn(batch.prior, config, len(levels), generator)
+        prior_noise, prior_timesteps = drawn(batch.prior, config, process, generator)
         noise, timesteps = torch.cat((noise, prior_noise)), torch.cat((timesteps, prior_timesteps))
         latents, frames = torch.cat((latents, batch.prior.latents)), torch.cat((frames, batch.prior.frames))
         captions = captions + batch.prior.captions
     elif config.prior == "model":
         plain = [config.plain(caption) for caption in captions]
         if config.prior_scope == "world":
-            plain = _every_second(plain, ordinary(components.family), generator, batch.part)
+            plain = _every_second(plain, ordinary(components.family.world), generator, batch.part)
         held = slice(None, None, config.prior_every)
         inputs = _Held(latents[held], frames[held], plain[held], noise[held], timesteps[held])
         taught = _base_prediction(components, binding, inputs)
         noise, timesteps = torch.cat((noise, inputs.noise)), torch.cat((timesteps, inputs.timesteps))
         latents, frames = torch.cat((latents, inputs.latents)), torch.cat((frames, inputs.frames))
         captions = captions + inputs.captions
-    arguments = binding.conditioning(captions, frames, pixels_of(components, latents))
-    guess = predicted(components, latents, timesteps, noise, levels, arguments)
-    kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
-    wanted = target(kind, latents, noise, levels[timesteps])
+    told = binding.captions(captions, frames, pixels_of(components, latents))
+    guess = predicted(components, latents, timesteps, noise, process, told)
+    wanted = process.target(latents, noise, timesteps)
     if taught is not None:
         wanted = torch.cat((wanted[:count], taught))
-    level = levels[timesteps]
-    own = weighted_error(components, guess[:count], wanted[:count], level[:count], config, batch.masks)
+    own = weighted_error(process, guess[:count], wanted[:count], timesteps[:count], config, batch.masks)
     terms = {"denoise": own.mean()}
     if len(latents) > count:
-        other = weighted_error(components, guess[count:], wanted[count:], level[count:], config)
+        other = weighted_error(process, guess[count:], wanted[count:], timesteps[count:], config)
         terms["prior"] = config.prior_weight * other.mean()
     return terms
 
@@ -306,5 +304,5 @@ def _base_prediction(components: Components, binding: Binding, held: _Held) -> T
     with ExitStack() as stack:
         for one in binding.trained:
             stack.enter_context(one.off())
-        arguments = binding.conditioning.anew(held.captions, held.frames, pixels_of(components, held.latents))
-        return predicted(components, held.latents, held.timesteps, held.noise, binding.levels, arguments)
+        told = binding.captions.anew(held.captions, held.frames, pixels_of(components, held.latents))
+        return predicted(components, held.latents, held.timesteps, held.noise, binding.process, told)

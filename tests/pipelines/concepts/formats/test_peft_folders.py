@@ -219,7 +219,7 @@ def test_a_bias_may_be_whole_beside_low_rank_and_the_family_is_told():
 
 def test_a_difference_that_does_not_fit_is_refused_by_name(tmp_path):
     layer = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
-    save_file({kohya(layer, sdxl=False) + ".diff": torch.zeros(3, 3)}, tmp_path / "x.safetensors")
+    save_file({kohya(layer, sdxl=False) + ".diff": torch.ones(3, 3)}, tmp_path / "x.safetensors")
     with pytest.raises(ConceptError, match=r"attn2\.to_k\.weight as a weight of \(3, 3\)"):
         Concept.load(tmp_path / "x.safetensors").check_fits(tiny.sd())
     whole = Concept(ConceptCard(token="z", vectors=0), (), {f"{layer}.weight": Difference(torch.zeros(3, 3))})

@@ -13,7 +13,7 @@ from pipelines.concepts.token_embeddings import single_rows
 from pipelines.concepts.writers import export_as
 from pipelines.errors import ConceptError
 from pipelines.generation import generate
-from pipelines.models.text import encode_prompts
+from pipelines.models.families.clip import encode_prompts
 from pipelines.request.request import Box, ConceptUse, Guidance, Request
 from studio.library import concepts as library
 from studio.library.import_export import rename_concept
@@ -35,7 +35,7 @@ def learned(base, seed=1, token="<x>"):
         start + 0.3 * torch.randn(layers, VECTORS, start.shape[-1], generator=generator)
         for start in single_rows(base, "fox")
     )
-    card = ConceptCard(token=token, method="p-plus", family=base.family, vectors=VECTORS, init="fox")
+    card = ConceptCard(token=token, method="p-plus", family=base.family.name, vectors=VECTORS, init="fox")
     return Concept(card, parts=[LayerRows(rows)])
 
 
@@ -82,7 +82,7 @@ def test_each_layer_reads_the_encoding_of_its_own_rows(base):
 def test_equal_rows_in_all_layers_are_an_ordinary_word(base):
     rows = tuple(row.expand(VECTORS, -1) + 0.2 for row in single_rows(base, "fox"))
     layers = len(cross_attention(base))
-    card = ConceptCard(token="<x>", family=base.family, vectors=VECTORS, init="fox")
+    card = ConceptCard(token="<x>", family=base.family.name, vectors=VECTORS, init="fox")
     everywhere = Concept(card, parts=[LayerRows(tuple(row.expand(layers, -1, -1) for row in rows))])
     for prompt in (PROMPT, "a (<x>:1.4) beside a [cat]", f"{'a cat and ' * 40}<x>"):
         ordinary = drawn(base, Concept(card, rows), prompt=prompt)
@@ -94,7 +94,7 @@ def test_clip_skip_goes_with_it(skip):
     base = tiny.sd()
     rows = tuple(row.expand(VECTORS, -1) + 0.2 for row in single_rows(base, "fox"))
     layers = len(cross_attention(base))
-    card = ConceptCard(token="<x>", family=base.family, vectors=VECTORS, init="fox")
+    card = ConceptCard(token="<x>", family=base.family.name, vectors=VECTORS, init="fox")
     everywhere = Concept(card, parts=[LayerRows(tuple(row.expand(layers, -1, -1) for row in rows))])
     ordinary = drawn(base, Concept(card, rows), clip_skip=skip)
     torch.testing.assert_close(drawn(base, everywhere, clip_skip=skip), ordinary, atol=2e-5, rtol=1e-4)
@@ -128,7 +128,7 @@ def test_two_words_of_layers_go_together_in_any_order(base):
 def test_it_goes_with_an_ordinary_word_and_with_boxes():
     base = tiny.sd()
     word = Concept(
-        ConceptCard(token="<y>", family=base.family, vectors=1, init="cat"),
+        ConceptCard(token="<y>", family=base.family.name, vectors=1, init="cat"),
         tuple(row + 0.5 for row in single_rows(base, "cat")),
     )
     boxes = (Box(phrase="a <x>", box=(0, 0, 0.5, 1)), Box(phrase="a <y>", box=(0.5, 0, 1, 1)))
@@ -143,7 +143,7 @@ def test_strength_0_is_the_word_it_started_from(base):
         drawn(
             base,
             Concept(
-                ConceptCard(token="<x>", family=base.family, vectors=VECTORS, init="fox"),
+                ConceptCard(token="<x>", family=base.family.name, vectors=VECTORS, init="fox"),
                 tuple(row.expand(VECTORS, -1) for row in single_rows(base, "fox")),
             ),
             prompt="a <x>",

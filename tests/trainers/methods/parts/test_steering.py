@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from pipelines.concepts.token_embeddings import new_words, single_rows
 from pipelines.errors import ConfigError
-from pipelines.models.components import from_pipeline
+from pipelines.models.families.clip import caption_ids
+from pipelines.models.loading import from_pipeline
 from tests import tiny
-from trainers.losses import caption_ids
 from trainers.methods.parts.steering import bases, focal_timesteps, listed, steering_loss
 
 

@@ -298,8 +298,8 @@ def test_foreign_keys_are_refused_in_words(tmp_path):
     from safetensors.torch import save_file
 
     good = {
-        "unet.conv_in.lora_A.weight": torch.zeros(2, 4, 3, 3),
-        "unet.conv_in.lora_B.weight": torch.zeros(16, 2, 1, 1),
+        "unet.conv_in.lora_A.weight": torch.ones(2, 4, 3, 3),
+        "unet.conv_in.lora_B.weight": torch.ones(16, 2, 1, 1),
     }
     save_file(good | {"lora_unet_x.alpha": torch.zeros(1)}, tmp_path / "mixed.safetensors")
     with pytest.raises(ConceptError, match=r"1 tensors that are no changed weights, such as 'lora_unet_x.alpha'"):
