@@ -22,11 +22,12 @@ from pipelines.request.axes import axis_of
 from pipelines.request.box_files import Form
 from pipelines.request.request import Request, problems
 from pipelines.request.texts import readable
-from studio.commands.flags import Asked, given
+from studio.commands.flags import Asked, given, require_files
 from studio.commands.layout import Placing, drawn, placed
 from studio.commands.layout import layout as boxes_as_lines
 from studio.commands.layout_llm import Planning
 from studio.commands.score.flags import BENCHMARKS, Benchmarks
+from studio.library.concepts import FOLDER, meant
 from studio.settings import Machine
 
 app = App(
@@ -38,10 +39,10 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.command("studio.commands.train:app", name="train", help="Learn a concept from a folder of pictures.")
-app.command("studio.commands.incontext:ask", name="incontext")
-app.command("studio.commands.mask:mask", name="mask")
-app.command("studio.commands.replace:replace", name="replace")
-app.command("studio.commands.choose:choose", name="choose")
+app.command("studio.commands.incontext:ask", name="incontext", help="Change a picture as an example pair shows.")
+app.command("studio.commands.mask:mask", name="mask", help="Mark a thing in a picture, by a click, a box or a brush.")
+app.command("studio.commands.replace:replace", name="replace", help="Repaint a thing in a picture.")
+app.command("studio.commands.choose:choose", name="choose", help="Measure the steps of a training, and keep one.")
 app.command("studio.commands.concepts:app", name="concepts", help="List, check, import and export concepts.")
 app.command("studio.commands.examples:examples", name="examples", help="Print or copy the example pictures.")
 app.command("studio.serve:serve", name="serve", help="Open the studio in the browser, with a REST interface beside it.")
@@ -81,11 +82,17 @@ def generate(
         concepts.NAME.strength, grounding.beta, ... words=fox,cat,dog puts the others in the place of the first in the
         prompts. Values that hold commas have | between them: "prompt=a fox, asleep|a cat".
     """
+    if source is not None and not source.is_file():
+        raise RequestError(f"There is no picture {source}.", "Check the path given with --from.")
+    axes = [axis_of(text) for text in compare]
+    wishes = placed(given(asked) | ({} if prompt is None else {"prompt": prompt}), placing, planning)
+    if source is None and prompt is not None:
+        require_files(base, Request.read(wishes))  # what is wrong is said before anything heavy is imported
+        if near := meant([prompt], [str(use["source"]) for use in wishes.get("concepts", ())], FOLDER):
+            sys.stderr.write(f"studio: {near}\n")
     from studio.commands.reproduce import repeat
     from studio.work.compare import draw
 
-    axes = [axis_of(text) for text in compare]
-    wishes = placed(given(asked) | ({} if prompt is None else {"prompt": prompt}), placing, planning)
     if source is not None:
         paths = repeat(source, wishes, axes, base, output, machine)
     elif prompt is None:

@@ -7,6 +7,7 @@ lists things is spelled in the singular and read by the line of `LISTED` that na
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, get_args, get_origin
 
@@ -14,14 +15,51 @@ from cyclopts import Parameter
 from pydantic import BaseModel, Field, create_model
 from pydantic.fields import FieldInfo
 
+from pipelines.errors import ConceptError, ModelError
 from pipelines.request.request import Frozen, Request, box_use, concept_use
+
+
+def learned(text: str) -> dict[str, object]:
+    """Convert `wolf:0.8` to the fields of a `ConceptUse`: a path stays, anything else is a name of the library.
+
+    Raises:
+        ConceptError: if the library has none of that name.
+    """
+    from studio.library import concepts
+
+    fields = concept_use(text)
+    source = str(fields["source"])
+    if Path(source).exists() or Path(source).suffix or len(Path(source).parts) > 1:
+        return fields
+    return fields | {"source": str(concepts.found(source, concepts.FOLDER))}
+
+
+def require_files(base: str | None, request: Request) -> None:
+    """Refuse concepts and a base that are not there, before anything heavy is imported.
+
+    Raises:
+        ConceptError: if a concept file is not there.
+        ModelError: if the base is plainly a path that is not there; what a hub id leads to is told when it is loaded.
+    """
+    for use in request.concepts:
+        if not Path(use.source).exists():
+            raise ConceptError(f"There is no concept file {use.source}.", "Check the path given with --concept.")
+    if base is None or base == "pocket" or Path(base).exists():
+        return
+    if base.count("/") != 1 or base.startswith((".", "/", "~")) or base.endswith(".safetensors"):
+        hint = (
+            "Give pocket, a folder in the diffusers layout, a .safetensors checkpoint, or a hub id such as owner/name."
+        )
+        raise ModelError(f"There is no base {base}.", hint)
+
 
 LISTED: Mapping[str, tuple[str, Callable[[str], dict[str, object]], str]] = MappingProxyType(
     {
         "concepts": (
             "concept",
-            concept_use,
-            "A learned concept file, with a strength if wanted: fox.safetensors or fox.safetensors:0.8.",
+            learned,
+            "A learned concept, by its name in outputs/concepts, its word or its file, with a strength if wanted: fox, "
+            "fox:0.8 or fox.safetensors:0.8.",
         ),
         "boxes": (
             "box",

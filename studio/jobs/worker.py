@@ -39,6 +39,7 @@ from studio.jobs.specs import (
     with_paths,
 )
 from studio.jobs.store import Job, Ledger, Record, State
+from studio.library.concepts import meant
 from studio.library.import_export import import_concept
 from studio.settings import Machine
 from studio.work import measure as measuring
@@ -142,6 +143,10 @@ class Worker:
         request = with_paths(Request.read(job.spec["request"]), self.places)
         base = self.places.base(job.spec["base"])
         axes = axes_of(job.spec.get("compare", ()))
+        used = [use.source for use in request.concepts]
+        texts = [request.prompt, *(box.phrase for box in request.boxes)]
+        if near := meant(texts, used, self.places.learned):
+            self.tell(job, Note(near))
         _forget_pictures(self.places.job(job.id))
         return draw(
             request,
