@@ -33,11 +33,11 @@ from pipelines.models.components import Components
 from pipelines.pictures.tensors import to_tensor
 from pipelines.request.request import ConceptUse, Request
 from trainers.data.batches import Example, ordinary, prompt_templates
-from trainers.loop.launch import run_of
 from trainers.loop.train import train
 from trainers.methods import methods
 from trainers.methods.parts.identifiers import rare_identifiers
 from trainers.methods.parts.merging import merged
+from trainers.run import run_of
 from trainers.stickers.drawn import drawn, drawn_scene, summed
 from trainers.stickers.world import ALL_NAMES, CLASS_WORDS, RELATIONS, Scene, scene
 
@@ -182,7 +182,7 @@ def teach_together(
     chosen["init" if name == "textual-inversion" else "class_word"] = CLASS_WORDS[first]
     if others:
         chosen["also"] = tuple(f"composed:{words[thing]}:{CLASS_WORDS[thing]}" for thing in others)
-    run = run_of(methods()[name], components.family, Path("composed"), chosen)
+    run = run_of(methods()[name], {**chosen, "images": "composed"}).with_recipe(components.family)
     triggers = [subject.trigger for subject in run.config.subjects] if others else [None]
     examples = [
         Example(f"{thing} {i}.png", picture, word=word)

@@ -12,7 +12,6 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -27,9 +26,9 @@ from pipelines.pictures.sheet import Sheet
 from pipelines.pictures.tensors import to_pictures, to_tensor
 from pipelines.request.request import ConceptUse, Request
 from trainers.data.folders import Example
-from trainers.loop.launch import run_of
 from trainers.loop.train import train
 from trainers.methods import methods
+from trainers.run import run_of
 from trainers.stickers.drawn import drawn_scene, summed
 from trainers.stickers.relations import RELATIONS_TO_TEACH, Seen, exemplars, unseen_pairs
 from trainers.stickers.world import COLOURS, RELATIONS, Scene, Stickers, article
@@ -92,7 +91,7 @@ def teach_relation(
     """
     name, own = (WAYS | EXTENSIONS)[way]
     chosen = {"token": TOKEN, "init": INIT, **own, **settings}
-    run = run_of(methods()[name], components.family, Path("composed"), chosen)
+    run = run_of(methods()[name], {**chosen, "images": "composed"}).with_recipe(components.family)
     examples = pictures_of(relation, masks=bool(chosen.get("masks")))
     return train(components, run, examples, on_event=on_event)
 

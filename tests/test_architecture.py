@@ -9,14 +9,17 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import get_args
+from typing import Annotated, get_args
 
 import pytest
 from pydantic import BaseModel
 
 from pipelines.request.request import Request
-from studio.jobs.specs import unknown_texts
+from pipelines.request.settings import FileOf
+from studio.jobs.specs import of_clients, unknown_texts, unmarked_paths
 from tests.waiting import LIMIT
+from trainers.methods import configs
+from trainers.settings import DataConfig, Destination, MethodConfig, TrainConfig
 
 ROOT = Path(__file__).parent.parent
 LAYERS = ("studio", "evaluation", "trainers", "pipelines")
@@ -254,3 +257,23 @@ def test_of_every_text_of_a_request_it_is_known_whether_it_names_a_file():
     """Clients name files by ids. Mark a path with `Annotated[str, FileOf("picture")]`, or add a plain text to TEXTS."""
     unknown = {name for kind in settings_within(Request) for name in unknown_texts(kind)}
     assert unknown == {"adapter", "sam", "unet"}  # which clients cannot set
+
+
+def test_every_path_of_a_training_is_marked():
+    """Mark a path with `Annotated[Path, FileOf("dataset")]`: it is an id for clients; "own" keeps it from them."""
+    kinds = {*configs().values(), DataConfig, TrainConfig, Destination}
+    unmarked = {f"{kind.__name__}.{name}" for kind in kinds for name in unmarked_paths(kind)}
+    assert not unmarked
+    decided = {name for kind in kinds for name, field in kind.model_fields.items() if not of_clients(name, field)}
+    assert decided == {"cache", "output", "overwrite", "base"}
+
+
+def test_a_path_that_is_not_marked_is_refused_to_clients():
+    class Careless(MethodConfig):
+        folder: Path | None = None
+        """A folder."""
+        own: Annotated[Path | None, FileOf("dataset")] = None
+        """A marked one."""
+
+    assert unmarked_paths(Careless) == {"folder"}
+    assert [of_clients(name, field) for name, field in Careless.model_fields.items()] == [False, True]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Any
 
 from cyclopts import CycloptsError
 from pydantic import ValidationError
@@ -19,10 +18,8 @@ from pipelines.errors import ConfigError, StudioError
 from pipelines.events import Event, Note, StepDone
 from pipelines.request.request import problems
 from trainers.commands import commands
-from trainers.settings import DataConfig, Destination, TrainConfig
-
-if TYPE_CHECKING:
-    from trainers.method import Method
+from trainers.run import Run
+from trainers.settings import Destination
 
 
 def _say(event: Event) -> None:
@@ -33,39 +30,30 @@ def _say(event: Event) -> None:
         print(f"{event.step}/{event.steps}  {terms}", file=sys.stderr, flush=True)
 
 
-def _carry_out(method: Method, config: Any, data: DataConfig, train: TrainConfig, where: Destination) -> None:
+def _carry_out(run: Run) -> None:
     import torch
 
     from pipelines.models.components import load
     from trainers.distributed import launched
-    from trainers.loop.launch import destinations, narrowed, pausing, readings, train_and_save
-    from trainers.loop.train import Run, with_recipe
+    from trainers.loop.launch import narrowed, pausing, readings, train_and_save
 
     processes = launched()
-    outputs = destinations(config, where, train.candidates)
+    run.require_free()
     if processes.accelerator is None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     else:
         device = processes.accelerator.device
-    reading = readings(config, data).sound(data.skip_doubtful)
-    components = load(where.base, device=device)
-    run = with_recipe(method, components.family, Run(method, config, train, data))
+    reading = readings(run).sound(run.data.skip_doubtful)
+    components = load(run.where.base, device=device)
+    run = run.with_recipe(components.family)
     if processes.count > 1 and processes.main:
         _say(Note(f"{processes.count} processes, {run.train.batch} pictures each"))
     with pausing() as asked:
         train_and_save(
-            narrowed(components, run),
-            run,
-            reading.examples,
-            outputs,
-            keep_every=where.keep_every,
-            on_event=_say,
-            should_stop=asked,
-            processes=processes,
-            preview=where.preview,
+            narrowed(components, run), run, reading.examples, on_event=_say, should_stop=asked, processes=processes
         )
     if processes.main:
-        for output in outputs:
+        for output in run.outputs:
             print(output)
     if processes.accelerator is not None:
         processes.accelerator.end_training()  # threads between processes would abort one that ends without it
@@ -102,7 +90,7 @@ def relaunched(arguments: list[str]) -> None:
 def main(arguments: list[str]) -> int:
     """Run the command line; errors meant for people are one sentence and exit code 2."""
     print_anything()
-    app = commands("trainers", _carry_out, {"where": Destination})
+    app = commands("trainers", _carry_out, Destination)
     try:
         relaunched(arguments)
         app(arguments, exit_on_error=False, print_error=False, result_action="return_value")

@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from types import MappingProxyType
+from typing import Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 
+from trainers.method import Method
 from trainers.methods import methods, summary
-from trainers.settings import DataConfig, TrainConfig
+from trainers.run import Run
+from trainers.settings import DataConfig, Destination, TrainConfig
 
-if TYPE_CHECKING:
-    from trainers.method import Method
+HEADINGS = {
+    "config": "What is learned",
+    "data": "Pictures",
+    "train": "Training",
+    "where": "Base and result",
+    "machine": "Machine",
+}
+"""Headings of the help, by the name of a group of settings."""
 
 
-def commands(name: str, carry_out: Callable[..., None], more: Mapping[str, Any]) -> App:
+def commands(
+    name: str, carry_out: Callable[..., None], where: type[Destination], more: Mapping[str, Any] = MappingProxyType({})
+) -> App:
     """Return a command line with a command for each method.
 
     Args:
         name: of the program.
-        carry_out: called with the method, its config, `data` and `train`, and one value for each of `more`.
-        more: name -> further settings, classes whose fields all have defaults.
+        carry_out: called with the run, and one value for each of `more`.
+        where: settings of the base and the result.
+        more: name -> further settings, classes whose fields all have defaults; the names are those of `HEADINGS`.
     """
     app = App(
         name=name,
@@ -30,27 +42,29 @@ def commands(name: str, carry_out: Callable[..., None], more: Mapping[str, Any])
         default_parameter=Parameter(negative_iterable=()),
     )
     for key, method in methods().items():
-        app.command(_command(method, carry_out, more), name=key)
+        app.command(_command(method, carry_out, where, more), name=key)
     return app
 
 
-def _command(method: Method[Any], carry_out: Callable[..., None], more: Mapping[str, Any]) -> Any:
-    kinds: dict[str, Any] = {"config": method.Settings, "data": DataConfig, "train": TrainConfig, **more}
-    needed = ("config", "data")
+def _command(
+    method: Method[Any], carry_out: Callable[..., None], where: type[Destination], more: Mapping[str, Any]
+) -> Any:
+    shared: dict[str, Any] = {"config": method.Settings, "train": TrainConfig, "data": DataConfig, "where": where}
+    kinds = {**shared, **more}
 
     def command(**settings: Any) -> None:
         # What nothing was said about is not passed on.
-        others = {key: kind() for key, kind in kinds.items() if key not in (*needed, *settings)}
-        carry_out(method, **others, **settings)
+        given = {key: settings[key] if key in settings else kind() for key, kind in kinds.items()}
+        carry_out(Run(method, **{key: given.pop(key) for key in shared}), **given)
 
     parameters = [
         inspect.Parameter(
             key,
             inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if key in needed else kind(),
-            annotation=Annotated[kind, Parameter(name="*")],
+            default=inspect.Parameter.empty if key in ("config", "data") else kind(),
+            annotation=Annotated[kind, Parameter(name="*", group=Group(HEADINGS[key], sort_key=place))],
         )
-        for key, kind in kinds.items()
+        for place, (key, kind) in enumerate(kinds.items())
     ]
     command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
     command.__doc__ = summary(method)

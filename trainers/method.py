@@ -17,12 +17,16 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from trainers.settings import MethodConfig
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from torch import Tensor, nn
 
     from pipelines.concepts.concept import Concept
+    from pipelines.events import OnEvent
     from pipelines.models.components import Components
     from trainers.data.batches import Batch, Example
+    from trainers.settings import DataConfig
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,10 @@ class Trainable:
         figures: numbers to report beside the losses.
         rates: name -> factor on the learning rate, for those that learn at another pace.
         examine: told the pictures before anything is encoded; raises `DataError` if it cannot learn from them.
+        completed: the pictures to learn from, made of those given, the settings of reading them and a seed.
+        class_pictures: pictures of the class to learn beside them, each with the word of its class; read from or kept
+            in the folder it is called with. None for a method that needs none.
+        notes: lines on what is to be known before the training starts.
     """
 
     components: Components
@@ -46,6 +54,9 @@ class Trainable:
     figures: Callable[[], dict[str, float]] = field(default=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
     examine: Callable[[Sequence[Example]], None] = lambda examples: None
+    completed: Callable[[Sequence[Example], DataConfig, int], Sequence[Example]] = lambda examples, data, seed: examples
+    class_pictures: Callable[[Path, OnEvent, Callable[[], bool]], list[Example]] | None = None
+    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

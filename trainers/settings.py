@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipelines.request.request import Frozen
+from pipelines.request.settings import FileOf, Frozen
 from pipelines.words import Composed, composed
 
 
 class DataConfig(Frozen):
     """The training pictures, and how they are read."""
 
-    images: Path
+    images: Annotated[Path, FileOf("dataset")]
     """Folder of training pictures; a `.txt` file beside a picture is its caption."""
 
     resolution: int | None = Field(default=None, ge=16, le=4096)
@@ -35,7 +35,7 @@ class DataConfig(Frozen):
     """Copies of each picture to learn from beside it, scaled to between 0.4 and 1 and moved, the surroundings going on
     from the picture's rim: the thing is then learned at any size and place."""
 
-    cache: Path | None = None
+    cache: Annotated[Path | None, FileOf("own")] = None
     """Folder that keeps encoded pictures between runs."""
 
     skip_doubtful: bool = False
@@ -138,7 +138,7 @@ class PriorConfig(Frozen):
     prior_weight: float = Field(default=1.0, ge=0, le=100)
     """Weight of the prior term."""
 
-    class_images: Path | None = None
+    class_images: Annotated[Path | None, FileOf("dataset")] = None
     """Folder of class pictures; without it they are generated, and kept for this base and prompt."""
 
     num_class_images: int = Field(default=NUM_CLASS_IMAGES, ge=1, le=100_000)
@@ -174,6 +174,14 @@ class MethodConfig(Frozen):
     def trigger(self) -> str:
         """Return the words in prompts for the run's own concept."""
         return self.triggers[0]
+
+    def folders(self, images: Path) -> tuple[tuple[Path, str | None], ...]:
+        """Return the folders of pictures to learn from, each with the word of what it shows if there are several.
+
+        Args:
+            images: the folder that the run names.
+        """
+        return ((images, None),)
 
     @property
     def new_word(self) -> str | None:
@@ -214,7 +222,7 @@ class SubjectConfig(MethodConfig, PriorConfig, ObjectiveConfig):
     token: Composed = Field(min_length=1, max_length=60)
     """The subject's identifier or new word."""
 
-    also: tuple[str, ...] = ()
+    also: tuple[Annotated[str, FileOf("dataset", after=2)], ...] = ()
     """A further subject to learn in the same run, as DIR:TOKEN:CLASS, for example my-cat:<my-cat>:cat. May be given
     several times. Learned together they keep apart; each becomes a concept of its own."""
 
@@ -248,6 +256,11 @@ class SubjectConfig(MethodConfig, PriorConfig, ObjectiveConfig):
     def triggers(self) -> tuple[str, ...]:
         """Return for each subject its new word, or its identifier with its class."""
         return tuple(subject.trigger for subject in self.subjects)
+
+    def folders(self, images: Path) -> tuple[tuple[Path, str | None], ...]:
+        """Return the folder of each subject, with its words if there are several."""
+        subjects = self.subjects
+        return tuple((one.images or images, one.trigger if len(subjects) > 1 else None) for one in subjects)
 
     @property
     def new_word(self) -> str | None:
@@ -320,13 +333,13 @@ class TokenConfig(MethodConfig):
 class Destination(Frozen):
     """The base of a training, and the file of its result."""
 
-    output: Path | None = None
+    output: Annotated[Path | None, FileOf("own")] = None
     """The concept file; outputs/concepts/TOKEN.safetensors by default."""
 
     overwrite: bool = False
     """Replace a concept file that is there."""
 
-    base: str = "pocket"
+    base: Annotated[str, FileOf("own")] = "pocket"
     """pocket, a diffusers folder, a .safetensors checkpoint, or a hub id."""
 
     keep_every: int = Field(default=50, ge=1)

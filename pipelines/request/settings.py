@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 
 from pipelines.request.texts import flaw, texts
 
@@ -43,20 +44,37 @@ class FileOf:
     """Marks a field whose text names a file: a path in Python and on the command line, an id by REST and on the page.
 
     Attributes:
-        kind: kind of file.
+        kind: kind of file; "own" for what the machine that works decides, which no client names.
+        after: number of further parts of the text behind the path, each after a colon.
     """
 
-    kind: Literal["concept", "picture"]
+    kind: Literal["concept", "picture", "dataset", "own"]
+    after: int = 0
+
+    def with_path(self, text: str, path: Callable[[str, str], str]) -> str:
+        """Return the text with another path; `path` is called with the kind and the path that is there."""
+        first, *rest = text.rsplit(":", self.after) if self.after else [text]
+        return ":".join((path(self.kind, first.strip()), *rest))
 
 
-def marks_of(field: Any) -> list[Any]:
-    """Return the annotations of a field and of its parts."""
+def file_of(field: FieldInfo) -> FileOf | None:
+    """Return the mark of a field that names a file, or whose parts do."""
+    return next((mark for mark in _marks(field.metadata, field.annotation) if isinstance(mark, FileOf)), None)
 
-    def inside(annotation: Any) -> list[Any]:
-        own = list(getattr(annotation, "__metadata__", ()))
-        return own + [mark for part in get_args(annotation) for mark in inside(part)]
 
-    return [*field.metadata, *inside(field.annotation)]
+def _marks(metadata: Iterable[Any], annotation: Any) -> list[Any]:
+    inside = [mark for part in get_args(annotation) for mark in _marks(getattr(part, "__metadata__", ()), part)]
+    return [*metadata, *getattr(annotation, "__metadata__", ()), *inside]
+
+
+def without_files(settings: BaseModel) -> dict[str, Any]:
+    """Return settings as JSON that may be given away: no paths, and DIR for the path within a longer text."""
+    fields = type(settings).model_fields
+    marks = {name: mark for name, field in fields.items() if (mark := file_of(field)) is not None}
+    kept = settings.model_dump(mode="json", exclude={name for name, mark in marks.items() if not mark.after})
+    for name in kept.keys() & marks.keys():
+        kept[name] = [marks[name].with_path(text, lambda kind, path: "DIR") for text in kept[name]]
+    return kept
 
 
 def holds_models(value: Any) -> bool:
@@ -80,10 +98,9 @@ def with_files(model: Model, change: Callable[[str, str], str]) -> Model:
     """
     changes: dict[str, Any] = {}
     for name, field in type(model).model_fields.items():
-        value = getattr(model, name)
-        kind = next((mark.kind for mark in marks_of(field) if isinstance(mark, FileOf)), None)
-        if kind is not None and value is not None:
-            changes[name] = mapped(value, lambda one, kind=kind: change(kind, str(one)))
+        value, mark = getattr(model, name), file_of(field)
+        if mark is not None and value is not None:
+            changes[name] = mapped(value, lambda one, mark=mark: mark.with_path(str(one), change))
         elif holds_models(value):
             changes[name] = mapped(value, lambda one: with_files(one, change))
     return model.model_copy(update=changes) if changes else model

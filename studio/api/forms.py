@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from functools import reduce
 from operator import or_
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, create_model
 from pydantic.fields import FieldInfo
 
 from pipelines.request.axes import Axis
 from pipelines.request.request import Frozen, Request
-from studio.jobs.specs import OURS
+from pipelines.request.settings import file_of
+from studio.jobs.specs import of_clients
 from studio.jobs.store import Job, Kind, State
 from trainers.methods import configs
 from trainers.settings import DataConfig, Destination, TrainConfig
@@ -35,10 +36,8 @@ class GenerationOrder(Frozen):
 
 def _of_client(field: FieldInfo) -> Any:
     """Return the type of a setting for a client, who names folders by the ids of datasets."""
-    annotation = field.annotation
-    if annotation is Path or Path in get_args(annotation):
-        return str | None
-    return annotation
+    mark = file_of(field)
+    return field.annotation if mark is None or mark.after else str | None
 
 
 def settings_of(method: str) -> type[Frozen]:
@@ -46,7 +45,7 @@ def settings_of(method: str) -> type[Frozen]:
     fields: dict[str, Any] = {}
     for kind in (configs()[method], DataConfig, TrainConfig, Destination):
         for name, field in kind.model_fields.items():
-            if name not in OURS and name != "images":
+            if name != "images" and of_clients(name, field):
                 metadata = tuple(field.metadata)
                 annotation = _of_client(field)
                 kept = Field(description=field.description, default=... if field.is_required() else field.default)

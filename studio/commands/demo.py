@@ -15,12 +15,12 @@ from pipelines.errors import StudioError
 from pipelines.generation import generate
 from pipelines.pictures.sheet import Sheet
 from pipelines.request.request import ConceptUse, Request
-from studio.commands.train import Output
 from studio.settings import Machine
 from studio.work import runner
 from trainers.data.batches import read_examples
 from trainers.methods import methods
-from trainers.settings import DataConfig, TrainConfig
+from trainers.run import Run
+from trainers.settings import DataConfig, Destination, TrainConfig
 from trainers.stickers.drawn import drawn_scene, summed
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "wolf"
@@ -47,11 +47,13 @@ def _learn(folder: Path, machine: Machine) -> dict[str, tuple[Path, float]]:
         began, method = time.monotonic(), methods()[name]
         print(f"{said}: learning {token}", flush=True)
         (path,) = runner.write_concepts(
-            method,
-            method.Settings(token=token, **settings),
-            DataConfig(images=EXAMPLES),
-            TrainConfig(preview_every=100),
-            Output(output=folder / "demo" / f"{token.strip('<>')}.safetensors", overwrite=True),
+            Run(
+                method,
+                method.Settings(token=token, **settings),
+                TrainConfig(preview_every=100),
+                DataConfig(images=EXAMPLES),
+                Destination(output=folder / "demo" / f"{token.strip('<>')}.safetensors", overwrite=True),
+            ),
             machine,
         )
         learned[token] = path, time.monotonic() - began

@@ -10,7 +10,8 @@ from cyclopts import Parameter
 
 from pipelines.errors import RequestError
 from pipelines.request.request import Request
-from studio.commands.flags import Asked, given, require_files
+from studio.commands.flags import Asked, given
+from studio.library.names import ready
 from studio.settings import Machine
 
 
@@ -41,12 +42,11 @@ def replace(
         Folder for the pictures.
     """
     wishes = given(asked)
-    require_files(base, Request.read({**wishes, "prompt": replacement, "inpaint": {"image": str(picture)}}))
     inpaint: dict[str, Any] = {"image": str(picture), "grow": 2, "padding": 6, "only_masked": True}
     inpaint |= wishes.get("inpaint", {})
     if not {"mask", "click", "box"} & set(inpaint):
         inpaint["box"] = box_of(picture, thing)
-    request = Request.read({**wishes, "prompt": replacement, "inpaint": inpaint})
+    request = ready(Request.read({**wishes, "prompt": replacement, "inpaint": inpaint}))
     from studio.work import runner
 
     for path in runner.write_pictures(request, base, output, machine):

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
 from studio.settings import Machine
 from trainers.base_models.settings import InContextConfig, InpaintingConfig, ModelDestination
 from trainers.commands import commands
+from trainers.data.folders import listing
 from trainers.method_settings import GroundingConfig, GroundingDestination
-from trainers.settings import DataConfig, Destination, TrainConfig
-
-if TYPE_CHECKING:
-    from trainers.method import Method
+from trainers.run import Run
+from trainers.settings import Destination
 
 
 class Output(Destination):
@@ -70,20 +69,22 @@ def translate(arguments: list[str]) -> list[str]:
     return translated
 
 
-def _carry_out(
-    method: Method, config: Any, data: DataConfig, train: TrainConfig, where: Output, machine: Machine
-) -> None:
+def _carry_out(run: Run, machine: Machine) -> None:
+    others = (one.images for one in getattr(run.config, "subjects", ()) if one.images)
+    for folder in {run.data.images, *others}:
+        if not folder.is_dir():
+            listing(folder)  # says so before torch is loaded
     from studio.work import runner
 
-    if where.dry_run:
-        for line in runner.preflight(method, config, data, train, where, machine):
+    if isinstance(run.where, Output) and run.where.dry_run:
+        for line in runner.preflight(run, machine):
             print(line)  # noqa: T201
     else:
-        for path in runner.write_concepts(method, config, data, train, where, machine):
+        for path in runner.write_concepts(run, machine):
             print(path)  # noqa: T201
 
 
-app = commands("train", _carry_out, {"where": Output, "machine": Machine})
+app = commands("train", _carry_out, Output, {"machine": Machine})
 app.command("studio.commands.incontext:learn", name="task-word")
 
 

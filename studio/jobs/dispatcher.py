@@ -11,7 +11,10 @@ from studio.jobs.specs import Places, forget_training
 from studio.jobs.store import ATTEMPTS, Job, Ledger
 
 TICK = 0.1
-"""Seconds between two looks at the queue."""
+"""Seconds between two looks at the queue while a job waits or runs."""
+
+IDLE = 2.0
+"""Seconds between two looks at processes while there is no job; one that is asked for is begun at once."""
 
 LOOK = 60.0
 """Seconds that a look at the queue may take before nobody waits for its end."""
@@ -53,6 +56,7 @@ class Dispatcher:
         """Start no more jobs; running ones keep their state, and are resumed when a server starts again."""
         if self._thread is not None:
             self._stopping.set()
+            self.ledger.asked.set()
             self._thread.join(LOOK)
             if self._thread.is_alive():  # what runs is asked to keep its state in any case
                 _log.error("The queue did not stop within %g s", LOOK)
@@ -62,17 +66,28 @@ class Dispatcher:
             self._lost(job)
 
     def _run(self, stopping: threading.Event) -> None:
-        while not stopping.is_set():
+        while True:
+            busy = True
+            self.ledger.asked.clear()
+            if stopping.is_set():  # asked after the clearing, so that the wait below is always ended
+                break
             try:
-                self.tick()
+                busy = self.tick()
             except Exception:  # a queue that stands still helps nobody
                 _log.exception("The queue stumbled")
                 time.sleep(1)
-            stopping.wait(TICK)
+            if busy:
+                stopping.wait(TICK)
+            else:
+                self.ledger.asked.wait(IDLE)
         self.ledger.close()
 
-    def tick(self) -> None:
-        """Do one round: end jobs that do not stop, requeue those whose process is gone, start waiting ones."""
+    def tick(self) -> bool:
+        """Do one round: end jobs that do not stop, requeue those whose process is gone, start waiting ones.
+
+        Returns:
+            Whether there are jobs, waiting or running.
+        """
         running = self.ledger.list(states=("running",), limit=1000)
         for job in running:
             if not self.engine.alive(job):
@@ -92,6 +107,7 @@ class Dispatcher:
             if job.id not in busy and self._begin(job):
                 busy.add(job.id)
         self.engine.settle(running)
+        return bool(running or queue)
 
     def _begin(self, job: Job) -> bool:
         times = self._tries.get((job.id, job.begun), 0)

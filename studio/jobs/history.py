@@ -47,7 +47,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is looked for; everything that is left out fits.
+    """A search among pictures; everything that is left out fits.
 
     Attributes:
         words: text of which all words are in the prompts, boxes, concepts, base or tags.

@@ -24,10 +24,9 @@ from studio.jobs.specs import (
     checked_comparison,
     checked_request,
     forget_training,
-    outputs,
     scores_key,
-    spec_of_job,
-    training_spec,
+    training_of,
+    training_of_job,
 )
 from studio.jobs.store import LIVE, Event, Job, Kind, Ledger
 from studio.jobs.waiting import Waiting
@@ -131,12 +130,12 @@ class Jobs:
         Raises:
             StudioError: if it cannot be carried out, or its concept is there already or being learned.
         """
-        one = training_spec(method, settings, dataset, base, self.places)
+        run = training_of(method, settings, dataset, base, self.places)
         spec = {"method": method, "settings": dict(settings), "dataset": dataset, "base": base, "dry_run": dry_run}
         require_room(self.folder, 64 << 20)
         with self._asking:
             if not dry_run:
-                self._require_free([path.name for path in outputs(one)], key)
+                self._require_free([path.name for path in run.outputs], key)
             return self.ledger.add("training", spec, key)
 
     def submit_import(self, content: bytes, name: str, token: str | None = None, base: str | None = None) -> Job:
@@ -280,7 +279,7 @@ class Jobs:
         """Refuse names of files that a training is going to write."""
         for job in self.ledger.list("training", LIVE, 1000):
             try:
-                theirs = [] if job.spec["dry_run"] else outputs(spec_of_job(job, self.places))
+                theirs = [] if job.spec["dry_run"] else training_of_job(job, self.places).outputs
             except StudioError:  # what it needs has been deleted; it will say so itself
                 continue
             if taken := [path.name for path in theirs if path.name in names]:

@@ -92,7 +92,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Mark:
-    """What people said of a picture.
+    """Marks that people gave a picture.
 
     Attributes:
         favourite: whether it is one.

@@ -6,28 +6,29 @@ when they were sent, bases by the names the server was started with. Needs no to
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from pipelines.errors import ConceptError, ConfigError, RequestError, StudioError
 from pipelines.request.axes import axes_of, cells
-from pipelines.request.request import FileOf, Frozen, Request, problems
-from pipelines.request.settings import Model, holds_models, mapped, marks_of, with_files
+from pipelines.request.request import Request, problems
+from pipelines.request.settings import FileOf, Model, file_of, holds_models, mapped, with_files
 from pipelines.words import file_stem
 from studio.jobs.store import Job
 from studio.library.datasets import Datasets, Pictures
 from studio.library.quota import QUOTA, Quota
-from trainers.methods import configs
+from trainers.methods import methods
+from trainers.run import Run, forget_state, run_of
 from trainers.settings import DataConfig, Destination, TrainConfig
 
-OURS = ("cache", "output", "overwrite", "base")
-"""Settings that the server decides."""
+OURS = ("overwrite",)
+"""Settings that the server decides, beside files of its own."""
 
 
 @dataclass(frozen=True)
@@ -146,14 +147,12 @@ def unknown_texts(kind: type[BaseModel]) -> set[str]:
     return {
         name
         for name, field in kind.model_fields.items()
-        if name not in TEXTS
-        and _is_text(field.annotation)
-        and not any(isinstance(mark, FileOf) for mark in marks_of(field))
+        if name not in TEXTS and _holds(field.annotation, str, Path) and file_of(field) is None
     }
 
 
-def _is_text(annotation: Any) -> bool:
-    return annotation in (str, Path) or any(_is_text(part) for part in get_args(annotation))
+def _holds(annotation: Any, *kinds: type) -> bool:
+    return annotation in kinds or any(_holds(part, *kinds) for part in get_args(annotation))
 
 
 def with_paths(model: Model, places: Places) -> Model:
@@ -164,58 +163,53 @@ def with_paths(model: Model, places: Places) -> Model:
 # -- training ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class TrainingSpec:
-    """A training with all its settings.
-
-    Attributes:
-        method: its name.
-        config: its own settings.
-        data: settings of reading pictures.
-        train: pace and optimiser.
-        where: base and concept file.
-    """
-
-    method: str
-    config: Any
-    data: DataConfig
-    train: TrainConfig
-    where: Destination
-
-
-def training_spec(method: str, settings: Mapping[str, Any], dataset: str, base: str, places: Places) -> TrainingSpec:
+def training_of(method: str, settings: Mapping[str, Any], dataset: str, base: str, places: Places) -> Run:
     """Return a training from settings by name, whichever configuration each belongs to.
 
     Raises:
         ConfigError: if there is no such method, or with every problem of the settings.
         Unknown: if there are no such pictures.
     """
-    known = configs()
+    known = methods()
     if method not in known:
         raise ConfigError(f"There is no method {method!r:.60}.", f"There are: {', '.join(known)}.")
-    kinds: tuple[type[Frozen], ...] = (known[method], DataConfig, TrainConfig, Destination)
-    if closed := [name for name in settings if name in OURS or name == "images"]:
-        raise ConfigError(f"{closed[0]} is decided by the server.", "Leave it out.")
-    names = {name for kind in kinds for name in kind.model_fields}
-    if unknown := [name for name in settings if name not in names]:
+    kinds = (known[method].Settings, DataConfig, TrainConfig, Destination)
+    fields = {name: field for kind in kinds for name, field in kind.model_fields.items()}
+    if unknown := [name for name in settings if name not in fields]:
         raise ConfigError(f"{method} has no setting {unknown[0]!r:.60}.", f"GET /api/v1/methods/{method} lists them.")
-    given = _with_folders(dict(settings), places) | {"images": places.datasets.folder(dataset)}
+    if closed := [name for name in settings if name == "images" or not of_clients(name, fields[name])]:
+        raise ConfigError(f"{closed[0]} is decided by the server.", "Leave it out.")
+    marks = {name: mark for name in settings if (mark := file_of(fields[name])) is not None}
+    given = {name: _with_folders(name, one, marks.get(name), places) for name, one in settings.items()}
     said: list[str] = []
-    made: list[Any] = []
-    for kind in kinds:
+
+    def made(kind: Any, own: dict[str, Any]) -> Any:
         try:
-            made.append(kind.model_validate({name: one for name, one in given.items() if name in kind.model_fields}))
+            return kind.model_validate(own)
         except ValidationError as error:
             said.append(problems(error))
+
+    run = run_of(known[method], given | {"images": places.datasets.folder(dataset)}, made)
     if said:
         raise ConfigError(" ".join(said), f"GET /api/v1/methods/{method} lists the settings and their ranges.")
-    config, data, train, where = made
-    if train.candidates and len(getattr(config, "subjects", ())) > 1:
+    if run.train.candidates and len(run.config.triggers) > 1:
         raise ConfigError("Candidates cannot be kept of several subjects.", "Leave candidates out, or also.")
     # Seen from the folder of the server, where its processes work, so that a concept does not tell where that is.
-    output = places.learned / f"{file_stem(config.trigger)}.safetensors"
-    where = where.model_copy(update={"base": places.base(base), "output": output})
-    return TrainingSpec(method, config, data, train, where)
+    output = places.learned / f"{file_stem(run.config.trigger)}.safetensors"
+    return replace(run, where=run.where.model_copy(update={"base": places.base(base), "output": output}))
+
+
+def unmarked_paths(kind: type[BaseModel]) -> set[str]:
+    """Return the settings that are paths and not marked by `FileOf`."""
+    return {n for n, field in kind.model_fields.items() if file_of(field) is None and _holds(field.annotation, Path)}
+
+
+def of_clients(name: str, field: FieldInfo) -> bool:
+    """Return whether a client may decide a setting: none that the server decides, and no path that is not marked."""
+    mark = file_of(field)
+    if mark is not None:
+        return mark.kind != "own"
+    return name not in OURS and not _holds(field.annotation, Path)
 
 
 def forget_training(job: Job, places: Places) -> None:
@@ -223,22 +217,16 @@ def forget_training(job: Job, places: Places) -> None:
     if job.kind != "training" or job.spec["dry_run"]:
         return
     try:
-        output = outputs(spec_of_job(job, places))[0]
+        output = training_of_job(job, places).outputs[0]
     except StudioError:  # its pictures are gone; the next training of this name says so if the state is in its way
         return
     forget_state(output)
 
 
-def forget_state(output: Path) -> None:
-    """Remove the state of the training of a concept file, also one that was about to be removed."""
-    for end in ("state", "state.over"):
-        shutil.rmtree(output.with_name(f".{output.stem}.{end}"), ignore_errors=True)
-
-
-def spec_of_job(job: Job, places: Places) -> TrainingSpec:
-    """Return the training of a job; raises as `training_spec`."""
+def training_of_job(job: Job, places: Places) -> Run:
+    """Return the training of a job; raises as `training_of`."""
     spec = job.spec
-    return training_spec(spec["method"], spec["settings"], spec["dataset"], spec["base"], places)
+    return training_of(spec["method"], spec["settings"], spec["dataset"], spec["base"], places)
 
 
 def scores_key(training: str) -> str:
@@ -246,33 +234,17 @@ def scores_key(training: str) -> str:
     return f"scores of {training}"
 
 
-def outputs(one: TrainingSpec) -> list[Path]:
-    """Return the concept files of a training: its own first."""
-    subjects = getattr(one.config, "subjects", ())[1:]
-    first = one.where.output or Path()
-    return [first, *(first.with_name(f"{file_stem(subject.trigger)}.safetensors") for subject in subjects)]
+def _with_folders(name: str, value: Any, mark: FileOf | None, places: Places) -> Any:
+    """Return the value of a setting with folders of datasets in the place of their ids."""
+    if mark is None or value is None:
+        return value
 
+    def folder(text: Any) -> str:
+        if not isinstance(text, str) or text.count(":") < mark.after:
+            raise ConfigError(
+                f"{name} {text!r:.60} is not DATASET{':TEXT' * mark.after}.",
+                f"Begin with the id of a dataset, for example 0123456789abcdef{':TEXT' * mark.after}.",
+            )
+        return mark.with_path(text, lambda kind, identity: str(places.datasets.folder(identity)))
 
-def learned(one: TrainingSpec) -> bool:
-    """Return whether all files of a training exist; its log, which an imported concept lacks, shows whose they are."""
-    first, *others = outputs(one)
-    return all(path.is_file() for path in (first.with_name(f"{first.stem}.losses.jsonl"), *others, first))
-
-
-def _with_folders(settings: dict[str, Any], places: Places) -> dict[str, Any]:
-    """Return settings with folders of datasets in the place of their ids."""
-    if settings.get("class_images") is not None:
-        settings["class_images"] = places.datasets.folder(str(settings["class_images"]))
-    if isinstance(settings.get("also"), list | tuple):
-        settings["also"] = [_folder_of(text, places) for text in settings["also"]]
-    return settings
-
-
-def _folder_of(text: Any, places: Places) -> str:
-    """Return `ID:TOKEN:CLASS` with the folder for the id; other text is left to the validation to refuse."""
-    parts = text.rsplit(":", 2) if isinstance(text, str) else []
-    if len(parts) < 3:
-        raise ConfigError(
-            f"also {text!r:.60} is not DATASET:TOKEN:CLASS.", "Write for example 0123456789abcdef:<my-cat>:cat."
-        )
-    return ":".join((str(places.datasets.folder(parts[0].strip())), *parts[1:]))
+    return [folder(text) for text in value] if isinstance(value, list | tuple) else folder(value)

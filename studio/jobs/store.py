@@ -73,6 +73,8 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._local = threading.local()
+        self.asked = threading.Event()
+        """Set when a job of this process joins the queue; whoever waits for one clears it."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
         path.chmod(0o600)  # what people ask for is theirs; the files that SQLite puts beside it follow
@@ -129,6 +131,7 @@ class Ledger:
                 (name, kind, text, time.time(), key),
             )
             _event(connection, name, "state", {"state": "queued"})
+        self.asked.set()
         return self.get(name)
 
     def get(self, job: str) -> Job:
@@ -223,6 +226,8 @@ class Ledger:
             if changed:
                 told = {name: changes[name] for name in ("error", "hint") if changes.get(name)}
                 _event(connection, job, "state", {"state": state, **told})
+        if changed and state == "queued":
+            self.asked.set()
         return bool(changed)
 
     def claim(self, job: str, pid: int, born: float) -> bool:

@@ -10,7 +10,7 @@ MOST = 1000
 
 
 class Waiting:
-    """What is to be done yet.
+    """The work that is still to be done.
 
     Args:
         ledger: the record.

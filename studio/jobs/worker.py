@@ -28,16 +28,7 @@ from pipelines.request.axes import axes_of
 from pipelines.request.request import Request
 from pipelines.request.texts import without_folders
 from studio.jobs.local_engine import BEAT, LOG, birth
-from studio.jobs.specs import (
-    Places,
-    forget_state,
-    forget_training,
-    learned,
-    outputs,
-    scores_key,
-    spec_of_job,
-    with_paths,
-)
+from studio.jobs.specs import Places, forget_training, scores_key, training_of_job, with_paths
 from studio.jobs.store import Job, Ledger, Record, State
 from studio.library.concepts import meant
 from studio.library.import_export import import_concept
@@ -46,7 +37,7 @@ from studio.work import measure as measuring
 from studio.work import runner
 from studio.work.compare import draw
 from trainers.loop.launch import pausing
-from trainers.methods import methods
+from trainers.run import forget_state
 
 
 @dataclass
@@ -103,19 +94,20 @@ class Worker:
         self._bases.clear()  # a training gets all the memory
         self._phase(job, "loading the base, and looking at the pictures")
         spec = job.spec
-        one = spec_of_job(job, self.places)
-        parts = (methods()[one.method], one.config, one.data, one.train, one.where, self.machine)
+        run = training_of_job(job, self.places)
         if spec["dry_run"]:
-            for line in runner.preflight(*parts):
+            for line in runner.preflight(run, self.machine):
                 self.tell(job, Note(line))
             return []
-        if job.begun > 1 and learned(one):  # killed when its concept was whole, before that was recorded
-            paths = outputs(one)
+        if job.begun > 1 and run.whole:  # killed when its concept was whole, before that was recorded
+            paths = run.outputs
             forget_state(paths[0])
         else:
-            paths = runner.write_concepts(*parts, on_event=lambda event: self.tell(job, event), should_stop=should_stop)
+            paths = runner.write_concepts(
+                run, self.machine, on_event=lambda event: self.tell(job, event), should_stop=should_stop
+            )
         with suppress(NoSpace):  # what was learned is worth more than what comes after
-            self._after(job, paths[0], one.train.candidates)
+            self._after(job, paths[0], run.train.candidates)
         return paths
 
     def _after(self, job: Job, concept: Path, candidates: int) -> None:

@@ -27,6 +27,7 @@ from studio.web.static import text
 from studio.web.theme import theme
 
 TITLE = "Prompt Studio"
+EVENTS, PROGRESS = 0.05, 1.0  # seconds between two looks for clicks, and for progress bars, which this page has none of
 DAY = 86_400  # seconds between two looks at copies for browsers, and their age when they go
 MASTHEAD = f"<h1>{TITLE}</h1><p>Teach a model something new from a few pictures, then generate with it.</p>"
 CORNER = (
@@ -130,6 +131,8 @@ def build(jobs: Jobs) -> gr.Blocks:
         generate.answer.submitted(asked, api_visibility="private")
         library.use.click(generate.take, [base, library.chosen], taken, api_visibility="private")
     page.queue(default_concurrency_limit=8)
+    # Gradio looks for events a thousand times a second, which costs an idle server a twentieth of a core.
+    page._queue.sleep_when_free, page._queue.progress_update_sleep_when_free = EVENTS, PROGRESS
     return page
 
 

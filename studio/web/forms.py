@@ -17,7 +17,7 @@ from pipelines.request.request import Frozen
 from studio.web.components import dial
 
 OWN = "automatic"
-"""What a choice says that is left to the base."""
+"""Label of a choice that is left to the base."""
 
 PAPER = re.compile(r" \([^()]*(?:arXiv|section)[^()]*\)")
 """References in a docstring, which the reference of the docs has."""
@@ -71,27 +71,37 @@ def _said(field: FieldInfo) -> str:
     return PAPER.sub("", plain)
 
 
-def component(model: type[BaseModel], path: str, label: str, **more: Any) -> Component:
-    """Return the component for a field; an optional one may be empty, and then the base decides.
+def component(
+    model: type[BaseModel], path: str, label: str, own: str = OWN, sliders: bool = True, **more: Any
+) -> Component:
+    """Return the component for a field; an optional one may be empty, and then another decides.
 
     Args:
         model: the settings.
         path: of the field, with dots into groups: `guidance.scale`.
         label: label for people.
+        own: who decides what is left empty.
+        sliders: a number has a slider, rather than a field for text.
         more: for the component.
     """
     field = _field(model, path)
-    given = {"label": label, **more}
+    given = {"label": label, **({} if sliders else {"info": _said(field)}), **more}
     kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)] or [field.annotation]
     default = field.get_default()
     choice = next((kind for kind in [field.annotation, *kinds] if get_origin(kind) is Literal), None)
     if choice is not None:
-        open_ = [(OWN, "")] if default is None else []
+        open_ = [(own, "")] if default is None else []
         return gr.Dropdown([*open_, *get_args(choice)], value=default or "", **given)
+    if kinds[0] is bool and default is None:
+        return gr.Dropdown([(own, ""), ("yes", "true"), ("no", "false")], value="", **given)
     if kinds[0] is bool:
         return gr.Checkbox(value=bool(default), **given)
     if kinds[0] in (int, float):
+        if not sliders:  # an empty gr.Number turns into 0 by itself when its tab is opened
+            return gr.Textbox(value="" if default is None else str(default), placeholder=own, max_length=20, **given)
         return dial(**given, **_slider(path.rpartition(".")[2], kinds[0], field, default))
+    if any(get_origin(kind) is tuple for kind in [field.annotation, *kinds]):
+        return gr.Textbox(value="\n".join(default or ()), lines=2, placeholder="one on each line", **given)
     return gr.Textbox(value=default or "", **given)
 
 
@@ -112,12 +122,16 @@ class Form:
         model: the settings.
         labels: path of each field -> what people call it.
         name: of the page, which names of components begin with.
+        own: who decides what is left empty.
+        sliders: numbers have sliders, rather than fields for texts.
     """
 
-    def __init__(self, model: type[Frozen], labels: Mapping[str, str], name: str) -> None:
+    def __init__(
+        self, model: type[Frozen], labels: Mapping[str, str], name: str, own: str = OWN, sliders: bool = True
+    ) -> None:
         self.model, self.paths = model, tuple(labels)
         self.components = [
-            component(model, path, label, elem_id=identity(name, path)) for path, label in labels.items()
+            component(model, path, label, own, sliders, elem_id=identity(name, path)) for path, label in labels.items()
         ]
 
     def _chosen(self, path: str) -> bool:

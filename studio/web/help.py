@@ -136,7 +136,7 @@ TOUR: tuple[tuple[str, str, str], ...] = (
     (".result", "Your pictures", "They appear here. Click one to see it large, use its seed, or edit it."),
     ("#pages [role=tab]:nth-of-type(3)", "Teach it something", "A few pictures of your own thing, and it has a word."),
 )
-"""Where, title and sentence of each step."""
+"""Place, title and sentence of each step."""
 
 
 def controls() -> dict[str, Help]:

@@ -8,10 +8,9 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -30,7 +29,7 @@ from pipelines.locks import sole_training
 from pipelines.measures.judge import Judge
 from pipelines.models.components import POCKET, Components, load
 from pipelines.pictures.metadata import Dtype, Made, save_png
-from pipelines.request.request import ConceptUse, Request, concept_use
+from pipelines.request.request import ConceptUse, Request
 from pipelines.words import file_stem
 from studio.settings import Machine
 from studio.work.progress import Progress
@@ -38,12 +37,11 @@ from trainers.data.batches import ordinary, prompt_templates
 from trainers.data.folders import Reading
 from trainers.data.preflight import examine
 from trainers.data.sound_pictures import sound_examples
-from trainers.loop.launch import destinations, narrowed, pausing, readings, train_and_save
-from trainers.loop.train import Run, probe, with_recipe
-from trainers.method import Method
-from trainers.methods.parts.identifiers import collision, rare_identifiers
+from trainers.loop.launch import narrowed, pausing, readings, train_and_save
+from trainers.loop.train import probe
+from trainers.methods.parts.identifiers import rare_identifiers
 from trainers.methods.parts.merging import merged
-from trainers.settings import DataConfig, SubjectConfig, TrainConfig
+from trainers.run import Run
 from trainers.stickers.world import CLASS_WORDS, HELD_OUT
 
 
@@ -153,11 +151,7 @@ def free_path(folder: Path, stem: str) -> Path:
 
 
 def write_concepts(
-    method: Method,
-    config: Any,
-    data: DataConfig,
-    pace: TrainConfig,
-    where: Any,
+    run: Run,
     machine: Machine,
     *,
     on_event: OnEvent | None = None,
@@ -172,9 +166,9 @@ def write_concepts(
         Cancelled: on Ctrl-C, a termination, or if `should_stop` says so, which is asked once a step; the same command
             goes on where it stopped.
     """
-    outputs = destinations(config, where, pace.candidates)
-    run, reading, components = _ready(method, config, data, pace, where, machine, strict=True)
-    progress = on_event or Progress(method.name, previews=outputs[0])
+    outputs = run.require_free()
+    run, reading, components = _ready(run, machine, strict=True)
+    progress = on_event or Progress(run.method.name, previews=outputs[0])
     for line in _preflight(run, reading, components):
         progress(Note(line))
     try:
@@ -183,11 +177,8 @@ def write_concepts(
                 components,
                 run,
                 reading.examples,
-                outputs,
-                keep_every=where.keep_every,
                 on_event=progress,
                 should_stop=lambda: asked() or should_stop(),
-                preview=where.preview,
             )
     except KeyboardInterrupt:
         raise Cancelled(
@@ -195,58 +186,41 @@ def write_concepts(
         ) from None
 
 
-def preflight(
-    method: Method, config: Any, data: DataConfig, pace: TrainConfig, where: Any, machine: Machine
-) -> Iterator[str]:
+def preflight(run: Run, machine: Machine) -> Iterator[str]:
     """Return the checks before training: pictures, their problems, memory and time."""
-    yield from _preflight(*_ready(method, config, data, pace, where, machine))
+    yield from _preflight(*_ready(run, machine))
 
 
-def _ready(
-    method: Method,
-    config: Any,
-    data: DataConfig,
-    pace: TrainConfig,
-    where: Any,
-    machine: Machine,
-    strict: bool = False,
-) -> tuple[Run, Reading, Components]:
+def _ready(run: Run, machine: Machine, strict: bool = False) -> tuple[Run, Reading, Components]:
     """Return the run with the base's recipe, the pictures, and the base; `strict` stops at doubtful pictures."""
-    reading = readings(config, data)
-    reading = reading.sound(data.skip_doubtful) if strict or not reading.examples else reading
+    reading = readings(run)
+    reading = reading.sound(run.data.skip_doubtful) if strict or not reading.examples else reading
     # The text encoder is trained through and stays float32; the frozen rest may be narrower.
-    components = open_base(where.base, machine.model_copy(update={"dtype": "float32"}))
-    run = with_recipe(method, components.family, Run(method, config, pace, data))
+    components = open_base(run.where.base, machine.model_copy(update={"dtype": "float32"}))
+    run = run.with_recipe(components.family)
     return run, reading, narrowed(components, run)
 
 
 def _preflight(run: Run, reading: Reading, components: Components) -> Iterator[str]:
-    trained, seconds = probe(components, run, reading.examples)
+    tried = probe(components, run, reading.examples)
     report = examine(
         reading,
         token=run.config.trigger,
         config=run.train,
         data=run.data,
         components=components,
-        trained=trained,
-        seconds_per_step=seconds,
+        trained=tried.trained,
+        seconds_per_step=tried.seconds,
         new_word=run.config.new_word is not None,
     )
     yield from report.lines()
-    if not isinstance(run.config, SubjectConfig):
-        return
-    if run.config.cut_mix:
-        yield f"{run.config.cut_mix:.0%} of the pictures are two of them side by side (--cut-mix)."
-    for subject in run.config.subjects:
-        if run.config.new_word is None and (meaning := collision(subject.token)):
-            yield f"Warning: {subject.token!r} already means something to most models: {meaning}."
+    yield from tried.notes
 
 
-def export(concepts: tuple[str, ...], output: Path, base: str, half: bool, machine: Machine) -> Path:
+def export(uses: Sequence[ConceptUse], output: Path, base: str, half: bool, machine: Machine) -> Path:
     """Write the base with concepts in it as a model folder; return the folder."""
     # Copies are made; a GPU would have to hold the model twice for a job that needs none.
     components = open_base(base, machine.model_copy(update={"dtype": "float32", "device": "cpu"}))
-    uses = [ConceptUse.model_validate(concept_use(text)) for text in concepts]
     return export_model(components, [(Concept.load(Path(use.source)), use.strength) for use in uses], output, half=half)
 
 

@@ -17,11 +17,12 @@ from pipelines.request.request import ConceptUse, Request
 from tests import tiny
 from trainers.data.folders import read_folder
 from trainers.loop.cuda_graphs import CudaGraphStep, CudaGraphUNet
-from trainers.loop.launch import DTYPES, narrowed, run_of
+from trainers.loop.launch import DTYPES, narrowed
 from trainers.loop.loop import Pace, optimise
 from trainers.loop.muon import Muon
-from trainers.loop.train import Run, train
+from trainers.loop.train import train
 from trainers.methods import methods
+from trainers.run import Run, run_of
 from trainers.settings import DataConfig, TrainConfig
 
 pytestmark = [
@@ -56,7 +57,8 @@ WAYS = {
 
 def pocket(name, precision, **pace):
     """A run on pocket by its recipe, and the base with what stays frozen in that precision."""
-    run = run_of(methods()[name], "pocket", WOLF, {**WAYS[name], "steps": STEPS, "precision": precision, **pace})
+    settings = {**WAYS[name], "images": WOLF, "steps": STEPS, "precision": precision, **pace}
+    run = run_of(methods()[name], settings).with_recipe("pocket")
     return run, narrowed(load("pocket", device=DEVICE), run)
 
 

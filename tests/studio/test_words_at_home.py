@@ -19,10 +19,8 @@ from studio.cli import main
 from studio.jobs.jobs import Jobs
 from studio.library import import_export
 from trainers.loop.candidates import candidate, candidates, candidates_folder, kept_step, take
-from trainers.loop.launch import destinations
-from trainers.methods.dreambooth import DreamBoothConfig
-from trainers.methods.textual_inversion import TextualInversionConfig
-from trainers.settings import Destination
+from trainers.methods import methods
+from trainers.run import run_of
 
 DIM = 96
 
@@ -46,12 +44,12 @@ def test_words_of_all_scripts_live_side_by_side(library, tmp_path):
     assert {"猫.safetensors", "犬.safetensors", "café.safetensors", "caf.safetensors"} <= {
         path.name for path in library.iterdir()
     }
-    outputs = [
-        destinations(TextualInversionConfig(token=word, init="fox"), Destination(output=None))[0] for word in words
-    ]
+    method, images = methods()["textual-inversion"], {"images": "unused"}
+    outputs = [run_of(method, {"token": word, "init": "fox"} | images).outputs[0] for word in words]
     assert len(set(outputs)) == len(words)
-    both = DreamBoothConfig(token="<猫>", class_word="cat", pivotal=True, also=("x:<犬>:dog",))
-    assert len(destinations(both, Destination(output=tmp_path / "猫.safetensors"))) == 2
+    both = {"token": "<猫>", "class_word": "cat", "pivotal": True, "also": ("x:<犬>:dog",)}
+    output = {"output": tmp_path / "猫.safetensors"}
+    assert len(run_of(methods()["dreambooth"], both | images | output).require_free()) == 2
 
 
 def test_clients_reach_a_concept_of_any_script(tmp_path):

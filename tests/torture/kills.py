@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,9 +27,9 @@ from tests.waiting import statuses
 from trainers.loop import train as loop_of_a_run
 from trainers.loop.checkpoints import states, whole
 from trainers.loop.launch import train_and_save
-from trainers.loop.train import Run
 from trainers.methods import methods
-from trainers.settings import DataConfig, TrainConfig
+from trainers.run import Run
+from trainers.settings import DataConfig, Destination, TrainConfig
 
 STEPS = 8
 loop_of_a_run.REPORT = 5  # so that states fall into the middle of a mean
@@ -51,7 +52,8 @@ def forked(base, name: str, output: Path) -> int:
     if child:
         return child
     try:
-        train_and_save(base, run(name), tiny.examples(), [output], keep_every=1, on_event=lambda event: None)
+        where = Destination(output=output, keep_every=1, preview=False)
+        train_and_save(base, replace(run(name), where=where), tiny.examples(), on_event=lambda event: None)
         os._exit(0)
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)

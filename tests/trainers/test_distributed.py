@@ -18,9 +18,10 @@ from tests.waiting import run, statuses
 from trainers import __main__ as command_line
 from trainers.distributed import ALONE, WHOLE, Part, Processes, launched
 from trainers.loop.launch import narrowed
-from trainers.loop.train import Run, train
+from trainers.loop.train import train
 from trainers.methods import methods
 from trainers.methods.textual_inversion import TextualInversionConfig
+from trainers.run import Run
 from trainers.settings import DataConfig, Destination, TrainConfig
 
 ROOT = Path(__file__).parent.parent.parent
@@ -269,10 +270,10 @@ def test_in_bfloat16_it_learns_nearly_the_same_and_keeps_float32(form):
 
 
 def test_the_destination_is_checked_before_anything_is_loaded(tmp_path):
-    from trainers.loop.launch import destinations
-
     def destination(token, where):
-        (path,) = destinations(TextualInversionConfig(token=token, init="fox"), where)
+        config = TextualInversionConfig(token=token, init="fox")
+        run = Run(methods()["textual-inversion"], config, TrainConfig(), DataConfig(images=Path("unused")), where)
+        (path,) = run.require_free()
         return path
 
     (tmp_path / "x.safetensors").write_bytes(b"mine")

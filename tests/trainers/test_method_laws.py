@@ -14,9 +14,10 @@ from pipelines.generation import generate
 from pipelines.request.request import ConceptUse, Request
 from tests import tiny
 from trainers.data.batches import LatentSet
-from trainers.loop.train import Run, train
+from trainers.loop.train import train
 from trainers.losses import conditioning, noise_levels, predicted, uncropped
 from trainers.methods import methods
+from trainers.run import Run
 from trainers.settings import DataConfig, TrainConfig
 
 METHODS = methods()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,66 +13,33 @@ from typing import Any
 import torch
 
 from pipelines.concepts.concept import Concept
-from pipelines.errors import ConfigError, NoSpace, StudioError
+from pipelines.errors import NoSpace, StudioError
 from pipelines.events import Note, OnEvent
-from pipelines.files import require_room, whole_file
+from pipelines.files import whole_file
 from pipelines.generation import generate
 from pipelines.models.components import Components
 from pipelines.request.request import ConceptUse, Request
-from pipelines.words import file_stem
 from trainers.data.batches import prompt_templates
 from trainers.data.folders import Example, Reading, joined, read_folder
 from trainers.distributed import ALONE, Processes
 from trainers.loop.candidates import candidate, candidates_folder
 from trainers.loop.checkpoints import LOG, states
 from trainers.loop.previews import on_plain_ground
-from trainers.loop.train import Run, train, with_recipe
-from trainers.method import Method
-from trainers.settings import DataConfig, Destination, SubjectConfig, TrainConfig
+from trainers.loop.train import train
+from trainers.run import Run, over_of, state_of
+from trainers.settings import TrainConfig
 
 PREVIEW_STEPS = 12
 CANDIDATES = "candidates"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def run_of(method: Method, family: str, images: Path, chosen: Mapping[str, Any]) -> Run:
-    """Return a run with settings by name, whichever configuration each belongs to; the recipe's for the rest."""
-
-    def of(kind: Any, **more: Any) -> Any:
-        return kind(**more, **{key: value for key, value in chosen.items() if key in kind.model_fields})
-
-    run = Run(method, of(method.Settings), of(TrainConfig), of(DataConfig, images=images))
-    return with_recipe(method, family, run)
-
-
-def destinations(config: Any, where: Destination, candidates: int = 0) -> list[Path]:
-    """Return the concept files of a run: its own subject's as set, those of others beside it by their words.
-
-    Raises:
-        ConfigError: if one is there already, two are the same, candidates are wanted of several, or the disk is full.
-    """
-    first = where.output or Path("outputs/concepts") / f"{file_stem(config.trigger)}.safetensors"
-    if first.suffix != ".safetensors":
-        first = first.with_name(f"{first.name}.safetensors")
-    others = config.subjects[1:] if isinstance(config, SubjectConfig) else ()
-    outputs = [first, *(first.with_name(f"{file_stem(other.trigger)}.safetensors") for other in others)]
-    if candidates and len(outputs) > 1:
-        raise ConfigError("Candidates cannot be kept of several subjects.", "Use --candidates 0 with --also.")
-    for path in outputs:
-        if outputs.count(path) > 1:
-            raise ConfigError(f"Two subjects would be written to {path}.", "Choose other tokens, or another --output.")
-        if path.exists() and not where.overwrite:
-            raise ConfigError(f"{path} is there already.", "Choose another --output, or replace it with --overwrite.")
-    require_room(first.parent, 64 << 20)
-    return outputs
-
-
-def readings(config: Any, data: DataConfig) -> Reading:
+def readings(run: Run) -> Reading:
     """Read the pictures of a run; with several subjects those of all, each with its word."""
-    subjects = config.subjects if isinstance(config, SubjectConfig) else ()
-    if len(subjects) > 1:
-        return joined([(read_folder(one.images or data.images), one.trigger) for one in subjects])
-    return read_folder(data.images)
+    folders = run.config.folders(run.data.images)
+    if any(word for _, word in folders):
+        return joined([(read_folder(folder), word) for folder, word in folders])
+    return read_folder(folders[0][0])
 
 
 def narrowed(components: Components, run: Run) -> Components:
@@ -98,21 +65,18 @@ def train_and_save(
     components: Components,
     run: Run,
     examples: Sequence[Example],
-    outputs: Sequence[Path],
     *,
-    keep_every: int,
     on_event: OnEvent,
     should_stop: Callable[[], bool] = lambda: False,
     processes: Processes = ALONE,
-    preview: bool = False,
 ) -> list[Path]:
     """Train, write each concept and the loss log, and remove the training state; return the concepts' paths.
 
-    What was interrupted goes on where it stopped. With `preview` a picture of each concept is drawn beside it.
+    What was interrupted goes on where it stopped. A picture of each concept is drawn beside it if the run says so.
     """
+    outputs = run.outputs
     output = outputs[0]
-    state = output.with_name(f".{output.stem}.state")
-    over = state.with_name(f"{state.name}.over")
+    state, over = state_of(output), over_of(output)
     kept = state / CANDIDATES  # they belong to the state until the run is over
 
     def offer(step: int, one: Concept) -> None:
@@ -125,7 +89,7 @@ def train_and_save(
         run,
         examples,
         keep=state,
-        keep_every=keep_every,
+        keep_every=run.where.keep_every,
         offer=offer,
         on_event=on_event,
         should_stop=should_stop,
@@ -138,7 +102,7 @@ def train_and_save(
                 shutil.copyfile(states(state)[0] / LOG, log)
         except NoSpace as error:  # the concept is worth more than its log, and smaller
             on_event(Note(f"Warning: {error}"))
-        if preview:
+        if run.where.preview:
             for path, one in zip(outputs, (concept, *concept.partners), strict=True):
                 _draw(components, one, path, on_event)
         for path, partner in zip(outputs[1:], concept.partners, strict=True):
@@ -148,7 +112,7 @@ def train_and_save(
         state.rename(over)
         shutil.rmtree(over, ignore_errors=True)
     processes.broadcast(None)  # nobody leaves before the file is there
-    return list(outputs)
+    return outputs
 
 
 def _bring_in(kept: Path, output: Path, pace: TrainConfig) -> None:

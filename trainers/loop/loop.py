@@ -183,7 +183,9 @@ class _Stepper:
             self.scaler.update()
 
     def finite(self) -> bool:
-        return all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters)
+        """Return whether no parameter has an invalid value; one question to the device for all of them."""
+        largest = torch._foreach_norm([parameter.detach() for parameter in self.parameters], float("inf"))
+        return bool(torch.isfinite(torch.stack([one.float() for one in largest])).all())
 
 
 class _Keeper:

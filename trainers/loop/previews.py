@@ -17,7 +17,7 @@ from trainers.loop.ema import EMA
 from trainers.method import Trainable
 
 if TYPE_CHECKING:
-    from trainers.loop.train import Run
+    from trainers.run import Run
 
 REPORT = 10  # steps between reports
 Offer = Callable[[int, Concept], None]

@@ -13,58 +13,21 @@ from typing import Any
 import torch
 
 from pipelines.concepts.concept import Concept
-from pipelines.errors import ConfigError, DataError
+from pipelines.errors import ConfigError
 from pipelines.events import Note, OnEvent, ignore
 from pipelines.files import require_room
 from pipelines.models.components import Components
 from trainers.data.batches import Batch, Example, LatentSet, digest
-from trainers.data.class_images import CLASS_FOLDER, class_examples
-from trainers.data.cut_mix import cut_mixed
+from trainers.data.class_images import CLASS_FOLDER
 from trainers.data.smaller_copies import with_smaller_copies
 from trainers.distributed import ALONE, WHOLE, Part, Processes
 from trainers.loop.checkpoints import KEPT, Checkpoint, require_same
 from trainers.loop.ema import EMA
 from trainers.loop.loop import Pace, optimise, warm_stable_decay
 from trainers.loop.previews import REPORT, Offer, after_step
-from trainers.method import Method, Trainable
-from trainers.settings import DataConfig, SubjectConfig, TrainConfig
-
-
-@dataclass(frozen=True)
-class Run:
-    """All settings of a training except the pictures themselves.
-
-    Attributes:
-        method: the method.
-        config: the method's own settings.
-        train: pace and optimiser.
-        data: settings of reading pictures.
-    """
-
-    method: Method
-    config: Any
-    train: TrainConfig
-    data: DataConfig
-
-    def recipe(self) -> dict[str, Any]:
-        """Return the resolved configuration for the concept's card, without the person's folder names."""
-        data = self.data.model_dump(mode="json", exclude={"images", "cache"})
-        own = self.config.model_dump(mode="json", exclude={"class_images", "also"})
-        if isinstance(self.config, SubjectConfig) and self.config.also:
-            own["also"] = [f"DIR:{subject.token}:{subject.class_word}" for subject in self.config.subjects[1:]]
-        return {**own, **self.train.model_dump(mode="json"), **data}
-
-
-def with_recipe(method: Method, family: str, run: Run) -> Run:
-    """Return `run` with the method's recipe for a family wherever the person set nothing."""
-    values = method.recipe(family, run.config)
-
-    def filled(config: Any) -> Any:
-        fields = type(config).model_fields
-        unset = {key: value for key, value in values.items() if key in fields and key not in config.model_fields_set}
-        return config.model_copy(update=unset)
-
-    return replace(run, config=filled(run.config), train=filled(run.train), data=filled(run.data))
+from trainers.method import Trainable
+from trainers.run import Run
+from trainers.settings import TrainConfig
 
 
 def train(
@@ -106,8 +69,8 @@ def train(
         trainable = stack.enter_context(run.method.prepare(components, run.config, _chance(run)))
         stack.enter_context(_checkpointed(components) if run.train.gradient_checkpointing else nullcontext())
         with processes.main_first():
-            class_pictures = _class_pictures(components, run, trainable, class_folder, on_event, should_stop)
-        examples = _of_subjects(components, run, examples, trainable)
+            class_pictures = _class_pictures(run, trainable, class_folder, on_event, should_stop)
+        examples = trainable.completed(examples, run.data, run.train.seed)
         begun_with = _begun_with(components, run, [*examples, *class_pictures], processes)
         optimizer = _optimizer(run.train, trainable, processes)
         average = EMA(trainable.parameters, run.train.ema)
@@ -158,28 +121,43 @@ def _losses(
     return losses
 
 
-def probe(components: Components, run: Run, examples: Sequence[Example]) -> tuple[int, float]:
-    """Return the number of trained values of a run and the seconds of a step on this machine, by trying two.
+@dataclass(frozen=True)
+class Probe:
+    """The size and pace of a run, found by trying.
+
+    Attributes:
+        trained: number of trained values.
+        seconds: of a step on this machine.
+        notes: lines of the method on what is to be known before it starts.
+    """
+
+    trained: int
+    seconds: float
+    notes: tuple[str, ...]
+
+
+def probe(components: Components, run: Run, examples: Sequence[Example]) -> Probe:
+    """Try two steps of a run.
 
     Args:
         components: the base; bit-identical afterwards.
-        run: method and settings. A prior from pictures is timed as one from the model, which costs the same.
+        run: method and settings. Class pictures are not made; the pictures themselves are timed in their place.
         examples: the pictures; no more than a batch of them is encoded.
     """
-    if isinstance(run.config, SubjectConfig) and run.config.prior == "pictures":
-        run = replace(run, config=run.config.model_copy(update={"prior": "model"}))
     components = replace(components, identity=components.fingerprint())
     generator = torch.Generator().manual_seed(0)
     with ExitStack() as stack:
         trainable = stack.enter_context(run.method.prepare(components, run.config, generator))
         stack.enter_context(_checkpointed(components) if run.train.gradient_checkpointing else nullcontext())
-        draw = _batches(components, run, examples[: run.train.batch], (), trainable, ignore)
+        shown = examples[: run.train.batch]
+        draw = _batches(components, run, shown, shown if trainable.class_pictures else (), trainable, ignore)
         began = 0.0
         for _ in range(2):  # the first also pays for what is set up once
             began = _now(components)
             torch.stack(list(run.method.losses(trainable, draw(0, generator), generator).values())).sum().backward()
         seconds = (_now(components) - began) * run.train.accumulate
-        return sum(parameter.numel() for parameter in trainable.parameters.values()), seconds
+        trained = sum(parameter.numel() for parameter in trainable.parameters.values())
+        return Probe(trained, seconds, tuple(trainable.notes))
 
 
 def _now(components: Components) -> float:
@@ -190,59 +168,16 @@ def _now(components: Components) -> float:
 
 
 def _class_pictures(
-    components: Components,
-    run: Run,
-    trainable: Trainable,
-    folder: Path,
-    on_event: OnEvent,
-    should_stop: Callable[[], bool],
+    run: Run, trainable: Trainable, folder: Path, on_event: OnEvent, should_stop: Callable[[], bool]
 ) -> list[Example]:
-    """Return pictures of the class for a run that asks for some; generated by the base before training."""
-    if not isinstance(run.config, SubjectConfig) or run.config.prior != "pictures":
+    """Return pictures of the class for a method that asks for some; generated by the base before training."""
+    if trainable.class_pictures is None:
         return []
     if run.data.buckets:
         raise ConfigError(
             "Class pictures are squares, pictures in buckets are not.", "Use --prior model, or leave --buckets out."
         )
-    on_event(Note(f"{run.config.num_class_images} pictures of the class, for the prior"))
-    made: dict[str, list[Example]] = {}
-    classes = [subject.class_word for subject in run.config.subjects]
-    for word in dict.fromkeys(classes):
-        one = run.config.model_copy(update={"class_word": word})
-        listed = class_examples(
-            components, one, trainable.wordings, folder=folder, on_event=on_event, should_stop=should_stop
-        )
-        made[word] = [replace(example, word=word) for example in listed]
-    # A class of two subjects is seen twice as often.
-    return [replace(e, repeats=e.repeats * classes.count(word)) for word, listed in made.items() for e in listed]
-
-
-def _of_subjects(
-    components: Components, run: Run, examples: Sequence[Example], trainable: Trainable
-) -> Sequence[Example]:
-    """Return the examples of a run with several subjects, with composed ones among them if it asks for some.
-
-    Raises:
-        DataError: if a subject has no picture.
-        ConfigError: if composed pictures would be mirrored.
-    """
-    if not isinstance(run.config, SubjectConfig) or not run.config.also:
-        return examples
-    examples = [replace(example, word=example.word or run.config.trigger) for example in examples]
-    shown = {example.word for example in examples}
-    if missing := [subject.trigger for subject in run.config.subjects if subject.trigger not in shown]:
-        raise DataError(f"There is no picture of {missing[0]}.", "Give each subject some of its own.")
-    if not run.config.cut_mix:
-        return examples
-    if run.data.flip:
-        raise ConfigError(
-            "Mirrored pictures would contradict captions that say left and right.", "Use --flip 0 with --cut-mix."
-        )
-    side = run.data.resolution or int(components.unet.config["sample_size"]) * components.factor
-    generator = torch.Generator().manual_seed(run.train.seed * 6_151 + 29)
-    return cut_mixed(
-        examples, run.config, trainable.wordings, side=side, crop=run.data.center_crop, generator=generator
-    )
+    return trainable.class_pictures(folder, on_event, should_stop)
 
 
 def _batches(
@@ -279,7 +214,8 @@ def _batches(
     on_event(Note(f"{len(examples)} pictures encoded; {pace.steps} steps at rate {pace.rate:g}"))
     if not class_pictures:
         return lambda index, generator: own.draw(index, pace.batch, trigger, trainable.wordings, generator, part)
-    prior, word = encoded(class_pictures, 0.0), run.config.class_word
+    # Each class picture has the word of its class.
+    prior, word = encoded(class_pictures, 0.0), class_pictures[0].word or trigger
 
     def both(index: int, generator: torch.Generator) -> Batch:
         batch = own.draw(index, pace.batch, trigger, trainable.wordings, generator, part)
@@ -352,8 +288,7 @@ def _checkpoint(
     if path is None:
         return None
     # Numbers, two moments and perhaps an average, in the states kept and the one being written, and the concepts.
-    concepts = len(run.config.subjects) if isinstance(run.config, SubjectConfig) else 1
-    each = (KEPT + 1) * 4 * (4 if average.decay else 3) + 2 * concepts + 4 * run.train.candidates
+    each = (KEPT + 1) * 4 * (4 if average.decay else 3) + 2 * len(run.config.triggers) + 4 * run.train.candidates
     require_room(path.parent, each * sum(parameter.numel() for parameter in trainable.parameters.values()))
 
     def state() -> dict[str, Any]:

@@ -102,7 +102,7 @@ class CustomDiffusion:
         from trainers.data.batches import subject_templates
         from trainers.methods.parts.adapters import whole
         from trainers.methods.parts.merging import readers
-        from trainers.methods.parts.subject_binding import bound, displacement, with_words
+        from trainers.methods.parts.subject_binding import bound, trainable_subjects, with_words
 
         wordings = subject_templates(components.family, config.wordings)
         with (
@@ -111,7 +111,7 @@ class CustomDiffusion:
         ):
             binding = bound(taught, config, [trained], words, frozen=False)
             rates = dict.fromkeys(binding.rows, config.word_rate)
-            yield Trainable(taught, binding.parameters, wordings, binding, displacement(binding), rates)
+            yield trainable_subjects(taught, binding, wordings, rates)
 
     def losses(self, trainable: Trainable, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Return the denoising loss of the subjects, and the prior term of their classes."""

@@ -129,7 +129,7 @@ class DreamBooth:
         """Make weights, and with `pivotal` a new word, trainable."""
         from trainers.data.batches import subject_templates
         from trainers.methods.parts.identifiers import check_identifier
-        from trainers.methods.parts.subject_binding import bound, displacement, with_words
+        from trainers.methods.parts.subject_binding import bound, trainable_subjects, with_words
 
         wordings = subject_templates(components.family, config.wordings)
         with ExitStack() as stack:
@@ -143,7 +143,7 @@ class DreamBooth:
             binding = bound(components, config, trained, words, frozen=not words and not config.text_encoder)
             rates = {name: config.text_rate for name in binding.parameters if name.startswith("text_encoder")}
             rates |= dict.fromkeys(binding.rows, config.word_rate)
-            yield Trainable(components, binding.parameters, wordings, binding, displacement(binding), rates)
+            yield trainable_subjects(components, binding, wordings, rates)
 
     def losses(self, trainable: Trainable, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Return the denoising loss of the subjects, and the prior term of their classes."""

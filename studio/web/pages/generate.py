@@ -62,7 +62,7 @@ EXAMPLES: tuple[tuple[str, str, tuple[dict[str, Any], ...]], ...] = (
     ),
 )
 TRIES = ("on a teal background", "to the left of a house")
-"""What comes behind a learned thing when it is tried."""
+"""Ends of the prompts with which a learned thing is tried."""
 
 GONE = ConceptError("That concept is no longer in the library.", "Bring it back, or teach it again.")
 EMPTY = "Your pictures appear here."

@@ -26,7 +26,7 @@ DAY = 86_400.0
 WHEN: dict[str, float] = {"any time": 0.0, "today": DAY, "the last 7 days": 7 * DAY, "the last 30 days": 30 * DAY}
 EVERYTHING, FAVOURITES = "all pictures", "favourites"
 PARTS = ("prompt", "concepts", "boxes", "seed", "settings")
-"""What can be used again."""
+"""Parts of a request that can be used again."""
 
 EMPTY = "No pictures are here yet, or none that fit."
 ACTS = (("use0", "Use again"), ("use1", "Favourite"), ("use2", "Edit this picture"), ("use3", "Delete"))

@@ -16,6 +16,7 @@ from studio.jobs.jobs import Job, Jobs
 from studio.library import archives
 from studio.library.quota import said as size_of
 from studio.web.components import fold, picture_rows, told_by
+from studio.web.panels.advanced import AdvancedPanel
 from studio.web.panels.following import Following, said, shown, told
 from studio.web.panels.pictures import Marking, keep_words, reshape, rows_of, squared, turned
 from studio.web.panels.readiness import pace_of, readiness, wrong_with
@@ -87,6 +88,7 @@ class TeachPage(Following):
             )
         with fold("Other ways of learning", "other-ways"):
             self.other = gr.Radio(OTHERS, label="Instead of the above", elem_id="other-what")
+        self.advanced = AdvancedPanel(first)
         self.ready = gr.HTML(elem_id="ready", js_on_load=None)
         with gr.Row():
             self.check = gr.Button("Check the pictures", elem_id="check")
@@ -109,6 +111,9 @@ class TeachPage(Following):
         explained = [self.says, self.token, self.start, self.rows]
         for one, rest in ((self.what, self.other), (self.other, self.what)):  # one of them is chosen
             one.input(self.explain, one, explained, api_visibility="private").success(lambda: None, None, rest)
+        columns = list(self.advanced.columns.values())
+        for one in self.kinds:
+            one.change(self.explain_advanced, self.kinds, columns, api_visibility="private")
         self.files.upload(self.take, [self.files, self.dataset], [*held, self.files], api_visibility="private")
         self.example.click(self.take_example, self.kinds, [*held, self.token, self.start], api_visibility="private")
         self.empty.click(lambda: ("", [], shown(False)), None, held, api_visibility="private")
@@ -116,6 +121,7 @@ class TeachPage(Following):
         self.rows.change(self.taken_room, None, self.room, api_visibility="private")
         self.marking.wire(self.dataset, self.rows)
         asked = [*self.kinds, self.dataset, self.rows, self.token, self.start, self.preset, self.steps, self.base]
+        asked += self.advanced.components
         self.told = [*self.kinds, self.dataset, self.token, self.start, self.preset, self.steps, self.base]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "always_last"}
         for one in (*self.kinds, self.rows, self.token, self.start, self.preset, self.steps, self.base):
@@ -132,6 +138,10 @@ class TeachPage(Following):
     def kinds(self) -> list[Any]:
         """The components of which one says what is learned."""
         return [self.what, self.other]
+
+    def explain_advanced(self, what: str | None, other: str | None) -> list[Any]:
+        """Return updates that show the settings of the method that is chosen."""
+        return self.advanced.explain(other or what or next(iter(WHATS)))
 
     @staticmethod
     def chosen(what: str | None, other: str | None) -> What:
@@ -279,7 +289,16 @@ class TeachPage(Following):
     # -- teaching ----------------------------------------------------------------------------------------------
 
     def _submit(
-        self, dry: bool, chosen: What, dataset: str, rows: Any, words: Sequence[str], preset: str, steps: Any, base: str
+        self,
+        dry: bool,
+        chosen: What,
+        dataset: str,
+        rows: Any,
+        words: Sequence[str],
+        preset: str,
+        steps: Any,
+        base: str,
+        *advanced: Any,
     ) -> str:
         token, start = ((word or "").strip() for word in words)
         if not dataset or not self.jobs.datasets.get(dataset).pictures:
@@ -292,6 +311,7 @@ class TeachPage(Following):
             **dict(zip(chosen.words, (token, start), strict=False)),
             "candidates": CANDIDATES,
             **self._pace(chosen, preset, (steps or "").strip(), base),
+            **self.advanced.given(chosen.method, advanced),
         }
         job = self.jobs.submit_training(chosen.method.name, settings, dataset, base, dry_run=dry)
         self.jobs.datasets.rename(dataset, f"Pictures of {settings.get('token', chosen.offer.title)}")
@@ -308,39 +328,18 @@ class TeachPage(Following):
             return {"preview_every": OFTEN}
         return {"steps": planned, "preview_every": max(1, int(planned) // PREVIEWS) if str(planned).isdecimal() else 0}
 
-    def submit(
-        self,
-        what: str | None,
-        other: str | None,
-        dataset: str,
-        rows: Any,
-        token: str,
-        start: str,
-        preset: str,
-        steps: str,
-        base: str,
-    ) -> str:
-        """Queue a training; return the id of the job."""
-        return self._asked(False, what, other, dataset, rows, (token, start), preset, steps, base)
+    def submit(self, what: str | None, other: str | None, *more: Any) -> str:
+        """Queue a training; return the id of the job. `more` are the other values of the page, as `_submit` names."""
+        return self._asked(False, what, other, *more)
 
-    def submit_check(
-        self,
-        what: str | None,
-        other: str | None,
-        dataset: str,
-        rows: Any,
-        token: str,
-        start: str,
-        preset: str,
-        steps: str,
-        base: str,
-    ) -> str:
+    def submit_check(self, what: str | None, other: str | None, *more: Any) -> str:
         """Queue a check of the pictures; return the id of the job."""
-        return self._asked(True, what, other, dataset, rows, (token, start), preset, steps, base)
+        return self._asked(True, what, other, *more)
 
     def _asked(self, dry: bool, what: str | None, other: str | None, *more: Any) -> str:
+        dataset, rows, token, start, *rest = more
         try:
-            return self._submit(dry, self.chosen(what, other), *more)
+            return self._submit(dry, self.chosen(what, other), dataset, rows, (token, start), *rest)
         except StudioError as error:
             raise told(error) from None
 

@@ -1,4 +1,4 @@
-"""How many pictures are asked for, of which size, and from which seed."""
+"""Number, size and seed of the pictures that are asked for."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIDES = {"pocket": 64, "sd1": 512, "sd2": 768, "sdxl": 1024}
 
 @dataclass(frozen=True)
 class Plan:
-    """What the small fields say.
+    """Values of the small fields.
 
     Attributes:
         count: pictures.

@@ -1,4 +1,4 @@
-"""What a training still needs, in words for people, while its form is filled in; and how long it may take."""
+"""The readiness line of a training: what its form still lacks, in words for people, and how long it may take."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ ENDS = {
     "score": "It is measured",
     "import": "It is imported",
 }
-"""What the title of the page says when a job of a kind is done."""
+"""Titles of the page when a job of a kind is done."""
 
 
 @dataclass

@@ -18,6 +18,7 @@ from pipelines.concepts.card import ConceptCard
 from pipelines.concepts.concept import Concept
 from pipelines.pictures.metadata import Made, save_png
 from pipelines.request.request import ConceptUse, Defaults, Request
+from studio.api.forms import settings_of
 from studio.jobs.jobs import Jobs
 from studio.jobs.store import Job
 from studio.library import concepts
@@ -392,6 +393,36 @@ def test_a_training_is_queued_with_the_settings_of_its_method(jobs, what):
     assert jobs.datasets.entry(dataset, "0001.png").pair == ("cat", "box")
     check = jobs.get(teach.submit_check(*main, dataset, told, *words, "thorough", "12", "pocket"))
     assert (check.spec["dry_run"], int(check.spec["settings"]["steps"])) == (True, 12)
+
+
+def test_every_setting_that_a_client_decides_is_on_the_page_and_reaches_its_method(jobs):
+    teach = page(TeachPage, jobs)
+    for what, chosen in WHATS.items():
+        forms = [*teach.advanced.forms[chosen.method.name], *teach.advanced.shared]
+        shown = {path for form in forms for path in form.paths}
+        offered = set(settings_of(chosen.method.name).model_fields) - shown
+        assert offered <= {"steps", "keep_every", "preview", *chosen.offer.words}, what
+        assert all(component.label and component.info for form in forms for component in form.components)
+    names = [(form, path) for form in teach.advanced._all() for path in form.paths]
+    others = teach.advanced.forms["reversion"]  # what was set for another method stays there
+    given = {"dora": "true", "flip": "0.25"}
+    values = ["64" if form in others and path == "rank" else given.get(path, "") for form, path in names]
+    first = next(place for place, (form, path) in enumerate(names) if path == "rank" and form not in others)
+    values[first] = "8"
+    dataset, rows, *_ = teach.take_example("subject", None)
+    job = teach.submit("subject", None, dataset, rows, "<x>", "fox", "recommended", "", "pocket", *values)
+    settings = jobs.get(job).spec["settings"]
+    assert (settings["rank"], settings["dora"], settings["flip"]) == ("8", "true", "0.25")
+    assert "basis" not in settings and settings["pivotal"] is True
+    values = ["on\n under " if path == "basis" else "" for _, path in names]
+    words = ["<r>", "on", "recommended", "", "pocket"]
+    job = teach.submit("relation", None, dataset, rows, *words, *values)
+    assert jobs.get(job).spec["settings"]["basis"] == ["on", "under"]
+    wrong = ["9000" if path == "rank" else "" for _, path in names]
+    with pytest.raises(gr.Error, match="rank"):
+        teach.submit("subject", None, dataset, rows, "<y>", "fox", "recommended", "", "pocket", *wrong)
+    shows = [one["visible"] for one in teach.advanced.explain("relation")]
+    assert shows.count(True) == 1 and list(teach.advanced.columns)[shows.index(True)] == "reversion"
 
 
 def test_a_training_without_pictures_or_with_wrong_settings_says_so(jobs):

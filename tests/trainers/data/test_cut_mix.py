@@ -13,8 +13,9 @@ from pipelines.errors import ConfigError
 from tests import tiny
 from trainers.data.cut_mix import FEWEST, MOST, cut_mixed
 from trainers.data.folders import Example
-from trainers.loop.train import Run, train
+from trainers.loop.train import train
 from trainers.methods.custom_diffusion import CustomDiffusion, CustomDiffusionConfig
+from trainers.run import Run
 from trainers.settings import DataConfig, TrainConfig
 
 COLOURS = {"<a>": (255, 0, 0), "<b>": (0, 255, 0), "<c>": (0, 0, 255)}

@@ -15,8 +15,8 @@ from studio.cli import main
 from trainers.data.folders import listing, read_examples, read_folder
 from trainers.data.mask_files import looks_like_mask
 from trainers.loop.launch import readings
-from trainers.methods.textual_inversion import TextualInversionConfig
-from trainers.settings import DataConfig
+from trainers.methods import methods
+from trainers.run import run_of
 
 NFC, NFD = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 
@@ -77,7 +77,7 @@ def test_a_black_and_white_picture_that_shares_a_name_is_asked_about(folder, nam
     assert [one.name for one in reading.examples] == ["0.png", "1.png", "2.png"]
     assert "as a mask of 0.png; call it 0.mask." in reading.doubtful[name]
     with pytest.raises(DataError, match=rf"1 picture cannot be learned from.*{name}.*mask of 0\.png.*--skip-doubtful"):
-        readings(TextualInversionConfig(token="<x>", init="fox"), DataConfig(images=folder)).sound(False)
+        readings(run_of(methods()["textual-inversion"], {"token": "<x>", "init": "fox", "images": folder})).sound(False)
     assert len(read_examples(folder, skip=True)) == 3
     with pytest.raises(DataError, match="mask of 0"):
         read_examples(folder)

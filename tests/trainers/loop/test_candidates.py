@@ -10,9 +10,10 @@ from pipelines.errors import Cancelled, ConceptError, ConfigError
 from pipelines.events import StepDone
 from tests import tiny
 from trainers.loop.candidates import candidate, candidate_steps, candidates, candidates_folder, kept_step, take
-from trainers.loop.launch import destinations, train_and_save
-from trainers.loop.train import Run, train
+from trainers.loop.launch import train_and_save
+from trainers.loop.train import train
 from trainers.methods import methods
+from trainers.run import Run, run_of
 from trainers.settings import DataConfig, Destination, TrainConfig
 
 
@@ -40,9 +41,8 @@ def run():
 
 
 def training(run, output, **more):
-    return train_and_save(
-        tiny.sd(), run, tiny.examples(), [output], **{"keep_every": 5, "on_event": lambda event: None} | more
-    )
+    run = replace(run, where=Destination(output=output, keep_every=5, preview=False))
+    return train_and_save(tiny.sd(), run, tiny.examples(), **{"on_event": lambda event: None} | more)
 
 
 def test_they_are_kept_beside_the_concept_also_when_it_was_interrupted(run, tmp_path):
@@ -120,6 +120,6 @@ def test_one_is_taken_and_the_others_stay(run, tmp_path):
 
 
 def test_several_subjects_keep_none():
-    config = methods()["dreambooth"].Settings(token="<x>", class_word="fox", pivotal=True, also=("d:<y>:cat",))
+    words = {"token": "<x>", "class_word": "fox", "pivotal": True, "also": ("d:<y>:cat",)}
     with pytest.raises(ConfigError, match="several subjects"):
-        destinations(config, Destination(), 2)
+        run_of(methods()["dreambooth"], words | {"candidates": 2, "images": "unused"}).require_free()

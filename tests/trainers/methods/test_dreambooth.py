@@ -18,9 +18,10 @@ from pipelines.models.components import from_pipeline
 from pipelines.request.request import ConceptUse, Guidance, Request
 from tests import tiny
 from trainers.data.batches import LatentSet, ordinary
-from trainers.loop.train import Run, train
+from trainers.loop.train import train
 from trainers.methods.dreambooth import DreamBooth, DreamBoothConfig
 from trainers.methods.parts.adapters import BOXES, UNET_TARGETS, layers, low_rank, whole
+from trainers.run import Run
 from trainers.settings import DataConfig, LowRankConfig, TrainConfig
 from trainers.stickers.world import HELD_OUT
 

@@ -10,9 +10,10 @@ import torch
 from pipelines.concepts.parts.layer_rows import cross_attention
 from tests import tiny
 from trainers.data.batches import LatentSet
-from trainers.loop.train import Run, train, with_recipe
+from trainers.loop.train import train
 from trainers.methods.p_plus import PAPER, PPlus, PPlusConfig
 from trainers.methods.textual_inversion import TextualInversion, TextualInversionConfig
+from trainers.run import Run
 from trainers.settings import DataConfig, TrainConfig
 
 WORD = {"token": "<x>", "init": "fox", "vectors": 2}
@@ -49,6 +50,6 @@ def test_every_layer_learns_rows_of_its_own(base):
 
 def test_the_recipe_is_the_papers_and_on_pocket_that_of_textual_inversion():
     one = run()
-    assert with_recipe(PPlus(), "sd1", one).train.steps == PAPER["steps"] == 500
+    assert one.with_recipe("sd1").train.steps == PAPER["steps"] == 500
     other = replace(one, method=TextualInversion())
-    assert with_recipe(PPlus(), "pocket", one).train == with_recipe(TextualInversion(), "pocket", other).train
+    assert one.with_recipe("pocket").train == other.with_recipe("pocket").train

@@ -15,10 +15,11 @@ from pipelines.generation import generate
 from pipelines.request.request import ConceptUse, Request
 from tests import tiny
 from trainers.data.batches import Batch, Example
-from trainers.loop.train import Run, train
+from trainers.loop.train import train
 from trainers.losses import caption_ids, drawn, noise_levels, pixels_of, uncropped
 from trainers.methods.parts.steering import bases, focal_timesteps
 from trainers.methods.reversion import PAPER, ReVersion, ReVersionConfig
+from trainers.run import Run
 from trainers.settings import DataConfig, TrainConfig
 
 CAPTIONS = ("a fox {} a cat", "a photo of a cat {} a fox", "a fox {} a toy")

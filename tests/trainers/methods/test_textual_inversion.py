@@ -17,8 +17,9 @@ from pipelines.request.request import ConceptUse, Guidance, Request
 from tests import tiny
 from trainers.data.batches import prompt_templates
 from trainers.loop.loop import step_generator
-from trainers.loop.train import Run, train, with_recipe
+from trainers.loop.train import train
 from trainers.methods.textual_inversion import TextualInversion, TextualInversionConfig
+from trainers.run import Run
 from trainers.settings import DataConfig, TrainConfig
 
 STEPS = 5
@@ -219,12 +220,12 @@ def test_upper_case_words_of_several_vectors_work_here(tmp_path):
 def test_the_pocket_recipe_applies_only_where_nothing_was_set():
     method, data = TextualInversion(), DataConfig(images="unused")
     config = TextualInversionConfig(token="<x>", init="fox")
-    chosen = with_recipe(method, "pocket", Run(method, config, TrainConfig(steps=7), data))
+    chosen = Run(method, config, TrainConfig(steps=7), data).with_recipe("pocket")
     assert chosen.train.steps == 7
     assert chosen.train.learning_rate == method.recipe("pocket", config)["learning_rate"]
     assert chosen.data.flip == 0.0
     plain = Run(method, config, TrainConfig(), data)
-    assert with_recipe(method, "sd1", plain) == plain
+    assert plain.with_recipe("sd1") == plain
 
 
 def test_the_defaults_are_the_official_recipe():

@@ -19,10 +19,11 @@ from pipelines.generation import generate
 from pipelines.request.request import ConceptUse, Request
 from tests import tiny
 from trainers.data.batches import LatentSet
-from trainers.loop.train import Run, train
+from trainers.loop.train import train
 from trainers.methods import methods
 from trainers.methods.custom_diffusion import CustomDiffusionConfig
 from trainers.methods.dreambooth import DreamBoothConfig
+from trainers.run import Run
 from trainers.settings import DataConfig, TrainConfig
 
 FORMS = {

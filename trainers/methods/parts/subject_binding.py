@@ -7,9 +7,11 @@ and the same weights, which are laid into a base once however many of them are u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +20,18 @@ from pipelines.concepts.card import ConceptCard
 from pipelines.concepts.concept import Concept
 from pipelines.concepts.token_embeddings import new_words, single_rows
 from pipelines.concepts.weight_deltas import Change
+from pipelines.errors import ConfigError, DataError
+from pipelines.events import Note, OnEvent
 from pipelines.models.components import Components
-from trainers.data.batches import Batch, ordinary
+from trainers.data.batches import Batch, Example, ordinary
+from trainers.data.class_images import class_examples
+from trainers.data.cut_mix import cut_mixed
 from trainers.distributed import Part
 from trainers.losses import Conditioning, drawn, noise_levels, pixels_of, predicted, target, weighted_error
+from trainers.method import Trainable
 from trainers.methods.parts.adapters import Trained
-from trainers.settings import SubjectConfig
+from trainers.methods.parts.identifiers import collision
+from trainers.settings import DataConfig, SubjectConfig
 
 
 @dataclass(frozen=True)
@@ -131,6 +139,91 @@ def concepts_of(components: Components, binding: Binding, method: str) -> Concep
         )
         listed.append(Concept(card, rows, changes))
     return replace(listed[0], partners=tuple(listed[1:]))
+
+
+# -- pictures -------------------------------------------------------------------------------------------------
+
+
+def trainable_subjects(
+    components: Components, binding: Binding, templates: tuple[str, ...], rates: Mapping[str, float]
+) -> Trainable:
+    """Return a base in which subjects are being bound as what is trained, with the pictures that they need.
+
+    Args:
+        components: the base with new words and layers in it.
+        binding: subjects and what is trained.
+        templates: prompts with a `{}`.
+        rates: name of a parameter -> factor on the learning rate.
+    """
+    config = binding.config
+    notes: list[str] = []
+    if config.cut_mix:
+        notes.append(f"{config.cut_mix:.0%} of the pictures are two of them side by side (--cut-mix).")
+    if config.new_word is None:
+        meant = ((subject.token, collision(subject.token)) for subject in config.subjects)
+        notes += [f"Warning: {token!r} already means something to most models: {why}." for token, why in meant if why]
+    return Trainable(
+        components,
+        binding.parameters,
+        templates,
+        binding,
+        displacement(binding),
+        rates,
+        completed=partial(_completed, components, config, templates),
+        class_pictures=partial(_class_pictures, components, config, templates) if config.prior == "pictures" else None,
+        notes=notes,
+    )
+
+
+def _class_pictures(
+    components: Components,
+    config: SubjectConfig,
+    templates: Sequence[str],
+    folder: Path,
+    on_event: OnEvent,
+    should_stop: Callable[[], bool],
+) -> list[Example]:
+    """Return pictures of each class, read or made by the base."""
+    on_event(Note(f"{config.num_class_images} pictures of the class, for the prior"))
+    made: list[Example] = []
+    classes = [subject.class_word for subject in config.subjects]
+    for word in dict.fromkeys(classes):
+        one = config.model_copy(update={"class_word": word})
+        listed = class_examples(components, one, templates, folder=folder, on_event=on_event, should_stop=should_stop)
+        # A class of two subjects is seen twice as often.
+        made += [replace(e, word=word, repeats=e.repeats * classes.count(word)) for e in listed]
+    return made
+
+
+def _completed(
+    components: Components,
+    config: SubjectConfig,
+    templates: Sequence[str],
+    examples: Sequence[Example],
+    data: DataConfig,
+    seed: int,
+) -> Sequence[Example]:
+    """Return the examples of a run with several subjects, with composed ones among them if it asks for some.
+
+    Raises:
+        DataError: if a subject has no picture.
+        ConfigError: if composed pictures would be mirrored.
+    """
+    if not config.also:
+        return examples
+    examples = [replace(example, word=example.word or config.trigger) for example in examples]
+    shown = {example.word for example in examples}
+    if missing := [word for word in config.triggers if word not in shown]:
+        raise DataError(f"There is no picture of {missing[0]}.", "Give each subject some of its own.")
+    if not config.cut_mix:
+        return examples
+    if data.flip:
+        raise ConfigError(
+            "Mirrored pictures would contradict captions that say left and right.", "Use --flip 0 with --cut-mix."
+        )
+    side = data.resolution or components.defaults.size
+    generator = torch.Generator().manual_seed(seed * 6_151 + 29)
+    return cut_mixed(examples, config, templates, side=side, crop=data.center_crop, generator=generator)
 
 
 # -- losses -----------------------------------------------------------------------------------------------------

@@ -14,11 +14,12 @@ from pipelines.events import StepDone
 from tests import tiny
 from trainers.data.class_images import class_examples
 from trainers.loop.ema import EMA
-from trainers.loop.train import Run, probe, train
+from trainers.loop.train import probe, train
 from trainers.methods.custom_diffusion import CustomDiffusion, CustomDiffusionConfig
 from trainers.methods.dreambooth import DreamBooth, DreamBoothConfig
 from trainers.methods.parts.identifiers import check_identifier, collision, rare_identifiers
 from trainers.methods.parts.merging import merged, readers
+from trainers.run import Run
 from trainers.settings import DataConfig, TrainConfig
 from trainers.stickers.world import NAMES, scenes
 
@@ -192,10 +193,10 @@ def test_too_little_disk_is_said_before_training(tmp_path, monkeypatch):
 def test_a_probe_counts_what_is_trained_and_leaves_no_trace():
     base = tiny.sd()
     before = tiny.snapshot(base)
-    numbers, seconds = probe(base, run(own=config(form="full")), tiny.examples())
+    tried = probe(base, run(own=config(form="full")), tiny.examples())
     boxes = sum(p.numel() for n, p in base.unet.named_parameters() if "fuser" in n or "position_net" in n)
-    assert numbers == sum(p.numel() for p in base.unet.parameters()) - boxes
-    assert 0 < seconds < 60 and tiny.same(before, base)
+    assert tried.trained == sum(p.numel() for p in base.unet.parameters()) - boxes
+    assert 0 < tried.seconds < 60 and tiny.same(before, base)
 
 
 # -- Custom Diffusion ---------------------------------------------------------------------------------------------

@@ -1,0 +1,122 @@
+"""A run: one training with all its settings, described once for command line, REST, page and loop. Needs no torch."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import ConfigError
+from pipelines.files import require_room
+from pipelines.request.settings import without_files
+from pipelines.words import file_stem
+from trainers.method import Method
+from trainers.settings import DataConfig, Destination, TrainConfig
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training with all its settings.
+
+    Attributes:
+        method: the method.
+        config: the method's own settings.
+        train: pace and optimiser.
+        data: settings of reading pictures.
+        where: the base, and the file of the result.
+    """
+
+    method: Method[Any]
+    config: Any
+    train: TrainConfig
+    data: DataConfig
+    where: Destination = Destination()  # noqa: RUF009 - frozen
+
+    def recipe(self) -> dict[str, Any]:
+        """Return the resolved configuration for the concept's card, without the person's folder names."""
+        return {**without_files(self.config), **without_files(self.train), **without_files(self.data)}
+
+    def with_recipe(self, family: str) -> Run:
+        """Return the run with the method's recipe for a family wherever the person set nothing."""
+        values = self.method.recipe(family, self.config)
+
+        def filled(config: Any) -> Any:
+            left_open = type(config).model_fields.keys() - config.model_fields_set
+            return config.model_copy(update={key: value for key, value in values.items() if key in left_open})
+
+        return replace(self, config=filled(self.config), train=filled(self.train), data=filled(self.data))
+
+    @property
+    def outputs(self) -> list[Path]:
+        """Return the concept files: the run's own as set, those of others beside it by their words."""
+        first = self.where.output or Path("outputs/concepts") / f"{file_stem(self.config.trigger)}.safetensors"
+        if first.suffix != ".safetensors":
+            first = first.with_name(f"{first.name}.safetensors")
+        return [first, *(first.with_name(f"{file_stem(word)}.safetensors") for word in self.config.triggers[1:])]
+
+    @property
+    def whole(self) -> bool:
+        """Return whether all files of the run exist; its log, which an imported concept lacks, shows whose they are."""
+        first, *others = self.outputs
+        return all(path.is_file() for path in (first.with_name(f"{first.stem}.losses.jsonl"), *others, first))
+
+    def require_free(self) -> list[Path]:
+        """Return the concept files, which can be written.
+
+        Raises:
+            ConfigError: if one is there already, two are the same, candidates are wanted of several, or the disk is
+                full.
+        """
+        outputs = self.outputs
+        if self.train.candidates and len(outputs) > 1:
+            raise ConfigError("Candidates cannot be kept of several subjects.", "Use --candidates 0 with --also.")
+        for path in outputs:
+            if outputs.count(path) > 1:
+                raise ConfigError(
+                    f"Two subjects would be written to {path}.", "Choose other tokens, or another --output."
+                )
+            if path.exists() and not self.where.overwrite:
+                raise ConfigError(
+                    f"{path} is there already.", "Choose another --output, or replace it with --overwrite."
+                )
+        require_room(outputs[0].parent, 64 << 20)
+        return outputs
+
+
+def run_of(
+    method: Method[Any], settings: Mapping[str, Any], made: Callable[[Any, dict[str, Any]], Any] | None = None
+) -> Run:
+    """Return a run of settings by name, whichever configuration each belongs to.
+
+    Args:
+        method: the method.
+        settings: by name; each goes to every configuration that has it.
+        made: makes a configuration of its class and fields; the class itself by default.
+    """
+    parts = [
+        (made or _made)(kind, {name: value for name, value in settings.items() if name in kind.model_fields})
+        for kind in (method.Settings, TrainConfig, DataConfig, Destination)
+    ]
+    return Run(method, *parts)
+
+
+def _made(kind: Any, fields: dict[str, Any]) -> Any:
+    return kind(**fields)
+
+
+def state_of(output: Path) -> Path:
+    """Return the folder of the training state of a concept file."""
+    return output.with_name(f".{output.stem}.state")
+
+
+def over_of(output: Path) -> Path:
+    """Return the folder that a training state becomes when the run is over, before it is removed."""
+    return output.with_name(f"{state_of(output).name}.over")
+
+
+def forget_state(output: Path) -> None:
+    """Remove the state of the training of a concept file, also one that was about to be removed."""
+    for folder in (state_of(output), over_of(output)):
+        shutil.rmtree(folder, ignore_errors=True)
