@@ -186,7 +186,7 @@ def test_words_are_checked_while_they_are_typed_and_what_is_missing_is_said(visi
     page.locator("#token textarea, #token input").first.fill("<another>")
     expect(ready).to_contain_text("You will say <another> in prompts")
     expect(ready.locator(".no")).to_have_count(0)
-    page.get_by_label("A style").check()
+    page.get_by_label("A style", exact=True).check()
     expect(page.locator("#what-says")).to_contain_text("How pictures look")
     assert len(jobs.list("training", limit=1000)) == count
 
