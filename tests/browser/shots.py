@@ -135,6 +135,7 @@ def main() -> None:
                 act(page)
                 page.mouse.move(0, 0)
                 answered(page)
+                expect(page.locator("[data-do=queue]")).to_have_text("Queue")  # which knows it some seconds later
                 drawn = Image.open(io.BytesIO(page.screenshot(full_page=True)))
                 path = asked.folder / f"web-{name}.png"
                 drawn.convert("RGB").quantize(256).save(path, optimize=True)

@@ -14,7 +14,7 @@ from playwright.sync_api import expect
 from pipelines.pictures.metadata import read_made
 from studio.library import concepts
 from studio.web.pages.edit import EXAMPLE
-from tests.browser.waiting import answered, choose, easel, go, unfold
+from tests.browser.waiting import SLOW, answered, choose, easel, go, unfold
 
 TABS = ("Generate", "Pictures", "Teach", "Edit", "By example", "Concepts", "Measure")
 
@@ -69,7 +69,15 @@ def mark_and_crop(page, jobs):
         assert (mask.size, mask.getpixel((32, 32)), mask.getpixel((1, 1))) == ((64, 64), 255, 0)
 
 
+SHOWN = """() => {
+  const job = new URL(location).searchParams.get('generation');
+  return job && document.querySelector(`#generation-progress [data-job="${job}"][data-state=done]`) !== null;
+}"""
+"""Whether what the page shows is the job of its address, and done."""
+
+
 def wait_for_pictures(page, count):
+    page.wait_for_function(SHOWN, timeout=SLOW)
     expect(page.locator("#generation-progress")).to_contain_text("Done")
     expect(page.locator("#generation-gallery .thumbnail-item img")).to_have_count(count)
 
