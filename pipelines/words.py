@@ -26,7 +26,8 @@ DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])(\
 """Names of files that Windows keeps for itself, with whatever ending."""
 
 _UNSAID = re.compile(r"[\s(){}\[\]\\:,]|[\x00-\x1f\x7f]")
-_ANGLED = re.compile(r"<[^<>\s:,()]{1,100}>")
+ANGLED = re.compile(r"<[^<>\s:,()]{1,100}>")
+"""Words in angle brackets, as concepts have them."""
 
 
 def composed(text: str) -> str:
@@ -120,7 +121,7 @@ def notes(texts: Sequence[str], learned: Sequence[str], known: Callable[[str], b
             missed.add(near)
             said = f": it says {near}, and words are told apart to the letter" if near else ""
             found.append(f"The prompt does not say {word}, so its concept does little{said}.")
-    for word in dict.fromkeys(_ANGLED.findall(composed(text))):
+    for word in dict.fromkeys(ANGLED.findall(composed(text))):
         if word not in missed and not known(word):
             found.append(f"{word} is no word of {base} or of a concept that is used; was its concept forgotten?")
     return " ".join(found)

@@ -30,6 +30,7 @@ from pipelines.request.texts import without_folders
 from studio.jobs.local_engine import BEAT, LOG, birth
 from studio.jobs.specs import Places, forget_training, scores_key, training_of_job, with_paths
 from studio.jobs.store import Job, Ledger, Record, State
+from studio.library.concepts import meant
 from studio.library.import_export import import_concept
 from studio.settings import Machine
 from studio.work import measure as measuring
@@ -134,6 +135,10 @@ class Worker:
         request = with_paths(Request.read(job.spec["request"]), self.places)
         base = self.places.base(job.spec["base"])
         axes = axes_of(job.spec.get("compare", ()))
+        used = [use.source for use in request.concepts]
+        texts = [request.prompt, *(box.phrase for box in request.boxes)]
+        if near := meant(texts, used, self.places.learned):
+            self.tell(job, Note(near))
         _forget_pictures(self.places.job(job.id))
         return draw(
             request,

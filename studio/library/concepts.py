@@ -7,7 +7,7 @@ import json
 import logging
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from pipelines.errors import ConceptError
 from pipelines.files import whole_file
 from pipelines.models.families.known import KNOWN as FAMILIES
 from pipelines.request.texts import encodable, readable
+from pipelines.words import ANGLED, composed, near_miss
 from studio.library.index import looked_at
 
 FOLDER = Path("outputs/concepts")
@@ -92,6 +93,30 @@ def found(name: str, folder: Path) -> Path:
     known = ", ".join(entry.name for entry in entries[:5]) or "none"
     hint = f"Did you mean {' or '.join(near)}?" if near else f"There are: {known}."
     raise ConceptError(f"There is no concept {name!r:.80} in {folder}.", hint)
+
+
+def meant(texts: Sequence[str], used: Sequence[str], folder: Path) -> str:
+    """Return which concepts of a library may be meant by `<words>` that no concept of a request has; empty if none.
+
+    Args:
+        texts: prompts and phrases.
+        used: paths or names of the concepts that are used.
+        folder: the library.
+    """
+    if not folder.is_dir():
+        return ""
+    there = {entry.card.token: entry.name for entry in scan(folder) if entry.card is not None}
+    own = [token for token, name in there.items() if name in {Path(one).stem for one in used}]
+    said: list[str] = []
+    for word in dict.fromkeys(ANGLED.findall(composed("\n".join(texts)))):
+        if word in own:
+            continue
+        near = word if word in there else near_miss(" ".join(there), word)
+        if near in there and near not in own:
+            said.append(
+                f"{word}: " + (f"the library has it as {there[near]}." if near == word else f"{near} is meant?")
+            )
+    return " ".join(said)
 
 
 def listed(folder: Path) -> Iterator[str]:

@@ -90,9 +90,8 @@ CONTROLS: Mapping[str, Help] = MappingProxyType(
         "what": Help(
             "What do the pictures show?",
             "It decides how the model learns. The line beneath says what each costs.",
-            "One thing of yours, with best likeness, is the right choice most of the time. A quick word takes half as "
-            "long and is less like your pictures. A style is how pictures look, whatever they show. A relation is what "
-            "holds between two things.",
+            "“One thing of mine” is right most of the time. “Quick” takes half as long and is less like your pictures. "
+            "A style is how pictures look, whatever they show. A relation is what holds between two things.",
         ),
         "files": Help(
             "Pictures to learn from",
@@ -110,7 +109,6 @@ CONTROLS: Mapping[str, Help] = MappingProxyType(
             "For a wolf, fox is near. The nearer it is, the quicker and better the result.",
         ),
         "preset": Help("How long", "A quick look takes a third of the time, thorough twice; recommended suits most."),
-        "check": Help("Check the pictures", "Says within seconds what is wrong with them, before any time is spent."),
         "edit-file": Help("Picture", "Drop the picture to change; or choose “Edit this picture” beside one made here."),
         "painter": Help(
             "What is to change",

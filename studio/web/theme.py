@@ -26,8 +26,15 @@ def theme() -> gr.themes.Base:
         block_label_background_fill="transparent",
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_hover="*primary_700",
-        button_primary_background_fill_dark="*primary_500",
-        button_primary_background_fill_hover_dark="*primary_400",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover_dark="*primary_700",
+        # At least 4.5:1 on every ground (WCAG 2, AA); tests/browser/test_everyone.py measures it.
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        input_placeholder_color="#566378",
+        input_placeholder_color_dark="#b3bfd0",
         button_primary_text_color="white",
         button_primary_text_color_dark="white",
     )

@@ -48,10 +48,20 @@ def comparison(page: Page) -> None:
     wait_for_pictures(page, 10)
 
 
+def pictures(page: Page) -> None:
+    """All pictures so far, two of them favourites."""
+    go(page, "Pictures")
+    thumbs = page.locator("#all-pictures .thumbnail-item")
+    expect(thumbs.first).to_be_visible()
+    for number in (0, 2):
+        page.locator("#all-pictures .tick input").nth(number).check()
+    page.locator("#like").click()
+    expect(thumbs.first.locator(".liked")).to_be_visible()
+
+
 def teach(page: Page) -> None:
     """A subject that is taught and measured."""
     go(page, "Teach")
-    page.get_by_label("Subject").check()
     page.locator("#example-wolf").click()
     expect(page.locator(".rows img")).to_have_count(4)
     page.locator("#teach").click()
@@ -93,6 +103,7 @@ def measure(page: Page) -> None:
 SHOTS: dict[str, tuple[Callable[[Page], None], tuple[int, int], str]] = {
     "generate": (generate, WIDE, "light"),
     "compare": (comparison, WIDE, "dark"),
+    "pictures": (pictures, PHONE, "light"),
     "teach": (teach, WIDE, "light"),
     "edit": (edit, WIDE, "light"),
     "example": (example, WIDE, "light"),
@@ -124,6 +135,7 @@ def main() -> None:
                 act(page)
                 page.mouse.move(0, 0)
                 answered(page)
+                expect(page.locator("[data-do=queue]")).to_have_text("Queue")  # which knows it some seconds later
                 drawn = Image.open(io.BytesIO(page.screenshot(full_page=True)))
                 path = asked.folder / f"web-{name}.png"
                 drawn.convert("RGB").quantize(256).save(path, optimize=True)

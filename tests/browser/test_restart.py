@@ -48,9 +48,10 @@ def test_a_training_on_the_page_outlives_its_server_and_its_process(tmp_path, ch
     try:
         page.goto(server.address)
         go(page, "Teach")
+        page.get_by_label("One thing, quick").check()
         page.locator("#example-wolf").click()
         expect(page.locator(".rows img")).to_have_count(4)
-        page.locator("#steps input").fill(str(STEPS))
+        page.locator("#steps textarea, #steps input").first.fill(str(STEPS))
         page.locator("#teach").click()
         expect(progress).to_contain_text(f"of {STEPS}")
         (job,) = parse_qs(urlparse(page.url).query)["training"]

@@ -14,9 +14,9 @@ from playwright.sync_api import expect
 from pipelines.pictures.metadata import read_made
 from studio.library import concepts
 from studio.web.pages.edit import EXAMPLE
-from tests.browser.waiting import answered, choose, easel, go, unfold
+from tests.browser.waiting import SLOW, answered, choose, easel, go, unfold
 
-TABS = ("Generate", "Teach", "Edit", "By example", "Concepts", "Measure")
+TABS = ("Generate", "Pictures", "Teach", "Edit", "By example", "Concepts", "Measure")
 
 
 def draw(page, left, top, right, bottom, words):
@@ -69,7 +69,15 @@ def mark_and_crop(page, jobs):
         assert (mask.size, mask.getpixel((32, 32)), mask.getpixel((1, 1))) == ((64, 64), 255, 0)
 
 
+SHOWN = """() => {
+  const job = new URL(location).searchParams.get('generation');
+  return job && document.querySelector(`#generation-progress [data-job="${job}"][data-state=done]`) !== null;
+}"""
+"""Whether what the page shows is the job of its address, and done."""
+
+
 def wait_for_pictures(page, count):
+    page.wait_for_function(SHOWN, timeout=SLOW)
     expect(page.locator("#generation-progress")).to_contain_text("Done")
     expect(page.locator("#generation-gallery .thumbnail-item img")).to_have_count(count)
 
@@ -123,12 +131,13 @@ def test_teaching_survives_a_reload_and_what_is_learned_stands_in_its_box(visit,
     _, jobs = studio
     page = visit()
     go(page, "Teach")
+    page.get_by_label("One thing, quick").check()
     page.locator("#example-wolf").click()
     expect(page.locator(".rows img")).to_have_count(4)
     page.get_by_label("Remove 0004.png").click()
     expect(page.locator(".rows img")).to_have_count(3)
     mark_and_crop(page, jobs)
-    page.locator("#steps input").fill("60")
+    page.locator("#steps textarea, #steps input").first.fill("60")
     page.locator("#teach").click()
     expect(page.locator("#training-progress")).to_contain_text("At work")
     page.reload()  # the address leads back to the page that teaches
@@ -142,19 +151,52 @@ def test_teaching_survives_a_reload_and_what_is_learned_stands_in_its_box(visit,
     assert newest(jobs, "training").spec["settings"]["token"] == "<my-wolf>"
     expect(page.locator("#scores-reason")).to_contain_text("Proposed: step")
     expect(page.locator("#scores-figures tr")).to_have_count(7)  # a head, the word before, five steps
+    expect(page.locator("#scores-step input")).to_have_count(5)  # any of which can be kept
+    page.get_by_label("step 24", exact=True).check()
+    page.locator("#scores-take").click()
+    expect(page.locator("#scores-reason")).to_contain_text("step 24 now")
     page.locator("#try-it").click()
     expect(page.locator("#prompt textarea")).to_have_value("a <my-wolf>")
     expect(page.locator("#chips .chip button")).to_have_attribute("aria-pressed", "true")
+    wait_for_pictures(page, 4)  # three prompts were tried at once, on a sheet
+    assert len(newest(jobs, "generation").spec["compare"][0]["values"]) == 3
     page.locator("#prompt textarea").fill("a cat and a <my-wolf>")
     draw(page, 0.05, 0.3, 0.45, 0.8, "a cat")
     draw(page, 0.55, 0.3, 0.95, 0.8, "a <my-wolf>")
     expect(page.locator(".stage .box")).to_have_count(2)
+    before = page.url
     page.locator("#go").click()
+    expect(page).not_to_have_url(before)
     wait_for_pictures(page, 4)
     made = read_made(jobs.results(newest(jobs, "generation").id)[0])
     assert [box.phrase for box in made.request.boxes] == ["a cat", "a <my-wolf>"]
     assert made.request.boxes[0].box == pytest.approx((0.05, 0.3, 0.45, 0.8), abs=0.02)
     assert [use.source for use in made.request.concepts] == ["concepts/my-wolf.safetensors"]
+
+
+def test_words_are_checked_while_they_are_typed_and_what_is_missing_is_said(visit, studio):
+    _, jobs = studio
+    page = visit()
+    go(page, "Teach")
+    ready, start = page.locator("#ready"), page.locator("#start textarea, #start input").first
+    expect(page.locator("#token textarea, #token input").first).to_have_value("")
+    start.fill("bird")
+    expect(ready).to_contain_text("pocket has no word “bird”; near ones: penguin, owl")
+    expect(ready).to_contain_text("Pictures are missing")
+    count = len(jobs.list("training", limit=1000))
+    page.locator("#teach").click()
+    expect(page.locator(".toast-body")).to_contain_text("no pictures yet")
+    page.locator("#example-wolf").click()
+    expect(ready).to_contain_text("4 pictures")
+    expect(start).to_have_value("fox")
+    page.locator("#token textarea, #token input").first.fill("my wolf")
+    expect(ready).to_contain_text("without spaces")
+    page.locator("#token textarea, #token input").first.fill("<another>")
+    expect(ready).to_contain_text("You will say <another> in prompts")
+    expect(ready.locator(".no")).to_have_count(0)
+    page.get_by_label("A style", exact=True).check()
+    expect(page.locator("#what-says")).to_contain_text("How pictures look")
+    assert len(jobs.list("training", limit=1000)) == count
 
 
 def test_boxes_by_keyboard_and_by_mouse(visit):

@@ -15,12 +15,13 @@ import gradio as gr
 
 from pipelines.concepts.headers import FAMILY_NAMES
 from pipelines.errors import ConceptError, StudioError
+from pipelines.words import check_word
 from studio.jobs.jobs import Jobs
 from studio.library import concepts
 from studio.web.components import concept_cards, told_by
 from studio.web.panels.chips import offer_button, offered
-from studio.web.panels.following import shown, told
-from studio.web.panels.watching import facts, picture_uri
+from studio.web.panels.following import said, shown, told
+from studio.web.panels.watching import facts, for_people, picture_uri
 
 DIALECTS = {"A1111, ComfyUI, kohya": "a1111", "ComfyUI by itself": "comfyui", "diffusers": "diffusers", "PEFT": "peft"}
 LIMIT = 600.0
@@ -147,8 +148,33 @@ class LibraryPage:
         self.cards.change(lambda: shown(offered(self.jobs)), None, self.offer, api_visibility="private")
         self.cards.pick(self.pick, None, picked, api_visibility="private")
         changed = [self.cards, self.chosen, self.one]
-        self.rename.click(self.ask_rename, [self.chosen, self.word, self.search], changed, api_name="rename_concept")
-        self.export.click(self.ask_export, [self.chosen, self.dialect], self.exported, api_name="export_concept")
+        for button, busy, act, inputs, outputs, name in (
+            (
+                self.rename,
+                "Renaming…",
+                self.ask_rename,
+                [self.chosen, self.word, self.search],
+                changed,
+                "rename_concept",
+            ),
+            (
+                self.export,
+                "Exporting…",
+                self.ask_export,
+                [self.chosen, self.dialect],
+                [self.exported],
+                "export_concept",
+            ),
+        ):  # each starts a process that takes seconds, and says so meanwhile
+            button.click(
+                lambda said=busy: gr.update(value=said, interactive=False), None, button, api_visibility="private"
+            )
+            button.click(act, inputs, outputs, api_name=name).then(
+                lambda said=str(button.value): gr.update(value=said, interactive=True),
+                None,
+                button,
+                api_visibility="private",
+            )
         self.delete.click(
             self.ask_delete, [self.chosen, self.search], [*changed, self.undo, self.thrown], api_name="delete_concept"
         )
@@ -176,7 +202,9 @@ class LibraryPage:
         """Give a concept another word."""
         try:
             path = self.jobs.places.concept(concept)
-            if not (word := word.strip()) or word.startswith("-"):
+            word = (word or "").strip()
+            check_word(word, "Use one plain word without spaces, for example <my-cat>.")
+            if word.startswith("-"):
                 raise ConceptError(f"{word!r:.60} is no word to use in prompts.", "For example <my-cat>.")
             self.jobs.require_renamable(path.stem, word)
             new = await concept_command("rename", path.stem, word, "--library", str(self.jobs.learned))
@@ -193,11 +221,11 @@ class LibraryPage:
             output = self.jobs.folder / "exports" / f"{path.stem}-{DIALECTS[dialect]}"
             shutil.rmtree(output, ignore_errors=True)
             words = ("export", path.stem, "--for", DIALECTS[dialect], "--output", str(output))
-            said = await concept_command(*words, "--library", str(self.jobs.learned))
+            written = await concept_command(*words, "--library", str(self.jobs.learned))
         except StudioError as error:
             raise told(error) from None
         # PEFT's layout is a folder, with a configuration beside the numbers.
-        files = [shutil.make_archive(str(output), "zip", output)] if dialect == "PEFT" else said.splitlines()
+        files = [shutil.make_archive(str(output), "zip", output)] if dialect == "PEFT" else written.splitlines()
         return gr.update(value=files, visible=True)
 
     def ask_delete(self, concept: str, search: str) -> tuple[Any, ...]:
@@ -233,6 +261,6 @@ class LibraryPage:
                 bases = [word for base in self.jobs.places.bases.values() for word in ("--base", base)]
                 read = await concept_command("import", path, "--library", folder, *bases)
                 await asyncio.to_thread(self.jobs.add_copy, Path(read))
-        except StudioError as error:
-            raise told(error) from None
+        except StudioError as error:  # the place to drop files must stay as it is
+            gr.Warning(said(for_people(error.message, error.hint)))
         return self.refresh(search), None

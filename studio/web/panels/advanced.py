@@ -40,7 +40,7 @@ def left_open(kind: type[Frozen], names: Sequence[str]) -> type[Frozen]:
     fields: dict[str, Any] = {}
     for name in names:
         field = kind.model_fields[name]
-        annotation = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+        annotation: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
         fields[name] = (annotation | None, Field(default=None, description=field.description))
     return create_model(f"Open{kind.__name__}", __base__=Frozen, **fields)
 

@@ -1,7 +1,6 @@
 // The clock of what is at work moves each second; the title, and a notification if allowed, say when it is done.
 const TITLE = document.title || 'Prompt Studio';
 const seen = new Map();  // panel -> state of its job
-let told = '';
 
 const spoken = (seconds) => {
   const whole = Math.max(0, Math.round(seconds));
@@ -11,20 +10,21 @@ const spoken = (seconds) => {
 
 function tick() {
   for (const node of document.querySelectorAll('[data-seconds]')) {
-    node.born ??= performance.now() - 1000 * Number(node.dataset.seconds);
+    if (node.told !== node.dataset.seconds) {  // the server has told the time again, or it is another job
+      node.told = node.dataset.seconds;
+      node.born = performance.now() - 1000 * Number(node.told);
+    }
     node.textContent = spoken((performance.now() - node.born) / 1000) + ' so far';
   }
 }
 
 function done(what) {
-  told = what;
   if (document.hasFocus()) return;
   document.title = `${what} - ${TITLE}`;
   if (window.Notification?.permission === 'granted') new Notification('Prompt Studio', {body: what});
 }
 
 function look() {
-  tick();
   for (const node of document.querySelectorAll('.progress[data-job]')) {
     const place = node.closest('[id]')?.id, before = seen.get(place), now = `${node.dataset.job} ${node.dataset.state}`;
     if (before !== now) {
@@ -36,4 +36,6 @@ function look() {
   }
 }
 window.addEventListener('focus', () => { document.title = TITLE; });
-setInterval(look, 1000);
+setInterval(tick, 1000);
+// Each change of a panel is looked at: a job may begin and end within a second.
+new MutationObserver(look).observe(document.documentElement, {childList: true, subtree: true, attributeFilter: ['data-job', 'data-state']});

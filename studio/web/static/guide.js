@@ -10,9 +10,9 @@ function make(tag, fields, ...children) {
 }
 
 // -- help ---------------------------------------------------------------------------------------------------------
-const bubble = make('div', {className: 'bubble', id: 'bubble'});
+const bubble = make('aside', {className: 'bubble', id: 'bubble'});
 bubble.setAttribute('popover', '');
-bubble.setAttribute('role', 'note');
+bubble.setAttribute('aria-label', 'Help');
 
 function tell(name, button) {
   const [title, says] = controls[name];

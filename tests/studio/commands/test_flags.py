@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from pipelines.request.request import Box, ConceptUse, Grounding, Guidance, Inpa
 from studio.cli import app, main
 from studio.commands.flags import FILLED_IN, LISTED, PLACED, Asked, given
 from studio.commands.train import ALIASES, translate
+from studio.library import concepts
 from studio.settings import Machine
 from studio.work import runner
 from tests.waiting import LIMIT
@@ -402,3 +404,13 @@ def test_a_box_outside_the_picture_is_named_on_the_command_line(asked, capsys):
     said = capsys.readouterr().err
     assert "box 2" in said and "'fox'" in said and "looks like pixels" in said
     assert not asked
+
+
+def test_a_word_that_the_library_has_is_pointed_out(tmp_path):
+    shutil.copyfile(concepts.EXAMPLE, tmp_path / "wolf.safetensors")
+    assert concepts.meant(["a <wolff>"], [], tmp_path) == "<wolff>: <wolf> is meant?"
+    assert concepts.meant(["a <wolf>"], [], tmp_path) == "<wolf>: the library has it as wolf."
+    assert concepts.meant(["a <wolf>"], ["concepts/wolf.safetensors"], tmp_path) == ""
+    assert (
+        concepts.meant(["a <teapot> and a fox"], [], tmp_path) == concepts.meant(["<wolf>"], [], tmp_path / "x") == ""
+    )
