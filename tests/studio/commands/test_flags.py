@@ -1,4 +1,4 @@
-"""What is typed becomes exactly the settings that are meant, or one sentence about what is wrong with it."""
+"""Flags become exactly the settings that are meant, or one sentence about their error."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_what_a_training_cannot_do_without_is_named(left_out, capsys):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What the command line hands on, instead of carrying it out."""
+    """Return the request that the command line hands on, instead of carrying it out."""
     calls = []
     monkeypatch.setattr(runner, "write_pictures", lambda *given, **more: calls.append(given) or [])
     return calls
@@ -273,7 +273,7 @@ def test_neither_a_prompt_nor_a_picture_is_an_error_with_the_next_step(capsys):
 
 
 def flags_of(field, info):
-    """What `studio generate` calls a field of `Request`."""
+    """Return the flag of `studio generate` for a field of `Request`."""
     if field in LISTED:
         return [LISTED[field][0]]
     for kind in (info.annotation, *get_args(info.annotation)):

@@ -1,4 +1,4 @@
-"""What the pages do with what a browser sends, without a browser: handlers, forms, the words on the page."""
+"""Handlers, forms and words of the pages, without a browser."""
 
 from __future__ import annotations
 
