@@ -17,16 +17,17 @@ from pydantic import ValidationError
 from pipelines.console import print_anything
 from pipelines.errors import RequestError, StudioError
 from pipelines.exhaustion import hardship
-from pipelines.pictures.metadata import own_version
+from pipelines.pictures.metadata import own_version, read_foreign, read_made
 from pipelines.request.axes import axis_of
 from pipelines.request.box_files import Form
-from pipelines.request.request import Request, problems
+from pipelines.request.request import ConceptUse, Request, problems
 from pipelines.request.texts import readable
-from studio.commands.flags import Asked, given
+from studio.commands.flags import GROUPS, MACHINE, Asked, given
 from studio.commands.layout import Placing, drawn, placed
 from studio.commands.layout import layout as boxes_as_lines
 from studio.commands.layout_llm import Planning
 from studio.commands.score.flags import BENCHMARKS, Benchmarks
+from studio.library.names import concept_file, named_use, ready
 from studio.settings import Machine
 
 app = App(
@@ -38,15 +39,15 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.command("studio.commands.train:app", name="train", help="Learn a concept from a folder of pictures.")
-app.command("studio.commands.incontext:ask", name="incontext")
-app.command("studio.commands.mask:mask", name="mask")
-app.command("studio.commands.replace:replace", name="replace")
-app.command("studio.commands.choose:choose", name="choose")
+app.command("studio.commands.incontext:ask", name="incontext", help="Change a picture as example pairs show.")
+app.command("studio.commands.mask:mask", name="mask", help="Make a mask of what is pointed at in a picture.")
+app.command("studio.commands.replace:replace", name="replace", help="Replace a thing in a picture by another.")
+app.command("studio.commands.choose:choose", name="choose", help="Measure the steps of a training and keep the best.")
 app.command("studio.commands.concepts:app", name="concepts", help="List, check, import and export concepts.")
 app.command("studio.commands.examples:examples", name="examples", help="Print or copy the example pictures.")
 app.command("studio.serve:serve", name="serve", help="Open the studio in the browser, with a REST interface beside it.")
 
-OnThisMachine = Annotated[Machine, Parameter(name="*")]
+OnThisMachine = Annotated[Machine, Parameter(name="*", group=MACHINE)]
 WhoPlans = Annotated[Planning, Parameter(name="*")]
 
 
@@ -58,7 +59,7 @@ def generate(
     base: str | None = None,
     output: Path = Path("outputs"),
     source: Annotated[Path | None, Parameter(name="--from")] = None,
-    placing: Annotated[Placing, Parameter(name="*")] = Placing(),  # noqa: B008
+    placing: Annotated[Placing, Parameter(name="*", group=GROUPS["grounding"])] = Placing(),  # noqa: B008
     planning: WhoPlans = Planning(),  # noqa: B008
     compare: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     machine: OnThisMachine = Machine(),  # noqa: B008
@@ -81,17 +82,21 @@ def generate(
         concepts.NAME.strength, grounding.beta, ... words=fox,cat,dog puts the others in the place of the first in the
         prompts. Values that hold commas have | between them: "prompt=a fox, asleep|a cat".
     """
-    from studio.commands.reproduce import repeat
-    from studio.work.compare import draw
-
     axes = [axis_of(text) for text in compare]
     wishes = placed(given(asked) | ({} if prompt is None else {"prompt": prompt}), placing, planning)
     if source is not None:
+        if read_foreign(source) is None:
+            read_made(source)  # whatever is wrong with it is said before torch is loaded
+        from studio.commands.reproduce import repeat
+
         paths = repeat(source, wishes, axes, base, output, machine)
     elif prompt is None:
         raise RequestError("There is neither a prompt nor --from PICTURE.", "For example: studio generate 'a fox'")
     else:
-        paths = draw(Request.read(wishes), axes, base or "pocket", output, machine)
+        request = ready(Request.read(wishes))
+        from studio.work.compare import draw
+
+        paths = draw(request, axes, base or "pocket", output, machine)
     for path in [*paths[1:], paths[0]] if axes else paths:
         print(path)
         if placing.draw_boxes and not (axes and path == paths[0]):
@@ -140,7 +145,7 @@ def export(
     Parameters
     ----------
     concepts
-        Concept files, each with a strength if wanted: fox.safetensors:0.8.
+        Concepts by word, name in outputs/concepts or file, each with a strength if wanted: wolf:0.8.
     output
         The new folder.
     base
@@ -148,14 +153,15 @@ def export(
     half
         Store weights in float16.
     """
+    uses = [ConceptUse.model_validate(named_use(text)) for text in concepts]
     from studio.work import runner
 
-    print(runner.export(concepts, output, base, half, machine))
+    print(runner.export(uses, output, base, half, machine))
 
 
 @app.command
 def merge(
-    *concepts: Path,
+    *concepts: str,
     output: Path = Path("outputs/merged"),
     base: str = "pocket",
     machine: OnThisMachine = Machine(),  # noqa: B008
@@ -165,15 +171,16 @@ def merge(
     Parameters
     ----------
     concepts
-        Two or more concept files.
+        Two or more concepts by word, name in outputs/concepts or file.
     output
         Folder for the new ones.
     base
         The base model they belong to.
     """
+    files = tuple(concept_file(name) for name in concepts)
     from studio.work import runner
 
-    for path in runner.merge(concepts, output, base, machine):
+    for path in runner.merge(files, output, base, machine):
         print(path)
 
 
@@ -204,7 +211,7 @@ def identifiers(
 
 @app.command
 def score(
-    concept: Path | None = None,
+    concept: str | None = None,
     *,
     thing: str | None = None,
     real: Path | None = None,
@@ -222,7 +229,7 @@ def score(
     Parameters
     ----------
     concept
-        The concept file.
+        Its word, its name in outputs/concepts, or its file.
     thing
         The held-out sticker it shows, for example wolf; real pictures are composed.
     real
@@ -244,6 +251,7 @@ def score(
     base
         The base model the concept belongs to.
     """
+    file = None if concept is None else concept_file(concept)
     from studio.work import runner
 
     for name, (module, carried_out_by) in BENCHMARKS.items():
@@ -255,7 +263,7 @@ def score(
     elif all_held_out:
         runner.score_held_out(way, only, form, machine, print)
     else:
-        print(runner.score(concept, thing, real, base, form, machine))
+        print(runner.score(file, thing, real, base, form, machine))
 
 
 @app.command
@@ -274,6 +282,11 @@ def _of_a_path(error: Exception) -> StudioError | None:
     return StudioError(f"{error.filename!s:.200} cannot be used: {error.strerror}.", "Check the path and its rights.")
 
 
+def _help_of(words: list[str]) -> str:
+    """Return the call of the help of the command that was meant."""
+    return " ".join(["studio", *app.parse_commands(words)[0], "--help"])
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; errors meant for people are one sentence and exit code 2."""
     print_anything()
@@ -290,7 +303,7 @@ def main(arguments: list[str] | None = None) -> int:
     except CycloptsError as error:
         cause = error.__cause__ or error.__context__
         said = problems(cause) if isinstance(cause, ValidationError) else str(error).replace("\n", " ")
-        print(readable(f"studio: {said} studio --help lists what there is."), file=sys.stderr)
+        print(readable(f"studio: {said} {_help_of(words)} lists what there is."), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("studio: stopped.", file=sys.stderr)

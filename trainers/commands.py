@@ -7,12 +7,21 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 
 from trainers.method import Method
 from trainers.methods import methods, summary
 from trainers.run import Run
 from trainers.settings import DataConfig, Destination, TrainConfig
+
+HEADINGS = {
+    "config": "What is learned",
+    "data": "Pictures",
+    "train": "Training",
+    "where": "Base and result",
+    "machine": "Machine",
+}
+"""Headings of the help, by the name of a group of settings."""
 
 
 def commands(
@@ -24,7 +33,7 @@ def commands(
         name: of the program.
         carry_out: called with the run, and one value for each of `more`.
         where: settings of the base and the result.
-        more: name -> further settings, classes whose fields all have defaults.
+        more: name -> further settings, classes whose fields all have defaults; the names are those of `HEADINGS`.
     """
     app = App(
         name=name,
@@ -53,9 +62,9 @@ def _command(
             key,
             inspect.Parameter.KEYWORD_ONLY,
             default=inspect.Parameter.empty if key in ("config", "data") else kind(),
-            annotation=Annotated[kind, Parameter(name="*")],
+            annotation=Annotated[kind, Parameter(name="*", group=Group(HEADINGS[key], sort_key=place))],
         )
-        for key, kind in kinds.items()
+        for place, (key, kind) in enumerate(kinds.items())
     ]
     command.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
     command.__doc__ = summary(method)

@@ -104,9 +104,7 @@ class Inpainting:
             RequestError: if a file is missing, or the mask does not suit the picture.
             DataError: if a file is no picture, or damaged.
         """
-        for what, path in (("picture", settings.image), ("mask", settings.mask)):
-            if path is not None and not Path(path).is_file():
-                raise RequestError(f"There is no {what} {path} to inpaint.", "Check its path.")
+        settings.require_files()
         files = [Path(path) for path in (settings.image, settings.mask) if path is not None]
         digests = tuple(sha256(path.read_bytes()).hexdigest() for path in files)
         if settings.digests not in ((), digests):

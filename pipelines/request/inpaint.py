@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from pipelines.errors import RequestError
 from pipelines.request.settings import FileOf, Frozen
 
 
@@ -113,6 +115,16 @@ class Inpaint(Frozen):
     def selection(self) -> Selection:
         """The selection in the picture."""
         return Selection(clicks=() if self.click is None else (self.click,), box=self.box, sam=self.sam)
+
+    def require_files(self) -> None:
+        """Check that picture and mask are there.
+
+        Raises:
+            RequestError: if one is not.
+        """
+        for what, path in (("picture", self.image), ("mask", self.mask)):
+            if path is not None and not Path(path).is_file():
+                raise RequestError(f"There is no {what} {path} to inpaint.", "Check its path.")
 
     @model_validator(mode="after")
     def _one_mask(self) -> Self:

@@ -10,18 +10,20 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, get_args, get_origin
 
-from cyclopts import Parameter
+from cyclopts import Group, Parameter
 from pydantic import BaseModel, Field, create_model
 from pydantic.fields import FieldInfo
 
-from pipelines.request.request import Frozen, Request, box_use, concept_use
+from pipelines.request.request import Frozen, Request, box_use
+from studio.library.names import named_use
 
 LISTED: Mapping[str, tuple[str, Callable[[str], dict[str, object]], str]] = MappingProxyType(
     {
         "concepts": (
             "concept",
-            concept_use,
-            "A learned concept file, with a strength if wanted: fox.safetensors or fox.safetensors:0.8.",
+            named_use,
+            "A learned concept: its word or name in outputs/concepts, or its file; with a strength if wanted: wolf,"
+            " wolf:0.8 or fox.safetensors:0.8.",
         ),
         "boxes": (
             "box",
@@ -31,6 +33,19 @@ LISTED: Mapping[str, tuple[str, Callable[[str], dict[str, object]], str]] = Mapp
     }
 )
 """For each field that lists things: its flag, what reads one of them from text, and the flag's help."""
+
+GROUPS: Mapping[str, Group] = MappingProxyType(
+    {
+        "": Group("Picture", sort_key=1),
+        "grounding": Group("Boxes", sort_key=2),
+        "inpaint": Group("Repainting", sort_key=3),
+        "guidance": Group("Guidance", sort_key=4),
+    }
+)
+"""Headings of the help by the settings group of a field; the empty one is of fields that stand alone."""
+
+MACHINE = Group("Machine", sort_key=9)
+"""Heading of the settings of the machine."""
 
 PLACED = ("prompt", "in_context")
 """Fields given by their place on the command line, or by a command of their own, rather than by a flag."""
@@ -59,6 +74,10 @@ def _group(field: FieldInfo) -> type[BaseModel] | None:
 
 def _flags() -> dict[str, Any]:
     """Return the fields of `Asked`: types and defaults of `Request`'s, without their limits."""
+
+    def under(group: str, kind: Any, **more: Any) -> Any:
+        return Annotated[kind, Parameter(group=GROUPS[group] if group in GROUPS else Group(group.capitalize()), **more)]
+
     flags: dict[str, Any] = {}
     for name, field in Request.model_fields.items():
         group = _group(field)
@@ -67,15 +86,17 @@ def _flags() -> dict[str, Any]:
         if name in LISTED:
             called, _, text = LISTED[name]
             flags[called] = (
-                Annotated[tuple[str, ...], Parameter(negative="")],
+                under("grounding" if name == "boxes" else "", tuple[str, ...], negative=""),
                 Field(default=(), description=f"{text} May be repeated."),
             )
         elif group is not None:
             for inner, one in group.model_fields.items():
                 if inner not in FILLED_IN:
-                    flags[f"{name}_{inner}"] = flag(one)
+                    kind, default = flag(one)
+                    flags[f"{name}_{inner}"] = (under(name, kind), default)
         else:
-            flags[name] = flag(field)
+            kind, default = flag(field)
+            flags[name] = (under("", kind), default)
     return flags
 
 
@@ -87,7 +108,11 @@ class Asked(_Flags):
 
 
 def given(asked: BaseModel) -> dict[str, Any]:
-    """Return the flags that were given, nested as the fields of `Request` are; unchecked."""
+    """Return the flags that were given, nested as the fields of `Request` are; values are unchecked, names looked up.
+
+    Raises:
+        ConceptError: if there is no such concept.
+    """
     said = {name: getattr(asked, name) for name in asked.model_fields_set}
     fields: dict[str, Any] = {}
     for name, field in Request.model_fields.items():

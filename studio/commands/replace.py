@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from pipelines.errors import RequestError
 from pipelines.request.request import Request
 from studio.commands.flags import Asked, given
+from studio.library.names import ready
 from studio.settings import Machine
 
 
@@ -45,7 +46,7 @@ def replace(
     inpaint |= wishes.get("inpaint", {})
     if not {"mask", "click", "box"} & set(inpaint):
         inpaint["box"] = box_of(picture, thing)
-    request = Request.read({**wishes, "prompt": replacement, "inpaint": inpaint})
+    request = ready(Request.read({**wishes, "prompt": replacement, "inpaint": inpaint}))
     from studio.work import runner
 
     for path in runner.write_pictures(request, base, output, machine):

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from studio.settings import Machine
 from trainers.base_models.settings import InContextConfig, InpaintingConfig, ModelDestination
 from trainers.commands import commands
+from trainers.data.folders import listing
 from trainers.method_settings import GroundingConfig, GroundingDestination
 from trainers.run import Run
 from trainers.settings import Destination
@@ -69,6 +70,10 @@ def translate(arguments: list[str]) -> list[str]:
 
 
 def _carry_out(run: Run, machine: Machine) -> None:
+    others = (one.images for one in getattr(run.config, "subjects", ()) if one.images)
+    for folder in {run.data.images, *others}:
+        if not folder.is_dir():
+            listing(folder)  # says so before torch is loaded
     from studio.work import runner
 
     if isinstance(run.where, Output) and run.where.dry_run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import secrets
@@ -75,7 +76,7 @@ def found(name: str, folder: Path) -> Path:
     """Return the file of a concept, by its path, the file's name or the word.
 
     Raises:
-        ConceptError: if there is none.
+        ConceptError: if there is none; with the nearest names.
     """
     for path in (Path(name), folder / f"{name}.safetensors"):
         if path.suffix == ".safetensors" and path.is_file():
@@ -84,8 +85,12 @@ def found(name: str, folder: Path) -> Path:
     for entry in entries:
         if entry.card is not None and entry.card.token == name:
             return entry.path
+    names = [entry.name for entry in entries]
+    names += [entry.card.token for entry in entries if entry.card is not None]
+    near = difflib.get_close_matches(name, names, 3)
     known = ", ".join(entry.name for entry in entries[:5]) or "none"
-    raise ConceptError(f"There is no concept {name!r:.80} in {folder}.", f"There are: {known}.")
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"There are: {known}."
+    raise ConceptError(f"There is no concept {name!r:.80} in {folder}.", hint)
 
 
 def listed(folder: Path) -> Iterator[str]:

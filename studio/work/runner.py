@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from pipelines.locks import sole_training
 from pipelines.measures.judge import Judge
 from pipelines.models.components import POCKET, Components, load
 from pipelines.pictures.metadata import Dtype, Made, save_png
-from pipelines.request.request import ConceptUse, Request, concept_use
+from pipelines.request.request import ConceptUse, Request
 from pipelines.words import file_stem
 from studio.settings import Machine
 from studio.work.progress import Progress
@@ -217,11 +217,10 @@ def _preflight(run: Run, reading: Reading, components: Components) -> Iterator[s
     yield from tried.notes
 
 
-def export(concepts: tuple[str, ...], output: Path, base: str, half: bool, machine: Machine) -> Path:
+def export(uses: Sequence[ConceptUse], output: Path, base: str, half: bool, machine: Machine) -> Path:
     """Write the base with concepts in it as a model folder; return the folder."""
     # Copies are made; a GPU would have to hold the model twice for a job that needs none.
     components = open_base(base, machine.model_copy(update={"dtype": "float32", "device": "cpu"}))
-    uses = [ConceptUse.model_validate(concept_use(text)) for text in concepts]
     return export_model(components, [(Concept.load(Path(use.source)), use.strength) for use in uses], output, half=half)
 
 

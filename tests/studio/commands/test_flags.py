@@ -155,8 +155,11 @@ def test_what_a_training_cannot_do_without_is_named(left_out, capsys):
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """Return the request that the command line hands on, instead of carrying it out."""
+def asked(monkeypatch, tmp_path):
+    """Return the request that the command line hands on, instead of carrying it out; the files it names are there."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.safetensors", "b.safetensors", "x.safetensors", "i.png", "m.png"):
+        (tmp_path / name).touch()
     calls = []
     monkeypatch.setattr(runner, "write_pictures", lambda *given, **more: calls.append(given) or [])
     return calls

@@ -1,0 +1,62 @@
+"""Files and names on the command line, looked for before anything heavy is loaded. Needs no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipelines.errors import ConceptError
+from pipelines.request.request import Request, concept_use
+from studio.library import concepts
+
+
+def concept_file(name: str) -> Path:
+    """Return the file of a concept given by its path, or by its file's name or word in the library.
+
+    Raises:
+        ConceptError: if there is none.
+    """
+    if _is_path(name):
+        require_concept(name)
+        return Path(name)
+    if not concepts.FOLDER.is_dir():
+        said = f"There is no concept {name!r:.80}: there is no library {concepts.FOLDER} yet."
+        raise ConceptError(said, "Give the path of a concept file, or train a concept first.")
+    return concepts.found(name, concepts.FOLDER)
+
+
+def require_concept(path: str) -> None:
+    """Check that a concept file is there.
+
+    Raises:
+        ConceptError: if there is neither a file nor a folder of PEFT.
+    """
+    if not Path(path).exists():
+        raise ConceptError(f"There is no concept file {path:.300}.", "Check the path given with --concept.")
+
+
+def named_use(text: str) -> dict[str, object]:
+    """Convert `wolf`, `<wolf>` or `file.safetensors`, each with `:0.8` if wanted, to the fields of a `ConceptUse`."""
+    fields = concept_use(text)
+    source = str(fields["source"])
+    return fields if _is_path(source) else fields | {"source": str(concept_file(source))}
+
+
+def ready(request: Request) -> Request:
+    """Return the request if the files it names are there, so that a typing error costs no loading.
+
+    Raises:
+        ConceptError: if a concept is not.
+        RequestError: if a picture is not.
+    """
+    for use in request.concepts:
+        require_concept(use.source)
+    if request.inpaint is not None:
+        request.inpaint.require_files()
+    return request
+
+
+def _is_path(name: str) -> bool:
+    """Return whether a text is the path of a file or folder rather than a name or a word of the library."""
+    return (
+        Path(name).exists() or Path(name).suffix in (".safetensors", ".bin", ".pt", ".png") or len(Path(name).parts) > 1
+    )
