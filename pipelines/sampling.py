@@ -24,6 +24,7 @@ from pipelines.events import Note, OnEvent, ignore
 from pipelines.gligen.layers import with_adapter
 from pipelines.models.components import Components, decode, saving_memory
 from pipelines.models.inpainting_unet import with_inpainting_unet
+from pipelines.models.known_words import known_words
 from pipelines.models.text import lacks_a_side, parse_weights
 from pipelines.overflow import require_numbers
 from pipelines.pictures.tensors import to_pictures
@@ -117,6 +118,10 @@ def _note_words(components: Components, request: Request, learned: Sequence[Conc
     called = [one.token for one in learned if one.adds_word or one.card.recipe]
     if said := notes([*texts, *(box.phrase for box in request.boxes)], called, known, components.name):
         on_event(Note(said))
+    if words := known_words(components.name):
+        asked = [texts[0], *(box.phrase for box in request.boxes)]
+        if said := words.note(asked, Path(components.name).name, [concept.token for concept in learned]):
+            on_event(Note(said))
 
 
 def _placed(components: Components, request: Request, learned: Sequence[Concept]) -> Request:

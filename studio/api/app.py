@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.routing import Match
 from starlette.types import ASGIApp
 
@@ -67,6 +67,13 @@ def with_page(app: FastAPI, jobs: Jobs) -> FastAPI:
 
     page: Any = importlib.import_module("studio.web.app")
     blocks = page.build(jobs)
+    helped = importlib.import_module("studio.web.help").document()
+
+    @app.get("/help", include_in_schema=False)
+    def helping() -> HTMLResponse:
+        """Return the help of the page."""
+        return HTMLResponse(helped)
+
     blocks.has_launched = True  # else the framework checks no path it is given; mounting does not set it
     app.add_middleware(PageFiles, folder=copies)
     return gr.mount_gradio_app(app, blocks, path="/", **page.mount_options(jobs))

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, File, Form, Response, UploadFile, status
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, StreamingResponse
 
 from pipelines.concepts.card import read_card
 from pipelines.errors import ConceptError, DataError, Unknown
+from pipelines.words import file_stem
 from studio.api.forms import (
     ROOT,
     ConceptAnswer,
@@ -24,11 +25,16 @@ from studio.api.forms import (
     Work,
     work,
 )
+from studio.api.zips import zipped
+from studio.jobs.history import Wanted
 from studio.jobs.jobs import Jobs
 from studio.library import archives
 from studio.library.concepts import scan
 from studio.library.datasets import Dataset, Entry
 from studio.library.uploads import ARCHIVE, BYTES
+
+BOARD = 10_000
+"""Most pictures of a board in one archive."""
 
 CREATED, GONE = status.HTTP_201_CREATED, status.HTTP_204_NO_CONTENT
 
@@ -158,6 +164,19 @@ def pictures(jobs: Jobs) -> APIRouter:
         answer = Uploaded(id=name, href=f"{ROOT}/pictures/{name}")
         response.headers["location"] = answer.href
         return answer
+
+    @router.get("/boards")
+    def boards() -> dict[str, int]:
+        """Return the boards of pictures, and how many lie on each."""
+        return jobs.history.boards()
+
+    @router.get("/boards/{board}/archive", response_class=StreamingResponse)
+    def archive(board: str) -> StreamingResponse:
+        """Return the pictures of a board as a zip."""
+        found = jobs.history.find(Wanted(board=board), BOARD)
+        if not found:
+            raise Unknown(f"There is no board {board!r:.60}.", "GET /api/v1/boards lists them.")
+        return zipped([(f"{one.job.id}-{one.path.name}", one.path) for one in found], file_stem(board))
 
     @router.get("/storage")
     def storage() -> StorageAnswer:

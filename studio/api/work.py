@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 
 from pipelines.errors import RequestError, Unknown
 from studio.api.forms import PLACE, GenerationOrder, RunOrder, ScoreOrder, Work, settings_of, work
+from studio.api.zips import zipped
 from studio.jobs.jobs import Jobs
 from studio.jobs.store import Job, Kind, State
 from trainers.methods import configs
@@ -78,7 +79,25 @@ def routes(jobs: Jobs) -> APIRouter:
 
     for kind in PLACE:
         _add_routes(router, jobs, kind)
+    _add_queue(router, jobs)
     return router
+
+
+def _add_queue(router: APIRouter, jobs: Jobs) -> None:
+    @router.get("/queue", tags=["queue"])
+    def queue() -> list[Work]:
+        """Return jobs that are at work, those that wait in their order, and paused ones."""
+        return [work(job) for job in jobs.waiting.list()]
+
+    @router.post("/queue/{job}/first", tags=["queue"], name="put_first")
+    def first(job: str) -> Work:
+        """Put a waiting job before all others that wait."""
+        return work(jobs.waiting.put(job, True))
+
+    @router.post("/queue/{job}/last", tags=["queue"], name="put_last")
+    def last(job: str) -> Work:
+        """Put a waiting job behind all others that wait."""
+        return work(jobs.waiting.put(job, False))
 
 
 def _of(kind: Kind, key: str | None) -> str | None:
@@ -172,6 +191,15 @@ def _add_pictures(router: APIRouter, jobs: Jobs, kind: Kind, found: Found) -> No
         if path is None or path.suffix != ".png" or not path.is_file():
             raise Unknown(f"There is no picture {number} here.", "See pictures of the job.")
         return FileResponse(path, media_type="image/png")
+
+    @router.get(f"/{place}/{{job}}/archive", tags=tags, name=f"archive_of_{kind}", response_class=StreamingResponse)
+    def archive(job: str) -> StreamingResponse:
+        """Return all its pictures as a zip."""
+        there = found(job)
+        paths = [path for path in jobs.results(there.id) if path.suffix == ".png"]
+        if not paths:
+            raise Unknown(f"There are no pictures of {job!r:.60}.", "See its state.")
+        return zipped([(path.name, path) for path in paths], f"{kind}-{there.id}")
 
     @router.get(f"/{place}/{{job}}/previews/{{step}}", tags=tags, name=f"preview_of_{kind}")
     def preview(job: str, step: int) -> FileResponse:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipelines.errors import ConfigError
 
-VERSION = 1
+VERSION = 2
 """Version of the tables, in `user_version` of the file; raised with each step of `STEPS`."""
 
 TABLES = """
@@ -98,5 +98,15 @@ def _first(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE UNIQUE INDEX IF NOT EXISTS by_key ON jobs (key)")
 
 
-STEPS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first,)
+def _second(connection: sqlite3.Connection) -> None:
+    """Add the order in which waiting jobs were put by people, and what they said of pictures."""
+    connection.execute("ALTER TABLE jobs ADD COLUMN rank REAL NOT NULL DEFAULT 0")
+    connection.execute(
+        "CREATE TABLE marks (job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, name TEXT NOT NULL, "
+        "favourite INTEGER NOT NULL DEFAULT 0, board TEXT NOT NULL DEFAULT '', tags TEXT NOT NULL DEFAULT '', "
+        "PRIMARY KEY (job, name)) WITHOUT ROWID"
+    )
+
+
+STEPS: tuple[Callable[[sqlite3.Connection], None], ...] = (_first, _second)
 """Step number n brings a file of version n to n + 1."""

@@ -8,7 +8,7 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from filelock import BaseFileLock
 
@@ -17,6 +17,7 @@ from pipelines.files import require_room
 from pipelines.locks import locked
 from pipelines.words import file_stem
 from studio.jobs.dispatcher import Dispatcher
+from studio.jobs.history import History
 from studio.jobs.local_engine import Engine, LocalEngine
 from studio.jobs.specs import (
     Places,
@@ -28,6 +29,7 @@ from studio.jobs.specs import (
     training_of_job,
 )
 from studio.jobs.store import LIVE, Event, Job, Kind, Ledger
+from studio.jobs.waiting import Waiting
 from studio.library import concepts
 from studio.library.quota import QUOTA
 from studio.library.uploads import put_aside
@@ -62,8 +64,8 @@ class Jobs:
         engine: Callable[[Places], Engine] | None = None,
         quota: float = QUOTA,
     ) -> None:
-        given = {"pocket": "pocket"} if bases is None else bases
-        # Processes work in the folder, where a path as seen from here would mean another file.
+        given = bases or {"pocket": "pocket"}
+        # Processes work in the folder, where such a path would mean another file.
         whole = {name: str(Path(base).resolve()) if Path(base).exists() else base for name, base in given.items()}
         if not folder.exists():
             folder.mkdir(parents=True, mode=0o700)  # prompts and pictures are nobody else's
@@ -74,9 +76,9 @@ class Jobs:
         self.learned.mkdir(exist_ok=True)
         self.ledger = Ledger(self.folder / "jobs.sqlite")
         self.engine = engine(self.places) if engine else LocalEngine(self.places, machine, slots, warm)
+        self.history, self.waiting = History(self.ledger, self.folder), Waiting(self.ledger)
         self.dispatcher = Dispatcher(self.places, self.ledger, self.engine, slots)
-        self._asking = threading.Lock()
-        self._lock: BaseFileLock | None = None
+        self._asking, self._lock = threading.Lock(), cast("BaseFileLock | None", None)
 
     # -- asking ----------------------------------------------------------------------------------------------
 
@@ -155,8 +157,8 @@ class Jobs:
             self._require_unlearned([f"{file_stem(token)}.safetensors"])
         require_room(self.folder, len(content) + (64 << 20))
         file = put_aside(content, name, self.folder / "imports" / secrets.token_hex(8), self.places.quota)
-        spec = {"file": file.relative_to(self.folder).as_posix(), "token": token, "base": base}
-        return self.ledger.add("import", spec)
+        spec = {"file": file.relative_to(self.folder).as_posix()}
+        return self.ledger.add("import", spec | {"token": token, "base": base})
 
     def submit_score(self, concept: str, dataset: str, base: str = "pocket", key: str | None = None) -> Job:
         """Order a measurement of a concept and the candidates of its training, against its initial word.
@@ -276,10 +278,8 @@ class Jobs:
     def _require_unlearned(self, names: Sequence[str]) -> None:
         """Refuse names of files that a training is going to write."""
         for job in self.ledger.list("training", LIVE, 1000):
-            if job.spec["dry_run"]:
-                continue
             try:
-                theirs = training_of_job(job, self.places).outputs
+                theirs = [] if job.spec["dry_run"] else training_of_job(job, self.places).outputs
             except StudioError:  # what it needs has been deleted; it will say so itself
                 continue
             if taken := [path.name for path in theirs if path.name in names]:
@@ -309,8 +309,8 @@ class Jobs:
 
     def previews(self, job: str) -> list[tuple[int, Path, str]]:
         """Return step, file and caption of each preview picture."""
-        shown = [event.data for event in self.events(job, limit=100_000, kinds=("preview",))]
-        return [(one["step"], self.job_folder(job) / one["file"], one["caption"]) for one in shown]
+        shown, folder = self.events(job, limit=100_000, kinds=("preview",)), self.job_folder(job)
+        return [(one.data["step"], folder / one.data["file"], one.data["caption"]) for one in shown]
 
     def job_folder(self, job: str) -> Path:
         """Return the folder of the pictures of a job; raises `Unknown`."""
@@ -378,9 +378,10 @@ class Jobs:
             self._lock = locked(self.folder / ".server.lock", said, "Stop that one, or give another --folder.")
 
     def start(self) -> Self:
-        """Start waiting jobs from now on; unused uploads are deleted."""
+        """Start waiting jobs from now on; unused uploads and pictures long thrown away are deleted."""
         self.reserve()
         self.pictures.prune(self.ledger.names, UNUSED)
+        self.history.prune(UNUSED)
         self.dispatcher.start()
         return self
 

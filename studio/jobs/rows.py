@@ -80,7 +80,7 @@ class Event:
     Attributes:
         seq: its number within the job, from 1 without gaps.
         at: seconds since 1970.
-        kind: "step", "note", "preview", "scores" or "state".
+        kind: "step", "phase", "note", "preview", "scores" or "state".
         data: figures and texts.
     """
 
@@ -88,6 +88,21 @@ class Event:
     at: float
     kind: str
     data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Marks that people gave a picture.
+
+    Attributes:
+        favourite: whether it is one.
+        board: the board it lies on; empty for none.
+        tags: words it is found by, without spaces.
+    """
+
+    favourite: bool = False
+    board: str = ""
+    tags: tuple[str, ...] = ()
 
 
 def job_of(row: sqlite3.Row) -> Job:

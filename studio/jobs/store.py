@@ -23,7 +23,7 @@ from pipelines.exhaustion import hardship
 from studio.jobs.database import connect, prepare
 from studio.jobs.rows import ENDED as ENDED
 from studio.jobs.rows import LIVE as LIVE
-from studio.jobs.rows import Event, Job, Kind, State, job_of, jobs_of, told_by
+from studio.jobs.rows import Event, Job, Kind, Mark, State, job_of, jobs_of, told_by
 
 ATTEMPTS = 4
 """Most attempts at a job whose process vanishes without a message."""
@@ -160,9 +160,45 @@ class Ledger:
         return list(jobs_of(rows))
 
     def queue(self) -> list[Job]:
-        """Return waiting jobs, the oldest first."""
-        rows = self._connection.execute(f"SELECT {_JOB} FROM jobs WHERE state = 'queued' ORDER BY number")
+        """Return waiting jobs in their order: the oldest first, but for those that were put elsewhere."""
+        rows = self._connection.execute(f"SELECT {_JOB} FROM jobs WHERE state = 'queued' ORDER BY rank, number")
         return list(jobs_of(rows))
+
+    def put(self, job: str, first: bool) -> bool:
+        """Put a waiting job before or behind all others that wait; return false if it waits no more."""
+        end, step = ("MIN", "- 1") if first else ("MAX", "+ 1")
+        with self._transaction() as connection:
+            return bool(
+                connection.execute(
+                    f"UPDATE jobs SET rank = (SELECT {end}(rank) {step} FROM jobs WHERE state = 'queued') "
+                    "WHERE id = ? AND state = 'queued'",
+                    (job,),
+                ).rowcount
+            )
+
+    # -- pictures ----------------------------------------------------------------------------------------------
+
+    def marks(self) -> dict[tuple[str, str], Mark]:
+        """Return what people said of pictures, by job and name of the file."""
+        rows = self._connection.execute("SELECT job, name, favourite, board, tags FROM marks")
+        return {
+            (row["job"], row["name"]): Mark(bool(row["favourite"]), row["board"], tuple(row["tags"].split()))
+            for row in rows
+        }
+
+    def mark(self, job: str, name: str, mark: Mark) -> None:
+        """Keep what people said of a picture.
+
+        Raises:
+            Unknown: if there is no such job.
+        """
+        self.get(job)
+        with self._transaction() as connection:
+            connection.execute(
+                "INSERT INTO marks (job, name, favourite, board, tags) VALUES (?, ?, ?, ?, ?) ON CONFLICT (job, name) "
+                "DO UPDATE SET favourite = excluded.favourite, board = excluded.board, tags = excluded.tags",
+                (job, name, int(mark.favourite), mark.board, " ".join(mark.tags)),
+            )
 
     def move(self, job: str, before: Sequence[str], state: State, **changes: Any) -> bool:
         """Change a job's state if it is one of `before`; return whether it was.

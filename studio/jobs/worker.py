@@ -91,6 +91,7 @@ class Worker:
         if job.kind == "score":
             return self._score(job, should_stop)
         self._bases.clear()  # a training gets all the memory
+        self._phase(job, "loading the base, and looking at the pictures")
         spec = job.spec
         run = training_of_job(job, self.places)
         if spec["dry_run"]:
@@ -120,7 +121,7 @@ class Worker:
     def _score(self, job: Job, should_stop: Callable[[], bool]) -> list[Path]:
         spec, sheet = job.spec, self.places.job(job.id) / "scores.png"
         choice = measuring.measure(
-            self.base(self.places.base(spec["base"])),
+            self._base_for(job),
             self.places.concept(spec["concept"]),
             self.places.datasets.folder(spec["dataset"]),
             on_event=lambda event: self.tell(job, event),
@@ -140,7 +141,7 @@ class Worker:
             without_folders(base),  # what the pictures tell; its parts are here
             self.places.job(job.id),
             self.machine,
-            components=self.base(base),
+            components=self._base_for(job),
             on_event=lambda event: self.tell(job, event),
             should_stop=should_stop,
         )
@@ -153,6 +154,20 @@ class Worker:
             return [import_concept(source, job.spec["token"], self.places.learned, bases=bases)]
         finally:
             shutil.rmtree(source.parent, ignore_errors=True)
+
+    def _base_for(self, job: Job) -> Any:
+        """Return the base of a job; that it is loaded is told, since that takes a while."""
+        name = self.places.base(job.spec["base"])
+        if name not in self._bases:
+            self._phase(job, "loading the base")
+        base = self.base(name)
+        self._phase(job, "reading the words")
+        return base
+
+    def _phase(self, job: Job, said: str) -> None:
+        """Tell what a job does before its first step."""
+        with suppress(NoSpace):
+            self.ledger.tell(job.id, "phase", {"text": said})
 
     def base(self, name: str) -> Any:
         """Return a base model, from memory if it was the last one used."""

@@ -5,12 +5,18 @@ They are made by functions, because gradio writes a `.pyi` file beside every sou
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from html import escape
 from typing import Any
 
 import gradio as gr
 
 from studio.web.static import text
+
+ARGUMENTS = ("value", "elem_id", "elem_classes", "visible")
+"""Arguments of `gr.HTML` that are no properties of a script."""
 
 NUMBERS = {"type": "array", "items": {"type": "number"}, "description": "left, top, right, bottom from 0 to 1"}
 
@@ -25,11 +31,15 @@ def _own(name: str, label: str, fields: Mapping[str, Any], example: Mapping[str,
         example: one of them.
         more: properties that the script reads, and arguments of `gr.HTML`.
     """
+    # An update that arrives before a component is drawn, as in a tab that is not open, makes the framework forget its
+    # other properties; the script therefore knows them itself.
+    own = {key: value for key, value in more.items() if key not in ARGUMENTS}
+    given = f"for (const [name, value] of Object.entries({json.dumps(own)})) props[name] ??= value;\n"
     component = gr.HTML(
-        value=[],  # pyright: ignore[reportArgumentType] - whatever the script takes
+        value=more.pop("value", []),  # whatever the script takes
         label=label,
         html_template=text(f"{name}.html"),
-        js_on_load=text(f"{name}.js"),
+        js_on_load=given + text(f"{name}.js"),
         apply_default_css=False,
         **more,
     )
@@ -68,6 +78,67 @@ def base_choice(bases: Collection[str]) -> gr.Dropdown:
         scale=0,
         elem_id="base",
     )
+
+
+def gallery(empty: str, acts: Sequence[tuple[str, str]] = (), **more: Any) -> gr.HTML:
+    """Return pictures of which a click chooses one and shows it large; `empty` is said while there are none.
+
+    Its value is a list of `{"src", "caption", "width", "height", "sheet", "before", "name"}`: addresses of the picture
+    and of what it was before, if anything. The event `choose` has the index of a chosen one; `acts` are further events
+    with their labels, offered for the large picture. `hint` is said under all. With `ticks` each can be ticked.
+    """
+    fields = {**_texts("src", "caption"), "width": {"type": "integer"}, "height": {"type": "integer"}}
+    example = {"src": "/api/v1/generations/0123456789abcdef/pictures/0", "caption": "seed 7", "width": 64, "height": 64}
+    return _own("gallery", "Pictures", fields, example, empty=empty, acts=list(map(list, acts)), hint="", **more)
+
+
+def dial(label: str, low: float, high: float, step: float, start: float, **more: Any) -> gr.HTML:
+    """Return a slider with a number; `open` lets it be left to the base, and its value is None then.
+
+    Args:
+        label: for people.
+        low: left end of the slider; what is typed may be less, down to the property `minimum`.
+        high: right end, and `maximum`.
+        step: of the slider.
+        start: where the slider stands while there is no value.
+        more: `value`, `minimum`, `maximum`, `open`, and arguments of `gr.HTML`.
+    """
+    component = _own("dial", label, {}, {}, title=label, low=low, high=high, step=step, start=start, **more)
+    component.value = more.get("value")
+    component.api_info = lambda: {"type": "number"}
+    component.example_payload = lambda: start
+    component.example_value = component.example_payload
+    return component
+
+
+COUNTS = (1, 2, 4, 8, 16)
+"""Numbers of pictures that are offered."""
+
+
+def plan(sizes: Sequence[tuple[str, str]] = (), count: int = 4, **more: Any) -> gr.HTML:
+    """Return small fields for the number of pictures, their size and their seed.
+
+    Its value is `{"count", "size", "seed", "keep"}`; without `keep` another seed is drawn for each job. `sizes` are
+    values and labels; without any there is no field for it.
+    """
+    fields = {"count": {"type": "integer"}, **_texts("size"), "seed": {"type": "integer"}, "keep": {"type": "boolean"}}
+    example = {"count": count, "size": sizes[0][0] if sizes else "", "seed": None, "keep": False}
+    component = _own("plan", "Pictures, size and seed", fields, example, counts=COUNTS, sizes=sizes, **more)
+    component.value = dict(example)
+    component.api_info = lambda: {"type": "object", "properties": fields}
+    component.example_payload = lambda: dict(example)
+    component.example_value = component.example_payload
+    return component
+
+
+def base_words(target: str, **more: Any) -> gr.HTML:
+    """Return the words of the base, each put into the prompt by a click, and a note on words it does not know.
+
+    Its value is that of `studio.web.panels.words.words_of`; `target` is the selector of the prompt.
+    """
+    component = _own("words", "Words of the base", _texts("base"), {"base": "pocket"}, target=target, **more)
+    component.value = {}
+    return component
 
 
 def concept_chips(**more: Any) -> gr.HTML:
@@ -110,6 +181,18 @@ def mask_painter(empty: str, **more: Any) -> gr.HTML:
     component = _own("paint", "Picture", _texts(*example), example, empty=empty, **more)
     component.value = None
     return component
+
+
+@contextmanager
+def fold(label: str, elem_id: str) -> Iterator[gr.Column]:
+    """Put what is made inside beneath a heading that opens and closes it; closed at first.
+
+    Unlike an accordion it builds its content at once, so that updates reach it while it is closed.
+    """
+    heading = f'<button type="button" class="fold-head" aria-expanded="false">{escape(label)}</button>'
+    with gr.Column(elem_id=elem_id, elem_classes="fold") as column:
+        gr.HTML(heading, js_on_load=None)
+        yield column
 
 
 def told_by(event: gr.EventData, name: str) -> str:

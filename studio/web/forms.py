@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin
 
 import annotated_types
@@ -12,8 +14,29 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pipelines.request.request import Frozen
+from studio.web.components import dial
 
-OWN = "the base's own"
+OWN = "automatic"
+"""Label of a choice that is left to the base."""
+
+PAPER = re.compile(r" \([^()]*(?:arXiv|section)[^()]*\)")
+"""References in a docstring, which the reference of the docs has."""
+
+SLIDERS: Mapping[str, tuple[float, float, float, float]] = MappingProxyType(
+    {
+        "scale": (1, 15, 0.5, 5),
+        "rescale": (0, 1, 0.05, 0),
+        "steps": (1, 100, 1, 25),
+        "width": (64, 1536, 32, 512),
+        "height": (64, 1536, 32, 512),
+        "strength": (0.05, 1, 0.05, 1),
+        "padding": (0, 256, 8, 32),
+        "grow": (0, 64, 1, 0),
+        "feather": (0, 64, 1, 0),
+    }
+)
+"""Name of a field -> ends and step of its slider, and where it stands while the base decides. What is allowed may be
+more, and can be typed; other fields have their limits as ends."""
 
 
 def _field(model: type[BaseModel], path: str) -> FieldInfo:
@@ -33,7 +56,24 @@ def _limits(field: FieldInfo) -> dict[str, float]:
     return limits
 
 
-def component(model: type[BaseModel], path: str, label: str, own: str = OWN, **more: Any) -> Component:
+def _slider(name: str, kind: type, field: FieldInfo, default: Any) -> dict[str, Any]:
+    """Return ends, step, limits and value of the slider of a field."""
+    limits = _limits(field)
+    ends = limits.get("minimum", 0), limits.get("maximum", 1)
+    low, high, step, start = SLIDERS.get(name, (*ends, 1 if kind is int else 0.05, ends[0]))
+    found = {"low": low, "high": high, "step": step, "start": start if default is None else default}
+    return found | limits | {"value": default, "open": default is None}
+
+
+def _said(field: FieldInfo) -> str:
+    """Return the help of a field for people: its docstring without papers."""
+    plain = " ".join((field.description or "").replace("`", "").split())
+    return PAPER.sub("", plain)
+
+
+def component(
+    model: type[BaseModel], path: str, label: str, own: str = OWN, sliders: bool = True, **more: Any
+) -> Component:
     """Return the component for a field; an optional one may be empty, and then another decides.
 
     Args:
@@ -41,10 +81,11 @@ def component(model: type[BaseModel], path: str, label: str, own: str = OWN, **m
         path: of the field, with dots into groups: `guidance.scale`.
         label: label for people.
         own: who decides what is left empty.
+        sliders: a number has a slider, rather than a field for text.
         more: for the component.
     """
     field = _field(model, path)
-    given = {"label": label, "info": " ".join((field.description or "").replace("`", "").split()), **more}
+    given = {"label": label, **({} if sliders else {"info": _said(field)}), **more}
     kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)] or [field.annotation]
     default = field.get_default()
     choice = next((kind for kind in [field.annotation, *kinds] if get_origin(kind) is Literal), None)
@@ -56,12 +97,22 @@ def component(model: type[BaseModel], path: str, label: str, own: str = OWN, **m
     if kinds[0] is bool:
         return gr.Checkbox(value=bool(default), **given)
     if kinds[0] in (int, float):
-        if default is None:  # an empty gr.Number turns into 0 by itself when its tab is opened
-            return gr.Textbox(value="", placeholder=own, max_length=20, **given)
-        return gr.Number(value=default, precision=0 if kinds[0] is int else None, **_limits(field), **given)
+        if not sliders:  # an empty gr.Number turns into 0 by itself when its tab is opened
+            return gr.Textbox(value="" if default is None else str(default), placeholder=own, max_length=20, **given)
+        return dial(**given, **_slider(path.rpartition(".")[2], kinds[0], field, default))
     if any(get_origin(kind) is tuple for kind in [field.annotation, *kinds]):
         return gr.Textbox(value="\n".join(default or ()), lines=2, placeholder="one on each line", **given)
     return gr.Textbox(value=default or "", **given)
+
+
+def identity(page: str, path: str) -> str:
+    """Return the name of the component of a field on a page."""
+    return f"{page}-{path.replace('.', '-')}"
+
+
+def helps(page: str, model: type[BaseModel], labels: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Return the name of each field's component -> its label and its help."""
+    return {identity(page, path): (label, _said(_field(model, path))) for path, label in labels.items()}
 
 
 class Form:
@@ -70,15 +121,22 @@ class Form:
     Args:
         model: the settings.
         labels: path of each field -> what people call it.
+        name: of the page, which names of components begin with.
         own: who decides what is left empty.
+        sliders: numbers have sliders, rather than fields for texts.
     """
 
-    def __init__(self, model: type[Frozen], labels: Mapping[str, str], own: str = OWN) -> None:
+    def __init__(
+        self, model: type[Frozen], labels: Mapping[str, str], name: str, own: str = OWN, sliders: bool = True
+    ) -> None:
         self.model, self.paths = model, tuple(labels)
-        self.components = [component(model, path, label, own) for path, label in labels.items()]
+        self.components = [
+            component(model, path, label, own, sliders, elem_id=identity(name, path)) for path, label in labels.items()
+        ]
 
-    def _open(self, path: str) -> bool:
-        return _field(self.model, path).default is None
+    def _chosen(self, path: str) -> bool:
+        """Return whether a field is a list to choose from, in which nothing chosen is an empty text."""
+        return isinstance(self.components[self.paths.index(path)], gr.Dropdown)
 
     def given(self, values: Sequence[Any]) -> dict[str, Any]:
         """Return values of the components in the shape of the settings, without empty ones."""
@@ -96,5 +154,4 @@ class Form:
             value: Any = settings
             for name in path.split("."):
                 value = getattr(value, name)
-            known = value is not None
-            yield value if known and not self._open(path) else str(value) if known else ""
+            yield "" if value is None and self._chosen(path) else value

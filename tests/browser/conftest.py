@@ -10,7 +10,7 @@ from urllib.parse import urlparse
 import pytest
 
 from pipelines.models import POCKET
-from tests.browser.waiting import SLOW, questions
+from tests.browser.waiting import SLOW, acquainted, questions
 from tests.waiting import joined, until
 
 CHROMIUMS = ("chromium", "chromium-browser", "google-chrome")
@@ -61,17 +61,22 @@ def chromium():
 
 @pytest.fixture
 def visit(studio, chromium):
-    """Opens the studio in its own window; afterwards no other host was asked for anything, and no script failed."""
+    """Opens the studio in its own window; afterwards no other host was asked for anything, and no script failed.
+
+    Visitors have seen the tour, unless it is their `first` visit.
+    """
     address, _ = studio
     foreign, errors, contexts = [], [], []
 
-    def open_(width=1280, height=900, path="/", **more):
+    def open_(width=1280, height=900, path="/", first=False, **more):
         context = chromium.new_context(viewport={"width": width, "height": height}, **more)
         contexts.append(context)
         context.on("request", lambda request: foreign.append(request.url) if not own(request.url, address) else None)
         page = context.new_page()
         page.set_default_timeout(SLOW)
         questions(page)
+        if not first:
+            acquainted(page)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda said: errors.append(said.text) if "Error executing js_on_load" in said.text else None)
         page.goto(address + path)

@@ -18,7 +18,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from tests.browser.conftest import CHROMIUMS
 from tests.browser.test_studio import click_the_middle, draw, wait_for_pictures
-from tests.browser.waiting import SLOW, answered, choose, go, questions
+from tests.browser.waiting import SLOW, acquainted, answered, choose, go, questions, unfold
 from tests.studio.test_serve import Server
 
 WIDE, PHONE = (1280, 900), (390, 844)
@@ -27,7 +27,7 @@ WIDE, PHONE = (1280, 900), (390, 844)
 def generate(page: Page) -> None:
     """Two boxes, one with the example concept, and what came of them."""
     page.get_by_role("button", name="Add the example concept").first.click()
-    expect(page.locator(".chip button")).to_have_count(1)
+    expect(page.locator("#chips .chip button")).to_have_count(1)
     page.locator("#prompt textarea").fill("a <wolf> and a pizza on a green background")
     draw(page, 0.05, 0.3, 0.5, 0.9, "a <wolf>")
     draw(page, 0.55, 0.1, 0.95, 0.5, "a pizza")
@@ -38,7 +38,7 @@ def generate(page: Page) -> None:
 def comparison(page: Page) -> None:
     """A comparison of strength and guidance."""
     page.locator("#prompt textarea").fill("a <wolf> on a blue background")
-    page.locator("#compare").get_by_text("Compare").click()
+    unfold(page, "compare")
     answered(page)  # the concepts there are
     for way, field, values in (("Across", "Strength of <wolf>", "0, 0.5, 1"), ("Down", "Guidance scale", "1, 2, 4")):
         choose(page, way, field)
@@ -118,6 +118,7 @@ def main() -> None:
                 window: dict[str, Any] = {"viewport": {"width": width, "height": height}, "color_scheme": scheme}
                 page = browser.new_page(**window, device_scale_factor=1)
                 questions(page)
+                acquainted(page)
                 page.goto(server.address)
                 page.wait_for_selector("#prompt")
                 act(page)

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlparse
 from playwright.sync_api import expect
 
 from studio.jobs.store import Ledger
-from tests.browser.waiting import SLOW, go
+from tests.browser.waiting import SLOW, acquainted, go
 from tests.studio.test_serve import Server, processes
 from tests.waiting import LIMIT
 
@@ -35,6 +35,7 @@ def test_a_training_on_the_page_outlives_its_server_and_its_process(tmp_path, ch
     context = chromium.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
     page.set_default_timeout(SLOW)
+    acquainted(page)
     progress, record = page.locator("#training-progress"), Ledger(tmp_path / "jobs.sqlite")
 
     def again():
@@ -49,7 +50,7 @@ def test_a_training_on_the_page_outlives_its_server_and_its_process(tmp_path, ch
         go(page, "Teach")
         page.locator("#example-wolf").click()
         expect(page.locator(".rows img")).to_have_count(4)
-        page.get_by_label("Steps").fill(str(STEPS))
+        page.locator("#steps input").fill(str(STEPS))
         page.locator("#teach").click()
         expect(progress).to_contain_text(f"of {STEPS}")
         (job,) = parse_qs(urlparse(page.url).query)["training"]

@@ -14,13 +14,15 @@ from playwright.sync_api import expect
 from pipelines.pictures.metadata import read_made
 from studio.library import concepts
 from studio.web.pages.edit import EXAMPLE
-from tests.browser.waiting import answered, choose, easel, go
+from tests.browser.waiting import answered, choose, easel, go, unfold
 
 TABS = ("Generate", "Teach", "Edit", "By example", "Concepts", "Measure")
 
 
 def draw(page, left, top, right, bottom, words):
     """Draw a box with the mouse, in fractions of the canvas, and say what is in it."""
+    if not page.locator(".stage").is_visible():
+        unfold(page, "boxes-fold")
     count = page.locator(".stage .box").count()
     page.locator(".stage").hover()  # in view, and it stands still
     frame = page.locator(".stage").bounding_box()
@@ -76,28 +78,45 @@ def newest(jobs, kind):
     return jobs.list(kind=kind, limit=1)[0]
 
 
+def chosen(page, gallery, number):
+    """Choose a picture, which opens it large, and close it again."""
+    page.locator(f"{gallery} .thumbnail-item button").nth(number).click()
+    expect(page.locator("dialog.light")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("dialog.light")).to_be_hidden()
+    answered(page)  # which picture was chosen is known to the server from then on
+
+
 def test_an_example_is_one_click_away_and_its_settings_come_back(visit, studio):
     _, jobs = studio
     page = visit()
-    page.get_by_role("button", name="A fox and a house").click()
-    expect(page.locator("#prompt textarea")).to_have_value("a fox to the left of a house on a yellow background")
-    page.locator("#seed input").fill("7")
+    page.get_by_role("button", name="Two boxes").click()
+    expect(page.locator("#prompt textarea")).to_have_value("a cat and a pizza on a green background")
+    page.locator("#plan .seed input").fill("7")
+    page.locator("#plan .count").select_option("2")
+    unfold(page, "settings-fold")
+    page.locator("#generation-steps [type=number]").fill("9")
     page.locator("#go").click()
-    wait_for_pictures(page, 4)
+    wait_for_pictures(page, 2)
     job = newest(jobs, "generation")
     expect(page).to_have_url(re.compile(f"generation={job.id}"))
-    page.reload()
-    wait_for_pictures(page, 4)
-    expect(page.locator("#prompt textarea")).to_have_value("")
-    page.locator("#generation-gallery .thumbnail-item").nth(2).click()
-    answered(page)  # which picture was chosen is known to the server from then on
-    page.locator("#generation-use-0").click()
-    expect(page.locator("#prompt textarea")).to_have_value("a fox to the left of a house on a yellow background")
-    expect(page.locator("#seed input")).to_have_value("9")
+    page.reload()  # the whole form comes back
+    wait_for_pictures(page, 2)
+    expect(page.locator("#prompt textarea")).to_have_value("a cat and a pizza on a green background")
+    expect(page.locator(".stage .box")).to_have_count(2)
+    expect(page.locator("#plan .seed input")).to_have_value("7")
+    expect(page.locator("#plan .count")).to_have_value("2")
+    expect(page.locator("#generation-steps [type=number]")).to_have_value("9")
+    page.locator("#prompt textarea").fill("something else")
+    chosen(page, "#generation-gallery", 1)
+    page.locator("#generation-use-1").click()
+    expect(page.locator("#prompt textarea")).to_have_value("a cat and a pizza on a green background")
+    expect(page.locator("#plan .seed input")).to_have_value("8")
+    expect(page.locator("#plan .keep input")).to_be_checked()
     # the same from the file, dropped into a fresh window
     other = visit()
-    other.locator("#dropped input[type=file]").set_input_files(jobs.results(job.id)[3])
-    expect(other.locator("#seed input")).to_have_value("10")
+    other.locator("#dropped input[type=file]").set_input_files(jobs.results(job.id)[1])
+    expect(other.locator("#plan .seed input")).to_have_value("8")
 
 
 def test_teaching_survives_a_reload_and_what_is_learned_stands_in_its_box(visit, studio):
@@ -109,11 +128,11 @@ def test_teaching_survives_a_reload_and_what_is_learned_stands_in_its_box(visit,
     page.get_by_label("Remove 0004.png").click()
     expect(page.locator(".rows img")).to_have_count(3)
     mark_and_crop(page, jobs)
-    page.get_by_label("Steps").fill("60")
+    page.locator("#steps input").fill("60")
     page.locator("#teach").click()
     expect(page.locator("#training-progress")).to_contain_text("At work")
-    page.reload()
-    go(page, "Teach")
+    page.reload()  # the address leads back to the page that teaches
+    expect(page.get_by_role("tab", name="Teach", exact=True)).to_have_attribute("aria-selected", "true")
     expect(page.locator("#training-progress")).to_contain_text("of 60")
     expect(page.locator(".rows img")).to_have_count(3)
     expect(page.locator("#token textarea, #token input")).to_have_value("<my-wolf>")
@@ -125,7 +144,7 @@ def test_teaching_survives_a_reload_and_what_is_learned_stands_in_its_box(visit,
     expect(page.locator("#scores-figures tr")).to_have_count(7)  # a head, the word before, five steps
     page.locator("#try-it").click()
     expect(page.locator("#prompt textarea")).to_have_value("a <my-wolf>")
-    expect(page.locator(".chip button")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#chips .chip button")).to_have_attribute("aria-pressed", "true")
     page.locator("#prompt textarea").fill("a cat and a <my-wolf>")
     draw(page, 0.05, 0.3, 0.45, 0.8, "a cat")
     draw(page, 0.55, 0.3, 0.95, 0.8, "a <my-wolf>")
@@ -140,7 +159,7 @@ def test_teaching_survives_a_reload_and_what_is_learned_stands_in_its_box(visit,
 
 def test_boxes_by_keyboard_and_by_mouse(visit):
     page = visit()
-    page.get_by_role("button", name="Two boxes").click()
+    page.get_by_role("button", name="Two boxes").click()  # which opens the boxes
     boxes = page.locator(".stage .box")
     expect(boxes).to_have_count(2)
     answered(page)
@@ -198,7 +217,7 @@ def test_two_settings_are_compared_at_phone_width_and_one_picture_is_gone_on_wit
     _, jobs = studio
     page = visit(390, 844, has_touch=True)
     page.locator("#prompt textarea").fill("a fox and a house")
-    page.locator("#compare").get_by_text("Compare").click()
+    unfold(page, "compare")
     choose(page, "Across", "Words of the prompt")
     expect(page.get_by_label("Values across")).to_have_value("fox, cat, dog")
     page.get_by_label("Values across").fill("fox, cat")
@@ -213,11 +232,11 @@ def test_two_settings_are_compared_at_phone_width_and_one_picture_is_gone_on_wit
     assert job.steps == 6
     with Image.open(jobs.results(job.id)[0]) as sheet:
         assert sheet.width > 2 * 128
-    page.locator("#generation-use-0").click()
+    page.locator("#generation-use-1").click()
     expect(page.locator(".toast-body")).to_contain_text("Choose one of its pictures")
     expect(page.get_by_label("Values down")).to_have_value("1, 2")
-    page.locator("#generation-gallery .thumbnail-item").nth(4).click()
-    page.locator("#generation-use-0").click()
+    chosen(page, "#generation-gallery", 4)
+    page.locator("#generation-use-1").click()
     expect(page.locator("#prompt textarea")).to_have_value("a cat and a house")
     expect(page.get_by_label("Values down")).to_have_value("")
 
@@ -227,8 +246,8 @@ def test_another_base_is_chosen_and_its_job_cancelled(visit, studio):
     page = visit()
     choose(page, "Base model", "twin")
     page.locator("#prompt textarea").fill("a fox")
-    page.get_by_text("More settings").click()
-    page.get_by_label("Steps").first.fill("1000")
+    unfold(page, "settings-fold")
+    page.locator("#generation-steps [type=number]").fill("1000")
     page.locator("#go").click()
     page.locator("#generation-stop").click()
     expect(page.locator("#generation-progress")).to_contain_text("Cancelled")
@@ -256,10 +275,11 @@ def test_two_browsers_at_once_each_get_their_own(visit, studio):
 def test_what_is_wrong_is_said_and_nothing_is_lost(visit):
     page = visit()
     page.locator("#prompt textarea").fill("a fox")
-    page.get_by_text("More settings").click()
-    page.get_by_label("Guidance scale").fill("many")
+    unfold(page, "settings-fold")
+    page.get_by_label("Guidance from", exact=True).fill("0.9")
+    page.get_by_label("Guidance until", exact=True).fill("0.2")
     page.locator("#go").click()
-    expect(page.locator(".toast-body")).to_contain_text("guidance.scale")
+    expect(page.locator(".toast-body")).to_contain_text("start 0.9 lies after stop 0.2")
     expect(page.locator("#prompt textarea")).to_have_value("a fox")
     expect(page.locator("#go")).to_be_enabled()
 
@@ -286,13 +306,13 @@ def test_a_concept_is_deleted_and_brought_back_and_an_example_added(visit, studi
     expect(page.locator(".offer:visible")).to_have_count(0)
     go(page, "Generate")
     expect(page.locator("#prompt textarea")).to_have_value("a <wolf>")
-    expect(page.locator(".chip button", has_text="<wolf>")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#chips .chip button", has_text="<wolf>")).to_have_attribute("aria-pressed", "true")
     expect(page.locator(".offer:visible")).to_have_count(0)
     # and on the page that generates, on a first visit
     concepts.discard(jobs.learned / "wolf.safetensors")
     page = visit()
     page.locator(".offer:visible").click()
-    expect(page.locator(".chip button", has_text="<wolf>")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#chips .chip button", has_text="<wolf>")).to_have_attribute("aria-pressed", "true")
     expect(page.locator("#prompt textarea")).to_have_value("a <wolf>")
     answered(page)  # what goes wrong afterwards is told in a corner
     expect(page.locator(".toast-body")).to_have_count(0)

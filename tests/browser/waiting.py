@@ -58,6 +58,17 @@ def questions(page):
     page.add_init_script(LISTENING)
 
 
+def acquainted(page):
+    """Let a page know that its visitor has seen the tour."""
+    page.add_init_script("localStorage.setItem('studio.tour', '1')")
+
+
+def unfold(page, fold):
+    """Open what lies beneath a heading."""
+    page.locator(f"#{fold} .fold-head").click()
+    expect(page.locator(f"#{fold} .fold-head")).to_have_attribute("aria-expanded", "true")
+
+
 def answered(page):
     """Wait until no answer of the server is outstanding."""
     for _ in range(2):  # an answer may lead to the next question

@@ -18,8 +18,10 @@ from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
 from pipelines.generation import generate
 from pipelines.measures.judge import Judge
+from pipelines.models import POCKET
 from pipelines.models.components import Components, load
 from pipelines.models.inpainting_unet import FOLDER
+from pipelines.models.known_words import FILE
 from pipelines.pictures.sheet import Sheet
 from pipelines.request.request import Request
 from trainers.pretrain.card import TRAINING, device_name, note_training, write_card
@@ -311,6 +313,7 @@ def write_model(arguments: argparse.Namespace, out: Path) -> None:
     }
     (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     shutil.copy(arguments.work / "facts.json", out / TRAINING)
+    shutil.copy(POCKET / FILE, out / FILE)  # the world's words, which tests hold to trainers/stickers/world.py
 
 
 def _save_vae(vae: AutoencoderTiny, folder: Path) -> None:

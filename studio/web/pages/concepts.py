@@ -18,7 +18,7 @@ from pipelines.errors import ConceptError, StudioError
 from studio.jobs.jobs import Jobs
 from studio.library import concepts
 from studio.web.components import concept_cards, told_by
-from studio.web.pages.generate import offer_button, offered
+from studio.web.panels.chips import offer_button, offered
 from studio.web.panels.following import shown, told
 from studio.web.panels.watching import facts, picture_uri
 

@@ -10,15 +10,16 @@ import gradio as gr
 from PIL import Image
 
 from pipelines.errors import RequestError, StudioError
-from pipelines.request.request import Inpaint
+from pipelines.request.request import Inpaint, Request
 from studio.jobs.jobs import Jobs
-from studio.web.components import concept_chips, mask_painter
+from studio.web.components import concept_chips, fold, mask_painter, plan
 from studio.web.forms import Form
-from studio.web.pages.generate import INSERT, chips_of, concepts_used
 from studio.web.panels.answer import Answer
+from studio.web.panels.chips import INSERT, chips_of, concepts_used
 from studio.web.panels.comparing import picture_of
 from studio.web.panels.following import told
 from studio.web.panels.painted import SHOWN, decoded, fitted, png
+from studio.web.panels.planning import Plan, seeded
 from studio.web.panels.watching import picture_uri
 
 LABELS = {
@@ -29,6 +30,7 @@ LABELS = {
     "padding": "Surroundings",
 }
 EMPTY = "Drop a picture above, use the example, or choose “Edit this picture” beside one that you generated."
+ANSWER = "The repainted pictures appear here, to be compared with the one before."
 EXAMPLE = Path(__file__).parents[2] / "examples" / "wolf" / "1.png"
 
 
@@ -38,10 +40,10 @@ class EditPage:
     def __init__(self, jobs: Jobs, base: gr.Dropdown) -> None:
         self.jobs, self.base = jobs, base
         with gr.Row(equal_height=False, elem_id="editing"):
-            with gr.Column(scale=5, min_width=320):
+            with gr.Column(scale=5, min_width=300):
                 self._question()
-            with gr.Column(scale=4, min_width=320):
-                self.answer = Answer(jobs, "edit", self.go, ("Go on with this picture",))
+            with gr.Column(scale=4, min_width=300):
+                self.answer = Answer(jobs, "edit", self.go, ("Go on with this picture",), ANSWER)
         self._wire()
 
     def _question(self) -> None:
@@ -55,24 +57,52 @@ class EditPage:
             lines=2,
             placeholder="a cat on a pink background",
             elem_id="edit-prompt",
+            elem_classes="completing",
         )
         self.chips = concept_chips(elem_id="edit-chips")
-        with gr.Row():
-            self.count = gr.Slider(1, 16, value=4, step=1, label="Pictures", min_width=150, buttons=[])
-            self.seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=110)
-        with gr.Accordion("More settings", open=False):
-            self.form = Form(Inpaint, LABELS)
-        self.go = gr.Button("Repaint", variant="primary", elem_id="edit-go")
+        self.plan = plan(elem_id="edit-plan")
+        with fold("More settings", "edit-settings"), gr.Row(elem_classes="dials"):
+            self.form = Form(Inpaint, LABELS, "edit")
+        self.go = gr.Button("Repaint", variant="primary", elem_id="edit-go", elem_classes="go")
 
     def _wire(self) -> None:
-        asked = [self.base, self.painter, self.prompt, self.chips, self.seed, self.count, *self.form.components]
+        asked = [self.base, self.painter, self.prompt, self.chips, self.plan, *self.form.components]
         self.answer.wire(self.submit, asked)
+        self.answer.asking.success(self.drawn, [self.answer.job, self.plan], self.plan, api_visibility="private")
         self.chips.input(None, [self.chips, self.prompt], self.prompt, js=INSERT)
         self.file.upload(self.take_file, self.file, [self.painter, self.file], api_visibility="private")
         self.example.click(self.take_example, None, [self.painter, self.prompt], api_visibility="private")
-        self.answer.uses[0].click(
-            self.take_result, [self.answer.job, self.answer.chosen], self.painter, api_visibility="private"
-        )
+        self.answer.used(0, self.take_result, [self.answer.job, self.answer.chosen], [self.painter])
+
+    def follow_on(self, page: gr.Blocks) -> None:
+        """Show the job that the address names when the page is opened, with the form as it was asked."""
+        self.answer.follow_on(page)
+        asked = [self.painter, self.prompt, self.chips, self.plan, *self.form.components]
+        page.load(self.restored, self.base, asked, api_visibility="private")
+
+    def restored(self, base: str, request: gr.Request) -> list[Any]:
+        """Return picture, marks, prompt and settings of the job that the address names, if they still exist."""
+        nothing = [gr.skip()] * (4 + len(self.form.components))
+        if not (job_id := self.answer.restore(request)):
+            return nothing
+        try:
+            asked = Request.read(self.jobs.get(job_id).spec["request"])
+            if (painted := asked.inpaint) is None:
+                return nothing
+            picture = picture_uri(self.jobs.pictures.path(painted.image), SHOWN)
+            mask = picture_uri(self.jobs.pictures.path(painted.mask), SHOWN) if painted.mask else ""
+        except StudioError:
+            return nothing
+        strengths = {Path(use.source).stem: use.strength for use in asked.concepts}
+        chips = chips_of(self.jobs, base, list(strengths), strengths)
+        easel = {"id": painted.image, "picture": picture, "mask": mask}
+        planned = {"count": asked.count, "size": "", "seed": asked.seed, "keep": False}
+        return [easel, asked.prompt, chips, planned, *self.form.shown(painted)]
+
+    def drawn(self, job_id: str, plan: Any) -> dict[str, Any]:
+        """Return the small fields with the seed that was drawn for a job."""
+        keep = bool(plan.get("keep")) if isinstance(plan, Mapping) else False
+        return seeded(plan, int(self.jobs.get(job_id).spec["request"].get("seed", 0)), keep)
 
     def take(self, path: Path) -> dict[str, str]:
         """Return a picture to paint on."""
@@ -108,8 +138,7 @@ class EditPage:
         painted: Mapping[str, Any] | None,
         prompt: str,
         concepts: list[dict[str, Any]],
-        seed: float,
-        count: float,
+        plan: dict[str, Any],
         *more: Any,
     ) -> str:
         """Queue the repainting; return the id of the job."""
@@ -121,12 +150,13 @@ class EditPage:
             with Image.open(self.jobs.pictures.path(picture)) as stored:
                 size = stored.size
             mask = self.jobs.pictures.add(png(fitted(decoded(str(painted.get("mask") or "")), size)), "the mask")
+            planned = Plan.read(plan)
             fields = {
                 "prompt": prompt or "",
                 "concepts": concepts_used(concepts, prompt or ""),
                 "inpaint": {"image": picture, "mask": mask, **self.form.given(more)},
-                "seed": int(seed or 0),
-                "count": int(count or 1),
+                "seed": planned.seed,
+                "count": planned.count,
             }
             return self.jobs.submit_generation(fields, base).id
         except StudioError as error:

@@ -11,16 +11,17 @@ import gradio as gr
 
 from pipelines.concepts.card import read_card
 from pipelines.concepts.compatibility import base_files
-from pipelines.errors import StudioError
+from pipelines.errors import ConfigError, StudioError
 from studio.jobs.jobs import Job, Jobs
 from studio.library import archives
 from studio.library.quota import said as size_of
-from studio.web.components import picture_rows, told_by
+from studio.web.components import fold, picture_rows, told_by
 from studio.web.panels.advanced import AdvancedPanel
 from studio.web.panels.following import Following, said, shown, told
 from studio.web.panels.pictures import Marking, keep_words, reshape, rows_of, squared, turned
+from studio.web.panels.readiness import pace_of, readiness, wrong_with
 from studio.web.panels.scores import ScoresPanel
-from studio.web.panels.subjects import KINDS, PRESETS, WHATS, What, fields_of
+from studio.web.panels.subjects import KINDS, NAMED, OTHERS, PRESETS, WHATS, What, advice, fields_of
 from studio.web.panels.watching import Seen, curve, picture_uri, progress
 
 PREVIEWS = 6
@@ -55,9 +56,9 @@ class TeachPage(Following):
         self._wire()
 
     def _question(self) -> None:
-        first = next(iter(WHATS))
+        first = KINDS[0][1]
         self.what = gr.Radio(KINDS, value=first, label="What do the pictures show?", elem_id="what")
-        self.says = gr.HTML(f'<p class="hint">{WHATS[first].offer.says}</p>', js_on_load=None)
+        self.says = gr.HTML(f'<p class="hint">{advice(first)}</p>', elem_id="what-says", js_on_load=None)
         self.files = gr.File(
             label="Drag pictures in, or a zip of them",
             file_count="multiple",
@@ -75,14 +76,23 @@ class TeachPage(Following):
         with gr.Row():
             token, start = fields_of(first)
             self.token = gr.Textbox(**token, max_length=60, min_width=140, elem_id="token")
-            self.start = gr.Textbox(**start, max_length=60, min_width=200, elem_id="start")
+            self.start = gr.Textbox(
+                **start, max_length=60, min_width=200, elem_id="start", elem_classes="completing words-only"
+            )
         with gr.Row():
-            self.preset = gr.Radio(list(PRESETS), value="recommended", label="How long", min_width=280, scale=3)
-            self.steps = gr.Textbox("", label="Steps", placeholder="recipe", max_length=7, min_width=110)
+            self.preset = gr.Radio(
+                list(PRESETS), value="recommended", label="How long", min_width=280, scale=3, elem_id="preset"
+            )
+            self.steps = gr.Textbox(
+                "", label="Steps", placeholder="recommended", max_length=7, min_width=110, elem_id="steps"
+            )
+        with fold("Other ways of learning", "other-ways"):
+            self.other = gr.Radio(OTHERS, label="Instead of the above", elem_id="other-what")
         self.advanced = AdvancedPanel(first)
+        self.ready = gr.HTML(elem_id="ready", js_on_load=None)
         with gr.Row():
             self.check = gr.Button("Check the pictures", elem_id="check")
-            self.teach = gr.Button("Start teaching", variant="primary", elem_id="teach")
+            self.teach = gr.Button("Start teaching", variant="primary", elem_id="teach", elem_classes="go")
 
     def _answer(self) -> None:
         self.progress = gr.HTML(WAITING, elem_id="training-progress", js_on_load=None)
@@ -93,24 +103,29 @@ class TeachPage(Following):
         self.strip = gr.HTML(elem_id="previews", js_on_load=None)
         self.curves = gr.HTML(elem_id="curves", js_on_load=None)
         self.learned = gr.HTML(elem_id="learned", js_on_load=None)
-        self.use = gr.Button("Try it", variant="primary", visible="hidden", elem_id="try-it")
+        self.use = gr.Button("Try it in three prompts", variant="primary", visible="hidden", elem_id="try-it")
         self.scores = ScoresPanel(self.jobs, "scores")
 
     def _wire(self) -> None:
         held = [self.dataset, self.rows, self.empty]
-        self.what.input(
-            self.explain, self.what, [self.says, self.token, self.start, self.rows], api_visibility="private"
-        )
+        explained = [self.says, self.token, self.start, self.rows]
+        for one, rest in ((self.what, self.other), (self.other, self.what)):  # one of them is chosen
+            one.input(self.explain, one, explained, api_visibility="private").success(lambda: None, None, rest)
         columns = list(self.advanced.columns.values())
-        self.what.change(self.advanced.explain, self.what, columns, api_visibility="private")
+        for one in self.kinds:
+            one.change(self.explain_advanced, self.kinds, columns, api_visibility="private")
         self.files.upload(self.take, [self.files, self.dataset], [*held, self.files], api_visibility="private")
-        self.example.click(self.take_example, self.dataset, held, api_visibility="private")
+        self.example.click(self.take_example, self.kinds, [*held, self.token, self.start], api_visibility="private")
         self.empty.click(lambda: ("", [], shown(False)), None, held, api_visibility="private")
         self.rows.act(self.act, [self.dataset, self.rows], held, api_visibility="private")
         self.rows.change(self.taken_room, None, self.room, api_visibility="private")
         self.marking.wire(self.dataset, self.rows)
-        asked = [self.what, self.dataset, self.rows, self.token, self.start, self.preset, self.steps, self.base]
+        asked = [*self.kinds, self.dataset, self.rows, self.token, self.start, self.preset, self.steps, self.base]
         asked += self.advanced.components
+        self.told = [*self.kinds, self.dataset, self.token, self.start, self.preset, self.steps, self.base]
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "always_last"}
+        for one in (*self.kinds, self.rows, self.token, self.start, self.preset, self.steps, self.base):
+            one.change(self.readiness, self.told, self.ready, **quiet)
         for button, submit, name in ((self.check, self.submit_check, "check"), (self.teach, self.submit, "teach")):
             asking = button.click(submit, asked, self.job, api_name=name)
             self.submitted(asking)
@@ -118,6 +133,51 @@ class TeachPage(Following):
         self.pause.click(self.ask_pause, self.job, api_name="pause")
         self.stop.click(self.ask_cancel, self.job, api_name="cancel_training")
         self.resume.click(self.ask_resume, self.job, api_name="resume")
+
+    @property
+    def kinds(self) -> list[Any]:
+        """The components of which one says what is learned."""
+        return [self.what, self.other]
+
+    def explain_advanced(self, what: str | None, other: str | None) -> list[Any]:
+        """Return updates that show the settings of the method that is chosen."""
+        return self.advanced.explain(other or what or next(iter(WHATS)))
+
+    @staticmethod
+    def chosen(what: str | None, other: str | None) -> What:
+        """Return the kind of learning that is chosen.
+
+        Raises:
+            ConfigError: if there is none.
+        """
+        name = other or what or ""
+        if name not in WHATS:
+            raise ConfigError("What the pictures show is not chosen.", "Choose it at the top of the page.")
+        return WHATS[name]
+
+    def readiness(
+        self,
+        what: str | None,
+        other: str | None,
+        dataset: str,
+        token: str,
+        start: str,
+        preset: str,
+        steps: str,
+        base: str,
+    ) -> str:
+        """Return HTML of what is ready and what is missing."""
+        try:
+            chosen = self.chosen(what, other)
+            pictures = self.jobs.datasets.get(dataset).pictures if dataset else 0
+        except StudioError as error:
+            return f'<p class="failure">{escape(error.message)}</p>'
+        token = (token or "").strip()
+        wrong = list(wrong_with(self.jobs, chosen, token, (start or "").strip(), base))
+        planned = self._pace(chosen, preset, (steps or "").strip(), base, quiet=True).get("steps", "")
+        pace = pace_of(self.jobs, chosen.method.name, base)
+        seconds = pace * int(planned) if pace and str(planned).isdecimal() else None
+        return readiness(wrong, token, pictures, seconds)
 
     def afterwards(self, followed: Any) -> None:
         """Follow the measurement of what was learned."""
@@ -140,19 +200,19 @@ class TeachPage(Following):
     @staticmethod
     def explain(what: str) -> tuple[str, Any, Any, Any]:
         """Return the cost of a kind of learning, and suggestions for its words."""
-        offer = WHATS[what].offer
         token, start = (gr.update(**field) for field in fields_of(what))
-        return f'<p class="hint">{offer.says}</p>', token, start, gr.update(pairs=offer.pairs)
+        return f'<p class="hint">{advice(what)}</p>', token, start, gr.update(pairs=WHATS[what].offer.pairs)
 
     def follow_on(self, page: gr.Blocks) -> None:
         """Show the job that the address names when the page is opened, and what it was asked with."""
         super().follow_on(page)
-        asked = [self.dataset, self.rows, self.empty, self.what, self.says, self.token, self.start]
-        page.load(self.restored, None, asked, api_visibility="private")
+        asked = [self.dataset, self.rows, self.empty, *self.kinds, self.says, self.token, self.start, self.steps]
+        restored = page.load(self.restored, None, asked, api_visibility="private")
+        restored.success(self.readiness, self.told, self.ready, show_progress="hidden", api_visibility="private")
 
     def restored(self, request: gr.Request) -> tuple[Any, ...]:
         """Return pictures and words of the training that the address names, if they still exist."""
-        nothing = tuple(gr.skip() for _ in range(7))
+        nothing = tuple(gr.skip() for _ in range(9))
         if not (job_id := self.restore(request)):
             return nothing
         spec = self.jobs.get(job_id).spec
@@ -171,7 +231,9 @@ class TeachPage(Following):
         says, *fields, pairs = self.explain(kinds[0])
         words = [settings.get(name, "") for name in WHATS[kinds[0]].words]
         filled = [field | ({"value": word}) for field, word in zip(fields, [*words, "", ""], strict=False)]
-        return dataset, rows | pairs, empty, kinds[0], says, *filled
+        named = kinds[0] in NAMED
+        shown_ = (kinds[0] if named else None, None if named else kinds[0])
+        return dataset, rows | pairs, empty, *shown_, says, *filled, str(settings.get("steps", ""))
 
     def taken_room(self) -> str:
         """Return HTML of the room that pictures and uploads take."""
@@ -204,9 +266,12 @@ class TeachPage(Following):
                 gr.Warning(said(str(error)))
         return (*self._held(dataset), None)
 
-    def take_example(self, dataset: str) -> tuple[Any, ...]:
-        """Store the four pictures of the wolf."""
-        return self.take([str(path) for path in sorted(WOLF.glob("*.png"))], "")[:3]
+    def take_example(self, what: str | None, other: str | None) -> tuple[Any, ...]:
+        """Store the four pictures of the wolf, and suggest words for it."""
+        offer = self.chosen(what, other).offer
+        words = [value for _, value in offer.words.values()]
+        stored = self.take([str(path) for path in sorted(WOLF.glob("*.png"))], "")[:3]
+        return *stored, *[*words, "", ""][:2]
 
     def act(self, dataset: str, rows: list[dict[str, Any]], asked: gr.EventData) -> tuple[Any, ...]:
         """Turn, crop or remove one picture."""
@@ -226,23 +291,24 @@ class TeachPage(Following):
     def _submit(
         self,
         dry: bool,
-        what: str,
+        chosen: What,
         dataset: str,
         rows: Any,
-        token: str,
-        start: str,
+        words: Sequence[str],
         preset: str,
         steps: Any,
         base: str,
-        advanced: Sequence[Any],
+        *advanced: Any,
     ) -> str:
-        chosen = WHATS[what]
+        token, start = ((word or "").strip() for word in words)
         if not dataset or not self.jobs.datasets.get(dataset).pictures:
             raise gr.Error("There are no pictures yet. Drag some in, or use the example.", print_exception=False)
         keep_words(self.jobs.datasets, dataset, rows)
+        if wrong := list(wrong_with(self.jobs, chosen, token, start, base)):
+            raise ConfigError(wrong[0])
         settings: dict[str, Any] = {
             **chosen.offer.settings,
-            **{name: (word or "").strip() for name, word in zip(chosen.words, (token, start), strict=False)},
+            **dict(zip(chosen.words, (token, start), strict=False)),
             "candidates": CANDIDATES,
             **self._pace(chosen, preset, (steps or "").strip(), base),
             **self.advanced.given(chosen.method, advanced),
@@ -251,50 +317,29 @@ class TeachPage(Following):
         self.jobs.datasets.rename(dataset, f"Pictures of {settings.get('token', chosen.offer.title)}")
         return job.id
 
-    def _pace(self, chosen: What, preset: str, steps: str, base: str) -> dict[str, Any]:
+    def _pace(self, chosen: What, preset: str, steps: str, base: str, quiet: bool = False) -> dict[str, Any]:
         """Return steps and how often a preview is drawn; for bases other than pocket the method decides the steps."""
         planned: Any = steps
         if not steps and base_files(self.jobs.bases.get(base, "")).family == "pocket":
             planned = round(chosen.recipe_steps * PRESETS.get(preset, 1.0))
         elif not steps:
-            if PRESETS.get(preset, 1.0) != 1.0:
-                gr.Info("For this base the recipe decides the number of steps; enter steps for another length.")
+            if PRESETS.get(preset, 1.0) != 1.0 and not quiet:
+                gr.Info("For this base the method decides the number of steps; enter steps for another length.")
             return {"preview_every": OFTEN}
         return {"steps": planned, "preview_every": max(1, int(planned) // PREVIEWS) if str(planned).isdecimal() else 0}
 
-    def submit(
-        self,
-        what: str,
-        dataset: str,
-        rows: Any,
-        token: str,
-        start: str,
-        preset: str,
-        steps: str,
-        base: str,
-        *advanced: Any,
-    ) -> str:
-        """Queue a training; return the id of the job."""
-        try:
-            return self._submit(False, what, dataset, rows, token, start, preset, steps, base, advanced)
-        except StudioError as error:
-            raise told(error) from None
+    def submit(self, what: str | None, other: str | None, *more: Any) -> str:
+        """Queue a training; return the id of the job. `more` are the other values of the page, as `_submit` names."""
+        return self._asked(False, what, other, *more)
 
-    def submit_check(
-        self,
-        what: str,
-        dataset: str,
-        rows: Any,
-        token: str,
-        start: str,
-        preset: str,
-        steps: str,
-        base: str,
-        *advanced: Any,
-    ) -> str:
+    def submit_check(self, what: str | None, other: str | None, *more: Any) -> str:
         """Queue a check of the pictures; return the id of the job."""
+        return self._asked(True, what, other, *more)
+
+    def _asked(self, dry: bool, what: str | None, other: str | None, *more: Any) -> str:
+        dataset, rows, token, start, *rest = more
         try:
-            return self._submit(True, what, dataset, rows, token, start, preset, steps, base, advanced)
+            return self._submit(dry, self.chosen(what, other), dataset, rows, (token, start), *rest)
         except StudioError as error:
             raise told(error) from None
 
@@ -322,7 +367,7 @@ class TeachPage(Following):
     def _result(self, job: Job) -> str:
         names = [read_card(path).token for path in self.jobs.results(job.id) if path.suffix == ".safetensors"]
         said = ", ".join(f"<code>{escape(name)}</code>" for name in names)
-        return f'<p class="learned">Learned: {said}. Say it in a prompt.</p>'
+        return f'<p class="learned">Learned: {said}. See whether it is what you meant.</p>'
 
     def _ask(self, what: Any, job_id: str) -> None:
         try:

@@ -10,6 +10,7 @@ from pydantic import Field, create_model
 
 from pipelines.request.request import Frozen
 from studio.jobs.specs import of_clients
+from studio.web.components import fold
 from studio.web.forms import Form
 from studio.web.panels.subjects import WHATS
 from trainers.method import Method
@@ -18,7 +19,7 @@ from trainers.settings import DataConfig, TrainConfig
 
 ASKED = ("images", "steps")
 """Settings that the page asks for elsewhere."""
-RECIPE = "the recipe's"
+RECIPE = "recommended"
 
 
 def groups_of(kind: type[Frozen], without: Sequence[str] = ()) -> list[tuple[str, list[str]]]:
@@ -51,21 +52,21 @@ class AdvancedPanel:
     def __init__(self, first: str) -> None:
         self.forms: dict[str, list[Form]] = {}
         self.columns: dict[str, gr.Column] = {}
-        with gr.Accordion("Advanced: every setting", open=False, elem_id="advanced"):
+        with fold("Every setting", "advanced"):
             for name, method in methods().items():
                 asked = [word for offer in method.offers for word in offer.words]
                 with gr.Column(visible=name == WHATS[first].method.name) as self.columns[name]:
-                    self.forms[name] = self._forms(method.Settings, asked)
-            self.shared = [form for kind in (DataConfig, TrainConfig) for form in self._forms(kind)]
+                    self.forms[name] = self._forms(method.Settings, f"advanced-{name}", asked)
+            self.shared = [form for kind in (DataConfig, TrainConfig) for form in self._forms(kind, "advanced")]
 
     @staticmethod
-    def _forms(kind: type[Frozen], without: Sequence[str] = ()) -> list[Form]:
+    def _forms(kind: type[Frozen], page: str, without: Sequence[str] = ()) -> list[Form]:
         forms: list[Form] = []
         for title, names in groups_of(kind, without):
             gr.Markdown(f"**{title}**")
             labels = {name: name.replace("_", " ").capitalize() for name in names}
             with gr.Row():
-                forms.append(Form(left_open(kind, names), labels, own=RECIPE))
+                forms.append(Form(left_open(kind, names), labels, page, own=RECIPE, sliders=False))
         return forms
 
     @property

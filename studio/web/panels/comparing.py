@@ -10,11 +10,11 @@ from typing import Any, get_args
 import gradio as gr
 
 from pipelines.errors import RequestError
-from pipelines.request.axes import WORDS, axes_of, labels, values_in
+from pipelines.request.axes import WORDS, Axis, axes_of, labels, values_in
 from pipelines.request.request import Scheduler
 from studio.jobs.jobs import Jobs
 from studio.jobs.store import Job
-from studio.web.components import records
+from studio.web.components import fold, records
 from studio.web.panels.watching import facts
 
 NOTHING = ("nothing", "")
@@ -88,7 +88,7 @@ class Comparing:
 
     def __init__(self) -> None:
         self.components: list[Any] = []
-        with gr.Accordion("Compare", open=False, elem_id="compare") as self.accordion:
+        with fold("Compare", "compare"):
             gr.HTML(f'<p class="hint">{HINT}</p>', js_on_load=None)
             for number, name in enumerate(("Across", "Down")):
                 with gr.Row():
@@ -105,17 +105,18 @@ class Comparing:
                     )
                 self.components += [field, values]
 
-    def wire(self, prompt: Any, seed: Any, chips: Any) -> None:
-        """Offer values for the chosen field, and the concepts there are when it is opened."""
+    def wire(self, prompt: Any, plan: Any, chips: Any) -> None:
+        """Offer values for the chosen field, and the strengths of the concepts there are."""
         for field, values in zip(self.components[::2], self.components[1::2], strict=True):
             # Not `input`, which comes again when the field is left and would undo what was written meanwhile.
-            field.select(self.suggest, [field, prompt, seed], values, api_visibility="private")
-        self.accordion.expand(self.offer, chips, self.components[::2], api_visibility="private")
+            field.select(self.suggest, [field, prompt, plan], values, api_visibility="private")
+        chips.change(self.offer, chips, self.components[::2], api_visibility="private")
 
     @staticmethod
-    def suggest(field: str | None, prompt: str | None, seed: float | None) -> Any:
+    def suggest(field: str | None, prompt: str | None, plan: Any) -> Any:
         """Return values to begin with."""
         chosen = field or ""
+        seed = plan.get("seed") if isinstance(plan, Mapping) else None
         said = suggestion(chosen, (prompt or "").strip(), int(seed or 0))
         return gr.update(value=said, info=WORDS_VALUES if chosen == WORDS else VALUES)
 
@@ -123,6 +124,15 @@ class Comparing:
     def offer(chips: Sequence[Any]) -> list[Any]:
         """Return the fields that can be compared now."""
         return [gr.update(choices=choices(chips))] * 2
+
+    @staticmethod
+    def restored(axes: Sequence[Axis]) -> list[Any]:
+        """Return the fields and values of a comparison that was asked before."""
+        found: list[Any] = []
+        for axis in axes:
+            values = [str(value) for value in axis.values]
+            found += [axis.field, (" | " if any("," in one for one in values) else ", ").join(values)]
+        return [*found, *[""] * (4 - len(found))]
 
     @staticmethod
     def cleared() -> list[Any]:

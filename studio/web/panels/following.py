@@ -11,7 +11,7 @@ import gradio as gr
 from pipelines.errors import StudioError
 from pipelines.request.texts import without_paths
 from studio.jobs.jobs import Jobs
-from studio.web.panels.watching import Seen, seen_now, watched
+from studio.web.panels.watching import Seen, for_people, seen_now, watched
 
 REMEMBER = """(id) => {
   const here = new URL(window.location);
@@ -21,9 +21,13 @@ REMEMBER = """(id) => {
 """Puts a job into the address of the page, so that loading it again shows the job again."""
 
 
+STAYS = 12.0
+"""Seconds that a message stays; hovering over it keeps it."""
+
+
 def told(error: StudioError) -> gr.Error:
-    """Return an error for people as the page shows it."""
-    return gr.Error(said(str(error)), duration=None, print_exception=False)
+    """Return an error as the page shows it, for some seconds."""
+    return gr.Error(said(for_people(error.message, error.hint)), duration=STAYS, print_exception=False)
 
 
 def said(text: str) -> str:
@@ -48,6 +52,8 @@ class Following:
     def __init__(self, jobs: Jobs, name: str, kind: str) -> None:
         self.jobs, self.name, self.kind = jobs, name, kind
         self.job = gr.Textbox(visible="hidden", label="Job", elem_id=f"{name}-id")
+        self._latest: dict[str, str] = {}
+        """Session of a browser -> the job it follows here."""
 
     def said(self) -> Sequence[Any]:
         """The components that show a job."""
@@ -61,16 +67,17 @@ class Following:
         """Return the values of these components without a job."""
         raise NotImplementedError
 
-    def submitted(self, asked: Any) -> None:
-        """Remember and follow the job whose id a click has given."""
+    def submitted(self, asked: Any, **named: Any) -> None:
+        """Remember and follow the job whose id a click has given; it is `named` for programs."""
         asked.success(None, self.job, js=REMEMBER.replace("NAME", self.name))
-        self.followed(asked, api_name=f"follow_{self.name}")
+        self.followed(asked, **(named or {"api_name": f"follow_{self.name}"}))
 
     def followed(self, after: Any, **named: Any) -> None:
         """Follow the job once its id is known."""
         said = list(self.said())
-        followed = after.success(self.follow, self.job, said, show_progress="hidden", concurrency_limit=None, **named)
-        self.afterwards(followed)
+        # Asked again before it has ended, the page follows the new job: "once" would drop that.
+        options = {"show_progress": "hidden", "concurrency_limit": None, "trigger_mode": "multiple", **named}
+        self.afterwards(after.success(self.follow, self.job, said, **options))
 
     def afterwards(self, followed: Any) -> None:
         """Return the values after the job has ended, or is found to have ended; nothing by default."""
@@ -96,13 +103,20 @@ class Following:
         seen = seen_now(self.jobs, job_id)
         return self.seen(seen) if seen else tuple(gr.skip() for _ in self.said())
 
-    async def follow(self, job_id: str) -> AsyncIterator[tuple[Any, ...]]:
-        """Yield the state of a job until it has ended."""
+    async def follow(self, job_id: str, request: gr.Request | None = None) -> AsyncIterator[tuple[Any, ...]]:
+        """Yield the state of a job until it has ended, or the same browser follows another one here."""
+        session = str(request.session_hash) if request else ""
         if not job_id:
             yield self.nothing()
             return
+        self._latest[session] = job_id
         try:
             async for seen in watched(self.jobs, job_id):
+                if self._latest.get(session) != job_id:
+                    return
                 yield self.seen(seen)
         except StudioError as error:
             raise told(error) from None
+        finally:
+            if self._latest.get(session) == job_id:
+                del self._latest[session]

@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from pipelines.errors import StudioError
+from pipelines.errors import ConfigError, StudioError
 from studio.jobs.jobs import Jobs
 from studio.web.panels.following import Following, shown, told
 from studio.web.panels.watching import Seen, curve, picture_uri, progress, report
@@ -49,9 +49,9 @@ def figures(said: Mapping[str, Any]) -> str:
     )
     told_ = "; ".join(f"{name.replace('_', ' ')}: {MEANINGS[name]}" for name in names if name in MEANINGS)
     return (
-        f'<p class="hint">{escape(told_.replace("{word}", said["word"]))}.</p>'
+        f'<details><summary>The figures</summary><p class="hint">{escape(told_.replace("{word}", said["word"]))}.</p>'
         f'<div class="scroll"><table class="scores"><tr><th></th>{head}</tr>{lines}</table></div>'
-        f'<div class="curves">{drawn}</div>'
+        f'<div class="curves">{drawn}</div></details>'
     )
 
 
@@ -68,18 +68,20 @@ class ScoresPanel(Following):
         self.progress = gr.HTML(elem_id=f"{name}-progress", js_on_load=None)
         self.stop = gr.Button("Cancel measuring", visible="hidden", size="sm", elem_id=f"{name}-stop")
         self.reason = gr.HTML(elem_id=f"{name}-reason", js_on_load=None)
-        self.take = gr.Button("Keep the proposed step", visible="hidden", size="sm", elem_id=f"{name}-take")
         self.figures = gr.HTML(elem_id=f"{name}-figures", js_on_load=None)
+        self.step = gr.Radio([], label="Keep the concept as it was after", visible="hidden", elem_id=f"{name}-step")
+        self.take = gr.Button("Keep it so", visible="hidden", size="sm", elem_id=f"{name}-take")
         self.stop.click(self.cancel, self.job, api_name=f"cancel_{name}")
-        self.take.click(self.keep, self.job, [self.reason, self.take, self.figures], api_name=f"keep_{name}")
+        kept = [self.reason, self.take, self.figures, self.step]
+        self.take.click(self.keep, [self.job, self.step], kept, api_name=f"keep_{name}")
 
     def said(self) -> list[Any]:
         """The components that show progress, figures and buttons."""
-        return [self.progress, self.stop, self.reason, self.take, self.figures]
+        return [self.progress, self.stop, self.reason, self.take, self.figures, self.step]
 
     def nothing(self) -> tuple[Any, ...]:
         """Return an empty panel."""
-        return "", shown(False), "", shown(False), ""
+        return "", shown(False), "", shown(False), "", shown(False)
 
     def seen(self, seen: Seen) -> tuple[Any, ...]:
         """Return the state of a measurement."""
@@ -90,11 +92,11 @@ class ScoresPanel(Following):
             heading = f'<p class="hint">Measuring what was learned, step by step.</p>{line}'
         return heading, shown(not seen.job.ended), *self._result(seen.job.id)
 
-    def _result(self, job_id: str) -> tuple[str, Any, str]:
-        """Return the reason, whether a step other than the current one is proposed, and the figures."""
+    def _result(self, job_id: str) -> tuple[str, Any, str, Any]:
+        """Return the reason, whether steps can be kept, pictures and figures, and the steps."""
         events = self.jobs.events(job_id, limit=100_000, kinds=("scores",))
         if not events:
-            return "", shown(False), ""
+            return "", shown(False), "", shown(False)
         said = events[-1].data
         try:
             kept = kept_step(self.jobs.places.concept(self.jobs.get(job_id).spec["concept"]))
@@ -106,7 +108,10 @@ class ScoresPanel(Following):
             f'<img class="sheet" src="{picture_uri(path, SHEET)}" alt="The same prompts and seeds for every step">'
             for path in self.jobs.results(job_id)
         )
-        return reason, shown(kept not in (None, said["step"])), figures(said) + sheet
+        steps = [(f"step {row['step']}", row["step"]) for row in said["rows"]] if kept is not None else []
+        several = len(steps) > 1
+        choice = gr.update(choices=steps, value=said["step"], visible=True if several else "hidden")
+        return reason, shown(several), sheet + figures(said), choice
 
     def cancel(self, job_id: str) -> None:
         """Stop measuring."""
@@ -115,13 +120,12 @@ class ScoresPanel(Following):
         except StudioError as error:
             raise told(error) from None
 
-    def keep(self, job_id: str) -> tuple[str, Any, str]:
-        """Replace the concept by the candidate of the proposed step; the others stay."""
+    def keep(self, job_id: str, step: float | None) -> tuple[str, Any, str, Any]:
+        """Replace the concept by the candidate of a step; the others stay."""
         try:
-            said = self.jobs.events(job_id, limit=100_000, kinds=("scores",))[-1].data
-            self.jobs.take_step(self.jobs.get(job_id).spec["concept"], int(said["step"]))
+            if step is None:
+                raise ConfigError("No step is chosen.", "Choose one first.")
+            self.jobs.take_step(self.jobs.get(job_id).spec["concept"], int(step))
             return self._result(job_id)
         except StudioError as error:
             raise told(error) from None
-        except IndexError:
-            raise gr.Error("It is not measured yet.", print_exception=False) from None

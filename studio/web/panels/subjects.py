@@ -38,7 +38,24 @@ class What:
 WHATS: Mapping[str, What] = MappingProxyType(
     {offer.title: What(method, offer) for method in methods().values() for offer in method.offers}
 )
-KINDS = [(name.capitalize(), name) for name in WHATS]
+NAMED: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "subject": ("One thing of mine", "Recommended for a pet, a toy, a person, a product. "),
+        "style": ("A style", ""),
+        "relation": ("A relation", ""),
+        "object": ("One thing, quick", "For a first try, or where the file must be tiny. "),
+    }
+)
+"""Kinds that most people look for, the recommended first -> what people call them, and when to take them."""
+
+KINDS = [(label, name) for name, (label, _) in NAMED.items()]
+OTHERS = [(name.capitalize(), name) for name in WHATS if name not in NAMED]
+
+
+def advice(what: str) -> str:
+    """Return when to take a kind of learning, and what it costs."""
+    return NAMED.get(what, ("", ""))[1] + WHATS[what].offer.says
+
 
 PRESETS: Mapping[str, float] = MappingProxyType({"a quick look": 0.3, "recommended": 1.0, "thorough": 2.0})
 """Shares of the recipe's steps."""
@@ -47,6 +64,7 @@ FIELDS = 2
 
 
 def fields_of(what: str) -> list[dict[str, Any]]:
-    """Return label, suggestion and visibility of each field for words; those that a kind lacks are hidden."""
-    shown = [{"label": label, "value": value, "visible": True} for label, value in WHATS[what].offer.words.values()]
+    """Return label, example and visibility of each field for words; those that a kind lacks are hidden."""
+    words = WHATS[what].offer.words.values()
+    shown = [{"label": label, "placeholder": f"for example {value}", "visible": True} for label, value in words]
     return (shown + [{"value": "", "visible": "hidden"}] * FIELDS)[:FIELDS]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,14 @@ STATES = {
     "cancelled": "Cancelled",
 }
 
+ENDS = {
+    "generation": "Your pictures are there",
+    "training": "It is learned",
+    "score": "It is measured",
+    "import": "It is imported",
+}
+"""Titles of the page when a job of a kind is done."""
+
 
 @dataclass
 class Seen:
@@ -38,17 +47,23 @@ class Seen:
         notes: sentences it said, in order.
         steps: its step events: `step`, `steps`, `terms`, `seconds`.
         last: number of the last event read.
+        phase: what it does now, such as loading its base; empty if it told nothing.
+        ahead: what it waits for, in order.
     """
 
     job: Job
     notes: list[str] = field(default_factory=list)
     steps: list[dict[str, Any]] = field(default_factory=list)
     last: int = 0
+    phase: str = ""
+    ahead: tuple[str, ...] = ()
 
     def look(self, jobs: Jobs) -> bool:
         """Read new events; return whether there were any."""
-        before = self.job
+        before = self.job, self.ahead
         self.job = jobs.get(self.job.id)
+        waits = self.job.state == "queued"
+        self.ahead = tuple(called(one) for one in jobs.waiting.ahead(self.job.id)) if waits else ()
         events = jobs.events(self.job.id, after=self.last)
         for event in events:
             self.last = event.seq
@@ -56,7 +71,44 @@ class Seen:
                 self.notes.append(str(event.data["text"]))
             elif event.kind == "step":
                 self.steps.append(dict(event.data))
-        return bool(events) or before != self.job
+                self.phase = ""
+            elif event.kind == "phase":
+                self.phase = str(event.data["text"])
+        return bool(events) or before != (self.job, self.ahead)
+
+
+PROGRAMS = re.compile(r"/api/v1/|\bstudio [a-z]+|--[a-z]")
+"""Marks of hints for the command line or REST, which nobody can follow on the page."""
+
+
+def for_people(message: str, hint: str) -> str:
+    """Return an error and what to do about it; what only programs can do is left out.
+
+    >>> for_people("There is no base x.", "studio serve --base adds some."), for_people("No pictures.", "Add some.")
+    ('There is no base x.', 'No pictures. Add some.')
+    """
+    return message if PROGRAMS.search(hint) else f"{message} {hint}".strip()
+
+
+def called(job: Job) -> str:
+    """Return what a job does, in some words."""
+    if job.kind == "training":
+        return (
+            f"{'checking pictures for' if job.spec.get('dry_run') else 'teaching'} {job.spec['settings'].get('token')}"
+        )
+    if job.kind == "generation":
+        return f"drawing “{str(job.spec.get('request', {}).get('prompt', ''))[:40]}”"
+    return f"measuring {job.spec.get('concept')}" if job.kind == "score" else "importing a file"
+
+
+def behind(ahead: Sequence[str]) -> str:
+    """Return what a job waits for, in a sentence.
+
+    >>> behind(["teaching <wolf>", "measuring wolf"])
+    'after teaching <wolf> and 1 more'
+    """
+    more = f" and {len(ahead) - 1} more" if len(ahead) > 1 else ""
+    return f"after {ahead[0]}{more}" if ahead else ""
 
 
 def seen_now(jobs: Jobs, job_id: str) -> Seen | None:
@@ -142,21 +194,32 @@ def report(notes: Sequence[str]) -> str:
 
 
 def progress(seen: Seen | None, picture: str = "") -> str:
-    """Return HTML of the state, the bar and all notes; `picture` is the address of a preview."""
+    """Return HTML of the state, the bar and all notes.
+
+    Args:
+        seen: the job; None for nothing.
+        picture: address of a preview.
+    """
     if seen is None:
         return ""
     job = seen.job
     share = 1.0 if job.state == "done" else job.step / job.steps if job.steps else 0.0
     figures = f"step {job.step} of {job.steps}" if job.steps else ""
-    took = spoken((job.finished or time.time()) - job.started) if job.started else ""
-    words = [word for word in (figures, time_left(seen), f"{took} so far" if took and not job.ended else took) if word]
-    said = f"{job.error} {job.hint}".strip() if job.state == "failed" else ""
+    took = (job.finished or time.time()) - job.started if job.started else 0.0
+    clock = f'<span data-seconds="{took:.1f}">{spoken(took)} so far</span>' if job.started else ""
+    if job.ended:
+        clock = escape(spoken(took)) if job.started else ""
+    doing = seen.phase if job.state == "running" else behind(seen.ahead) if job.state == "queued" else ""
+    words = [escape(word) for word in (doing, figures, time_left(seen)) if word] + [clock] * bool(clock)
+    said = for_people(job.error, job.hint) if job.state == "failed" else ""
     image = f'<img src="{picture}" alt="preview">' if picture else ""
+    moving = " moving" if job.state == "running" and not job.steps else ""
     return (
-        f'<div class="progress {job.state}" role="status"><div class="line"><b>{STATES[job.state]}</b>'
-        f"<span>{escape(' · '.join(words))}</span></div>"
-        f'<div class="track"><div class="done" style="width:{share:.1%}"></div></div>'
-        f'<p class="hint">{escape(said)}</p>{report(seen.notes)}{image}</div>'
+        f'<div class="progress {job.state}" data-job="{job.id}" data-state="{job.state}" data-done="{ENDS[job.kind]}">'
+        f'<div class="line"><b role="status">{STATES[job.state]}</b><span>{" · ".join(words)}</span></div>'
+        f'<div class="track{moving}"><div class="done" style="width:{share:.1%}"></div></div>'
+        + (f'<p class="failure" role="alert">{escape(said)}</p>' if said else "")
+        + f"{report(seen.notes)}{image}</div>"
     )
 
 

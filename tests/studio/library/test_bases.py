@@ -121,22 +121,22 @@ def test_chips_say_what_does_not_go_with_the_base(jobs):
 def test_all_pages_ask_the_base_that_is_chosen(jobs):
     generate, ask, teach = page(GeneratePage, jobs), page(ExamplePage, jobs), page(TeachPage, jobs)
     values = [component.value for component in generate.form.components]
-    asked = [generate.submit("twin", "a fox", [], [], 0, 1, *values)]
+    asked = [generate.submit("twin", "a fox", [], [], {}, "", *values)]
     values = [component.value for component in ask.form.components]
-    asked.append(ask.submit("twin", *(str(EXAMPLE / f"{part}.png") for part in PARTS), "", 0, *values))
-    dataset, rows, _ = teach.take_example("")
-    asked.append(teach.submit("object", dataset, rows["value"], "<x>", "fox", "recommended", "", "twin"))
+    asked.append(ask.submit("twin", *(str(EXAMPLE / f"{part}.png") for part in PARTS), "", {}, *values))
+    dataset, rows, *_ = teach.take_example("object", None)
+    asked.append(teach.submit("object", None, dataset, rows["value"], "<x>", "fox", "recommended", "", "twin"))
     assert [jobs.get(one).spec["base"] for one in asked] == ["twin"] * 3
     with pytest.raises(gr.Error, match="no base"):
-        teach.submit("object", dataset, rows["value"], "<y>", "fox", "recommended", "", "../pocket")
+        teach.submit("object", None, dataset, rows["value"], "<y>", "fox", "recommended", "", "../pocket")
 
 
 def test_steps_are_left_to_the_method_where_its_recipe_is_not_known(jobs):
     teach = page(TeachPage, jobs)
-    dataset, rows, _ = teach.take_example("")
+    dataset, rows, *_ = teach.take_example("object", None)
 
     def settings(base, steps=""):
-        job = teach.submit_check("object", dataset, rows["value"], "<x>", "fox", "recommended", steps, base)
+        job = teach.submit_check("object", None, dataset, rows["value"], "<x>", "fox", "recommended", steps, base)
         return {name: jobs.get(job).spec["settings"].get(name) for name in ("steps", "preview_every")}
 
     assert settings("twin") == {"steps": 400, "preview_every": 66}

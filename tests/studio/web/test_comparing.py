@@ -17,6 +17,8 @@ from studio.web.panels.comparing import FIELDS, Comparing, choices, first_word, 
 from studio.web.panels.watching import Seen
 from tests.studio.web.test_pages import page, write_concept
 
+PLAN = {"count": 4, "size": "square", "seed": 3, "keep": True}
+
 
 @pytest.fixture
 def jobs(tmp_path):
@@ -25,7 +27,7 @@ def jobs(tmp_path):
 
 def asked(generate, *compared, prompt="a fox", chips=(), boxes=()):
     values = [component.value for component in generate.form.components]
-    return generate.submit("pocket", prompt, list(chips), list(boxes), 3, 4, *values, *compared)
+    return generate.submit("pocket", prompt, list(chips), list(boxes), PLAN, "", *values, *compared)
 
 
 def test_what_is_offered_can_be_compared_with_what_is_suggested(jobs):
@@ -61,7 +63,7 @@ def test_suggestions_begin_with_what_is_there():
 def test_choosing_a_field_fills_in_values_and_says_what_they_are():
     said = Comparing.suggest("words", " a fox ", None)
     assert said["value"].startswith("fox, ") and "takes" not in said["info"] and "first" in said["info"]
-    assert Comparing.suggest("", "a fox", 0)["value"] == Comparing.suggest(None, None, None)["value"] == ""
+    assert Comparing.suggest("", "a fox", {})["value"] == Comparing.suggest(None, None, None)["value"] == ""
     other = {"id": "xl", "token": "<xl>", "problem": "for another base"}
     offered = Comparing.offer([{"id": "my-wolf", "token": "<my-wolf>", "problem": ""}, other, "no chip"])
     assert [update["choices"][-1] for update in offered] == [("Strength of <my-wolf>", "concepts.my-wolf.strength")] * 2
@@ -117,19 +119,23 @@ def test_the_sheet_comes_first_and_cells_say_what_they_are(jobs, compared):
     generate, job = compared
     shown = dict(zip(map(id, generate.answer.said()), generate.answer.seen(Seen(jobs.get(job))), strict=True))
     gallery, facts = shown[id(generate.answer.gallery)], shown[id(generate.answer.facts)]
-    assert [label for _, label in gallery] == ["all", "guidance scale 1", "guidance scale 2.5"]
+    pictures = gallery["value"]
+    assert [one["caption"] for one in pictures] == ["all", "guidance scale 1", "guidance scale 2.5"]
+    assert [(one["width"], one["sheet"]) for one in pictures] == [(300, True), (64, False), (64, False)]
+    assert "64 x 64 pixels" in gallery["hint"]
     assert "guidance.scale: 1, 2.5" in facts
-    _, said = generate.answer.look(job, gr.SelectData(None, {"index": 2, "value": None}))
+    _, said = generate.answer.look(job, gr.EventData(None, {"index": 2}))
     assert "2.5" in said and "<th>prompt</th>" in said
-    _, said = generate.answer.look(job, gr.SelectData(None, {"index": 0, "value": None}))
+    _, said = generate.answer.look(job, gr.EventData(None, {"index": 0}))
     assert "across" in said
 
 
 def test_settings_of_a_cell_come_back_and_the_sheet_has_none(jobs, compared):
     generate, job = compared
-    prompt, _, _, seed, count, *more = generate.reuse("pocket", job, 2)
+    prompt, _, _, plan, *more = generate.reuse("pocket", job, 2)
     fields = generate.form.given(more)
-    assert (prompt, seed, count, fields["guidance"]["scale"]) == ("a fox", 3, 1, "2.5")
+    assert (prompt, plan["seed"], plan["count"], fields["guidance"]["scale"]) == ("a fox", 3, 1, 2.5)
+    assert generate.same_seed(job, 1, {"count": 8}) == {"count": 8, "seed": 3, "keep": True}
     edit = page(EditPage, jobs)
     for use in (lambda *chosen: generate.reuse("pocket", *chosen), edit.take_result):
         with pytest.raises(gr.Error, match="Choose one of its pictures"):

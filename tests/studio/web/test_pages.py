@@ -24,15 +24,18 @@ from studio.jobs.store import Job
 from studio.library import concepts
 from studio.web.app import build, mount_options
 from studio.web.components import base_choice
-from studio.web.forms import Form
+from studio.web.forms import Form, helps
 from studio.web.pages.concepts import LibraryPage, cards_of
 from studio.web.pages.edit import EditPage
 from studio.web.pages.example import EXAMPLE as PAIR
 from studio.web.pages.example import PARTS, ExamplePage
-from studio.web.pages.generate import EXAMPLES, LABELS, PRESETS, GeneratePage, concepts_used
+from studio.web.pages.generate import EXAMPLES, LABELS, PRESETS, GeneratePage
 from studio.web.pages.measure import MeasurePage
 from studio.web.pages.teach import WOLF, TeachPage, curves
-from studio.web.panels.subjects import FIELDS, WHATS
+from studio.web.panels.chips import concepts_used
+from studio.web.panels.planning import shapes
+from studio.web.panels.readiness import wrong_with
+from studio.web.panels.subjects import FIELDS, NAMED, WHATS
 from studio.web.panels.watching import Seen, curve, facts, picture_uri, progress, spoken, time_left
 
 DEFAULTS = Defaults(size=64, scheduler="ddim")
@@ -78,22 +81,28 @@ def test_nothing_on_the_page_names_another_host(jobs):
 
 def test_fields_have_the_help_and_the_limits_of_the_settings():
     with gr.Blocks(analytics_enabled=False):
-        form = Form(Request, LABELS)
+        form = Form(Request, LABELS, "generation")
     by_path = dict(zip(form.paths, form.components, strict=True))
-    assert "works only while guidance is on" in by_path["negative_prompt"].info
-    assert (by_path["guidance.stop"].minimum, by_path["guidance.stop"].maximum) == (0, 1)
-    assert [choice[0] for choice in by_path["scheduler"].choices][:2] == ["the base's own", "ddim"]
+    told = helps("generation", Request, LABELS)
+    assert "works only while guidance is on" in told["generation-negative_prompt"][1]
+    assert not [said for _, said in told.values() if "arXiv" in said or "`" in said]
+    assert set(told) == {component.elem_id for component in form.components}
+    stop, scale, steps = (by_path[name].props for name in ("guidance.stop", "guidance.scale", "steps"))
+    assert (stop["minimum"], stop["maximum"], stop["low"], stop["high"], stop["open"]) == (0, 1, 0, 1, False)
+    assert (scale["minimum"], scale["maximum"], scale["low"], scale["high"], scale["open"]) == (0, 50, 1, 15, True)
+    assert (steps["high"], steps["maximum"], steps["step"], by_path["steps"].value) == (100, 1000, 1, None)
+    assert [choice[0] for choice in by_path["scheduler"].choices][:2] == ["automatic", "ddim"]
 
 
 def test_a_form_gives_back_what_it_shows():
     with gr.Blocks(analytics_enabled=False):
-        form = Form(Request, LABELS)
+        form = Form(Request, LABELS, "generation")
     asked = Request(
         prompt="x", negative_prompt="blurry", guidance={"scale": 3, "stop": 0.5}, steps=7, scheduler="euler"
     )
     fields = form.given(list(form.shown(asked)))
     assert Request.read(fields | {"prompt": "x"}) == asked
-    assert form.given([""] * len(form.paths)) == {}
+    assert form.given([""] * len(form.paths)) == form.given([None] * len(form.paths)) == {}
 
 
 # -- generating -------------------------------------------------------------------------------------------------
@@ -114,12 +123,13 @@ def test_concepts_are_used_when_switched_on_or_said():
 def asked(generate, prompt="a fox", chips=(), boxes=(), seed=3, count=2, **more):
     fields = zip(generate.form.paths, generate.form.components, strict=True)
     values = [more.get(path, component.value) for path, component in fields]
-    return generate.submit("pocket", prompt, list(chips), list(boxes), seed, count, *values)
+    plan = {"count": count, "size": "square", "seed": seed, "keep": seed is not None}
+    return generate.submit("pocket", prompt, list(chips), list(boxes), plan, "", *values)
 
 
 def test_a_request_is_queued_as_it_was_asked(jobs):
     generate = page(GeneratePage, jobs)
-    job = jobs.get(asked(generate, steps="9"))
+    job = jobs.get(asked(generate, steps=9))
     assert job.kind == "generation"
     assert job.spec["request"]["prompt"] == "a fox"
     assert {job.spec["request"][name] for name in ("seed", "count", "steps")} == {3, 2, 9}
@@ -140,7 +150,7 @@ def test_boxes_without_words_are_left_out_and_no_file_is_named_by_a_browser(jobs
         asked(page(GeneratePage, jobs), boxes=[{"phrase": "x", "box": [0, 0, 1, 1.5]}])
 
 
-@pytest.mark.parametrize(("path", "value"), [("steps", "many"), ("width", "7"), ("guidance.scale", "-1")])
+@pytest.mark.parametrize(("path", "value"), [("steps", "many"), ("width", 7), ("guidance.scale", -1)])
 def test_what_cannot_be_is_said_with_its_field(jobs, path, value):
     with pytest.raises(gr.Error, match=path):
         asked(page(GeneratePage, jobs), **{path: value})
@@ -166,8 +176,8 @@ def test_settings_come_back_from_a_picture_of_which_only_names_of_files_count(jo
     )
     path = save_png(Image.new("RGB", (8, 8)), tmp_path / "x.png", made)
     generate = page(GeneratePage, jobs)
-    prompt, chips, _, seed, count, *_ = generate.reuse_dropped("pocket", str(path))
-    assert (prompt, seed, count) == ("a <my-wolf>", 7, 1)
+    prompt, chips, _, plan, *_ = generate.reuse_dropped("pocket", str(path))
+    assert (prompt, plan["seed"], plan["count"], plan["keep"]) == ("a <my-wolf>", 7, 1, True)
     assert [(chip["id"], chip["on"], chip["strength"]) for chip in chips] == [("my-wolf", True, 0.7)]
     Image.new("RGB", (8, 8)).save(path)
     with pytest.raises(gr.Error, match="does not say how it was made"):
@@ -185,8 +195,10 @@ def test_a_picture_of_another_program_fills_the_form_and_says_what_is_not_taken(
     )
     Image.new("RGB", (8, 8)).save(tmp_path / "theirs.png", pnginfo=info)
     generate = page(GeneratePage, jobs)
-    prompt, chips, boxes, seed, count, *form = generate.reuse_dropped("pocket", str(tmp_path / "theirs.png"))
-    assert (prompt, boxes, seed, count, [chip["on"] for chip in chips]) == ("a fox", [], 9, 1, [False for _ in chips])
+    prompt, chips, boxes, plan, *form = generate.reuse_dropped("pocket", str(tmp_path / "theirs.png"))
+    assert (prompt, boxes, plan["seed"], plan["count"]) == ("a fox", [], 9, 1)
+    assert not any(chip["on"] for chip in chips)
+    assert plan["size"] == "tall"
     asked = Request.read({"prompt": prompt} | generate.form.given(form))
     assert (asked.negative_prompt, asked.steps, asked.scheduler, asked.spacing) == ("dog", 7, "dpm++2m", "karras")
     assert (asked.width, asked.height, asked.guidance.scale, asked.clip_skip) == (64, 96, 3.0, 2)
@@ -195,17 +207,76 @@ def test_a_picture_of_another_program_fills_the_form_and_says_what_is_not_taken(
 
 def test_a_learned_concept_begins_a_prompt(jobs):
     write_concept(jobs.learned / "r.safetensors", ConceptCard(token="<r>", kind="relation", example="a cat <r> a box"))
-    tabs, prompt, chips, words = page(GeneratePage, jobs).take("pocket", "r")
+    tabs, prompt, chips, boxes, words = page(GeneratePage, jobs).take("pocket", "r")
     assert tabs["selected"] == "generate"
-    assert (prompt, chips[0]["on"], words["choices"]) == ("a cat <r> a box", True, ["<r>"])
+    assert (prompt, chips[0]["on"], boxes["choices"][:2]) == ("a cat <r> a box", True, ["<r>", "fox"])
+    assert words["learned"] == ["<r>"]
     with pytest.raises(gr.Error, match="no concept"):
         page(GeneratePage, jobs).take("pocket", "../r")
 
 
-def test_the_canvas_has_the_shape_of_the_picture():
-    assert [GeneratePage.shape("64", "32")[side] for side in ("width", "height")] == [64, 32]
-    assert [GeneratePage.shape("", "32")[side] for side in ("width", "height")] == [32, 32]
-    assert [GeneratePage.shape("x", "")[side] for side in ("width", "height")] == [1, 1]
+def test_the_canvas_has_the_shape_of_the_picture_and_its_size_a_name(jobs):
+    generate = page(GeneratePage, jobs)
+
+    def shape(width, height):
+        canvas, plan = generate.shape("pocket", width, height, {"count": 2})
+        return canvas["width"], canvas["height"], plan
+
+    assert shape(64, 32) == (64, 32, {"count": 2, "size": "own"})
+    assert shape(None, 96) == (64, 96, {"count": 2, "size": "tall"})
+    assert shape(None, None) == (64, 64, {"count": 2, "size": "square"})
+
+
+def test_sizes_are_those_of_the_base_and_set_width_and_height(jobs):
+    generate = page(GeneratePage, jobs)
+    sizes = [generate.resize("pocket", {"size": name}) for name in ("square", "wide", "tall")]
+    assert sizes == [[None, None], [96, 64], [64, 96]]
+    for width, height in sizes[1:]:
+        Request.read({"prompt": "x", "width": width, "height": height})
+    assert shapes("nowhere") == {"square": (512, 512), "wide": (768, 512), "tall": (512, 768)}
+
+
+def test_another_seed_is_drawn_for_each_job_unless_one_is_kept(jobs):
+    generate = page(GeneratePage, jobs)
+    drawn = {jobs.get(asked(generate, seed=None)).spec["request"]["seed"] for _ in range(5)}
+    assert len(drawn) > 1
+    kept = asked(generate, seed=5)
+    assert jobs.get(kept).spec["request"]["seed"] == 5
+    shown = generate.drawn(kept, {"count": 2, "seed": None, "keep": False})
+    assert shown == {"count": 2, "seed": 5, "keep": False}
+    for wrong in ({"count": "many"}, {"keep": True, "seed": "x"}, {"count": [1]}):
+        with pytest.raises(gr.Error, match="no whole number"):
+            generate.submit("pocket", "a fox", [], [], wrong, "", *[one.value for one in generate.form.components])
+
+
+def test_the_whole_form_comes_back_from_a_job(jobs):
+    write_concept(jobs.learned / "b.safetensors", ConceptCard(token="<b>"))
+    generate = page(GeneratePage, jobs)
+    boxes = [{"phrase": "a <b>", "box": [0, 0, 0.5, 0.5]}]
+    fields = zip(generate.form.paths, generate.form.components, strict=True)
+    values = [
+        {"guidance.scale": 3.0, "width": 96, "negative_prompt": "a dog"}.get(path, one.value) for path, one in fields
+    ]
+    plan = {"count": 2, "size": "wide", "seed": 8, "keep": True}
+    chips = [{"id": "b", "token": "<b>", "on": True, "strength": 0.5}]
+    compared = ["steps", "1, 2", "", ""]
+    asked_for = jobs.get(generate.submit("pocket", "a <b>", chips, boxes, plan, "", *values, *compared))
+    base, prompt, chips, there, planned, *more = generate.form_of_job(asked_for)
+    assert (base, prompt, there) == ("pocket", "a <b>", boxes)
+    assert [(chip["id"], chip["on"], chip["strength"]) for chip in chips] == [("b", True, 0.5)]
+    assert planned == {"count": 1, "size": "wide", "seed": 8, "keep": False}
+    assert more[len(values) :] == compared
+    shown = dict(zip(generate.form.paths, more, strict=False))
+    assert (shown["guidance.scale"], shown["width"], shown["negative_prompt"], shown["steps"]) == (
+        3.0,
+        96,
+        "a dog",
+        None,
+    )
+    edit = page(EditPage, jobs)
+    painted, _ = edit.take_example()
+    repainted = jobs.get(repaint(edit, painted | {"mask": address(Image.new("L", (64, 64), 255))}))
+    assert generate.form_of_job(repainted) is None
 
 
 # -- editing ----------------------------------------------------------------------------------------------------
@@ -220,7 +291,7 @@ def address(picture):
 def repaint(edit, painted, **more):
     fields = zip(edit.form.paths, edit.form.components, strict=True)
     values = [more.get(path, component.value) for path, component in fields]
-    return edit.submit("pocket", painted, "a cat", [], 0, 1, *values)
+    return edit.submit("pocket", painted, "a cat", [], {"count": 1, "seed": 0, "keep": True}, *values)
 
 
 def test_what_was_painted_becomes_a_mask_of_the_pictures_size(jobs):
@@ -260,7 +331,7 @@ def test_an_example_and_a_query_become_a_question(jobs):
     ask = page(ExamplePage, jobs)
     values = [component.value for component in ask.form.components]
     pictures = [str(PAIR / f"{part}.png") for part in PARTS]
-    asked_for = jobs.get(ask.submit("pocket", *pictures, "", 4, *values)).spec["request"]
+    asked_for = jobs.get(ask.submit("pocket", *pictures, "", {"seed": 4, "keep": True}, *values)).spec["request"]
     (pair,) = asked_for["in_context"]["examples"]
     ids = [pair["before"], pair["after"], asked_for["in_context"]["query"]]
     for identity, path in zip(ids, pictures, strict=True):
@@ -268,7 +339,7 @@ def test_an_example_and_a_query_become_a_question(jobs):
             assert kept.convert("RGB").tobytes() == given.convert("RGB").tobytes()
     assert asked_for["seed"] == 4
     with pytest.raises(gr.Error, match="'query' is missing"):
-        ask.submit("pocket", *pictures[:2], None, "", 0, *values)
+        ask.submit("pocket", *pictures[:2], None, "", {}, *values)
 
 
 # -- teaching ---------------------------------------------------------------------------------------------------
@@ -310,16 +381,17 @@ def test_pictures_are_taken_in_turned_and_removed_and_what_is_said_of_them_stays
 @pytest.mark.parametrize("what", list(WHATS))
 def test_a_training_is_queued_with_the_settings_of_its_method(jobs, what):
     teach, chosen = page(TeachPage, jobs), WHATS[what]
-    dataset, rows, _ = teach.take_example("")
+    dataset, rows, _, *words = teach.take_example(what, None)
+    assert words == [chosen.offer.values[name] for name in chosen.words]
     told = [row | {"left": "cat", "right": "box"} for row in rows["value"]]
-    words = [chosen.offer.values[name] for name in chosen.words]
-    job = jobs.get(teach.submit(what, dataset, told, *words, "a quick look", "", "pocket"))
+    main = (what, None) if what in NAMED else ("subject", what)  # of another way the page keeps what was chosen above
+    job = jobs.get(teach.submit(*main, dataset, told, *words, "a quick look", "", "pocket"))
     assert job.spec["method"] == chosen.method.name
     assert chosen.offer.values.items() <= job.spec["settings"].items()
     assert job.spec["settings"]["steps"] == round(0.3 * chosen.recipe_steps)
     assert job.spec["settings"]["preview_every"] > 0
     assert jobs.datasets.entry(dataset, "0001.png").pair == ("cat", "box")
-    check = jobs.get(teach.submit_check(what, dataset, told, *words, "thorough", "12", "pocket"))
+    check = jobs.get(teach.submit_check(*main, dataset, told, *words, "thorough", "12", "pocket"))
     assert (check.spec["dry_run"], int(check.spec["settings"]["steps"])) == (True, 12)
 
 
@@ -337,18 +409,18 @@ def test_every_setting_that_a_client_decides_is_on_the_page_and_reaches_its_meth
     values = ["64" if form in others and path == "rank" else given.get(path, "") for form, path in names]
     first = next(place for place, (form, path) in enumerate(names) if path == "rank" and form not in others)
     values[first] = "8"
-    dataset, rows, _ = teach.take_example("")
-    job = teach.submit("subject", dataset, rows["value"], "<x>", "fox", "recommended", "", "pocket", *values)
+    dataset, rows, *_ = teach.take_example("subject", None)
+    job = teach.submit("subject", None, dataset, rows, "<x>", "fox", "recommended", "", "pocket", *values)
     settings = jobs.get(job).spec["settings"]
     assert (settings["rank"], settings["dora"], settings["flip"]) == ("8", "true", "0.25")
     assert "basis" not in settings and settings["pivotal"] is True
     values = ["on\n under " if path == "basis" else "" for _, path in names]
     words = ["<r>", "on", "recommended", "", "pocket"]
-    job = teach.submit("relation", dataset, rows["value"], *words, *values)
+    job = teach.submit("relation", None, dataset, rows, *words, *values)
     assert jobs.get(job).spec["settings"]["basis"] == ["on", "under"]
     wrong = ["9000" if path == "rank" else "" for _, path in names]
     with pytest.raises(gr.Error, match="rank"):
-        teach.submit("subject", dataset, rows["value"], "<y>", "fox", "recommended", "", "pocket", *wrong)
+        teach.submit("subject", None, dataset, rows, "<y>", "fox", "recommended", "", "pocket", *wrong)
     shows = [one["visible"] for one in teach.advanced.explain("relation")]
     # A column that is only "hidden" still shows what is in it.
     assert shows == [name == "reversion" for name in teach.advanced.columns]
@@ -356,13 +428,59 @@ def test_every_setting_that_a_client_decides_is_on_the_page_and_reaches_its_meth
 
 def test_a_training_without_pictures_or_with_wrong_settings_says_so(jobs):
     teach = page(TeachPage, jobs)
+
+    def ask(dataset="", rows=(), token="<x>", start="fox", steps="", what="object"):
+        teach.submit(what, None, dataset, list(rows), token, start, "recommended", steps, "pocket")
+
     with pytest.raises(gr.Error, match="no pictures yet"):
-        teach.submit("object", "", [], "<x>", "fox", "recommended", "", "pocket")
-    dataset, rows, _ = teach.take_example("")
-    with pytest.raises(gr.Error, match="steps"):
-        teach.submit("object", dataset, rows["value"], "<x>", "fox", "recommended", "soon", "pocket")
-    with pytest.raises(gr.Error, match="token"):
-        teach.submit("object", dataset, rows["value"], "", "fox", "recommended", "", "pocket")
+        ask()
+    dataset, rows, *_ = teach.take_example("object", None)
+    for given, said in (
+        ({"steps": "soon"}, "steps"),
+        ({"token": " "}, "new word is missing"),
+        ({"token": "my wolf"}, "without spaces"),
+        ({"token": "Fox"}, "knows the word “Fox” already"),
+        ({"start": "bird"}, "pocket has no word “bird”; near ones: penguin, owl"),
+        ({"start": ""}, "to start from; for example fox"),
+        ({"what": None}, "not chosen"),
+        ({"what": "../.."}, "not chosen"),
+    ):
+        with pytest.raises(gr.Error, match=said) as error:
+            ask(dataset, rows["value"], **given)
+        assert "/api/" not in str(error.value) and "studio " not in str(error.value)
+    assert jobs.list() == []
+
+
+def test_what_is_missing_is_said_while_the_form_is_filled_in(jobs):
+    teach = page(TeachPage, jobs)
+
+    def ready(dataset="", token="", start="", preset="recommended", steps="", what="subject", base="pocket"):
+        return teach.readiness(what, None, dataset, token, start, preset, steps, base)
+
+    said = ready()
+    assert said.count('class="no"') == 3 and "Pictures are missing" in said and "new word is missing" in said
+    dataset, *_ = teach.take_example("subject", None)
+    said = ready(dataset, "<x>", "bird")
+    assert "4 pictures" in said and "near ones: penguin" in said and said.count('class="no"') == 1
+    said = ready(dataset, "<x>", "Fox")
+    assert "You will say &lt;x&gt; in prompts" in said and 'class="no"' not in said and "About" not in said
+    write_concept(jobs.learned / "x.safetensors", ConceptCard(token="<x>"))
+    assert "is there already" in ready(dataset, "<x>", "fox")
+    (jobs.learned / "x.safetensors").unlink()
+    # how long it takes is told by the last one of its kind
+    last = teach.submit("subject", None, dataset, [], "<x>", "fox", "recommended", "100", "pocket")
+    assert jobs.ledger.claim(last, 1, 1.0)
+    jobs.ledger.tell(last, "step", {"step": 100, "steps": 100})
+    jobs.ledger.move(last, ("running",), "done", started=1000.0)
+    jobs.ledger.move(last, ("done",), "done", started=jobs.get(last).finished - 50.0)
+    assert "About 10 s on this machine" in ready(dataset, "<y>", "fox", steps="20")
+    assert "About" not in ready(dataset, "<y>", "fox", what="object")
+    assert "not chosen" in ready(what="gone")
+
+
+def test_a_base_that_lists_no_words_takes_any(tmp_path):
+    jobs = Jobs(tmp_path / "studio", warm=False, bases={"pocket": "pocket", "sd": str(tmp_path)})
+    assert list(wrong_with(jobs, WHATS["object"], "<x>", "bird", "sd")) == []
 
 
 def test_the_example_is_there():

@@ -112,15 +112,19 @@ def test_the_page_says_which_step_and_keeps_it(jobs, learned):
     training, scores = learned
     panel = made(ScoresPanel, jobs, "scores")
     assert isinstance(panel, Following) and len(panel.nothing()) == len(panel.said())
-    heading, stop, reason, take, figures = panel.seen(seen_now(jobs, scores.id))
+    heading, stop, reason, take, figures, step = panel.seen(seen_now(jobs, scores.id))
     said = jobs.events(scores.id, kinds=("scores",))[0].data
     assert heading == "" and stop["visible"] == "hidden"
     assert f"step {said['step']}" in reason and "step 6 now" in reason
-    assert take["visible"] == (True if said["step"] == 3 else "hidden")
-    assert figures.count("<tr") == 4 and "“fox”" in figures and "data:image/png" in figures
-    reason, take, _ = panel.keep(scores.id)
-    assert kept_step(jobs.places.concept("chosen")) == said["step"] and take["visible"] == "hidden"
-    jobs.take_step("chosen", 6)
+    assert (take["visible"], step["choices"], step["value"]) == (True, [("step 3", 3), ("step 6", 6)], said["step"])
+    assert figures.count("<tr") == 4 and "“fox”" in figures
+    assert figures.index("data:image/png") < figures.index("<table")  # pictures tell more than figures
+    for kept in (3, 6):  # any of them
+        reason, *_ = panel.keep(scores.id, kept)
+        assert kept_step(jobs.places.concept("chosen")) == kept and f"step {kept} now" in reason
+    for wrong in (5, None):
+        with pytest.raises(gr.Error, match="step"):
+            panel.keep(scores.id, wrong)
     with gr.Blocks(analytics_enabled=False):
         teach = TeachPage(jobs, base_choice(jobs.bases))
     assert (teach.measured(training.id), teach.measured("gone")) == (scores.id, "")

@@ -1,0 +1,39 @@
+// The clock of what is at work moves each second; the title, and a notification if allowed, say when it is done.
+const TITLE = document.title || 'Prompt Studio';
+const seen = new Map();  // panel -> state of its job
+let told = '';
+
+const spoken = (seconds) => {
+  const whole = Math.max(0, Math.round(seconds));
+  if (whole < 60) return `${whole} s`;
+  return whole < 3600 ? `${Math.floor(whole / 60)} min ${whole % 60} s` : `${Math.floor(whole / 3600)} h ${Math.floor(whole / 60) % 60} min`;
+};
+
+function tick() {
+  for (const node of document.querySelectorAll('[data-seconds]')) {
+    node.born ??= performance.now() - 1000 * Number(node.dataset.seconds);
+    node.textContent = spoken((performance.now() - node.born) / 1000) + ' so far';
+  }
+}
+
+function done(what) {
+  told = what;
+  if (document.hasFocus()) return;
+  document.title = `${what} - ${TITLE}`;
+  if (window.Notification?.permission === 'granted') new Notification('Prompt Studio', {body: what});
+}
+
+function look() {
+  tick();
+  for (const node of document.querySelectorAll('.progress[data-job]')) {
+    const place = node.closest('[id]')?.id, before = seen.get(place), now = `${node.dataset.job} ${node.dataset.state}`;
+    if (before !== now) {
+      const was = before && before.startsWith(node.dataset.job) && /(running|queued)$/.test(before);
+      if (was && node.dataset.state === 'done') done(node.dataset.done || 'Done');
+      if (was && node.dataset.state === 'failed') done('Failed');
+      seen.set(place, now);
+    }
+  }
+}
+window.addEventListener('focus', () => { document.title = TITLE; });
+setInterval(look, 1000);
