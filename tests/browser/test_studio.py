@@ -128,7 +128,7 @@ def test_teaching_survives_a_reload_and_what_is_learned_stands_in_its_box(visit,
     page.get_by_label("Remove 0004.png").click()
     expect(page.locator(".rows img")).to_have_count(3)
     mark_and_crop(page, jobs)
-    page.locator("#steps input").fill("60")
+    page.locator("#steps textarea").fill("60")
     page.locator("#teach").click()
     expect(page.locator("#training-progress")).to_contain_text("At work")
     page.reload()  # the address leads back to the page that teaches
