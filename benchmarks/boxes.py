@@ -26,6 +26,7 @@ from pipelines.models.families.registry import FAMILIES
 from pipelines.models.loading import load
 from pipelines.models.schedulers import build
 from pipelines.request.request import Box, Grounding, Guidance, Request
+from trainers.initial_weights import initial_weights
 
 BOXES = (Box(phrase="fox", box=(0.05, 0.1, 0.45, 0.6)), Box(phrase="house", box=(0.5, 0.4, 0.95, 0.9)))
 
@@ -34,7 +35,6 @@ def base_of(name: str, device: str, dtype: torch.dtype) -> Components:
     """Pocket, a folder, or `sd1`: the networks of Stable Diffusion 1.5 with random weights and a tiny autoencoder."""
     if name != "sd1":
         return load(name, device=device, dtype=dtype)
-    torch.manual_seed(0)
     pocket = load("pocket")
     tokenizer = pocket.tokenizers[0]
     text = CLIPTextConfig(
@@ -47,16 +47,17 @@ def base_of(name: str, device: str, dtype: torch.dtype) -> Components:
         bos_token_id=tokenizer.bos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_type="gated")
-    parts = Components(
-        unet,
-        AutoencoderTiny(),
-        (CLIPTextModel(text),),
-        pocket.tokenizers,
-        pocket.scheduler_config,
-        name,
-        FAMILIES["sd1"],
-    )
+    with initial_weights(0):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_type="gated")
+        parts = Components(
+            unet,
+            AutoencoderTiny(),
+            (CLIPTextModel(text),),
+            pocket.tokenizers,
+            pocket.scheduler_config,
+            name,
+            FAMILIES["sd1"],
+        )
     for module in parts.modules():
         module.eval().requires_grad_(False)
     return parts.to(device, dtype)

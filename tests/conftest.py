@@ -1,4 +1,4 @@
-"""What tests of several rooms share."""
+"""Fixtures of several rooms."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ def one_thread():
 
 @pytest.fixture(autouse=True)
 def own_state(tmp_path_factory, monkeypatch):
-    """Where files of pictures lay is kept in a home of each test's own."""
+    """Keep the places of pictures' files in a home of each test's own."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))

@@ -255,13 +255,14 @@ def docstrings(text):
 
 def riddles(text):
     """First lines of docstrings that ask instead of saying: a function returns or does something, a class is one."""
-    asked = re.compile(r"(What|Whether|How|Why|Where|Who)\b")
+    asked = re.compile(r"(What|Whatever|Whether|How|Why|Where|Who|Which|When)\b")
     return [said.splitlines()[0] for said in docstrings(text) if asked.match(said)]
 
 
-@pytest.mark.parametrize(
-    "path", [*SOURCES, *sorted((ROOT / "benchmarks").glob("*.py"))], ids=lambda p: str(p.relative_to(ROOT))
-)
+OTHERS = [path for one in ("benchmarks", "docs", "tests") for path in sorted((ROOT / one).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *OTHERS], ids=lambda p: str(p.relative_to(ROOT)))
 def test_docstrings_begin_with_a_verb_or_a_noun(path):
     assert not riddles(path.read_text(encoding="utf-8"))
 
@@ -273,7 +274,7 @@ def test_riddles_are_found():
 
 
 def waits_for_ever(call):
-    """Whether a call of a thread, process, queue or other host has no limit."""
+    """Return whether a call of a thread, process, queue or other host has no limit."""
     name, given = ast.unparse(call.func), {keyword.arg for keyword in call.keywords}
     last = name.rpartition(".")[2]
     if "timeout" in given or not isinstance(call.func, ast.Attribute):
@@ -313,6 +314,13 @@ def test_chance_is_explicit():
                 "torch.randperm",
             ):
                 assert any(k.arg == "generator" for k in call.keywords), f"{path.name}:{call.lineno}"
+
+
+def test_no_global_seed_is_set_outside_tests():
+    for path in (*SOURCES, *sorted((ROOT / "benchmarks").rglob("*.py"))):
+        called = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)]
+        seeds = [call.lineno for call in called if ast.unparse(call.func) in ("torch.manual_seed", "random.seed")]
+        assert not seeds, f"{path.name}: {seeds}; give a generator, or use trainers.initial_weights"
 
 
 def settings_within(kind):

@@ -59,7 +59,7 @@ class ConceptCard(Frozen):
     scores: dict[str, float] = Field(default_factory=dict)
     """Figures of `studio score`."""
     created: str = ""
-    """When, ISO 8601."""
+    """Time of its training, ISO 8601."""
 
     @field_validator("base", "recipe")
     @classmethod

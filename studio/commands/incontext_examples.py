@@ -7,6 +7,7 @@ from pathlib import Path
 from pipelines.errors import ConfigError, DataError
 from pipelines.events import Note, OnEvent
 from pipelines.incontext import ExamplePair, cells_of, judges_eye, nearest, open_opaque, pairs_in
+from pipelines.locks import sole_training
 from pipelines.measures.clip import Clip
 from pipelines.measures.judge import Judge
 from pipelines.models import POCKET
@@ -17,8 +18,10 @@ from pipelines.words import file_stem
 from studio.settings import Machine
 from studio.work.progress import Progress
 from studio.work.runner import open_base
+from trainers.loop.launch import pausing
 from trainers.method_settings import TaskWordConfig
 from trainers.methods.task_word import learn_word
+from trainers.run import forget_state, state_of
 
 
 def nearest_pairs(folder: Path, query: Path, count: int, clip: Path | None) -> list[tuple[str, str]]:
@@ -40,7 +43,8 @@ def learn_task(folder: Path, config: TaskWordConfig, base: str, output: Path | N
     """Learn a word for what the pairs of a folder show; return the path of the concept.
 
     Raises:
-        ConfigError: if the output is there already.
+        ConfigError: if the output is there already, or a state beside it is of another training.
+        Cancelled: on Ctrl-C or a termination; the same command goes on where it stopped.
         DataError: if there are fewer than two pairs that can be read.
         ModelError: if the base has no inpainting UNet.
         ConceptError: if the word or its initializer will not do.
@@ -51,7 +55,13 @@ def learn_task(folder: Path, config: TaskWordConfig, base: str, output: Path | N
     pairs = _readable(folder, Progress("task-word"))
     components = inpainting_components(open_base(base, machine))
     cells = cells_of(pairs, components.defaults.size)
-    return learn_word(components, cells, config, on_event=Progress("task-word")).save(path)
+    with sole_training(path), pausing() as asked:
+        concept = learn_word(
+            components, cells, config, keep=state_of(path), on_event=Progress("task-word"), should_stop=asked
+        )
+        concept.save(path)
+    forget_state(path)
+    return path
 
 
 def _readable(folder: Path, on_event: OnEvent) -> list[ExamplePair]:

@@ -91,6 +91,6 @@ def visit(studio, chromium):
 
 
 def own(url, address):
-    """Whether a request stays with the server."""
+    """Return whether a request stays with the server."""
     parts = urlparse(url)
     return parts.scheme in ("data", "blob") or parts.netloc == urlparse(address).netloc

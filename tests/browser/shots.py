@@ -36,7 +36,7 @@ def generate(page: Page) -> None:
 
 
 def comparison(page: Page) -> None:
-    """How strength and guidance change a picture."""
+    """A comparison of strength and guidance."""
     page.locator("#prompt textarea").fill("a <wolf> on a blue background")
     unfold(page, "compare")
     answered(page)  # the concepts there are

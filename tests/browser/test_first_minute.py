@@ -1,4 +1,4 @@
-"""What somebody meets who was told nothing: the first visit, the first picture, words, seeds, the large view, help."""
+"""A stranger's first minute: the first visit, the first picture, words, seeds, the large view, help."""
 
 from __future__ import annotations
 

@@ -100,6 +100,6 @@ def choose(page, label, option):
 
 
 def easel(page, painter):
-    """What is drawn on, once its picture is there."""
+    """Return the canvas, once its picture is there."""
     expect(page.locator(f"{painter} .easel")).to_have_attribute("aria-busy", "false")
     return page.locator(f"{painter} .over")

@@ -1,4 +1,4 @@
-"""What is proposed and why, and that what is measured is the concept, with all else the same."""
+"""The proposed candidate and its reason; the concept alone is measured, with all else the same."""
 
 from __future__ import annotations
 

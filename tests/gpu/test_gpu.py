@@ -1,4 +1,4 @@
-"""What only a GPU can show. Run with `pytest -m gpu` where there is one; needs no more than training does."""
+"""Tests that need a GPU. Run with `pytest -m gpu` where there is one; needs no more than training does."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def pocket(name, precision, **pace):
 
 
 def learned(name, precision, **more):
-    """What is learned of the wolf, what was said meanwhile, and the base it was learned on."""
+    """Return the concept of the wolf, the events of its training, and its base."""
     run, base = pocket(name, precision, preview_every=STEPS)
     events = []
     return train(base, run, read_folder(WOLF).examples, on_event=events.append, **more), events, base

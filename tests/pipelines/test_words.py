@@ -25,7 +25,7 @@ def learned(base, token, **card):
 
 
 def said(base, prompt, *concepts, **fields):
-    """What is noted of a request."""
+    """Return the note on the words of a request."""
     events = []
     uses = tuple(ConceptUse(source=f"{i}") for i in range(len(concepts)))
     asked = Request(prompt=prompt, concepts=uses, steps=1, width=16, height=16, **fields)

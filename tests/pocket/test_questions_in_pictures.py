@@ -1,4 +1,4 @@
-"""What pocket answers to questions asked in pictures about stickers it never saw."""
+"""Answers of pocket to questions in pictures about stickers it never saw."""
 
 from __future__ import annotations
 

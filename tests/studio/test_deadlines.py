@@ -1,4 +1,4 @@
-"""Whatever waits has a limit, and says what it waited for."""
+"""Every wait has a limit, and says what it waited for."""
 
 from __future__ import annotations
 

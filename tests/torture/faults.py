@@ -58,7 +58,7 @@ def picture(rng: random.Random) -> bytes:
 
 
 class Round:
-    """What several people ask at once, and what they were answered.
+    """Requests of several people at once, and their answers.
 
     Args:
         server: that is asked.

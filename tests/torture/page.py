@@ -25,7 +25,7 @@ from tests.torture.server import Served, served
 from tests.waiting import joined
 
 OURS = re.compile(r"Traceback|Error:|Errno|object has no attribute|unexpected keyword|NoneType|defect|should not\.")
-"""What no answer says."""
+"""Words that no answer says."""
 
 NAMED = (
     *("/etc/shadow", "/proc/self/environ", "/dev/zero", "./docs/demo.png", "../../etc/passwd", "", "\x00", "/", "."),
@@ -126,7 +126,7 @@ def fuzz(values: int, seed: int, server: Served) -> dict[str, int]:
 
 
 def judged(text: str, folder: Path) -> str:
-    """What is wrong with an answer; empty if nothing is."""
+    """Return the fault of an answer; empty if there is none."""
     if str(folder) in text:
         return "it tells the folder"
     told = re.findall(r'"error": ?"((?:[^"\\]|\\.)*)"', text)

@@ -96,7 +96,7 @@ def picture(rng: random.Random) -> bytes:
 
 
 def content(rng: random.Random) -> bytes:
-    """What a file that is sent may hold."""
+    """Contents of a file that is sent."""
     way = rng.randrange(5)
     if way == 0:
         return rng.choice((b"", b"junk", b"PK\x03\x04", b"\x89PNG\r\n\x1a\n" + b"\0" * 40, b"<svg/>", b"\0" * 5000))

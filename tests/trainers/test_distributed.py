@@ -48,7 +48,7 @@ def test_alone_nothing_is_asked_of_anybody(monkeypatch):
 
 
 class Echo:
-    """What accelerate gives where two processes have the same: the mean of a thing and twice that thing."""
+    """The part of accelerate where two processes have the same: the mean of a thing and twice that thing."""
 
     device = torch.device("cpu")
 
@@ -129,7 +129,7 @@ CASES = {
 
 
 def learned(case, batch, processes=ALONE):
-    """What so many processes learn, partners included, each with a batch of that size."""
+    """Return the tensors that so many processes learn, partners included, each with a batch of that size."""
     name, settings = CASES[case]
     method = methods()[name]
     pace = TrainConfig(steps=3, batch=batch, learning_rate=1e-3, scale_lr=False, seed=5)

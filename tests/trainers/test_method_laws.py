@@ -36,7 +36,7 @@ def seeded():
 
 
 def equal(one, other):
-    """Whether two concepts learned the very same."""
+    """Return whether two concepts learned the very same."""
     a, b = one.tensors(), other.tensors()
     return set(a) == set(b) and all(torch.equal(a[key], b[key]) for key in a)
 

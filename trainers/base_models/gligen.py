@@ -21,6 +21,7 @@ from pipelines.errors import ConfigError, ModelError
 from pipelines.events import OnEvent, ignore
 from pipelines.gligen.tokens import gated_parameters, grounding_input, has_grounding, save_adapter
 from pipelines.models.noise import noise_levels, noised, target
+from trainers.initial_weights import initial_weights
 from trainers.loop.checkpoints import Checkpoint, states
 from trainers.loop.clock import Clock, until
 from trainers.loop.ema import EMA
@@ -89,8 +90,8 @@ def with_gates(unet: UNet2DConditionModel, seed: int = 0) -> UNet2DConditionMode
     """Return the UNet with gated layers, closed, so that outputs stay equal to the bit; itself if it has some."""
     if has_grounding(unet):
         return unet
-    torch.manual_seed(seed)  # initial values of the layers
-    gated: Any = UNet2DConditionModel.from_config({**dict(unet.config), "attention_type": "gated"})
+    with initial_weights(seed):
+        gated: Any = UNet2DConditionModel.from_config({**dict(unet.config), "attention_type": "gated"})
     missing, unexpected = gated.load_state_dict(unet.state_dict(), strict=False)
     assert not unexpected and all(".fuser." in name or name.startswith("position_net.") for name in missing)
     return gated.to(unet.device, unet.dtype).train(unet.training)
@@ -98,13 +99,13 @@ def with_gates(unet: UNet2DConditionModel, seed: int = 0) -> UNet2DConditionMode
 
 def begin_open(trained: Mapping[str, nn.Parameter], gate: float, seed: int) -> None:
     """Give the layers new weights (Xavier), their attention open by `gate` and their feed-forward part closed."""
-    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in trained.items():
             if name.endswith(GATES):
                 parameter.fill_(float(torch.atanh(torch.tensor(gate))) if name.endswith(GATES[0]) else 0.0)
             elif parameter.ndim >= 2:
-                nn.init.xavier_uniform_(parameter)
+                parameter.copy_(nn.init.xavier_uniform_(torch.empty(parameter.shape), generator=generator))
             else:
                 parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
 

@@ -6,7 +6,9 @@ inpainting UNet). In a share of the grids the example is left blank, so that the
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,11 +21,14 @@ from pipelines.events import OnEvent, ignore
 from pipelines.models.components import CONCAT, Components
 from pipelines.pictures.grids import Grid
 from trainers.base_models.inpainting_unet import inputs_beside
+from trainers.loop.clock import Clock
+from trainers.loop.ema import EMA, averaged_checkpoint
 from trainers.loop.loop import Losses, Pace, optimise, warm_stable_decay
 from trainers.losses import conditioning, uncropped
 from trainers.method_settings import TaskWordConfig
 
 METHOD = "task-word"
+KEEP_EVERY = 50  # steps between writes of the training state
 
 
 def learn_word(
@@ -31,6 +36,7 @@ def learn_word(
     pairs: Tensor,
     config: TaskWordConfig,
     *,
+    keep: Path | None = None,
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Concept:
@@ -40,23 +46,31 @@ def learn_word(
         components: with an inpainting UNet; bit-identical afterwards.
         pairs: (N, 2, 3, h, w) in [-1, 1], before and after; at least two.
         config: the word, and how long and fast it is learned.
+        keep: folder for the training state; if there is one in it, learning goes on from it.
         on_event: receives the loop's events.
         should_stop: asked before each step.
 
     Raises:
         DataError: if there are fewer than two pairs.
         ConceptError: if the word or its initializer will not do.
-        Cancelled: if `should_stop` said so.
+        Cancelled: if `should_stop` said so; the state is kept.
+        ConfigError: if the state is of other pairs, settings or another base.
     """
     if len(pairs) < 2:
         raise DataError(f"{len(pairs)} pairs; a word is learned from two at least.", "Give more pairs.")
     starts = tuple(row.expand(config.vectors, -1) for row in single_rows(components, config.init))
     with new_words(components, config.token, starts) as words:
+        optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(words.rows, config.rate, weight_decay=0.0)]
+        named = {f"rows_{i}": row for i, row in enumerate(words.rows)}
+        about = {**config.model_dump(mode="json", exclude={"steps"}), "base": components.fingerprint()}
+        about["pairs"] = hashlib.sha256(pairs.cpu().contiguous().numpy().tobytes()).hexdigest()
         optimise(
             grid_losses(words.components, pairs, config),
-            [torch.optim.AdamW(words.rows, config.rate, weight_decay=0.0)],
+            optimizers,
             Pace(config.steps, config.seed),
             rate=lambda step, steps: warm_stable_decay(step, steps, 20),
+            checkpoint=keep
+            and averaged_checkpoint(keep, KEEP_EVERY, named, EMA(named, 0.0), optimizers, Clock(None), about),
             on_event=on_event,
             should_stop=should_stop,
         )

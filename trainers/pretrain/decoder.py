@@ -23,6 +23,7 @@ from pipelines.files import whole_file
 from pipelines.measures.drawn import luminance, ssim
 from pipelines.models.components import Components
 from pipelines.models.families.clip import caption_ids
+from trainers.initial_weights import initial_weights
 from trainers.pretrain.parts import autoencoder, scheduler
 from trainers.pretrain.vae import Schedule, as_bytes, as_images, train_averaged
 from trainers.stickers.art import Style
@@ -169,8 +170,8 @@ def train_decoder(
         rate: learning rate of Muon for the convolutions and of AdamW for the rest.
         minutes: ends after so much time if that is sooner, what the pictures took left out.
     """
-    torch.manual_seed(8)  # initial weights
-    vae = deeper(components.vae)  # pyright: ignore[reportArgumentType]
+    with initial_weights(8):
+        vae = deeper(components.vae)  # pyright: ignore[reportArgumentType]
     nn.Module.to(vae, components.device)
     vae.encoder.requires_grad_(False)
     pairs = _pairs(work / f"pairs-{size}-{count}.pt", components, count, size, on_event)

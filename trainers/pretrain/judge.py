@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
 from pipelines.measures.judge import INPUT, Judge
+from trainers.initial_weights import initial_weights
 from trainers.loop.checkpoints import Checkpoint
 from trainers.loop.loop import Pace, optimise, warm_stable_decay
 from trainers.pretrain.parts import text_config
@@ -89,8 +90,8 @@ def _losses(judge: Judge, pool: _Pool, batch: int, generator: torch.Generator) -
 def train_judge(work: Path, *, steps: int, size: int, device: str, on_event: OnEvent, batch: int = 64) -> Judge:
     """Train in two phases (see above) and return the judge; the snapshot is kept in `work`."""
     tokenizer = build_tokenizer()
-    torch.manual_seed(2)  # initial weights
-    judge = Judge(tokenizer, text_config(tokenizer)).to(device)
+    with initial_weights(2):
+        judge = Judge(tokenizer, text_config(tokenizer)).to(device)
     optimizer = torch.optim.AdamW(judge.parameters(), 1e-3, weight_decay=1e-2, fused=True)
     first = max(1, int(steps * 0.4))
     pools: dict[bool, _Pool] = {}

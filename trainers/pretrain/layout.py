@@ -18,6 +18,7 @@ from transformers import CLIPTextModel
 from pipelines.errors import ModelError
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
+from trainers.initial_weights import initial_weights
 from trainers.loop.checkpoints import Checkpoint
 from trainers.loop.loop import Losses, Pace, optimise, warm_stable_decay
 from trainers.pretrain.judge import START
@@ -106,8 +107,8 @@ def train_text(
     go_on_from: Path | None = None,
 ) -> CLIPTextModel:
     """Train the text encoder on layouts; the result is kept in `work` for the generator, the reader is discarded."""
-    torch.manual_seed(6)  # initial weights of the reader
-    text, reader = begin_text(work, go_on_from).to(device), LayoutReader().to(device)  # pyright: ignore
+    with initial_weights(6):
+        text, reader = begin_text(work, go_on_from).to(device), LayoutReader().to(device)  # pyright: ignore
     optimizer = torch.optim.AdamW(
         [{"params": list(reader.parameters()), "lr": 1.5 * rate}, {"params": list(text.parameters()), "lr": rate}],
         rate,

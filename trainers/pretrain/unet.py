@@ -17,6 +17,7 @@ from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
 from pipelines.models.fingerprint import is_gated
 from pipelines.models.noise import noise_levels, noised, target
+from trainers.initial_weights import initial_weights
 from trainers.loop.clock import Clock, until
 from trainers.loop.cuda_graphs import CudaGraphUNet
 from trainers.loop.ema import EMA, averaged_checkpoint
@@ -159,8 +160,8 @@ def train_unet(
 
 def _begun(work: Path, size: int, device: str, go_on_from: Path | None) -> Generator:
     """Return the initial generator: a finished model, or new weights under the text encoder in `work`."""
-    torch.manual_seed(4)  # initial weights
-    model = Generator(size, build_tokenizer()).to(device)
+    with initial_weights(4):
+        model = Generator(size, build_tokenizer()).to(device)
     if device.startswith("cuda"):  # as its tensor cores read convolutions
         nn.Module.to(model.unet, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if go_on_from is not None:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from pipelines.events import Note, OnEvent
 from pipelines.measures.drawn import luminance, ssim
+from trainers.initial_weights import initial_weights
 from trainers.loop.clock import Clock, until
 from trainers.loop.ema import EMA, averaged_checkpoint
 from trainers.loop.loop import Losses, Pace, optimise, warm_stable_decay
@@ -89,8 +90,8 @@ def train_vae(work: Path, plan: VaePlan, device: str, on_event: OnEvent) -> Auto
         device: device to train on.
         on_event: receives progress.
     """
-    torch.manual_seed(1)  # initial weights
-    vae = autoencoder()
+    with initial_weights(1):
+        vae = autoencoder()
     nn.Module.to(vae, device)
     if device.startswith("cuda"):  # as its tensor cores read convolutions
         nn.Module.to(vae, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, get_args, get_origin
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args, get_origin
 
 import gradio as gr
 from pydantic import Field, create_model
@@ -12,7 +12,6 @@ from pipelines.request.request import Frozen
 from studio.jobs.specs import of_clients
 from studio.web.components import fold
 from studio.web.forms import Form
-from studio.web.panels.following import shown
 from studio.web.panels.subjects import WHATS
 from trainers.method import Method
 from trainers.methods import methods
@@ -23,16 +22,18 @@ ASKED = ("images", "steps")
 RECIPE = "recommended"
 
 
-def groups_of(kind: type[Frozen], without: Sequence[str] = ()) -> Iterator[tuple[str, list[str]]]:
-    """Return the settings of a class that a client decides, in groups with a title: one for each class it inherits."""
+def groups_of(kind: type[Frozen], without: Sequence[str] = ()) -> list[tuple[str, list[str]]]:
+    """Return the settings of a class that a client decides, in groups with a title: its own, then those it inherits."""
     seen = {*ASKED, *without}
+    groups: list[tuple[str, list[str]]] = []
     for one in reversed(kind.__mro__):
         if isinstance(one, type) and issubclass(one, Frozen) and one is not Frozen:
             fields = one.model_fields
             names = [n for n in fields if n in kind.model_fields and n not in seen and of_clients(n, fields[n])]
             seen |= set(names)
             if names:
-                yield (one.__doc__ or "").strip().partition("\n")[0].rstrip("."), names
+                groups.insert(0, ((one.__doc__ or "").strip().partition("\n")[0].rstrip("."), names))
+    return groups
 
 
 def left_open(kind: type[Frozen], names: Sequence[str]) -> type[Frozen]:
@@ -40,7 +41,7 @@ def left_open(kind: type[Frozen], names: Sequence[str]) -> type[Frozen]:
     fields: dict[str, Any] = {}
     for name in names:
         field = kind.model_fields[name]
-        annotation: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+        annotation: Any = field.annotation
         fields[name] = (annotation | None, Field(default=None, description=field.description))
     return create_model(f"Open{kind.__name__}", __base__=Frozen, **fields)
 
@@ -64,7 +65,8 @@ class AdvancedPanel:
         for title, names in groups_of(kind, without):
             gr.Markdown(f"**{title}**")
             labels = {name: name.replace("_", " ").capitalize() for name in names}
-            forms.append(Form(left_open(kind, names), labels, page, own=RECIPE, sliders=False))
+            with gr.Row():
+                forms.append(Form(left_open(kind, names), labels, page, own=RECIPE, sliders=False))
         return forms
 
     @property
@@ -77,7 +79,7 @@ class AdvancedPanel:
 
     def explain(self, what: str) -> list[Any]:
         """Return updates of the columns: only that of the method is shown."""
-        return [shown(name == WHATS[what].method.name) for name in self.columns]
+        return [gr.update(visible=name == WHATS[what].method.name) for name in self.columns]
 
     def given(self, method: Method[Any], values: Sequence[Any]) -> dict[str, Any]:
         """Return the settings that were set for a method, from the values of all components; none without values."""

@@ -65,7 +65,7 @@ def concept_of(base, kind, rows=(), token="z"):
 
 
 def read_as_others_do(base, path):
-    """What ComfyUI and AUTOMATIC1111 make of the UNet's parameters with a file at strength 1, and the names left."""
+    """Return the UNet's parameters with a file at strength 1, as ComfyUI and AUTOMATIC1111 do, and the names left."""
     tensors = load_file(path)
     weights = {name: parameter.detach() for name, parameter in base.unet.named_parameters()}
     found = {}

@@ -208,7 +208,7 @@ def test_what_the_base_cannot_follow_is_refused_by_number_and_name():
 
 
 def test_boxes_and_a_mask_compose():
-    """Where the mask keeps the picture it stays to the bit; where it repaints, the boxes act."""
+    """A kept part of the picture stays to the bit; in the repainted part the boxes act."""
     base = tiny.gated()
     picture = Image.new("RGB", (16, 16), (200, 40, 40))
     mask = Image.new("L", (16, 16), 0)

@@ -47,7 +47,7 @@ def painted(base, image, mask=None, asked=None, **settings):
 
 
 def differ(one, other):
-    """Where two pictures differ, (H, W)."""
+    """Return the pixels in which two pictures differ, (H, W)."""
     return (np.asarray(one) != np.asarray(other)).any(axis=-1)
 
 
@@ -199,7 +199,7 @@ def test_other_words_paint_otherwise(base):
 
 @pytest.mark.parametrize("leaf", [".diff", ".lora"])
 def test_changes_of_the_first_layer_fit_the_latents_of_an_inpainting_unet(leaf):
-    """What was learned on 4 channels changes those of the 9, as much as it changes the 4."""
+    """Changes learned on 4 channels change those of the 9, as much as they change the 4."""
     generator = torch.Generator().manual_seed(0)
     difference = torch.randn(16, 4, 3, 3, generator=generator)
     low = LowRank(torch.randn(2, 4, 3, 3, generator=generator), torch.randn(16, 2, 1, 1, generator=generator), 0.5)

@@ -19,10 +19,11 @@ from pipelines.conditions.inpaint import Inpainting
 from pipelines.conditions.preview import Watch
 from pipelines.conditions.regions import Regions
 from pipelines.conditions.text import Text
+from pipelines.denoising import denoise
 from pipelines.models.components import CONCAT
 from pipelines.models.loading import from_pipeline
 from pipelines.pictures.grids import Grid
-from pipelines.request.request import Box, Guidance
+from pipelines.request.request import Box, Guidance, Request
 from tests import tiny
 
 CANVAS, CELL = torch.zeros(1, 3, 16, 16), torch.ones(1, 1, 16, 16)
@@ -138,3 +139,60 @@ def test_a_condition_can_be_used_again(condition, base):
         with running(condition, base):
             given.append([*leaves(condition.conditioning(Branch.POSITIVE, STEP)), condition.constrain(SAMPLE, STEP)])
     assert all(torch.equal(*pair) for pair in zip(*given, strict=True))
+
+
+# -- laws of several conditions, run by the loop ------------------------------------------------------------------
+
+WHOLE = (0.0, 0.0, 1.0, 1.0)
+NEUTRAL = {
+    "text": None,  # there is no picture without it
+    "grid": None,  # its UNet reads nothing without it
+    "inpaint": lambda: Inpainting(Image.new("RGB", (16, 16), "red"), Image.new("L", (16, 16), 255), strength=1.0),
+    "boxes": lambda: Boxes([[Box(phrase="a fox", box=(0.1, 0.2, 0.5, 0.6))]], 0.0),
+    "distilled": lambda: DistilledGuidance(Guidance(scale=8.0)),
+    "preview": lambda: Watch(lambda event: None),
+    "analogist": lambda: Analogist(Grid(), within=(0.0, 0.0)),
+    "regions": lambda: Regions([Box(phrase="a fox", box=WHOLE)], "a fox", "a dog", (16, 16)),
+}
+"""Each condition with settings that ask for nothing, or None with the reason. A new condition adds its line."""
+ALONE = ("sd", "sdxl", "gated")
+"""Bases that draw from text alone and were not distilled."""
+
+
+def drawn(base, *conditions):
+    """Return latents of three steps with these conditions, attached and asked in this order."""
+    request = Request(prompt="a fox", steps=3, guidance=Guidance(scale=3.0)).resolved(base.defaults)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    with ExitStack() as stack, torch.no_grad():
+        for one in conditions:
+            stack.enter_context(one.attach(base, 1))
+        return denoise(base, request, list(conditions), (noise, [torch.Generator()]), lambda event: None, lambda: False)
+
+
+def text():
+    return CONDITIONS["text"]()
+
+
+def test_every_condition_has_a_neutral_form_or_none():
+    assert set(NEUTRAL) == set(CONDITIONS)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(name, kind) for name, make in NEUTRAL.items() if make for kind in BASES[name] if kind in ALONE],
+)
+def test_the_neutral_form_changes_nothing_and_the_other_does(name, kind):
+    base = BASES[name][kind]()
+    plain = drawn(base, text())
+    torch.testing.assert_close(drawn(base, text(), NEUTRAL[name]()), plain, atol=1e-5, rtol=1e-4)
+    if name in ("inpaint", "analogist", "regions"):  # closed gates of boxes let nothing through; the others ask nothing
+        assert (drawn(base, text(), CONDITIONS[name]()) - plain).abs().max() > 1e-4
+
+
+def test_the_order_of_conditions_does_not_matter(case, base):
+    name, kind = case
+    if kind == "inpainting" and name not in ("inpaint", "grid"):
+        made = [text(), CONDITIONS["inpaint"](), *([CONDITIONS[name]()] if name != "text" else [])]
+    else:
+        made = [text(), *([CONDITIONS[name]()] if name != "text" else []), CONDITIONS["preview"]()]
+    torch.testing.assert_close(drawn(base, *made), drawn(base, *reversed(made)), atol=1e-5, rtol=1e-4)

@@ -38,7 +38,7 @@ def test_cells_of_a_box():
 
 
 def attention_outputs(base, prompt, boxes):
-    """What the first cross-attention gives for one noisy picture; regions drawn for `boxes`."""
+    """Return the output of the first cross-attention for one noisy picture; regions drawn for `boxes`."""
     seen = []
     layer = next(m for n, m in base.unet.named_modules() if n.endswith("attn2"))
     hook = layer.register_forward_hook(lambda module, args, out: seen.append(out))

@@ -1,4 +1,4 @@
-"""What the gated layers are given, and files that hold them."""
+"""Inputs of the gated layers, and files that hold the layers."""
 
 from __future__ import annotations
 

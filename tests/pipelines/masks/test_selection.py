@@ -1,4 +1,4 @@
-"""What is pointed at in a picture becomes its mask."""
+"""A thing that is pointed at in a picture becomes its mask."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_of_invokeai():
 
 
 def test_what_is_not_taken_is_named():
-    """Whatever would change the picture and has no field, in any of the programs; what only informs is not."""
+    """Settings that change the picture and have no field are named, in any of the programs; notes are not."""
     text = "a fox\nSteps: 5, Sampler: DPM adaptive, Schedule type: Beta, CFG scale: 2, Seed: 1, Hires upscale: 2"
     assert told({"parameters": text})[1] == ("Sampler DPM adaptive", "Schedule type Beta", "Hires upscale 2")
     loaders = {

@@ -1,4 +1,4 @@
-"""What scripts for AUTOMATIC1111 ask: every field that matters acts, or is named in the answer."""
+"""Requests of scripts for AUTOMATIC1111: every field that matters acts, or is named in the answer."""
 
 from __future__ import annotations
 

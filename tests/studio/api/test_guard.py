@@ -1,4 +1,4 @@
-"""Who may come in: every route, every way."""
+"""Access to every route, in every way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is given away or told tells no folder of the machine, and what the server keeps is closed to other users."""
+"""Files and answers tell no folder of the machine, and the server's own files are closed to other users."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is typed becomes exactly the settings that are meant, or one sentence about what is wrong with it."""
+"""Flags become exactly the settings that are meant, or one sentence about their error."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_what_a_training_cannot_do_without_is_named(left_out, capsys):
 
 @pytest.fixture
 def asked(monkeypatch, tmp_path):
-    """What the command line hands on, instead of carrying it out; the files that are named are there."""
+    """Return the request that the command line hands on, instead of carrying it out; the files it names are there."""
     monkeypatch.chdir(tmp_path)
     for name in ("a.safetensors", "b.safetensors", "x.safetensors", "i.png", "m.png"):
         (tmp_path / name).touch()
@@ -278,7 +278,7 @@ def test_neither_a_prompt_nor_a_picture_is_an_error_with_the_next_step(capsys):
 
 
 def flags_of(field, info):
-    """What `studio generate` calls a field of `Request`."""
+    """Return the flag of `studio generate` for a field of `Request`."""
     if field in LISTED:
         return [LISTED[field][0]]
     for kind in (info.annotation, *get_args(info.annotation)):

@@ -179,7 +179,7 @@ def test_a_training_outlives_servers_that_are_closed_and_killed(jobs, folder, tr
 
 
 def titled(process):
-    """What a process calls itself; nothing if it has ended."""
+    """Return the name of a process; nothing if it has ended."""
     with suppress(psutil.Error):
         return " ".join(process.cmdline())
     return ""
@@ -191,5 +191,5 @@ def actors(process=None):
 
 
 def addresses(process):
-    """Where a process listens and whom it is connected to."""
+    """Return the addresses on which a process listens and to which it is connected."""
     return [place.ip for one in process.net_connections(kind="inet") for place in (one.laddr, one.raddr) if place]

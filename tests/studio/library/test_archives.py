@@ -67,7 +67,7 @@ def one(datasets):
 
 
 def learned(folder):
-    """What training sees of a folder, without names."""
+    """Return the pictures and captions that training reads from a folder, without names."""
     return [
         (np.asarray(one.picture).tolist(), one.captions, one.repeats, one.mask and one.mask.tobytes())
         for one in read_folder(folder).examples

@@ -1,4 +1,4 @@
-"""What people send: pictures are decoded and written anew, archives checked, names never lead anywhere."""
+"""Uploads of people: pictures are decoded and written anew, archives checked, names never lead anywhere."""
 
 from __future__ import annotations
 

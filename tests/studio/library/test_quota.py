@@ -1,4 +1,4 @@
-"""What people send takes no more room than it may, however many come at once, and the room is shown."""
+"""Uploads take no more room than they may, however many come at once, and the room is shown."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def content(picture):
 
 
 def marked(*box, size=(400, 200)):
-    """What the painter gives when a box is filled, on a canvas ten times as large as the picture."""
+    """Return the painter's value when a box is filled, on a canvas ten times as large as the picture."""
     mask = Image.new("RGB", size)
     mask.paste("white", box)
     address = "data:image/png;base64," + base64.b64encode(content(mask)).decode()

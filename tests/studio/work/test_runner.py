@@ -1,4 +1,4 @@
-"""What the command line hands on: doctor, scoring, the demo."""
+"""Work of the command line: doctor, scoring, the demo."""
 
 from __future__ import annotations
 

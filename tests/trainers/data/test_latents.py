@@ -29,7 +29,7 @@ def noise(seed=0, size=(20, 20)):
 
 
 class Counter:
-    """How many pictures an autoencoder really encoded while it was watched."""
+    """Count the pictures that an autoencoder really encoded while it was watched."""
 
     def __init__(self, components):
         self.count = 0
@@ -46,7 +46,7 @@ class Counter:
 
 
 def encodings(base, folder, pictures, mirrored=False):
-    """How many of the pictures are encoded with a cache, and what came out."""
+    """Return the number of pictures encoded with a cache, and their latents."""
     with Counter(base) as counter:
         posterior = Encoder(base, folder)(pictures, mirrored)
     return counter.count, posterior

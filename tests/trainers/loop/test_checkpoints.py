@@ -237,7 +237,7 @@ def full(monkeypatch, call, at):
 
 
 class Disk:
-    """What a state is written to; its `write` can be made to fail underneath torch."""
+    """A file that a state is written to; its `write` can be made to fail underneath torch."""
 
     def __init__(self, stream):
         self.stream, self.flush, self.fileno = stream, stream.flush, stream.fileno

@@ -1,4 +1,4 @@
-"""What SDXL is told of a training picture's size and crop, beside the official script."""
+"""Size and crop of training pictures as inputs of SDXL, beside the official script."""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ import torch
 
 from pipelines.concepts.concept import Concept
 from pipelines.concepts.token_embeddings import new_words, single_rows
-from pipelines.errors import Cancelled, DataError
+from pipelines.errors import Cancelled, ConfigError, DataError
+from pipelines.events import Note
 from pipelines.incontext import paint
 from pipelines.request.request import ConceptUse, Guidance, Request
 from tests import tiny
@@ -46,6 +47,20 @@ def test_a_word_is_learned_and_nothing_else(base, tmp_path):
     request = Request(prompt="<negative>", concepts=(ConceptUse(source="it"),), steps=1, guidance=Guidance(scale=1))
     painted = paint(base, cells, request.resolved(base.defaults), concepts={"it": kept})
     assert painted.concepts == (kept,)
+
+
+def test_what_was_stopped_goes_on_bit_for_bit_and_not_with_other_pairs_or_settings(base, tmp_path):
+    whole = learn_word(base, pairs(), config(steps=4, batch=2))
+    asked = iter([False, False, True])
+    with pytest.raises(Cancelled, match="after step 2 of 4"):
+        learn_word(base, pairs(), config(steps=4, batch=2), keep=tmp_path, should_stop=lambda: next(asked))
+    events = []
+    for other in ({"pairs": pairs(3)}, {"config": config(steps=4, batch=3)}):
+        with pytest.raises(ConfigError, match=next(iter(other)) if "pairs" in other else "batch"):
+            learn_word(base, other.get("pairs", pairs()), other.get("config", config(steps=4, batch=2)), keep=tmp_path)
+    resumed = learn_word(base, pairs(), config(steps=4, batch=2), keep=tmp_path, on_event=events.append)
+    assert any(isinstance(event, Note) and "after step 2" in event.text for event in events)
+    assert torch.equal(resumed.rows[0], whole.rows[0])
 
 
 def test_the_loss_falls_on_the_same_noise(base):

@@ -97,7 +97,7 @@ def test_what_is_drawn_later_covers_what_is_earlier():
 
 @pytest.mark.parametrize("relation", ["left of", "right of", "above", "below"])
 def test_a_layout_told_from_the_other_side_is_another_one(relation):
-    """What the stage is for: swapping the names of a caption swaps the cells, and nothing else."""
+    """The purpose of the stage: swapping the names of a caption swaps the cells, and nothing else."""
     for item in scenes(50, 11, names=PAIR, relation=relation):
         first, second = item.stickers
         other = Scene(

@@ -108,7 +108,7 @@ def test_what_starts_the_generator_was_never_shown_a_held_out_word(tmp_path, mon
     key = "text_model.embeddings.token_embedding.weight"
 
     def moved(table, words):
-        """How far the row of each word is from where it began, relative to its length."""
+        """Return the distance of each word's row from where it began, relative to its length."""
         ids = torch.tensor(tokenizer(list(words), add_special_tokens=False).input_ids).flatten()
         return ((table[ids] - began[key][ids]).norm(dim=1) / began[key][ids].norm(dim=1)).tolist()
 

@@ -64,7 +64,7 @@ def test_latents_are_encoded_once_for_one_autoencoder_and_anew_for_another(vae, 
 
 
 class Seen:
-    """What the networks were given and gave back, taken from hooks on the real ones."""
+    """Inputs and outputs of the networks, taken by hooks on the real ones."""
 
     def __init__(self, model):
         self.calls = []

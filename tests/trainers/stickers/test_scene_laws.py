@@ -229,7 +229,7 @@ def test_the_longest_caption_there_can_be_fits_the_window():
 
 
 def even(counts, choices, tolerance=0.3):
-    """Whether each choice comes about equally often."""
+    """Return whether each choice comes about equally often."""
     expected = sum(counts.values()) / len(choices)
     return set(counts) == set(choices) and all(abs(n / expected - 1) < tolerance for n in counts.values())
 

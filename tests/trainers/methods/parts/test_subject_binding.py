@@ -1,4 +1,4 @@
-"""What goes round binding a subject: class pictures, identifiers, averages, memory, bad input, Custom Diffusion."""
+"""Surroundings of binding a subject: class pictures, identifiers, averages, memory, bad input, Custom Diffusion."""
 
 from __future__ import annotations
 
