@@ -27,6 +27,7 @@ from studio.commands.layout import Placing, drawn, placed
 from studio.commands.layout import layout as boxes_as_lines
 from studio.commands.layout_llm import Planning
 from studio.commands.score.flags import BENCHMARKS, Benchmarks
+from studio.library.concepts import FOLDER, meant
 from studio.library.names import concept_file, named_use, ready
 from studio.settings import Machine
 
@@ -93,7 +94,9 @@ def generate(
     elif prompt is None:
         raise RequestError("There is neither a prompt nor --from PICTURE.", "For example: studio generate 'a fox'")
     else:
-        request = ready(Request.read(wishes))
+        request = ready(Request.read(wishes), base)
+        if near := meant([prompt], [use.source for use in request.concepts], FOLDER):
+            sys.stderr.write(f"studio: {near}\n")
         from studio.work.compare import draw
 
         paths = draw(request, axes, base or "pocket", output, machine)

@@ -192,7 +192,7 @@ BY_NAME = {
 
 
 def uses(tree):
-    """Which of the three a file does that only families may: reach into a UNet, know CLIP, ask for a family's name."""
+    """Return what a file does that only families may: reach into a UNet, know CLIP, ask for a family's name."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr == "unet":

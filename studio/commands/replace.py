@@ -46,7 +46,7 @@ def replace(
     inpaint |= wishes.get("inpaint", {})
     if not {"mask", "click", "box"} & set(inpaint):
         inpaint["box"] = box_of(picture, thing)
-    request = ready(Request.read({**wishes, "prompt": replacement, "inpaint": inpaint}))
+    request = ready(Request.read({**wishes, "prompt": replacement, "inpaint": inpaint}), base)
     from studio.work import runner
 
     for path in runner.write_pictures(request, base, output, machine):

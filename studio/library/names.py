@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.errors import ConceptError
+from pipelines.errors import ConceptError, ModelError
 from pipelines.request.request import Request, concept_use
 from studio.library import concepts
 
@@ -41,18 +41,30 @@ def named_use(text: str) -> dict[str, object]:
     return fields if _is_path(source) else fields | {"source": str(concept_file(source))}
 
 
-def ready(request: Request) -> Request:
+def ready(request: Request, base: str | None = None) -> Request:
     """Return the request if the files it names are there, so that a typing error costs no loading.
 
+    Args:
+        request: the request.
+        base: its base; where a hub id leads to is told when it is loaded.
+
     Raises:
-        ConceptError: if a concept is not.
+        ConceptError: if a concept is not there.
         RequestError: if a picture is not.
+        ModelError: if the base is plainly a path that leads nowhere.
     """
     for use in request.concepts:
         require_concept(use.source)
     if request.inpaint is not None:
         request.inpaint.require_files()
+    if base is not None and base != "pocket" and not Path(base).exists() and not _may_be_an_id(base):
+        hint = "Give pocket, a folder in the diffusers layout, a .safetensors file, or a hub id such as owner/name."
+        raise ModelError(f"There is no base {base:.300}.", hint)
     return request
+
+
+def _may_be_an_id(base: str) -> bool:
+    return base.count("/") == 1 and not base.startswith((".", "/", "~")) and not base.endswith(".safetensors")
 
 
 def _is_path(name: str) -> bool:

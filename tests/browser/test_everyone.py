@@ -24,7 +24,7 @@ FOUND = """async () => {
 
 STILL = """() => document.getAnimations().every(
   (one) => one.playState !== 'running' || one.effect.getTiming().iterations === Infinity)"""
-"""Whether nothing fades in or out, which would change its contrast."""
+"""True once nothing fades in or out, which would change its contrast."""
 
 
 def violations(page):

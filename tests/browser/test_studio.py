@@ -73,7 +73,7 @@ SHOWN = """() => {
   const job = new URL(location).searchParams.get('generation');
   return job && document.querySelector(`#generation-progress [data-job="${job}"][data-state=done]`) !== null;
 }"""
-"""Whether what the page shows is the job of its address, and done."""
+"""True once the page shows the job of its address, and it is done."""
 
 
 def wait_for_pictures(page, count):

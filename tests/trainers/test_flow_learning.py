@@ -1,4 +1,4 @@
-"""What is learned on bases of rectified flow: laws of every family, and the traps that other trainers fell into."""
+"""Learning on bases of rectified flow: laws of every family, and the traps that other trainers fell into."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_the_laws_of_learning_hold(family, name, tmp_path):
 
 
 def unread(family, name):
-    """Whether nothing of a picture depends on a weight: the text side of the last block goes nowhere."""
+    """Return whether no picture depends on a weight: the text side of the last block goes nowhere."""
     last = ("transformer_blocks.1.attn.to_add_out", "transformer_blocks.1.ff_context", "transformer_blocks.1.txt_mlp")
     queries = ("transformer_blocks.1.attn.add_q_proj", "transformer_blocks.1.attn.norm_added_q")
     if family == "sd3":  # its last block has no text side behind attention

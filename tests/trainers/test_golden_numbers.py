@@ -1,4 +1,4 @@
-"""What the UNet families draw and learn, number by number as it was before families had a seam.
+"""The pictures and concepts of the UNet families, number by number as it was before families had a seam.
 
 `golden_numbers.safetensors` holds up to 64 values of each result, evenly spaced, and the SHA-256 of all of them; on
 the kind of machine that made it the sums must be equal, elsewhere the values to 1e-4. Made anew, after a change that
@@ -34,7 +34,7 @@ KEPT = 64
 
 
 def machine():
-    """What decides the last bits: library, instruction set, kind of processor."""
+    """Return all that decides the last bits: library, instruction set, kind of processor."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return f"{torch.__version__} {torch.backends.cpu.get_cpu_capability()} {platform.machine()} {model}"
