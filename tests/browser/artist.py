@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.browser.conftest import CHROMIUMS
 from tests.browser.test_studio import draw
 from tests.browser.waiting import SLOW, go, questions
 from tests.studio.test_serve import Server
+from trainers.stickers.art import sprite
 
 COUNT = """
   window.clicks = 0;
@@ -30,12 +32,8 @@ PICTURES = 5
 
 def own_pictures(folder: Path) -> list[Path]:
     """Draw her pictures: what pocket was never shown, by another hand."""
-    from trainers.stickers.art import sprite
-
     paths = []
     for number, colour in enumerate(("pink", "skyblue", "khaki", "lightgreen", "orchid")[:PICTURES]):
-        from PIL import Image
-
         drawn = sprite("flamingo").resize((200, 200))
         picture = Image.new("RGB", (256, 256), colour)
         picture.paste(drawn, (20 + 8 * number, 40 - 6 * number), drawn)
@@ -114,7 +112,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         path = next(filter(None, map(shutil.which, CHROMIUMS)))
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        server = Server(Path(folder) / "studio", page=True)
+        empty = Path(folder) / "studio"
+        empty.mkdir()
+        server = Server(empty, page=True)
         pictures = own_pictures(Path(folder))
 
         def play(name: str, page: Page, act: Callable[[], None]) -> None:
