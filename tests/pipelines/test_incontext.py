@@ -16,7 +16,7 @@ from pipelines.generation import generate
 from pipelines.models.components import CONCAT
 from pipelines.models.schedulers import build
 from pipelines.pictures.grids import Grid
-from pipelines.pictures.metadata import Made, read_made, save_png
+from pipelines.pictures.metadata import Made, read_made, save_png, with_its_files
 from pipelines.pictures.tensors import to_tensor
 from pipelines.request.request import InContext, Request
 from tests import tiny
@@ -66,7 +66,7 @@ def test_an_answer_has_the_querys_size_and_the_request_is_whole(base, files):
 def test_the_picture_says_what_was_asked_and_repeats_it(base, files, tmp_path):
     result = generate(base, asked(files, ensemble=2))
     save_png(result.pictures[0], tmp_path / "answer.png", Made(result.request, 0, "tiny", "0" * 16))
-    made = read_made(tmp_path / "answer.png")
+    made = with_its_files(read_made(tmp_path / "answer.png"), tmp_path / "answer.png")
     assert made.request == result.request
     assert torch.equal(generate(base, made.request).latents, result.latents)
     Image.new("RGB", (16, 16)).save(files / "after.png")

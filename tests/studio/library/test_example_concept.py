@@ -42,12 +42,12 @@ def test_it_is_small_and_tells_nothing_of_the_machine_it_was_made_on():
 
 def test_a_click_puts_it_into_the_library_and_switches_it_on_beside_others(jobs, generate):
     assert offered(jobs)
-    chips, words, offer = generate.add_example("pocket", [])
+    chips, words, offer, *_ = generate.add_example("pocket", [])
     assert [(chip["id"], chip["token"], chip["on"], chip["problem"]) for chip in chips] == [
         ("wolf", "<wolf>", True, "")
     ]
     assert chips[0]["picture"].startswith("data:image/png")
-    assert (words["choices"], offer["visible"], offered(jobs)) == (["<wolf>"], "hidden", False)
+    assert (words["choices"][0], offer["visible"], offered(jobs)) == ("<wolf>", "hidden", False)
     assert (jobs.learned / "wolf.safetensors").read_bytes() == concepts.EXAMPLE.read_bytes()
     with pytest.raises(gr.Error, match="there already"):
         generate.add_example("pocket", chips)
