@@ -34,9 +34,10 @@ browser:
 	else echo "No chromium is here; as root: apt-get install chromium"; fi
 
 # Two processes of one thread each: a file of tests is run by one of them. A process that was ended for a test that hangs
-# is replaced once; xdist begins with the same test again.
+# is replaced once; xdist begins with the same test again. Files come as they are collected: those of the browser, few
+# tests that take long, would else come last and leave one process without work.
 test: check browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 1
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 1
 
 # The site, into outputs/site; a link that leads nowhere is an error (with --quiet it would not be).
 docs: $(VENV)/.docs

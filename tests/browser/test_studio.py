@@ -14,7 +14,7 @@ from playwright.sync_api import expect
 from pipelines.pictures.metadata import read_made
 from studio.library import concepts
 from studio.web.pages.edit import EXAMPLE
-from tests.browser.waiting import SLOW, answered, choose, easel, go, unfold
+from tests.browser.waiting import SLOW, answered, choose, drawn, easel, go, unfold
 
 TABS = ("Generate", "Pictures", "Teach", "Edit", "By example", "Concepts", "Measure")
 
@@ -77,6 +77,9 @@ SHOWN = """() => {
 
 
 def wait_for_pictures(page, count):
+    """Wait for the pictures of what was asked last; what a click asks is answered first, as earlier ones are done."""
+    drawn(page)
+    answered(page)
     page.wait_for_function(SHOWN, timeout=SLOW)
     expect(page.locator("#generation-progress")).to_contain_text("Done")
     expect(page.locator("#generation-gallery .thumbnail-item img")).to_have_count(count)
