@@ -240,7 +240,8 @@ def drawn(
     """
     learned = concepts or {}
     words = {thing: concept.token for thing, concept in learned.items()}
-    strength = PAIR_STRENGTH if sum(bool(one.changes) for one in learned.values()) > 1 else 1.0
+    mixed = sum(bool(one.changes) for one in learned.values()) > 1 and not region  # in regions nothing adds up
+    strength = PAIR_STRENGTH if mixed else 1.0
     uses = tuple(ConceptUse(source=thing, strength=strength) for thing in learned)
     pictures: list[Image.Image] = []
     while len(pictures) < len(asked):

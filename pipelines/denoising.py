@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -12,10 +12,12 @@ from torch import Tensor
 
 from pipelines import guidance
 from pipelines.condition import Canvas, Condition, Step, merge, stack
+from pipelines.conditions.text import Text
 from pipelines.errors import Cancelled
 from pipelines.events import OnEvent, StepDone
 from pipelines.models.components import Components, Conditioning
 from pipelines.models.schedulers import step_options
+from pipelines.regional import View, composed
 from pipelines.request.request import Request
 
 
@@ -39,10 +41,11 @@ def denoise(
     start: tuple[Tensor, list[torch.Generator]],
     on_event: OnEvent,
     should_stop: Callable[[], bool],
+    views: Sequence[View] = (),
 ) -> Tensor:
-    """Run the loop: predict all branches in one call, combine, step, constrain."""
+    """Run the loop: predict all branches in one call, combine, step, constrain; with views once for each of them."""
     noise, generators = start
-    family, process = components.family, components.family.process(components)
+    process = components.family.process(components)
     name, steps = request.scheduler or "ddim", int(request.steps or 1)
     scheduler = process.sampler(name, steps, components.device, request.spacing, tuple(noise.shape))
     options = step_options(scheduler, generators, request.eta)
@@ -56,15 +59,15 @@ def denoise(
             raise Cancelled(f"stopped after step {index} of {len(timesteps)}.")
         following = timesteps[index + 1] if index + 1 < len(timesteps) else None
         step = Step(index, len(timesteps), timestep, following)
-        branches = guidance.branches(request.guidance, step, components.distilled)
-        told: Conditioning = stack(
-            [merge([condition.conditioning(branch, step) for condition in conditions]) for branch in branches]
-        )
-        sample = scheduler.scale_model_input(torch.cat([latents] * len(branches)), timestep)
         time_now = process.time(timestep)
-        output = family.predict(components, sample.to(components.dtype), time_now, told)
-        predictions = dict(zip(branches, output.chunk(len(branches)), strict=True))
-        prediction = guidance.combine(request.guidance, predictions, family.guide)
+        sample = scheduler.scale_model_input(latents, timestep)
+        prediction = _predicted(components, request, conditions, sample, time_now, step)
+        seen: list[tuple[View, Tensor]] = []
+        for view in views:
+            own = [view.text if isinstance(one, Text) else one for one in conditions]
+            with view.worn():
+                seen.append((view, _predicted(components, request, own, sample, time_now, step)))
+        prediction = composed(prediction, seen)
         stepped = scheduler.step(prediction, timestep, latents, **options)
         step = replace(step, estimate=partial(process.estimate, scheduler, stepped, prediction, latents, time_now))
         latents = stepped.prev_sample
@@ -72,3 +75,17 @@ def denoise(
             latents = condition.constrain(latents, step)
         on_event(StepDone(index + 1, len(timesteps), {}, time.monotonic() - began))
     return latents
+
+
+def _predicted(
+    components: Components, request: Request, conditions: list[Condition], sample: Tensor, time_now: Tensor, step: Step
+) -> Tensor:
+    """Return the guided prediction (B, C, h, w) for latents as the scheduler scales them."""
+    family = components.family
+    branches = guidance.branches(request.guidance, step, components.distilled)
+    told: Conditioning = stack(
+        [merge([condition.conditioning(branch, step) for condition in conditions]) for branch in branches]
+    )
+    output = family.predict(components, torch.cat([sample] * len(branches)).to(components.dtype), time_now, told)
+    predictions = dict(zip(branches, output.chunk(len(branches)), strict=True))
+    return guidance.combine(request.guidance, predictions, family.guide)

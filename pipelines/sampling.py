@@ -28,6 +28,7 @@ from pipelines.models.known_words import known_words
 from pipelines.models.text import lacks_a_side, parse_weights
 from pipelines.overflow import require_numbers
 from pipelines.pictures.tensors import to_pictures
+from pipelines.regional import boxed, view, weights_alone, without_weights
 from pipelines.request.request import Request
 from pipelines.words import notes
 
@@ -72,17 +73,26 @@ def sample(
     with ExitStack() as lasting, torch.no_grad():
         if request.boxes and request.grounding.adapter:
             components = lasting.enter_context(with_adapter(components, Path(request.grounding.adapter)))
-        components = lasting.enter_context(attached(components, list(zip(learned, strengths, strict=True))))
+        apart = boxed(request, learned)
+        everywhere = without_weights(learned, apart)
+        components = lasting.enter_context(attached(components, list(zip(everywhere, strengths, strict=True))))
         _note_words(components, request, learned, on_event)
         request = _placed(components, request, learned)
+        if not request.grounding.region:
+            mixed = [(weights_alone(learned[index]), strengths[index]) for index in apart]
+            components, apart = lasting.enter_context(attached(components, mixed)), {}
         size = (int(request.width or 0), int(request.height or 0))
+        views = [
+            view(components, (learned[index], strengths[index]), boxes, _text(request, size), request.count, lasting)
+            for index, boxes in apart.items()
+        ]
         everything = [*_conditions(request, size, learned), *conditions]
         everything += [canvas] if canvas and canvas not in conditions else []
         for condition in everything:
             lasting.enter_context(condition.attach(components, request.count))
         drawn, generators = initial_noise(components, request)
         start = (drawn if noise is None else noise.to(drawn), generators)
-        latents = denoise(components, request, everything, start, on_event, should_stop)
+        latents = denoise(components, request, everything, start, on_event, should_stop, views)
         require_numbers(latents, "The picture", components, request, learned)
         with saving_memory(components, request.vae_tiling, request.vae_slicing):
             shown = torch.cat([decode(components, part) for part in latents.split(8)])
@@ -139,9 +149,12 @@ def _placed(components: Components, request: Request, learned: Sequence[Concept]
 
 def _conditions(request: Request, size: tuple[int, int], learned: Sequence[Concept]) -> list[Condition]:
     """Return the conditions of a request, except the picture that is painted on."""
+    return [_text(request, size), DistilledGuidance(request.guidance), *_placing(request, size, learned)]
+
+
+def _text(request: Request, size: tuple[int, int]) -> Text:
     skip, empty = request.clip_skip - 1, request.guidance.encode_empty
-    text = Text(request.prompt, request.negative_prompt, size, skip=skip, encode_empty=empty)
-    return [text, DistilledGuidance(request.guidance), *_placing(request, size, learned)]
+    return Text(request.prompt, request.negative_prompt, size, skip=skip, encode_empty=empty)
 
 
 def _placing(request: Request, size: tuple[int, int], learned: Sequence[Concept]) -> list[Condition]:

@@ -229,8 +229,9 @@ class Grounding(Frozen):
     more strictly, less leaves the base more freedom. The base's own by default."""
 
     region: bool | None = None
-    """Let the words of a boxed thing act in its box alone, so that things do not leak into one another. By default
-    where one of several boxes names a learned word, if the prompt says what is in each box."""
+    """Let the words of a boxed thing act in its box alone, and of several concepts the changed weights too, so that
+    things do not leak into one another. By default where one of several boxes names a learned word, if the prompt says
+    what is in each box."""
 
     adapter: str | None = Field(default=None, min_length=1)
     """File of gated layers for a base that has none, or instead of its own."""
