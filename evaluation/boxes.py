@@ -310,7 +310,7 @@ def score_boxes(
 
 
 CONCEPT_LAYOUTS = 12
-WAYS = ("textual-inversion", "lora")
+WAYS = ("textual-inversion", "lora", "pivotal")
 
 
 def score_concepts(

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from pipelines import guidance
 from pipelines.condition import Canvas, Condition, Step, merge, stack
-from pipelines.conditions.text import Text
 from pipelines.errors import Cancelled
 from pipelines.events import OnEvent, StepDone
 from pipelines.models.components import Components, Conditioning
@@ -64,9 +63,9 @@ def denoise(
         prediction = _predicted(components, request, conditions, sample, time_now, step)
         seen: list[tuple[View, Tensor]] = []
         for view in views:
-            own = [view.text if isinstance(one, Text) else one for one in conditions]
             with view.worn():
-                seen.append((view, _predicted(components, request, own, sample, time_now, step)))
+                own = _predicted(components, request, view.conditions(conditions), sample, time_now, step)
+            seen.append((view, own))
         prediction = composed(prediction, seen)
         stepped = scheduler.step(prediction, timestep, latents, **options)
         step = replace(step, estimate=partial(process.estimate, scheduler, stepped, prediction, latents, time_now))

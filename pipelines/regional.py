@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from pipelines.concepts.concept import Concept, attached
 from pipelines.concepts.formats.delta_tensors import same
+from pipelines.condition import Condition
+from pipelines.conditions.boxes import Boxes
 from pipelines.conditions.regions import on_grid
 from pipelines.conditions.text import Text
 from pipelines.models.components import Components
@@ -32,12 +34,16 @@ class View:
     Attributes:
         where: (1, 1, h, w) on the grid of the latents, 1 in the boxes of the concept.
         weights: parameters of the denoiser with the values they have here.
-        text: the prompt as it is read with these weights, attached already.
+        instead: conditions as they are read here, attached already, in the place of those of their kind.
     """
 
     where: Tensor
     weights: Sequence[tuple[torch.nn.Parameter, Tensor]]
-    text: Text
+    instead: Mapping[type, Condition] = field(default_factory=dict)
+
+    def conditions(self, everywhere: Sequence[Condition]) -> list[Condition]:
+        """Return the conditions of the run as they are here."""
+        return [self.instead.get(type(one), one) for one in everywhere]
 
     @contextmanager
     def worn(self) -> Iterator[None]:
@@ -76,7 +82,12 @@ def weights_alone(concept: Concept) -> Concept:
 
 
 def view(
-    components: Components, use: tuple[Concept, float], boxes: Sequence[Box], text: Text, count: int, lasting: ExitStack
+    components: Components,
+    use: tuple[Concept, float],
+    boxes: Sequence[Box],
+    read: tuple[Text, Boxes],
+    count: int,
+    lasting: ExitStack,
 ) -> View:
     """Return the view of a concept.
 
@@ -84,20 +95,39 @@ def view(
         components: the base with all words of the request; bit-identical afterwards.
         use: the concept and its strength.
         boxes: those that name it.
-        text: the prompt, not attached yet.
+        read: prompt and boxes as they are read here, not attached yet.
         count: pictures of the run.
         lasting: ends with the run.
     """
-    concept, strength = use
+    (concept, strength), (text, things) = use, read
     prefix = f"{components.family.network}."
     names = [key.removeprefix(prefix) for key in concept.changes if key.startswith(prefix)]
     with attached(components, [(weights_alone(concept), strength)]) as taught:
         lasting.enter_context(text.attach(taught, count))
+        things.read(taught, count)
         values = [taught.denoiser.get_parameter(name).detach().clone() for name in names]
     weights = list(zip(map(components.denoiser.get_parameter, names), values, strict=True))
     width, height = (side // components.factor for side in text.size)
     where = torch.stack([on_grid(box.box, width, height) for box in boxes]).any(dim=0)
-    return View(where[None, None].to(components.device, torch.float32), weights, text)
+    where = where[None, None].to(components.device, torch.float32)
+    return View(where, weights, {Text: text, Boxes: things})
+
+
+def boxes_seen(request: Request, learned: Sequence[Concept], index: int) -> Boxes:
+    """Return the boxes of a request as the concept at `index` sees them.
+
+    Its own is that of a thing without a name, since what goes there comes from the prompt; in the others are things of
+    the kinds that the other concepts started from.
+    """
+    kinds = {one.token: one.card.init for place, one in enumerate(learned) if place != index and one.card.init}
+
+    def plain(phrase: str) -> str:
+        for token, kind in kinds.items():
+            phrase = phrase.replace(token, kind)
+        return phrase
+
+    named = [box.model_copy(update={"phrase": plain(box.phrase)}) for box in request.boxes]
+    return Boxes([named], float(request.grounding.beta or 0), {learned[index].token: learned[index].card.init})
 
 
 def composed(everywhere: Tensor, views: Sequence[tuple[View, Tensor]]) -> Tensor:

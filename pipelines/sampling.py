@@ -28,7 +28,7 @@ from pipelines.models.known_words import known_words
 from pipelines.models.text import lacks_a_side, parse_weights
 from pipelines.overflow import require_numbers
 from pipelines.pictures.tensors import to_pictures
-from pipelines.regional import boxed, view, weights_alone, without_weights
+from pipelines.regional import boxed, boxes_seen, view, weights_alone, without_weights
 from pipelines.request.request import Request
 from pipelines.words import notes
 
@@ -83,7 +83,14 @@ def sample(
             components, apart = lasting.enter_context(attached(components, mixed)), {}
         size = (int(request.width or 0), int(request.height or 0))
         views = [
-            view(components, (learned[index], strengths[index]), boxes, _text(request, size), request.count, lasting)
+            view(
+                components,
+                (learned[index], strengths[index]),
+                boxes,
+                (_text(request, size), boxes_seen(request, learned, index)),
+                request.count,
+                lasting,
+            )
             for index, boxes in apart.items()
         ]
         everything = [*_conditions(request, size, learned), *conditions]

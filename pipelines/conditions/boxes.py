@@ -48,20 +48,37 @@ class Boxes:
 
     @contextmanager
     def attach(self, components: Components, count: int) -> Iterator[None]:
-        """Read phrases and boxes once for the run.
+        """Read phrases and boxes once for the run, and let the layers take what was read.
+
+        Raises:
+            RequestError: as `read`.
+        """
+        self.read(components, count)
+        if not self._objects:
+            yield
+            return
+        try:
+            with ExitStack() as patched:
+                patched.enter_context(_instead(components.unet.position_net, _as_given))
+                for name, fuser in _fusers(components).items():
+                    patched.enter_context(_instead(fuser, _fused(fuser, name)))
+                yield
+        finally:
+            self._objects = {}
+
+    def read(self, components: Components, count: int) -> None:
+        """Read phrases and boxes for a run of `count` pictures, which another `Boxes` is attached for.
 
         Raises:
             RequestError: if the base has no grounding, a box names an unknown word or a picture the base cannot read,
-                or there are neither one nor `count` box sets.
+                there are neither one nor `count` box sets, or others are attached already.
         """
         sets = self._checked(components, count)
         if not any(sets):
-            yield
             return
-        unet = components.unet
+        unet, fusers = components.unet, _fusers(components)
         if vars(unet.position_net).get("forward") is _as_given:
             raise RequestError("This request has boxes twice: its own and a condition's.", "Leave one of them out.")
-        fusers = {name: module for name, module in unet.named_modules() if isinstance(module, GatedSelfAttentionDense)}
         with torch.no_grad():
             # In half precision the Fourier features of a box would be off by pixels.
             read = copy.deepcopy(unet.position_net).float()
@@ -73,14 +90,6 @@ class Boxes:
                 if not all(sets):
                     boxed = torch.tensor([bool(one) for one in sets], device=components.device)
                     self._objects[branch]["boxed"] = boxed[:, None, None]
-        try:
-            with ExitStack() as patched:
-                patched.enter_context(_instead(unet.position_net, _as_given))
-                for name, fuser in fusers.items():
-                    patched.enter_context(_instead(fuser, _fused(fuser, name)))
-                yield
-        finally:
-            self._objects = {}
 
     def conditioning(self, branch: Branch, step: Step) -> Conditioning:
         """Return the things' tokens for every layer; nothing once the boxes' share of the steps is over."""
@@ -105,6 +114,11 @@ class Boxes:
                 if why := _refusal(components, number, box):
                     raise RequestError(f"Box {number} ({box.phrase!r:.60}): {why[0]}", why[1])
         return sets
+
+
+def _fusers(components: Components) -> dict[str, GatedSelfAttentionDense]:
+    """Return the gated layers by their names in the UNet."""
+    return {name: one for name, one in components.unet.named_modules() if isinstance(one, GatedSelfAttentionDense)}
 
 
 def _refusal(components: Components, number: int, box: Box) -> tuple[str, str] | None:

@@ -11,7 +11,8 @@ from pipelines.concepts.token_embeddings import single_rows
 from pipelines.concepts.weight_deltas import LowRank
 from pipelines.errors import Cancelled
 from pipelines.generation import generate
-from pipelines.regional import View, boxed, composed
+from pipelines.gligen.tokens import UNNAMED, read_as
+from pipelines.regional import View, boxed, boxes_seen, composed
 from pipelines.request.request import Box, ConceptUse, Grounding, Guidance, Request
 from tests import tiny
 
@@ -127,7 +128,16 @@ def test_the_base_is_whole_again_when_it_is_stopped(base, pair):
 def test_predictions_are_put_together_place_by_place():
     base = torch.zeros(1, 1, 1, 4)
     first, second = (torch.full((1, 1, 1, 4), value) for value in (1.0, 3.0))
-    one = View(torch.tensor([[[[1.0, 1.0, 0.0, 0.0]]]]), [], None)
-    two = View(torch.tensor([[[[0.0, 1.0, 1.0, 0.0]]]]), [], None)
+    one = View(torch.tensor([[[[1.0, 1.0, 0.0, 0.0]]]]), [])
+    two = View(torch.tensor([[[[0.0, 1.0, 1.0, 0.0]]]]), [])
     assert composed(base, [(one, first), (two, second)]).flatten().tolist() == [1.0, 2.0, 3.0, 0.0]
     assert composed(base, []) is base
+
+
+def test_a_concept_sees_its_box_as_of_a_thing_without_a_name_and_the_others_as_of_their_kinds(base, pair):
+    request = asked(boxes=(("a <a>", LEFT), ("a <b>", RIGHT), ("house", (0.4, 0.4, 0.6, 0.6))))
+    for index, phrases in ((0, ["a <a>", "a fox", "house"]), (1, ["a fox", "a <b>", "house"])):
+        seen = boxes_seen(request, list(pair.values()), index)
+        assert [box.phrase for box in seen.sets[0]] == phrases
+        assert list(seen.learned) == [("<a>", "<b>")[index]]
+        assert read_as(phrases, "pocket", seen.learned)[index] == UNNAMED["pocket"]
