@@ -162,6 +162,7 @@ def asked(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name in ("a.safetensors", "b.safetensors", "x.safetensors", "i.png", "m.png"):
         (tmp_path / name).touch()
+    (tmp_path / "b").mkdir()
     calls = []
     monkeypatch.setattr(runner, "write_pictures", lambda *given, **more: calls.append(given) or [])
     return calls
