@@ -19,7 +19,7 @@ from pipelines.models.families.rectified_flow import (
     packed_tokens,
     unpack,
 )
-from pipelines.models.noise import linear_mu
+from pipelines.models.flow import linear_mu
 from pipelines.request.request import Defaults
 
 T5_TOKENS = 512
