@@ -235,6 +235,13 @@ MEASUREMENTS: dict[str, Measurement] = {
         "Layouts of one to three things; the same seeds without boxes.",
         "unet/diffusion_pytorch_model.safetensors",
     ),
+    "guidance": Measurement(
+        "Formulas of guidance",
+        ("benchmarks.guidance", "--format", "json"),
+        plain_table,
+        "The same 60 prompts and seeds for all, one thing or two in a relation; calls of the denoiser and CPU seconds "
+        "a picture.",
+    ),
     "masks": Measurement("Masks from clicks and boxes", _score("--masks", "--pictures", "20"), plain_table),
     "questions": Measurement(
         "Questions asked in pictures",
