@@ -235,6 +235,14 @@ MEASUREMENTS: dict[str, Measurement] = {
         "Layouts of one to three things; the same seeds without boxes.",
         "unet/diffusion_pytorch_model.safetensors",
     ),
+    "regions": Measurement(
+        "Several learned things in one picture, each in its box",
+        _score("--regions", *(word for name in ("wolf", "tiger", "kiwi", "taxi") for word in ("--only", name))),
+        plain_table,
+        "Each beside the next in a ring, 12 layouts a group, the same seeds in both ways. A thing in another's box, or "
+        "twice, is leakage.",
+        "unet/diffusion_pytorch_model.safetensors",
+    ),
     "guidance": Measurement(
         "Formulas of guidance",
         ("benchmarks.guidance", "--format", "json"),
