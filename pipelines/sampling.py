@@ -28,8 +28,11 @@ from pipelines.models.known_words import known_words
 from pipelines.models.text import lacks_a_side, parse_weights
 from pipelines.overflow import require_numbers
 from pipelines.pictures.tensors import to_pictures
-from pipelines.regional import boxed, boxes_seen, view, weights_alone, without_weights
-from pipelines.request.request import Request
+from pipelines.predictions.guided import refuse_unable
+from pipelines.predictions.regional import View, boxed, boxes_seen, view, weights_alone, without_weights
+from pipelines.predictions.weights import Weights, changed_names, values, weights
+from pipelines.request.guidance import Prompt
+from pipelines.request.request import Box, Request
 from pipelines.words import notes
 
 
@@ -74,6 +77,7 @@ def sample(
         if request.boxes and request.grounding.adapter:
             components = lasting.enter_context(with_adapter(components, Path(request.grounding.adapter)))
         apart = boxed(request, learned)
+        weaker = _weaker(components, request, learned)
         everywhere = without_weights(learned, apart)
         components = lasting.enter_context(attached(components, list(zip(everywhere, strengths, strict=True))))
         _note_words(components, request, learned, on_event)
@@ -82,24 +86,17 @@ def sample(
             mixed = [(weights_alone(learned[index]), strengths[index]) for index in apart]
             components, apart = lasting.enter_context(attached(components, mixed)), {}
         size = (int(request.width or 0), int(request.height or 0))
-        views = [
-            view(
-                components,
-                (learned[index], strengths[index]),
-                boxes,
-                (_text(request, size), boxes_seen(request, learned, index)),
-                request.count,
-                lasting,
-            )
-            for index, boxes in apart.items()
-        ]
+        views = _views(components, request, learned, apart, lasting)
         everything = [*_conditions(request, size, learned), *conditions]
         everything += [canvas] if canvas and canvas not in conditions else []
         for condition in everything:
             lasting.enter_context(condition.attach(components, request.count))
+        also = [_text(request, size, prompt) for prompt in request.also]
+        for text in also:
+            lasting.enter_context(text.attach(components, request.count))
         drawn, generators = initial_noise(components, request)
         start = (drawn if noise is None else noise.to(drawn), generators)
-        latents = denoise(components, request, everything, start, on_event, should_stop, views)
+        latents = denoise(components, request, everything, start, on_event, should_stop, views, also, weaker)
         require_numbers(latents, "The picture", components, request, learned)
         with saving_memory(components, request.vae_tiling, request.vae_slicing):
             shown = torch.cat([decode(components, part) for part in latents.split(8)])
@@ -129,7 +126,7 @@ def _note_words(components: Components, request: Request, learned: Sequence[Conc
     def known(word: str) -> bool:
         return word in tokenizer.get_vocab()
 
-    prompts = (request.prompt, request.negative_prompt)
+    prompts = (request.prompt, request.negative_prompt, *(one.prompt for one in request.also))
     weighted = {weight for prompt in prompts for _, weight in parse_weights(prompt)} - {1.0}
     if weighted and not components.family.identifiers:
         on_event(
@@ -141,7 +138,7 @@ def _note_words(components: Components, request: Request, learned: Sequence[Conc
     if said := notes([*texts, *(box.phrase for box in request.boxes)], called, known, components.name):
         on_event(Note(said))
     if words := known_words(components.name):
-        asked = [texts[0], *(box.phrase for box in request.boxes)]
+        asked = [texts[0], *texts[2:], *(box.phrase for box in request.boxes)]
         if said := words.note(asked, Path(components.name).name, [concept.token for concept in learned]):
             on_event(Note(said))
 
@@ -159,9 +156,44 @@ def _conditions(request: Request, size: tuple[int, int], learned: Sequence[Conce
     return [_text(request, size), DistilledGuidance(request.guidance), *_placing(request, size, learned)]
 
 
-def _text(request: Request, size: tuple[int, int]) -> Text:
+def _views(
+    components: Components,
+    request: Request,
+    learned: Sequence[Concept],
+    apart: Mapping[int, Sequence[Box]],
+    lasting: ExitStack,
+) -> list[View]:
+    """Return the views of the concepts that are kept to boxes."""
+    size = (int(request.width or 0), int(request.height or 0))
+    return [
+        view(
+            components,
+            (learned[index], request.concepts[index].strength),
+            boxes,
+            (_text(request, size), boxes_seen(request, learned, index)),
+            request.count,
+            lasting,
+        )
+        for index, boxes in apart.items()
+    ]
+
+
+def _weaker(components: Components, request: Request, learned: Sequence[Concept]) -> Weights | None:
+    """Return the weights of the base without its concepts, for autoguidance; refuse guidance it cannot have."""
+    weaker = None
+    if request.guidance.preset == "autoguidance":
+        names = changed_names(components, learned)
+        weaker = weights(components, names, values(components, names))
+    refuse_unable(components, request, weaker)
+    return weaker
+
+
+def _text(request: Request, size: tuple[int, int], further: Prompt | None = None) -> Text:
+    """Return the prompts of a request, or a further one of it with its negative prompt."""
     skip, empty = request.clip_skip - 1, request.guidance.encode_empty
-    return Text(request.prompt, request.negative_prompt, size, skip=skip, encode_empty=empty)
+    prompt = request.prompt if further is None else further.prompt
+    negative = (further.negative_prompt if further else "") or request.negative_prompt
+    return Text(prompt, negative, size, skip=skip, encode_empty=empty)
 
 
 def _placing(request: Request, size: tuple[int, int], learned: Sequence[Concept]) -> list[Condition]:

@@ -19,7 +19,6 @@ from studio.settings import Machine
 
 if TYPE_CHECKING:
     from studio.api.guard import Door
-    from studio.jobs.jobs import Jobs
     from studio.jobs.local_engine import Engine
     from studio.jobs.specs import Places
 
@@ -61,8 +60,7 @@ def serve(
     base
         A base model to offer beside pocket: a folder, a .safetensors checkpoint or a hub id. May be repeated.
     models
-        A folder of base models to offer, beside `models` in --folder: every folder in the diffusers layout and every
-        .safetensors checkpoint in it, also one that is put there later. May be repeated.
+        A folder of base models, beside `models` in --folder; what is put there later is offered too. May be repeated.
     folder
         Where concepts, pictures and the record of jobs are kept.
     slots
@@ -77,16 +75,13 @@ def serve(
     page
         Offer the web page too.
     browser
-        Open the page in the browser of this machine.
+        Open it in this machine's browser.
     """
     door = _door(host, (password, token), allow_host)
     _check(port, slots, quota)
-    bases, roots = _bases(base), _roots(models)
-    from studio.jobs.jobs import Jobs
-
-    runs = _engine(engine, cluster, machine, slots)
-    jobs = Jobs(folder, bases=bases, machine=machine, slots=slots, engine=runs, quota=quota, models=roots)
-    _offer(jobs, door, port, page, browser)
+    told = {"bases": _bases(base), "models": _roots(models), "quota": quota, "machine": machine, "slots": slots}
+    told["engine"] = _engine(engine, cluster, machine, slots)
+    _offer(folder, told, door, port, page, browser)
 
 
 def _door(host: str, given: tuple[str | None, ...], names: tuple[str, ...]) -> Door:
@@ -97,10 +92,12 @@ def _door(host: str, given: tuple[str | None, ...], names: tuple[str, ...]) -> D
     return Door(host, secrets, names)
 
 
-def _offer(jobs: Jobs, door: Door, port: int, page: bool, browser: bool) -> None:
-    """Serve until stopped."""
+def _offer(folder: Path, told: dict[str, Any], door: Door, port: int, page: bool, browser: bool) -> None:
+    """Serve until stopped; `told` are the settings of `Jobs`."""
     from studio.api.app import guarded, rest, with_page
+    from studio.jobs.jobs import Jobs
 
+    jobs = Jobs(folder, **told)
     jobs.reserve()
     app = rest(jobs)
     _listen(guarded(with_page(app, jobs) if page else app, door), door.host, port, browser)

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipelines.errors import RequestError
+from pipelines.request.guidance import MOST_PROMPTS, Prompt
+from pipelines.request.guidance import Guidance as Guidance
 from pipelines.request.inpaint import Inpaint as Inpaint
 from pipelines.request.settings import FileOf as FileOf
 from pipelines.request.settings import Frozen
@@ -43,35 +45,6 @@ def concept_use(text: str) -> dict[str, object]:
         return {"source": source, "strength": float(strength)} if colon and source else {"source": text}
     except ValueError:  # a colon of the path itself
         return {"source": text}
-
-
-class Guidance(Frozen):
-    """Classifier-free guidance (Ho and Salimans, arXiv:2207.12598) and its corrections."""
-
-    scale: float | None = Field(default=None, ge=0, le=50)
-    """Strength of the prompt; 1 switches guidance off. The base's own by default."""
-
-    rescale: float | None = Field(default=None, ge=0, le=1)
-    """Pull the guided prediction to the spread of the unguided one (arXiv:2305.08891, 3.4); 0.7 for zero-SNR models.
-    The base's own by default."""
-
-    start: float = Field(default=0.0, ge=0, le=1)
-    """Share of the steps before which guidance is off (arXiv:2404.07724)."""
-
-    stop: float = Field(default=1.0, ge=0, le=1)
-    """Share of the steps after which guidance is off; equal to `start` it switches guidance off."""
-
-    encode_empty: bool = False
-    """Encode an empty negative prompt also where the base takes zeros for it (SDXL)."""
-
-    @model_validator(mode="after")
-    def _an_interval(self) -> Self:
-        if self.start > self.stop:
-            raise ValueError(
-                f"start {self.start:g} lies after stop {self.stop:g}, so guidance would never be on; "
-                "choose start <= stop, or scale 1 for no guidance"
-            )
-        return self
 
 
 LARGEST_GRID = 16
@@ -233,6 +206,10 @@ class Grounding(Frozen):
     things do not leak into one another. By default where one of several boxes names a learned word, if the prompt says
     what is in each box."""
 
+    scale: float | None = Field(default=None, ge=0, le=50)
+    """Strength of the boxes by itself, at the cost of one more prediction a step: the difference they make, as guidance
+    scale is that of the prompt. By default both act together."""
+
     adapter: str | None = Field(default=None, min_length=1)
     """File of gated layers for a base that has none, or instead of its own."""
 
@@ -258,7 +235,10 @@ class Request(Frozen):
     """A picture to repaint instead of an empty one."""
 
     guidance: Guidance = Guidance()
-    """Classifier-free guidance."""
+    """Strength of the prompts, and the formula they act by."""
+
+    also: tuple[Prompt, ...] = Field(default=(), max_length=MOST_PROMPTS)
+    """Further prompts, each with a weight: AND above 0, NOT below."""
 
     in_context: InContext | None = None
     """Examples of a change and a picture to be changed alike; width and height are then those of a cell."""

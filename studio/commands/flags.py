@@ -14,6 +14,7 @@ from cyclopts import Group, Parameter
 from pydantic import BaseModel, Field, create_model
 from pydantic.fields import FieldInfo
 
+from pipelines.request.guidance import prompt_use
 from pipelines.request.request import Frozen, Request, box_use
 from studio.library.names import named_use
 
@@ -29,6 +30,11 @@ LISTED: Mapping[str, tuple[str, Callable[[str], dict[str, object]], str]] = Mapp
             "box",
             box_use,
             "A thing and its left, top, right and bottom edge in fractions of the picture: fox:0.1,0.2,0.5,0.6.",
+        ),
+        "also": (
+            "also",
+            prompt_use,
+            "A further prompt of the same picture with its weight: a house:0.8; below 0 what shall not be there.",
         ),
     }
 )
@@ -86,7 +92,7 @@ def _flags() -> dict[str, Any]:
         if name in LISTED:
             called, _, text = LISTED[name]
             flags[called] = (
-                under("grounding" if name == "boxes" else "", tuple[str, ...], negative=""),
+                under({"boxes": "grounding", "also": "guidance"}.get(name, ""), tuple[str, ...], negative=""),
                 Field(default=(), description=f"{text} May be repeated."),
             )
         elif group is not None:

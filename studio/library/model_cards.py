@@ -120,7 +120,7 @@ def _of_folder(folder: Path) -> BaseCard:
     config = _config(folder / denoiser / "config.json", folder)
     quick = _quick(folder, family, index, config)
     schedule = _config(folder / "scheduler" / "scheduler_config.json", folder)
-    rescale = 0.7 if schedule.get("rescale_betas_zero_snr") and "unet" in parts and family != "pocket" else 0.0
+    rescale = 0.7 if schedule.get("rescale_betas_zero_snr") and known.rescales else 0.0
     return BaseCard(
         family,
         known.title,
@@ -129,7 +129,7 @@ def _of_folder(folder: Path) -> BaseCard:
         defaults=known.defaults(_side(folder, family, config), quick, rescale),
         inpainting=config.get("in_channels") == 9 or (folder / "unet_inpainting").is_dir(),
         boxes=any(".fuser." in name for one in headers[denoiser] for name in one),
-        distilled=quick or (family != "pocket" and said_distilled(str(folder))),
+        distilled=quick or said_distilled(str(folder)),
     )
 
 
@@ -167,7 +167,7 @@ def _quick(folder: Path, family: str, index: Mapping[str, Any], config: Mapping[
     """Return whether a base's default settings are those of few steps, as its family has it."""
     if "unet" in KNOWN[family].parts:
         return bool(config.get("time_cond_proj_dim"))
-    schnell = family == "flux1" and not config.get("guidance_embeds")
+    schnell = KNOWN[family].told_scale and not config.get("guidance_embeds")
     return schnell or bool(index.get("is_distilled")) or said_distilled(str(folder))
 
 
@@ -178,8 +178,9 @@ def _side(folder: Path, family: str, config: Mapping[str, Any]) -> int:
         halved = (
             vae.get("temperal_downsample") or (vae.get("block_out_channels") or vae["decoder_block_out_channels"])[1:]
         )
-        latents = config["sample_size"] if family == "sd3" or "unet" in KNOWN[family].parts else NATIVE
-        return int(latents) * 2 ** len(halved) * (2 if family == "flux2" else 1)
+        known = KNOWN[family]
+        latents = config["sample_size"] if known.sized or "unet" in known.parts else NATIVE
+        return int(latents) * 2 ** len(halved) * known.packed
     return SIDES.get(family, 1024)
 
 

@@ -18,7 +18,7 @@ from pipelines.models.families.rectified_flow import (
     packed_tokens,
     unpack,
 )
-from pipelines.models.noise import linear_mu
+from pipelines.models.flow import linear_mu
 
 T5_TOKENS = 512
 _DOUBLE = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")

@@ -28,6 +28,10 @@ class Known(NamedTuple):
         quick_steps: of such a request on a base that was distilled to few steps.
         scheduler: of such a request.
         beta: share of the steps in which boxes act.
+        rescales: whether a noise schedule that ends in noise alone needs guidance rescale.
+        sized: whether the denoiser's configuration tells the side of the latents it was made for.
+        packed: latents of the autoencoder along a side of one of the denoiser.
+        told_scale: whether one that takes no guidance scale was distilled without guidance.
     """
 
     title: str
@@ -44,6 +48,10 @@ class Known(NamedTuple):
     quick_steps: int = 4
     scheduler: Scheduler = "dpm++2m"
     beta: float = 0.3
+    rescales: bool = True
+    sized: bool = False
+    packed: int = 1
+    told_scale: bool = False
 
     def defaults(self, size: int, quick: bool, rescale: float = 0.0) -> Defaults:
         """Return the settings of a request that gives none.
@@ -89,7 +97,14 @@ def _with_qwen(transformer: str, vae: str, *readers: str) -> dict[str, tuple[str
 
 KNOWN: Mapping[str, Known] = {
     "pocket": Known(
-        "pocket", "promptstudio-pocket", parts=UNETS, optional=_SECOND, scale=2.0, scheduler="ddim", beta=1.0
+        "pocket",
+        "promptstudio-pocket",
+        parts=UNETS,
+        optional=_SECOND,
+        scale=2.0,
+        scheduler="ddim",
+        beta=1.0,
+        rescales=False,
     ),
     "sd1": Known("Stable Diffusion 1.x", "stable-diffusion-v1", "sd_v1", "SD1", UNETS, _SECOND),
     "sd2": Known("Stable Diffusion 2.x", "stable-diffusion-v2-512", "sd_v2", "SD2", UNETS, _SECOND),
@@ -121,6 +136,7 @@ KNOWN: Mapping[str, Known] = {
         scale=4.5,
         steps=28,
         quick_steps=4,
+        sized=True,
         scheduler="euler",
     ),
     "flux1": Known(
@@ -139,6 +155,7 @@ KNOWN: Mapping[str, Known] = {
         scale=3.5,
         steps=28,
         quick_steps=4,
+        told_scale=True,
         scheduler="euler",
     ),
     "flux2": Known(
@@ -150,6 +167,7 @@ KNOWN: Mapping[str, Known] = {
         scale=4.0,
         steps=50,
         quick_steps=4,
+        packed=2,
         scheduler="euler",
     ),
     "z-image": Known(

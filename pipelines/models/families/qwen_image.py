@@ -10,7 +10,7 @@ from torch import Tensor
 from pipelines.models.components import Components, Conditioning, Posterior
 from pipelines.models.families.language import bare, length_of, token_rows
 from pipelines.models.families.rectified_flow import RectifiedFlow, levels, pack, packed_tokens, unpack
-from pipelines.models.noise import linear_mu
+from pipelines.models.flow import linear_mu
 
 TOKENS = 1024
 PREFIX = (

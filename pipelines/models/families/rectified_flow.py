@@ -14,7 +14,7 @@ from pipelines.guidance import classifier_free
 from pipelines.models.components import Components, Conditioning, Posterior
 from pipelines.models.families.autoencoders import kl_decode, kl_encode, kl_factor
 from pipelines.models.families.known import KNOWN, said_distilled
-from pipelines.models.noise import Flow
+from pipelines.models.flow import Flow
 from pipelines.request.request import Defaults
 
 NATIVE = 128

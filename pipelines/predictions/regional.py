@@ -9,8 +9,8 @@ step; nothing is trained, and any base can do it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -23,6 +23,7 @@ from pipelines.conditions.boxes import Boxes
 from pipelines.conditions.regions import on_grid
 from pipelines.conditions.text import Text
 from pipelines.models.components import Components
+from pipelines.predictions.weights import Weights, changed_names, values, weights
 from pipelines.request.request import Box, Request
 from pipelines.words import says
 
@@ -33,29 +34,17 @@ class View:
 
     Attributes:
         where: (1, 1, h, w) on the grid of the latents, 1 in the boxes of the concept.
-        weights: parameters of the denoiser with the values they have here.
+        weights: of the denoiser here.
         instead: conditions as they are read here, attached already, in the place of those of their kind.
     """
 
     where: Tensor
-    weights: Sequence[tuple[torch.nn.Parameter, Tensor]]
+    weights: Weights
     instead: Mapping[type, Condition] = field(default_factory=dict)
 
     def conditions(self, everywhere: Sequence[Condition]) -> list[Condition]:
         """Return the conditions of the run as they are here."""
         return [self.instead.get(type(one), one) for one in everywhere]
-
-    @contextmanager
-    def worn(self) -> Iterator[None]:
-        """Give the denoiser these weights while the `with` lasts; afterwards it has its own, bit for bit."""
-        own = [parameter.data for parameter, _ in self.weights]
-        try:
-            for parameter, value in self.weights:
-                parameter.data = value
-            yield
-        finally:
-            for (parameter, _), value in zip(self.weights, own, strict=True):
-                parameter.data = value
 
 
 def boxed(request: Request, learned: Sequence[Concept]) -> dict[int, list[Box]]:
@@ -100,17 +89,15 @@ def view(
         lasting: ends with the run.
     """
     (concept, strength), (text, things) = use, read
-    prefix = f"{components.family.network}."
-    names = [key.removeprefix(prefix) for key in concept.changes if key.startswith(prefix)]
+    names = changed_names(components, [concept])
     with attached(components, [(weights_alone(concept), strength)]) as taught:
         lasting.enter_context(text.attach(taught, count))
         things.read(taught, count)
-        values = [taught.denoiser.get_parameter(name).detach().clone() for name in names]
-    weights = list(zip(map(components.denoiser.get_parameter, names), values, strict=True))
+        taught_values = values(taught, names)
     width, height = (side // components.factor for side in text.size)
     where = torch.stack([on_grid(box.box, width, height) for box in boxes]).any(dim=0)
     where = where[None, None].to(components.device, torch.float32)
-    return View(where, weights, {Text: text, Boxes: things})
+    return View(where, weights(components, names, taught_values), {Text: text, Boxes: things})
 
 
 def boxes_seen(request: Request, learned: Sequence[Concept], index: int) -> Boxes:
