@@ -14,6 +14,7 @@ from pipelines.exhaustion import hardship
 from studio.jobs.jobs import Jobs
 from studio.web.components import base_choice
 from studio.web.help import scripts
+from studio.web.models.choice import BaseChoice
 from studio.web.pages.concepts import LibraryPage
 from studio.web.pages.edit import EditPage
 from studio.web.pages.example import EXAMPLE, ExamplePage
@@ -22,7 +23,6 @@ from studio.web.pages.measure import MeasurePage
 from studio.web.pages.models import ModelsPage
 from studio.web.pages.pictures import PicturesPage
 from studio.web.pages.teach import TeachPage
-from studio.web.panels.bases import BaseChoice
 from studio.web.panels.chips import INSERT
 from studio.web.panels.following import told
 from studio.web.static import text

@@ -14,10 +14,10 @@ from pipelines.words import check_word
 from studio.jobs.jobs import Jobs
 from studio.library import concepts
 from studio.web.components import concept_cards, told_by
+from studio.web.models.commands import concept_command
+from studio.web.models.importing import Importing
 from studio.web.panels.chips import offer_button, offered
-from studio.web.panels.commands import concept_command
 from studio.web.panels.following import shown, told
-from studio.web.panels.importing import Importing
 from studio.web.panels.watching import facts, picture_uri
 
 DIALECTS = {"A1111, ComfyUI, kohya": "a1111", "ComfyUI by itself": "comfyui", "diffusers": "diffusers", "PEFT": "peft"}

@@ -12,9 +12,9 @@ from pipelines.errors import ConfigError, StudioError
 from studio.jobs.jobs import Jobs
 from studio.library.bases import Found, facts_of, size
 from studio.web.components import concept_cards, told_by
-from studio.web.panels.bases import ALL, KEEP, PAGES, BaseChoice
+from studio.web.models.choice import ALL, KEEP, PAGES, BaseChoice
+from studio.web.models.importing import Importing
 from studio.web.panels.following import Following, shown, told
-from studio.web.panels.importing import Importing
 from studio.web.panels.watching import Seen, facts, progress
 
 EMPTY = "There is no base model."

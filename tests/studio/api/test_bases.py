@@ -18,8 +18,8 @@ from studio.serve import serve
 from studio.settings import Machine
 from studio.web.app import build
 from studio.web.components import base_choice
+from studio.web.models.choice import BaseChoice
 from studio.web.pages.models import ModelsPage, cards_of
-from studio.web.panels.bases import BaseChoice
 
 
 def client(jobs):

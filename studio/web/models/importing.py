@@ -10,7 +10,7 @@ import gradio as gr
 
 from pipelines.errors import StudioError
 from studio.jobs.jobs import Jobs
-from studio.web.panels.commands import concept_command
+from studio.web.models.commands import concept_command
 from studio.web.panels.following import said
 from studio.web.panels.watching import for_people
 
