@@ -16,7 +16,7 @@ from studio.library import concepts
 from studio.web.pages.edit import EXAMPLE
 from tests.browser.waiting import SLOW, answered, choose, drawn, easel, go, unfold
 
-TABS = ("Generate", "Pictures", "Teach", "Edit", "By example", "Concepts", "Measure")
+TABS = ("Generate", "Pictures", "Teach", "Edit", "By example", "Concepts", "Models", "Measure")
 
 
 def draw(page, left, top, right, bottom, words):

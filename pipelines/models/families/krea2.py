@@ -35,7 +35,7 @@ class Krea2(QwenAutoencoder):
         "transformer": _TRANSFORMER,
         "all": (*_TRANSFORMER, "text_fusion.projector", "txt_in.linear_1", "txt_in.linear_2", "time_mod_proj"),
     }
-    scale, steps, shift = 5.5, 28, 2.5
+    shift = 2.5
 
     def mu(self, components: Components, steps: int, shape: tuple[int, ...]) -> float:
         """Return a line in the number of tokens; 1.15 for the distilled model."""

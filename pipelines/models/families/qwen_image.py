@@ -71,7 +71,7 @@ class QwenImage(QwenAutoencoder):
         "transformer": _TRANSFORMER,
         "all": (*_TRANSFORMER, "img_mod.1", "txt_mod.1"),
     }
-    scale, steps, shift = 4.0, 50, 2.2
+    shift = 2.2
 
     def mu(self, components: Components, steps: int, shape: tuple[int, ...]) -> float:
         """Return a line in the number of tokens."""

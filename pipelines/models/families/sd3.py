@@ -32,7 +32,6 @@ class StableDiffusion3(RectifiedFlow):
         "transformer": _TRANSFORMER,
         "all": (*_TRANSFORMER, "norm1.linear", "norm1_context.linear"),
     }
-    scale, steps, quick_steps = 4.5, 28, 4
 
     def channels(self, components: Components) -> int:
         """Return the channels that the transformer reads."""

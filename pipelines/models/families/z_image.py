@@ -32,7 +32,7 @@ class ZImage(RectifiedFlow):
         "transformer": _TRANSFORMER,
         "all": (*_TRANSFORMER, "adaLN_modulation.0"),
     }
-    scale, steps, shift = 5.0, 40, 2.0
+    shift = 2.0
 
     def channels(self, components: Components) -> int:
         """Return the channels that the transformer reads."""
