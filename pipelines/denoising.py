@@ -89,8 +89,9 @@ def denoise(
         prediction = everywhere(sample, time_now, step)
         seen: list[tuple[View, Tensor]] = []
         for view, guided in within:
+            own = scheduler.scale_model_input(view.seen(latents, noise, scheduler, step), timestep)
             with view.weights.worn():
-                seen.append((view, guided(sample, time_now, step)))
+                seen.append((view, guided(own, time_now, step)))
         prediction = composed(prediction, seen)
         stepped = scheduler.step(prediction, timestep, latents, **options)
         step = replace(step, estimate=partial(process.estimate, scheduler, stepped, prediction, latents, time_now))

@@ -39,6 +39,7 @@ from pipelines.overflow import require_numbers
 from pipelines.pictures.tensors import to_pictures
 from pipelines.predictions.guided import refuse_unable
 from pipelines.predictions.regional import View, boxed, boxes_seen, view, weights_alone, without_weights
+from pipelines.predictions.regions import kept_to_regions, region_views, told
 from pipelines.predictions.weights import Weights, changed_names, values, weights
 from pipelines.request.guidance import Prompt
 from pipelines.request.request import Box, Request
@@ -86,18 +87,20 @@ def sample(
     with ExitStack() as lasting, torch.no_grad():
         if request.boxes and request.grounding.adapter:
             components = lasting.enter_context(with_adapter(components, Path(request.grounding.adapter)))
-        apart = boxed(request, learned)
+        apart, kept = boxed(request, learned), kept_to_regions(request, learned)
         weaker = _weaker(components, request, learned)
-        everywhere = without_weights(learned, apart)
+        everywhere = without_weights(learned, {**apart, **kept})
         components = lasting.enter_context(attached(components, list(zip(everywhere, strengths, strict=True))))
         _note_words(components, request, learned, on_event)
         request = _placed(components, request, learned)
         if not request.grounding.region:
-            mixed = [(weights_alone(learned[index]), strengths[index]) for index in apart]
+            mixed = [(weights_alone(learned[index]), strengths[index]) for index in apart if index not in kept]
             components, apart = lasting.enter_context(attached(components, mixed)), {}
         size = (int(request.width or 0), int(request.height or 0))
         views = _views(components, request, learned, apart, lasting)
-        everything = [*_conditions(request, size, learned), *conditions]
+        placed = told(components, request)
+        views += region_views(components, placed, learned, kept, lasting)
+        everything = [*_conditions(request, placed.boxes, size, learned), *conditions]
         everything += [canvas] if canvas and canvas not in conditions else []
         for condition in everything:
             lasting.enter_context(condition.attach(components, request.count))
@@ -198,7 +201,7 @@ def _note_words(components: Components, request: Request, learned: Sequence[Conc
     def known(word: str) -> bool:
         return word in tokenizer.get_vocab()
 
-    prompts = (request.prompt, request.negative_prompt, *(one.prompt for one in request.also))
+    prompts = (request.prompt, request.negative_prompt, *(one.prompt for one in (*request.also, *request.regions)))
     weighted = {weight for prompt in prompts for _, weight in parse_weights(prompt)} - {1.0}
     if weighted and not components.family.identifiers:
         on_event(
@@ -223,9 +226,11 @@ def _placed(components: Components, request: Request, learned: Sequence[Concept]
     return request.model_copy(update={"grounding": request.grounding.model_copy(update={"region": region})})
 
 
-def _conditions(request: Request, size: tuple[int, int], learned: Sequence[Concept]) -> list[Condition]:
-    """Return the conditions of a request, except the picture that is painted on."""
-    return [_text(request, size), DistilledGuidance(request.guidance), *_placing(request, size, learned)]
+def _conditions(
+    request: Request, boxes: Sequence[Box], size: tuple[int, int], learned: Sequence[Concept]
+) -> list[Condition]:
+    """Return the conditions of a request with all its boxes, except the picture that is painted on."""
+    return [_text(request, size), DistilledGuidance(request.guidance), *_placing(request, boxes, size, learned)]
 
 
 def _views(
@@ -268,15 +273,17 @@ def _text(request: Request, size: tuple[int, int], further: Prompt | None = None
     return Text(prompt, negative, size, skip=skip, encode_empty=empty)
 
 
-def _placing(request: Request, size: tuple[int, int], learned: Sequence[Concept]) -> list[Condition]:
-    """Return the conditions of a request's boxes."""
-    if not request.boxes:
+def _placing(
+    request: Request, boxes: Sequence[Box], size: tuple[int, int], learned: Sequence[Concept]
+) -> list[Condition]:
+    """Return the conditions of the boxes of a request, those of its regions among them."""
+    if not boxes:
         return []
     kinds = {concept.token: concept.card.init for concept in learned}
-    boxes: list[Condition] = [Boxes([request.boxes], float(request.grounding.beta or 0), kinds)]
-    if request.grounding.region:
-        boxes.append(Regions(request.boxes, request.prompt, request.negative_prompt, size))
-    return boxes
+    placing: list[Condition] = [Boxes([boxes], float(request.grounding.beta or 0), kinds)]
+    if request.boxes and request.grounding.region:
+        placing.append(Regions(request.boxes, request.prompt, request.negative_prompt, size))
+    return placing
 
 
 def _canvas(

@@ -209,7 +209,7 @@ class BaseAnswer(Answer):
     problem: str
     """Why it cannot be used; empty if it can."""
     hint: str
-    """What to do then."""
+    """Next step then."""
     family: str
     title: str
     """Of the family, as people call it."""
@@ -225,11 +225,11 @@ class BaseAnswer(Answer):
     defaults: Defaults | None
     """Settings of a request that gives none."""
     inpainting: bool
-    """Whether a UNet that sees the rest of the picture repaints."""
+    """True if a UNet that sees the rest of the picture repaints."""
     boxes: bool
-    """Whether it has the layers that place things in boxes."""
+    """True if it has the layers that place things in boxes."""
     distilled: bool
-    """Whether it was distilled to few steps."""
+    """True if it was distilled to few steps."""
     href: str
 
 
