@@ -33,12 +33,12 @@ class View:
 
     Attributes:
         where: (1, 1, h, w) on the grid of the latents, 1 in the boxes of the concept.
-        weights: parameters of the denoiser with the values they have here.
+        weights: layers of the denoiser, the names of their parameters, and what these are here.
         instead: conditions as they are read here, attached already, in the place of those of their kind.
     """
 
     where: Tensor
-    weights: Sequence[tuple[torch.nn.Parameter, Tensor]]
+    weights: Sequence[tuple[torch.nn.Module, str, torch.nn.Parameter]]
     instead: Mapping[type, Condition] = field(default_factory=dict)
 
     def conditions(self, everywhere: Sequence[Condition]) -> list[Condition]:
@@ -48,14 +48,14 @@ class View:
     @contextmanager
     def worn(self) -> Iterator[None]:
         """Give the denoiser these weights while the `with` lasts; afterwards it has its own, bit for bit."""
-        own = [parameter.data for parameter, _ in self.weights]
+        own = [getattr(layer, leaf) for layer, leaf, _ in self.weights]
         try:
-            for parameter, value in self.weights:
-                parameter.data = value
+            for layer, leaf, here in self.weights:
+                setattr(layer, leaf, here)
             yield
         finally:
-            for (parameter, _), value in zip(self.weights, own, strict=True):
-                parameter.data = value
+            for (layer, leaf, _), before in zip(self.weights, own, strict=True):
+                setattr(layer, leaf, before)
 
 
 def boxed(request: Request, learned: Sequence[Concept]) -> dict[int, list[Box]]:
@@ -105,8 +105,11 @@ def view(
     with attached(components, [(weights_alone(concept), strength)]) as taught:
         lasting.enter_context(text.attach(taught, count))
         things.read(taught, count)
-        values = [taught.denoiser.get_parameter(name).detach().clone() for name in names]
-    weights = list(zip(map(components.denoiser.get_parameter, names), values, strict=True))
+        places = [name.rpartition(".") for name in names]
+        weights = [
+            (components.denoiser.get_submodule(path), leaf, taught.denoiser.get_parameter(f"{path}.{leaf}"))
+            for path, _, leaf in places
+        ]
     width, height = (side // components.factor for side in text.size)
     where = torch.stack([on_grid(box.box, width, height) for box in boxes]).any(dim=0)
     where = where[None, None].to(components.device, torch.float32)

@@ -14,7 +14,7 @@ from cyclopts import Parameter
 
 from pipelines.errors import ConfigError
 from studio.library.quota import QUOTA
-from studio.settings import Machine
+from studio.settings import DrawingMachine, Machine
 
 if TYPE_CHECKING:
     from studio.jobs.local_engine import Engine
@@ -37,7 +37,7 @@ def serve(
     engine: Literal["local", "ray"] = "local",
     cluster: str | None = None,
     page: bool = True,
-    machine: Annotated[Machine, Parameter(name="*")] = Machine(),  # noqa: B008
+    machine: Annotated[DrawingMachine, Parameter(name="*")] = DrawingMachine(),  # noqa: B008
 ) -> None:
     """Open the studio in the browser, with a REST interface beside it.
 

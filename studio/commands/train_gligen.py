@@ -19,7 +19,7 @@ def train_layers(where: GroundingDestination, config: GroundingConfig, machine: 
     Raises:
         Cancelled: on Ctrl-C or a termination; the same command goes on where it stopped.
     """
-    components = open_base(where.base, machine.model_copy(update={"dtype": "float32"}))
+    components = open_base(where.base, machine.to_learn())
     try:
         with pausing() as asked:
             return learn_grounding(components, where, config, on_event=Progress("grounding"), should_stop=asked)

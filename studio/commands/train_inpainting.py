@@ -34,7 +34,7 @@ def train_inpainting(config: InpaintingConfig | InContextConfig, where: ModelDes
         examples, tasks = read_examples(config.images, config.skip_doubtful), {}
     else:
         examples, tasks = [], read_tasks(config.pairs, skip=config.skip_doubtful)
-    components = open_base(where.base, machine.model_copy(update={"dtype": "float32"}))
+    components = open_base(where.base, machine.to_learn())
     if isinstance(config, InpaintingConfig):
         source, data = picture_source(components, examples, config), digest(examples)
     else:
