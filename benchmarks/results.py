@@ -235,6 +235,21 @@ MEASUREMENTS: dict[str, Measurement] = {
         "Layouts of one to three things; the same seeds without boxes.",
         "unet/diffusion_pytorch_model.safetensors",
     ),
+    "regions": Measurement(
+        "Several learned things in one picture, each in its box",
+        _score("--regions", *(word for name in ("wolf", "tiger", "kiwi", "taxi") for word in ("--only", name))),
+        plain_table,
+        "Each beside the next in a ring, 12 layouts a group, the same seeds in both ways. A thing in another's box, or "
+        "twice, is leakage.",
+        "unet/diffusion_pytorch_model.safetensors",
+    ),
+    "guidance": Measurement(
+        "Formulas of guidance",
+        ("benchmarks.guidance", "--format", "json"),
+        plain_table,
+        "The same 60 prompts and seeds for all, one thing or two in a relation; calls of the denoiser and CPU seconds "
+        "a picture.",
+    ),
     "masks": Measurement("Masks from clicks and boxes", _score("--masks", "--pictures", "20"), plain_table),
     "questions": Measurement(
         "Questions asked in pictures",

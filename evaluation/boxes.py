@@ -10,15 +10,13 @@ import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
 
-from evaluation.concepts import PAIR_STRENGTH, teach_sticker
+from evaluation.concepts import PAIR_STRENGTH
 from pipelines.concepts.concept import Concept
 from pipelines.conditions.boxes import Boxes
-from pipelines.events import OnEvent, ignore
 from pipelines.generation import generate
 from pipelines.measures.judge import Judge
 from pipelines.measures.stickers import crop, detect, name
@@ -28,7 +26,7 @@ from pipelines.pictures.tensors import to_tensor
 from pipelines.request.request import Box, ConceptUse, Grounding, Request
 from trainers.stickers.drawn import drawn_scene
 from trainers.stickers.free_scenes import listed, thrown
-from trainers.stickers.world import ALL_NAMES, HELD_OUT, NAMES, Placed, Scene, Stickers
+from trainers.stickers.world import ALL_NAMES, NAMES, Placed, Scene, Stickers
 
 Corners = tuple[float, float, float, float]
 """x0 y0 x1 y1 in fractions."""
@@ -307,64 +305,6 @@ def score_boxes(
         if say:
             say(box_row(way, ways[way].figures))
     return asked, ways
-
-
-CONCEPT_LAYOUTS = 12
-WAYS = ("textual-inversion", "lora", "pivotal")
-
-
-def score_concepts(
-    components: Components,
-    judge: Judge,
-    things: Sequence[str] = tuple(HELD_OUT),
-    ways: Sequence[str] = WAYS,
-    *,
-    count: int = CONCEPT_LAYOUTS,
-    beta: float = 1.0,
-    on_event: OnEvent = ignore,
-    say: Callable[[str], None] | None = None,
-    **settings: Any,
-) -> dict[str, dict[str, float]]:
-    """Teach held-out stickers and draw them in boxes: each alone, and beside the next one in boxes of their own.
-
-    Args:
-        components: `pocket`.
-        judge: names the things.
-        things: held-out stickers.
-        ways: keys of `evaluation.concepts.WAYS`.
-        count: layouts of each thing, and of each pair.
-        beta: share of the steps in which the boxes act.
-        on_event: receives the trainings' events.
-        say: receives each row when it is done.
-        settings: of the methods or of training, instead of the recipes'.
-    """
-    rows: dict[str, dict[str, float]] = {}
-    for way in ways:
-        taught = {thing: teach_sticker(components, thing, way, on_event=on_event, **settings) for thing in things}
-        ring = [(a, things[(i + 1) % len(things)]) for i, a in enumerate(things)][: 1 if len(things) == 2 else None]
-        cases: dict[str, tuple[list[tuple[str, ...]], float | None, bool]] = {
-            f"{way}, text alone": ([(thing,) for thing in things], None, False),
-            f"{way}, one box": ([(thing,) for thing in things], beta, False),
-        }
-        if len(things) > 1:
-            cases |= {
-                f"{way}, two, text alone": (list(ring), None, False),
-                f"{way}, two boxes": (list(ring), beta, False),
-                f"{way}, two boxes, regions": (list(ring), beta, True),
-            }
-        for case, (groups, share, region) in cases.items():
-            asked: list[Layout] = []
-            seen: list[Look] = []
-            for index, group in enumerate(groups):
-                own = layouts(count, SEED + 100 + index, [group])
-                learned = {thing: taught[thing] for thing in group}
-                pictures = drawn(components, own, share, learned, region=region, seed=SEED + 1_000 * (index + 1))
-                seen += [look(judge, picture, layout) for picture, layout in zip(pictures, own, strict=True)]
-                asked += own
-            rows[case] = figures(asked, seen)
-            if say:
-                say(box_row(case, rows[case]))
-    return rows
 
 
 # -- telling ----------------------------------------------------------------------------------------------------

@@ -10,13 +10,15 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pipelines import guidance
-from pipelines.condition import Canvas, Condition, Step, merge, stack
+from pipelines.condition import Canvas, Condition, Step
+from pipelines.conditions.text import Text
 from pipelines.errors import Cancelled
 from pipelines.events import OnEvent, StepDone
-from pipelines.models.components import Components, Conditioning
+from pipelines.models.components import Components
 from pipelines.models.schedulers import step_options
-from pipelines.regional import View, composed
+from pipelines.predictions.guided import Guided
+from pipelines.predictions.regional import View, composed
+from pipelines.predictions.weights import Weights
 from pipelines.request.request import Request
 
 
@@ -41,8 +43,25 @@ def denoise(
     on_event: OnEvent,
     should_stop: Callable[[], bool],
     views: Sequence[View] = (),
+    also: Sequence[Text] = (),
+    weaker: Weights | None = None,
 ) -> Tensor:
-    """Run the loop: predict all branches in one call, combine, step, constrain; with views once for each of them."""
+    """Run the loop: predict, guide, step, constrain; with views once for each of them.
+
+    Args:
+        components: the base.
+        request: with nothing left open.
+        conditions: attached ones.
+        start: unit noise and the generators that go on from it.
+        on_event: told each step.
+        should_stop: asked before each step.
+        views: parts of the picture with weights of their own.
+        also: the request's further prompts, attached.
+        weaker: weights of the base without its concepts, for autoguidance.
+
+    Raises:
+        Cancelled: if it should stop.
+    """
     noise, generators = start
     process = components.family.process(components)
     name, steps = request.scheduler or "ddim", int(request.steps or 1)
@@ -52,6 +71,8 @@ def denoise(
     for canvas in conditions:
         if isinstance(canvas, Canvas):
             latents, timesteps = canvas.begin(noise, scheduler)
+    everywhere = Guided(components, request, conditions, also, weaker)
+    within = [(view, Guided(components, request, view.conditions(conditions), also, weaker)) for view in views]
     began = time.monotonic()
     for index, timestep in enumerate(timesteps):
         if should_stop():
@@ -60,12 +81,12 @@ def denoise(
         step = Step(index, len(timesteps), timestep, following)
         time_now = process.time(timestep)
         sample = scheduler.scale_model_input(latents, timestep)
-        prediction = _predicted(components, request, conditions, sample, time_now, step)
+        prediction = everywhere(sample, time_now, step)
         seen: list[tuple[View, Tensor]] = []
-        for view in views:
-            with view.worn():
-                own = _predicted(components, request, view.conditions(conditions), sample, time_now, step)
-            seen.append((view, own))
+        for view, guided in within:
+            own = scheduler.scale_model_input(view.seen(latents, noise, scheduler, step), timestep)
+            with view.weights.worn():
+                seen.append((view, guided(own, time_now, step)))
         prediction = composed(prediction, seen)
         stepped = scheduler.step(prediction, timestep, latents, **options)
         step = replace(step, estimate=partial(process.estimate, scheduler, stepped, prediction, latents, time_now))
@@ -74,17 +95,3 @@ def denoise(
             latents = condition.constrain(latents, step)
         on_event(StepDone(index + 1, len(timesteps), {}, time.monotonic() - began))
     return latents
-
-
-def _predicted(
-    components: Components, request: Request, conditions: list[Condition], sample: Tensor, time_now: Tensor, step: Step
-) -> Tensor:
-    """Return the guided prediction (B, C, h, w) for latents as the scheduler scales them."""
-    family = components.family
-    branches = guidance.branches(request.guidance, step, components.distilled)
-    told: Conditioning = stack(
-        [merge([condition.conditioning(branch, step) for condition in conditions]) for branch in branches]
-    )
-    output = family.predict(components, torch.cat([sample] * len(branches)).to(components.dtype), time_now, told)
-    predictions = dict(zip(branches, output.chunk(len(branches)), strict=True))
-    return guidance.combine(request.guidance, predictions, family.guide)

@@ -28,8 +28,12 @@ from pipelines.models.known_words import known_words
 from pipelines.models.text import lacks_a_side, parse_weights
 from pipelines.overflow import require_numbers
 from pipelines.pictures.tensors import to_pictures
-from pipelines.regional import boxed, boxes_seen, view, weights_alone, without_weights
-from pipelines.request.request import Request
+from pipelines.predictions.guided import refuse_unable
+from pipelines.predictions.regional import View, boxed, boxes_seen, view, weights_alone, without_weights
+from pipelines.predictions.regions import kept_to_regions, region_views, told
+from pipelines.predictions.weights import Weights, changed_names, values, weights
+from pipelines.request.guidance import Prompt
+from pipelines.request.request import Box, Request
 from pipelines.words import notes
 
 
@@ -73,33 +77,29 @@ def sample(
     with ExitStack() as lasting, torch.no_grad():
         if request.boxes and request.grounding.adapter:
             components = lasting.enter_context(with_adapter(components, Path(request.grounding.adapter)))
-        apart = boxed(request, learned)
-        everywhere = without_weights(learned, apart)
+        apart, kept = boxed(request, learned), kept_to_regions(request, learned)
+        weaker = _weaker(components, request, learned)
+        everywhere = without_weights(learned, {**apart, **kept})
         components = lasting.enter_context(attached(components, list(zip(everywhere, strengths, strict=True))))
         _note_words(components, request, learned, on_event)
         request = _placed(components, request, learned)
         if not request.grounding.region:
-            mixed = [(weights_alone(learned[index]), strengths[index]) for index in apart]
+            mixed = [(weights_alone(learned[index]), strengths[index]) for index in apart if index not in kept]
             components, apart = lasting.enter_context(attached(components, mixed)), {}
         size = (int(request.width or 0), int(request.height or 0))
-        views = [
-            view(
-                components,
-                (learned[index], strengths[index]),
-                boxes,
-                (_text(request, size), boxes_seen(request, learned, index)),
-                request.count,
-                lasting,
-            )
-            for index, boxes in apart.items()
-        ]
-        everything = [*_conditions(request, size, learned), *conditions]
+        views = _views(components, request, learned, apart, lasting)
+        placed = told(components, request)
+        views += region_views(components, placed, learned, kept, lasting)
+        everything = [*_conditions(request, placed.boxes, size, learned), *conditions]
         everything += [canvas] if canvas and canvas not in conditions else []
         for condition in everything:
             lasting.enter_context(condition.attach(components, request.count))
+        also = [_text(request, size, prompt) for prompt in request.also]
+        for text in also:
+            lasting.enter_context(text.attach(components, request.count))
         drawn, generators = initial_noise(components, request)
         start = (drawn if noise is None else noise.to(drawn), generators)
-        latents = denoise(components, request, everything, start, on_event, should_stop, views)
+        latents = denoise(components, request, everything, start, on_event, should_stop, views, also, weaker)
         require_numbers(latents, "The picture", components, request, learned)
         with saving_memory(components, request.vae_tiling, request.vae_slicing):
             shown = torch.cat([decode(components, part) for part in latents.split(8)])
@@ -129,7 +129,7 @@ def _note_words(components: Components, request: Request, learned: Sequence[Conc
     def known(word: str) -> bool:
         return word in tokenizer.get_vocab()
 
-    prompts = (request.prompt, request.negative_prompt)
+    prompts = (request.prompt, request.negative_prompt, *(one.prompt for one in (*request.also, *request.regions)))
     weighted = {weight for prompt in prompts for _, weight in parse_weights(prompt)} - {1.0}
     if weighted and not components.family.identifiers:
         on_event(
@@ -141,7 +141,7 @@ def _note_words(components: Components, request: Request, learned: Sequence[Conc
     if said := notes([*texts, *(box.phrase for box in request.boxes)], called, known, components.name):
         on_event(Note(said))
     if words := known_words(components.name):
-        asked = [texts[0], *(box.phrase for box in request.boxes)]
+        asked = [texts[0], *texts[2:], *(box.phrase for box in request.boxes)]
         if said := words.note(asked, Path(components.name).name, [concept.token for concept in learned]):
             on_event(Note(said))
 
@@ -154,25 +154,64 @@ def _placed(components: Components, request: Request, learned: Sequence[Concept]
     return request.model_copy(update={"grounding": request.grounding.model_copy(update={"region": region})})
 
 
-def _conditions(request: Request, size: tuple[int, int], learned: Sequence[Concept]) -> list[Condition]:
-    """Return the conditions of a request, except the picture that is painted on."""
-    return [_text(request, size), DistilledGuidance(request.guidance), *_placing(request, size, learned)]
+def _conditions(
+    request: Request, boxes: Sequence[Box], size: tuple[int, int], learned: Sequence[Concept]
+) -> list[Condition]:
+    """Return the conditions of a request with all its boxes, except the picture that is painted on."""
+    return [_text(request, size), DistilledGuidance(request.guidance), *_placing(request, boxes, size, learned)]
 
 
-def _text(request: Request, size: tuple[int, int]) -> Text:
+def _views(
+    components: Components,
+    request: Request,
+    learned: Sequence[Concept],
+    apart: Mapping[int, Sequence[Box]],
+    lasting: ExitStack,
+) -> list[View]:
+    """Return the views of the concepts that are kept to boxes."""
+    size = (int(request.width or 0), int(request.height or 0))
+    return [
+        view(
+            components,
+            (learned[index], request.concepts[index].strength),
+            boxes,
+            (_text(request, size), boxes_seen(request, learned, index)),
+            request.count,
+            lasting,
+        )
+        for index, boxes in apart.items()
+    ]
+
+
+def _weaker(components: Components, request: Request, learned: Sequence[Concept]) -> Weights | None:
+    """Return the weights of the base without its concepts, for autoguidance; refuse guidance it cannot have."""
+    weaker = None
+    if request.guidance.preset == "autoguidance":
+        names = changed_names(components, learned)
+        weaker = weights(components, names, values(components, names))
+    refuse_unable(components, request, weaker)
+    return weaker
+
+
+def _text(request: Request, size: tuple[int, int], further: Prompt | None = None) -> Text:
+    """Return the prompts of a request, or a further one of it with its negative prompt."""
     skip, empty = request.clip_skip - 1, request.guidance.encode_empty
-    return Text(request.prompt, request.negative_prompt, size, skip=skip, encode_empty=empty)
+    prompt = request.prompt if further is None else further.prompt
+    negative = (further.negative_prompt if further else "") or request.negative_prompt
+    return Text(prompt, negative, size, skip=skip, encode_empty=empty)
 
 
-def _placing(request: Request, size: tuple[int, int], learned: Sequence[Concept]) -> list[Condition]:
-    """Return the conditions of a request's boxes."""
-    if not request.boxes:
+def _placing(
+    request: Request, boxes: Sequence[Box], size: tuple[int, int], learned: Sequence[Concept]
+) -> list[Condition]:
+    """Return the conditions of the boxes of a request, those of its regions among them."""
+    if not boxes:
         return []
     kinds = {concept.token: concept.card.init for concept in learned}
-    boxes: list[Condition] = [Boxes([request.boxes], float(request.grounding.beta or 0), kinds)]
-    if request.grounding.region:
-        boxes.append(Regions(request.boxes, request.prompt, request.negative_prompt, size))
-    return boxes
+    placing: list[Condition] = [Boxes([boxes], float(request.grounding.beta or 0), kinds)]
+    if request.boxes and request.grounding.region:
+        placing.append(Regions(request.boxes, request.prompt, request.negative_prompt, size))
+    return placing
 
 
 def _canvas(

@@ -45,6 +45,7 @@ app.command("studio.commands.mask:mask", name="mask", help="Make a mask of what 
 app.command("studio.commands.replace:replace", name="replace", help="Replace a thing in a picture by another.")
 app.command("studio.commands.choose:choose", name="choose", help="Measure the steps of a training and keep the best.")
 app.command("studio.commands.concepts:app", name="concepts", help="List, check, import and export concepts.")
+app.command("studio.commands.bases:app", name="bases", help="List base models, and get them.")
 app.command("studio.commands.examples:examples", name="examples", help="Print or copy the example pictures.")
 app.command("studio.serve:serve", name="serve", help="Open the studio in the browser, with a REST interface beside it.")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import webbrowser
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from studio.library.quota import QUOTA
 from studio.settings import DrawingMachine, Machine
 
 if TYPE_CHECKING:
+    from studio.api.guard import Door
     from studio.jobs.local_engine import Engine
     from studio.jobs.specs import Places
 
@@ -31,12 +33,14 @@ def serve(
     token: str | None = None,
     allow_host: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     base: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    models: Annotated[tuple[Path, ...], Parameter(negative="")] = (),
     folder: Path = Path("outputs"),
     slots: int = 1,
     quota: float = QUOTA,
     engine: Literal["local", "ray"] = "local",
     cluster: str | None = None,
     page: bool = True,
+    browser: Annotated[bool, Parameter(name="--open", negative="")] = False,
     machine: Annotated[DrawingMachine, Parameter(name="*")] = DrawingMachine(),  # noqa: B008
 ) -> None:
     """Open the studio in the browser, with a REST interface beside it.
@@ -55,6 +59,8 @@ def serve(
         A further name the server is reached by, for example behind a proxy. May be repeated.
     base
         A base model to offer beside pocket: a folder, a .safetensors checkpoint or a hub id. May be repeated.
+    models
+        A folder of base models, beside `models` in --folder; what is put there later is offered too. May be repeated.
     folder
         Where concepts, pictures and the record of jobs are kept.
     slots
@@ -68,21 +74,33 @@ def serve(
         The Ray that this machine is part of, as HOST:PORT or auto, for --engine ray; by default one of its own.
     page
         Offer the web page too.
+    browser
+        Open it in this machine's browser.
     """
+    door = _door(host, (password, token), allow_host)
+    _check(port, slots, quota)
+    told = {"bases": _bases(base), "models": _roots(models), "quota": quota, "machine": machine, "slots": slots}
+    told["engine"] = _engine(engine, cluster, machine, slots)
+    _offer(folder, told, door, port, page, browser)
+
+
+def _door(host: str, given: tuple[str | None, ...], names: tuple[str, ...]) -> Door:
+    """Return the address of the server and whom it admits: with a secret that is given, or in the environment."""
     from studio.api.guard import Door
 
-    secrets = tuple(secret for secret in (password, os.environ.get(PASSWORD), token, os.environ.get(TOKEN)) if secret)
-    door = Door(host, secrets, allow_host)
-    _check(port, slots, quota)
-    bases = _bases(base)
+    secrets = tuple(secret for secret in (*given, os.environ.get(PASSWORD), os.environ.get(TOKEN)) if secret)
+    return Door(host, secrets, names)
+
+
+def _offer(folder: Path, told: dict[str, Any], door: Door, port: int, page: bool, browser: bool) -> None:
+    """Serve until stopped; `told` are the settings of `Jobs`."""
     from studio.api.app import guarded, rest, with_page
     from studio.jobs.jobs import Jobs
 
-    runs = _engine(engine, cluster, machine, slots)
-    jobs = Jobs(folder, bases=bases, machine=machine, slots=slots, engine=runs, quota=quota)
+    jobs = Jobs(folder, **told)
     jobs.reserve()
     app = rest(jobs)
-    _listen(guarded(with_page(app, jobs) if page else app, door), host, port)
+    _listen(guarded(with_page(app, jobs) if page else app, door), door.host, port, browser)
 
 
 def _check(port: int, slots: int, quota: float) -> None:
@@ -105,6 +123,18 @@ def _bases(given: tuple[str, ...]) -> dict[str, str]:
     return bases
 
 
+def _roots(given: tuple[Path, ...]) -> tuple[Path, ...]:
+    """Return the folders of models.
+
+    Raises:
+        ConfigError: if one is not there.
+    """
+    for one in given:
+        if not one.is_dir():
+            raise ConfigError(f"There is no folder {one} of models.", "Check the path given with --models.")
+    return given
+
+
 def _engine(name: str, cluster: str | None, machine: Machine, slots: int) -> Callable[[Places], Engine] | None:
     """Return a function that makes the engine; None for that of this machine.
 
@@ -120,8 +150,8 @@ def _engine(name: str, cluster: str | None, machine: Machine, slots: int) -> Cal
     return None
 
 
-def _listen(app: Any, host: str, port: int) -> None:
-    """Serve until stopped; say where, once it can be called."""
+def _listen(app: Any, host: str, port: int, browser: bool) -> None:
+    """Serve until stopped; say where, once it can be called, and open a browser there if asked to."""
     import uvicorn
 
     from studio.api.connections import Timely
@@ -143,8 +173,11 @@ def _listen(app: Any, host: str, port: int) -> None:
     listening = prompt(listening)
     listening.listen()  # whoever reads the next line may call at once
     where = "localhost" if host in ("127.0.0.1", "::1") else host
-    sys.stderr.write(f"Prompt Studio is at http://{where}:{listening.getsockname()[1]}\n")
+    address = f"http://{where}:{listening.getsockname()[1]}"
+    sys.stderr.write(f"Prompt Studio is at {address}\n")
     sys.stderr.flush()
+    if browser and not webbrowser.open(address):
+        sys.stderr.write("studio: no browser was found on this machine; open that address in one.\n")
     uvicorn.Server(config).run(sockets=[listening])
 
 

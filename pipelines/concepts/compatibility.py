@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -40,22 +41,51 @@ class BaseFiles:
         return ""
 
 
-@cache
+Stamp = tuple[tuple[str, int, int], ...]
+"""Path within a base, time of the last change and size of each file: signs that it has not changed."""
+
+
+def stamp(path: Path) -> Stamp:
+    """Return the signs of a file, or of the files of a folder and of the folders in it; empty if nothing is there."""
+    try:
+        if path.is_file():
+            about = path.stat()
+            return ((path.name, about.st_mtime_ns, about.st_size),)
+        return tuple(sorted(_stamps(path, "", 1)))
+    except (OSError, ValueError):  # a name that no file system takes
+        return ()
+
+
+def _stamps(folder: Path, before: str, deeper: int) -> Iterator[tuple[str, int, int]]:
+    with os.scandir(folder) as found:
+        for entry in found:
+            if entry.is_file():
+                about = entry.stat()
+                yield before + entry.name, about.st_mtime_ns, about.st_size
+            elif deeper and entry.is_dir():
+                yield from _stamps(Path(entry.path), f"{before}{entry.name}/", deeper - 1)
+
+
 def base_files(base: str) -> BaseFiles:
-    """Read what there is; of a base that cannot be read nothing is known, and loading it says why."""
+    """Read what there is, once until it changes; of a base that cannot be read nothing is known: loading says why."""
     path = POCKET if base == "pocket" else Path(base)
+    return _read(path, stamp(path))
+
+
+@lru_cache(256)
+def _read(path: Path, stamp: Stamp) -> BaseFiles:
     try:
         if path.is_dir():
             family = family_of(path, json.loads((path / "model_index.json").read_text(encoding="utf-8")))
             # Concepts of other families go with every fine-tune of theirs.
             return BaseFiles(family, _fingerprint(path) if family == "pocket" else "")
-        return BaseFiles(_family_of_names(read_header(path))) if path.is_file() else BaseFiles()
+        return BaseFiles(family_of_names(read_header(path))) if path.is_file() else BaseFiles()
     except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError, ConceptError):
         return BaseFiles()
 
 
-def _family_of_names(header: Mapping[str, Any]) -> str:
-    """The family of a single-file checkpoint by the names of its tensors."""
+def family_of_names(header: Mapping[str, Any]) -> str:
+    """Return the family of a single-file checkpoint by the names of its tensors; empty if it is none that is known."""
     for start, family in (
         ("conditioner.embedders.1.", "sdxl"),
         ("cond_stage_model.model.", "sd2"),

@@ -24,6 +24,7 @@ from pipelines.models.config_limits import UNREADABLE, require_buildable
 from pipelines.models.families.known import KNOWN, Known, kind_of, transformer_family
 from pipelines.models.families.registry import FAMILIES
 from pipelines.models.fingerprint import weights_identity
+from pipelines.models.hub import NEEDED
 from pipelines.models.offloading import Offload, offloaded
 from pipelines.models.single_files import pipeline_of
 from pipelines.request.settings import Quantised
@@ -292,11 +293,8 @@ def _from_hub(base: str, download: bool) -> Components:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.txt", "*/*.json", "*/*.txt", "*/*.jinja", "*/spiece.model"] + [
-        f"{part}/*.safetensors" for part in ("unet", "transformer", "vae", "text_*")
-    ]
     try:
-        folder = snapshot_download(base, local_files_only=not download, allow_patterns=patterns)
+        folder = snapshot_download(base, local_files_only=not download, allow_patterns=list(NEEDED))
     except HFValidationError:
         raise ModelError(
             f"There is no model {base!r}.", "Give pocket, a folder, a .safetensors file or a hub id."

@@ -55,6 +55,7 @@ class QuantisedLinear(nn.Linear):
 
     def __init__(self, layer: nn.Linear, form: Quantised) -> None:
         nn.Module.__init__(self)
+        self.form: Quantised
         self.in_features, self.out_features, self.form = layer.in_features, layer.out_features, form
         bits, scale = _narrow(layer.weight.detach(), form)
         self.weight = nn.Parameter(bits, requires_grad=False)

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from pipelines.errors import RequestError
 from pipelines.files import whole_file
 from pipelines.request import yolo
-from pipelines.request.request import Box, Edges, Request, problems, snapped
+from pipelines.request.boxes import Box, Edges, snapped
+from pipelines.request.request import Request, problems
 from pipelines.words import composed
 
 Form = Literal["bbox", "coco", "yolo", "pixels"]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipelines.errors import RequestError
-from pipelines.request.request import BOXES, Box
+from pipelines.request.boxes import BOXES, Box
 
 Planner = Callable[[str], tuple[Box, ...]]
 """Type of planners, which make boxes of a sentence: `plan`, or a language model."""

@@ -7,14 +7,17 @@ fills them in, and only a resolved request is ever written into a picture.
 
 from __future__ import annotations
 
-import math
-import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from pipelines.errors import RequestError
+from pipelines.request.boxes import BOXES
+from pipelines.request.boxes import Box as Box
+from pipelines.request.guidance import MOST_PROMPTS, Prompt
+from pipelines.request.guidance import Guidance as Guidance
 from pipelines.request.inpaint import Inpaint as Inpaint
+from pipelines.request.regions import MOST_REGIONS, Region
 from pipelines.request.settings import FileOf as FileOf
 from pipelines.request.settings import Frozen
 from pipelines.words import Composed
@@ -43,35 +46,6 @@ def concept_use(text: str) -> dict[str, object]:
         return {"source": source, "strength": float(strength)} if colon and source else {"source": text}
     except ValueError:  # a colon of the path itself
         return {"source": text}
-
-
-class Guidance(Frozen):
-    """Classifier-free guidance (Ho and Salimans, arXiv:2207.12598) and its corrections."""
-
-    scale: float | None = Field(default=None, ge=0, le=50)
-    """Strength of the prompt; 1 switches guidance off. The base's own by default."""
-
-    rescale: float | None = Field(default=None, ge=0, le=1)
-    """Pull the guided prediction to the spread of the unguided one (arXiv:2305.08891, 3.4); 0.7 for zero-SNR models.
-    The base's own by default."""
-
-    start: float = Field(default=0.0, ge=0, le=1)
-    """Share of the steps before which guidance is off (arXiv:2404.07724)."""
-
-    stop: float = Field(default=1.0, ge=0, le=1)
-    """Share of the steps after which guidance is off; equal to `start` it switches guidance off."""
-
-    encode_empty: bool = False
-    """Encode an empty negative prompt also where the base takes zeros for it (SDXL)."""
-
-    @model_validator(mode="after")
-    def _an_interval(self) -> Self:
-        if self.start > self.stop:
-            raise ValueError(
-                f"start {self.start:g} lies after stop {self.stop:g}, so guidance would never be on; "
-                "choose start <= stop, or scale 1 for no guidance"
-            )
-        return self
 
 
 LARGEST_GRID = 16
@@ -136,91 +110,6 @@ class InContext(Frozen):
         return (*(path for pair in self.examples for path in (pair.before, pair.after)), self.query)
 
 
-BOXES = 30
-"""Most boxes of one picture: the places GLIGEN's layers are trained with."""
-
-
-Edges = tuple[float, float, float, float]
-"""Left, top, right and bottom."""
-
-
-class Box(Frozen):
-    """A thing and its box."""
-
-    phrase: Composed = Field(min_length=1)
-    """The thing in the box, in words of the prompt; also the word of a learned concept."""
-
-    box: Edges
-    """Left, top, right and bottom edge, as fractions of the width and height from the top left corner."""
-
-    picture: Annotated[str | None, FileOf("picture")] = None
-    """A picture of the thing to follow, for bases whose grounding reads pictures."""
-
-    @field_validator("box")
-    @classmethod
-    def _rounded(cls, box: Edges) -> Edges:
-        left, top, right, bottom = (snapped(edge) for edge in box)
-        return left, top, right, bottom
-
-    @model_validator(mode="after")
-    def _inside_the_picture(self) -> Self:
-        if why := misplaced(self.box):
-            shown = ", ".join(f"{edge:g}" for edge in self.box)
-            raise ValueError(f"the box of {self.phrase!r:.60} ({shown}) {why}")
-        return self
-
-
-def snapped(edge: float, reach: float = 1e-6) -> float:
-    """Return an edge, moved to the border if it lies outside by no more than a rounding error."""
-    return min(max(edge, 0.0), 1.0) if -reach <= edge <= 1 + reach else edge
-
-
-def misplaced(box: Edges) -> str:
-    """Return what is wrong with a box of fractions, and what to do about it; empty if nothing is.
-
-    >>> misplaced((0.5, 0.1, 0.2, 0.6))
-    'has its right edge left of its left edge; give left, top, right, bottom'
-    """
-    left, top, right, bottom = box
-    if not all(math.isfinite(edge) for edge in box):
-        return "is not finite; give four numbers from 0 to 1"
-    if max(box) > 2 and min(box) >= 0:
-        return "looks like pixels; give fractions from 0 to 1: pixels divided by the width and height"
-    if min(box) < 0 or max(box) > 1:
-        return "lies outside the picture; give fractions from 0 to 1"
-    if right < left:
-        return "has its right edge left of its left edge; give left, top, right, bottom"
-    if bottom < top:
-        return "has its bottom edge above its top edge; give left, top, right, bottom"
-    if right == left or bottom == top:
-        return "has no area; give left < right and top < bottom"
-    return ""
-
-
-_BOX = re.compile(r"(?P<phrase>.+):(?P<box>[^:@]*)(?:@(?P<picture>.+))?", re.DOTALL)
-
-
-def box_use(text: str) -> dict[str, object]:
-    """Convert `fox:0.1,0.2,0.5,0.6`, with `@reference.png` behind it if wanted, to the fields of a `Box`.
-
-    Raises:
-        RequestError: if it is not of that form.
-    """
-    match = _BOX.fullmatch(text)
-    edges = match["box"].split(",") if match else []
-    try:
-        numbers = [float(edge) for edge in edges]
-    except ValueError:
-        numbers = []
-    if match is None or len(numbers) != 4:
-        raise RequestError(
-            f"The box {text!r:.80} is not a phrase with four numbers.",
-            "Write PHRASE:LEFT,TOP,RIGHT,BOTTOM in fractions, for example fox:0.1,0.2,0.5,0.6.",
-        )
-    fields: dict[str, object] = {"phrase": match["phrase"].strip(), "box": numbers}
-    return fields | ({"picture": match["picture"]} if match["picture"] else {})
-
-
 class Grounding(Frozen):
     """The effect of boxes (GLIGEN, Li et al., arXiv:2301.07093)."""
 
@@ -232,6 +121,10 @@ class Grounding(Frozen):
     """Let the words of a boxed thing act in its box alone, and of several concepts the changed weights too, so that
     things do not leak into one another. By default where one of several boxes names a learned word, if the prompt says
     what is in each box."""
+
+    scale: float | None = Field(default=None, ge=0, le=50)
+    """Strength of the boxes by itself, at the cost of one more prediction a step: the difference they make, as guidance
+    scale is that of the prompt. By default both act together."""
 
     adapter: str | None = Field(default=None, min_length=1)
     """File of gated layers for a base that has none, or instead of its own."""
@@ -254,11 +147,18 @@ class Request(Frozen):
 
     grounding: Grounding = Grounding()
     """Settings of the boxes."""
+
+    regions: tuple[Region, ...] = Field(default=(), max_length=MOST_REGIONS)
+    """Parts of the picture with prompts of their own."""
+
     inpaint: Inpaint | None = None
     """A picture to repaint instead of an empty one."""
 
     guidance: Guidance = Guidance()
-    """Classifier-free guidance."""
+    """Strength of the prompts, and the formula they act by."""
+
+    also: tuple[Prompt, ...] = Field(default=(), max_length=MOST_PROMPTS)
+    """Further prompts, each with a weight: AND above 0, NOT below."""
 
     in_context: InContext | None = None
     """Examples of a change and a picture to be changed alike; width and height are then those of a cell."""

@@ -14,7 +14,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp
 
 from pipelines.pictures.metadata import own_version
-from studio.api import a1111, files, work
+from studio.api import a1111, bases, files, work
 from studio.api.forms import ROOT
 from studio.api.guard import Door, Guard
 from studio.api.page_files import PageFiles, copies_folder
@@ -41,7 +41,8 @@ def rest(jobs: Jobs) -> FastAPI:
     )
     app.state.jobs = jobs
     answer_problems(app)
-    for router in (work.routes(jobs), files.datasets(jobs), files.pictures(jobs), files.concepts(jobs)):
+    of_files = (files.datasets(jobs), files.pictures(jobs), files.concepts(jobs))
+    for router in (work.routes(jobs), *of_files, bases.routes(jobs)):
         app.include_router(router, prefix=ROOT)
     app.include_router(a1111.routes(jobs, next(iter(jobs.bases))), prefix="/sdapi/v1")
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, create_model
 from pydantic.fields import FieldInfo
 
 from pipelines.request.axes import Axis
-from pipelines.request.request import Frozen, Request
+from pipelines.request.request import Defaults, Frozen, Request
 from pipelines.request.settings import file_of
 from studio.jobs.specs import of_clients
 from studio.jobs.store import Job, Kind, State
@@ -117,7 +117,13 @@ class Work(Answer):
 
 
 ROOT = "/api/v1"
-PLACE: dict[Kind, str] = {"generation": "generations", "training": "runs", "import": "imports", "score": "scores"}
+PLACE: dict[Kind, str] = {
+    "generation": "generations",
+    "training": "runs",
+    "import": "imports",
+    "score": "scores",
+    "download": "downloads",
+}
 
 
 def work(job: Job, notes: Sequence[str] = ()) -> Work:
@@ -194,6 +200,44 @@ class StorageAnswer(Answer):
     """Bytes of datasets, pictures and files to import now."""
     quota: int
     """Most bytes of these together."""
+
+
+class BaseAnswer(Answer):
+    """A base model."""
+
+    id: str
+    problem: str
+    """Why it cannot be used; empty if it can."""
+    hint: str
+    """Next step then."""
+    family: str
+    title: str
+    """Of the family, as people call it."""
+    layout: str
+    """folder, file, or hub for one whose files are not known."""
+    bytes: int
+    """On disk."""
+    memory_gpu: int
+    """Bytes of its weights in half precision."""
+    memory_cpu: int
+    """Bytes of its weights in full precision."""
+    licence: str
+    defaults: Defaults | None
+    """Settings of a request that gives none."""
+    inpainting: bool
+    """True if a UNet that sees the rest of the picture repaints."""
+    boxes: bool
+    """True if it has the layers that place things in boxes."""
+    distilled: bool
+    """True if it was distilled to few steps."""
+    href: str
+
+
+class DownloadOrder(Frozen):
+    """An order of a base model from the hub."""
+
+    model: str = Field(min_length=3, max_length=200)
+    """Its id there: OWNER/NAME."""
 
 
 class ConceptAnswer(Answer):

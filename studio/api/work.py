@@ -44,7 +44,7 @@ def routes(jobs: Jobs) -> APIRouter:
         """Order pictures."""
         with _asked():
             fields = order.request.model_dump(mode="json", exclude_unset=True)
-            job = jobs.submit_generation(fields, order.base, _of("generation", key), order.compare)
+            job = jobs.submit_generation(fields, order.base, keyed("generation", key), order.compare)
             return accepted(job, response)
 
     @router.post("/runs", status_code=status.HTTP_202_ACCEPTED, tags=["runs"])
@@ -57,13 +57,13 @@ def routes(jobs: Jobs) -> APIRouter:
         with _asked():
             settings = order.settings.model_dump(mode="json", exclude_unset=True)
             parts = (order.method, settings, order.dataset, order.base, order.dry_run)
-            return accepted(jobs.submit_training(*parts, _of("training", key)), response)
+            return accepted(jobs.submit_training(*parts, keyed("training", key)), response)
 
     @router.post("/scores", status_code=status.HTTP_202_ACCEPTED, tags=["scores"])
     def ask_for_scores(order: ScoreOrder, response: Response, key: Key = None) -> Work:
         """Order a measurement; its event `scores` has the figures of each step, the proposed one, and the reason."""
         with _asked():
-            return accepted(jobs.submit_score(order.concept, order.dataset, order.base, _of("score", key)), response)
+            return accepted(jobs.submit_score(order.concept, order.dataset, order.base, keyed("score", key)), response)
 
     @router.get("/methods", tags=["runs"])
     def methods() -> list[str]:
@@ -100,7 +100,8 @@ def _add_queue(router: APIRouter, jobs: Jobs) -> None:
         return work(jobs.waiting.put(job, False))
 
 
-def _of(kind: Kind, key: str | None) -> str | None:
+def keyed(kind: Kind, key: str | None) -> str | None:
+    """Return the key of an order among those of all kinds."""
     return None if key is None else f"{kind}:{key}"
 
 

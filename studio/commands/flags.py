@@ -14,7 +14,10 @@ from cyclopts import Group, Parameter
 from pydantic import BaseModel, Field, create_model
 from pydantic.fields import FieldInfo
 
-from pipelines.request.request import Frozen, Request, box_use
+from pipelines.request.boxes import box_use
+from pipelines.request.guidance import prompt_use
+from pipelines.request.regions import region_use
+from pipelines.request.request import Frozen, Request
 from studio.library.names import named_use
 
 LISTED: Mapping[str, tuple[str, Callable[[str], dict[str, object]], str]] = MappingProxyType(
@@ -29,6 +32,17 @@ LISTED: Mapping[str, tuple[str, Callable[[str], dict[str, object]], str]] = Mapp
             "box",
             box_use,
             "A thing and its left, top, right and bottom edge in fractions of the picture: fox:0.1,0.2,0.5,0.6.",
+        ),
+        "regions": (
+            "region",
+            region_use,
+            "A part of the picture with a prompt of its own: its edges in fractions, or a mask that is white there:"
+            " a fox:0.1,0.2,0.5,0.6, or a fox@mask.png. Weights of a concept that it names act there alone.",
+        ),
+        "also": (
+            "also",
+            prompt_use,
+            "A further prompt of the same picture with its weight: a house:0.8; below 0 what shall not be there.",
         ),
     }
 )
@@ -79,6 +93,7 @@ def _flags() -> dict[str, Any]:
         return Annotated[kind, Parameter(group=GROUPS[group] if group in GROUPS else Group(group.capitalize()), **more)]
 
     flags: dict[str, Any] = {}
+    shown = {"boxes": "grounding", "regions": "grounding", "also": "guidance"}
     for name, field in Request.model_fields.items():
         group = _group(field)
         if name in PLACED:
@@ -86,7 +101,11 @@ def _flags() -> dict[str, Any]:
         if name in LISTED:
             called, _, text = LISTED[name]
             flags[called] = (
-                under("grounding" if name == "boxes" else "", tuple[str, ...], negative=""),
+                under(
+                    shown.get(name, ""),
+                    tuple[str, ...],
+                    negative="",
+                ),
                 Field(default=(), description=f"{text} May be repeated."),
             )
         elif group is not None:

@@ -95,7 +95,7 @@ def inpainting(
     machine: Annotated[Machine, Parameter(name="*")] = Machine(),  # noqa: B008
 ) -> None:
     """Inpainting: a UNet that sees the mask and what lies around it, from a base of 4 channels."""
-    from studio.commands.train_inpainting import train_inpainting
+    from studio.commands.train_parts import train_inpainting
 
     print(train_inpainting(config, where, machine))  # noqa: T201
 
@@ -107,7 +107,7 @@ def incontext(
     machine: Annotated[Machine, Parameter(name="*")] = Machine(),  # noqa: B008
 ) -> None:
     """Visual prompts: the UNet for inpainting learns changes from pairs of pictures, as answers in a grid."""
-    from studio.commands.train_inpainting import train_inpainting
+    from studio.commands.train_parts import train_inpainting
 
     print(train_inpainting(config, where, machine))  # noqa: T201
 
@@ -120,6 +120,6 @@ def grounding(
     machine: Annotated[Machine, Parameter(name="*")] = Machine(),  # noqa: B008
 ) -> None:
     """Gated layers for boxes (GLIGEN) on any base, from pictures with boxes; the base itself stays what it is."""
-    from studio.commands.train_gligen import train_layers
+    from studio.commands.train_parts import train_layers
 
     print(train_layers(where, config, machine))  # noqa: T201

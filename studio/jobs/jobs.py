@@ -12,11 +12,13 @@ from typing import Any, Self, cast
 
 from filelock import BaseFileLock
 
-from pipelines.errors import Conflict, StudioError
+from pipelines.errors import Conflict
 from pipelines.files import require_room
 from pipelines.locks import locked
 from pipelines.words import file_stem
+from studio.jobs.clashes import Clashes
 from studio.jobs.dispatcher import Dispatcher
+from studio.jobs.downloads import Downloads
 from studio.jobs.history import History
 from studio.jobs.local_engine import Engine, LocalEngine
 from studio.jobs.specs import (
@@ -26,7 +28,6 @@ from studio.jobs.specs import (
     forget_training,
     scores_key,
     training_of,
-    training_of_job,
 )
 from studio.jobs.store import LIVE, Event, Job, Kind, Ledger
 from studio.jobs.waiting import Waiting
@@ -51,6 +52,7 @@ class Jobs:
         warm: keep a process ready for generations.
         engine: makes where processes come from; those of this machine by default.
         quota: GiB that datasets, uploaded pictures and files to import may take together.
+        models: folders of base models, beside `models` in the folder.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Jobs:
         warm: bool = True,
         engine: Callable[[Places], Engine] | None = None,
         quota: float = QUOTA,
+        models: Sequence[Path] = (),
     ) -> None:
         given = bases or {"pocket": "pocket"}
         # Processes work in the folder, where such a path would mean another file.
@@ -70,13 +73,17 @@ class Jobs:
         if not folder.exists():
             folder.mkdir(parents=True, mode=0o700)  # prompts and pictures are nobody else's
         self.folder, self.slots = folder.resolve(), slots
-        self.places = Places(self.folder, whole, int(quota * 2**30))
-        self.bases, self.learned = dict(whole), self.places.learned
+        roots = (self.folder / "models", *(one.resolve() for one in models))
+        self.places = Places(self.folder, whole, int(quota * 2**30), roots)
+        self.bases, self.learned = self.places.catalogue, self.places.learned
         self.datasets, self.pictures = self.places.datasets, self.places.pictures
-        self.learned.mkdir(exist_ok=True)
+        for kept in (self.learned, roots[0]):
+            kept.mkdir(exist_ok=True)
         self.ledger = Ledger(self.folder / "jobs.sqlite")
         self.engine = engine(self.places) if engine else LocalEngine(self.places, machine, slots, warm)
         self.history, self.waiting = History(self.ledger, self.folder), Waiting(self.ledger)
+        self.downloads = Downloads(self.ledger, self.places, machine.download)
+        self.clashes = Clashes(self.ledger, self.places)
         self.dispatcher = Dispatcher(self.places, self.ledger, self.engine, slots)
         self._asking, self._lock = threading.Lock(), cast("BaseFileLock | None", None)
 
@@ -135,7 +142,7 @@ class Jobs:
         require_room(self.folder, 64 << 20)
         with self._asking:
             if not dry_run:
-                self._require_free([path.name for path in run.outputs], key)
+                self.clashes.require_free([path.name for path in run.outputs], key)
             return self.ledger.add("training", spec, key)
 
     def submit_import(self, content: bytes, name: str, token: str | None = None, base: str | None = None) -> Job:
@@ -154,7 +161,7 @@ class Jobs:
         if base is not None:
             self.places.base(base)
         if token:
-            self._require_unlearned([f"{file_stem(token)}.safetensors"])
+            self.clashes.require_unlearned([f"{file_stem(token)}.safetensors"])
         require_room(self.folder, len(content) + (64 << 20))
         file = put_aside(content, name, self.folder / "imports" / secrets.token_hex(8), self.places.quota)
         spec = {"file": file.relative_to(self.folder).as_posix()}
@@ -189,7 +196,7 @@ class Jobs:
             ConceptError: if there is none.
             Conflict: if it is being measured or learned, which would write it anew.
         """
-        self._require_idle(concept)
+        self.clashes.require_idle(concept)
         take(self.places.concept(concept), step)
 
     def add_copy(self, source: Path) -> Path:
@@ -199,7 +206,7 @@ class Jobs:
             Conflict: if a concept of its name is there or being learned.
         """
         with self._asking:
-            self._require_free([source.name], None)
+            self.clashes.require_free([source.name], None)
             return concepts.add_copy(source, self.learned)
 
     def add_example(self) -> Path:
@@ -212,8 +219,8 @@ class Jobs:
         Raises:
             Conflict: if it is so.
         """
-        self._require_idle(concept)
-        self._require_unlearned([f"{file_stem(word)}.safetensors"])
+        self.clashes.require_idle(concept)
+        self.clashes.require_unlearned([f"{file_stem(word)}.safetensors"])
 
     def discard_concept(self, concept: str) -> str:
         """Move a concept into the trash; return the name it has there.
@@ -223,13 +230,13 @@ class Jobs:
             Conflict: if it is being measured or learned, which would write it anew.
         """
         path = self.places.concept(concept)
-        self._require_idle(concept)
+        self.clashes.require_idle(concept)
         return concepts.discard(path)
 
     def delete_concept(self, concept: str) -> None:
         """Remove a concept for good; raises as `discard_concept`."""
         path = self.places.concept(concept)
-        self._require_idle(concept)
+        self.clashes.require_idle(concept)
         concepts.delete(path)
 
     def restore(self, thrown: str) -> Path:
@@ -240,7 +247,7 @@ class Jobs:
             Conflict: if a concept of its name is being learned.
         """
         with self._asking:
-            self._require_unlearned([concepts.thrown(thrown, self.learned).name])
+            self.clashes.require_unlearned([concepts.thrown(thrown, self.learned).name])
             return concepts.restore(thrown, self.learned)
 
     def delete_dataset(self, dataset: str) -> None:
@@ -254,39 +261,6 @@ class Jobs:
             if dataset == job.spec["dataset"] or dataset in json.dumps(job.spec.get("settings")):
                 raise Conflict(f"The {job.kind} {job.id} needs these pictures.", "Cancel it first.")
         self.datasets.delete(dataset)
-
-    def _require_free(self, names: Sequence[str], key: str | None) -> None:
-        if len(set(names)) < len(names):
-            raise Conflict(f"Two subjects would be written to {names[0]}.", "Choose other tokens.")
-        if key is not None and self.ledger.keyed(key) is not None:
-            return
-        for name in names:
-            if (self.learned / name).exists():
-                raise Conflict(
-                    f"The concept {name.removesuffix('.safetensors')} is there already.",
-                    "Choose another token, or rename or delete it.",
-                )
-        self._require_unlearned(names)
-
-    def _require_idle(self, concept: str) -> None:
-        """Refuse to change a concept that a job is going to write."""
-        for job in self.ledger.list("score", LIVE, 1000):
-            if job.spec["concept"] == concept:
-                raise Conflict(f"{concept} is being measured.", f"Wait, or cancel the job {job.id}.")
-        self._require_unlearned([f"{concept}.safetensors"])
-
-    def _require_unlearned(self, names: Sequence[str]) -> None:
-        """Refuse names of files that a training is going to write."""
-        for job in self.ledger.list("training", LIVE, 1000):
-            try:
-                theirs = [] if job.spec["dry_run"] else training_of_job(job, self.places).outputs
-            except StudioError:  # what it needs has been deleted; it will say so itself
-                continue
-            if taken := [path.name for path in theirs if path.name in names]:
-                raise Conflict(
-                    f"The concept {taken[0].removesuffix('.safetensors')} is being learned already.",
-                    f"Wait for the job {job.id}, cancel it, or choose another token.",
-                )
 
     # -- looking ---------------------------------------------------------------------------------------------
 

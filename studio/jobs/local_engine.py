@@ -117,6 +117,7 @@ def setup_of(places: Places, machine: Machine) -> str:
     about = {
         "folder": str(places.folder),
         "bases": dict(places.bases),
+        "models": [str(root) for root in places.models],
         "machine": machine.model_dump(mode="json", exclude_unset=True),
     }
     return json.dumps(about)

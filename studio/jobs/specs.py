@@ -21,6 +21,7 @@ from pipelines.request.request import Request, problems
 from pipelines.request.settings import FileOf, Model, file_of, holds_models, mapped, with_files
 from pipelines.words import file_stem
 from studio.jobs.store import Job
+from studio.library.bases import Bases
 from studio.library.datasets import Datasets, Pictures
 from studio.library.quota import QUOTA, Quota
 from trainers.methods import methods
@@ -37,13 +38,20 @@ class Places:
 
     Attributes:
         folder: of everything; absolute.
-        bases: id -> base model.
+        bases: id -> base model that the server was started with.
         most: bytes that datasets, pictures and files to import may take together.
+        models: folders of base models.
     """
 
     folder: Path
     bases: Mapping[str, str]
     most: int = int(QUOTA * 2**30)
+    models: tuple[Path, ...] = ()
+
+    @cached_property
+    def catalogue(self) -> Bases:
+        """Return all bases: those of the start, and what lies in the folders of models."""
+        return Bases(self.bases, self.models)
 
     @cached_property
     def quota(self) -> Quota:
@@ -75,10 +83,10 @@ class Places:
         Raises:
             ConfigError: if there is none.
         """
-        if name not in self.bases:
-            known = ", ".join(self.bases)
+        if (base := self.catalogue.get(name)) is None:
+            known = ", ".join(self.catalogue)
             raise ConfigError(f"There is no base {name!r:.60}.", f"There are: {known}; studio serve --base adds some.")
-        return self.bases[name]
+        return base
 
     def concept(self, name: str) -> Path:
         """Return the file of a concept by its id, the name of the file without ending.

@@ -24,9 +24,11 @@ from pipelines.errors import Cancelled, NoSpace, StudioError
 from pipelines.events import Event, Note, Preview, StepDone
 from pipelines.exhaustion import hardship
 from pipelines.files import whole_file
+from pipelines.models.hub import fetch
 from pipelines.request.axes import axes_of
 from pipelines.request.request import Request
 from pipelines.request.texts import without_folders
+from studio.jobs.downloads import folder_of
 from studio.jobs.local_engine import BEAT, LOG, birth
 from studio.jobs.specs import Places, forget_training, scores_key, training_of_job, with_paths
 from studio.jobs.store import Job, Ledger, Record, State
@@ -91,6 +93,8 @@ class Worker:
             return self._import(job)
         if job.kind == "score":
             return self._score(job, should_stop)
+        if job.kind == "download":
+            return self._download(job, should_stop)
         self._bases.clear()  # a training gets all the memory
         self._phase(job, "loading the base, and looking at the pictures")
         spec = job.spec
@@ -155,10 +159,20 @@ class Worker:
         source = self.places.folder / job.spec["file"]
         try:
             named = job.spec.get("base")
-            bases = [self.places.base(named)] if named else list(self.places.bases.values())
+            bases = [self.places.base(named)] if named else list(self.places.catalogue.values())
             return [import_concept(source, job.spec["token"], self.places.learned, bases=bases)]
         finally:
             shutil.rmtree(source.parent, ignore_errors=True)
+
+    def _download(self, job: Job, should_stop: Callable[[], bool]) -> list[Path]:
+        self._phase(job, "asking the hub what there is")
+        fetch(
+            job.spec["model"],
+            self.places.models[0] / folder_of(job.spec["model"]),
+            on_event=lambda event: self.tell(job, event),
+            should_stop=should_stop,
+        )
+        return []  # it is a base of the server from now on, and no file of the job
 
     def _base_for(self, job: Job) -> Any:
         """Return the base of a job; that it is loaded is told, since that takes a while."""
@@ -265,7 +279,7 @@ def worker(setup: str, record: Record | None = None) -> Worker:
         record: of all jobs; by default the file in the folder.
     """
     about = json.loads(setup)
-    places = Places(Path(about["folder"]), about["bases"])
+    places = Places(Path(about["folder"]), about["bases"], models=tuple(map(Path, about["models"])))
     os.chdir(places.folder)
     return Worker(
         places, DrawingMachine.model_validate(about["machine"]), record or Ledger(places.folder / "jobs.sqlite")

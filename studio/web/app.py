@@ -14,11 +14,13 @@ from pipelines.exhaustion import hardship
 from studio.jobs.jobs import Jobs
 from studio.web.components import base_choice
 from studio.web.help import scripts
+from studio.web.models.choice import BaseChoice
 from studio.web.pages.concepts import LibraryPage
 from studio.web.pages.edit import EditPage
 from studio.web.pages.example import EXAMPLE, ExamplePage
 from studio.web.pages.generate import GeneratePage
 from studio.web.pages.measure import MeasurePage
+from studio.web.pages.models import ModelsPage
 from studio.web.pages.pictures import PicturesPage
 from studio.web.pages.teach import TeachPage
 from studio.web.panels.chips import INSERT
@@ -36,7 +38,14 @@ CORNER = (
     '<button type="button" class="quiet" data-do="looks">Dark</button>'
 )
 TABS: Mapping[str, str] = MappingProxyType(
-    {"generation": "generate", "training": "teach", "edit": "edit", "example": "example", "score": "measure"}
+    {
+        "generation": "generate",
+        "training": "teach",
+        "edit": "edit",
+        "example": "example",
+        "score": "measure",
+        "download": "models",
+    }
 )
 """Name of a job in the address -> the tab that shows it."""
 
@@ -72,7 +81,7 @@ def opened(request: gr.Request) -> Any:
     """Return the tab that the address names, or that of the job it names."""
     asked = request.query_params
     wanted = str(asked.get("tab", ""))
-    if wanted not in (*TABS.values(), "concepts", "pictures"):
+    if wanted not in (*TABS.values(), "concepts", "pictures", "models"):
         wanted = next((tab for job, tab in TABS.items() if asked.get(job)), "")
     return gr.update(selected=wanted) if wanted else gr.skip()
 
@@ -84,6 +93,7 @@ def build(jobs: Jobs) -> gr.Blocks:
             gr.HTML(MASTHEAD, elem_id="masthead", js_on_load=None)
             base = base_choice(jobs.bases)
             gr.HTML(CORNER, elem_id="corner", js_on_load=None)
+        choice = BaseChoice(jobs, base)
         with gr.Tabs(elem_id="pages", overflow_behavior="wrap") as tabs:
             with gr.Tab("Generate", id="generate", render_children=True) as generating:
                 generate = GeneratePage(jobs, base)
@@ -97,29 +107,27 @@ def build(jobs: Jobs) -> gr.Blocks:
                 example = ExamplePage(jobs, base)
             with gr.Tab("Concepts", id="concepts", render_children=True) as keeping:
                 library = LibraryPage(jobs)
+            with gr.Tab("Models", id="models", render_children=True) as choosing:
+                models = ModelsPage(jobs, choice)
             with gr.Tab("Measure", id="measure", render_children=True) as measuring:
                 measure = MeasurePage(jobs)
         landed = page.load(opened, None, tabs, api_visibility="private")
         landed.then(None, None, None, js="() => { window.studio.opened = true; }")
-        for tab in (generating, looking, teaching, editing, asking, keeping, measuring):
+        choice.wire(page, landed)
+        _choosing(page, choice, models, {"teach": teaching, "example": asking, "models": choosing})
+        for tab in (generating, looking, teaching, editing, asking, keeping, choosing, measuring):
             tab.select(None, None, None, js=KEEP_TAB.replace("NAME", str(tab.id)))
-        _generating(page, generating, base, generate)
+        _generating(page, choice.opened("generate", generating), generating, base, generate)
         _teaching(page, teaching, teach)
         for one, tab in ((edit, editing), (example, asking)):
             one.follow_on(page)
             one.answer.look_on(tab)
         base.input(edit.refresh, [base, edit.chips], edit.chips, api_visibility="private")
-        editing.select(edit.refresh, [base, edit.chips], edit.chips, api_visibility="private")
-        for event in generate.answer.used(
-            2, edit.take_result, [generate.answer.job, generate.answer.chosen], [edit.painter]
-        ):
-            event.success(lambda: gr.update(selected="edit"), None, tabs, api_visibility="private")
+        opens = choice.opened("edit", editing)
+        opens.then(edit.refresh, [base, edit.chips], edit.chips, api_visibility="private")
         _looking(page, looking, tabs, base, generate, edit, pictures)
         keeping.select(library.refresh, library.search, library.cards, api_visibility="private")
-        compared = [measure.concepts, measure.concept, measure.pictures]
-        measuring.select(measure.refresh, compared[:2], compared, api_visibility="private")
-        measure.scores.follow_on(page)
-        measure.scores.look_on(measuring)
+        _measuring(page, measuring, measure)
         for offer in (generate.offer, library.offer):
             added = offer.click(generate.add_example, [base, generate.chips], generate.kept, api_visibility="private")
             added.success(None, [generate.chips, generate.prompt], generate.prompt, js=INSERT)
@@ -136,11 +144,28 @@ def build(jobs: Jobs) -> gr.Blocks:
     return page
 
 
-def _generating(page: gr.Blocks, tab: gr.Tab, base: gr.Dropdown, generate: GeneratePage) -> None:
+def _measuring(page: gr.Blocks, tab: gr.Tab, measure: MeasurePage) -> None:
+    """Keep the page of figures as the library and its job are."""
+    compared = [measure.concepts, measure.concept, measure.pictures]
+    tab.select(measure.refresh, compared[:2], compared, api_visibility="private")
+    measure.scores.follow_on(page)
+    measure.scores.look_on(tab)
+
+
+def _choosing(page: gr.Blocks, choice: BaseChoice, models: ModelsPage, tabs: Mapping[str, gr.Tab]) -> None:
+    """Show each page's own base when it is opened, and the bases that are there."""
+    choice.opened("teach", tabs["teach"])
+    choice.opened("example", tabs["example"])
+    tabs["models"].select(models.refresh, None, [models.cards, choice.list], api_visibility="private")
+    models.download.follow_on(page)
+    models.download.look_on(tabs["models"])
+
+
+def _generating(page: gr.Blocks, opened: Any, tab: gr.Tab, base: gr.Dropdown, generate: GeneratePage) -> None:
     """Keep the page of generation as the library and the chosen base are."""
     shown = [base, generate.chips]
     generate.follow_on(page)
-    tab.select(generate.refresh, shown, generate.kept, api_visibility="private")
+    opened.then(generate.refresh, shown, generate.kept, api_visibility="private")
     generate.answer.look_on(tab)
     base.input(generate.refresh, shown, generate.kept, api_visibility="private")
     base.change(generate.sized, base, generate.plan, api_visibility="private")
@@ -176,6 +201,10 @@ def _looking(
         except StudioError as error:
             raise told(error) from None
 
+    for event in generate.answer.used(
+        2, edit.take_result, [generate.answer.job, generate.answer.chosen], [edit.painter]
+    ):
+        event.success(lambda: gr.update(selected="edit"), None, tabs, api_visibility="private")
     asked = [base, *held, pictures.parts]
     pictures.use.click(again, asked, [tabs, *form], api_visibility="private")
     pictures.large("use0").success(again, asked, [tabs, *form], api_visibility="private")

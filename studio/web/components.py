@@ -162,13 +162,13 @@ def picture_rows(**more: Any) -> gr.HTML:
     return _own("rows", "Pictures", fields, example, pairs=False, **more)
 
 
-def concept_cards(empty: str, **more: Any) -> gr.HTML:
-    """Return cards of concepts; the event `pick` has the one clicked. `empty` is shown when there are none.
+def concept_cards(empty: str, title: str = "Concepts", **more: Any) -> gr.HTML:
+    """Return cards of concepts or of bases; the event `pick` has the one clicked. `empty` is shown for none.
 
     Its value is a list of `{"id", "token", "kind", "base", "picture", "words"}`.
     """
     example = {"id": "my-wolf", "token": "<my-wolf>", "kind": "object", "base": "pocket", "words": ""}
-    return _own("cards", "Concepts", _texts(*example), example, chosen="", empty=empty, **more)
+    return _own("cards", title, _texts(*example), example, title=title, chosen="", empty=empty, **more)
 
 
 def mask_painter(empty: str, **more: Any) -> gr.HTML:

@@ -122,6 +122,19 @@ CONTROLS: Mapping[str, Help] = MappingProxyType(
             "Do the same to this",
             "Give a picture before and after a change, and another one: the same change is made to it.",
         ),
+        "models": Help(
+            "Base models",
+            "What draws the pictures. A click shows what one needs and allows; “Use this model” chooses it.",
+            "Each page remembers its own choice, and the list beside the title changes it. A concept goes with the "
+            "family of the base it was taught on.",
+        ),
+        "hub-id": Help(
+            "Fetch from huggingface.co",
+            "The name of a model as on its page, OWNER/NAME; it has to be in the layout of diffusers.",
+            "Only what is needed is fetched, and each file is compared with its sum. A download that was stopped goes "
+            "on when it is asked for again.",
+        ),
+        "models-import": Help("Import", "Embeddings and LoRA of other programs become concepts of the library."),
         "search": Help("Search", "Finds concepts by word, kind, method or base."),
         "import": Help("Import", "Embeddings and LoRA of other programs become concepts of this library."),
         "dialect": Help("For other programs", "Writes a file that this program reads; the concept stays here as well."),

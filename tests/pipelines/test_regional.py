@@ -12,7 +12,7 @@ from pipelines.concepts.weight_deltas import LowRank
 from pipelines.errors import Cancelled
 from pipelines.generation import generate
 from pipelines.gligen.tokens import UNNAMED, read_as
-from pipelines.regional import View, boxed, boxes_seen, composed
+from pipelines.predictions.regional import View, boxed, boxes_seen, composed
 from pipelines.request.request import Box, ConceptUse, Grounding, Guidance, Request
 from tests import tiny
 

@@ -164,3 +164,16 @@ def test_what_would_be_unsafe_or_wrong_is_refused_before_anything_starts(words, 
     monkeypatch.delenv("STUDIO_PASSWORD", raising=False)
     assert main(["serve", "--folder", str(tmp_path / "none"), *words]) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "none").exists()
+
+
+def test_a_browser_is_opened_at_its_address_if_asked_for(tmp_path, monkeypatch):
+    seen = tmp_path / "seen"
+    script = tmp_path / "browser.py"
+    script.write_text(f"import sys, pathlib; pathlib.Path({str(seen)!r}).write_text(sys.argv[1])")
+    monkeypatch.setenv("BROWSER", f"{sys.executable} {script} %s")
+    server = Server(tmp_path, "--open", "--models", str(tmp_path))
+    try:
+        until(seen.is_file, "the browser")
+        assert seen.read_text() == server.address
+    finally:
+        server.kill()

@@ -11,7 +11,6 @@ from pipelines.models.components import Components, Conditioning
 from pipelines.models.families.clip import caption_ids
 from pipelines.models.families.language import bare, token_rows
 from pipelines.models.families.rectified_flow import (
-    NATIVE,
     RectifiedFlow,
     grid_ids,
     levels,
@@ -19,8 +18,7 @@ from pipelines.models.families.rectified_flow import (
     packed_tokens,
     unpack,
 )
-from pipelines.models.noise import linear_mu
-from pipelines.request.request import Defaults
+from pipelines.models.flow import linear_mu
 
 T5_TOKENS = 512
 _DOUBLE = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
@@ -42,16 +40,8 @@ class Flux1(RectifiedFlow):
         "transformer": _TRANSFORMER,
         "all": (*_TRANSFORMER, "norm1.linear", "norm1_context.linear", "norm.linear"),
     }
-    scale, quick_steps = 3.5, 4
     shift = 3.1582
     """The sampling shift of 1024 x 1024 pixels, exp(1.15)."""
-
-    def defaults(self, components: Components) -> Defaults:
-        """Return those of dev, or for a transformer that reads no scale those of schnell."""
-        if not self.reads_scale(components):
-            size = NATIVE * self.factor(components)
-            return Defaults(size=size, scale=1.0, scheduler="euler", steps=self.quick_steps)
-        return super().defaults(components)
 
     def quick(self, components: Components) -> bool:
         """Return whether it is schnell, which reads no guidance scale, or says that it is quick."""

@@ -46,7 +46,6 @@ class Flux2Klein(RectifiedFlow):
         "all": (*_TRANSFORMER, "double_stream_modulation_img.linear", "double_stream_modulation_txt.linear",
                 "single_stream_modulation.linear"),
     }  # fmt: skip
-    scale, steps, quick_steps = 4.0, 50, 4
     shift = 3.1582
     """The sampling shift of 1024 x 1024 pixels at many steps, exp(1.15)."""
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipelines.request.request import Defaults, Scheduler
+
 
 class Known(NamedTuple):
     """A family as far as names go.
@@ -21,6 +23,15 @@ class Known(NamedTuple):
         chat: whether the tokenizer has to know how a conversation is written.
         rows: names that programs have for a word's rows of each text encoder, where there are several.
         travels: whether other programs read words of the family.
+        scale: guidance scale of a request that gives none, in this studio's counting: 1 is off.
+        steps: of such a request.
+        quick_steps: of such a request on a base that was distilled to few steps.
+        scheduler: of such a request.
+        beta: share of the steps in which boxes act.
+        rescales: whether a noise schedule that ends in noise alone needs guidance rescale.
+        sized: whether the denoiser's configuration tells the side of the latents it was made for.
+        packed: latents of the autoencoder along a side of one of the denoiser.
+        told_scale: whether one that takes no guidance scale was distilled without guidance.
     """
 
     title: str
@@ -32,6 +43,30 @@ class Known(NamedTuple):
     chat: bool = False
     rows: tuple[str, ...] = ()
     travels: bool = True
+    scale: float = 7.5
+    steps: int = 25
+    quick_steps: int = 4
+    scheduler: Scheduler = "dpm++2m"
+    beta: float = 0.3
+    rescales: bool = True
+    sized: bool = False
+    packed: int = 1
+    told_scale: bool = False
+
+    def defaults(self, size: int, quick: bool, rescale: float = 0.0) -> Defaults:
+        """Return the settings of a request that gives none.
+
+        Args:
+            size: side of the pictures that the base was made for, in pixels.
+            quick: whether it was distilled to few steps: with an embedded scale (LCM) if it is a UNet.
+            rescale: guidance rescale that its noise schedule needs.
+        """
+        if quick and "unet" in self.parts:
+            return Defaults(size=size, scale=8.5, scheduler="lcm", steps=self.quick_steps)
+        if quick:
+            return Defaults(size=size, scale=1.0, scheduler=self.scheduler, steps=self.quick_steps)
+        told = {"scheduler": self.scheduler, "steps": self.steps, "beta": self.beta}
+        return Defaults(size=size, scale=self.scale, rescale=rescale, **told)
 
 
 _CLIP = ("CLIPTextModel", "CLIPTextModelWithProjection")
@@ -61,11 +96,26 @@ def _with_qwen(transformer: str, vae: str, *readers: str) -> dict[str, tuple[str
 
 
 KNOWN: Mapping[str, Known] = {
-    "pocket": Known("pocket", "promptstudio-pocket", parts=UNETS, optional=_SECOND),
+    "pocket": Known(
+        "pocket",
+        "promptstudio-pocket",
+        parts=UNETS,
+        optional=_SECOND,
+        scale=2.0,
+        scheduler="ddim",
+        beta=1.0,
+        rescales=False,
+    ),
     "sd1": Known("Stable Diffusion 1.x", "stable-diffusion-v1", "sd_v1", "SD1", UNETS, _SECOND),
     "sd2": Known("Stable Diffusion 2.x", "stable-diffusion-v2-512", "sd_v2", "SD2", UNETS, _SECOND),
     "sdxl": Known(
-        "Stable Diffusion XL", "stable-diffusion-xl-v1-base", "sdxl_base_v1-0", "SDXL", UNETS, rows=("clip_l", "clip_g")
+        "Stable Diffusion XL",
+        "stable-diffusion-xl-v1-base",
+        "sdxl_base_v1-0",
+        "SDXL",
+        UNETS,
+        rows=("clip_l", "clip_g"),
+        scale=5.0,
     ),
     "sd3": Known(
         "Stable Diffusion 3",
@@ -83,6 +133,11 @@ KNOWN: Mapping[str, Known] = {
         },
         optional=("text_encoder_3", "tokenizer_3"),
         rows=("clip_l", "clip_g", "t5xxl"),
+        scale=4.5,
+        steps=28,
+        quick_steps=4,
+        sized=True,
+        scheduler="euler",
     ),
     "flux1": Known(
         "FLUX.1",
@@ -97,6 +152,11 @@ KNOWN: Mapping[str, Known] = {
             "tokenizer_2": _T5_WORDS,
         },
         rows=("clip_l", "t5xxl"),
+        scale=3.5,
+        steps=28,
+        quick_steps=4,
+        told_scale=True,
+        scheduler="euler",
     ),
     "flux2": Known(
         "FLUX.2 Klein",
@@ -104,6 +164,11 @@ KNOWN: Mapping[str, Known] = {
         parts=_with_qwen("Flux2Transformer2DModel", "AutoencoderKLFlux2", "Qwen3ForCausalLM"),
         chat=True,
         travels=False,
+        scale=4.0,
+        steps=50,
+        quick_steps=4,
+        packed=2,
+        scheduler="euler",
     ),
     "z-image": Known(
         "Z-Image",
@@ -111,18 +176,30 @@ KNOWN: Mapping[str, Known] = {
         parts=_with_qwen("ZImageTransformer2DModel", "AutoencoderKL", "Qwen3Model", "Qwen3ForCausalLM"),
         chat=True,
         travels=False,
+        scale=5.0,
+        steps=40,
+        quick_steps=8,
+        scheduler="euler",
     ),
     "qwen-image": Known(
         "Qwen-Image",
         "qwen-image",
         parts=_with_qwen("QwenImageTransformer2DModel", "AutoencoderKLQwenImage", "Qwen2_5_VLForConditionalGeneration"),
         travels=False,
+        scale=4.0,
+        steps=50,
+        quick_steps=8,
+        scheduler="euler",
     ),
     "krea2": Known(
         "Krea 2",
         "krea-2",
         parts=_with_qwen("Krea2Transformer2DModel", "AutoencoderKLQwenImage", "Qwen3VLModel"),
         travels=False,
+        scale=5.5,
+        steps=28,
+        quick_steps=8,
+        scheduler="euler",
     ),
 }
 """All families."""

@@ -11,7 +11,7 @@ from pipelines.models.components import Components, Conditioning
 from pipelines.models.families.language import bare, length_of, token_rows
 from pipelines.models.families.qwen_image import PREFIX, SUFFIX, QwenAutoencoder
 from pipelines.models.families.rectified_flow import grid_ids, levels, pack, packed_tokens, unpack
-from pipelines.models.noise import linear_mu
+from pipelines.models.flow import linear_mu
 
 TOKENS = 512
 LAYERS = (2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35)
@@ -35,7 +35,7 @@ class Krea2(QwenAutoencoder):
         "transformer": _TRANSFORMER,
         "all": (*_TRANSFORMER, "text_fusion.projector", "txt_in.linear_1", "txt_in.linear_2", "time_mod_proj"),
     }
-    scale, steps, shift = 5.5, 28, 2.5
+    shift = 2.5
 
     def mu(self, components: Components, steps: int, shape: tuple[int, ...]) -> float:
         """Return a line in the number of tokens; 1.15 for the distilled model."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from pipelines.models.components import Components, Conditioning, Posterior
 from pipelines.models.families.language import bare, length_of, token_rows
 from pipelines.models.families.rectified_flow import RectifiedFlow, levels, pack, packed_tokens, unpack
-from pipelines.models.noise import linear_mu
+from pipelines.models.flow import linear_mu
 
 TOKENS = 1024
 PREFIX = (
@@ -71,7 +71,7 @@ class QwenImage(QwenAutoencoder):
         "transformer": _TRANSFORMER,
         "all": (*_TRANSFORMER, "img_mod.1", "txt_mod.1"),
     }
-    scale, steps, shift = 4.0, 50, 2.2
+    shift = 2.2
 
     def mu(self, components: Components, steps: int, shape: tuple[int, ...]) -> float:
         """Return a line in the number of tokens."""

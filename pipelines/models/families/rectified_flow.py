@@ -14,7 +14,7 @@ from pipelines.guidance import classifier_free
 from pipelines.models.components import Components, Conditioning, Posterior
 from pipelines.models.families.autoencoders import kl_decode, kl_encode, kl_factor
 from pipelines.models.families.known import KNOWN, said_distilled
-from pipelines.models.noise import Flow
+from pipelines.models.flow import Flow
 from pipelines.request.request import Defaults
 
 NATIVE = 128
@@ -25,8 +25,6 @@ class RectifiedFlow:
     """The common part of such families; a family says what differs.
 
     Attributes:
-        scale: guidance scale of a request that gives none, in this studio's counting: 1 is off.
-        steps: of such a request.
         shift: of the levels that training draws.
         base: to learn on instead of a distilled one.
         pipe: class of the plain pipeline.
@@ -38,8 +36,7 @@ class RectifiedFlow:
     identifiers = False
     trained_text: tuple[int, ...] = ()
     targets: Mapping[str, tuple[str, ...]] = {}
-    scale, steps, shift = 4.0, 28, 3.0
-    quick_steps = 8
+    shift = 3.0
     base = ""
     pipe = ""
 
@@ -62,10 +59,7 @@ class RectifiedFlow:
 
     def defaults(self, components: Components) -> Defaults:
         """Return the settings of the published model, or of its distilled form."""
-        size = NATIVE * self.factor(components)
-        if self.quick(components):
-            return Defaults(size=size, scale=1.0, scheduler="euler", steps=self.quick_steps)
-        return Defaults(size=size, scale=self.scale, scheduler="euler", steps=self.steps)
+        return KNOWN[self.name].defaults(NATIVE * self.factor(components), self.quick(components))
 
     def quick(self, components: Components) -> bool:
         """Return whether the base was distilled to few steps without guidance."""

@@ -35,8 +35,6 @@ class StableDiffusion:
     identifiers = True
     trained_text = (0,)
     targets: Mapping[str, tuple[str, ...]] = {"attention": _ATTENTION, "transformer": _TRANSFORMER, "all": _ALL}
-    scale = 7.5
-    """Guidance scale of a request that gives none."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -57,10 +55,8 @@ class StableDiffusion:
     def defaults(self, components: Components) -> Defaults:
         """Return those of the official pipelines with a quicker sampler."""
         size = int(components.denoiser.config["sample_size"]) * self.factor(components)
-        if self.reads_scale(components):
-            return Defaults(size=size, scale=8.5, rescale=0.0, scheduler="lcm", steps=4)
         zero_snr = bool(components.scheduler_config.get("rescale_betas_zero_snr"))
-        return Defaults(size=size, scale=self.scale, rescale=0.7 if zero_snr else 0.0)
+        return KNOWN[self.name].defaults(size, self.reads_scale(components), 0.7 if zero_snr else 0.0)
 
     def process(self, components: Components) -> DDPM:
         """Return the process of the base's schedule."""
@@ -174,7 +170,7 @@ class Pocket(StableDiffusion):
     def defaults(self, components: Components) -> Defaults:
         """Return what scored best (`docs/results`)."""
         size = int(components.denoiser.config["sample_size"]) * self.factor(components)
-        return Defaults(size=size, scale=2.0, rescale=0.0, scheduler="ddim", steps=25, beta=1.0)
+        return KNOWN[self.name].defaults(size, quick=False)
 
     def better_base(self, components: Components) -> str:
         """Return nothing: it was not distilled."""

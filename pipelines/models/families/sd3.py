@@ -13,7 +13,7 @@ from pipelines.models.components import Components, Conditioning
 from pipelines.models.families.clip import caption_ids
 from pipelines.models.families.language import bare, token_rows
 from pipelines.models.families.rectified_flow import RectifiedFlow, levels
-from pipelines.models.noise import Flow, linear_mu
+from pipelines.models.flow import Flow, linear_mu
 from pipelines.request.request import Defaults
 
 T5_TOKENS = 256
@@ -32,7 +32,6 @@ class StableDiffusion3(RectifiedFlow):
         "transformer": _TRANSFORMER,
         "all": (*_TRANSFORMER, "norm1.linear", "norm1_context.linear"),
     }
-    scale, steps, quick_steps = 4.5, 28, 4
 
     def channels(self, components: Components) -> int:
         """Return the channels that the transformer reads."""

@@ -18,7 +18,6 @@ ADDED = "added_cond_kwargs"
 class StableDiffusionXL(StableDiffusion):
     """The family of SDXL (Podell et al., arXiv:2307.01952)."""
 
-    scale = 5.0
     trained_text = (0, 1)
 
     def __init__(self) -> None:

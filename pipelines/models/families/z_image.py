@@ -11,7 +11,7 @@ from torch import Tensor
 from pipelines.models.components import Components, Conditioning
 from pipelines.models.families.language import asked, bare, token_rows
 from pipelines.models.families.rectified_flow import RectifiedFlow, levels, packed_tokens
-from pipelines.models.noise import linear_mu
+from pipelines.models.flow import linear_mu
 
 TOKENS = 512
 _ATTENTION = ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0")
@@ -32,7 +32,7 @@ class ZImage(RectifiedFlow):
         "transformer": _TRANSFORMER,
         "all": (*_TRANSFORMER, "adaLN_modulation.0"),
     }
-    scale, steps, shift = 5.0, 40, 2.0
+    shift = 2.0
 
     def channels(self, components: Components) -> int:
         """Return the channels that the transformer reads."""

@@ -19,8 +19,9 @@ class Benchmarks(Frozen):
     boxes: bool = False
     """Score on pocket how well things stand in boxes, beside the same prompts and seeds without boxes."""
 
-    concepts: bool = False
-    """With --boxes: also teach held-out stickers and put them in boxes, alone and two at a time; takes minutes each."""
+    regions: bool = False
+    """Teach held-out stickers as words and by weights, and draw one, two and three of them in boxes, with words and
+    weights kept to the boxes and without; takes minutes each."""
 
     masks: bool = False
     """Compare masks from clicks and boxes with the exact ones of composed pictures."""
@@ -34,7 +35,8 @@ class Benchmarks(Frozen):
 
     pictures: int | None = Field(default=None, ge=1, le=10_000)
     """With --relations: pictures of each relation and way (40), or in the paper's protocol of each pair (10). With
-    --boxes: layouts (200). With --incontext: questions of each task (12)."""
+    --boxes: layouts (200). With --regions: layouts of each group (12). With --incontext: questions of each task
+    (12)."""
 
     sheet: Path | None = None
     """With --relations, --boxes or --incontext: also write a contact sheet here."""
@@ -52,6 +54,7 @@ class Benchmarks(Frozen):
 BENCHMARKS = {
     "relations": ("studio.commands.score.relations", "score_relations"),
     "boxes": ("studio.commands.score.boxes", "score_boxes"),
+    "regions": ("studio.commands.score.boxes", "score_regions"),
     "masks": ("studio.commands.mask", "score_masks"),
     "incontext": ("studio.commands.score.incontext", "score_answers"),
 }

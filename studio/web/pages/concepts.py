@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import shutil
-import sys
-from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
@@ -19,48 +14,14 @@ from pipelines.words import check_word
 from studio.jobs.jobs import Jobs
 from studio.library import concepts
 from studio.web.components import concept_cards, told_by
+from studio.web.models.commands import concept_command
+from studio.web.models.importing import Importing
 from studio.web.panels.chips import offer_button, offered
-from studio.web.panels.following import said, shown, told
-from studio.web.panels.watching import facts, for_people, picture_uri
+from studio.web.panels.following import shown, told
+from studio.web.panels.watching import facts, picture_uri
 
 DIALECTS = {"A1111, ComfyUI, kohya": "a1111", "ComfyUI by itself": "comfyui", "diffusers": "diffusers", "PEFT": "peft"}
-LIMIT = 600.0
-"""Seconds that a command on one concept may take."""
-
 EMPTY = "Nothing is here yet. Teach something, or import a file of another program."
-
-
-async def concept_command(*words: str) -> str:
-    """Run `studio concepts` in a process of its own, since it loads torch; return its output.
-
-    Raises:
-        ConceptError: with the sentence it ended with, or if it does not end.
-    """
-    root = str(Path(__file__).parents[3])
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "studio.cli",
-        "concepts",
-        *words,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))},
-    )
-    try:
-        said, complaint = await asyncio.wait_for(process.communicate(), LIMIT)
-    except TimeoutError:
-        hint = "The machine may be short of memory. Try again."
-        raise ConceptError(f"The command took longer than {LIMIT:.0f} s and was stopped.", hint) from None
-    finally:
-        if process.returncode is None:  # it is late, or nobody waits for it any more
-            process.kill()
-            with suppress(TimeoutError):  # held by the kernel
-                await asyncio.wait_for(process.wait(), 5)
-    if process.returncode:
-        lines = complaint.decode(errors="replace").strip().splitlines() or ["studio: It ended without a word."]
-        raise ConceptError(lines[-1].removeprefix("studio: "), "")
-    return said.decode(errors="replace").strip()
 
 
 def cards_of(jobs: Jobs, search: str = "") -> list[dict[str, Any]]:
@@ -116,13 +77,7 @@ class LibraryPage:
                 self.offer = offer_button(self.jobs)
                 self.undo = gr.Button("Undo", visible="hidden", size="sm", elem_id="undo")
                 self.cards = concept_cards(EMPTY, elem_id="cards")
-                self.imported = gr.File(
-                    label="Import a file of another program",
-                    file_types=[".safetensors", ".pt", ".bin", ".png"],
-                    height=100,
-                    elem_id="import",
-                    elem_classes="drop",
-                )
+                self.importing = Importing(self.jobs, "Import a file of another program", "import")
             with gr.Column(scale=4, min_width=300):
                 self._actions()
         self._wire()
@@ -181,9 +136,7 @@ class LibraryPage:
         self.undo.click(
             self.ask_undo, [self.thrown, self.search], [self.cards, self.undo, self.thrown], api_visibility="private"
         )
-        self.imported.upload(
-            self.ask_import, [self.imported, self.search], [self.cards, self.imported], api_name="import_concept"
-        )
+        self.importing.taken.then(self.refresh, self.search, self.cards, api_visibility="private")
 
     def refresh(self, search: str) -> list[dict[str, Any]]:
         """Return the cards as they are now."""
@@ -249,18 +202,3 @@ class LibraryPage:
         except StudioError as error:
             raise told(error) from None
         return self.refresh(search), gr.update(visible="hidden"), ""
-
-    async def ask_import(self, path: str | None, search: str) -> tuple[Any, Any]:
-        """Import an uploaded file into the library."""
-        if path is None:
-            return gr.skip(), None
-        try:
-            # Only the process that reads it knows its name, which may be that of a training.
-            with TemporaryDirectory() as folder:
-                # Whole weights and IA3 are read beside their base; others need none.
-                bases = [word for base in self.jobs.places.bases.values() for word in ("--base", base)]
-                read = await concept_command("import", path, "--library", folder, *bases)
-                await asyncio.to_thread(self.jobs.add_copy, Path(read))
-        except StudioError as error:  # the place to drop files must stay as it is
-            gr.Warning(said(for_people(error.message, error.hint)))
-        return self.refresh(search), None

@@ -34,6 +34,8 @@ LABELS = {
     "guidance.rescale": "Guidance rescale",
     "guidance.start": "Guidance from",
     "guidance.stop": "Guidance until",
+    "guidance.preset": "Guidance formula",
+    "guidance.schedule": "Course of the scale",
     "scheduler": "Sampler",
     "spacing": "Noise levels",
     "eta": "Eta",
@@ -42,6 +44,8 @@ LABELS = {
     "width": "Width",
     "height": "Height",
 }
+CLOSENESS = ("guidance.scale", "guidance.rescale", "guidance.start", "guidance.stop")
+"""Fields that a choice of `PRESETS` sets."""
 PRESETS: dict[str, dict[str, float]] = {
     "normally": {},
     "not at all": {"scale": 1.0},
@@ -130,7 +134,7 @@ class GeneratePage:
         self.answer.asking.success(self.drawn, [self.answer.job, self.plan], self.plan, api_visibility="private")
         self.comparing.wire(self.prompt, self.plan, self.chips)
         self.chips.input(None, [self.chips, self.prompt], self.prompt, js=INSERT)
-        self.preset.input(self.guide, self.preset, self._fields("guidance."), api_visibility="private")
+        self.preset.input(self.guide, self.preset, self._fields(*CLOSENESS), api_visibility="private")
         for button, (_, prompt, boxes) in zip(self.examples, EXAMPLES, strict=True):
             given = button.click(
                 lambda prompt=prompt, boxes=boxes: (prompt, list(boxes)),

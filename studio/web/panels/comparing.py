@@ -31,6 +31,7 @@ FIELDS: Mapping[str, tuple[str, str]] = {
     "guidance.rescale": ("Guidance rescale", "0, 0.35, 0.7"),
     "guidance.start": ("Guidance from", "0, 0.2, 0.4"),
     "guidance.stop": ("Guidance until", "0.6, 0.8, 1"),
+    "guidance.preset": ("Guidance formula", "cfg, apg, cfg-zero, tcfg, pag, seg"),
 }
 """Fields that are offered -> what people call them, and values to begin with."""
 

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from pipelines.concepts.compatibility import base_files
 from pipelines.errors import RequestError
-from pipelines.models import POCKET
+from studio.library.model_cards import side_of
 
 SEEDS = 1_000_000
 """Seeds that are drawn: short enough to be noted. Larger ones can be typed."""
 
 SQUARE, WIDE, TALL, OWN = "square", "wide", "tall", "own"
-SIDES = {"pocket": 64, "": 512, "sd1": 512, "sd2": 768}
-"""Side of the square pictures of a family, where its files do not say."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +56,6 @@ def seeded(value: Any, seed: int, keep: bool, count: int | None = None) -> dict[
     """Return the value of the small fields with another seed, kept or not, and number of pictures."""
     told = dict(value) if isinstance(value, Mapping) else {}
     return told | {"seed": seed, "keep": keep} | ({} if count is None else {"count": count})
-
-
-def side_of(base: str) -> int:
-    """Return the side in pixels of the pictures a base was made for, as far as its files tell."""
-    folder = POCKET if base == "pocket" else Path(base)
-    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
-        sample = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))["sample_size"]
-        vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
-        channels = vae.get("block_out_channels") or vae["decoder_block_out_channels"]
-        return int(sample) * 2 ** (len(channels) - 1)
-    return SIDES.get(base_files(base).family, 1024)
 
 
 def shapes(base: str) -> dict[str, tuple[int, int]]:

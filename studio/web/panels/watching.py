@@ -34,6 +34,7 @@ ENDS = {
     "training": "It is learned",
     "score": "It is measured",
     "import": "It is imported",
+    "download": "It is there",
 }
 """Titles of the page when a job of a kind is done."""
 
@@ -98,6 +99,8 @@ def called(job: Job) -> str:
         )
     if job.kind == "generation":
         return f"drawing “{str(job.spec.get('request', {}).get('prompt', ''))[:40]}”"
+    if job.kind == "download":
+        return f"fetching {job.spec.get('model')}"
     return f"measuring {job.spec.get('concept')}" if job.kind == "score" else "importing a file"
 
 
@@ -204,7 +207,9 @@ def progress(seen: Seen | None, picture: str = "") -> str:
         return ""
     job = seen.job
     share = 1.0 if job.state == "done" else job.step / job.steps if job.steps else 0.0
-    figures = f"step {job.step} of {job.steps}" if job.steps else ""
+    figures = (f"{job.step} of {job.steps} MiB" if job.kind == "download" else f"step {job.step} of {job.steps}") * (
+        job.steps > 0
+    )
     took = (job.finished or time.time()) - job.started if job.started else 0.0
     clock = f'<span data-seconds="{took:.1f}">{spoken(took)} so far</span>' if job.started else ""
     if job.ended:

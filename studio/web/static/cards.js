@@ -1,5 +1,6 @@
 // Cards of concepts. props.value is a list of {id, token, kind, base, picture, words, problem}; a click chooses one.
 const frame = element.querySelector('.cards');
+frame.setAttribute('aria-label', props.title);
 
 function card(one) {
   const node = document.createElement('button');

@@ -45,3 +45,9 @@ document.addEventListener('drop', async (event) => {
   place.files = files.files;
   place.dispatchEvent(new Event('change', {bubbles: true}));
 }, true);
+
+// The base that each page was last used with.
+const BASES = 'studio.bases';
+const studio = window.studio = window.studio || {};
+studio.keep_bases = (kept) => { localStorage.setItem(BASES, kept); return kept; };
+studio.kept_bases = () => localStorage.getItem(BASES) || '';

@@ -1,6 +1,6 @@
 // The queue on every page: what is at work and what waits, in which order, and how long it takes.
 const studio = window.studio = window.studio || {};
-const PAUSE = 2000, KINDS = {generation: 'generations', training: 'runs', score: 'scores', import: 'imports'};
+const PAUSE = 2000, KINDS = {generation: 'generations', training: 'runs', score: 'scores', import: 'imports', download: 'downloads'};
 const STATES = {running: 'at work', queued: 'waits', paused: 'paused'};
 let drawer, timer, jobs = [], drawn = '';
 
@@ -23,6 +23,7 @@ function called(job) {
   if (kind === 'generation') return spec.request.prompt ? `“${spec.request.prompt}”` : 'Pictures';
   if (kind === 'training') return `${spec.dry_run ? 'Checking pictures for' : 'Teaching'} ${spec.settings.token}`;
   if (kind === 'score') return `Measuring ${spec.concept}`;
+  if (kind === 'download') return `Fetching ${spec.model}`;
   return 'Importing a file';
 }
 
@@ -40,7 +41,7 @@ async function ask(address) {
 }
 
 function row(job, place, waiting) {
-  const words = [STATES[job.state], job.steps ? `step ${job.step} of ${job.steps}` : '', left(job)].filter(Boolean).join(' · ');
+  const words = [STATES[job.state], job.steps ? (job.kind === 'download' ? `${job.step} of ${job.steps} MiB` : `step ${job.step} of ${job.steps}`) : '', left(job)].filter(Boolean).join(' · ');
   const button = (label, address, title) => {
     const node = make('button', {type: 'button', className: 'quiet', textContent: label, title});
     node.setAttribute('aria-label', `${title}: ${called(job)}`);

@@ -6,6 +6,7 @@ import pytest
 
 from pipelines.errors import RequestError
 from pipelines.request.axes import CELLS, WORDS, Axis, axes_of, axis_of, cells, comparable, labels, values_in
+from pipelines.request.guidance import Prompt
 from pipelines.request.request import Box, ConceptUse, Guidance, InContext, Inpaint, Request
 
 FOX = Request(
@@ -97,11 +98,11 @@ def test_only_what_was_set_is_set_in_a_cell():
 
 
 def test_every_field_that_can_be_compared_has_a_place_and_a_range():
-    request = FOX.model_copy(update={"in_context": InContext(query="q", examples=())})
+    request = FOX.model_copy(update={"in_context": InContext(query="q", examples=()), "also": (Prompt(prompt="x"),)})
     for field in comparable():
         path = field.replace("NAME", "1")
         if path in (WORDS, "prompt", "negative_prompt", "boxes.1.phrase") or path.endswith(
-            (".adapter", ".sam", ".unet")
+            (".adapter", ".sam", ".unet", "prompt")
         ):
             continue  # any text will do
         with pytest.raises(RequestError, match="takes"):

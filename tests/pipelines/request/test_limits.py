@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.condition import Branch, Step, merge, stack
+from pipelines.condition import Step, merge, stack
 from pipelines.errors import ConfigError, RequestError
 from pipelines.files import require_room, whole_file
 from pipelines.generation import generate
-from pipelines.guidance import active, combine
+from pipelines.guidance import active, classifier_free, rescaled
 from pipelines.models.schedulers import KINDS, build
 from pipelines.request.request import Guidance, Request
 from tests import tiny
@@ -150,7 +150,7 @@ def test_an_interval_that_ends_before_it_begins_is_refused_with_the_next_step():
 def test_combining_is_the_published_formula_for_each_picture_alone(scale, rescale, seed):
     generator = torch.Generator().manual_seed(seed)
     c, u = (torch.randn(3, 4, 4, 4, generator=generator, dtype=torch.float64) for _ in range(2))
-    guided = combine(Guidance(scale=scale, rescale=rescale), {Branch.POSITIVE: c, Branch.NEGATIVE: u})
+    guided = rescaled(classifier_free(c, u, scale), c, rescale)
     for row in range(3):
         mixed = u[row] + scale * (c[row] - u[row])
         matched = mixed * c[row].std() / mixed.std()

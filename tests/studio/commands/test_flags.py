@@ -13,6 +13,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from pipelines.pictures.metadata import own_version, read_made
+from pipelines.request.guidance import Prompt
 from pipelines.request.request import Box, ConceptUse, Grounding, Guidance, Inpaint, Request, concept_use
 from studio.cli import app, main
 from studio.commands.flags import FILLED_IN, LISTED, PLACED, Asked, given
@@ -172,6 +173,8 @@ def test_every_field_of_a_request_can_be_typed(asked):
     flags = (
         "--negative-prompt ugly --guidance-scale 3.5 --guidance-rescale 0.7 --guidance-start 0.1 --guidance-stop 0.9"
     )
+    flags += " --guidance-preset apg --guidance-schedule linear --guidance-parallel 0.1 --guidance-norm 9"
+    flags += " --guidance-momentum=-0.2"
     flags += " --guidance-encode-empty --spacing sgm --eta 0.5 --clip-skip 2 --vae-tiling --vae-slicing"
     more = "--scheduler euler-a --steps 12 --width 96 --height 128 --seed 5 --count 3 --base b --output o"
     more += " --inpaint-image i.png --inpaint-mask m.png --inpaint-strength 0.5 --inpaint-grow 1 --inpaint-feather 2"
@@ -179,6 +182,7 @@ def test_every_field_of_a_request_can_be_typed(asked):
     concepts = ["--concept", "a.safetensors", "--concept", "b.safetensors:0.25"]
     boxes = ["--box", "fox:0.1,0.2,0.5,0.6", "--box", "a red: fox:0,0,1,1@fox.png", "--grounding-beta", "0.5"]
     boxes += ["--grounding-region", "--grounding-adapter", "gates.safetensors"]
+    boxes += ["--grounding-scale", "4", "--also", "a house:0.5", "--also", "a dog:-1"]
     machine = ["--device", "cpu", "--dtype", "float32", "--attention", "eager"]
     assert main(["generate", "a (fox:1.3)", *flags.split(), *more.split(), *concepts, *boxes, *machine]) == 0
     wanted = Request(
@@ -192,8 +196,20 @@ def test_every_field_of_a_request_can_be_typed(asked):
             Box(phrase="fox", box=(0.1, 0.2, 0.5, 0.6)),
             Box(phrase="a red: fox", box=(0, 0, 1, 1), picture="fox.png"),
         ),
-        grounding=Grounding(beta=0.5, region=True, adapter="gates.safetensors"),
-        guidance=Guidance(scale=3.5, rescale=0.7, start=0.1, stop=0.9, encode_empty=True),
+        also=(Prompt(prompt="a house", weight=0.5), Prompt(prompt="a dog", weight=-1)),
+        grounding=Grounding(beta=0.5, region=True, scale=4, adapter="gates.safetensors"),
+        guidance=Guidance(
+            preset="apg",
+            scale=3.5,
+            rescale=0.7,
+            start=0.1,
+            stop=0.9,
+            schedule="linear",
+            parallel=0.1,
+            norm=9,
+            momentum=-0.2,
+            encode_empty=True,
+        ),
         spacing="sgm",
         eta=0.5,
         clip_skip=2,

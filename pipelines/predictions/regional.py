@@ -9,53 +9,65 @@ step; nothing is trained, and any base can do it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipelines.concepts.concept import Concept, attached
 from pipelines.concepts.formats.delta_tensors import same
-from pipelines.condition import Condition
+from pipelines.condition import Condition, Step
 from pipelines.conditions.boxes import Boxes
 from pipelines.conditions.regions import on_grid
 from pipelines.conditions.text import Text
 from pipelines.models.components import Components
+from pipelines.predictions.weights import Weights, changed_names, values, weights
 from pipelines.request.request import Box, Request
 from pipelines.words import says
 
 
 @dataclass(frozen=True)
 class View:
-    """The base with the weights of one concept, for a part of the picture.
+    """The base with other weights and conditions, for a part of the picture.
 
     Attributes:
-        where: (1, 1, h, w) on the grid of the latents, 1 in the boxes of the concept.
-        weights: layers of the denoiser, the names of their parameters, and what these are here.
+        where: (1, 1, h, w) on the grid of the latents in [0, 1], 1 where it holds.
+        weights: of the denoiser here.
         instead: conditions as they are read here, attached already, in the place of those of their kind.
+        without: kinds of conditions that do not hold here.
+        ground: latents (1, C, h, w) of what is around it while it is drawn by itself; None if it never is.
+        alone: share of the steps, from the first, in which it is drawn by itself.
     """
 
     where: Tensor
-    weights: Sequence[tuple[torch.nn.Module, str, torch.nn.Parameter]]
+    weights: Weights
     instead: Mapping[type, Condition] = field(default_factory=dict)
+    without: tuple[type, ...] = ()
+    ground: Tensor | None = None
+    alone: float = 0.0
 
     def conditions(self, everywhere: Sequence[Condition]) -> list[Condition]:
         """Return the conditions of the run as they are here."""
-        return [self.instead.get(type(one), one) for one in everywhere]
+        kept = [self.instead.get(type(one), one) for one in everywhere if not isinstance(one, self.without)]
+        return [*kept, *(one for one in self.instead.values() if one not in kept)]
 
-    @contextmanager
-    def worn(self) -> Iterator[None]:
-        """Give the denoiser these weights while the `with` lasts; afterwards it has its own, bit for bit."""
-        own = [getattr(layer, leaf) for layer, leaf, _ in self.weights]
-        try:
-            for layer, leaf, here in self.weights:
-                setattr(layer, leaf, here)
-            yield
-        finally:
-            for (layer, leaf, _), before in zip(self.weights, own, strict=True):
-                setattr(layer, leaf, before)
+    def seen(self, latents: Tensor, noise: Tensor, scheduler: Any, step: Step) -> Tensor:
+        """Return the latents (B, C, h, w) as they are seen here: at first with nothing around.
+
+        Args:
+            latents: of the run.
+            noise: that it began with.
+            scheduler: of the run.
+            step: position of the loop.
+        """
+        if self.ground is None or not step.within(self.alone):
+            return latents
+        ground = self.ground.to(latents).expand_as(latents)
+        around = scheduler.add_noise(ground, noise.to(latents), step.timestep.reshape(1).expand(len(latents)))
+        return self.where * latents + (1 - self.where) * around
 
 
 def boxed(request: Request, learned: Sequence[Concept]) -> dict[int, list[Box]]:
@@ -100,24 +112,19 @@ def view(
         lasting: ends with the run.
     """
     (concept, strength), (text, things) = use, read
-    prefix = f"{components.family.network}."
-    names = [key.removeprefix(prefix) for key in concept.changes if key.startswith(prefix)]
+    names = changed_names(components, [concept])
     with attached(components, [(weights_alone(concept), strength)]) as taught:
         lasting.enter_context(text.attach(taught, count))
         things.read(taught, count)
-        places = [name.rpartition(".") for name in names]
-        weights = [
-            (components.denoiser.get_submodule(path), leaf, taught.denoiser.get_parameter(f"{path}.{leaf}"))
-            for path, _, leaf in places
-        ]
+        taught_values = values(taught, names)
     width, height = (side // components.factor for side in text.size)
     where = torch.stack([on_grid(box.box, width, height) for box in boxes]).any(dim=0)
     where = where[None, None].to(components.device, torch.float32)
-    return View(where, weights, {Text: text, Boxes: things})
+    return View(where, weights(components, names, taught_values), {Text: text, Boxes: things})
 
 
-def boxes_seen(request: Request, learned: Sequence[Concept], index: int) -> Boxes:
-    """Return the boxes of a request as the concept at `index` sees them.
+def boxes_seen(request: Request, learned: Sequence[Concept], index: int | None) -> Boxes:
+    """Return the boxes of a request as the concept at `index` sees them, or as a part without a concept does (None).
 
     Its own is that of a thing without a name, since what goes there comes from the prompt; in the others are things of
     the kinds that the other concepts started from.
@@ -130,7 +137,8 @@ def boxes_seen(request: Request, learned: Sequence[Concept], index: int) -> Boxe
         return phrase
 
     named = [box.model_copy(update={"phrase": plain(box.phrase)}) for box in request.boxes]
-    return Boxes([named], float(request.grounding.beta or 0), {learned[index].token: learned[index].card.init})
+    own = {} if index is None else {learned[index].token: learned[index].card.init}
+    return Boxes([named], float(request.grounding.beta or 0), own)
 
 
 def composed(everywhere: Tensor, views: Sequence[tuple[View, Tensor]]) -> Tensor:
@@ -143,7 +151,7 @@ def composed(everywhere: Tensor, views: Sequence[tuple[View, Tensor]]) -> Tensor
     if not views:
         return everywhere
     total = torch.stack([one.where for one, _ in views]).sum(dim=0)
-    blended = everywhere * (total == 0)
+    blended = everywhere * (1 - total).clamp(min=0)
     for one, prediction in views:
         blended = blended + prediction * (one.where / total.clamp(min=1))
     return blended.to(everywhere.dtype)

@@ -1,4 +1,4 @@
-"""Trainings of 9-channel UNets, `studio train inpainting` and `studio train incontext`."""
+"""Trainings of parts of a base: gated layers (`studio train grounding`), 9-channel UNets (`inpainting`, `incontext`)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pipelines.errors import Cancelled
 from studio.settings import Machine
 from studio.work.progress import Progress
 from studio.work.runner import open_base
+from trainers.base_models.gligen_data import learn_grounding
 from trainers.base_models.inpainting_data import (
     digest_of_pairs,
     model_folder,
@@ -20,6 +21,7 @@ from trainers.base_models.settings import InContextConfig, InpaintingConfig, Mod
 from trainers.data.batches import digest
 from trainers.data.folders import read_examples
 from trainers.loop.launch import pausing
+from trainers.method_settings import GroundingConfig, GroundingDestination
 
 
 def train_inpainting(config: InpaintingConfig | InContextConfig, where: ModelDestination, machine: Machine) -> Path:
@@ -43,6 +45,22 @@ def train_inpainting(config: InpaintingConfig | InContextConfig, where: ModelDes
         with pausing() as asked:
             title = "inpainting" if isinstance(config, InpaintingConfig) else "incontext"
             return teach_unet(components, source, config, where, data, on_event=Progress(title), should_stop=asked)
+    except KeyboardInterrupt:
+        raise Cancelled(
+            "Training was stopped.", "Run the same command again to go on from the last state kept."
+        ) from None
+
+
+def train_layers(where: GroundingDestination, config: GroundingConfig, machine: Machine) -> Path:
+    """Train and write the layers; return their file.
+
+    Raises:
+        Cancelled: on Ctrl-C or a termination; the same command goes on where it stopped.
+    """
+    components = open_base(where.base, machine.to_learn())
+    try:
+        with pausing() as asked:
+            return learn_grounding(components, where, config, on_event=Progress("grounding"), should_stop=asked)
     except KeyboardInterrupt:
         raise Cancelled(
             "Training was stopped.", "Run the same command again to go on from the last state kept."

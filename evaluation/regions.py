@@ -1,0 +1,94 @@
+"""Several learned things in one picture, each in its own box: with weights and words kept to the boxes and without.
+
+Each thing is taught once as a word (Textual Inversion) and once by weights (DreamBooth, low-rank, with a word of its
+own). Layouts, seeds and figures are those of `evaluation.boxes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from evaluation.boxes import SEED, Layout, Look, box_row, drawn, figures, layouts, look
+from evaluation.concepts import teach_sticker
+from pipelines.concepts.concept import Concept
+from pipelines.events import OnEvent, ignore
+from pipelines.measures.judge import Judge
+from pipelines.models.components import Components
+from trainers.stickers.world import HELD_OUT
+
+LAYOUTS = 12
+"""Layouts of each group of things."""
+WORD, WEIGHTS = "textual-inversion", "pivotal"
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "one word": (WORD,),
+    "one LoRA": (WEIGHTS,),
+    "two words": (WORD, WORD),
+    "two LoRA": (WEIGHTS, WEIGHTS),
+    "a LoRA and a word": (WEIGHTS, WORD),
+    "three LoRA": (WEIGHTS, WEIGHTS, WEIGHTS),
+}
+"""Kinds of groups: how each of their things is learned."""
+
+
+def groups(things: Sequence[str], size: int) -> list[tuple[str, ...]]:
+    """Return each thing with those that follow it in a ring; none if there are too few.
+
+    >>> groups(("a", "b", "c"), 2), groups(("a", "b"), 2), groups(("a", "b"), 3)
+    ([('a', 'b'), ('b', 'c'), ('c', 'a')], [('a', 'b')], [])
+    """
+    if size > len(things):
+        return []
+    ring = [tuple(things[(start + step) % len(things)] for step in range(size)) for start in range(len(things))]
+    return ring[:1] if size == len(things) > 1 else ring
+
+
+def score_regions(
+    components: Components,
+    judge: Judge,
+    things: Sequence[str] = tuple(HELD_OUT),
+    *,
+    count: int = LAYOUTS,
+    on_event: OnEvent = ignore,
+    say: Callable[[str], None] | None = None,
+    **settings: Any,
+) -> dict[str, dict[str, float]]:
+    """Teach held-out stickers and draw them in boxes, with regions and without.
+
+    Args:
+        components: `pocket`.
+        judge: names the things.
+        things: held-out stickers; each is drawn beside those that follow it.
+        count: layouts of each group.
+        on_event: receives the trainings' events.
+        say: receives each row when it is done.
+        settings: of the methods or of training, instead of the recipes'.
+    """
+    taught = {
+        way: {thing: teach_sticker(components, thing, way, on_event=on_event, **settings) for thing in things}
+        for way in (WORD, WEIGHTS)
+    }
+    rows: dict[str, dict[str, float]] = {}
+    for kind, ways in KINDS.items():
+        for region in (False, True):
+            asked: list[Layout] = []
+            seen: list[Look] = []
+            for index, group in enumerate(groups(things, len(ways))):
+                learned = {thing: taught[way][thing] for thing, way in zip(group, ways, strict=True)}
+                own, looks = _drawn(components, judge, learned, count, index, region)
+                asked, seen = asked + own, seen + looks
+            if asked:
+                name = f"{kind}, {'regions' if region else 'boxes alone'}"
+                rows[name] = figures(asked, seen)
+                if say:
+                    say(box_row(name, rows[name]))
+    return rows
+
+
+def _drawn(
+    components: Components, judge: Judge, learned: Mapping[str, Concept], count: int, index: int, region: bool
+) -> tuple[list[Layout], list[Look]]:
+    """Return layouts of a group of things, and what is seen in the pictures of them."""
+    asked = layouts(count, SEED + 100 + index, [tuple(learned)])
+    pictures = drawn(components, asked, 1.0, learned, region=region, seed=SEED + 1_000 * (index + 1))
+    return asked, [look(judge, picture, layout) for picture, layout in zip(pictures, asked, strict=True)]

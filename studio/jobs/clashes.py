@@ -1,0 +1,67 @@
+"""What must not happen at once: a concept that one job writes, and another, or a person, changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipelines.errors import Conflict, StudioError
+from studio.jobs.specs import Places, training_of_job
+from studio.jobs.store import LIVE, Ledger
+
+
+class Clashes:
+    """Refuses what would clash with jobs that have not ended.
+
+    Args:
+        ledger: the record.
+        places: folders of the server.
+    """
+
+    def __init__(self, ledger: Ledger, places: Places) -> None:
+        self.ledger, self.places = ledger, places
+
+    def require_free(self, names: Sequence[str], key: str | None) -> None:
+        """Refuse names of files that are there, or are going to be; a job that is asked for again is let through.
+
+        Raises:
+            Conflict: with the name.
+        """
+        if len(set(names)) < len(names):
+            raise Conflict(f"Two subjects would be written to {names[0]}.", "Choose other tokens.")
+        if key is not None and self.ledger.keyed(key) is not None:
+            return
+        for name in names:
+            if (self.places.learned / name).exists():
+                raise Conflict(
+                    f"The concept {name.removesuffix('.safetensors')} is there already.",
+                    "Choose another token, or rename or delete it.",
+                )
+        self.require_unlearned(names)
+
+    def require_idle(self, concept: str) -> None:
+        """Refuse to change a concept that a job is going to write.
+
+        Raises:
+            Conflict: with the job.
+        """
+        for job in self.ledger.list("score", LIVE, 1000):
+            if job.spec["concept"] == concept:
+                raise Conflict(f"{concept} is being measured.", f"Wait, or cancel the job {job.id}.")
+        self.require_unlearned([f"{concept}.safetensors"])
+
+    def require_unlearned(self, names: Sequence[str]) -> None:
+        """Refuse names of files that a training is going to write.
+
+        Raises:
+            Conflict: with the training.
+        """
+        for job in self.ledger.list("training", LIVE, 1000):
+            try:
+                theirs = [] if job.spec["dry_run"] else training_of_job(job, self.places).outputs
+            except StudioError:  # what it needs has been deleted; it will say so itself
+                continue
+            if taken := [path.name for path in theirs if path.name in names]:
+                raise Conflict(
+                    f"The concept {taken[0].removesuffix('.safetensors')} is being learned already.",
+                    f"Wait for the job {job.id}, cancel it, or choose another token.",
+                )
