@@ -43,7 +43,7 @@ def changed_names(components: Components, concepts: Sequence[Concept]) -> list[s
 
 
 def values(components: Components, names: Sequence[str]) -> list[torch.nn.Parameter]:
-    """Return parameters of the denoiser as they are now; a concept puts others in their places, and changes none."""
+    """Return parameters of the denoiser as they are now; a concept puts others in their places."""
     return [components.denoiser.get_parameter(name) for name in names]
 
 

@@ -1,4 +1,4 @@
-"""Trainings of parts of a base: gated layers (`studio train grounding`), 9-channel UNets (`inpainting`, `incontext`)."""
+"""Trainings of parts of a base: gated layers (`studio train grounding`), UNets (`inpainting`, `incontext`)."""
 
 from __future__ import annotations
 
