@@ -63,7 +63,7 @@ def test_previews_are_pictures_of_the_estimate(base):
 
 
 def test_colours_of_latents_are_nearly_those_of_the_decoded_picture(base, monkeypatch):
-    """As near as a linear map can be, which on these pictures is a correlation of 0.94; nothing is decoded for them."""
+    """As near as a linear map can be, which here is a correlation of 0.94; nothing is decoded for them."""
     colours, prompts = (
         latent_colours(base),
         ("a fox on a blue background", "a cat left of a tree on a green background"),
