@@ -65,8 +65,7 @@ def denoise(
     Raises:
         Cancelled: if it should stop.
     """
-    noise, generators = start
-    process = components.family.process(components)
+    (noise, generators), process = start, components.family.process(components)
     name, steps = request.scheduler or "ddim", int(request.steps or 1)
     shape = (*noise.shape[:2], *(tiles.side if tiles else noise.shape[2:]))
     scheduler = process.sampler(name, steps, components.device, request.spacing, shape)
@@ -75,24 +74,21 @@ def denoise(
     for canvas in conditions:
         if isinstance(canvas, Canvas):
             latents, timesteps = canvas.begin(noise, scheduler)
-    everywhere: Predictor = Guided(components, request, conditions, also, weaker)
-    everywhere = tiles.over(everywhere) if tiles else everywhere
+    whole: Predictor = Guided(components, request, conditions, also, weaker)
+    everywhere = tiles.over(whole) if tiles else whole
     within = [(view, Guided(components, request, view.conditions(conditions), also, weaker)) for view in views]
     began = time.monotonic()
     for index, timestep in enumerate(timesteps):
         if should_stop():
             raise Cancelled(f"stopped after step {index} of {len(timesteps)}.")
-        following = timesteps[index + 1] if index + 1 < len(timesteps) else None
-        step = Step(index, len(timesteps), timestep, following)
+        step = Step(index, len(timesteps), timestep, timesteps[index + 1] if index + 1 < len(timesteps) else None)
         time_now = process.time(timestep)
         sample = scheduler.scale_model_input(latents, timestep)
-        prediction = everywhere(sample, time_now, step)
-        seen: list[tuple[View, Tensor]] = []
+        parts: list[tuple[View, Tensor]] = []
         for view, guided in within:
             own = scheduler.scale_model_input(view.seen(latents, noise, scheduler, step), timestep)
-            with view.weights.worn():
-                seen.append((view, guided(own, time_now, step)))
-        prediction = composed(prediction, seen)
+            parts.append((view, view.predicted(guided, own, time_now, step)))
+        prediction = composed(everywhere(sample, time_now, step), parts)
         stepped = scheduler.step(prediction, timestep, latents, **options)
         step = replace(step, estimate=partial(process.estimate, scheduler, stepped, prediction, latents, time_now))
         latents = stepped.prev_sample

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,8 +94,8 @@ def sample(
         _note_words(components, request, learned, on_event)
         request = _placed(components, request, learned)
         if not request.grounding.region:
-            mixed = [(weights_alone(learned[index]), strengths[index]) for index in apart if index not in kept]
-            components, apart = lasting.enter_context(attached(components, mixed)), {}
+            rest = _weights_of(learned, strengths, [index for index in apart if index not in kept])
+            components, apart = lasting.enter_context(attached(components, rest)), {}
         size = (int(request.width or 0), int(request.height or 0))
         views = _views(components, request, learned, apart, lasting)
         placed = told(components, request)
@@ -109,21 +109,26 @@ def sample(
             lasting.enter_context(text.attach(components, request.count))
         drawn, generators = initial_noise(components, request)
         start = (drawn if noise is None else noise.to(drawn), generators)
-        counted = _counted(request, on_event)
-        latents = denoise(components, request, everything, start, counted, should_stop, views, also, weaker)
+        told_first = _counted(request, on_event)
+        latents = denoise(components, request, everything, start, told_first, should_stop, views, also, weaker)
         require_numbers(latents, "The picture", components, request, learned)
         with saving_memory(components, request.vae_tiling, request.vae_slicing):
             shown = torch.cat([decode(components, part) for part in latents.split(8)])
         if request.enlarge.acts:
-            mixed = [(weights_alone(learned[index]), strengths[index]) for index in apart]
-            components = lasting.enter_context(attached(components, mixed))
-            told = (request, latents, shown, generators)
-            latents, shown = _enlarged(
-                components, told, weaker, _counted(request, on_event, int(request.steps or 1)), should_stop
-            )
+            placed_weights = _weights_of(learned, strengths, {**apart, **kept})
+            components = lasting.enter_context(attached(components, placed_weights))
+            counted, first = _counted(request, on_event, int(request.steps or 1)), (request, latents, shown, generators)
+            latents, shown = _enlarged(components, first, weaker, counted, should_stop)
         pictures = to_pictures(require_numbers(shown, "The decoded picture", components, request, learned))
         pictures = canvas.finish(pictures) if canvas else pictures
     return Result(pictures, latents.float().cpu(), request, tuple(learned))
+
+
+def _weights_of(
+    learned: Sequence[Concept], strengths: Sequence[float], those: Iterable[int]
+) -> list[tuple[Concept, float]]:
+    """Return the changed weights of the concepts at these places, each with its strength."""
+    return [(weights_alone(learned[index]), strengths[index]) for index in those]
 
 
 def _enlarged(

@@ -20,8 +20,8 @@ class Enlarge(Frozen):
     detail and keeps less of the picture, 0 enlarges it alone."""
 
     by: Literal["pixels", "latents"] = "pixels"
-    """What is enlarged before: the finished pictures, which stay sharp, or their latents, which need a strength of 0.5
-    or more."""
+    """Form that is enlarged first: the finished pictures, which stay sharp, or their latents, which need a strength of
+    0.5 or more."""
 
     @property
     def acts(self) -> bool:
