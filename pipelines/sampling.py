@@ -115,12 +115,10 @@ def sample(
         with saving_memory(components, request.vae_tiling, request.vae_slicing):
             shown = torch.cat([decode(components, part) for part in latents.split(8)])
         if request.enlarge.acts:
-            mixed = [(weights_alone(learned[index]), strengths[index]) for index in apart]
+            mixed = [(weights_alone(learned[index]), strengths[index]) for index in {**apart, **kept}]
             components = lasting.enter_context(attached(components, mixed))
-            told = (request, latents, shown, generators)
-            latents, shown = _enlarged(
-                components, told, weaker, _counted(request, on_event, int(request.steps or 1)), should_stop
-            )
+            first, counted = (request, latents, shown, generators), _counted(request, on_event, request.steps)
+            latents, shown = _enlarged(components, first, weaker, counted, should_stop)
         pictures = to_pictures(require_numbers(shown, "The decoded picture", components, request, learned))
         pictures = canvas.finish(pictures) if canvas else pictures
     return Result(pictures, latents.float().cpu(), request, tuple(learned))
@@ -128,7 +126,7 @@ def sample(
 
 def _enlarged(
     components: Components,
-    told: tuple[Request, Tensor, Tensor, list[torch.Generator]],
+    first: tuple[Request, Tensor, Tensor, list[torch.Generator]],
     weaker: Weights | None,
     on_event: OnEvent,
     should_stop: Callable[[], bool],
@@ -137,12 +135,12 @@ def _enlarged(
 
     Args:
         components: the base, with all concepts attached.
-        told: the request, latents and pictures of the first pass, and the generators that go on.
+        first: the request, latents and pictures of the first pass, and the generators that go on.
         weaker: as in `denoise`.
         on_event: told each step.
         should_stop: asked before each step.
     """
-    request, latents, shown, generators = told
+    request, latents, shown, generators = first
     size = enlarged_size(components, request)
     if not second_steps(request):
         return latents, larger(shown, size)
@@ -150,7 +148,7 @@ def _enlarged(
     tile = (tiles.side[1] * components.factor, tiles.side[0] * components.factor)
     text, also = _text(request, tile), [_text(request, tile, prompt) for prompt in request.also]
     conditions = [text, DistilledGuidance(request.guidance), Enlarging(components, request, latents, shown, size)]
-    plain = request.model_copy(update={"boxes": ()})  # they have placed their things already
+    plain = request.model_copy(update={"boxes": (), "regions": ()})  # they have placed their things already
     start = (second_noise(latents, generators, size, components.factor), generators)
     with ExitStack() as lasting:
         for condition in (*conditions, *also):

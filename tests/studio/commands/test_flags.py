@@ -13,7 +13,9 @@ from PIL import Image
 from pydantic import BaseModel
 
 from pipelines.pictures.metadata import own_version, read_made
+from pipelines.request.enlarge import Enlarge
 from pipelines.request.guidance import Prompt
+from pipelines.request.regions import Region
 from pipelines.request.request import Box, ConceptUse, Grounding, Guidance, Inpaint, Request, concept_use
 from studio.cli import app, main
 from studio.commands.flags import FILLED_IN, LISTED, PLACED, Asked, given
@@ -179,9 +181,11 @@ def test_every_field_of_a_request_can_be_typed(asked):
     more = "--scheduler euler-a --steps 12 --width 96 --height 128 --seed 5 --count 3 --base b --output o"
     more += " --inpaint-image i.png --inpaint-mask m.png --inpaint-strength 0.5 --inpaint-grow 1 --inpaint-feather 2"
     more += " --inpaint-only-masked --inpaint-padding 3 --inpaint-unet u"
+    more += " --enlarge-factor 1 --enlarge-strength 0.4 --enlarge-by latents"
     concepts = ["--concept", "a.safetensors", "--concept", "b.safetensors:0.25"]
     boxes = ["--box", "fox:0.1,0.2,0.5,0.6", "--box", "a red: fox:0,0,1,1@fox.png", "--grounding-beta", "0.5"]
     boxes += ["--grounding-region", "--grounding-adapter", "gates.safetensors"]
+    boxes += ["--region", "a fox:0,0,0.5,1", "--region", "a cat@mask.png"]
     boxes += ["--grounding-scale", "4", "--also", "a house:0.5", "--also", "a dog:-1"]
     machine = ["--device", "cpu", "--dtype", "float32", "--attention", "eager"]
     assert main(["generate", "a (fox:1.3)", *flags.split(), *more.split(), *concepts, *boxes, *machine]) == 0
@@ -210,6 +214,8 @@ def test_every_field_of_a_request_can_be_typed(asked):
             momentum=-0.2,
             encode_empty=True,
         ),
+        enlarge=Enlarge(factor=1, strength=0.4, by="latents"),
+        regions=(Region(prompt="a fox", box=(0, 0, 0.5, 1)), Region(prompt="a cat", mask="mask.png")),
         spacing="sgm",
         eta=0.5,
         clip_skip=2,
