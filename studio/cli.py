@@ -29,7 +29,7 @@ from studio.commands.layout_llm import Planning
 from studio.commands.score.flags import BENCHMARKS, Benchmarks
 from studio.library.concepts import FOLDER, meant
 from studio.library.names import concept_file, named_use, ready
-from studio.settings import Machine
+from studio.settings import DrawingMachine, Machine
 
 app = App(
     name="studio",
@@ -64,7 +64,7 @@ def generate(
     placing: Annotated[Placing, Parameter(name="*", group=GROUPS["grounding"])] = Placing(),  # noqa: B008
     planning: WhoPlans = Planning(),  # noqa: B008
     compare: Annotated[tuple[str, ...], Parameter(negative="")] = (),
-    machine: OnThisMachine = Machine(),  # noqa: B008
+    machine: Annotated[DrawingMachine, Parameter(name="*", group=MACHINE)] = DrawingMachine(),  # noqa: B008
 ) -> None:
     """Generate pictures.
 

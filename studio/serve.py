@@ -15,7 +15,7 @@ from cyclopts import Parameter
 
 from pipelines.errors import ConfigError
 from studio.library.quota import QUOTA
-from studio.settings import Machine
+from studio.settings import DrawingMachine, Machine
 
 if TYPE_CHECKING:
     from studio.api.guard import Door
@@ -41,7 +41,7 @@ def serve(
     cluster: str | None = None,
     page: bool = True,
     browser: Annotated[bool, Parameter(name="--open", negative="")] = False,
-    machine: Annotated[Machine, Parameter(name="*")] = Machine(),  # noqa: B008
+    machine: Annotated[DrawingMachine, Parameter(name="*")] = DrawingMachine(),  # noqa: B008
 ) -> None:
     """Open the studio in the browser, with a REST interface beside it.
 

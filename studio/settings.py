@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pipelines.request.request import Frozen
+from pipelines.request.settings import Frozen, Quantised
 
 
 class Machine(Frozen):
@@ -25,3 +25,19 @@ class Machine(Frozen):
     base_config: str | None = None
     """For a base in a single file: a folder in the diffusers layout with the configurations and the tokenizer of its
     family, so that nothing has to be fetched."""
+
+    def to_learn(self) -> Machine:
+        """Return these settings without those of drawing alone; a base that is to learn is opened as it is."""
+        return Machine.model_validate(self.model_dump(include=set(Machine.model_fields)) | {"dtype": "float32"})
+
+
+class DrawingMachine(Machine):
+    """The same, with what saves memory while pictures are drawn."""
+
+    quantise: Quantised | None = None
+    """Keep the denoiser's and text encoders' weights in 8 or 4 bits a number: a half or a quarter of the memory of
+    bfloat16, a little slower, and pictures that differ a little."""
+
+    offload: Literal["none", "parts", "layers"] = "none"
+    """parts: text encoders, denoiser and autoencoder are on the GPU only while they work. layers: the layers of the
+    first two one by one, for the smallest GPUs; much slower."""

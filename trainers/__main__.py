@@ -44,13 +44,18 @@ def _carry_out(run: Run) -> None:
     else:
         device = processes.accelerator.device
     reading = readings(run).sound(run.data.skip_doubtful)
-    components = load(run.where.base, device=device)
+    components = load(run.where.base)
     run = run.with_recipe(components.family.name)
     if processes.count > 1 and processes.main:
         _say(Note(f"{processes.count} processes, {run.train.batch} pictures each"))
     with pausing() as asked:
         train_and_save(
-            narrowed(components, run), run, reading.examples, on_event=_say, should_stop=asked, processes=processes
+            narrowed(components, run).to(device),
+            run,
+            reading.examples,
+            on_event=_say,
+            should_stop=asked,
+            processes=processes,
         )
     if processes.main:
         for output in run.outputs:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipelines.request.settings import FileOf, Frozen
+from pipelines.request.settings import FileOf, Frozen, Quantised
 from pipelines.words import Composed, composed
 
 
@@ -84,8 +84,13 @@ class TrainConfig(Frozen):
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Decay of a moving average of the parameters, which is then the result; 0 for none, 0.99 to 0.9999 are usual."""
 
-    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    """adamw8bit keeps its moments in 8 bits; needs bitsandbytes and a GPU."""
+    optimizer: Literal["adamw", "adamw8bit", "schedule-free"] = "adamw"
+    """adamw8bit keeps its moments in 8 bits; needs bitsandbytes and a GPU. schedule-free (arXiv:2405.15682) needs no
+    decay of the rate, and schedulefree."""
+
+    quantise: Quantised | None = None
+    """Keep frozen weights in 8 or 4 bits a number, beside which low-rank changes and words are learned: a half or a
+    quarter of the memory of bf16, a little slower. What is learned serves the base as it is."""
 
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: less memory, a third more time."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pipelines.errors import ConceptError
 from pipelines.models.components import Components
+from pipelines.models.quantised import QuantisedLinear
 
 PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 
@@ -69,6 +70,15 @@ class LowRank:
         """Return whether it changes any weight."""
         return self.magnitude is not None or bool(self.up.any() and self.down.any())
 
+    def is_product(self) -> bool:
+        """Return whether its effect on an output is that of two products, so that the weight itself is not needed."""
+        return self.magnitude is None
+
+    def moved(self, device: torch.device) -> LowRank:
+        """Return the same change in float32 on a device."""
+        told = {name: getattr(self, name) for name in ("down", "up", "magnitude")}
+        return replace(self, **{name: None if one is None else one.float().to(device) for name, one in told.items()})
+
     def reshaped(self, shape: tuple[int, ...]) -> LowRank:
         """The same change of a weight (out, in, ...) of as many numbers."""
         return replace(self, down=self.down.reshape(len(self.down), *shape[1:]))
@@ -101,6 +111,14 @@ class Difference:
     def acts(self) -> bool:
         """Return whether it changes any weight."""
         return bool(self.difference.any())
+
+    def is_product(self) -> bool:
+        """Return no: the weight itself is changed."""
+        return False
+
+    def moved(self, device: torch.device) -> Difference:
+        """Return the same change on a device."""
+        return Difference(self.difference.to(device))
 
     def reshaped(self, shape: tuple[int, ...]) -> Difference:
         """The same change of a weight of as many numbers."""
@@ -160,23 +178,29 @@ def check_fits(components: Components, changes: Mapping[str, Change], called: st
                 f"{called} changes {key}, which {components.name} does not have.",
                 "It was made for another kind of model, or its file is damaged; use the base it was trained on.",
             )
-        shape = tuple(getattr(*found).shape)
-        if shape != _fitting(key, change, getattr(*found)).shape():
+        shape = _shape(*found)
+        if shape != _fitting(key, change, shape).shape():
             raise ConceptError(
                 f"{called} changes {key} as a weight of {change.shape()}, in {components.name} it is {shape}.",
                 "It was made for another base; use the one it was trained on.",
             )
 
 
-def _fitting(key: str, change: Change, weight: Tensor) -> Change:
+def _shape(owner: nn.Module, leaf: str) -> tuple[int, ...]:
+    """Return the shape of a weight, whatever it is stored in."""
+    packed = isinstance(owner, QuantisedLinear) and leaf == "weight"
+    return (owner.out_features, owner.in_features) if packed else tuple(getattr(owner, leaf).shape)
+
+
+def _fitting(key: str, change: Change, shape: tuple[int, ...]) -> Change:
     """The change in the shape of the weight, if it has as many numbers for each output.
 
     It is widened for the first layer of an inpainting UNet, whose first channels are the latents. Other programs write
     pairs of two dimensions for convolutions of one pixel, and the kernel of a difference behind its inputs.
     """
-    if key == "unet.conv_in.weight" and weight.shape[1] > change.shape()[1]:
-        change = change.widened(weight.shape[1])
-    own, shape = change.shape(), tuple(weight.shape)
+    if key == "unet.conv_in.weight" and shape[1] > change.shape()[1]:
+        change = change.widened(shape[1])
+    own = change.shape()
     alike = own != shape and own[:1] == shape[:1] and math.prod(own) == math.prod(shape)
     return change.reshaped(shape) if alike else change
 
@@ -186,14 +210,20 @@ def difference(components: Components, key: str, change: Change) -> Difference:
     found = _owner(components, key)
     if found is None:
         raise KeyError(key)
-    weight: Tensor = getattr(*found)
-    return Difference((_fitting(key, change, weight).changed(weight, 1.0) - weight.detach().float()).cpu())
+    owner, leaf = found
+    packed = isinstance(owner, QuantisedLinear) and leaf == "weight"
+    weight: Tensor = owner.plain() if packed else getattr(owner, leaf)
+    return Difference((_fitting(key, change, _shape(*found)).changed(weight, 1.0) - weight.detach().float()).cpu())
 
 
 class _ChangedWeight(nn.Parameter):
-    """A changed weight that remembers what it was in the base."""
+    """A changed weight that remembers what it was in the base.
+
+    That of a layer kept in few bits is still the base's, with the changes and their strengths beside it.
+    """
 
     base: Tensor | None = None
+    changes: tuple[tuple[Change, float], ...] = ()
 
 
 @contextmanager
@@ -215,14 +245,25 @@ def applied(components: Components, changes: Mapping[str, Change], strength: flo
                 continue
             owner, leaf = found
             weight: nn.Parameter = getattr(owner, leaf)
-            new = _ChangedWeight(_added(_fitting(key, change, weight), weight, strength), requires_grad=False)
-            new.base = _base_of(weight)
             undo.append((owner, leaf, weight))
-            setattr(owner, leaf, new)
+            fitting = _fitting(key, change, _shape(*found)).moved(components.device)
+            setattr(owner, leaf, _changed_weight(owner, leaf, fitting, strength))
         yield
     finally:
         for owner, leaf, weight in reversed(undo):
             setattr(owner, leaf, weight)
+
+
+def _changed_weight(owner: nn.Module, leaf: str, change: Change, strength: float) -> _ChangedWeight:
+    """Return what takes the place of a weight, which others may have changed already."""
+    weight: nn.Parameter = getattr(owner, leaf)
+    if isinstance(owner, QuantisedLinear) and leaf == "weight":
+        new = _ChangedWeight(weight.detach(), requires_grad=False)
+        new.changes = (*getattr(weight, "changes", ()), (change, strength))
+    else:
+        new = _ChangedWeight(_added(change, weight, strength), requires_grad=False)
+    new.base = _base_of(weight)
+    return new
 
 
 def _base_of(weight: Tensor) -> Tensor:

@@ -176,6 +176,8 @@ class Components:
         identity: fingerprint taken at loading; empty for parts put together in memory.
         options: what the base's `model_index.json` says beside its parts.
         text_hooks: each wraps the text encoding, the later around the earlier; parts of concepts put them there.
+        place: the device that computes, where networks wait in the machine's memory until they work
+            (`pipelines.models.offloading`); None where they are there always.
     """
 
     denoiser: Any
@@ -190,6 +192,7 @@ class Components:
     identity: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     text_hooks: tuple[TextHook, ...] = ()
+    place: torch.device | None = None
 
     @property
     def unet(self) -> UNet2DConditionModel:
@@ -213,13 +216,14 @@ class Components:
 
     @property
     def device(self) -> torch.device:
-        """The device of the denoiser."""
-        return next(self.denoiser.parameters()).device  # diffusers' own property walks over all modules each time
+        """The device that computes: that of the denoiser, or where it is brought to."""
+        # diffusers' own property walks over all modules each time.
+        return self.place or next(self.denoiser.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of the denoiser."""
-        return next(self.denoiser.parameters()).dtype
+        """Precision that the denoiser computes in, whatever its weights are stored in."""
+        return next(one.dtype for one in self.denoiser.parameters() if one.is_floating_point())
 
     @property
     def channels(self) -> int:
@@ -302,14 +306,14 @@ class Posterior:
 def encode(components: Components, images: Tensor) -> Posterior:
     """Encode pictures (B, 3, H, W) in [-1, 1]."""
     with _wide_enough(components.vae):
-        return components.family.encode(components, images.to(components.vae.device, components.vae.dtype))
+        return components.family.encode(components, images.to(components.device, components.vae.dtype))
 
 
 @torch.no_grad()
 def decode(components: Components, latents: Tensor) -> Tensor:
     """Decode scaled latents to pictures (B, 3, H, W) in [-1, 1], float32."""
     with _wide_enough(components.vae):
-        moved = latents.to(components.vae.device, components.vae.dtype)
+        moved = latents.to(components.device, components.vae.dtype)
         return components.family.decode(components, moved).float().clamp(-1, 1)
 
 

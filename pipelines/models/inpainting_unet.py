@@ -22,6 +22,7 @@ from pipelines.events import Note, OnEvent, ignore
 from pipelines.models import POCKET
 from pipelines.models.components import Components
 from pipelines.models.fingerprint import is_gated
+from pipelines.models.quantised import form_of, quantise
 from pipelines.request.inpaint import BLEND, Inpaint
 
 FOLDER = "unet_inpainting"
@@ -112,8 +113,10 @@ def _with_layers_of(base: UNet2DConditionModel, stored: dict[str, Tensor], folde
     except RuntimeError as error:
         line = str(error).strip().splitlines()[-1].strip()
         raise ModelError(f"The inpainting UNet in {folder} is none for this base: {line[:200]}", NEXT) from None
-    torch.nn.Module.to(unet, base.device, base.dtype)
-    return unet.eval().requires_grad_(False)
+    torch.nn.Module.to(unet, dtype=base.dtype).eval().requires_grad_(False)
+    if form := form_of(base):
+        quantise(unet, form)
+    return torch.nn.Module.to(unet, base.device)
 
 
 def widened_shape(base: UNet2DConditionModel, attention_type: str = "default") -> UNet2DConditionModel:

@@ -18,14 +18,16 @@ from safetensors import safe_open
 from transformers.utils import logging as transformers_logging
 
 from pipelines.errors import ModelError
-from pipelines.models import POCKET
+from pipelines.models import POCKET, quantised
 from pipelines.models.components import Components, word_table
 from pipelines.models.config_limits import UNREADABLE, require_buildable
 from pipelines.models.families.known import KNOWN, Known, kind_of, transformer_family
 from pipelines.models.families.registry import FAMILIES
 from pipelines.models.fingerprint import weights_identity
 from pipelines.models.hub import NEEDED
+from pipelines.models.offloading import Offload, offloaded
 from pipelines.models.single_files import pipeline_of
+from pipelines.request.settings import Quantised
 
 Attention = Literal["sdpa", "xformers", "eager"]
 
@@ -38,6 +40,8 @@ def load(
     attention: Attention = "sdpa",
     download: bool = False,
     base_config: str | Path | None = None,
+    quantise: Quantised | None = None,
+    offload: Offload = "none",
 ) -> Components:
     """Load a base model in evaluation mode with frozen weights.
 
@@ -49,6 +53,8 @@ def load(
         download: whether a hub id may be fetched from the network; otherwise only an earlier download is used.
         base_config: for a single file, a folder in the diffusers layout with the configurations and the tokenizer of
             its family (weights are not needed there); without it they come from the hub, or an earlier download.
+        quantise: what denoiser and text encoders are kept in, instead of `dtype`.
+        offload: whether networks wait in the machine's memory until they work on the device.
 
     Raises:
         ModelError: if there is no such model, it is of an unknown kind, or the attention is not available.
@@ -68,7 +74,12 @@ def load(
     for module in components.modules():
         module.eval().requires_grad_(False)
     set_attention(components.denoiser, attention)
-    return components.to(device, dtype)
+    # Narrowed where they are, so that the device never holds them wide.
+    components = components.to("cpu", dtype)
+    if quantise is not None:
+        for network in (components.denoiser, *components.text_encoders):
+            quantised.quantise(network, quantise)
+    return offloaded(components, device, offload)
 
 
 def _is(path: Path, kind: Callable[[Path], bool]) -> bool:

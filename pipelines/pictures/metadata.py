@@ -23,7 +23,7 @@ from pipelines.pictures.png import texts
 from pipelines.pictures.sources import found_again, recall, remember, shared_name
 from pipelines.request.request import SCHEMA, Request
 from pipelines.request.samplers import SAMPLERS, SPACINGS
-from pipelines.request.settings import with_files
+from pipelines.request.settings import Quantised, with_files
 
 KEY = "promptstudio"
 LIMIT = 1 << 20  # bytes of JSON that are read
@@ -61,6 +61,7 @@ class Made:
         attention: implementation used.
         dtype: precision used.
         networks: files of the concepts as other programs name them; only written into the text for these.
+        quantise: what the base was kept in instead, if it was.
     """
 
     request: Request
@@ -72,6 +73,7 @@ class Made:
     attention: Attention = "sdpa"
     dtype: Dtype = "float32"
     networks: tuple[Network, ...] = ()
+    quantise: Quantised | None = None
 
 
 def own_version() -> str:
@@ -154,6 +156,7 @@ def save_png(picture: Image.Image, path: Path, made: Made) -> Path:
         "fingerprint": made.fingerprint,
         "attention": made.attention,
         "dtype": made.dtype,
+        **({"quantise": made.quantise} if made.quantise else {}),
         "digests": list(made.digests),
         "concepts": [
             card.model_dump(mode="json", include={"token", "base", "base_fingerprint"}) for card in made.concepts
@@ -200,14 +203,15 @@ def read_made(path: Path) -> Made:
         request = Request.read(own["request"])
         index, base, fingerprint = int(own["index"]), str(own["base"]), str(own["fingerprint"])
         digests = tuple(str(digest) for digest in own["digests"])
-        attention, dtype = own["attention"], own["dtype"]
-        if len(digests) != len(request.concepts) or attention not in ATTENTIONS or dtype not in DTYPES:
+        attention, dtype, form = own["attention"], own["dtype"], own.get("quantise")
+        known = attention in ATTENTIONS and dtype in DTYPES and form in (None, *get_args(Quantised))
+        if len(digests) != len(request.concepts) or not known:
             raise ValueError("concepts or machine settings do not fit")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RequestError(f"What {path.name} says about itself is damaged: {error}.", hint) from None
     if not 0 <= index < request.count:
         raise RequestError(f"{path.name} claims to be picture {index} of {request.count}.", hint)
-    return Made(request, index, base, fingerprint, (), digests, attention, dtype)
+    return Made(request, index, base, fingerprint, (), digests, attention, dtype, quantise=form)
 
 
 def with_its_files(made: Made, picture: Path) -> Made:

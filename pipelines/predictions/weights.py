@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from pipelines.concepts.concept import Concept
 from pipelines.models.components import Components
@@ -15,25 +14,25 @@ from pipelines.models.components import Components
 
 @dataclass(frozen=True)
 class Weights:
-    """Parameters of a denoiser with the values they have for some predictions.
+    """Parameters of a denoiser as they are for some predictions.
 
     Attributes:
-        values: parameter and value.
+        values: layer, name of its parameter, and the parameter that takes its place.
     """
 
-    values: Sequence[tuple[torch.nn.Parameter, Tensor]] = ()
+    values: Sequence[tuple[torch.nn.Module, str, torch.nn.Parameter]] = ()
 
     @contextmanager
     def worn(self) -> Iterator[None]:
         """Give the denoiser these weights while the `with` lasts; afterwards it has its own, bit for bit."""
-        own = [parameter.data for parameter, _ in self.values]
+        own = [getattr(layer, leaf) for layer, leaf, _ in self.values]
         try:
-            for parameter, value in self.values:
-                parameter.data = value
+            for layer, leaf, here in self.values:
+                setattr(layer, leaf, here)
             yield
         finally:
-            for (parameter, _), value in zip(self.values, own, strict=True):
-                parameter.data = value
+            for (layer, leaf, _), before in zip(self.values, own, strict=True):
+                setattr(layer, leaf, before)
 
 
 def changed_names(components: Components, concepts: Sequence[Concept]) -> list[str]:
@@ -43,11 +42,13 @@ def changed_names(components: Components, concepts: Sequence[Concept]) -> list[s
     return [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
 
 
-def values(components: Components, names: Sequence[str]) -> list[Tensor]:
-    """Return copies of parameters of the denoiser."""
-    return [components.denoiser.get_parameter(name).detach().clone() for name in names]
+def values(components: Components, names: Sequence[str]) -> list[torch.nn.Parameter]:
+    """Return parameters of the denoiser as they are now; a concept puts others in their places."""
+    return [components.denoiser.get_parameter(name) for name in names]
 
 
-def weights(components: Components, names: Sequence[str], given: Sequence[Tensor]) -> Weights:
-    """Return values for parameters of a denoiser, by their names."""
-    return Weights(list(zip(map(components.denoiser.get_parameter, names), given, strict=True)))
+def weights(components: Components, names: Sequence[str], given: Sequence[torch.nn.Parameter]) -> Weights:
+    """Return parameters for the places of a denoiser by these names."""
+    places = [name.rpartition(".") for name in names]
+    layers = [(components.denoiser.get_submodule(path), leaf) for path, _, leaf in places]
+    return Weights([(layer, leaf, one) for (layer, leaf), one in zip(layers, given, strict=True)])

@@ -13,6 +13,9 @@ from pipelines.request.texts import flaw, texts
 
 Model = TypeVar("Model", bound=BaseModel)
 
+Quantised = Literal["int8", "fp8", "nf4"]
+"""Forms that frozen weights can be kept in, of 8 or 4 bits a number."""
+
 
 @dataclass(frozen=True)
 class Encoded:

@@ -37,7 +37,7 @@ def repeat(
             Progress("from")(Note(not_taken(source.name, told.left)))
         return draw(Request.read(_replaced(told.fields, wishes)), axes, base or "pocket", output, machine)
     made = with_its_files(read_made(source), source)
-    own = {"attention": made.attention, "dtype": made.dtype}
+    own = {"attention": made.attention, "dtype": made.dtype, "quantise": made.quantise}
     machine = machine.model_copy(update={k: v for k, v in own.items() if k not in machine.model_fields_set})
     _require_unchanged(made, source, base, "concepts" in wishes, machine)
     if not wishes and not axes:

@@ -1,4 +1,4 @@
-"""Trainings of parts of a base: gated layers (`grounding`) and 9-channel UNets (`inpainting`, `incontext`)."""
+"""Trainings of parts of a base: gated layers (`studio train grounding`) and 9-channel UNets."""
 
 from __future__ import annotations
 

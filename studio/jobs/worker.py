@@ -34,7 +34,7 @@ from studio.jobs.specs import Places, forget_training, scores_key, training_of_j
 from studio.jobs.store import Job, Ledger, Record, State
 from studio.library.concepts import meant
 from studio.library.import_export import import_concept
-from studio.settings import Machine
+from studio.settings import DrawingMachine, Machine
 from studio.work import measure as measuring
 from studio.work import runner
 from studio.work.compare import draw
@@ -281,7 +281,9 @@ def worker(setup: str, record: Record | None = None) -> Worker:
     about = json.loads(setup)
     places = Places(Path(about["folder"]), about["bases"], models=tuple(map(Path, about["models"])))
     os.chdir(places.folder)
-    return Worker(places, Machine.model_validate(about["machine"]), record or Ledger(places.folder / "jobs.sqlite"))
+    return Worker(
+        places, DrawingMachine.model_validate(about["machine"]), record or Ledger(places.folder / "jobs.sqlite")
+    )
 
 
 def _beat(path: Path) -> None:

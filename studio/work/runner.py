@@ -30,15 +30,17 @@ from pipelines.measures.judge import Judge
 from pipelines.models import POCKET
 from pipelines.models.components import Components
 from pipelines.models.loading import known_bases, load
+from pipelines.models.quantised import form_of
 from pipelines.pictures.metadata import Dtype, Made, save_png
 from pipelines.request.request import ConceptUse, Request
 from pipelines.words import file_stem
-from studio.settings import Machine
+from studio.settings import DrawingMachine, Machine
 from studio.work.progress import Progress
 from trainers.data.batches import ordinary, prompt_templates
 from trainers.data.folders import Reading
-from trainers.data.preflight import examine
+from trainers.data.preflight import Report, examine
 from trainers.data.sound_pictures import sound_examples
+from trainers.loop import memory
 from trainers.loop.launch import narrowed, pausing, readings, train_and_save
 from trainers.loop.train import probe
 from trainers.methods.parts.identifiers import rare_identifiers
@@ -79,6 +81,8 @@ def open_base(base: str, machine: Machine) -> Components:
         attention=machine.attention,
         download=machine.download,
         base_config=machine.base_config,
+        quantise=machine.quantise if isinstance(machine, DrawingMachine) else None,
+        offload=machine.offload if isinstance(machine, DrawingMachine) else "none",
     )
 
 
@@ -136,6 +140,7 @@ def write_pictures(
                 machine.attention,
                 _DTYPE_NAMES[components.dtype],
                 files,
+                quantise=form_of(components.denoiser),
             )
             paths.append(save_png(picture, free_path(output, f"{result.request.seed + index}"), made))
     return paths
@@ -171,7 +176,7 @@ def write_concepts(
     outputs = run.require_free()
     run, reading, components = _ready(run, machine, strict=True)
     progress = on_event or Progress(run.method.name, previews=outputs[0])
-    for line in _preflight(run, reading, components):
+    for line in _report(run, reading, components).lines():
         progress(Note(line))
     try:
         with sole_training(outputs[0]), pausing() as asked:
@@ -197,38 +202,49 @@ def _ready(run: Run, machine: Machine, strict: bool = False) -> tuple[Run, Readi
     """Return the run with the base's recipe, the pictures, and the base; `strict` stops at doubtful pictures."""
     reading = readings(run)
     reading = reading.sound(run.data.skip_doubtful) if strict or not reading.examples else reading
-    # The text encoder is trained through and stays float32; the frozen rest may be narrower.
-    components = open_base(run.where.base, machine.model_copy(update={"dtype": "float32"}))
+    # The text encoder is trained through and stays float32; the frozen rest may be narrower, and is made so before
+    # anything is moved to the device.
+    device, _ = _device(machine)
+    components = open_base(run.where.base, machine.to_learn().model_copy(update={"device": "cpu"}))
     run = run.with_recipe(components.family.name)
-    return run, reading, narrowed(components, run)
+    return run, reading, narrowed(components, run).to(device)
 
 
 def _preflight(run: Run, reading: Reading, components: Components) -> Iterator[str]:
     tried = probe(components, run, reading.examples)
-    report = examine(
+    takes = memory.needed(
+        components, run, tried.trained, memory.latents(components, run, len(reading.examples)), tried.kept
+    )
+    said = memory.sentences(takes, memory.room(components.device))
+    yield from _report(run, reading, components, said, tried.seconds).lines()
+    yield from tried.notes
+
+
+def _report(
+    run: Run, reading: Reading, components: Components, said: Sequence[str] = (), seconds: float | None = None
+) -> Report:
+    return examine(
         reading,
         token=run.config.trigger,
         config=run.train,
         data=run.data,
         components=components,
-        trained=tried.trained,
-        seconds_per_step=tried.seconds,
+        memory=said,
+        seconds_per_step=seconds,
         new_word=run.config.new_word is not None,
     )
-    yield from report.lines()
-    yield from tried.notes
 
 
 def export(uses: Sequence[ConceptUse], output: Path, base: str, half: bool, machine: Machine) -> Path:
     """Write the base with concepts in it as a model folder; return the folder."""
     # Copies are made; a GPU would have to hold the model twice for a job that needs none.
-    components = open_base(base, machine.model_copy(update={"dtype": "float32", "device": "cpu"}))
+    components = open_base(base, machine.to_learn().model_copy(update={"device": "cpu"}))
     return export_model(components, [(Concept.load(Path(use.source)), use.strength) for use in uses], output, half=half)
 
 
 def merge(concepts: tuple[Path, ...], output: Path, base: str, machine: Machine) -> list[Path]:
     """Make Custom Diffusion concepts fit one base together; return the new files, to be used together."""
-    components = open_base(base, machine.model_copy(update={"dtype": "float32"}))
+    components = open_base(base, machine.to_learn())
     learned = [Concept.load(path) for path in concepts]
     paths = [output / f"{file_stem(one.token)}.safetensors" for one in learned]
     if len(set(paths)) < len(paths):

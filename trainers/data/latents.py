@@ -134,7 +134,7 @@ class Encoder:
         if found is None:
             found = self._encoded([picture], mirrored)
             _save(path, found)
-        device = self.components.vae.device
+        device = self.components.device
         return Posterior(found.mean.to(device), found.std.to(device))
 
 
@@ -142,7 +142,8 @@ def _autoencoder_digest(components: Components) -> str:
     """Return a hash of all that affects the encoding: kind, configuration, precision, device, weights."""
     vae = components.vae
     config = {key: value for key, value in dict(vae.config).items() if not key.startswith("_")}
-    about = [type(vae).__name__, str(vae.dtype), vae.device.type, json.dumps(config, sort_keys=True, default=str)]
+    said = json.dumps(config, sort_keys=True, default=str)
+    about = [type(vae).__name__, str(vae.dtype), components.device.type, said]
     digest = hashlib.sha256("\n".join(about).encode())
     for name, tensor in sorted(vae.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())

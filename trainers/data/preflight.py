@@ -31,9 +31,6 @@ SAME_COLOUR = 12.0
 PASSES = (20, 5000)
 """Fewest and most usual passes over a picture."""
 
-PER_TRAINED = 16
-"""Bytes for a trained number: itself, its gradient and AdamW's two moments in float32."""
-
 NAMED = 3
 """Names listed where many would do."""
 
@@ -63,7 +60,7 @@ class Report:
         doubtful: path of a picture -> why it cannot be learned from as it is.
         transparent: names of pictures that are laid on white.
         words: words that captions should use for the things.
-        memory: bytes for weights, what is trained and latents; None if not known.
+        memory: sentences on the memory of the training.
         seconds: of training; None if not known.
     """
 
@@ -87,7 +84,7 @@ class Report:
     doubtful: Mapping[str, str] = field(default_factory=dict)
     transparent: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
-    memory: int | None = None
+    memory: tuple[str, ...] = ()
     seconds: float | None = None
 
     @property
@@ -142,12 +139,9 @@ class Report:
         said += [f"{_times(n, 'picture')} an epoch as {w} x {h}." for (w, h), n in self.buckets.items()]
         often = _rounded(least) if _rounded(least) == _rounded(most) else f"{_rounded(least)} to {_rounded(most)}"
         said.append(f"Each picture is seen {often} times.")
-        if self.memory is not None:
-            said.append(
-                f"About {_bytes(self.memory)} for weights, what is trained and latents, activations not counted."
-            )
+        said += self.memory
         if self.seconds is not None:
-            said.append(f"About {_duration(self.seconds)} of training.")
+            said.append(f"About {duration(self.seconds)} of training.")
         said += [f"Ignored: {path} ({why})." for path, why in self.ignored.items()]
         return said + [f"Warning: {problem}" for problem in self.problems]
 
@@ -159,7 +153,7 @@ def examine(
     config: TrainConfig,
     data: DataConfig,
     components: Components | None = None,
-    trained: int = 0,
+    memory: Sequence[str] = (),
     seconds_per_step: float | None = None,
     new_word: bool = True,
 ) -> Report:
@@ -170,8 +164,8 @@ def examine(
         token: word for the concept in captions.
         config: pace.
         data: use of the pictures; its folder is ignored.
-        components: the base, for what depends on it: text window, words it knows, shapes, memory.
-        trained: number of trained values.
+        components: the base, for what depends on it: text window, words it knows, shapes.
+        memory: sentences on it (`trainers.loop.memory`).
         seconds_per_step: as measured before.
         new_word: whether the token must not be a word of the base yet.
     """
@@ -208,7 +202,7 @@ def examine(
         doubtful=reading.doubtful,
         transparent=reading.transparent,
         words=tuple(words),
-        memory=components and _memory(components, trained, len(examples), resolution or 0, data),
+        memory=tuple(memory),
         seconds=None if seconds_per_step is None else seconds_per_step * config.steps,
     )
 
@@ -340,13 +334,6 @@ def _collisions(captions: Sequence[tuple[str, str]], token: str, components: Com
 # -- figures ----------------------------------------------------------------------------------------------------
 
 
-def _memory(components: Components, trained: int, count: int, resolution: int, data: DataConfig) -> int:
-    """Return the bytes of all weights as they are, of trained ones, and of means and spreads of the latents."""
-    weights = sum(p.numel() * p.element_size() for module in components.modules() for p in module.parameters())
-    cells = components.channels * (resolution // components.factor) ** 2
-    return weights + trained * PER_TRAINED + count * cells * 4 * 2 * (2 if data.flip > 0 else 1)
-
-
 def _listed(names: Sequence[str]) -> str:
     """Return names, the first few of them if they are many."""
     several = list(dict.fromkeys(names))
@@ -367,11 +354,8 @@ def _rounded(figure: float) -> str:
     return f"{figure:.0f}" if figure >= 10 else f"{figure:.2g}"
 
 
-def _bytes(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{max(1, round(count / 2**20))} MiB"
-
-
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 90 * 60 else f"{seconds / 3600:.1f} hours"

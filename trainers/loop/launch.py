@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from pipelines.concepts.concept import Concept
-from pipelines.errors import NoSpace, StudioError
+from pipelines.errors import ConfigError, NoSpace, StudioError
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
 from pipelines.generation import generate
 from pipelines.models.components import Components
+from pipelines.models.quantised import quantise
 from pipelines.request.request import ConceptUse, Request
 from trainers.data.batches import prompt_templates
 from trainers.data.folders import Example, Reading, joined, read_folder
@@ -43,21 +44,32 @@ def readings(run: Run) -> Reading:
 
 
 def narrowed(components: Components, run: Run) -> Components:
-    """Cast the frozen parts of the base to the precision of the run, in place; return the base.
+    """Cast the frozen parts of the base to the precision of the run, and quantise them if it says so, in place.
 
     Networks whose weights themselves are trained stay float32, and are computed in that precision where it is safe
-    (autocast); a text encoder that is trained, or trained through to a new word, stays float32 altogether.
+    (autocast); a text encoder that is trained, or trained through to a new word, stays float32 altogether. The
+    autoencoder is never quantised.
+
+    Returns:
+        The base.
+
+    Raises:
+        ConfigError: if weights are to be trained themselves and quantised.
     """
-    dtype = DTYPES.get(run.train.precision)
-    if dtype is None:
-        return components
-    networks: list[torch.nn.Module] = [components.vae]
-    if not run.config.trains_weights:
-        networks.append(components.denoiser)
+    dtype, form = DTYPES.get(run.train.precision), run.train.quantise
+    if form and run.config.trains_weights:
+        raise ConfigError(
+            f"Weights that are trained themselves cannot be kept in {form}.",
+            "Train low-rank changes (dreambooth --form lora) or a word, or leave --quantise out.",
+        )
+    networks: list[torch.nn.Module] = [components.denoiser] if not run.config.trains_weights else []
     if not run.config.trains_text:
         networks += components.text_encoders
-    for network in networks:
+    for network in (components.vae, *networks) if dtype else ():
         torch.nn.Module.to(network, dtype=dtype)
+    if form:
+        for network in networks:
+            quantise(network, form)
     return components
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from pipelines.concepts.concept import Concept
@@ -28,8 +28,9 @@ def after_step(
     trainable: Trainable,
     examples: Sequence[Example],
     average: EMA,
-    on_event: OnEvent | None,
+    on_event: OnEvent,
     offer: Offer | None,
+    shown: Callable[[], AbstractContextManager[None]],
 ) -> Callable[[int], dict[str, float]]:
     """Return the callback after each step: it updates the average and at times gives previews, candidates, figures.
 
@@ -37,9 +38,10 @@ def after_step(
         run: method and settings.
         trainable: the trained parts.
         examples: the pictures.
-        average: of what is trained; what is shown is the average.
-        on_event: receives previews; None in processes that only help.
+        average: of what is trained.
+        on_event: receives previews.
         offer: receives candidates with the steps they were trained for; None for none.
+        shown: puts the result into the parameters inside its `with`, the average among others.
     """
     wanted = candidate_steps(run.train.steps, run.train.candidates) if offer else frozenset[int]()
 
@@ -47,7 +49,7 @@ def after_step(
         if run.train.ema:
             average.update()
         previews = on_event if run.train.preview_every and done % run.train.preview_every == 0 else None
-        with average.shown() if previews or done in wanted else nullcontext():
+        with shown() if previews or done in wanted else nullcontext():
             if previews:
                 try:
                     previews(_preview(trainable, run, examples, done))

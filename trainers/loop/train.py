@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,23 @@ import torch
 
 from pipelines.concepts.concept import Concept
 from pipelines.errors import ConfigError
-from pipelines.events import Note, OnEvent, ignore
+from pipelines.events import Event, Note, OnEvent, StepDone, ignore
 from pipelines.files import require_room
 from pipelines.models.components import Components
+from pipelines.models.offloading import leaving
 from trainers.data.batches import Batch, Example, LatentSet, digest
 from trainers.data.class_images import CLASS_FOLDER
+from trainers.data.preflight import duration
 from trainers.data.smaller_copies import with_smaller_copies
 from trainers.distributed import ALONE, WHOLE, Part, Processes
 from trainers.loop.checkpoints import KEPT, Checkpoint, require_same
 from trainers.loop.ema import EMA
 from trainers.loop.loop import Pace, optimise, warm_stable_decay
+from trainers.loop.memory import Kept, Saved
+from trainers.loop.optimizers import at_the_result, optimizer_of
 from trainers.loop.previews import REPORT, Offer, after_step
 from trainers.method import Trainable
 from trainers.run import Run
-from trainers.settings import TrainConfig
 
 
 def train(
@@ -67,29 +71,52 @@ def train(
     told, offered = _telling(components, run, offer if processes.main else None)
     with ExitStack() as stack:
         trainable = stack.enter_context(run.method.prepare(components, run.config, _chance(run)))
-        stack.enter_context(_checkpointed(components) if run.train.gradient_checkpointing else nullcontext())
+        stack.enter_context(_sparing(components, run))
         with processes.main_first():
             class_pictures = _class_pictures(run, trainable, class_folder, on_event, should_stop)
         examples = trainable.completed(examples, run.data, run.train.seed)
         begun_with = _begun_with(components, run, [*examples, *class_pictures], processes)
-        optimizer = _optimizer(run.train, trainable, processes)
-        average = EMA(trainable.parameters, run.train.ema)
+        optimizer = optimizer_of(run.train, trainable, processes)
+        average, tell = EMA(trainable.parameters, run.train.ema), on_event if processes.main else ignore
+        shown = partial(_result, optimizer, average)
         draw = _batches(components, run, examples, class_pictures, trainable, on_event, processes.part)
         optimise(
             _losses(components, run, trainable, draw),
             [optimizer],
             Pace(run.train.steps, run.train.seed, run.train.accumulate, run.train.max_grad_norm, REPORT),
             rate=lambda step, of: warm_stable_decay(step, of, run.train.warmup, run.train.decay),
-            after_step=after_step(run, trainable, examples, average, on_event if processes.main else None, offered),
+            after_step=after_step(run, trainable, examples, average, tell, offered, shown),
             checkpoint=_checkpoint(keep, keep_every, run, trainable, optimizer, average, begun_with),
             processes=processes,
             scaler=_scaler(run, components),
-            on_event=on_event if processes.main else ignore,
+            on_event=_with_time_left(tell),
             should_stop=should_stop,
         )
-        with average.shown():
+        with shown():
             concept = run.method.export(trainable)
     return replace(told(concept), partners=tuple(map(told, concept.partners)))
+
+
+@contextmanager
+def _sparing(components: Components, run: Run) -> Iterator[None]:
+    """Keep from the device's memory, inside the `with`, what has done its work, and activations if the run says so.
+
+    Pictures and captions are encoded before the first steps, by networks that no gradient goes through.
+    """
+    done = [components.vae, *(() if run.config.trains_text else components.text_encoders)]
+    with ExitStack() as stack:
+        if run.train.gradient_checkpointing:
+            stack.enter_context(_checkpointed(components))
+        if components.device.type != "cpu":
+            stack.enter_context(leaving(components, done))
+        yield
+
+
+@contextmanager
+def _result(optimizer: torch.optim.Optimizer, average: EMA) -> Iterator[None]:
+    """Put the result into the parameters inside the `with`: where the optimiser has it, or the average."""
+    with at_the_result(optimizer), average.shown():
+        yield
 
 
 def _chance(run: Run) -> torch.Generator:
@@ -129,15 +156,17 @@ class Probe:
         trained: number of trained values.
         seconds: of a step on this machine.
         notes: lines of the method on what is to be known before it starts.
+        kept: bytes of activations.
     """
 
     trained: int
     seconds: float
     notes: tuple[str, ...]
+    kept: Kept
 
 
 def probe(components: Components, run: Run, examples: Sequence[Example]) -> Probe:
-    """Try two steps of a run.
+    """Try some steps of a run, for its time and its memory.
 
     Args:
         components: the base; bit-identical afterwards.
@@ -148,16 +177,38 @@ def probe(components: Components, run: Run, examples: Sequence[Example]) -> Prob
     generator = torch.Generator().manual_seed(0)
     with ExitStack() as stack:
         trainable = stack.enter_context(run.method.prepare(components, run.config, generator))
-        stack.enter_context(_checkpointed(components) if run.train.gradient_checkpointing else nullcontext())
         shown = examples[: run.train.batch]
         draw = _batches(components, run, shown, shown if trainable.class_pictures else (), trainable, ignore)
-        began = 0.0
-        for _ in range(2):  # the first also pays for what is set up once
+        weights = [one for module in components.modules() for one in module.parameters()]
+
+        def step(checkpointing: bool) -> tuple[float, int]:
             began = _now(components)
-            torch.stack(list(run.method.losses(trainable, draw(0, generator), generator).values())).sum().backward()
-        seconds = (_now(components) - began) * run.train.accumulate
+            with _checkpointed(components) if checkpointing else nullcontext():
+                with Saved([*weights, *trainable.parameters.values()]) as saved, _autocast(run, components):
+                    terms = run.method.losses(trainable, draw(0, generator), generator)
+                torch.stack(list(terms.values())).sum().backward()
+            return _now(components) - began, saved.bytes
+
+        asked = run.train.gradient_checkpointing
+        # The first also pays for what is set up once, and is the other kind.
+        (_, other), (seconds, own) = step(not asked), step(asked)
         trained = sum(parameter.numel() for parameter in trainable.parameters.values())
-        return Probe(trained, seconds, tuple(trainable.notes))
+        kept = Kept(*((other, own) if asked else (own, other)), precision=run.train.precision)
+        return Probe(trained, seconds * run.train.accumulate, tuple(trainable.notes), kept)
+
+
+def _with_time_left(on_event: OnEvent) -> OnEvent:
+    """Return a receiver of events that says once, after the first reported steps, how long the run is going to take."""
+    said = False
+
+    def told(event: Event) -> None:
+        nonlocal said
+        on_event(event)
+        if isinstance(event, StepDone) and not said and event.step < event.steps:
+            said, left = True, event.steps - event.step
+            on_event(Note(f"About {duration(event.seconds / event.step * left)} of training are left."))
+
+    return told
 
 
 def _now(components: Components) -> float:
@@ -206,6 +257,8 @@ def _batches(
         )
 
     trainable.examine(examples)
+    for note in trainable.notes:
+        on_event(Note(note))
     if better := components.family.better_base(components):
         on_event(Note(f"Warning: {components.name} was distilled, which learning undoes; learn on {better}."))
     generator = torch.Generator().manual_seed(pace.seed * 7_457 + 31)
@@ -224,26 +277,6 @@ def _batches(
         return replace(batch, prior=prior.draw(index, pace.batch, word, trainable.wordings, generator, part))
 
     return both
-
-
-def _optimizer(pace: TrainConfig, trainable: Trainable, processes: Processes) -> torch.optim.Optimizer:
-    """Return AdamW over the trained parameters, each group at its own rate."""
-    rate = pace.rate * (processes.count if pace.scale_lr else 1)
-    by_rate: dict[float, list[torch.nn.Parameter]] = {}
-    for name, parameter in trainable.parameters.items():
-        by_rate.setdefault(trainable.rates.get(name, 1.0), []).append(parameter)
-    groups = [{"params": parameters, "lr": rate * factor} for factor, parameters in by_rate.items()]
-    if pace.optimizer == "adamw8bit":
-        try:
-            from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            raise ConfigError(
-                "bitsandbytes is not installed, which keeps the optimizer in 8 bits.",
-                "Install it (pip install bitsandbytes) on a machine with a GPU, or use --optimizer adamw.",
-            ) from None
-        return AdamW8bit(groups, rate, weight_decay=pace.weight_decay)
-    fused = next(iter(trainable.parameters.values())).is_cuda
-    return torch.optim.AdamW(groups, rate, weight_decay=pace.weight_decay, fused=fused or None)
 
 
 def _autocast(run: Run, components: Components) -> AbstractContextManager[Any]:

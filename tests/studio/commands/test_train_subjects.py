@@ -44,7 +44,7 @@ def test_a_subject_is_trained_used_and_exported(base, pictures, tmp_path, capsys
     path = Path("outputs/concepts/z-fox.safetensors")
     assert (read_card(path).token, read_card(path).method, read_card(path).vectors) == ("z fox", "dreambooth-lora", 0)
     said = capsys.readouterr()
-    assert "3 pictures" in said.err and "About" in said.err and said.out.strip() == str(path)
+    assert "3 pictures" in said.err and "pictures encoded" in said.err and said.out.strip() == str(path)
     assert len(list(Path("outputs/class").glob("fox-*/*.png"))) == 2
     assert main(["generate", "a z fox", "--concept", str(path), "--base", base, "--steps", "2"]) == 0
     (picture,) = Path("outputs").glob("*.png")

@@ -17,6 +17,7 @@ from torch import nn
 from pipelines.concepts.weight_deltas import Change, Difference, LowRank
 from pipelines.errors import ConfigError
 from pipelines.models.components import Components
+from pipelines.models.quantised import QuantisedLinear
 from trainers.settings import LowRankConfig
 
 BOXES = ("fuser", "position_net")  # layers for boxes: another training's business
@@ -71,6 +72,11 @@ def low_rank(
     """
     if not names:
         raise ConfigError(f"The {part} has no layer to adapt.", "Choose other --targets.")
+    if config.dora and any(isinstance(module.get_submodule(name), QuantisedLinear) for name in names):
+        raise ConfigError(
+            "DoRA reads the lengths of the weights themselves, which --quantise keeps in few bits.",
+            "Leave --dora or --quantise out.",
+        )
     alpha = config.rank if config.alpha is None else config.alpha
     before = {name: module.get_submodule(name) for name in names}
     _inject(module, names, config, alpha)

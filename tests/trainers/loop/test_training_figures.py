@@ -1,0 +1,22 @@
+"""The benchmark of training steps measures what it says, on a small base."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.training import WAYS, Figures, measured, table
+from tests import tiny
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_steps_are_timed_and_what_is_trained_is_counted(monkeypatch):
+    monkeypatch.setitem(WAYS, "lora", (WAYS["lora"][0], WAYS["lora"][1] | {"token": "cow"}))
+    rows = [measured(tiny.sd(), way, 3) for way in ("textual-inversion", "lora")]
+    word, lora = rows
+    assert word.trained == 32 and lora.trained > 1000
+    assert all(0 < row.cpu <= 4 * row.wall and 100 << 20 < row.peak < 64 << 30 for row in rows)
+
+
+def test_figures_are_shown_in_milliseconds_and_mebibytes():
+    shown = table([Figures("full", 2, 0.5, 0.75, 3 << 20, 1234)]).splitlines()[-1]
+    assert shown == "| full | 2 | 500 | 750 | 3 | 1,234 |"
