@@ -132,8 +132,7 @@ def require_enlargeable(components: Components, request: Request) -> None:
             "Enlarge with the text-to-image base it was made of, or leave enlarge out.",
         )
     size = enlarged_size(components, request)
-    kept = int(request.enlarge.strength * int(request.steps or 1) + 1e-9)
-    if request.enlarge.strength and not kept:
+    if request.enlarge.strength and not second_steps(request):
         raise RequestError(
             f"The strength {request.enlarge.strength:g} of {request.steps} steps is less than one step of the second"
             f" pass to {size[0]} x {size[1]}.",
@@ -143,7 +142,7 @@ def require_enlargeable(components: Components, request: Request) -> None:
 
 def second_steps(request: Request) -> int:
     """Return the steps of the second pass; 0 if there is none."""
-    return int(request.enlarge.strength * int(request.steps or 1) + 1e-9) if request.enlarge.acts else 0
+    return int(float(request.enlarge.strength or 0) * int(request.steps or 1) + 1e-9) if request.enlarge.acts else 0
 
 
 def larger(pictures: Tensor, size: tuple[int, int]) -> Tensor:

@@ -133,7 +133,7 @@ def _weights_of(
 
 def _enlarged(
     components: Components,
-    told: tuple[Request, Tensor, Tensor, list[torch.Generator]],
+    first: tuple[Request, Tensor, Tensor, list[torch.Generator]],
     weaker: Weights | None,
     on_event: OnEvent,
     should_stop: Callable[[], bool],
@@ -142,12 +142,12 @@ def _enlarged(
 
     Args:
         components: the base, with all concepts attached.
-        told: the request, latents and pictures of the first pass, and the generators that go on.
+        first: the request, latents and pictures of the first pass, and the generators that go on.
         weaker: as in `denoise`.
         on_event: told each step.
         should_stop: asked before each step.
     """
-    request, latents, shown, generators = told
+    request, latents, shown, generators = first
     size = enlarged_size(components, request)
     if not second_steps(request):
         return latents, larger(shown, size)
@@ -155,7 +155,7 @@ def _enlarged(
     tile = (tiles.side[1] * components.factor, tiles.side[0] * components.factor)
     text, also = _text(request, tile), [_text(request, tile, prompt) for prompt in request.also]
     conditions = [text, DistilledGuidance(request.guidance), Enlarging(components, request, latents, shown, size)]
-    plain = request.model_copy(update={"boxes": ()})  # they have placed their things already
+    plain = request.model_copy(update={"boxes": (), "regions": ()})  # they have placed their things already
     start = (second_noise(latents, generators, size, components.factor), generators)
     with ExitStack() as lasting:
         for condition in (*conditions, *also):

@@ -188,8 +188,9 @@ def check_fits(components: Components, changes: Mapping[str, Change], called: st
 
 def _shape(owner: nn.Module, leaf: str) -> tuple[int, ...]:
     """Return the shape of a weight, whatever it is stored in."""
-    packed = isinstance(owner, QuantisedLinear) and leaf == "weight"
-    return (owner.out_features, owner.in_features) if packed else tuple(getattr(owner, leaf).shape)
+    if isinstance(owner, QuantisedLinear) and leaf == "weight":
+        return int(owner.out_features), int(owner.in_features)
+    return tuple(getattr(owner, leaf).shape)
 
 
 def _fitting(key: str, change: Change, shape: tuple[int, ...]) -> Change:
@@ -211,8 +212,8 @@ def difference(components: Components, key: str, change: Change) -> Difference:
     if found is None:
         raise KeyError(key)
     owner, leaf = found
-    packed = isinstance(owner, QuantisedLinear) and leaf == "weight"
-    weight: Tensor = owner.plain() if packed else getattr(owner, leaf)
+    is_packed = isinstance(owner, QuantisedLinear) and leaf == "weight"
+    weight: Tensor = owner.plain() if is_packed else getattr(owner, leaf)  # pyright: ignore[reportCallIssue]
     return Difference((_fitting(key, change, _shape(*found)).changed(weight, 1.0) - weight.detach().float()).cpu())
 
 

@@ -116,7 +116,8 @@ def _with_layers_of(base: UNet2DConditionModel, stored: dict[str, Tensor], folde
     torch.nn.Module.to(unet, dtype=base.dtype).eval().requires_grad_(False)
     if form := form_of(base):
         quantise(unet, form)
-    return torch.nn.Module.to(unet, base.device)
+    torch.nn.Module.to(unet, base.device)
+    return unet
 
 
 def widened_shape(base: UNet2DConditionModel, attention_type: str = "default") -> UNet2DConditionModel:

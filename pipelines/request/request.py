@@ -237,9 +237,13 @@ class Request(Frozen):
                 "rescale": defaults.rescale if self.guidance.rescale is None else self.guidance.rescale,
             }
         )
+        enlarge = self.enlarge
+        if enlarge.acts and enlarge.strength is None:
+            enlarge = enlarge.model_copy(update={"strength": defaults.redrawn})
         return self.model_copy(
             update={
                 "guidance": guidance,
+                "enlarge": enlarge,
                 "grounding": self.grounding.model_copy(update={"beta": beta} | ({"region": False} if alone else {})),
                 "scheduler": self.scheduler or defaults.scheduler,
                 "steps": self.steps or defaults.steps,
@@ -276,6 +280,8 @@ class Defaults(Frozen):
     """Denoising steps."""
     beta: float = 0.3
     """Share of the steps in which boxes act; the official models' own."""
+    redrawn: float = 0.3
+    """Strength of the second pass that enlarges pictures."""
 
 
 def problems(error: ValidationError) -> str:

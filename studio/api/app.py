@@ -14,7 +14,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp
 
 from pipelines.pictures.metadata import own_version
-from studio.api import a1111, bases, files, work
+from studio.api import a1111, bases, documents, files, work
 from studio.api.forms import ROOT
 from studio.api.guard import Door, Guard
 from studio.api.page_files import PageFiles, copies_folder
@@ -34,7 +34,7 @@ def rest(jobs: Jobs) -> FastAPI:
         title="Prompt Studio",
         version=own_version(),
         openapi_url=f"{ROOT}/openapi.json",
-        docs_url=None,  # it would load scripts from elsewhere
+        docs_url=None,  # it would load scripts from elsewhere; `documents` has them here
         redoc_url=None,
         lifespan=lifespan,
         strict_content_type=True,
@@ -46,6 +46,7 @@ def rest(jobs: Jobs) -> FastAPI:
         app.include_router(router, prefix=ROOT)
     app.include_router(a1111.routes(jobs, next(iter(jobs.bases))), prefix="/sdapi/v1")
 
+    app.include_router(documents.routes())
     methods = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
     @app.api_route("/sdapi/{rest:path}", methods=methods, include_in_schema=False)

@@ -37,6 +37,10 @@ CORNER = (
     '<button type="button" class="quiet" data-do="tour" title="Show me around">Tour</button>'
     '<button type="button" class="quiet" data-do="looks">Dark</button>'
 )
+FOOT = (
+    '<p class="hint"><a href="/help" target="_blank" rel="noopener">Help</a> · '
+    '<a href="/docs" target="_blank" rel="noopener">For programs: the REST interface</a></p>'
+)
 TABS: Mapping[str, str] = MappingProxyType(
     {
         "generation": "generate",
@@ -111,6 +115,7 @@ def build(jobs: Jobs) -> gr.Blocks:
                 models = ModelsPage(jobs, choice)
             with gr.Tab("Measure", id="measure", render_children=True) as measuring:
                 measure = MeasurePage(jobs)
+        gr.HTML(FOOT, elem_id="foot", js_on_load=None)
         landed = page.load(opened, None, tabs, api_visibility="private")
         landed.then(None, None, None, js="() => { window.studio.opened = true; }")
         choice.wire(page, landed)
@@ -122,9 +127,8 @@ def build(jobs: Jobs) -> gr.Blocks:
         for one, tab in ((edit, editing), (example, asking)):
             one.follow_on(page)
             one.answer.look_on(tab)
-        base.input(edit.refresh, [base, edit.chips], edit.chips, api_visibility="private")
-        opens = choice.opened("edit", editing)
-        opens.then(edit.refresh, [base, edit.chips], edit.chips, api_visibility="private")
+        for opens in (base.input, choice.opened("edit", editing).then):
+            opens(edit.refresh, [base, edit.chips], edit.chips, api_visibility="private")
         _looking(page, looking, tabs, base, generate, edit, pictures)
         keeping.select(library.refresh, library.search, library.cards, api_visibility="private")
         _measuring(page, measuring, measure)

@@ -102,3 +102,12 @@ def test_from_the_prompt_the_button_is_the_next_stop_and_hidden_things_are_none(
             " return one !== document.body && (width === 0 || height === 0) ? one.outerHTML.slice(0, 120) : ''; })()"
         )
         assert hidden == ""
+
+
+def test_the_rest_interface_is_described_by_this_server_alone(visit, studio):
+    page = visit()
+    link = page.get_by_role("link", name="For programs")
+    assert link.get_attribute("href") == "/docs"
+    page.goto(f"{studio[0]}/docs")
+    page.locator("[id^='operations-bases-everything'] .opblock-summary-control").first.click()
+    expect(page.get_by_text("also those that cannot be used").first).to_be_visible()

@@ -13,7 +13,9 @@ from pipelines.enlarging import Tiles, larger, second_steps, starts
 from pipelines.errors import RequestError
 from pipelines.events import StepDone
 from pipelines.generation import generate
+from pipelines.models.loading import load
 from pipelines.pictures.tensors import to_pictures, to_tensor
+from pipelines.request.enlarge import Enlarge
 from pipelines.request.request import Request
 from tests import tiny, tiny_flows
 
@@ -80,6 +82,13 @@ def test_a_picture_of_ones_own_is_enlarged(base, tmp_path):
     begun = {"image": str(tmp_path / "red.png"), "strength": 0.25}
     result, _ = drawn(base, inpaint=begun, enlarge={"factor": 2, "strength": 0.25})
     assert result.pictures[0].size == (2 * base.defaults.size,) * 2
+
+
+def test_the_strength_is_the_bases_own_unless_it_is_given(base):
+    result, _ = drawn(base, enlarge={"factor": 2})
+    assert result.request.enlarge.strength == base.defaults.redrawn == 0.3
+    assert Request(prompt="x", enlarge=Enlarge(factor=2)).resolved(load("pocket").defaults).enlarge.strength == 0
+    assert Request(prompt="x").resolved(base.defaults).enlarge == Enlarge()
 
 
 def test_tiles_cover_everything_and_are_averaged_without_seams():

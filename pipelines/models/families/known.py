@@ -28,6 +28,7 @@ class Known(NamedTuple):
         quick_steps: of such a request on a base that was distilled to few steps.
         scheduler: of such a request.
         beta: share of the steps in which boxes act.
+        redrawn: strength of the second pass that enlarges pictures.
         rescales: whether a noise schedule that ends in noise alone needs guidance rescale.
         sized: whether the denoiser's configuration tells the side of the latents it was made for.
         packed: latents of the autoencoder along a side of one of the denoiser.
@@ -48,6 +49,7 @@ class Known(NamedTuple):
     quick_steps: int = 4
     scheduler: Scheduler = "dpm++2m"
     beta: float = 0.3
+    redrawn: float = 0.3
     rescales: bool = True
     sized: bool = False
     packed: int = 1
@@ -61,11 +63,10 @@ class Known(NamedTuple):
             quick: whether it was distilled to few steps: with an embedded scale (LCM) if it is a UNet.
             rescale: guidance rescale that its noise schedule needs.
         """
-        if quick and "unet" in self.parts:
-            return Defaults(size=size, scale=8.5, scheduler="lcm", steps=self.quick_steps)
         if quick:
-            return Defaults(size=size, scale=1.0, scheduler=self.scheduler, steps=self.quick_steps)
-        told = {"scheduler": self.scheduler, "steps": self.steps, "beta": self.beta}
+            scale, scheduler = (8.5, "lcm") if "unet" in self.parts else (1.0, self.scheduler)
+            return Defaults(size=size, scale=scale, scheduler=scheduler, steps=self.quick_steps, redrawn=0.5)
+        told = {"scheduler": self.scheduler, "steps": self.steps, "beta": self.beta, "redrawn": self.redrawn}
         return Defaults(size=size, scale=self.scale, rescale=rescale, **told)
 
 
@@ -104,6 +105,7 @@ KNOWN: Mapping[str, Known] = {
         scale=2.0,
         scheduler="ddim",
         beta=1.0,
+        redrawn=0,
         rescales=False,
     ),
     "sd1": Known("Stable Diffusion 1.x", "stable-diffusion-v1", "sd_v1", "SD1", UNETS, _SECOND),

@@ -20,7 +20,7 @@ from studio.jobs.jobs import Job, Jobs
 from studio.web.components import base_words, box_editor, concept_chips, fold, plan, records
 from studio.web.forms import Form
 from studio.web.panels import planning
-from studio.web.panels.answer import Answer
+from studio.web.panels.answer import Answer, larger
 from studio.web.panels.chips import INSERT, chips_of, concepts_used, offer_button, offered
 from studio.web.panels.comparing import Comparing, picture_of, suggestion
 from studio.web.panels.following import said, shown, told
@@ -73,7 +73,7 @@ TRIES = ("on a teal background", "to the left of a house")
 
 GONE = ConceptError("That concept is no longer in the library.", "Bring it back, or teach it again.")
 EMPTY = "Your pictures appear here."
-USES = ("Use this seed", "Use these settings", "Edit this picture")
+USES = ("Use this seed", "Use these settings", "Edit this picture", "Make it larger")
 CHOSEN_OPENS = "(boxes) => { if ((boxes || []).length) window.studio.unfold('boxes-fold'); }"
 """Opens the fold of the boxes where there are some."""
 
@@ -152,6 +152,8 @@ class GeneratePage:
         for event in self.answer.used(1, self.reuse, chosen, restored):
             compared = self.comparing.components
             event.success(self.comparing.cleared, None, compared, api_visibility="private")  # one of them was chosen
+        for event in self.answer.used(3, self.enlarge, chosen[1:], [self.answer.job]):
+            self.answer.submitted(event, api_visibility="private")
         self.dropped.upload(self.reuse_dropped, [self.base, self.dropped], restored, api_visibility="private")
         size = self._fields("width", "height")
         for component in size:
@@ -324,6 +326,14 @@ class GeneratePage:
         except StudioError as error:
             raise told(error) from None
         return seeded(plan, made.request.seed + made.index, True)
+
+    def enlarge(self, job_id: str, index: int) -> str:
+        """Queue a picture at twice its size; return the id of the job."""
+        try:
+            job, path = self.jobs.get(job_id), picture_of(self.jobs, job_id, int(index))
+            return self.jobs.submit_generation(larger(job, path), job.spec["base"]).id
+        except StudioError as error:
+            raise told(error) from None
 
     def reuse(self, base: str, job_id: str, index: int) -> list[Any]:
         """Return the form as it was for a picture of a job."""

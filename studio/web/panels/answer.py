@@ -43,6 +43,19 @@ def told_in(job: Job, path: Path) -> str:
     return about_sheet(job) if is_sheet(job, path) else told_of(path)
 
 
+def larger(job: Job, path: Path) -> dict[str, Any]:
+    """Return the order of a picture of a job at twice its size: the same picture again, with a second pass."""
+    made = read_made(path)
+    left = {"concepts", "inpaint", "in_context"}
+    fields = made.request.model_dump(mode="json", exclude=left, exclude_unset=True)
+    concepts = [{"source": Path(use.source).stem, "strength": use.strength} for use in made.request.concepts]
+    asked = {name: job.spec["request"][name] for name in ("inpaint",) if job.spec["request"].get(name)}
+    factor = min(4.0, 2 * made.request.enlarge.factor)
+    enlarge = {**fields.get("enlarge", {}), "factor": factor}
+    seed = made.request.seed + made.index
+    return {**fields, **asked, "concepts": concepts, "seed": seed, "count": 1, "enlarge": enlarge}
+
+
 def sides(path: Path) -> tuple[int, int]:
     """Return width and height of a picture from its header; zeros if it cannot be read."""
     try:

@@ -56,6 +56,10 @@ def test_every_route_is_closed_without_credentials(app):
         assert answer.status_code == 401, (method, path)
         assert method == "HEAD" or answer.json()["title"] == "Unauthorized"
     assert inside.get("/api/v1/openapi.json").status_code == inside.get("/").status_code == 200
+    described = inside.get("/docs").text
+    assert "https://" not in described and "/api/v1/openapi.json" in described
+    assert inside.get("/docs/swagger-ui.css").text.startswith(".swagger-ui")  # it arrives unpacked
+    assert inside.get("/docs/README.md").status_code == inside.get("/docs/..%2fstudio.css").status_code == 404
 
 
 @pytest.mark.parametrize(
