@@ -78,21 +78,22 @@ def train(
         begun_with = _begun_with(components, run, [*examples, *class_pictures], processes)
         optimizer = optimizer_of(run.train, trainable, processes)
         average, tell = EMA(trainable.parameters, run.train.ema), on_event if processes.main else ignore
-        shown = partial(_result, optimizer, average)
         draw = _batches(components, run, examples, class_pictures, trainable, on_event, processes.part)
         optimise(
             _losses(components, run, trainable, draw),
             [optimizer],
             Pace(run.train.steps, run.train.seed, run.train.accumulate, run.train.max_grad_norm, REPORT),
             rate=lambda step, of: warm_stable_decay(step, of, run.train.warmup, run.train.decay),
-            after_step=after_step(run, trainable, examples, average, tell, offered, shown),
+            after_step=after_step(
+                run, trainable, examples, average, tell, offered, partial(_shown, optimizer, average)
+            ),
             checkpoint=_checkpoint(keep, keep_every, run, trainable, optimizer, average, begun_with),
             processes=processes,
             scaler=_scaler(run, components),
             on_event=_with_time_left(tell),
             should_stop=should_stop,
         )
-        with shown():
+        with _shown(optimizer, average):
             concept = run.method.export(trainable)
     return replace(told(concept), partners=tuple(map(told, concept.partners)))
 
@@ -113,7 +114,7 @@ def _sparing(components: Components, run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def _result(optimizer: torch.optim.Optimizer, average: EMA) -> Iterator[None]:
+def _shown(optimizer: torch.optim.Optimizer, average: EMA) -> Iterator[None]:
     """Put the result into the parameters inside the `with`: where the optimiser has it, or the average."""
     with at_the_result(optimizer), average.shown():
         yield
