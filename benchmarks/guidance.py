@@ -49,7 +49,7 @@ WAYS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "cfg 2 and seg 3": {"preset": "seg"},
     }
 )
-"""What is compared: name -> settings of guidance."""
+"""Name -> settings of guidance that are compared."""
 
 
 def calls(request: Request) -> int:

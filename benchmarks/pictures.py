@@ -15,11 +15,18 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
+from evaluation.concepts import teach_sticker
+from pipelines.generation import generate
+from pipelines.models.loading import load
 from pipelines.pictures.sheet import Sheet
 from pipelines.pictures.tensors import to_pictures
+from pipelines.request.boxes import Box
+from pipelines.request.regions import Region
+from pipelines.request.request import ConceptUse, Grounding, Request
 from trainers.stickers.world import Placed, Scene, Stickers
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +66,38 @@ def comparison(folder: Path) -> None:
         studio("generate", "a fox left of a house on a blue background", *words)
         (sheet,) = Path(place).rglob("comparison.png")
         small(sheet, folder / "comparison.png")
+
+
+def guidance(folder: Path) -> None:
+    """Formulas of guidance across, scales down."""
+    with tempfile.TemporaryDirectory() as place:
+        words = ("--compare", "guidance.preset=cfg,apg,cfg-zero,tcfg,pag,seg", "--compare", "guidance.scale=1,2,4,8")
+        studio("generate", "a penguin to the left of a house on a blue background", *words, "--output", place)
+        (sheet,) = Path(place).rglob("comparison.png")
+        small(sheet, folder / "guidance.png")
+
+
+def regions(folder: Path) -> None:
+    """Two learned animals in one picture: added up, in boxes, and each in a region of its own."""
+    base = load("pocket")
+    learned = {name: teach_sticker(base, name, "pivotal") for name in ("wolf", "tiger")}
+    wolf, tiger = (one.token for one in learned.values())
+    left, right = (0.04, 0.3, 0.46, 0.8), (0.54, 0.3, 0.96, 0.8)
+    boxes = (Box(phrase=wolf, box=left), Box(phrase=tiger, box=right))
+    parts = (Region(prompt=f"a {wolf}", box=left), Region(prompt=f"a {tiger}", box=right))
+    both = f"a {wolf} and a {tiger} on a blue background"
+    ways: dict[str, dict[str, Any]] = {
+        "the prompt alone": {"prompt": both},
+        "boxes, weights added up": {"prompt": both, "boxes": boxes, "grounding": Grounding(region=False)},
+        "boxes, weights in their boxes": {"prompt": both, "boxes": boxes},
+        "regions with prompts": {"prompt": "a blue background", "regions": parts},
+    }
+    sheet = Sheet(cell=128, label=220)
+    for way, fields in ways.items():
+        request = Request(**fields, concepts=tuple(ConceptUse(source=name) for name in learned), count=4)
+        sheet.row(way, generate(base, request, concepts=learned).pictures)
+    path = folder / "regions.png"
+    small(sheet.save(path), path)
 
 
 def choosing(folder: Path) -> None:
@@ -104,6 +143,8 @@ def pages(folder: Path) -> None:
 PICTURES: dict[str, Callable[[Path], None]] = {
     "demo": demo,
     "comparison": comparison,
+    "guidance": guidance,
+    "regions": regions,
     "choosing": choosing,
     "inpainting": inpainting,
     "pages": pages,

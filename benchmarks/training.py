@@ -64,29 +64,29 @@ class Figures:
 
 def base() -> Any:
     """Return the base, with random weights from a fixed seed."""
-    import torch
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     from pipelines.models.loading import from_pipeline
     from pipelines.models.single_files import SHIPPED, written
+    from trainers.initial_weights import initial_weights
 
-    torch.manual_seed(0)
     said = json.loads((SHIPPED / "sd1.json").read_text(encoding="utf-8"))
     narrow = {"block_out_channels": (64, 128, 256, 256), "cross_attention_dim": 256, "attention_head_dim": 4}
     text = said["text_encoder"] | {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4}
     with tempfile.TemporaryDirectory() as place:
         tokenizer = CLIPTokenizer.from_pretrained(written("sd1", Path(place), 4, {}) / "tokenizer")
-    pipeline = StableDiffusionPipeline(
-        unet=UNet2DConditionModel.from_config(said["unet"] | narrow | {"sample_size": SIDE // 8}),
-        vae=AutoencoderKL.from_config(said["vae"] | {"block_out_channels": (32, 64, 128, 128)}),
-        text_encoder=CLIPTextModel(CLIPTextConfig(**{k: v for k, v in text.items() if k != "architectures"})),
-        tokenizer=tokenizer,
-        scheduler=DDIMScheduler.from_config(said["scheduler"]),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    with initial_weights(0):
+        pipeline = StableDiffusionPipeline(
+            unet=UNet2DConditionModel.from_config(said["unet"] | narrow | {"sample_size": SIDE // 8}),
+            vae=AutoencoderKL.from_config(said["vae"] | {"block_out_channels": (32, 64, 128, 128)}),
+            text_encoder=CLIPTextModel(CLIPTextConfig(**{k: v for k, v in text.items() if k != "architectures"})),
+            tokenizer=tokenizer,
+            scheduler=DDIMScheduler.from_config(said["scheduler"]),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
     components = from_pipeline(pipeline, "mini")
     for module in components.modules():
         module.eval().requires_grad_(False)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipelines.condition import Canvas, Condition, Step
 from pipelines.conditions.text import Text
+from pipelines.enlarging import Predictor, Tiles
 from pipelines.errors import Cancelled
 from pipelines.events import OnEvent, StepDone
 from pipelines.models.components import Components
@@ -45,6 +46,7 @@ def denoise(
     views: Sequence[View] = (),
     also: Sequence[Text] = (),
     weaker: Weights | None = None,
+    tiles: Tiles | None = None,
 ) -> Tensor:
     """Run the loop: predict, guide, step, constrain; with views once for each of them.
 
@@ -58,36 +60,35 @@ def denoise(
         views: parts of the picture with weights of their own.
         also: the request's further prompts, attached.
         weaker: weights of the base without its concepts, for autoguidance.
+        tiles: of which predictions are put together, in the second pass.
 
     Raises:
         Cancelled: if it should stop.
     """
-    noise, generators = start
-    process = components.family.process(components)
+    (noise, generators), process = start, components.family.process(components)
     name, steps = request.scheduler or "ddim", int(request.steps or 1)
-    scheduler = process.sampler(name, steps, components.device, request.spacing, tuple(noise.shape))
+    shape = (*noise.shape[:2], *(tiles.side if tiles else noise.shape[2:]))
+    scheduler = process.sampler(name, steps, components.device, request.spacing, shape)
     options = step_options(scheduler, generators, request.eta)
     latents, timesteps = noise * scheduler.init_noise_sigma, scheduler.timesteps
     for canvas in conditions:
         if isinstance(canvas, Canvas):
             latents, timesteps = canvas.begin(noise, scheduler)
-    everywhere = Guided(components, request, conditions, also, weaker)
+    whole: Predictor = Guided(components, request, conditions, also, weaker)
+    everywhere = tiles.over(whole) if tiles else whole
     within = [(view, Guided(components, request, view.conditions(conditions), also, weaker)) for view in views]
     began = time.monotonic()
     for index, timestep in enumerate(timesteps):
         if should_stop():
             raise Cancelled(f"stopped after step {index} of {len(timesteps)}.")
-        following = timesteps[index + 1] if index + 1 < len(timesteps) else None
-        step = Step(index, len(timesteps), timestep, following)
+        step = Step(index, len(timesteps), timestep, timesteps[index + 1] if index + 1 < len(timesteps) else None)
         time_now = process.time(timestep)
         sample = scheduler.scale_model_input(latents, timestep)
-        prediction = everywhere(sample, time_now, step)
-        seen: list[tuple[View, Tensor]] = []
+        parts: list[tuple[View, Tensor]] = []
         for view, guided in within:
             own = scheduler.scale_model_input(view.seen(latents, noise, scheduler, step), timestep)
-            with view.weights.worn():
-                seen.append((view, guided(own, time_now, step)))
-        prediction = composed(prediction, seen)
+            parts.append((view, view.predicted(guided, own, time_now, step)))
+        prediction = composed(everywhere(sample, time_now, step), parts)
         stepped = scheduler.step(prediction, timestep, latents, **options)
         step = replace(step, estimate=partial(process.estimate, scheduler, stepped, prediction, latents, time_now))
         latents = stepped.prev_sample

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,8 +19,17 @@ from pipelines.conditions.inpaint import Inpainting
 from pipelines.conditions.regions import Regions, wanted
 from pipelines.conditions.text import Text
 from pipelines.denoising import denoise, initial_noise
+from pipelines.enlarging import (
+    Enlarging,
+    enlarged_size,
+    larger,
+    require_enlargeable,
+    second_noise,
+    second_steps,
+    tiles_of,
+)
 from pipelines.errors import RequestError
-from pipelines.events import Note, OnEvent, ignore
+from pipelines.events import Event, Note, OnEvent, StepDone, ignore
 from pipelines.gligen.layers import with_adapter
 from pipelines.models.components import Components, decode, saving_memory
 from pipelines.models.inpainting_unet import with_inpainting_unet
@@ -72,6 +81,7 @@ def sample(
     canvas = _canvas(components, request, conditions, on_event)
     request = (canvas.sized(request, components) if canvas else request).resolved(components.defaults)
     _check_size(components, request)
+    require_enlargeable(components, request)
     learned = _learned(components, request, concepts or {}, on_event)
     strengths = [use.strength for use in request.concepts]
     with ExitStack() as lasting, torch.no_grad():
@@ -84,8 +94,8 @@ def sample(
         _note_words(components, request, learned, on_event)
         request = _placed(components, request, learned)
         if not request.grounding.region:
-            mixed = [(weights_alone(learned[index]), strengths[index]) for index in apart if index not in kept]
-            components, apart = lasting.enter_context(attached(components, mixed)), {}
+            rest = _weights_of(learned, strengths, [index for index in apart if index not in kept])
+            components, apart = lasting.enter_context(attached(components, rest)), {}
         size = (int(request.width or 0), int(request.height or 0))
         views = _views(components, request, learned, apart, lasting)
         placed = told(components, request)
@@ -99,13 +109,80 @@ def sample(
             lasting.enter_context(text.attach(components, request.count))
         drawn, generators = initial_noise(components, request)
         start = (drawn if noise is None else noise.to(drawn), generators)
-        latents = denoise(components, request, everything, start, on_event, should_stop, views, also, weaker)
+        told_first = _counted(request, on_event)
+        latents = denoise(components, request, everything, start, told_first, should_stop, views, also, weaker)
         require_numbers(latents, "The picture", components, request, learned)
         with saving_memory(components, request.vae_tiling, request.vae_slicing):
             shown = torch.cat([decode(components, part) for part in latents.split(8)])
+        if request.enlarge.acts:
+            placed_weights = _weights_of(learned, strengths, {**apart, **kept})
+            components = lasting.enter_context(attached(components, placed_weights))
+            counted, first = _counted(request, on_event, int(request.steps or 1)), (request, latents, shown, generators)
+            latents, shown = _enlarged(components, first, weaker, counted, should_stop)
         pictures = to_pictures(require_numbers(shown, "The decoded picture", components, request, learned))
         pictures = canvas.finish(pictures) if canvas else pictures
     return Result(pictures, latents.float().cpu(), request, tuple(learned))
+
+
+def _weights_of(
+    learned: Sequence[Concept], strengths: Sequence[float], those: Iterable[int]
+) -> list[tuple[Concept, float]]:
+    """Return the changed weights of the concepts at these places, each with its strength."""
+    return [(weights_alone(learned[index]), strengths[index]) for index in those]
+
+
+def _enlarged(
+    components: Components,
+    told: tuple[Request, Tensor, Tensor, list[torch.Generator]],
+    weaker: Weights | None,
+    on_event: OnEvent,
+    should_stop: Callable[[], bool],
+) -> tuple[Tensor, Tensor]:
+    """Return latents and pictures (B, 3, H, W) of the second pass.
+
+    Args:
+        components: the base, with all concepts attached.
+        told: the request, latents and pictures of the first pass, and the generators that go on.
+        weaker: as in `denoise`.
+        on_event: told each step.
+        should_stop: asked before each step.
+    """
+    request, latents, shown, generators = told
+    size = enlarged_size(components, request)
+    if not second_steps(request):
+        return latents, larger(shown, size)
+    tiles = tiles_of(components, request, size)
+    tile = (tiles.side[1] * components.factor, tiles.side[0] * components.factor)
+    text, also = _text(request, tile), [_text(request, tile, prompt) for prompt in request.also]
+    conditions = [text, DistilledGuidance(request.guidance), Enlarging(components, request, latents, shown, size)]
+    plain = request.model_copy(update={"boxes": ()})  # they have placed their things already
+    start = (second_noise(latents, generators, size, components.factor), generators)
+    with ExitStack() as lasting:
+        for condition in (*conditions, *also):
+            lasting.enter_context(condition.attach(components, request.count))
+        latents = denoise(components, plain, conditions, start, on_event, should_stop, (), also, weaker, tiles)
+    require_numbers(latents, "The enlarged picture", components, request, ())
+    with saving_memory(components, request.vae_tiling, request.vae_slicing):
+        return latents, torch.cat([decode(components, one) for one in latents.split(1)])
+
+
+def _counted(request: Request, on_event: OnEvent, first: int | None = None) -> OnEvent:
+    """Return what is told of the steps of a pass, counted with those of both passes.
+
+    Args:
+        request: with nothing left open.
+        on_event: is told.
+        first: steps of the first pass, for the second one.
+    """
+    more = second_steps(request)
+
+    def counted(event: Event) -> None:
+        if isinstance(event, StepDone) and more:
+            before = first or 0
+            event = replace(event, step=event.step + before, steps=(event.steps if first is None else first) + more)
+        on_event(event)
+
+    return counted
 
 
 def _learned(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pipelines.models.families.sd import Pocket
+
 
 @pytest.fixture(scope="module")
 def one_thread():
@@ -19,3 +21,16 @@ def one_thread():
 def own_state(tmp_path_factory, monkeypatch):
     """Keep the places of pictures' files in a home of each test's own."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+
+
+@pytest.fixture(scope="module")
+def few_steps():
+    """Let pocket draw with 8 steps where a request leaves them open, for tests of what is done with pictures."""
+    own = Pocket.defaults
+
+    def quick(self, components):
+        return own(self, components).model_copy(update={"steps": 8})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pocket, "defaults", quick)
+        yield

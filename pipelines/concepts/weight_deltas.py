@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pipelines.errors import ConceptError
 from pipelines.models.components import Components
-from pipelines.models.quantised import QuantisedLinear
+from pipelines.models.memory.quantised import QuantisedLinear
 
 PARTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 

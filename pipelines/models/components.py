@@ -177,7 +177,7 @@ class Components:
         options: what the base's `model_index.json` says beside its parts.
         text_hooks: each wraps the text encoding, the later around the earlier; parts of concepts put them there.
         place: the device that computes, where networks wait in the machine's memory until they work
-            (`pipelines.models.offloading`); None where they are there always.
+            (`pipelines.models.memory.offloading`); None where they are there always.
     """
 
     denoiser: Any

@@ -22,7 +22,7 @@ from pipelines.events import Note, OnEvent, ignore
 from pipelines.models import POCKET
 from pipelines.models.components import Components
 from pipelines.models.fingerprint import is_gated
-from pipelines.models.quantised import form_of, quantise
+from pipelines.models.memory.quantised import form_of, quantise
 from pipelines.request.inpaint import BLEND, Inpaint
 
 FOLDER = "unet_inpainting"

@@ -18,14 +18,15 @@ from safetensors import safe_open
 from transformers.utils import logging as transformers_logging
 
 from pipelines.errors import ModelError
-from pipelines.models import POCKET, quantised
+from pipelines.models import POCKET
 from pipelines.models.components import Components, word_table
 from pipelines.models.config_limits import UNREADABLE, require_buildable
 from pipelines.models.families.known import KNOWN, Known, kind_of, transformer_family
 from pipelines.models.families.registry import FAMILIES
 from pipelines.models.fingerprint import weights_identity
 from pipelines.models.hub import NEEDED
-from pipelines.models.offloading import Offload, offloaded
+from pipelines.models.memory import quantised
+from pipelines.models.memory.offloading import Offload, offloaded
 from pipelines.models.single_files import pipeline_of
 from pipelines.request.settings import Quantised
 

@@ -9,7 +9,7 @@ step; nothing is trained, and any base can do it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -53,6 +53,13 @@ class View:
         """Return the conditions of the run as they are here."""
         kept = [self.instead.get(type(one), one) for one in everywhere if not isinstance(one, self.without)]
         return [*kept, *(one for one in self.instead.values() if one not in kept)]
+
+    def predicted(
+        self, guided: Callable[[Tensor, Tensor, Step], Tensor], sample: Tensor, time: Tensor, step: Step
+    ) -> Tensor:
+        """Return the guided prediction (B, C, h, w) with the weights that hold here."""
+        with self.weights.worn():
+            return guided(sample, time, step)
 
     def seen(self, latents: Tensor, noise: Tensor, scheduler: Any, step: Step) -> Tensor:
         """Return the latents (B, C, h, w) as they are seen here: at first with nothing around.

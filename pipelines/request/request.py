@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from pipelines.errors import RequestError
 from pipelines.request.boxes import BOXES
 from pipelines.request.boxes import Box as Box
+from pipelines.request.enlarge import Enlarge
 from pipelines.request.guidance import MOST_PROMPTS, Prompt
 from pipelines.request.guidance import Guidance as Guidance
 from pipelines.request.inpaint import Inpaint as Inpaint
@@ -154,6 +155,9 @@ class Request(Frozen):
     inpaint: Inpaint | None = None
     """A picture to repaint instead of an empty one."""
 
+    enlarge: Enlarge = Enlarge()
+    """Settings of the second pass that makes pictures larger."""
+
     guidance: Guidance = Guidance()
     """Strength of the prompts, and the formula they act by."""
 
@@ -202,6 +206,16 @@ class Request(Frozen):
     def _asks_something(self) -> Self:
         if self.in_context and not self.in_context.examples and not self.prompt:
             raise ValueError("0 examples and no prompt; give 1 to 16 examples, or say what to do")
+        return self
+
+    @model_validator(mode="after")
+    def _enlarges_whole_pictures(self) -> Self:
+        if self.enlarge.acts and (self.in_context or (self.inpaint and not self.inpaint.whole)):
+            what = "an answer to examples" if self.in_context else "a picture of which a part is kept to the bit"
+            raise ValueError(
+                f"enlarge {self.enlarge.factor:g} would draw all of {what} anew; leave it out, and enlarge the result"
+                " as a picture to begin with (inpaint without a mask)"
+            )
         return self
 
     @model_validator(mode="after")

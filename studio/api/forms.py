@@ -207,7 +207,7 @@ class BaseAnswer(Answer):
 
     id: str
     problem: str
-    """Why it cannot be used; empty if it can."""
+    """Reason that it cannot be used; empty if it can."""
     hint: str
     """Next step then."""
     family: str

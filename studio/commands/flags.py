@@ -53,6 +53,7 @@ GROUPS: Mapping[str, Group] = MappingProxyType(
         "": Group("Picture", sort_key=1),
         "grounding": Group("Boxes", sort_key=2),
         "inpaint": Group("Repainting", sort_key=3),
+        "enlarge": Group("Larger pictures", sort_key=5),
         "guidance": Group("Guidance", sort_key=4),
     }
 )

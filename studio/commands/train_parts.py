@@ -1,4 +1,4 @@
-"""Trainings of parts of a base: gated layers (`studio train grounding`), UNets (`inpainting`, `incontext`)."""
+"""Trainings of parts of a base: gated layers (`studio train grounding`) and 9-channel UNets."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def train_inpainting(config: InpaintingConfig | InContextConfig, where: ModelDes
         examples, tasks = read_examples(config.images, config.skip_doubtful), {}
     else:
         examples, tasks = [], read_tasks(config.pairs, skip=config.skip_doubtful)
-    components = open_base(where.base, machine.to_learn())
+    components = open_base(where.base, machine.model_copy(update={"dtype": "float32"}))
     if isinstance(config, InpaintingConfig):
         source, data = picture_source(components, examples, config), digest(examples)
     else:
@@ -57,7 +57,7 @@ def train_layers(where: GroundingDestination, config: GroundingConfig, machine: 
     Raises:
         Cancelled: on Ctrl-C or a termination; the same command goes on where it stopped.
     """
-    components = open_base(where.base, machine.to_learn())
+    components = open_base(where.base, machine.model_copy(update={"dtype": "float32"}))
     try:
         with pausing() as asked:
             return learn_grounding(components, where, config, on_event=Progress("grounding"), should_stop=asked)

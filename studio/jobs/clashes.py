@@ -1,4 +1,4 @@
-"""What must not happen at once: a concept that one job writes, and another, or a person, changes."""
+"""Things that must not happen at once: a concept that one job writes, and another, or a person, changes."""
 
 from __future__ import annotations
 

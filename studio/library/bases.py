@@ -15,7 +15,7 @@ from pipelines.request.texts import encodable
 from studio.library.model_cards import BaseCard, base_card
 
 FOLDER = Path("outputs/models")
-"""Where base models are looked for by default."""
+"""Folder in which base models are looked for by default."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a base model says of itself: family, sizes, licence, default settings, and whether it can be read.
+"""Facts that a base model tells of itself: family, sizes, licence, default settings, and whether it can be read.
 
 Only configurations and headers are read, so that nothing of a base is loaded, and each once until its files change.
 Needs no torch.

@@ -31,6 +31,7 @@ SLIDERS: Mapping[str, tuple[float, float, float, float]] = MappingProxyType(
         "height": (64, 1536, 32, 512),
         "strength": (0.05, 1, 0.05, 1),
         "padding": (0, 256, 8, 32),
+        "factor": (1, 4, 0.5, 1),
         "grow": (0, 64, 1, 0),
         "feather": (0, 64, 1, 0),
     }

@@ -30,7 +30,7 @@ from pipelines.measures.judge import Judge
 from pipelines.models import POCKET
 from pipelines.models.components import Components
 from pipelines.models.loading import known_bases, load
-from pipelines.models.quantised import form_of
+from pipelines.models.memory.quantised import form_of
 from pipelines.pictures.metadata import Dtype, Made, save_png
 from pipelines.request.request import ConceptUse, Request
 from pipelines.words import file_stem

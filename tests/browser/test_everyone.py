@@ -44,8 +44,7 @@ def test_the_measure_finds_what_is_wrong(visit):
     assert "color-contrast" in found and "image-alt" in found
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_no_page_has_a_violation(visit, scheme, width):
     page = visit(width, 900, color_scheme=scheme)
     for tab in TABS:

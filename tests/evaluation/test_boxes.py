@@ -13,7 +13,7 @@ from pipelines.models.loading import load
 from pipelines.pictures.tensors import to_pictures
 from trainers.stickers.world import Placed, Scene, Stickers
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "few_steps")
 LEFT, RIGHT = (0.0, 0.0, 0.4, 0.4), (0.6, 0.0, 1.0, 0.4)
 
 

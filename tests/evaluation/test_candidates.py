@@ -24,6 +24,8 @@ from trainers.pretrain.parts import text_config
 from trainers.pretrain.vocabulary import build_tokenizer
 from trainers.stickers.world import scenes
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 
 def row(step, fit, edit=None, kept=None):
     fit = torch.tensor(fit)

@@ -21,6 +21,8 @@ from trainers.stickers.art import icons
 from trainers.stickers.drawn import best_of
 from trainers.stickers.world import ALL_NAMES, HELD_OUT, NAMES, OTHER_HANDS
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 PICTURES = composed(scoring.teaching_scenes("wolf"))
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from evaluation.regions import KINDS, groups, score_regions
 from pipelines.measures.judge import Judge
 from pipelines.models import POCKET
 from pipelines.models.loading import load
+
+pytestmark = pytest.mark.usefixtures("few_steps")
 
 
 def test_things_stand_beside_those_that_follow_in_a_ring():

@@ -11,7 +11,7 @@ from evaluation.sticker_finder import Finder
 from pipelines.models.loading import load
 from trainers.stickers.relations import RELATIONS_TO_TEACH, Seen, exemplars, unseen_pairs
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "few_steps")
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 10), (3, 10), (10, 10), (57, 100), (1, 1)])

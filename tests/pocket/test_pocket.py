@@ -70,7 +70,7 @@ def test_the_judge_is_fit_to_judge(judge):
 
 
 def test_it_draws_what_it_is_told_far_above_chance(base, judge):
-    words, colours = NAMES[::6], list(COLOURS)
+    words, colours = NAMES[::12], list(COLOURS)
     right = coloured = 0
     for index, word in enumerate(words):
         colour = colours[index % len(colours)]

@@ -18,7 +18,7 @@ from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
 from pipelines.generation import generate
 from pipelines.models.components import Components
-from pipelines.models.quantised import quantise
+from pipelines.models.memory.quantised import quantise
 from pipelines.request.request import ConceptUse, Request
 from trainers.data.batches import prompt_templates
 from trainers.data.folders import Example, Reading, joined, read_folder

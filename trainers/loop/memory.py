@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pipelines.models.components import Components
-from pipelines.models.quantised import BITS, QuantisedLinear, quantisable
+from pipelines.models.memory.quantised import BITS, QuantisedLinear, quantisable
 from pipelines.request.settings import Quantised
 from trainers.run import Run
 

@@ -18,7 +18,7 @@ from pipelines.errors import ConfigError
 from pipelines.events import Event, Note, OnEvent, StepDone, ignore
 from pipelines.files import require_room
 from pipelines.models.components import Components
-from pipelines.models.offloading import leaving
+from pipelines.models.memory.offloading import leaving
 from trainers.data.batches import Batch, Example, LatentSet, digest
 from trainers.data.class_images import CLASS_FOLDER
 from trainers.data.preflight import duration
@@ -66,8 +66,7 @@ def train(
         ConfigError: if a loss stops being a number.
         ConceptError: if the word or its initializer do not suit the base.
     """
-    # Parts put together in memory have no fingerprint yet, and with what is trained in them it would be another.
-    components = replace(components, identity=components.fingerprint())
+    components = replace(components, identity=components.fingerprint())  # with what is trained it would be another
     told, offered = _telling(components, run, offer if processes.main else None)
     with ExitStack() as stack:
         trainable = stack.enter_context(run.method.prepare(components, run.config, _chance(run)))

@@ -1,1 +1,1 @@
-"""What the page does with models: the choice of a base, and files of other programs taken in."""
+"""Models on the page: the choice of a base, and files of other programs taken in."""

@@ -29,7 +29,7 @@ RECALL = "() => window.studio.kept_bases()"
 
 
 class BaseChoice:
-    """What each page has chosen; made inside `gr.Blocks`.
+    """The base that each page has chosen; made inside `gr.Blocks`.
 
     Args:
         jobs: of the server.

@@ -43,6 +43,9 @@ LABELS = {
     "steps": "Steps",
     "width": "Width",
     "height": "Height",
+    "enlarge.factor": "Enlarge",
+    "enlarge.strength": "Drawn anew",
+    "enlarge.by": "Enlarge by",
 }
 CLOSENESS = ("guidance.scale", "guidance.rescale", "guidance.start", "guidance.stop")
 """Fields that a choice of `PRESETS` sets."""

@@ -10,8 +10,8 @@ from pipelines.concepts.concept import Concept
 from pipelines.errors import ConfigError
 from pipelines.generation import generate
 from pipelines.models.loading import load
-from pipelines.models.offloading import leaving, offloaded
-from pipelines.models.quantised import BITS, NF4, QuantisedLinear, form_of, quantisable, quantise
+from pipelines.models.memory.offloading import leaving, offloaded
+from pipelines.models.memory.quantised import BITS, NF4, QuantisedLinear, form_of, quantisable, quantise
 from pipelines.request.request import ConceptUse, Request
 from tests import tiny, tiny_flows
 from trainers.loop.launch import narrowed

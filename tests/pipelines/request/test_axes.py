@@ -7,6 +7,7 @@ import pytest
 from pipelines.errors import RequestError
 from pipelines.request.axes import CELLS, WORDS, Axis, axes_of, axis_of, cells, comparable, labels, values_in
 from pipelines.request.guidance import Prompt
+from pipelines.request.regions import Region
 from pipelines.request.request import Box, ConceptUse, Guidance, InContext, Inpaint, Request
 
 FOX = Request(
@@ -98,7 +99,13 @@ def test_only_what_was_set_is_set_in_a_cell():
 
 
 def test_every_field_that_can_be_compared_has_a_place_and_a_range():
-    request = FOX.model_copy(update={"in_context": InContext(query="q", examples=()), "also": (Prompt(prompt="x"),)})
+    request = FOX.model_copy(
+        update={
+            "in_context": InContext(query="q", examples=()),
+            "also": (Prompt(prompt="x"),),
+            "regions": (Region(prompt="x", box=(0, 0, 1, 1)),),
+        }
+    )
     for field in comparable():
         path = field.replace("NAME", "1")
         if path in (WORDS, "prompt", "negative_prompt", "boxes.1.phrase") or path.endswith(

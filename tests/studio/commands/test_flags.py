@@ -13,13 +13,15 @@ from PIL import Image
 from pydantic import BaseModel
 
 from pipelines.pictures.metadata import own_version, read_made
+from pipelines.request.enlarge import Enlarge
 from pipelines.request.guidance import Prompt
+from pipelines.request.regions import Region
 from pipelines.request.request import Box, ConceptUse, Grounding, Guidance, Inpaint, Request, concept_use
 from studio.cli import app, main
 from studio.commands.flags import FILLED_IN, LISTED, PLACED, Asked, given
 from studio.commands.train import ALIASES, translate
 from studio.library import concepts
-from studio.settings import Machine
+from studio.settings import DrawingMachine
 from studio.work import runner
 from tests.waiting import LIMIT
 from trainers.methods import methods
@@ -182,6 +184,8 @@ def test_every_field_of_a_request_can_be_typed(asked):
     concepts = ["--concept", "a.safetensors", "--concept", "b.safetensors:0.25"]
     boxes = ["--box", "fox:0.1,0.2,0.5,0.6", "--box", "a red: fox:0,0,1,1@fox.png", "--grounding-beta", "0.5"]
     boxes += ["--grounding-region", "--grounding-adapter", "gates.safetensors"]
+    boxes += ["--region", "a cat:0,0,0.5,1", "--region", "a cow@m.png"]
+    boxes += ["--enlarge-factor", "2", "--enlarge-strength", "0.4", "--enlarge-by", "pixels"]
     boxes += ["--grounding-scale", "4", "--also", "a house:0.5", "--also", "a dog:-1"]
     machine = ["--device", "cpu", "--dtype", "float32", "--attention", "eager"]
     assert main(["generate", "a (fox:1.3)", *flags.split(), *more.split(), *concepts, *boxes, *machine]) == 0
@@ -196,6 +200,8 @@ def test_every_field_of_a_request_can_be_typed(asked):
             Box(phrase="fox", box=(0.1, 0.2, 0.5, 0.6)),
             Box(phrase="a red: fox", box=(0, 0, 1, 1), picture="fox.png"),
         ),
+        regions=(Region(prompt="a cat", box=(0, 0, 0.5, 1)), Region(prompt="a cow", mask="m.png")),
+        enlarge=Enlarge(factor=2, strength=0.4, by="pixels"),
         also=(Prompt(prompt="a house", weight=0.5), Prompt(prompt="a dog", weight=-1)),
         grounding=Grounding(beta=0.5, region=True, scale=4, adapter="gates.safetensors"),
         guidance=Guidance(
@@ -222,7 +228,7 @@ def test_every_field_of_a_request_can_be_typed(asked):
         seed=5,
         count=3,
     )
-    assert asked == [(wanted, "b", Path("o"), Machine(device="cpu", dtype="float32", attention="eager"))]
+    assert asked == [(wanted, "b", Path("o"), DrawingMachine(device="cpu", dtype="float32", attention="eager"))]
     assert wanted.model_fields_set == set(Request.model_fields) - {"in_context"}, (
         "a new field needs its flag, and its place here"
     )
@@ -236,7 +242,7 @@ def test_places_are_typed_as_numbers_with_commas(asked):
 
 def test_what_is_not_typed_is_left_to_the_base(asked):
     assert main(["generate", "a fox"]) == 0
-    assert asked == [(Request(prompt="a fox"), "pocket", Path("outputs"), Machine())]
+    assert asked == [(Request(prompt="a fox"), "pocket", Path("outputs"), DrawingMachine())]
 
 
 def test_a_prompt_may_be_empty_or_look_like_anything(asked):

@@ -1,4 +1,4 @@
-"""What bases say of themselves without being loaded, and the catalogue of those that are there."""
+"""Facts that bases tell of themselves without being loaded, and the catalogue of those that are there."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from studio.library import model_cards
 from studio.library.bases import Bases, facts_of
 from studio.library.model_cards import base_card
 from tests import tiny_flows
+from tests.waiting import LIMIT
 
 
 def folder_of(components, folder):
@@ -159,4 +160,4 @@ def test_the_command_lists_them_without_torch(twin, capsys):
         f"from pathlib import Path; Bases({{'pocket': 'pocket'}}, (Path({str(twin.parent)!r}),)).found(); "
         "sys.exit('torch' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=LIMIT).returncode == 0

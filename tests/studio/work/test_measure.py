@@ -29,6 +29,8 @@ from studio.work.measure import measure
 from tests.studio.conftest import WOLF
 from trainers.loop.candidates import candidates, kept_step
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 LESSON = {"token": "<chosen>", "init": "fox", "steps": 6, "batch": 1, "warmup": 0, "candidates": 2}
 
 

@@ -20,6 +20,8 @@ from studio.work import runner
 from trainers.methods import dreambooth, textual_inversion
 from trainers.stickers.world import ALL_NAMES
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 
 def test_the_doctor_names_versions_device_attention_memory_and_pocket(capsys):
     assert main(["doctor", "--device", "cpu"]) == 0

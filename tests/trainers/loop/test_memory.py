@@ -10,7 +10,7 @@ import torch
 from diffusers import Flux2Transformer2DModel, UNet2DConditionModel, ZImageTransformer2DModel
 from transformers import Qwen3Config, Qwen3Model
 
-from pipelines.models.quantised import quantise
+from pipelines.models.memory.quantised import quantise
 from pipelines.models.single_files import SHIPPED
 from tests import tiny, tiny_flows
 from trainers.data.batches import LatentSet

@@ -17,7 +17,7 @@ from torch import nn
 from pipelines.concepts.weight_deltas import Change, Difference, LowRank
 from pipelines.errors import ConfigError
 from pipelines.models.components import Components
-from pipelines.models.quantised import QuantisedLinear
+from pipelines.models.memory.quantised import QuantisedLinear
 from trainers.settings import LowRankConfig
 
 BOXES = ("fuser", "position_net")  # layers for boxes: another training's business

@@ -8,6 +8,8 @@ import pytest
 
 from studio.cli import main
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 
 def test_ways_are_told_and_drawn(tmp_path, capsys):
     sheet = tmp_path / "boxes.png"
