@@ -67,7 +67,7 @@ def train(
         ConceptError: if the word or its initializer do not suit the base.
     """
     components = replace(components, identity=components.fingerprint())  # with what is trained it would be another
-    told, offered = _telling(components, run, offer if processes.main else None)
+    told, given = _telling(components, run, offer if processes.main else None)
     with ExitStack() as stack:
         trainable = stack.enter_context(run.method.prepare(components, run.config, _chance(run)))
         stack.enter_context(_sparing(components, run))
@@ -83,9 +83,7 @@ def train(
             [optimizer],
             Pace(run.train.steps, run.train.seed, run.train.accumulate, run.train.max_grad_norm, REPORT),
             rate=lambda step, of: warm_stable_decay(step, of, run.train.warmup, run.train.decay),
-            after_step=after_step(
-                run, trainable, examples, average, tell, offered, partial(_shown, optimizer, average)
-            ),
+            after_step=after_step(run, trainable, examples, average, tell, given, partial(_shown, optimizer, average)),
             checkpoint=_checkpoint(keep, keep_every, run, trainable, optimizer, average, begun_with),
             processes=processes,
             scaler=_scaler(run, components),
