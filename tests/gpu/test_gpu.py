@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import gpu
 from pipelines.concepts.concept import Concept
 from pipelines.errors import Cancelled
 from pipelines.events import Note, Preview, StepDone
@@ -206,3 +207,15 @@ def test_recorded_steps_are_those_of_the_optimisers_with_their_rates(monkeypatch
     assert not [note for note in notes if isinstance(note, Note)]
     for recorded, eager in zip(*made, strict=True):
         torch.testing.assert_close(recorded, eager, atol=1e-4, rtol=1e-3)
+
+
+# -- bases of published sizes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", gpu.FORMS)
+@pytest.mark.parametrize("size", list(gpu.SIZES))
+def test_a_lora_is_learned_on_a_base_of_a_published_size_in_the_memory_that_was_predicted(size, form):
+    """With random weights; what is kept of one picture's activations comes on top, checkpointed."""
+    found = gpu.lora(size, form, DEVICE)
+    assert found.predicted <= found.peak < found.predicted + (6 << 30)
+    assert 0 < found.seconds < 60

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.concepts.concept import Concept
 from pipelines.errors import NotNumbers
-from pipelines.events import Note, OnEvent, Preview
+from pipelines.events import Note, OnEvent, Preview, ignore
 from pipelines.generation import generate
 from pipelines.request.request import Request
 from trainers.data.batches import Example, usable
@@ -39,7 +39,7 @@ def after_step(
         trainable: the trained parts.
         examples: the pictures.
         average: of what is trained.
-        on_event: receives previews.
+        on_event: receives previews; none are drawn for `ignore`.
         offer: receives candidates with the steps they were trained for; None for none.
         shown: puts the result into the parameters inside its `with`, the average among others.
     """
@@ -48,7 +48,8 @@ def after_step(
     def after(done: int) -> dict[str, float]:
         if run.train.ema:
             average.update()
-        previews = on_event if run.train.preview_every and done % run.train.preview_every == 0 else None
+        due = run.train.preview_every and done % run.train.preview_every == 0
+        previews = on_event if due and on_event is not ignore else None
         with shown() if previews or done in wanted else nullcontext():
             if previews:
                 try:

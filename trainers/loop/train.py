@@ -67,7 +67,7 @@ def train(
         ConceptError: if the word or its initializer do not suit the base.
     """
     components = replace(components, identity=components.fingerprint())  # with what is trained it would be another
-    told, offered = _telling(components, run, offer if processes.main else None)
+    told, given = _telling(components, run, offer if processes.main else None)
     with ExitStack() as stack:
         trainable = stack.enter_context(run.method.prepare(components, run.config, _chance(run)))
         stack.enter_context(_sparing(components, run))
@@ -77,21 +77,20 @@ def train(
         begun_with = _begun_with(components, run, [*examples, *class_pictures], processes)
         optimizer = optimizer_of(run.train, trainable, processes)
         average, tell = EMA(trainable.parameters, run.train.ema), on_event if processes.main else ignore
-        shown = partial(_result, optimizer, average)
         draw = _batches(components, run, examples, class_pictures, trainable, on_event, processes.part)
         optimise(
             _losses(components, run, trainable, draw),
             [optimizer],
             Pace(run.train.steps, run.train.seed, run.train.accumulate, run.train.max_grad_norm, REPORT),
             rate=lambda step, of: warm_stable_decay(step, of, run.train.warmup, run.train.decay),
-            after_step=after_step(run, trainable, examples, average, tell, offered, shown),
+            after_step=after_step(run, trainable, examples, average, tell, given, partial(_shown, optimizer, average)),
             checkpoint=_checkpoint(keep, keep_every, run, trainable, optimizer, average, begun_with),
             processes=processes,
             scaler=_scaler(run, components),
             on_event=_with_time_left(tell),
             should_stop=should_stop,
         )
-        with shown():
+        with _shown(optimizer, average):
             concept = run.method.export(trainable)
     return replace(told(concept), partners=tuple(map(told, concept.partners)))
 
@@ -112,7 +111,7 @@ def _sparing(components: Components, run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def _result(optimizer: torch.optim.Optimizer, average: EMA) -> Iterator[None]:
+def _shown(optimizer: torch.optim.Optimizer, average: EMA) -> Iterator[None]:
     """Put the result into the parameters inside the `with`: where the optimiser has it, or the average."""
     with at_the_result(optimizer), average.shown():
         yield
