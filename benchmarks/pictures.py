@@ -77,6 +77,14 @@ def guidance(folder: Path) -> None:
         small(sheet, folder / "guidance.png")
 
 
+def attention(folder: Path) -> None:
+    """Where the words of a prompt look."""
+    with tempfile.TemporaryDirectory() as place:
+        studio("generate", "a penguin and a house on a blue background", "--output", place)
+        studio("attention", Path(place) / "0.png", "--output", Path(place) / "sheet.png")
+        small(Path(place) / "sheet.png", folder / "attention.png")
+
+
 def regions(folder: Path) -> None:
     """Two learned animals in one picture: added up, in boxes, and each in a region of its own."""
     base = load("pocket")
@@ -144,6 +152,7 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "demo": demo,
     "comparison": comparison,
     "guidance": guidance,
+    "attention": attention,
     "regions": regions,
     "choosing": choosing,
     "inpainting": inpainting,

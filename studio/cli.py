@@ -164,6 +164,28 @@ def export(
 
 
 @app.command
+def attention(
+    picture: Path,
+    *,
+    output: Path | None = None,
+    machine: Annotated[DrawingMachine, Parameter(name="*")] = DrawingMachine(),  # noqa: B008
+) -> None:
+    """Show where each word of the prompt looked in a picture made here: it is drawn again with maps over it.
+
+    Parameters
+    ----------
+    picture
+        A picture made here; it says how.
+    output
+        Write the sheet here instead of beside the picture; the maps as numbers have its name and end in .npz.
+    """
+    from studio.work.attention import show_attention
+
+    for path in show_attention(picture, output, machine):
+        print(path)
+
+
+@app.command
 def merge(
     *concepts: str,
     output: Path = Path("outputs/merged"),

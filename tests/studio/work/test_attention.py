@@ -1,0 +1,34 @@
+"""`studio attention`: a picture is drawn again with the maps of its words."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+
+from studio.cli import main
+from studio.work.attention import laid_over
+
+
+def test_a_picture_made_here_shows_where_its_words_looked(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", "a fox", "--steps", "2", "--output", "o"]) == 0
+    assert main(["attention", "o/0.png"]) == 0
+    assert "o/0.attention.png" in capsys.readouterr().out
+    assert Image.open("o/0.attention.png").width > 3 * 128
+    numbers = np.load("o/0.attention.npz")
+    assert set(numbers.files) == {"a", "fox"} and numbers["fox"].shape == (16, 16)
+
+
+def test_a_picture_that_says_nothing_is_refused(tmp_path, capsys):
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    assert main(["attention", str(tmp_path / "plain.png")]) == 2
+    assert "does not say how it was made" in capsys.readouterr().err
+
+
+def test_light_is_where_most_attention_is():
+    grey = Image.new("RGB", (32, 32), (128, 128, 128))
+    attention = torch.zeros(4, 4)
+    attention[:2] = 1.0
+    shown = np.asarray(laid_over(grey, attention).convert("L"), dtype=float)
+    assert shown[:8].mean() > shown[-8:].mean() + 50
