@@ -12,6 +12,7 @@ from PIL import Image
 import pipelines.conditions
 from pipelines.condition import Branch, Canvas, Step, merge, stack
 from pipelines.conditions.analogist import Analogist
+from pipelines.conditions.attention_maps import AttentionMaps
 from pipelines.conditions.boxes import Boxes
 from pipelines.conditions.distilled import DistilledGuidance
 from pipelines.conditions.grid import Canvases
@@ -33,13 +34,14 @@ CONDITIONS = {
     "boxes": lambda: Boxes([[Box(phrase="a fox", box=(0.1, 0.2, 0.5, 0.6))]], 1.0),
     "distilled": lambda: DistilledGuidance(Guidance(scale=8.0)),
     "preview": lambda: Watch(lambda event: None),
+    "attention_maps": lambda: AttentionMaps("a fox"),
     "grid": lambda count=1: Canvases(CANVAS.expand(count, -1, -1, -1), CELL.expand(count, -1, -1, -1)),
     "analogist": lambda: Analogist(Grid()),
     "regions": lambda: Regions([Box(phrase="a fox", box=(0.1, 0.2, 0.5, 0.6))], "a fox", "a dog", (16, 16)),
 }
 LCM = {"lcm": lambda: tiny.frozen(from_pipeline(tiny.lcm_pipeline(), "tiny-lcm"))}
 ANY = {"sd": tiny.sd, "sdxl": tiny.sdxl, "inpainting": tiny.sd_inpaint}
-BASES = {"text": ANY, "inpaint": ANY, "boxes": {"gated": tiny.gated}, "regions": ANY, "preview": ANY,
+BASES = {"text": ANY, "inpaint": ANY, "boxes": {"gated": tiny.gated}, "regions": ANY, "preview": ANY, "attention_maps": ANY,
          "grid": {"inpainting": tiny.sd_inpaint}, "analogist": ANY,
          "distilled": LCM | ANY}  # fmt: skip
 """For each condition, the bases it is for."""
@@ -151,6 +153,7 @@ NEUTRAL = {
     "boxes": lambda: Boxes([[Box(phrase="a fox", box=(0.1, 0.2, 0.5, 0.6))]], 0.0),
     "distilled": lambda: DistilledGuidance(Guidance(scale=8.0)),
     "preview": lambda: Watch(lambda event: None),
+    "attention_maps": lambda: AttentionMaps("a fox"),
     "analogist": lambda: Analogist(Grid(), within=(0.0, 0.0)),
     "regions": lambda: Regions([Box(phrase="a fox", box=WHOLE)], "a fox", "a dog", (16, 16)),
 }
