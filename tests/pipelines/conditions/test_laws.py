@@ -41,8 +41,8 @@ CONDITIONS = {
 }
 LCM = {"lcm": lambda: tiny.frozen(from_pipeline(tiny.lcm_pipeline(), "tiny-lcm"))}
 ANY = {"sd": tiny.sd, "sdxl": tiny.sdxl, "inpainting": tiny.sd_inpaint}
-BASES = {"text": ANY, "inpaint": ANY, "boxes": {"gated": tiny.gated}, "regions": ANY, "preview": ANY, "attention_maps": ANY,
-         "grid": {"inpainting": tiny.sd_inpaint}, "analogist": ANY,
+BASES = {"text": ANY, "inpaint": ANY, "boxes": {"gated": tiny.gated}, "regions": ANY, "preview": ANY,
+         "attention_maps": ANY, "grid": {"inpainting": tiny.sd_inpaint}, "analogist": ANY,
          "distilled": LCM | ANY}  # fmt: skip
 """For each condition, the bases it is for."""
 SAMPLE = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
