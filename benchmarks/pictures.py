@@ -78,7 +78,7 @@ def guidance(folder: Path) -> None:
 
 
 def attention(folder: Path) -> None:
-    """Where the words of a prompt look."""
+    """Maps of the words of a prompt over its picture."""
     with tempfile.TemporaryDirectory() as place:
         studio("generate", "a penguin and a house on a blue background", "--output", place)
         studio("attention", Path(place) / "0.png", "--output", Path(place) / "sheet.png")

@@ -135,11 +135,11 @@ def _licence(about: Any) -> str:
 
 
 def _of_the_network(error: Exception) -> bool:
-    import httpx
+    import httpx2
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     kinds = (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled)
-    return isinstance(error, (*kinds, httpx.HTTPError, ConnectionError))
+    return isinstance(error, (*kinds, httpx2.HTTPError, ConnectionError))
 
 
 def _require_whole(path: Path, one: Wanted) -> None:

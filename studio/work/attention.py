@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from pipelines.conditions.attention_maps import AttentionMaps
 from pipelines.errors import RequestError
@@ -45,25 +45,25 @@ def show_attention(picture: Path, output: Path | None, machine: DrawingMachine) 
     result = generate(components, request, conditions=[watching], on_event=Progress("attention"))
     drawn = result.pictures[0]
     height, width = (side // components.factor for side in (drawn.height, drawn.width))
-    maps = {word: one[0] for word, one in watching.maps(height, width).items()}
+    maps = {word: one[0].numpy() for word, one in watching.maps(height, width).items()}
     sheet = Sheet(cell=128, label=170)
     sheet.head(["the picture", *(f"{word}, at most {float(one.max()):.0%}" for word, one in maps.items())])
     sheet.row(request.prompt, [drawn, *(laid_over(drawn, one) for one in maps.values())])
     path = sheet.save(output or picture.with_name(f"{picture.stem}.attention.png"))
     numbers = path.with_suffix(".npz")
     with whole_file(numbers) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, **{word: one.numpy() for word, one in maps.items()})  # pyright: ignore[reportArgumentType]
+        np.savez_compressed(stream, **maps)  # pyright: ignore[reportArgumentType]
     return [path, numbers]
 
 
-def laid_over(picture: Image.Image, attention: Tensor) -> Image.Image:
+def laid_over(picture: Image.Image, attention: NDArray[np.float32]) -> Image.Image:
     """Return a picture with a map laid over it, dark where the word was not looked up and light where it was most.
 
     Args:
         picture: of any size.
         attention: (h, w), as large as wanted.
     """
-    share = attention.numpy() - float(attention.min())
+    share = attention - float(attention.min())
     share = share / max(float(share.max()), 1e-8)
     large = np.asarray(Image.fromarray(share.astype(np.float32)).resize(picture.size, Image.Resampling.BILINEAR))
     place = np.clip(large, 0, 1)[..., None] * 2

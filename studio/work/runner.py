@@ -42,7 +42,7 @@ from trainers.data.preflight import Report, examine
 from trainers.data.sound_pictures import sound_examples
 from trainers.loop import memory
 from trainers.loop.launch import narrowed, pausing, readings, train_and_save
-from trainers.loop.train import probe
+from trainers.loop.train import probe, require_learnable
 from trainers.methods.parts.identifiers import rare_identifiers
 from trainers.methods.parts.merging import merged
 from trainers.run import Run
@@ -176,6 +176,7 @@ def write_concepts(
     outputs = run.require_free()
     run, reading, components = _ready(run, machine, strict=True)
     progress = on_event or Progress(run.method.name, previews=outputs[0])
+    require_learnable(components, run)
     for line in _report(run, reading, components).lines():
         progress(Note(line))
     try:

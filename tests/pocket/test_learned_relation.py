@@ -13,11 +13,11 @@ from pipelines.pictures.tensors import to_tensor
 from pipelines.request.request import ConceptUse, Request
 from trainers.stickers.relations import unseen_pairs
 
-pytestmark = [pytest.mark.pocket, pytest.mark.usefixtures("few_steps")]
+pytestmark = pytest.mark.pocket
 
 RELATION = "diagonal"
 THINGS = {"wolf": "fox", "taxi": "car"}
-SEEDS = range(6)
+SEEDS = range(8)
 STRENGTH = 0.8
 """Of the two things: weights that were learned apart are added up."""
 

@@ -17,7 +17,7 @@ from studio.deadlines import within
 from studio.jobs import dispatcher
 from studio.jobs.jobs import Jobs
 from studio.library import uploads
-from studio.web.pages import concepts as concept_cards
+from studio.web.models import commands as concept_commands
 from tests.studio.library.test_datasets import picture
 from tests.waiting import joined, until
 
@@ -77,9 +77,9 @@ def test_pictures_that_take_for_ever_are_not_waited_for(monkeypatch):
 
 
 def test_a_command_of_the_page_that_does_not_end_is_ended(monkeypatch, tmp_path):
-    monkeypatch.setattr(concept_cards, "LIMIT", 0.2)
+    monkeypatch.setattr(concept_commands, "LIMIT", 0.2)
     with pytest.raises(ConceptError, match="longer than 0 s and was stopped"):
-        asyncio.run(concept_cards.concept_command("list", "--library", str(tmp_path)))
+        asyncio.run(concept_commands.concept_command("list", "--library", str(tmp_path)))
     until(lambda: not commands(tmp_path), "the end of the command")
 
 

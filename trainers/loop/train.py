@@ -117,6 +117,16 @@ def _shown(optimizer: torch.optim.Optimizer, average: EMA) -> Iterator[None]:
         yield
 
 
+def require_learnable(components: Components, run: Run) -> None:
+    """Refuse words and settings that do not suit a base, before its pictures are told of or encoded.
+
+    Raises:
+        ConceptError: if the word or its initializer do not suit it.
+    """
+    with run.method.prepare(replace(components, identity=components.fingerprint()), run.config, _chance(run)):
+        pass
+
+
 def _chance(run: Run) -> torch.Generator:
     """Return the generator of initial values; steps have generators of their own."""
     return torch.Generator().manual_seed(run.train.seed * 7_907 + 13)

@@ -90,7 +90,8 @@ def hub(monkeypatch):
     server.server_close()
 
 
-def test_a_model_arrives_whole_with_its_progress(hub, tmp_path):
+def test_a_model_arrives_whole_with_its_progress(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", MIB)
     events = []
     folder = fetch("owner/tiny", tmp_path / "tiny", on_event=events.append, endpoint=hub)
     found = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())

@@ -103,7 +103,7 @@ def test_a_file_is_imported_unless_its_word_is_being_learned(jobs, dataset, libr
     sent = Concept(ConceptCard(token="<a>"), (torch.ones(1, 96),)).save(tmp_path / "a.safetensors")
     training = train(jobs, dataset, "a")
     with pytest.warns(UserWarning, match="a is being learned already"):
-        asyncio.run(library.ask_import(str(sent), ""))
+        asyncio.run(library.importing.ask(str(sent)))
     assert not list(jobs.learned.glob("a*"))
     jobs.cancel(training.id)
     assert jobs.add_copy(sent).read_bytes() == sent.read_bytes()
