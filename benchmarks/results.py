@@ -237,10 +237,9 @@ MEASUREMENTS: dict[str, Measurement] = {
     ),
     "regions": Measurement(
         "Several learned things in one picture, each in its box",
-        _score("--regions", *(word for name in ("wolf", "tiger", "kiwi", "taxi") for word in ("--only", name))),
+        _score("--regions", "--only", "wolf", "--only", "tiger"),
         plain_table,
-        "Each beside the next in a ring, 12 layouts a group, the same seeds in both ways. A thing in another's box, or "
-        "twice, is leakage.",
+        "Two animals, 12 layouts a group, the same seeds in both ways. A thing in another's box, or twice, is leakage.",
         "unet/diffusion_pytorch_model.safetensors",
     ),
     "guidance": Measurement(
