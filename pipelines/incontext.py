@@ -68,8 +68,10 @@ def answer(
     """
     if (asked := request.in_context) is None:
         raise RequestError("The request asks nothing in pictures.", "Give it in_context.")
-    if request.inpaint is not None or request.boxes:
-        raise RequestError("A question in pictures has no boxes, and no picture to inpaint.", "Leave them out.")
+    if request.inpaint is not None or request.boxes or request.regions:
+        raise RequestError(
+            "A question in pictures has no boxes, no regions, and no picture to inpaint.", "Leave them out."
+        )
     request = settled(components, request)
     _check(components, request)
     pictures = read_pictures(asked)

@@ -38,9 +38,9 @@ from pipelines.models.text import lacks_a_side, parse_weights
 from pipelines.overflow import require_numbers
 from pipelines.pictures.tensors import to_pictures
 from pipelines.predictions.guided import refuse_unable
-from pipelines.predictions.regional import View, boxed, boxes_seen, view, weights_alone, without_weights
+from pipelines.predictions.regional import View, boxed, boxes_seen, covered_by, view, weights_alone, without_weights
 from pipelines.predictions.regions import kept_to_regions, region_views, told
-from pipelines.predictions.weights import Weights, changed_names, values, weights
+from pipelines.predictions.weights import Weights, weights_of
 from pipelines.request.guidance import Prompt
 from pipelines.request.request import Box, Request
 from pipelines.words import notes
@@ -250,8 +250,8 @@ def _views(
     return [
         view(
             components,
-            (learned[index], request.concepts[index].strength),
-            boxes,
+            [(learned[index], request.concepts[index].strength)],
+            covered_by(boxes, size, components.factor),
             (_text(request, size), boxes_seen(request, learned, index)),
             request.count,
             lasting,
@@ -264,8 +264,7 @@ def _weaker(components: Components, request: Request, learned: Sequence[Concept]
     """Return the weights of the base without its concepts, for autoguidance; refuse guidance it cannot have."""
     weaker = None
     if request.guidance.preset == "autoguidance":
-        names = changed_names(components, learned)
-        weaker = weights(components, names, values(components, names))
+        weaker = weights_of(components, learned)
     refuse_unable(components, request, weaker)
     return weaker
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipelines import guidance as formulas
 from pipelines.condition import Branch, Condition, Step, merge, stack
+from pipelines.conditions.attention_maps import AttentionMaps
 from pipelines.conditions.boxes import Boxes
 from pipelines.conditions.regions import Regions
 from pipelines.conditions.text import Text
@@ -44,7 +45,8 @@ def predictions(request: Request, step: Step, distilled: bool = False) -> tuple[
     needed = {POSITIVE}
     if guidance.scale != 1.0 or request.also:
         needed.add(WEAKER if guidance.preset == "autoguidance" else NEGATIVE)
-    if request.boxes and request.grounding.scale is not None and step.within(float(request.grounding.beta or 0)):
+    placed = request.boxes or request.regions
+    if placed and request.grounding.scale is not None and step.within(float(request.grounding.beta or 0)):
         needed.add(UNPLACED)
     if guidance.preset in ("pag", "seg") and guidance.perturbed:
         needed.add(PERTURBED)
@@ -91,7 +93,8 @@ class Guided:
     conditions: Sequence[Condition]
     also: Sequence[Text] = ()
     weaker: Weights | None = None
-    _momentum: list[Tensor] = field(default_factory=list)
+    _momentum: dict[int, Tensor] = field(default_factory=dict)
+    _tile: tuple[int, int] = (-1, 0)
 
     def __call__(self, sample: Tensor, time: Tensor, step: Step) -> Tensor:
         """Return the prediction (B, C, h, w) for latents as the sampler scales them, at their time."""
@@ -168,27 +171,34 @@ class Guided:
 
     def _projected(self, c: Tensor, u: Tensor, scale: float, sample: Tensor, time: Tensor, step: Step) -> Tensor:
         """Return c guided by what is new in its difference from u, seen in finished pictures (APG, algorithm 1)."""
-        guidance = self.request.guidance
+        guidance, place = self.request.guidance, self._place(step)
         kept, share = self.components.family.process(self.components).as_clean(time)
         clean = kept * sample + share * c
         difference = share * (c - u)
-        if self._momentum:
-            difference = difference + guidance.momentum * self._momentum.pop()
-        self._momentum = [difference]
+        if place in self._momentum:
+            difference = difference + guidance.momentum * self._momentum[place]
+        self._momentum[place] = difference
         size = (c[0].numel() / PAPER_SIZE) ** 0.5
         difference = formulas.clipped(difference, guidance.norm or PAPER_NORM * size)
         return c + (scale - 1) * formulas.projected(difference, clean, guidance.parallel) / share
+
+    def _place(self, step: Step) -> int:
+        """Return which of the predictions of a step this is: a picture drawn in tiles has one for each of them."""
+        before, number = self._tile
+        self._tile = (step.index, number + 1 if before == step.index else 0)
+        return self._tile[1]
 
 
 def _read(condition: Condition, name: str, step: Step, text: Text | None) -> Mapping[str, object]:
     """Return what a condition says in a prediction.
 
-    The words of another prompt stand in other places, so boxes keep none of them to themselves there.
+    The words of another prompt stand in other places, so boxes keep none of them to themselves there, and nobody
+    watches where they look.
     """
     branch = Branch.NEGATIVE if name == NEGATIVE else Branch.POSITIVE
     if text is not None and isinstance(condition, Text):
         return text.conditioning(branch, step)
     free = name == UNPLACED and isinstance(condition, Boxes | Regions)
-    if free or (text is not None and isinstance(condition, Regions)):
+    if free or (text is not None and isinstance(condition, Regions | AttentionMaps)):
         branch = Branch.NEGATIVE
     return condition.conditioning(branch, step)

@@ -24,7 +24,7 @@ from pipelines.conditions.boxes import Boxes
 from pipelines.conditions.regions import on_grid
 from pipelines.conditions.text import Text
 from pipelines.models.components import Components
-from pipelines.predictions.weights import Weights, changed_names, values, weights
+from pipelines.predictions.weights import Weights, weights_of
 from pipelines.request.request import Box, Request
 from pipelines.words import says
 
@@ -102,32 +102,38 @@ def weights_alone(concept: Concept) -> Concept:
 
 def view(
     components: Components,
-    use: tuple[Concept, float],
-    boxes: Sequence[Box],
-    read: tuple[Text, Boxes],
+    uses: Sequence[tuple[Concept, float]],
+    where: Tensor,
+    read: tuple[Text, Boxes | None],
     count: int,
     lasting: ExitStack,
+    **more: Any,
 ) -> View:
-    """Return the view of a concept.
+    """Return the view of a part of the picture.
 
     Args:
         components: the base with all words of the request; bit-identical afterwards.
-        use: the concept and its strength.
-        boxes: those that name it.
+        uses: the concepts whose weights act there, each with its strength.
+        where: (h, w) on the grid of the latents, as in `View`.
         read: prompt and boxes as they are read here, not attached yet.
         count: pictures of the run.
         lasting: ends with the run.
+        more: further attributes of the view.
     """
-    (concept, strength), (text, things) = use, read
-    names = changed_names(components, [concept])
-    with attached(components, [(weights_alone(concept), strength)]) as taught:
+    (text, things), alone = read, [(weights_alone(concept), strength) for concept, strength in uses]
+    with attached(components, alone) as taught:
         lasting.enter_context(text.attach(taught, count))
-        things.read(taught, count)
-        taught_values = values(taught, names)
-    width, height = (side // components.factor for side in text.size)
-    where = torch.stack([on_grid(box.box, width, height) for box in boxes]).any(dim=0)
-    where = where[None, None].to(components.device, torch.float32)
-    return View(where, weights(components, names, taught_values), {Text: text, Boxes: things})
+        if things is not None:
+            things.read(taught, count)
+        own = weights_of(taught, [concept for concept, _ in uses])
+    instead = {Text: text} if things is None else {Text: text, Boxes: things}
+    return View(where[None, None].to(components.device, torch.float32), own, instead, **more)
+
+
+def covered_by(boxes: Sequence[Box], size: tuple[int, int], factor: int) -> Tensor:
+    """Return the cells (h, w) of the latents in boxes as 1; `size` is in pixels, `factor` pixels to a cell."""
+    width, height = (side // factor for side in size)
+    return torch.stack([on_grid(box.box, width, height) for box in boxes]).any(dim=0).float()
 
 
 def boxes_seen(request: Request, learned: Sequence[Concept], index: int | None) -> Boxes:

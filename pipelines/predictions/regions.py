@@ -16,16 +16,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipelines.concepts.concept import Concept, attached
-from pipelines.conditions.boxes import Boxes
+from pipelines.concepts.concept import Concept
+from pipelines.conditions.attention_maps import AttentionMaps
 from pipelines.conditions.regions import Regions, on_grid
 from pipelines.conditions.text import Text
 from pipelines.errors import DataError, RequestError
 from pipelines.gligen.tokens import has_grounding
 from pipelines.models.components import Components, encode
 from pipelines.pictures.files import open_mask
-from pipelines.predictions.regional import View, boxes_seen, weights_alone
-from pipelines.predictions.weights import changed_names, values, weights
+from pipelines.predictions.regional import View, boxes_seen, view
 from pipelines.request.boxes import Box
 from pipelines.request.regions import Region
 from pipelines.request.request import Request
@@ -141,22 +140,14 @@ def region_views(
     for place, region in enumerate(request.regions):
         cells = covered(region, place + 1, size, components.factor)
         here = [index for index, places in kept.items() if place in places]
-        uses = [(weights_alone(learned[index]), request.concepts[index].strength) for index in here]
-        names = changed_names(components, [concept for concept, _ in uses])
+        uses = [(learned[index], request.concepts[index].strength) for index in here]
         negative = region.negative_prompt or request.negative_prompt
         skip, empty = request.clip_skip - 1, request.guidance.encode_empty
         text = Text(region.prompt, negative, size, skip=skip, encode_empty=empty)
         named = next((i for i, concept in enumerate(learned) if says(region.prompt, concept.token)), None)
         things = boxes_seen(request, learned, named) if grounded else None
-        with attached(components, uses) as taught:
-            lasting.enter_context(text.attach(taught, request.count))
-            if things is not None:
-                things.read(taught, request.count)
-            here_values = values(taught, names)
-        instead = {Text: text, Boxes: things} if things is not None else {Text: text}
-        where = cells[None, None].to(components.device)
-        own = weights(components, names, here_values)
-        views.append(View(where, own, instead, without=(Regions,), ground=grey, alone=ALONE if grey is not None else 0))
+        rest = {"without": (Regions, AttentionMaps), "ground": grey, "alone": 0 if grey is None else ALONE}
+        views.append(view(components, uses, cells, (text, things), request.count, lasting, **rest))
     return views
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from pipelines.concepts.concept import Concept
 from pipelines.models.components import Components
@@ -14,41 +15,36 @@ from pipelines.models.components import Components
 
 @dataclass(frozen=True)
 class Weights:
-    """Parameters of a denoiser as they are for some predictions.
+    """Parameters that take the place of a denoiser's own for some predictions.
+
+    Whole parameters change places, not their numbers, because one of a layer in few bits carries its changes beside it.
 
     Attributes:
-        values: layer, name of its parameter, and the parameter that takes its place.
+        values: the module, the name of the parameter in it, and the parameter.
     """
 
-    values: Sequence[tuple[torch.nn.Module, str, torch.nn.Parameter]] = ()
+    values: Sequence[tuple[nn.Module, str, torch.nn.Parameter]] = ()
 
     @contextmanager
     def worn(self) -> Iterator[None]:
-        """Give the denoiser these weights while the `with` lasts; afterwards it has its own, bit for bit."""
-        own = [getattr(layer, leaf) for layer, leaf, _ in self.values]
+        """Give the denoiser these weights while the `with` lasts; afterwards it has its own."""
+        own = [getattr(module, name) for module, name, _ in self.values]
         try:
-            for layer, leaf, here in self.values:
-                setattr(layer, leaf, here)
+            for module, name, parameter in self.values:
+                setattr(module, name, parameter)
             yield
         finally:
-            for (layer, leaf, _), before in zip(self.values, own, strict=True):
-                setattr(layer, leaf, before)
+            for (module, name, _), parameter in zip(self.values, own, strict=True):
+                setattr(module, name, parameter)
 
 
-def changed_names(components: Components, concepts: Sequence[Concept]) -> list[str]:
-    """Return the parameters of the denoiser that concepts change, each once."""
+def weights_of(components: Components, concepts: Sequence[Concept]) -> Weights:
+    """Return the weights of the denoiser that concepts change, as they are now."""
     prefix = f"{components.family.network}."
-    keys = dict.fromkeys(key for concept in concepts for key in concept.changes)
-    return [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
-
-
-def values(components: Components, names: Sequence[str]) -> list[torch.nn.Parameter]:
-    """Return parameters of the denoiser as they are now; a concept puts others in their places."""
-    return [components.denoiser.get_parameter(name) for name in names]
-
-
-def weights(components: Components, names: Sequence[str], given: Sequence[torch.nn.Parameter]) -> Weights:
-    """Return parameters for the places of a denoiser by these names."""
-    places = [name.rpartition(".") for name in names]
-    layers = [(components.denoiser.get_submodule(path), leaf) for path, _, leaf in places]
-    return Weights([(layer, leaf, one) for (layer, leaf), one in zip(layers, given, strict=True)])
+    keys = dict.fromkeys(key for concept in concepts for key in concept.changes if key.startswith(prefix))
+    values: list[tuple[nn.Module, str, torch.nn.Parameter]] = []
+    for key in keys:
+        path, _, leaf = key.removeprefix(prefix).rpartition(".")
+        module = components.denoiser.get_submodule(path)
+        values.append((module, leaf, getattr(module, leaf)))
+    return Weights(values)

@@ -24,6 +24,9 @@ CELLS = 100
 WORDS = "words"
 """The axis that is no field: its first value is replaced by each of its values, wherever the prompts say it."""
 
+PROMPTS = ("prompt", "negative_prompt")
+"""Prompts of a request, of a region, and of a further prompt."""
+
 LETTERS = 20_000
 """Most letters of a text in which words were replaced: replacing multiplies, and all cells are made at once."""
 
@@ -200,7 +203,7 @@ def _place(request: Request, path: str) -> _Place:
     Raises:
         RequestError: if nowhere.
     """
-    if path.startswith("grounding.") and not request.boxes:  # all cells would be the same picture
+    if path.startswith("grounding.") and not (request.boxes or request.regions):  # all cells would be the same picture
         raise RequestError(f"The request has no boxes for {path:.80} to act on.", "Give it boxes.")
     holder: BaseModel = request
     keys: list[str | int] = []
@@ -288,22 +291,26 @@ def _put(fields: Any, keys: Sequence[str | int], value: Value) -> None:
 
 
 def _reworded(fields: dict[str, Any], found: str, instead: str) -> dict[str, Any]:
-    """Return prompts and phrases of boxes with words replaced.
+    """Return all prompts, of regions too, and phrases of boxes with words replaced.
 
     Raises:
         RequestError: if no prompt has them, or one would become too long.
     """
-    if not found or not any(found in str(fields.get(name, "")) for name in ("prompt", "negative_prompt")):
+    if not found or not any(found in str(fields.get(name, "")) for name in PROMPTS):
         raise RequestError(
             f"The prompt {fields.get('prompt', '')!r:.80} does not say {found!r:.60}.",
             "The first of the words is what the others replace: words=fox,cat,dog compares fox, cat and dog.",
         )
     changed = dict(fields)
-    for name in ("prompt", "negative_prompt"):
+    for name in PROMPTS:
         if isinstance(fields.get(name), str):
             changed[name] = _replaced(fields[name], found, instead)
-    if fields.get("boxes"):
-        changed["boxes"] = [box | {"phrase": _replaced(box["phrase"], found, instead)} for box in fields["boxes"]]
+    for name, texts in (("boxes", ("phrase",)), ("regions", PROMPTS), ("also", PROMPTS)):
+        if fields.get(name):
+            changed[name] = [
+                one | {text: _replaced(one[text], found, instead) for text in texts if text in one}
+                for one in fields[name]
+            ]
     return changed
 
 

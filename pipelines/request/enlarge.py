@@ -10,7 +10,10 @@ from pipelines.request.settings import Frozen
 
 
 class Enlarge(Frozen):
-    """A second pass that draws the pictures larger with the same base, tile by tile (as "hires fix" elsewhere)."""
+    """A second pass that draws the pictures larger with the same base, tile by tile (as "hires fix" elsewhere).
+
+    Boxes and regions have placed their things by then: it follows the prompt alone, with all concepts everywhere.
+    """
 
     factor: float = Field(default=1.0, ge=1, le=4)
     """Times the width and height of the first pass; 1 leaves the pictures as they are."""

@@ -25,11 +25,12 @@ from pipelines.guidance import (
     scheduled,
     tangential,
 )
-from pipelines.predictions.guided import NEGATIVE, PERTURBED, POSITIVE, UNPLACED, WEAKER, predictions
+from pipelines.predictions.guided import NEGATIVE, PERTURBED, POSITIVE, UNPLACED, WEAKER, Guided, predictions
 from pipelines.predictions.perturbation import blurred
 from pipelines.request.guidance import Prompt, prompt_use
-from pipelines.request.request import Box, Grounding, Guidance, Request
+from pipelines.request.request import Box, ConceptUse, Grounding, Guidance, Request
 from tests import tiny, tiny_flows
+from tests.pipelines.test_regional import learned, words_alone
 
 C, U = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.randn(2, 4, 8, 8)
 
@@ -237,6 +238,36 @@ def test_boxes_by_the_scale_of_the_prompt_act_as_without_one(base):
     torch.testing.assert_close(none[0], none[1], atol=1e-5, rtol=1e-5)
     more = drawn(base, boxes=(FOX,), grounding=Grounding(beta=1.0, scale=9.0))
     assert not torch.allclose(more, drawn(base, **boxed), atol=1e-3)
+
+
+def test_autoguidance_leads_away_from_the_base_without_the_weights(base):
+    concept = learned(base, "<a>", 1)
+    request = asked(prompt="a <a>", concepts=(ConceptUse(source="a"),)).model_copy(
+        update={"guidance": Guidance(preset="autoguidance", scale=3.0, rescale=0.0), "steps": 1}
+    )
+    before = tiny.snapshot(base)
+    guided, with_it, without = (
+        generate(base, request.model_copy(update=fields), concepts={"a": one}).latents
+        for fields, one in (
+            ({}, concept),
+            ({"guidance": Guidance(scale=1.0)}, concept),
+            ({"guidance": Guidance(scale=1.0)}, words_alone(concept)),
+        )
+    )
+    # One step of DDIM is linear in the prediction.
+    torch.testing.assert_close(guided, without + 3 * (with_it - without), atol=1e-4, rtol=1e-3)
+    assert tiny.same(before, base) and (with_it - without).abs().max() > 1e-3
+
+
+def test_each_tile_of_a_picture_has_a_momentum_of_its_own(base):
+    guided = Guided(base, asked({"preset": "apg"}), [])
+    assert [guided._place(at(step)) for step in (0, 0, 0, 1, 1, 2)] == [0, 1, 2, 0, 1, 0]
+
+
+@pytest.mark.parametrize("preset", ["pag", "seg"])
+def test_with_words_kept_to_boxes_nothing_is_dropped_on_the_way(base, preset, caplog):
+    drawn(base, {"preset": preset}, boxes=(FOX,), grounding=Grounding(beta=1.0, region=True))
+    assert "are not expected" not in caplog.text
 
 
 # -- what cannot be ---------------------------------------------------------------------------------------------

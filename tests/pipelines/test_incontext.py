@@ -281,9 +281,14 @@ def test_a_base_without_an_inpainting_unet_says_how_to_get_one(files):
 
 
 def test_boxes_and_pictures_to_inpaint_belong_to_other_requests(base, files):
-    for more in ({"inpaint": {"image": str(files / "query.png")}}, {"boxes": [{"phrase": "fox", "box": (0, 0, 1, 1)}]}):
+    place = {"box": (0, 0, 1, 1)}
+    for more in (
+        {"inpaint": {"image": str(files / "query.png")}},
+        {"boxes": [{"phrase": "fox"} | place]},
+        {"regions": [{"prompt": "a fox"} | place]},
+    ):
         request = Request.read({"prompt": "a fox", "in_context": question(files), **more})
-        with pytest.raises(RequestError, match="has no boxes, and no picture to inpaint"):
+        with pytest.raises(RequestError, match="has no boxes, no regions, and no picture to inpaint"):
             generate(base, request)
 
 

@@ -12,7 +12,9 @@ from pipelines.concepts.weight_deltas import LowRank
 from pipelines.errors import Cancelled
 from pipelines.generation import generate
 from pipelines.gligen.tokens import UNNAMED, read_as
+from pipelines.models.memory.quantised import quantise
 from pipelines.predictions.regional import View, boxed, boxes_seen, composed
+from pipelines.predictions.weights import Weights
 from pipelines.request.request import Box, ConceptUse, Grounding, Guidance, Request
 from tests import tiny
 
@@ -118,6 +120,20 @@ def test_a_concept_that_no_box_names_acts_everywhere(base, pair):
     assert (drawn[..., :3] - theirs[..., :3]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("form", ["int8", "nf4"])
+def test_on_a_base_in_few_bits_each_box_has_the_weights_of_its_concept_too(form):
+    base = tiny.gated()
+    both = {"a": learned(base, "<a>", 1), "b": learned(base, "<b>", 2)}
+    quantise(base.denoiser, form)
+    drawn = latents(base, both, asked())
+    alone = {"left": {**both, "b": words_alone(both["b"])}, "right": {**both, "a": words_alone(both["a"])}}
+    for place, concepts in alone.items():
+        theirs = latents(base, concepts, asked())
+        torch.testing.assert_close(drawn[..., COLUMNS[place]], theirs[..., COLUMNS[place]], atol=1e-5, rtol=1e-4)
+        bare = latents(base, {name: words_alone(one) for name, one in both.items()}, asked())
+        assert (drawn[..., COLUMNS[place]] - bare[..., COLUMNS[place]]).abs().max() > 1e-3
+
+
 def test_the_base_is_whole_again_when_it_is_stopped(base, pair):
     before, steps = tiny.snapshot(base), iter([False, True])
     with pytest.raises(Cancelled):
@@ -128,8 +144,8 @@ def test_the_base_is_whole_again_when_it_is_stopped(base, pair):
 def test_predictions_are_put_together_place_by_place():
     base = torch.zeros(1, 1, 1, 4)
     first, second = (torch.full((1, 1, 1, 4), value) for value in (1.0, 3.0))
-    one = View(torch.tensor([[[[1.0, 1.0, 0.0, 0.0]]]]), [])
-    two = View(torch.tensor([[[[0.0, 1.0, 1.0, 0.0]]]]), [])
+    one = View(torch.tensor([[[[1.0, 1.0, 0.0, 0.0]]]]), Weights())
+    two = View(torch.tensor([[[[0.0, 1.0, 1.0, 0.0]]]]), Weights())
     assert composed(base, [(one, first), (two, second)]).flatten().tolist() == [1.0, 2.0, 3.0, 0.0]
     assert composed(base, []) is base
 

@@ -15,13 +15,12 @@ import torch
 
 from pipelines.concepts.concept import Concept
 from pipelines.errors import ConfigError
-from pipelines.events import Event, Note, OnEvent, StepDone, ignore
+from pipelines.events import Note, OnEvent, ignore
 from pipelines.files import require_room
 from pipelines.models.components import Components
 from pipelines.models.memory.offloading import leaving
 from trainers.data.batches import Batch, Example, LatentSet, digest
 from trainers.data.class_images import CLASS_FOLDER
-from trainers.data.preflight import duration
 from trainers.data.smaller_copies import with_smaller_copies
 from trainers.distributed import ALONE, WHOLE, Part, Processes
 from trainers.loop.checkpoints import KEPT, Checkpoint, require_same
@@ -87,7 +86,7 @@ def train(
             checkpoint=_checkpoint(keep, keep_every, run, trainable, optimizer, average, begun_with),
             processes=processes,
             scaler=_scaler(run, components),
-            on_event=_with_time_left(tell),
+            on_event=tell,
             should_stop=should_stop,
         )
         with _shown(optimizer, average):
@@ -203,20 +202,6 @@ def probe(components: Components, run: Run, examples: Sequence[Example]) -> Prob
         trained = sum(parameter.numel() for parameter in trainable.parameters.values())
         kept = Kept(*((other, own) if asked else (own, other)), precision=run.train.precision)
         return Probe(trained, seconds * run.train.accumulate, tuple(trainable.notes), kept)
-
-
-def _with_time_left(on_event: OnEvent) -> OnEvent:
-    """Return a receiver of events that says once, after the first reported steps, how long the run is going to take."""
-    said = False
-
-    def told(event: Event) -> None:
-        nonlocal said
-        on_event(event)
-        if isinstance(event, StepDone) and not said and event.step < event.steps:
-            said, left = True, event.steps - event.step
-            on_event(Note(f"About {duration(event.seconds / event.step * left)} of training are left."))
-
-    return told
 
 
 def _now(components: Components) -> float:

@@ -9,6 +9,8 @@ from pipelines.conditions.attention_maps import AttentionMaps, words_of
 from pipelines.errors import RequestError
 from pipelines.generation import generate
 from pipelines.models.loading import load
+from pipelines.request.guidance import Prompt
+from pipelines.request.regions import Region
 from pipelines.request.request import Box, Grounding, Guidance, Request
 from tests import tiny, tiny_flows
 
@@ -42,6 +44,19 @@ def test_words_kept_to_a_box_are_looked_up_there_alone(base):
     generate(base, asked(**box), conditions=[watching])
     fox = watching.maps(16, 16)["fox"][0]
     assert float(fox[:, 11:].max()) < 1e-6 < float(fox[:, :4].min())
+
+
+def test_regions_and_further_prompts_are_not_counted_among_the_words(base):
+    plain, more = AttentionMaps("a fox"), AttentionMaps("a fox")
+    generate(base, asked(steps=1), conditions=[plain])
+    others = {"also": (Prompt(prompt="a dog"),)}
+    generate(base, asked(steps=1, **others), conditions=[more])
+    torch.testing.assert_close(more.maps(8, 8)["fox"], plain.maps(8, 8)["fox"])
+    whole, parted = AttentionMaps("a fox"), AttentionMaps("a fox")
+    box = {"grounding": Grounding(beta=0.0)}
+    generate(base, asked(steps=1, **box), conditions=[whole])
+    generate(base, asked(steps=1, regions=(Region(prompt="a dog", box=(0, 0, 0.5, 1)),), **box), conditions=[parted])
+    torch.testing.assert_close(parted.maps(8, 8)["fox"], whole.maps(8, 8)["fox"])
 
 
 def test_words_are_whole_and_counted():

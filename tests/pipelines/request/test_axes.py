@@ -240,3 +240,14 @@ def test_values_keep_their_kind():
     assert [type(value) for value in axis.values] == [bool, str, int, float]
     assert axes_of([axis]) == (axis,)
     assert Axis.model_validate_json(axis.model_dump_json()) == axis
+
+
+def test_words_are_replaced_in_regions_and_further_prompts_too():
+    asked = Request(
+        prompt="a fox",
+        regions=(Region(prompt="a red fox", box=(0, 0, 1, 1)),),
+        also=(Prompt(prompt="no fox", weight=-1),),
+    )
+    ((_, cat),) = cells(asked, [axis_of("words=fox,cat")])
+    assert (cat.prompt, cat.regions[0].prompt, cat.also[0].prompt) == ("a cat", "a red cat", "no cat")
+    assert cells(asked, [axis_of("grounding.beta=0.5,1")])
