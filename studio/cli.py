@@ -168,7 +168,7 @@ def attention(
     picture: Path,
     *,
     output: Path | None = None,
-    machine: Annotated[DrawingMachine, Parameter(name="*")] = DrawingMachine(),  # noqa: B008
+    machine: Annotated[DrawingMachine, Parameter(name="*", group=MACHINE)] = DrawingMachine(),  # noqa: B008
 ) -> None:
     """Show where each word of the prompt looked in a picture made here: it is drawn again with maps over it.
 
@@ -179,9 +179,9 @@ def attention(
     output
         Write the sheet here instead of beside the picture; the maps as numbers have its name and end in .npz.
     """
-    from studio.work.attention import show_attention
+    from studio.commands import reproduce
 
-    for path in show_attention(picture, output, machine):
+    for path in reproduce.attention(picture, output, machine):
         print(path)
 
 

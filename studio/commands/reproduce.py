@@ -15,6 +15,7 @@ from pipelines.request.axes import Axis
 from pipelines.request.request import Request
 from studio.settings import Machine
 from studio.work import runner
+from studio.work.attention import show_attention
 from studio.work.compare import draw
 from studio.work.progress import Progress
 
@@ -36,9 +37,7 @@ def repeat(
         if told.left:
             Progress("from")(Note(not_taken(source.name, told.left)))
         return draw(Request.read(_replaced(told.fields, wishes)), axes, base or "pocket", output, machine)
-    made = with_its_files(read_made(source), source)
-    own = {"attention": made.attention, "dtype": made.dtype, "quantise": made.quantise}
-    machine = machine.model_copy(update={k: v for k, v in own.items() if k not in machine.model_fields_set})
+    made, machine = _made(source, machine)
     _require_unchanged(made, source, base, "concepts" in wishes, machine)
     if not wishes and not axes:
         return runner.write_pictures(made.request, base or made.base, output, machine, made.index)
@@ -46,6 +45,24 @@ def repeat(
         wishes = wishes | {"inpaint": {"digests": (), **wishes["inpaint"]}}
     stored = made.request.model_dump() | {"seed": made.request.seed + made.index, "count": 1}
     return draw(Request.read(_replaced(stored, wishes)), axes, base or made.base, output, machine)
+
+
+def attention(source: Path, output: Path | None, machine: Machine) -> list[Path]:
+    """Draw a picture again and write where each word of its prompt looked; return the sheet and the maps.
+
+    Raises:
+        RequestError: as `repeat`, or if it has no prompt of its own.
+    """
+    made, machine = _made(source, machine)
+    _require_unchanged(made, source, None, False, machine)
+    return show_attention(made, source, output, machine)
+
+
+def _made(source: Path, machine: Machine) -> tuple[Made, Machine]:
+    """Return what a picture says of itself, and the settings of the machine, the picture's own where none are given."""
+    made = with_its_files(read_made(source), source)
+    own = {"attention": made.attention, "dtype": made.dtype, "quantise": made.quantise}
+    return made, machine.model_copy(update={k: v for k, v in own.items() if k not in machine.model_fields_set})
 
 
 def _require_unchanged(made: Made, source: Path, base: str | None, other_concepts: bool, machine: Machine) -> None:

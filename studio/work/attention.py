@@ -12,9 +12,9 @@ from pipelines.conditions.attention_maps import AttentionMaps
 from pipelines.errors import RequestError
 from pipelines.files import whole_file
 from pipelines.generation import generate
-from pipelines.pictures.metadata import read_made, with_its_files
+from pipelines.pictures.metadata import Made
 from pipelines.pictures.sheet import Sheet
-from studio.settings import DrawingMachine
+from studio.settings import Machine
 from studio.work.progress import Progress
 from studio.work.runner import open_base
 
@@ -22,18 +22,18 @@ HEAT = np.array([(40, 40, 60), (200, 60, 60), (255, 220, 90)], dtype=np.float32)
 """Colours of nothing, half and all."""
 
 
-def show_attention(picture: Path, output: Path | None, machine: DrawingMachine) -> list[Path]:
+def show_attention(made: Made, picture: Path, output: Path | None, machine: Machine) -> list[Path]:
     """Draw a picture again and write where each word of its prompt looked; return the sheet and the .npz of the maps.
 
     Args:
-        picture: made here.
+        made: as the picture says it was made.
+        picture: its file.
         output: of the sheet; beside the picture by default. The maps have its name with the ending .npz.
         machine: settings of the machine.
 
     Raises:
-        RequestError: if the picture does not say how it was made, or was made from a picture or an example.
+        RequestError: if it is an answer to examples.
     """
-    made = with_its_files(read_made(picture), picture)
     request = made.request.model_copy(update={"seed": made.request.seed + made.index, "count": 1})
     if request.in_context is not None:
         raise RequestError(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 
 from studio.cli import main
 from studio.work.attention import laid_over
+
+WOLF = Path(__file__).parents[3] / "studio" / "examples" / "wolf"
 
 
 def test_a_picture_made_here_shows_where_its_words_looked(tmp_path, monkeypatch, capsys):
@@ -17,6 +21,19 @@ def test_a_picture_made_here_shows_where_its_words_looked(tmp_path, monkeypatch,
     assert Image.open("o/0.attention.png").width > 3 * 128
     numbers = np.load("o/0.attention.npz")
     assert set(numbers.files) == {"a", "fox"} and numbers["fox"].shape == (16, 16)
+
+
+def test_with_a_concept_that_changed_since_nothing_is_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for start in ("fox", "cat"):
+        teach = ["train", "textual-inversion", "--images", str(WOLF), "--token", "<w>", "--init", start, "--steps", "1"]
+        assert main([*teach, "--no-preview", "--output", "w.safetensors", "--overwrite"]) == 0
+        if start == "fox":
+            assert main(["generate", "a <w>", "--steps", "1", "--concept", "w.safetensors", "--output", "o"]) == 0
+            assert main(["attention", "o/0.png"]) == 0
+            assert "<w>" in np.load("o/0.attention.npz").files
+    assert main(["attention", "o/0.png"]) == 2
+    assert "has changed since" in capsys.readouterr().err
 
 
 def test_a_picture_that_says_nothing_is_refused(tmp_path, capsys):
