@@ -1,4 +1,4 @@
-"""Every formula of guidance on `pocket`: drawn likeness of what it draws, calls of the denoiser, and time.
+"""Formulas of guidance that need no concept, on `pocket`: drawn likeness, calls of the denoiser, and time.
 
     python -m benchmarks.guidance                 # a table
     python -m benchmarks.guidance --format json   # for `benchmarks.results`

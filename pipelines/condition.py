@@ -7,6 +7,7 @@ and two conditions that claim the same argument are an error rather than a silen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ class Step:
         following: the timestep the latents are at after this step; None after the last.
         estimate: gives the finished latents (B, C, h, w) as the prediction of this step has them; computed when it is
             called, which only `constrain` can.
+        before: steps of the whole schedule that were left out before the first of these, as where a picture is redrawn.
     """
 
     index: int
@@ -51,10 +53,20 @@ class Step:
     timestep: Tensor
     following: Tensor | None
     estimate: Callable[[], Tensor] = _not_yet
+    before: int = 0
 
     def within(self, share: float) -> bool:
         """Return whether this is among the first `share` of the steps; 0.29 of 100 is 29 despite rounding of floats."""
         return self.index < int(share * self.count + 1e-9)
+
+
+def least_strength(steps: int) -> float:
+    """Return the least strength, in thousandths, that is a step of so many.
+
+    >>> least_strength(3), int(least_strength(3) * 3)
+    (0.334, 1)
+    """
+    return math.ceil(1000 / steps) / 1000
 
 
 class Condition(Protocol):

@@ -69,7 +69,6 @@ def denoise(
     name, steps = request.scheduler or "ddim", int(request.steps or 1)
     shape = (*noise.shape[:2], *(tiles.side if tiles else noise.shape[2:]))
     scheduler = process.sampler(name, steps, components.device, request.spacing, shape)
-    options = step_options(scheduler, generators, request.eta)
     latents, timesteps = noise * scheduler.init_noise_sigma, scheduler.timesteps
     for canvas in conditions:
         if isinstance(canvas, Canvas):
@@ -81,7 +80,8 @@ def denoise(
     for index, timestep in enumerate(timesteps):
         if should_stop():
             raise Cancelled(f"stopped after step {index} of {len(timesteps)}.")
-        step = Step(index, len(timesteps), timestep, timesteps[index + 1] if index + 1 < len(timesteps) else None)
+        following = timesteps[index + 1] if index + 1 < len(timesteps) else None
+        step = Step(index, len(timesteps), timestep, following, before=len(scheduler.timesteps) - len(timesteps))
         time_now = process.time(timestep)
         sample = scheduler.scale_model_input(latents, timestep)
         parts: list[tuple[View, Tensor]] = []
@@ -89,7 +89,7 @@ def denoise(
             own = scheduler.scale_model_input(view.seen(latents, noise, scheduler, step), timestep)
             parts.append((view, view.predicted(guided, own, time_now, step)))
         prediction = composed(everywhere(sample, time_now, step), parts)
-        stepped = scheduler.step(prediction, timestep, latents, **options)
+        stepped = scheduler.step(prediction, timestep, latents, **step_options(scheduler, generators, request.eta))
         step = replace(step, estimate=partial(process.estimate, scheduler, stepped, prediction, latents, time_now))
         latents = stepped.prev_sample
         for condition in conditions:

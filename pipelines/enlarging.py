@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from pipelines.condition import Branch, Step
+from pipelines.condition import Branch, Step, least_strength
 from pipelines.errors import RequestError
 from pipelines.models.components import Components, Conditioning, encode
 from pipelines.request.request import Request
@@ -136,7 +136,7 @@ def require_enlargeable(components: Components, request: Request) -> None:
         raise RequestError(
             f"The strength {request.enlarge.strength:g} of {request.steps} steps is less than one step of the second"
             f" pass to {size[0]} x {size[1]}.",
-            f"Use a strength of at least {1 / int(request.steps or 1):.2g}, more steps, or 0 to enlarge alone.",
+            f"Use at least {least_strength(int(request.steps or 1)):g}, more steps, or 0 to enlarge alone.",
         )
 
 

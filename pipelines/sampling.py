@@ -38,7 +38,16 @@ from pipelines.models.text import lacks_a_side, parse_weights
 from pipelines.overflow import require_numbers
 from pipelines.pictures.tensors import to_pictures
 from pipelines.predictions.guided import refuse_unable
-from pipelines.predictions.regional import View, boxed, boxes_seen, covered_by, view, weights_alone, without_weights
+from pipelines.predictions.regional import (
+    View,
+    apart_alone,
+    boxed,
+    boxes_seen,
+    covered_by,
+    view,
+    weights_alone,
+    without_weights,
+)
 from pipelines.predictions.regions import kept_to_regions, region_views, told
 from pipelines.predictions.weights import Weights, weights_of
 from pipelines.request.guidance import Prompt
@@ -87,7 +96,7 @@ def sample(
     with ExitStack() as lasting, torch.no_grad():
         if request.boxes and request.grounding.adapter:
             components = lasting.enter_context(with_adapter(components, Path(request.grounding.adapter)))
-        apart, kept = boxed(request, learned), kept_to_regions(request, learned)
+        apart, kept = _apart(request, learned)
         weaker = _weaker(components, request, learned)
         everywhere = without_weights(learned, {**apart, **kept})
         components = lasting.enter_context(attached(components, list(zip(everywhere, strengths, strict=True))))
@@ -96,6 +105,7 @@ def sample(
         if not request.grounding.region:
             rest = _weights_of(learned, strengths, [index for index in apart if index not in kept])
             components, apart = lasting.enter_context(attached(components, rest)), {}
+            apart_alone(learned, kept)
         size = (int(request.width or 0), int(request.height or 0))
         views = _views(components, request, learned, apart, lasting)
         placed = told(components, request)
@@ -109,15 +119,15 @@ def sample(
             lasting.enter_context(text.attach(components, request.count))
         drawn, generators = initial_noise(components, request)
         start = (drawn if noise is None else noise.to(drawn), generators)
-        told_first = _counted(request, on_event)
-        latents = denoise(components, request, everything, start, told_first, should_stop, views, also, weaker)
+        counted = _counted(request, on_event)
+        latents = denoise(components, request, everything, start, counted, should_stop, views, also, weaker)
         require_numbers(latents, "The picture", components, request, learned)
         with saving_memory(components, request.vae_tiling, request.vae_slicing):
             shown = torch.cat([decode(components, part) for part in latents.split(8)])
         if request.enlarge.acts:
             placed_weights = _weights_of(learned, strengths, {**apart, **kept})
             components = lasting.enter_context(attached(components, placed_weights))
-            counted, first = _counted(request, on_event, int(request.steps or 1)), (request, latents, shown, generators)
+            first = (request, latents, shown, generators)
             latents, shown = _enlarged(components, first, weaker, counted, should_stop)
         pictures = to_pictures(require_numbers(shown, "The decoded picture", components, request, learned))
         pictures = canvas.finish(pictures) if canvas else pictures
@@ -166,20 +176,21 @@ def _enlarged(
         return latents, torch.cat([decode(components, one) for one in latents.split(1)])
 
 
-def _counted(request: Request, on_event: OnEvent, first: int | None = None) -> OnEvent:
-    """Return what is told of the steps of a pass, counted with those of both passes.
+def _counted(request: Request, on_event: OnEvent) -> OnEvent:
+    """Return what is told of the steps, counted with those of both passes.
 
     Args:
         request: with nothing left open.
         on_event: is told.
-        first: steps of the first pass, for the second one.
     """
-    more = second_steps(request)
+    more, first, told = second_steps(request), 0, 0
 
     def counted(event: Event) -> None:
+        nonlocal first, told
         if isinstance(event, StepDone) and more:
-            before = first or 0
-            event = replace(event, step=event.step + before, steps=(event.steps if first is None else first) + more)
+            first = first or event.steps
+            told += 1  # each step is told once
+            event = replace(event, step=told, steps=first + more)
         on_event(event)
 
     return counted
@@ -236,6 +247,13 @@ def _conditions(
 ) -> list[Condition]:
     """Return the conditions of a request with all its boxes, except the picture that is painted on."""
     return [_text(request, size), DistilledGuidance(request.guidance), *_placing(request, boxes, size, learned)]
+
+
+def _apart(request: Request, learned: Sequence[Concept]) -> tuple[dict[int, list[Box]], dict[int, list[int]]]:
+    """Return the concepts whose weights act in boxes alone, and those whose weights act in regions alone."""
+    apart, kept = boxed(request, learned), kept_to_regions(request, learned)
+    apart_alone(learned, apart, kept)
+    return apart, kept
 
 
 def _views(

@@ -252,7 +252,15 @@ def applied(components: Components, changes: Mapping[str, Change], strength: flo
         yield
     finally:
         for owner, leaf, weight in reversed(undo):
-            setattr(owner, leaf, weight)
+            replaced(owner, leaf, weight)
+
+
+def replaced(owner: nn.Module, leaf: str, weight: nn.Parameter) -> None:
+    """Put a weight in the place of another, on its device: a network may have moved since it was taken out."""
+    device = getattr(owner, leaf).device
+    if weight.device != device:
+        weight.data = weight.data.to(device)
+    setattr(owner, leaf, weight)
 
 
 def _changed_weight(owner: nn.Module, leaf: str, change: Change, strength: float) -> _ChangedWeight:

@@ -82,11 +82,14 @@ class Boxes:
         with torch.no_grad():
             # In half precision the Fourier features of a box would be off by pixels.
             read = copy.deepcopy(unet.position_net).float()
-            given = _given(components, sets, self.learned)
+            # Where the layers lie, which may wait elsewhere than they work.
+            device = next(unet.position_net.parameters()).device
+            given = {name: one.to(device) for name, one in _given(components, sets, self.learned).items()}
             null = {name: torch.zeros_like(one) if "masks" in name else one for name, one in given.items()}
             for branch, tokens in ((Branch.POSITIVE, given), (Branch.NEGATIVE, null)):
                 objects: Tensor = read(**tokens).to(components.dtype)
-                self._objects[branch] = {name: fuser.norm1(fuser.linear(objects)) for name, fuser in fusers.items()}
+                told = {name: fuser.norm1(fuser.linear(objects)) for name, fuser in fusers.items()}
+                self._objects[branch] = {name: one.to(components.device) for name, one in told.items()}
                 if not all(sets):
                     boxed = torch.tensor([bool(one) for one in sets], device=components.device)
                     self._objects[branch]["boxed"] = boxed[:, None, None]

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d
 
-from pipelines.condition import Branch, Step
+from pipelines.condition import Branch, Step, least_strength
 from pipelines.errors import RequestError
 from pipelines.events import Note, OnEvent, ignore
 from pipelines.masks.files import require_mask, softened
@@ -176,7 +176,7 @@ class Inpainting:
         if not kept:
             raise RequestError(
                 f"Strength {self.strength:g} of {len(timesteps)} steps is less than one step.",
-                f"Use a strength of at least {1 / len(timesteps):.2g}, or more steps.",
+                f"Use a strength of at least {least_strength(len(timesteps)):g}, or more steps.",
             )
         if self.strength == 1:
             return noise * scheduler.init_noise_sigma, timesteps

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from hashlib import file_digest
 from pathlib import Path, PurePosixPath
@@ -88,25 +89,23 @@ def fetch(
             hub says.
         NoSpace: if it does not fit on the disk.
     """
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
         about = HfApi(endpoint=endpoint).model_info(model, files_metadata=True)
         files = needed([Wanted(one.rfilename, one.size or 0, _sum(one.lfs)) for one in about.siblings or ()])
         total = sum(one.size for one in files)
-        if "model_index.json" not in [one.name for one in files]:
+        if "model_index.json" not in {one.name for one in files}:
             raise ModelError(f"{model} is no base in the layout of diffusers.", "Look for one with a model_index.json.")
         aside = folder.with_name(f".{folder.name}.part")
+        names = {one.name for one in files}
+        _leave_out(aside, names)
         there = sum(path.stat().st_size for path in aside.rglob("*") if path.is_file())
         require_room(folder.parent, max(total - there, 0))
         on_event(Note(f"{model}: {len(files)} files, {total / MIB:,.0f} MiB, licence {_licence(about)}."))
-        shown = _Shown(total, on_event, should_stop)
-        for one in files:
-            options: dict[str, Any] = {"revision": about.sha, "local_dir": aside, "endpoint": endpoint}
-            path = Path(hf_hub_download(model, one.name, tqdm_class=shown.bar(), **options))
-            _require_whole(path, one)
-            shown.whole(one)
+        options: dict[str, Any] = {"revision": about.sha, "local_dir": aside, "endpoint": endpoint}
+        _fetch_all(model, files, options, _Shown(total, on_event, should_stop))
     except ModelError:
         raise
     except (RepositoryNotFoundError, GatedRepoError) as error:
@@ -121,8 +120,41 @@ def fetch(
         hint = "Check the network, then ask again: it goes on where it stopped."
         raise ModelError(f"{model} could not be fetched: {first:.200}", hint) from None
     shutil.rmtree(aside / ".cache", ignore_errors=True)
+    if folder.exists():
+        raise ModelError(f"{folder.name} is there already.", "Use it, or take its folder away and ask again.")
     aside.replace(folder)
     return folder
+
+
+def _fetch_all(model: str, files: Sequence[Wanted], options: Mapping[str, Any], shown: _Shown) -> None:
+    """Download files one after the other; each is as the hub says when this returns."""
+    from huggingface_hub import hf_hub_download
+
+    for one in files:
+        with _by_http():
+            path = Path(hf_hub_download(model, one.name, tqdm_class=shown.bar(), **options))
+        _require_whole(path, one)
+        shown.whole(one)
+
+
+def _leave_out(aside: Path, names: Set[str]) -> None:
+    """Remove files of another model, or of another state of this one, that an earlier download left."""
+    for path in aside.rglob("*"):
+        name = path.relative_to(aside).as_posix()
+        if path.is_file() and name not in names and not name.startswith(".cache/"):
+            path.unlink()
+
+
+@contextmanager
+def _by_http() -> Iterator[None]:
+    """Fetch by HTTP inside the `with`: the client's other way, Xet, can neither be stopped nor tells what came once."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_DISABLE_XET = constants.HF_HUB_DISABLE_XET, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_XET = before
 
 
 def _sum(lfs: Any) -> str:

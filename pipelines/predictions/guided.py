@@ -103,7 +103,7 @@ class Guided:
         given = dict(zip(together, self._called(together, sample, time, step), strict=True))
         if WEAKER in wanted and self.weaker is not None:
             with self.weaker.worn():
-                (given[WEAKER],) = self._called([POSITIVE], sample, time, step)
+                (given[WEAKER],) = self._called([WEAKER], sample, time, step)
         further: list[tuple[Prompt, Tensor, Tensor | None]] = []
         if len(wanted) > 1:
             for prompt, text in zip(self.request.also, self.also, strict=True):
@@ -139,6 +139,8 @@ class Guided:
         guidance, c = self.request.guidance, given[POSITIVE]
         if len(given) == 1:
             return c
+        if guidance.preset == "cfg-zero" and step.before + step.index < self._still():
+            return torch.zeros_like(c)
         u = given.get(NEGATIVE, given.get(WEAKER))
         scale = formulas.scheduled(
             1.0 if guidance.scale is None else guidance.scale, guidance.schedule, step.index, step.count
@@ -154,16 +156,17 @@ class Guided:
             guided = formulas.pushed(guided, c, given[PERTURBED], guidance.perturbed)
         return formulas.rescaled(guided, c, guidance.rescale) if guidance.rescale else guided
 
+    def _still(self) -> int:
+        """Return how many first steps of the schedule are not taken."""
+        asked = self.request.guidance.zero_steps
+        return int(self.components.family.process(self.components).rests_at_zero) if asked is None else asked
+
     def _guided(self, c: Tensor, u: Tensor, scale: float, at: tuple[Tensor, Tensor, Step]) -> Tensor:
         """Return c guided away from u by the formula of the preset."""
         guidance, family = self.request.guidance, self.components.family
         if guidance.preset == "apg":
             return self._projected(c, u, scale, *at)
         if guidance.preset == "cfg-zero":
-            process = family.process(self.components)
-            still = guidance.zero_steps if guidance.zero_steps is not None else int(process.rests_at_zero)
-            if at[2].index < still:
-                return torch.zeros_like(c)
             u = formulas.fitted(c, u)
         elif guidance.preset == "tcfg":
             u = formulas.tangential(c, u)
@@ -199,6 +202,7 @@ def _read(condition: Condition, name: str, step: Step, text: Text | None) -> Map
     if text is not None and isinstance(condition, Text):
         return text.conditioning(branch, step)
     free = name == UNPLACED and isinstance(condition, Boxes | Regions)
-    if free or (text is not None and isinstance(condition, Regions | AttentionMaps)):
+    unseen = isinstance(condition, AttentionMaps) and name != POSITIVE
+    if free or unseen or (text is not None and isinstance(condition, Regions | AttentionMaps)):
         branch = Branch.NEGATIVE
     return condition.conditioning(branch, step)

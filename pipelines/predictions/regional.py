@@ -90,6 +90,18 @@ def boxed(request: Request, learned: Sequence[Concept]) -> dict[int, list[Box]]:
     return {index: boxes for index, boxes in found.items() if boxes}
 
 
+def apart_alone(learned: Sequence[Concept], *places: dict[int, Any]) -> None:
+    """Take out of these the concepts whose changes another one, which is in none of them, lays in everywhere.
+
+    What was learned together has the same changes, and they count once.
+    """
+    kept = {index for one in places for index in one}
+    rest = [concept for index, concept in enumerate(learned) if index not in kept and concept.changes]
+    for one in places:
+        for index in [at for at in one if any(same(learned[at].changes, other.changes) for other in rest)]:
+            del one[index]
+
+
 def without_weights(concepts: Sequence[Concept], those: Mapping[int, object]) -> list[Concept]:
     """Return the concepts, those at these places without their changed weights."""
     return [replace(one, changes={}) if index in those else one for index, one in enumerate(concepts)]

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pipelines.concepts.concept import Concept
+from pipelines.concepts.weight_deltas import replaced
 from pipelines.models.components import Components
 
 
@@ -31,11 +32,11 @@ class Weights:
         own = [getattr(module, name) for module, name, _ in self.values]
         try:
             for module, name, parameter in self.values:
-                setattr(module, name, parameter)
+                replaced(module, name, parameter)
             yield
         finally:
             for (module, name, _), parameter in zip(self.values, own, strict=True):
-                setattr(module, name, parameter)
+                replaced(module, name, parameter)
 
 
 def weights_of(components: Components, concepts: Sequence[Concept]) -> Weights:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Mapping
 
 from studio.jobs.local_engine import LOG, Engine
+from studio.jobs.rows import Kind
 from studio.jobs.specs import Places, forget_training
 from studio.jobs.store import ATTEMPTS, Job, Ledger
 
@@ -19,7 +21,7 @@ IDLE = 2.0
 LOOK = 60.0
 """Seconds that a look at the queue may take before nobody waits for its end."""
 
-GRACE = {"generation": 10.0, "training": 60.0, "import": 10.0, "score": 10.0}
+GRACE: Mapping[Kind, float] = {"generation": 10.0, "training": 60.0, "import": 10.0, "score": 10.0, "download": 10.0}
 """Seconds that a process has to stop by itself; it asks once a step."""
 
 LOST = "Its process ended without a word, as when memory or space on the disk runs out, or it is killed."

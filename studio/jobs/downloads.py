@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 
 from pipelines.errors import ConfigError, Conflict
 from studio.jobs.specs import Places
@@ -23,6 +24,7 @@ class Downloads:
 
     def __init__(self, ledger: Ledger, places: Places, allowed: bool) -> None:
         self.ledger, self.places, self.allowed = ledger, places, allowed
+        self._asking = threading.Lock()
 
     def submit(self, model: str, key: str | None = None) -> Job:
         """Order a base model by its id on the hub.
@@ -41,6 +43,10 @@ class Downloads:
                 "Put the model into its folder of models, or start it with studio serve --download.",
             )
         model = require_id(model)
+        with self._asking:
+            return self._added(model, key)
+
+    def _added(self, model: str, key: str | None) -> Job:
         name = folder_of(model)
         if key is None or self.ledger.keyed(key) is None:
             if name in self.places.catalogue or (self.places.models[0] / name).exists():

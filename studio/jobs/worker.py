@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipelines.concepts.compatibility import Stamp, stamp
 from pipelines.errors import Cancelled, NoSpace, StudioError
 from pipelines.events import Event, Note, Preview, StepDone
 from pipelines.exhaustion import hardship
@@ -57,7 +58,7 @@ class Worker:
     machine: Machine
     ledger: Record
     over: bool = False
-    _bases: dict[str, Any] = field(default_factory=dict)
+    _bases: dict[tuple[str, Stamp], Any] = field(default_factory=dict)
     """The base of the last generation, which stays in memory."""
 
     def run(self, identity: str) -> None:
@@ -177,7 +178,7 @@ class Worker:
     def _base_for(self, job: Job) -> Any:
         """Return the base of a job; that it is loaded is told, since that takes a while."""
         name = self.places.base(job.spec["base"])
-        if name not in self._bases:
+        if (name, stamp(Path(name))) not in self._bases:
             self._phase(job, "loading the base")
         base = self.base(name)
         self._phase(job, "reading the words")
@@ -190,10 +191,11 @@ class Worker:
 
     def base(self, name: str) -> Any:
         """Return a base model, from memory if it was the last one used."""
-        if name not in self._bases:
+        key = (name, stamp(Path(name)))  # another model may have taken its place
+        if key not in self._bases:
             self._bases.clear()  # two large ones need not fit
-            self._bases[name] = runner.open_base(name, self.machine)
-        return self._bases[name]
+            self._bases[key] = runner.open_base(name, self.machine)
+        return self._bases[key]
 
     def warm(self) -> None:
         """Load the base before the first job asks for it, if there is only one."""

@@ -42,7 +42,7 @@ class Bases(Mapping[str, str]):
     """
 
     def __init__(self, given: Mapping[str, str], roots: Sequence[Path] = ()) -> None:
-        self.given, self.roots = dict(given), tuple(roots)
+        self.given, self.roots = dict(given), tuple(dict.fromkeys(roots))
 
     def found(self) -> list[Found]:
         """Return all bases, also those that cannot be used, with the reason."""
@@ -50,10 +50,13 @@ class Bases(Mapping[str, str]):
         seen = {one.name for one in listed}
         for path in self._there():
             name, card = name_of(path), base_card(str(path))
+            if str(path) in self.given.values():
+                continue  # it has its name from the start
             if name in seen:
                 card = BaseCard(layout=card.layout, bytes=card.bytes, problem=f"Another base is called {name}.",
                                 hint="Rename one of them.")  # fmt: skip
-            seen.add(name)
+            elif not card.problem:
+                seen.add(name)
             listed.append(Found(name, str(path), card))
         return listed
 
@@ -70,15 +73,14 @@ class Bases(Mapping[str, str]):
     def __getitem__(self, name: str) -> str:
         if name in self.given:
             return self.given[name]
-        for path in self._there():
-            if name_of(path) == name and not base_card(str(path)).problem:
-                return str(path)
+        for one in self.found():
+            if one.name == name and not one.card.problem:
+                return one.base
         raise KeyError(name)
 
     def __iter__(self) -> Iterator[str]:
         yield from self.given
-        there = (path for path in self._there() if name_of(path) not in self.given)
-        yield from dict.fromkeys(name_of(path) for path in there if not base_card(str(path)).problem)
+        yield from (one.name for one in self.found()[len(self.given) :] if not one.card.problem)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

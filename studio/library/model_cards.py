@@ -93,6 +93,9 @@ def _read(path: Path, stamp: Stamp) -> BaseCard:
         )
     except _Unfit as error:
         return BaseCard(layout=layout, bytes=size, problem=error.args[0], hint=error.args[1])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        why = f"Its configurations cannot be read ({type(error).__name__})."
+        return BaseCard(layout=layout, bytes=size, problem=why, hint=AGAIN)
 
 
 def _unknown(path: Path) -> BaseCard:
@@ -104,11 +107,8 @@ def _unknown(path: Path) -> BaseCard:
 
 def _of_folder(folder: Path) -> BaseCard:
     index = _config(folder / "model_index.json", folder)
-    try:
-        family = family_of(folder, index)
-        parts = [part for part in (KNOWN[family].parts if family else ()) if kind_of(index, part)]
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise _Unfit(f"Its configurations cannot be read ({type(error).__name__}).", AGAIN) from None
+    family = family_of(folder, index)
+    parts = [part for part in (KNOWN[family].parts if family else ()) if kind_of(index, part)]
     if not family:
         titles = ", ".join(one.title for one in KNOWN.values())
         raise _Unfit("It is of a family that is not supported.", f"Known are {titles}.")

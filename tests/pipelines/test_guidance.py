@@ -259,6 +259,21 @@ def test_autoguidance_leads_away_from_the_base_without_the_weights(base):
     assert tiny.same(before, base) and (with_it - without).abs().max() > 1e-3
 
 
+def test_a_step_that_is_not_taken_is_none_with_rescale_and_further_prompts_too():
+    flow = tiny_flows.base("sd3")
+    told = {"preset": "cfg-zero", "zero_steps": 3, "rescale": 0.5}
+    still = drawn(flow, told, scheduler="euler", also=(Prompt(prompt="a dog"),))
+    torch.testing.assert_close(still, torch.randn(still.shape, generator=torch.Generator().manual_seed(0)))
+
+
+def test_where_a_picture_is_drawn_on_no_step_is_left_out(base):
+    first, later = (Step(0, 2, torch.tensor(1), None, before=before) for before in (0, 2))
+    guided = Guided(base, asked({"preset": "cfg-zero", "zero_steps": 1}), [])
+    given = {POSITIVE: C, NEGATIVE: U}
+    assert float(guided._combined(given, [], C, torch.tensor([1]), first).abs().max()) == 0
+    assert float(guided._combined(given, [], C, torch.tensor([1]), later).abs().max()) > 0
+
+
 def test_each_tile_of_a_picture_has_a_momentum_of_its_own(base):
     guided = Guided(base, asked({"preset": "apg"}), [])
     assert [guided._place(at(step)) for step in (0, 0, 0, 1, 1, 2)] == [0, 1, 2, 0, 1, 0]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from pipelines.concepts.concept import Concept
 from pipelines.errors import Cancelled, RequestError
 from pipelines.generation import generate
 from pipelines.predictions.regions import covered, kept_to_regions
@@ -76,6 +77,21 @@ def test_two_concepts_act_in_their_regions_alone(gated):
         torch.testing.assert_close(drawn[..., COLUMNS[place]], alone[..., COLUMNS[place]], atol=1e-5, rtol=1e-4)
     assert kept_to_regions(asked(*regions), list(both.values())) == {0: [0], 1: [1]}
     assert kept_to_regions(asked(*regions, prompt="a <a>"), list(both.values())) == {1: [1]}
+
+
+@pytest.mark.parametrize("boxes", [False, True], ids=["prompt", "box without regions"])
+def test_what_was_learned_together_is_laid_in_once(gated, boxes):
+    """One of two partners is named by a region, the other everywhere: their common change is there at strength 1."""
+    one = learned(gated, "<a>", 1)
+    partner = learned(gated, "<b>", 2)
+    both = {"a": one, "b": Concept(partner.card, partner.rows, one.changes)}
+    region = Region(prompt="a <b>", box=RIGHT)
+    asked_for = {"concepts": ("a", "b"), "grounding": Grounding(beta=0.0, region=False)}
+    if boxes:
+        asked_for["boxes"] = (Box(phrase="<a>", box=LEFT),)
+    drawn = latents(gated, asked(region, prompt="a <a>", **asked_for), both)
+    alone = latents(gated, asked(prompt="a <b>", **asked_for | {"boxes": ()}), both)
+    torch.testing.assert_close(drawn[..., COLUMNS["right"]], alone[..., COLUMNS["right"]], atol=1e-5, rtol=1e-4)
 
 
 def test_a_mask_with_a_soft_rim_fades_and_its_region_is_scaled(tmp_path):

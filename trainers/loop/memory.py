@@ -125,7 +125,7 @@ def needed(components: Components, run: Run, trained: int, latents: int, kept: K
         latents: bytes of what the pictures were encoded to.
         kept: activations of a batch; None leaves them out.
     """
-    fixed = trained * PER_TRAINED[run.train.optimizer] + latents
+    fixed = trained * (PER_TRAINED[run.train.optimizer] + (4 if run.train.ema else 0)) + latents
     return {
         one: weights(components, run, one) + fixed + (kept.bytes(one) if kept else 0)
         for one in choices(run, components.device)
@@ -133,16 +133,20 @@ def needed(components: Components, run: Run, trained: int, latents: int, kept: K
 
 
 def room(device: torch.device) -> int:
-    """Return the bytes that a training may take on a device: all of a GPU, or what is free of the machine's."""
+    """Return the bytes that a training may take on a device: all of a GPU, or what is free of the machine's.
+
+    On a CPU what this process has already, the base above all, is among them.
+    """
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return int(psutil.virtual_memory().available)
+    return int(psutil.virtual_memory().available + psutil.Process().memory_info().rss)
 
 
 def latents(components: Components, run: Run, count: int) -> int:
     """Return the bytes of means and spreads of `count` encoded pictures, float32, mirrored ones too."""
     side = (run.data.resolution or components.defaults.size) // components.factor
-    return count * components.channels * side**2 * 4 * 2 * (2 if run.data.flip > 0 else 1)
+    kinds = (2 if run.data.flip > 0 else 1) * (1 + run.data.smaller_copies)
+    return count * components.channels * side**2 * 4 * 2 * kinds
 
 
 def sentences(found: Mapping[Choice, int], room: int) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from pipelines.errors import StudioError
+from pipelines.errors import RequestError, StudioError
 from pipelines.pictures.metadata import read_made
 from studio.jobs.jobs import Job, Jobs
 from studio.web.components import gallery, told_by
@@ -43,17 +43,33 @@ def told_in(job: Job, path: Path) -> str:
     return about_sheet(job) if is_sheet(job, path) else told_of(path)
 
 
+LARGEST = 4.0
+"""Most times that a picture is enlarged."""
+
+
 def larger(job: Job, path: Path) -> dict[str, Any]:
-    """Return the order of a picture of a job at twice its size: the same picture again, with a second pass."""
+    """Return the order of a picture of a job at twice its size: the same picture again, with a second pass.
+
+    Raises:
+        RequestError: if it is an answer to examples, or as large as it can be.
+    """
     made = read_made(path)
-    left = {"concepts", "inpaint", "in_context"}
-    fields = made.request.model_dump(mode="json", exclude=left, exclude_unset=True)
+    if made.request.in_context is not None:
+        raise RequestError("An answer to examples cannot be enlarged.", "Use it on Edit, and enlarge it there.")
+    if made.request.enlarge.factor >= LARGEST:
+        raise RequestError(f"The picture is enlarged {LARGEST:g} times already.", "It gets no larger.")
+    fields = made.request.model_dump(mode="json", exclude={"concepts"}, exclude_unset=True)
+    # Files are named by the ids of the order; a picture itself names them by their places.
+    order = job.spec["request"]
+    if made.request.inpaint is not None and order.get("inpaint"):
+        files = {name: order["inpaint"][name] for name in ("image", "mask") if name in order["inpaint"]}
+        fields["inpaint"] = {**fields["inpaint"], **files, "digests": []}
+    for region, asked in zip(fields.get("regions", ()), order.get("regions", ()), strict=False):
+        region.update({"mask": asked["mask"]} if asked.get("mask") else {})
     concepts = [{"source": Path(use.source).stem, "strength": use.strength} for use in made.request.concepts]
-    asked = {name: job.spec["request"][name] for name in ("inpaint",) if job.spec["request"].get(name)}
-    factor = min(4.0, 2 * made.request.enlarge.factor)
-    enlarge = {**fields.get("enlarge", {}), "factor": factor}
+    enlarge = {**fields.get("enlarge", {}), "factor": min(LARGEST, 2 * made.request.enlarge.factor)}
     seed = made.request.seed + made.index
-    return {**fields, **asked, "concepts": concepts, "seed": seed, "count": 1, "enlarge": enlarge}
+    return {**fields, "concepts": concepts, "seed": seed, "count": 1, "enlarge": enlarge}
 
 
 def sides(path: Path) -> tuple[int, int]:

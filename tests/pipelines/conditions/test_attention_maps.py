@@ -11,8 +11,9 @@ from pipelines.generation import generate
 from pipelines.models.loading import load
 from pipelines.request.guidance import Prompt
 from pipelines.request.regions import Region
-from pipelines.request.request import Box, Grounding, Guidance, Request
+from pipelines.request.request import Box, ConceptUse, Grounding, Guidance, Request
 from tests import tiny, tiny_flows
+from tests.pipelines.test_regional import learned
 
 
 def asked(prompt="a fox", **fields):
@@ -57,6 +58,25 @@ def test_regions_and_further_prompts_are_not_counted_among_the_words(base):
     generate(base, asked(steps=1, **box), conditions=[whole])
     generate(base, asked(steps=1, regions=(Region(prompt="a dog", box=(0, 0, 0.5, 1)),), **box), conditions=[parted])
     torch.testing.assert_close(parted.maps(8, 8)["fox"], whole.maps(8, 8)["fox"])
+
+
+@pytest.mark.parametrize("name", ["pag", "seg", "grounding scale", "autoguidance"])
+def test_only_the_prediction_under_the_prompt_is_counted(base, name):
+    """At the first step it is the same under every guidance; a later one that stops changes nothing of its shape."""
+    box = {"boxes": (Box(phrase="fox", box=(0, 0, 0.5, 1)),), "count": 2}
+    more = {"grounding": Grounding(beta=1.0, scale=2.0)} if name == "grounding scale" else {}
+    concepts = {"a": learned(base, "<a>", 1)} if name == "autoguidance" else {}
+    box |= {"concepts": tuple(ConceptUse(source=one) for one in concepts)}
+    preset = {} if name == "grounding scale" else {"preset": name}
+    plain, other, stopped = (AttentionMaps("a fox") for _ in range(3))
+    generate(base, asked(steps=1, **{"grounding": Grounding(beta=1.0)} | box), conditions=[plain], concepts=concepts)
+    told = {"grounding": Grounding(beta=1.0)} | more | box
+    guided = {"guidance": Guidance(scale=3.0, **preset)}
+    generate(base, asked(**{"steps": 1} | told | guided), conditions=[other], concepts=concepts)
+    torch.testing.assert_close(other.maps(8, 8)["fox"], plain.maps(8, 8)["fox"])
+    guided = {"guidance": Guidance(scale=3.0, stop=0.5, **preset)}
+    generate(base, asked(**{"steps": 2} | told | guided), conditions=[stopped], concepts=concepts)
+    assert stopped.maps(8, 8)["fox"].shape == (2, 8, 8)
 
 
 def test_words_are_whole_and_counted():

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines.concepts.concept import Concept
+from pipelines.concepts.concept import Concept, attached
 from pipelines.errors import ConfigError
 from pipelines.generation import generate
 from pipelines.models.loading import load
 from pipelines.models.memory.offloading import leaving, offloaded
 from pipelines.models.memory.quantised import BITS, NF4, QuantisedLinear, form_of, quantisable, quantise
-from pipelines.request.request import ConceptUse, Request
+from pipelines.request.request import Request
 from tests import tiny, tiny_flows
 from trainers.loop.launch import narrowed
 from trainers.loop.train import train
@@ -134,13 +134,8 @@ def test_whole_differences_and_two_concepts_act_on_few_bits_too():
         found = []
         for base in (plain, few):
             untaught = prediction(base)
-            uses = [ConceptUse(source=str(place)) for place in range(len(concepts))]
-            request = Request(prompt="a cow fox", steps=2, width=16, height=16, concepts=tuple(uses))
-            generate(base, request, concepts={use.source: one for use, one in zip(uses, concepts, strict=True)})
-            with concepts[0].attach(base) as one:
-                taught = one if len(concepts) == 1 else None
-                found.append(prediction(one) - untaught)
-                assert taught is None or taught is one
+            with attached(base, [(one, 1.0) for one in concepts]) as taught:
+                found.append(prediction(taught) - untaught)
         assert (found[1] - found[0]).norm() < 0.3 * found[0].norm()
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from typing import get_args
 
 import pytest
 
 from studio.jobs import dispatcher
 from studio.jobs.jobs import Jobs
+from studio.jobs.rows import Kind
 from tests.waiting import until
 
 
@@ -42,3 +44,7 @@ def test_a_server_that_waits_stops_at_once(idle):
     began = time.monotonic()
     jobs.dispatcher.stop()
     assert time.monotonic() - began < 60, "it would wait an hour"
+
+
+def test_every_kind_of_job_has_a_time_to_stop():
+    assert set(dispatcher.GRACE) == set(get_args(Kind))
