@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from pipelines.condition import Step
+from pipelines.condition import Step, least_strength
 from pipelines.enlarging import Tiles, larger, second_steps, starts
 from pipelines.errors import RequestError
 from pipelines.events import StepDone
@@ -80,8 +80,15 @@ def test_every_kind_of_base_has_a_second_pass(family):
 def test_a_picture_of_ones_own_is_enlarged(base, tmp_path):
     Image.new("RGB", (base.defaults.size,) * 2, "red").save(tmp_path / "red.png")
     begun = {"image": str(tmp_path / "red.png"), "strength": 0.25}
-    result, _ = drawn(base, inpaint=begun, enlarge={"factor": 2, "strength": 0.25})
+    result, events = drawn(base, inpaint=begun, enlarge={"factor": 2, "strength": 0.25})
     assert result.pictures[0].size == (2 * base.defaults.size,) * 2
+    steps = [(event.step, event.steps) for event in events if isinstance(event, StepDone)]
+    assert steps == [(number, len(steps)) for number in range(1, len(steps) + 1)]
+
+
+@pytest.mark.parametrize("steps", range(1, 61))
+def test_the_strength_that_is_offered_is_a_step(steps):
+    assert int(least_strength(steps) * steps + 1e-9) == 1
 
 
 def test_the_strength_is_the_bases_own_unless_it_is_given(base):

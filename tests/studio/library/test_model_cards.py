@@ -81,6 +81,27 @@ def test_a_folder_that_cannot_be_read_says_why_and_what_helps(twin):
     assert problem() == "It holds no model_index.json."
 
 
+@pytest.mark.parametrize(
+    "broken", ['{"sample_size": Infinity}', "[" * 100_000, '{"in_channels": {"a": []}, "sample_size": [[]]}', "null"]
+)
+def test_one_odd_model_leaves_the_list_whole(twin, tmp_path, broken):
+    (twin / "unet" / "config.json").write_text(broken)
+    first = {"model.diffusion_model.input_blocks.0.0.weight": np.zeros(3, np.float32)}
+    save_file(first, twin.parent / "odd.safetensors")
+    found = {one.name: one.card for one in Bases({"pocket": "pocket"}, [twin.parent]).found()}
+    assert list(found) == ["pocket", "odd", "twin"] and not found["pocket"].problem
+    assert found["odd"].problem and found["odd"].hint
+
+
+def test_a_base_that_is_named_twice_is_no_rival_of_itself_and_a_broken_one_takes_no_name(twin, tmp_path):
+    twice = Bases({"mine": str(twin)}, [twin.parent, twin.parent])
+    assert [(one.name, one.card.problem) for one in twice.found()] == [("mine", "")]
+    (tmp_path / "first" / "twin").mkdir(parents=True)
+    both = Bases({}, [tmp_path / "first", twin.parent])
+    assert [bool(one.card.problem) for one in both.found()] == [True, False]
+    assert list(both) == ["twin"] and both["twin"] == str(twin)
+
+
 def test_a_base_is_read_again_only_when_it_changes(twin, monkeypatch):
     asked = []
     read = model_cards._of_folder
