@@ -96,10 +96,10 @@ def test_keys_generate_each_time_anew_and_a_seed_that_is_liked_stays(visit, stud
 def test_another_is_asked_for_while_one_is_drawn_and_the_page_follows_the_new_one(visit, studio):
     _, jobs = studio
     page = visit()
-    quick(page, "a fox")
-    page.locator("#generation-steps [type=number]").fill("400")
+    quick(page, "a fox", 8)  # which ends by being cancelled alone: it would take minutes
+    page.locator("#generation-steps [type=number]").fill("1000")
     page.locator("#go").click()
-    expect(page.locator("#generation-progress")).to_contain_text("of 400")
+    expect(page.locator("#generation-progress")).to_contain_text("of 1000")
     first = newest(jobs, "generation").id
     quick(page, "a cat")
     page.locator("#go").click()
