@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from trainers.settings import MethodConfig
 
@@ -22,11 +22,35 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from pipelines.concepts.concept import Concept
-    from pipelines.events import OnEvent
+    from pipelines.events import OnEvent, Preview
     from pipelines.models.components import Components
-    from trainers.data.batches import Batch, Example
-    from trainers.settings import DataConfig
+    from trainers.data.batches import Example
+    from trainers.settings import DataConfig, TrainConfig
+
+
+Draw = Callable[[int, "torch.Generator"], Any]
+"""Gives the batch of an index; chance comes from the generator of the step."""
+
+
+class Artifact(Protocol):
+    """The result of a training: a concept, gated layers, or a model."""
+
+    @property
+    def partners(self) -> Sequence[Artifact]:
+        """Return the results of the same run beside it, each written to a file of its own."""
+        ...
+
+    def described(self, recipe: Mapping[str, Any], base_fingerprint: str) -> Self:
+        """Return the same with the settings of its training and the base in what it tells of itself."""
+        ...
+
+    def save(self, path: Path) -> Path:
+        """Write it, whole or not at all."""
+        ...
+
+    def attach(self, components: Components) -> AbstractContextManager[Components]:
+        """Give a base what was learned inside the `with`; afterwards the base is bit-identical."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -44,6 +68,11 @@ class Trainable:
         completed: the pictures to learn from, made of those given, the settings of reading them and a seed.
         class_pictures: pictures of the class to learn beside them, each with the word of its class; read from or kept
             in the folder it is called with. None for a method that needs none.
+        batches: makes batches of its own of the pictures, their settings and the share of the training that is over,
+            0 to 1; the function it returns is called as `LatentSet.draw` is, with the index of the batch and the
+            step's generator. None for latents with captions.
+        preview: draws what is learned so far, after a number of steps; None for a picture of the token.
+        fewest: examples without which no batch can be made.
         notes: lines on what is to be known before the training starts.
     """
 
@@ -56,6 +85,9 @@ class Trainable:
     examine: Callable[[Sequence[Example]], None] = lambda examples: None
     completed: Callable[[Sequence[Example], DataConfig, int], Sequence[Example]] = lambda examples, data, seed: examples
     class_pictures: Callable[[Path, OnEvent, Callable[[], bool]], list[Example]] | None = None
+    batches: Callable[[Sequence[Example], TrainConfig, DataConfig, Callable[[], float]], Draw] | None = None
+    preview: Callable[[int], Preview] | None = None
+    fewest: int = 1
     notes: Sequence[str] = ()
 
 
@@ -108,10 +140,10 @@ class Method(Protocol[Config]):
         """Make ready for training; the base is bit-identical after the `with`. Chance comes from `generator`."""
         ...
 
-    def losses(self, trainable: Trainable, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return named loss terms of a batch; the loop optimises their sum."""
+    def losses(self, trainable: Trainable, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return named loss terms of a `Batch`, or what its own `batches` gave; the loop optimises their sum."""
         ...
 
-    def export(self, trainable: Trainable) -> Concept:
-        """Return the concept as it is learned so far."""
+    def export(self, trainable: Trainable) -> Artifact:
+        """Return what is learned so far."""
         ...

@@ -19,11 +19,11 @@ from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines.errors import Cancelled
+from pipelines.errors import Cancelled, ModelError
 from pipelines.events import OnEvent, ignore
 from pipelines.models.components import Components, encode
 from pipelines.models.fingerprint import is_gated
-from pipelines.models.inpainting_unet import widened_shape
+from pipelines.models.inpainting_unet import has_inpainting_unet, inpainting_components, widened_shape
 from pipelines.models.noise import noise_levels, noised, target
 from trainers.loop.clock import Clock
 from trainers.loop.cuda_graphs import CudaGraphUNet
@@ -69,6 +69,27 @@ def widened(base: UNet2DConditionModel) -> UNet2DConditionModel:
     return unet
 
 
+def start_from(components: Components, start: Path | None) -> UNet2DConditionModel:
+    """Return the UNet that training starts from: one given, the one beside the base, or the base widened; float32.
+
+    Raises:
+        ModelError: if what is given is none for this base, or the base has 9 channels itself.
+    """
+    if has_inpainting_unet(components):
+        raise ModelError(
+            f"{components.name} is an inpainting model already.", "Give the 4-channel base, and this one with --start."
+        )
+    unet = widened(components.unet)
+    try:
+        found = inpainting_components(components, start).unet
+    except ModelError:
+        if start is not None:
+            raise
+        return unet
+    unet.load_state_dict({name: tensor for name, tensor in found.state_dict().items() if not is_gated(name)})
+    return unet
+
+
 def inputs_beside(components: Components, pictures: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return latents of the pictures, mask (B, 1, h, w) on their grid, and latents of the masked pictures.
 
@@ -81,10 +102,17 @@ def inputs_beside(components: Components, pictures: Tensor, masks: Tensor) -> tu
     return latents, mask, around
 
 
-def losses_of(
-    unet: UNet2DConditionModel, components: Components, sources: Mapping[str, Source], on_event: OnEvent = ignore
-) -> Losses:
-    """Return the losses of a step, one for each source: squared error inside the mask, and a little outside it.
+Loss = Callable[[MaskedBatch, torch.Generator], Tensor]
+"""The loss of a batch; the generator is that of the device."""
+
+
+def on_device(generator: torch.Generator, device: torch.device) -> torch.Generator:
+    """Return a generator of the device, seeded by one number of the step's, so that nothing waits for the device."""
+    return torch.Generator(device).manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
+
+
+def masked_loss(unet: UNet2DConditionModel, components: Components, on_event: OnEvent = ignore) -> Loss:
+    """Return the loss of a batch: squared error inside the mask, and a little outside it.
 
     Timesteps are spread evenly over each batch, which calms the gradient.
     """
@@ -93,9 +121,8 @@ def losses_of(
     kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
     total = len(alphas_cumprod)
 
-    def loss(source: Source, index: int, generator: torch.Generator) -> Tensor:
+    def loss(batch: MaskedBatch, generator: torch.Generator) -> Tensor:
         with torch.no_grad():
-            batch = source(index, generator)
             # Large autoencoders overflow in float16; a tiny one is quicker and as exact.
             with _half(device, torch.float16) if isinstance(components.vae, AutoencoderTiny) else nullcontext():
                 clean, mask, around = inputs_beside(components, batch.pictures, batch.masks)
@@ -116,10 +143,23 @@ def losses_of(
         error = (guess.float() - wanted).square().mean(1, keepdim=True)
         return (error * weight).sum() / weight.sum()
 
+    return loss
+
+
+def losses_of(
+    unet: UNet2DConditionModel, components: Components, sources: Mapping[str, Source], on_event: OnEvent = ignore
+) -> Losses:
+    """Return the losses of a step, the `masked_loss` of a batch of each source."""
+    loss = masked_loss(unet, components, on_event)
+
     def losses(index: int, generator: torch.Generator) -> dict[str, Tensor]:
-        seed = int(torch.randint(1 << 62, (), generator=generator))
-        generator = torch.Generator(device).manual_seed(seed)
-        return {name: loss(source, index, generator) for name, source in sources.items()}
+        generator = on_device(generator, unet.device)
+        terms: dict[str, Tensor] = {}
+        for name, source in sources.items():
+            with torch.no_grad():
+                batch = source(index, generator)
+            terms[name] = loss(batch, generator)
+        return terms
 
     return losses
 

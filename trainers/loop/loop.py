@@ -48,7 +48,7 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + step * 7_919 + 17) % (1 << 63))
 
 
-def warm_stable_decay(step: int, steps: int, warm: int = 100, decay: float = 0.3) -> float:
+def warm_stable_decay(step: int, steps: int, warm: int = 100, decay: float = 0.3, share: float | None = None) -> float:
     """Return the factor on the learning rate: linear warm-up, a plateau, linear decay to 0 over the last `decay`.
 
     Args:
@@ -56,8 +56,10 @@ def warm_stable_decay(step: int, steps: int, warm: int = 100, decay: float = 0.3
         steps: steps of the run.
         warm: steps of warm-up.
         decay: share of the run, 0 to 1; 0 keeps the plateau to the end.
+        share: of the run that is over, where time may end it before its steps do.
     """
     left = (steps - step) / max(1.0, decay * steps) if decay else 1.0
+    left = min(left, (1 - share) / decay) if decay and share is not None and share > step / steps else left
     return min(1.0, (step + 1) / max(1, warm), max(0.0, left))
 
 

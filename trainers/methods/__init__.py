@@ -27,6 +27,9 @@ ENROLLED = {
     "dreambooth": "trainers.methods.dreambooth:DreamBooth",
     "custom-diffusion": "trainers.methods.custom_diffusion:CustomDiffusion",
     "reversion": "trainers.methods.reversion:ReVersion",
+    "inpainting": "trainers.base_models.inpainting:Inpainting",
+    "grounding": "trainers.base_models.grounding:Grounding",
+    "incontext": "trainers.base_models.incontext:InContext",
 }
 """Module and class of the studio's own methods, by name. A new one is enrolled by its line here."""
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipelines.errors import ModelError
 from pipelines.events import Note, OnEvent
-from pipelines.files import whole_file
+from pipelines.files import replace_folder, whole_file
 from pipelines.models.components import Components
 from pipelines.models.inpainting_unet import FOLDER
 from pipelines.models.loading import load
@@ -210,7 +210,7 @@ def inpainting_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
 
     def keep(done: int, average: EMA) -> None:
         save_unet(unet, average, work / f".{FOLDER}.part")
-        _replace(work / f".{FOLDER}.part", work / FOLDER)
+        replace_folder(work / f".{FOLDER}.part", work / FOLDER)
         with average.shown():
             figures = preview(unet, components, looked, arguments.show, work / "inpainting.png")
         said = " ".join(f"{name} {value:.3f}" for name, value in figures.items())
@@ -248,7 +248,7 @@ def put_in_place(work: Path, out: Path) -> Path:
     if not record.exists():
         raise ModelError(f"There is no {RECORD} in {work}.", "Run python -m trainers.pretrain inpainting.")
     shutil.copytree(work / FOLDER, work / f".{FOLDER}.part")
-    _replace(work / f".{FOLDER}.part", out / FOLDER)
+    replace_folder(work / f".{FOLDER}.part", out / FOLDER)
     facts = json.loads((out / TRAINING).read_text(encoding="utf-8"))
     training = json.loads(record.read_text(encoding="utf-8"))
     note_training(out, facts | {"inpainting": training})
@@ -258,13 +258,3 @@ def put_in_place(work: Path, out: Path) -> Path:
 def _stored(folder: Path) -> dict[str, Tensor]:
     unet: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(folder)
     return unet.float().state_dict()
-
-
-def _replace(new: Path, folder: Path) -> None:
-    """Put a finished folder in the place of an older one."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
