@@ -72,7 +72,6 @@ def cli() -> str:
 def settings() -> str:
     """Return a table for each class of settings: what is asked of a picture, and how each method learns."""
     from pipelines.request.request import Box, ConceptUse, ExamplePair, Grounding, Guidance, InContext, Inpaint, Request
-    from trainers.method_settings import TaskWordConfig
     from trainers.methods import configs
     from trainers.settings import DataConfig, Destination, TrainConfig
 
@@ -82,7 +81,6 @@ def settings() -> str:
         ("What is asked of a picture", asked),
         ("What every training takes", shared),
         ("Each method", tuple(configs().values())),
-        ("Words for pairs", (TaskWordConfig,)),
     ]
     return "\n\n".join(f"## {title}\n\n" + "\n\n".join(map(table, kinds)) for title, kinds in chapters)
 

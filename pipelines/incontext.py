@@ -257,19 +257,6 @@ def require_same_size(pair: ExamplePair, before: Image.Image, after: Image.Image
         )
 
 
-def cells_of(pairs: Sequence[ExamplePair], side: int) -> Tensor:
-    """Return pairs as (N, 2, 3, side, side) in [-1, 1], stretched to the cell.
-
-    Raises:
-        DataError: if a picture cannot be read or is transparent.
-        RequestError: if those of a pair differ in size.
-    """
-    shown = [(open_opaque(Path(pair.before)), open_opaque(Path(pair.after))) for pair in pairs]
-    for pair, both in zip(pairs, shown, strict=True):
-        require_same_size(pair, *both)
-    return torch.stack([torch.stack([to_tensor(one.resize((side, side), _LANCZOS)) for one in both]) for both in shown])
-
-
 def digests(asked: InContext) -> tuple[str, ...]:
     """Return the SHA-256 of every picture's file."""
     return tuple(hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in asked.pictures)

@@ -55,6 +55,7 @@ ALIASES = {
 
 OF_METHODS = {
     "incontext": {"--pairs": "--images", "--cell": "--resolution"},
+    "task-word": {"--rate": "--learning-rate"},
     "grounding": {"--rate": "--learning-rate", "--muon": "--optimizer=muon"},
 }
 """Further spellings of flags for one method."""
@@ -89,4 +90,3 @@ def _carry_out(run: Run, machine: Machine) -> None:
 
 
 app = commands("train", _carry_out, Output, {"machine": Machine})
-app.command("studio.commands.incontext:learn", name="task-word")

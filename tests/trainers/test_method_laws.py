@@ -33,6 +33,7 @@ SETTINGS = {
     "dreambooth": {"token": "<thing>", "class_word": "fox", "pivotal": True, "text_encoder": True},
     "custom-diffusion": {"token": "<thing>", "class_word": "fox"},
     "reversion": {"token": "<thing>", "init": "fox", "left": "fox", "right": "cat", "lora": True},
+    "task-word": {"token": "<thing>", "init": "fox", "vectors": 2},
     "grounding": {"gate": 0.3, "half": False, "mirror": True},
 }
 """Settings that reach more of a method than the values it is offered with."""
@@ -72,14 +73,13 @@ def drawn(method, trainable, the_run, base, index=0):
     return trainable.batches(given, the_run.train, the_run.data, lambda: 0.0)(index, generator)
 
 
-BASES = {"sd": tiny.sd, "sdxl": tiny.sdxl}
-
+BASES = {"sd": tiny.sd, "sdxl": tiny.sdxl, "inpainting": tiny.sd_inpaint}
 
 CONCEPTS = [name for name, method in METHODS.items() if method.offers[0].words]
 """Methods that learn a word."""
-ONLY_SD = ("grounding", "incontext")
-"""Methods that know no other bases, or share with one above all that differs between them."""
-PAIRS = [(name, base) for name in METHODS for base in BASES if base == "sd" or name not in ONLY_SD]
+OF = {"grounding": ("sd",), "incontext": ("sd",), "task-word": ("inpainting",)}
+"""Bases of methods that know no others, or share with one above all that differs between them."""
+PAIRS = [(name, base) for name in METHODS for base in OF.get(name, ("sd", "sdxl"))]
 
 
 @pytest.fixture(params=PAIRS, ids=["-".join(pair) for pair in PAIRS])
@@ -97,7 +97,14 @@ def base(pair):
     return BASES[pair[1]]()
 
 
-of_concepts = pytest.mark.parametrize("pair", [pair for pair in PAIRS if pair[0] in CONCEPTS], ids="-".join)
+def of(names):
+    """Let a law hold for some methods."""
+    return pytest.mark.parametrize("pair", [pair for pair in PAIRS if pair[0] in names], ids="-".join)
+
+
+of_concepts = of(CONCEPTS)
+of_prompts = of([name for name in CONCEPTS if name != "task-word"])
+"""Concepts that are called in prompts of pictures, and learned from pictures with captions."""
 
 
 def run(method, **pace):
@@ -159,7 +166,7 @@ def test_the_same_seed_gives_the_same_concept(method, base):
     assert not equal(first, other)
 
 
-@of_concepts
+@of_prompts
 def test_saved_loaded_and_attached_equals_the_trained_state(method, base, tmp_path):
     the_run = run(method)
     concept = train(base, the_run, examples())
@@ -210,7 +217,7 @@ def test_fewer_steps_than_are_done_are_refused(method, base, tmp_path):
         train(base, run(method, steps=2), examples(), keep=state)
 
 
-@of_concepts
+@of_prompts
 def test_captions_without_the_token_are_said_to_be_left_out(method, base):
     events = []
     pictures = [replace(example, captions=("just a picture",)) for example in examples()]
@@ -251,7 +258,7 @@ def test_the_recipe_on_the_card_rebuilds_the_configuration(method, base):
     assert "images" not in recipe
 
 
-@of_concepts
+@of_prompts
 def test_candidates_are_those_of_shorter_runs_and_change_nothing(method, base):
     kept: dict[int, Concept] = {}
     the_run = run(method, candidates=2, ema=0.5)

@@ -83,8 +83,10 @@ def require_pairs(examples: Sequence[Example]) -> dict[str, list[Example]]:
     """Return the pairs of each task.
 
     Raises:
-        DataError: if one has fewer pairs than a visual prompt needs.
+        DataError: if one has fewer pairs than a visual prompt needs, or a picture has none after the change.
     """
+    if alone := [one.name for one in examples if one.after is None]:
+        raise DataError(f"{alone[0]} has no picture after the change.", "Every pair needs both pictures.")
     tasks: dict[str, list[Example]] = {}
     for one in examples:
         tasks.setdefault(task_of(one), []).append(one)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from pipelines.errors import DataError
-from pipelines.pictures.files import open_picture
+from pipelines.pictures.files import decoded, laid_on
 from pipelines.pictures.pairs import SIDES, halves, holds_pairs
 from trainers.data.folders import Example, Reading
 
@@ -30,7 +31,17 @@ def read_tasks(folder: Path) -> Reading:
         tuple(one for reading in readings for one in reading.examples),
         convention=f"{len(several)} folders of pairs" if several else "pairs",
         doubtful={name: why for reading in readings for name, why in reading.doubtful.items()},
+        transparent=tuple(name for reading in readings for name in reading.transparent),
     )
+
+
+def read_pairs(folder: Path) -> Reading:
+    """Read the pairs of a folder as one task; the others as `read_tasks` does.
+
+    Raises:
+        DataError: if there is no such folder or no pair in it.
+    """
+    return replace(_pairs(folder, ""), convention="pairs")
 
 
 def _pairs(folder: Path, prefix: str) -> Reading:
@@ -45,13 +56,18 @@ def _pairs(folder: Path, prefix: str) -> Reading:
         )
     examples: list[Example] = []
     doubtful: dict[str, str] = {}
+    transparent: list[str] = []
     for name in sorted(before.keys() | after.keys()):
         if name not in before or name not in after:
             side, other = SIDES if name in before else SIDES[::-1]
             doubtful[prefix + name] = f"it has a picture {side} and none {other}."
             continue
         try:
-            examples.append(Example(prefix + name, open_picture(before[name]), after=open_picture(after[name])))
+            stored = [decoded(path, path.name) for path in (before[name], after[name])]
+            first, second = (laid_on(one, "white") for one in stored)
+            examples.append(Example(prefix + name, first, after=second))
         except DataError as error:
             doubtful[prefix + name] = str(error)
-    return Reading(tuple(examples), doubtful=doubtful)
+        else:
+            transparent += [prefix + name] if any(one.mode == "RGBA" for one in stored) else []
+    return Reading(tuple(examples), doubtful=doubtful, transparent=tuple(transparent))

@@ -30,6 +30,7 @@ ENROLLED = {
     "inpainting": "trainers.base_models.inpainting:Inpainting",
     "grounding": "trainers.base_models.grounding:Grounding",
     "incontext": "trainers.base_models.incontext:InContext",
+    "task-word": "trainers.methods.task_word:TaskWord",
 }
 """Module and class of the studio's own methods, by name. A new one is enrolled by its line here."""
 

@@ -22,7 +22,7 @@ from studio.web.panels.following import Following, said, shown, told
 from studio.web.panels.pictures import Marking, keep_words, reshape, rows_of, squared, turned
 from studio.web.panels.readiness import pace_of, readiness, wrong_with
 from studio.web.panels.scores import ScoresPanel
-from studio.web.panels.subjects import KINDS, NAMED, OTHERS, PRESETS, WHATS, What, advice, fields_of
+from studio.web.panels.subjects import KINDS, NAMED, OTHERS, PRESETS, WHATS, What, advice, fields_of, is_hint
 from studio.web.panels.watching import Seen, curve, picture_uri, progress
 
 PREVIEWS = 6
@@ -362,14 +362,16 @@ class TeachPage(Following):
             f'<div class="strip">{strip}</div>' if strip else "",
             "" if dry else curves(seen),
             self._result(job) if done else "",
-            shown(done and bool(job.concepts)),
+            shown(done and bool(job.concepts) and not is_hint(job.spec["method"])),
         )
 
     def _result(self, job: Job) -> str:
         words = [read_card(self.jobs.folder / name).token for name in job.concepts]
         if words:
             said = ", ".join(f"<code>{escape(word)}</code>" for word in words)
-            return f'<p class="learned">Learned: {said}. See whether it is what you meant.</p>'
+            hint = is_hint(job.spec["method"])
+            way = "Give it as the hint, By example." if hint else "See whether it is what you meant."
+            return f'<p class="learned">Learned: {said}. {way}</p>'
         links = (
             f'<a href="/api/v1/runs/{job.id}/files/{number}" download>{escape(stem_of(Path(name)))}</a>'
             for number, name in job.files.items()
