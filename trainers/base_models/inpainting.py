@@ -24,6 +24,7 @@ from trainers.settings import DataConfig, MethodConfig, TrainConfig
 
 if TYPE_CHECKING:
     import torch
+    from diffusers import UNet2DConditionModel
     from torch import Tensor
 
     from pipelines.events import Preview
@@ -122,12 +123,18 @@ class InpaintingUNet(ABC):
     fewest = 1
     """Pictures without which no batch can be made."""
 
+    def begun(self, components: Components, config: Any) -> UNet2DConditionModel:
+        """Return the UNet that training starts from."""
+        from trainers.base_models.inpainting_unet import start_from
+
+        return start_from(components, config.start)
+
     @contextmanager
     def prepare(self, components: Components, config: Any, generator: torch.Generator) -> Iterator[Trainable]:
         """Give the base a new UNet of 9 channels inside the `with`."""
-        from trainers.base_models.inpainting_unet import masked_loss, start_from
+        from trainers.base_models.inpainting_unet import masked_loss
 
-        unet = start_from(components, config.start).train().requires_grad_(True)
+        unet = self.begun(components, config).train().requires_grad_(True)
         state = UNetState(components, config, masked_loss(unet, components))
 
         def batches(
@@ -146,7 +153,7 @@ class InpaintingUNet(ABC):
             fewest=self.fewest,
         )
 
-    def losses(self, trainable: Trainable, batch: MaskedBatch, generator: torch.Generator) -> dict[str, Tensor]:
+    def losses(self, trainable: Trainable, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
         """Return the squared error inside the mask, and a little of that outside it."""
         from trainers.base_models.inpainting_unet import on_device
 

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from pipelines.concepts.model_export import export_model
 from pipelines.files import replace_folder
 from pipelines.models.components import Components
+from pipelines.models.fingerprint import is_gated
 from pipelines.models.inpainting_unet import FOLDER, widened_shape, with_layers_of
 
 
@@ -48,10 +50,7 @@ class InpaintingModel:
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
             model = export_model(self.base, [], temporary / "model", half=self.half)
-            unet = widened_shape(self.base.unet)
-            unet.load_state_dict(dict(self.weights))
-            torch.nn.Module.to(unet, dtype=torch.float16 if self.half else torch.float32)
-            unet.save_pretrained(model / FOLDER)
+            save_unet(self.base.unet, self.weights, model / FOLDER, torch.float16 if self.half else torch.float32)
             (model / FOLDER / "training.json").write_text(json.dumps(self.about, indent=1) + "\n", "utf-8")
             replace_folder(model, path)
         finally:
@@ -63,3 +62,17 @@ class InpaintingModel:
         """Give the base the UNet of 9 channels inside the `with`."""
         components = replace(components, identity=components.fingerprint())
         yield replace(components, denoiser=with_layers_of(components.unet, self.weights, "the training"))
+
+
+def save_unet(base: UNet2DConditionModel, weights: Mapping[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
+    """Write a UNet of 9 channels in the diffusers layout; `pipelines.models.inpainting_unet` reads it.
+
+    Args:
+        base: the UNet of 4 channels it was made of.
+        weights: by their names; layers for boxes are left out.
+        folder: folder to write.
+        dtype: precision in the file.
+    """
+    unet = widened_shape(base)
+    unet.load_state_dict({name: tensor.detach().cpu() for name, tensor in weights.items() if not is_gated(name)})
+    torch.nn.Module.to(unet, dtype=dtype).save_pretrained(folder)  # pyright: ignore[reportCallIssue]
