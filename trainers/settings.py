@@ -236,7 +236,7 @@ def require_folder(folder: Path | None) -> Path:
         DataError: if it names none.
     """
     if folder is None:
-        raise DataError("There are no pictures to learn from.", "Give a folder of them with --images.")
+        raise DataError("Learning requires pictures.", "Give a folder of them with --images.")
     return folder
 
 

@@ -196,6 +196,7 @@ def training_of(method: str, settings: Mapping[str, Any], dataset: str, base: st
             return kind.model_validate(own)
         except ValidationError as error:
             said.append(problems(error))
+            return kind.model_construct()  # what else is wrong is said too
 
     run = run_of(known[method], given | {"images": places.datasets.folder(dataset)}, made)
     if said:
