@@ -60,7 +60,7 @@ class Trainable:
     Attributes:
         components: the base with whatever is new in it.
         parameters: name -> the only tensors that are trained.
-        wordings: prompt templates with one `{}` for the token; none if only pictures' own captions will do.
+        templates: prompt templates with one `{}` for the token; none if only pictures' own captions will do.
         state: what the method wants to keep for its losses.
         figures: numbers to report beside the losses.
         rates: name -> factor on the learning rate, for those that learn at another pace.
@@ -78,7 +78,7 @@ class Trainable:
 
     components: Components
     parameters: Mapping[str, nn.Parameter]
-    wordings: tuple[str, ...]
+    templates: tuple[str, ...]
     state: Any
     figures: Callable[[], dict[str, float]] = field(default=dict)
     rates: Mapping[str, float] = field(default_factory=dict)

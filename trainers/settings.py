@@ -274,7 +274,7 @@ class SubjectConfig(MethodConfig, PriorConfig, ObjectiveConfig):
     kind: Literal["subject", "object", "style"] = "subject"
     """Kind of concept to learn."""
 
-    wordings: Literal["auto", "object", "style", "pocket"] = "auto"
+    templates: Literal["auto", "object", "style", "pocket"] = "auto"
     """Prompt templates for pictures without captions; "auto" is "a photo of {}", and for `pocket` its own few."""
 
     @property

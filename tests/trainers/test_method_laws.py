@@ -68,7 +68,7 @@ def drawn(method, trainable, the_run, base, index=0):
     generator = torch.Generator().manual_seed(index)
     if trainable.batches is None:
         data = LatentSet(base, examples(), resolution=16)
-        return data.draw(index, 2, the_run.config.trigger, trainable.wordings, generator)
+        return data.draw(index, 2, the_run.config.trigger, trainable.templates, generator)
     given = trainable.completed(examples(), the_run.data, 0)
     return trainable.batches(given, the_run.train, the_run.data, lambda: 0.0)(index, generator)
 

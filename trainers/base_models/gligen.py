@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pipelines.errors import ModelError
 from pipelines.gligen.tokens import gated_parameters, grounding_input, has_grounding
 from pipelines.models.components import Components
-from pipelines.models.noise import noise_levels, noised, target
+from pipelines.models.noise import alphas_cumprod_of, noised, target
 from trainers.base_models.grounding import GroundingConfig
 from trainers.initial_weights import initial_weights
 
@@ -155,7 +155,7 @@ class GroundingObjective:
     @cached_property
     def alphas_cumprod(self) -> Tensor:
         """The noise schedule (T,), on the device."""
-        return noise_levels(self.scheduler_config, self.pictures.latents.device)
+        return alphas_cumprod_of(self.scheduler_config, self.pictures.latents.device)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Return the numbers (count,) of pictures for a batch."""
@@ -198,7 +198,7 @@ def gains(
     """
     device = pictures.latents.device
     alphas_cumprod, kind = (
-        noise_levels(scheduler_config, device),
+        alphas_cumprod_of(scheduler_config, device),
         str(scheduler_config.get("prediction_type", "epsilon")),
     )
     generator = torch.Generator(device).manual_seed(1)

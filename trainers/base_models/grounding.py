@@ -135,7 +135,7 @@ class GatedState:
     example: Example | None = None
 
 
-class Grounding:
+class GroundingTraining:
     """Gated layers for boxes (GLIGEN) on any base, from pictures with boxes; the base itself stays what it is."""
 
     name = "grounding"

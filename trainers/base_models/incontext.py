@@ -45,7 +45,7 @@ class InContextConfig(InpaintingUNetConfig):
         return read_tasks(require_folder(folder))
 
 
-class InContext(InpaintingUNet):
+class InContextTraining(InpaintingUNet):
     """Visual prompts: the UNet for inpainting learns changes from pairs of pictures, as answers in a grid."""
 
     name = "incontext"

@@ -169,7 +169,7 @@ class InpaintingUNet(ABC):
         return InpaintingModel(trainable.state.base, weights, trainable.state.config.half)
 
 
-class Inpainting(InpaintingUNet):
+class InpaintingTraining(InpaintingUNet):
     """Inpainting: a UNet that sees the mask and what lies around it, from a base of 4 channels."""
 
     name = "inpainting"

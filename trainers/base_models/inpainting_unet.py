@@ -23,7 +23,7 @@ from pipelines.events import OnEvent, ignore
 from pipelines.models.components import Components, encode
 from pipelines.models.fingerprint import is_gated
 from pipelines.models.inpainting_unet import has_inpainting_unet, inpainting_components, widened_shape
-from pipelines.models.noise import noise_levels, noised, target
+from pipelines.models.noise import alphas_cumprod_of, noised, target
 from trainers.loop.cuda_graphs import CudaGraphUNet
 
 OUTSIDE = 0.1
@@ -112,7 +112,10 @@ def masked_loss(unet: UNet2DConditionModel, components: Components, on_event: On
     Timesteps are spread evenly over each batch, which calms the gradient.
     """
     device = unet.device
-    alphas_cumprod, call = noise_levels(components.scheduler_config, device), CudaGraphUNet(unet, on_event=on_event)
+    alphas_cumprod, call = (
+        alphas_cumprod_of(components.scheduler_config, device),
+        CudaGraphUNet(unet, on_event=on_event),
+    )
     kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
     total = len(alphas_cumprod)
 

@@ -165,9 +165,9 @@ def _bring_in(kept: Path, output: Path, pace: TrainConfig) -> None:
 def _draw(components: Components, concept: Concept, path: Path, on_event: OnEvent) -> None:
     """Draw a preview of the concept with a fixed seed and few steps; skip it if drawing fails."""
     card = concept.card
-    wording = "pocket" if components.family.world == "pocket" else "style" if card.kind == "style" else "object"
+    templates = "pocket" if components.family.world == "pocket" else "style" if card.kind == "style" else "object"
     prompt = on_plain_ground(
-        card.example or prompt_templates(wording)[0].replace("{}", concept.token), components.family.world
+        card.example or prompt_templates(templates)[0].replace("{}", concept.token), components.family.world
     )
     request = Request(prompt=prompt, steps=PREVIEW_STEPS, seed=0, concepts=(ConceptUse(source=concept.token),))
     try:

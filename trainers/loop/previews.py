@@ -81,4 +81,4 @@ def _preview(trainable: Trainable, run: Run, examples: Sequence[Example], step: 
 def _sample(trainable: Trainable, examples: Sequence[Example], token: str) -> str:
     """Return a caption to show the concept with: the first template, or else the first caption of a picture."""
     own = (caption for example in examples for caption in example.captions if usable(caption, token))
-    return next(iter(trainable.wordings), None) or next(own)
+    return next(iter(trainable.templates), None) or next(own)

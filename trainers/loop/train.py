@@ -25,10 +25,11 @@ from trainers.distributed import ALONE, WHOLE, Part, Processes
 from trainers.loop.checkpoints import KEPT, Checkpoint, require_same
 from trainers.loop.clock import Clock, until
 from trainers.loop.ema import EMA
-from trainers.loop.loop import Pace, optimise, warm_stable_decay
+from trainers.loop.loop import optimise
 from trainers.loop.memory import Kept, Saved
 from trainers.loop.optimizers import at_the_result, optimizers_of
 from trainers.loop.previews import REPORT, Offer, after_step
+from trainers.loop.schedule import Schedule
 from trainers.method import Artifact, Draw, Trainable
 from trainers.run import Run
 from trainers.settings import TrainConfig
@@ -66,10 +67,9 @@ def train(
         ConfigError: if a loss stops being a number.
     """
     components = replace(components, identity=components.fingerprint())  # with what is trained it would be another
-    (told, given), clock = _telling(components, run, offer if processes.main else None), Clock(run.train.minutes)
-    with ExitStack() as stack:
-        trainable = stack.enter_context(run.method.prepare(components, run.config, _chance(run)))
-        stack.enter_context(_sparing(components, run, trainable))
+    (told, given), schedule = _telling(components, run, offer if processes.main else None), _schedule(run.train)
+    clock = Clock(schedule.minutes)
+    with _prepared(components, run) as trainable:
         with processes.main_first():
             class_pictures = _class_pictures(run, trainable, class_folder, on_event, should_stop)
         examples = trainable.completed(examples, run.data, run.train.seed)
@@ -83,8 +83,8 @@ def train(
             optimise(
                 _losses(components, run, trainable, draw),
                 optimizers,
-                Pace(run.train.steps, run.train.seed, run.train.accumulate, run.train.max_grad_norm, REPORT),
-                rate=_rate(run.train, clock),
+                schedule,
+                rate=schedule.factor(clock),
                 after_step=lambda done: clock.count(done) or after(done),
                 checkpoint=_checkpoint(keep, keep_every, run, trainable, optimizers, average, clock, begun_with),
                 processes=processes,
@@ -96,9 +96,26 @@ def train(
             return told(run.method.export(trainable))
 
 
-def _rate(pace: TrainConfig, clock: Clock) -> Callable[[int, int], float]:
-    """Return the factor on the learning rate, by step and steps, or the minutes that are over."""
-    return lambda step, of: warm_stable_decay(step, of, pace.warmup, pace.decay, clock.share(step, of))
+def _schedule(train: TrainConfig) -> Schedule:
+    """Return the schedule that the settings ask for."""
+    return Schedule(
+        train.steps,
+        train.minutes,
+        train.rate,
+        train.warmup,
+        train.decay,
+        train.seed,
+        train.accumulate,
+        train.max_grad_norm,
+        REPORT,
+    )
+
+
+@contextmanager
+def _prepared(components: Components, run: Run) -> Iterator[Trainable]:
+    """Make the base ready for a run inside the `with`."""
+    with run.method.prepare(components, run.config, _generator(run)) as trainable, _sparing(components, run, trainable):
+        yield trainable
 
 
 @contextmanager
@@ -132,11 +149,11 @@ def require_learnable(components: Components, run: Run) -> None:
     Raises:
         ConceptError: if the word or its initializer do not suit it.
     """
-    with run.method.prepare(replace(components, identity=components.fingerprint()), run.config, _chance(run)):
+    with run.method.prepare(replace(components, identity=components.fingerprint()), run.config, _generator(run)):
         pass
 
 
-def _chance(run: Run) -> torch.Generator:
+def _generator(run: Run) -> torch.Generator:
     """Return the generator of initial values; steps have generators of their own."""
     return torch.Generator().manual_seed(run.train.seed * 7_907 + 13)
 
@@ -277,13 +294,13 @@ def _batches(
         on_event(Note(f"{len(left_out)} captions have no {trigger} or {{}} and are not used ({names})"))
     on_event(Note(f"{len(examples)} pictures encoded; {pace.steps} steps at rate {pace.rate:g}"))
     if not class_pictures:
-        return lambda index, generator: own.draw(index, pace.batch, trigger, trainable.wordings, generator, part)
+        return lambda index, generator: own.draw(index, pace.batch, trigger, trainable.templates, generator, part)
     # Each class picture has the word of its class.
     prior, word = encoded(class_pictures, 0.0), class_pictures[0].word or trigger
 
     def both(index: int, generator: torch.Generator) -> Batch:
-        batch = own.draw(index, pace.batch, trigger, trainable.wordings, generator, part)
-        return replace(batch, prior=prior.draw(index, pace.batch, word, trainable.wordings, generator, part))
+        batch = own.draw(index, pace.batch, trigger, trainable.templates, generator, part)
+        return replace(batch, prior=prior.draw(index, pace.batch, word, trainable.templates, generator, part))
 
     return both
 

@@ -25,7 +25,7 @@ from pipelines.models.fingerprint import is_gated
 from pipelines.models.loading import load
 from trainers.base_models.gligen import BoxedPictures, gains
 from trainers.base_models.gligen_scenes import composed, pool
-from trainers.base_models.grounding import Grounding, GroundingConfig
+from trainers.base_models.grounding import GroundingConfig, GroundingTraining
 from trainers.data.folders import Example
 from trainers.loop.checkpoints import read, states
 from trainers.loop.previews import REPORT
@@ -75,7 +75,7 @@ def grounding_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
     on_event(Note(f"{done} steps; losses on unseen pictures: {told}; layers in {work / ADAPTER}"))
 
 
-class ComposedGrounding(Grounding):
+class ComposedGrounding(GroundingTraining):
     """Gated layers for boxes, from pictures that are encoded already.
 
     Args:

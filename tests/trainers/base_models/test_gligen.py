@@ -17,8 +17,8 @@ from trainers.base_models.grounding import GroundingConfig
 from trainers.distributed import ALONE
 from trainers.loop.checkpoints import states
 from trainers.loop.clock import Clock
-from trainers.loop.loop import warm_stable_decay
 from trainers.loop.optimizers import optimizers_of
+from trainers.loop.schedule import warm_stable_decay
 from trainers.loop.train import train
 from trainers.pretrain.grounding import ComposedGrounding
 from trainers.run import run_of

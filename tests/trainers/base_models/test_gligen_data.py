@@ -16,7 +16,7 @@ from pipelines.models.fingerprint import is_gated
 from studio.cli import main
 from tests import tiny
 from trainers.base_models.gligen_data import encoded, mirrored, read_boxed
-from trainers.base_models.grounding import Grounding
+from trainers.base_models.grounding import GroundingTraining
 from trainers.loop.train import train
 from trainers.run import run_of
 
@@ -70,7 +70,7 @@ def test_pictures_are_squeezed_so_that_boxes_stay_where_they_are(folder):
 
 
 def run(folder, **more):
-    method = Grounding()
+    method = GroundingTraining()
     parts = {"images": folder, "steps": 2, "batch": 2, "warmup": 1, "learning_rate": 1e-3, "scale_lr": False} | more
     return run_of(method, parts)
 
