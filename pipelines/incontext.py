@@ -27,8 +27,9 @@ from pipelines.events import OnEvent, ignore
 from pipelines.measures.judge import Judge
 from pipelines.models.components import Components
 from pipelines.models.inpainting_unet import inpainting_components
-from pipelines.pictures.files import PICTURE_SUFFIXES, decoded, open_picture
+from pipelines.pictures.files import decoded, open_picture
 from pipelines.pictures.grids import Grid
+from pipelines.pictures.pairs import halves
 from pipelines.pictures.tensors import to_pictures, to_tensor
 from pipelines.request.request import ExamplePair, Guidance, InContext, Request
 from pipelines.sampling import Result, sample
@@ -325,19 +326,6 @@ def require_same_size(pair: ExamplePair, before: Image.Image, after: Image.Image
         )
 
 
-def cells_of(pairs: Sequence[ExamplePair], side: int) -> Tensor:
-    """Return pairs as (N, 2, 3, side, side) in [-1, 1], stretched to the cell.
-
-    Raises:
-        DataError: if a picture cannot be read or is transparent.
-        RequestError: if those of a pair differ in size.
-    """
-    shown = [(open_opaque(Path(pair.before)), open_opaque(Path(pair.after))) for pair in pairs]
-    for pair, both in zip(pairs, shown, strict=True):
-        require_same_size(pair, *both)
-    return torch.stack([torch.stack([to_tensor(one.resize((side, side), _LANCZOS)) for one in both]) for both in shown])
-
-
 def digests(asked: InContext) -> tuple[str, ...]:
     """Return the SHA-256 of every picture's file."""
     return tuple(hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in asked.pictures)
@@ -419,21 +407,16 @@ def judges_eye(judge: Judge) -> Embed:
 
 
 def pairs_in(folder: Path) -> tuple[ExamplePair, ...]:
-    """Return the pairs of a folder: `before/NAME.png` and `after/NAME.png`, by name.
+    """Return the pairs of a folder, in the order of their names; its forms are those of `pipelines.pictures.pairs`.
 
     Raises:
         DataError: if there are none, or a picture has no other half.
     """
-    halves: list[dict[str, Path]] = []
-    for side in ("before", "after"):
-        inside = folder / side
-        listed = sorted(inside.iterdir()) if inside.is_dir() else []
-        halves.append({path.stem: path for path in listed if path.suffix.lower() in PICTURE_SUFFIXES})
-    before, after = halves
+    before, after = halves(folder)
     alone = sorted(before.keys() ^ after.keys())
     if alone:
         side = "after" if alone[0] in before else "before"
-        raise DataError(f"{alone[0]!r} of {folder} has no picture in {side}/.", "Every pair needs both pictures.")
+        raise DataError(f"{alone[0]!r} of {folder} has no picture {side}.", "Every pair needs both pictures.")
     if not before:
         raise DataError(
             f"{folder} holds no pairs.", "Put pictures into before/ and, with the same names, changed ones into after/."

@@ -320,5 +320,5 @@ def test_folders_that_hold_no_pairs(tmp_path):
         incontext.pairs_in(tmp_path)
     (tmp_path / "before").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "before" / "fox.png")
-    with pytest.raises(DataError, match=r"'fox' of .* has no picture in after/"):
+    with pytest.raises(DataError, match=r"'fox' of .* has no picture after\."):
         incontext.pairs_in(tmp_path)

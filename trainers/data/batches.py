@@ -25,7 +25,7 @@ WORDS = Path(__file__).parents[1] / "words"
 
 
 def digest(examples: Sequence[Example]) -> str:
-    """Return 16 hex digits that identify training data: pixels, captions, masks and repeats, not file names."""
+    """Return 16 hex digits that identify training data: pixels, words, masks, boxes and repeats, not file names."""
     hashed = hashlib.sha256()
     for example in examples:
         hashed.update(f"{example.picture.size}{chr(0).join(example.captions) or None}".encode())
@@ -36,6 +36,10 @@ def digest(examples: Sequence[Example]) -> str:
             hashed.update(f"word {example.word}".encode())
         if example.mask is not None:
             hashed.update(b"mask" + example.mask.tobytes())
+        if example.after is not None:
+            hashed.update(b"after" + example.after.tobytes())
+        for box in example.boxes:
+            hashed.update(b"box" + box.model_dump_json().encode())
     return hashed.hexdigest()[:16]
 
 

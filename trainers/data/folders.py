@@ -9,14 +9,15 @@ picture comes. Archives are read by the same rules.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
 from pipelines.errors import DataError
 from pipelines.pictures.files import PICTURE_SUFFIXES, decoded, laid_on, open_picture
+from pipelines.request.request import Box
 from pipelines.request.yolo import CLASSES
 from pipelines.words import composed
 from trainers.data.caption_files import CAPTION_SUFFIXES, caption_file, captions_in, holds_boxes, key, tidied
@@ -60,9 +61,11 @@ class Example:
         mask: grey, of the picture's size, white where the thing is; None for everywhere.
         repeats: times per epoch.
         word: word for its thing in captions and templates; None for that of the run.
+        boxes: the things in it, for trainings of boxes.
+        after: upright RGB, what a change made of it, of the same size; for trainings of changes.
 
     Raises:
-        DataError: if the mask is of another size, or it is to come less than once.
+        DataError: if the mask or the picture after is of another size, or it is to come less than once.
     """
 
     name: str
@@ -71,14 +74,22 @@ class Example:
     mask: Image.Image | None = None
     repeats: int = 1
     word: str | None = None
+    boxes: tuple[Box, ...] = ()
+    after: Image.Image | None = None
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
             raise DataError(f"{self.name} is to be repeated {self.repeats} times.", "Give 1 or more.")
-        if self.mask is not None and self.mask.size != self.picture.size:
-            mask, own = (f"{size[0]} x {size[1]}" for size in (self.mask.size, self.picture.size))
+        own, other = (
+            f"{one.size[0]} x {one.size[1]}" for one in (self.picture, self.after or self.mask or self.picture)
+        )
+        if self.after is not None and other != own:
             raise DataError(
-                f"The mask of {self.name} has {mask} pixels, the picture {own}.",
+                f"The pair {self.name} has {own} pixels before and {other} after.", "Save both in one size."
+            )
+        if self.mask is not None and self.mask.size != self.picture.size:
+            raise DataError(
+                f"The mask of {self.name} has {other} pixels, the picture {own}.",
                 "Save the mask in the size of its picture.",
             )
 
@@ -93,6 +104,7 @@ class Reading:
         convention: name of the folder convention that was recognised.
         doubtful: path of a picture -> why it cannot be learned from as it is; none of `examples`.
         transparent: names of examples that are transparent in places, and are laid on white.
+        notes: sentences on what was changed while reading.
     """
 
     examples: tuple[Example, ...]
@@ -100,6 +112,7 @@ class Reading:
     convention: str = PLAIN
     doubtful: Mapping[str, str] = field(default_factory=dict)
     transparent: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def sound(self, skip: bool | None = None) -> Reading:
         """Return this reading if it has no doubtful files or they may be skipped; None where nobody can decide.
@@ -211,22 +224,6 @@ def read_folder(folder: Path, deep: bool = False) -> Reading:
         transparent += [one.name] if stored.mode == "RGBA" else []
         examples.append(example)
     return Reading(tuple(examples), listed.ignored, listed.convention, doubtful, tuple(transparent))
-
-
-def joined(readings: Sequence[tuple[Reading, str]]) -> Reading:
-    """Join several folders, each example with the word of its folder.
-
-    Args:
-        readings: contents of each folder, with the word for its thing in captions.
-    """
-    examples = tuple(
-        replace(one, name=f"{word} {one.name}", word=word) for reading, word in readings for one in reading.examples
-    )
-    ignored = {f"{word} {path}": why for reading, word in readings for path, why in reading.ignored.items()}
-    doubtful = {f"{word} {path}": why for reading, word in readings for path, why in reading.doubtful.items()}
-    transparent = tuple(f"{word} {name}" for reading, word in readings for name in reading.transparent)
-    conventions = dict.fromkeys(reading.convention for reading, _ in readings)
-    return Reading(examples, ignored, f"{len(readings)} folders: {', '.join(conventions)}", doubtful, transparent)
 
 
 # -- folders ----------------------------------------------------------------------------------------------------
