@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from pipelines.concepts.concept import Concept
 from pipelines.condition import Condition
@@ -24,10 +23,9 @@ from pipelines.conditions.analogist import Analogist
 from pipelines.conditions.grid import Agreement, Canvases, Detail
 from pipelines.errors import DataError, RequestError
 from pipelines.events import OnEvent, ignore
-from pipelines.measures.judge import Judge
 from pipelines.models.components import Components
 from pipelines.models.inpainting_unet import inpainting_components
-from pipelines.pictures.files import decoded, open_picture
+from pipelines.pictures.files import decoded
 from pipelines.pictures.grids import Grid
 from pipelines.pictures.pairs import halves
 from pipelines.pictures.tensors import to_pictures, to_tensor
@@ -41,8 +39,6 @@ DETAILS = (0.0, 0.7, 1.0)
 """Shares of the steps that are tried on an example: its details may be wanted, or be what is to go, as noise is."""
 TRIAL_STEPS = 10
 """Most steps of a trial."""
-Embed = Callable[[Sequence[Image.Image]], Tensor]
-"""Pictures to unit vectors (N, D)."""
 
 
 def answer(
@@ -377,33 +373,6 @@ _LANCZOS = Image.Resampling.LANCZOS
 
 
 # -- examples ---------------------------------------------------------------------------------------------------
-
-
-def nearest(query: Image.Image, pairs: Sequence[ExamplePair], embed: Embed, count: int = 1) -> tuple[ExamplePair, ...]:
-    """Return the examples whose picture before is most like the query, by cosine, the nearest last.
-
-    Unsupervised retrieval (Zhang et al., "What Makes Good Examples for Visual In-Context Learning?", arXiv:2301.13670).
-
-    Args:
-        query: the picture to be changed.
-        pairs: to choose from.
-        embed: gives unit vectors.
-        count: number of items.
-    """
-    seen = torch.cat([embed([open_picture(Path(pair.before))]) for pair in pairs])
-    likeness = F.cosine_similarity(seen, embed([query]))
-    best = likeness.argsort(descending=True, stable=True)[:count].tolist()
-    return tuple(pairs[index] for index in reversed(best))
-
-
-def judges_eye(judge: Judge) -> Embed:
-    """Return the picture encoder of pocket's judge."""
-
-    @torch.no_grad()
-    def embed(pictures: Sequence[Image.Image]) -> Tensor:
-        return torch.cat([judge.embed_pictures(to_tensor(picture)[None]) for picture in pictures])
-
-    return embed
 
 
 def pairs_in(folder: Path) -> tuple[ExamplePair, ...]:

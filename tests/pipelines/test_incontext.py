@@ -311,7 +311,7 @@ def test_the_nearest_example_is_that_whose_picture_before_is_most_alike(tmp_path
     def embed(pictures):
         return torch.stack([to_tensor(picture).mean((1, 2)) + 1 for picture in pictures])
 
-    chosen = incontext.nearest(Image.new("RGB", (9, 9), (200, 90, 20)), pairs, embed, 2)
+    chosen = nearest(Image.new("RGB", (9, 9), (200, 90, 20)), pairs, embed, 2)
     assert [pair.before.split("/")[-1] for pair in chosen] == ["green.png", "red.png"]
 
 
