@@ -13,6 +13,7 @@ from pipelines.condition import Branch, Step
 from pipelines.conditions.grid import Agreement, Canvases, laid
 from pipelines.errors import DataError, ModelError, RequestError
 from pipelines.generation import generate
+from pipelines.measures.nearest_examples import nearest
 from pipelines.models.components import CONCAT
 from pipelines.models.schedulers import build
 from pipelines.pictures.grids import Grid
