@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pipelines.request.request import InContext, Inpaint, Request
 from studio.web import forms
-from studio.web.pages import edit, example, generate
+from studio.web.pages import edit, example, offers
 from studio.web.static import text
 
 
@@ -155,7 +155,7 @@ TOUR: tuple[tuple[str, str, str], ...] = (
 def controls() -> dict[str, Help]:
     """Return the help of all controls: those above, and those derived from settings."""
     derived: dict[str, tuple[str, str]] = {
-        **forms.helps("generation", Request, generate.LABELS),
+        **forms.helps("generation", Request, offers.LABELS),
         **forms.helps("edit", Inpaint, edit.LABELS),
         **forms.helps("example", InContext, example.LABELS),
     }
