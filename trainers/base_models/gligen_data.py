@@ -42,7 +42,7 @@ class Boxed:
         picture = ImageOps.mirror(self.example.picture)
         boxes = [one.model_copy(update={"box": (1 - one.box[2], one.box[1], 1 - one.box[0], one.box[3])})
                  for one in self.boxes]  # fmt: skip
-        return Boxed(replace(self.example, picture=picture, mask=None), tuple(boxes))
+        return Boxed(replace(self.example, source=picture, mask_source=None), tuple(boxes))
 
 
 def read_boxed(folder: Path, skip: bool | None = None, on_event: OnEvent = ignore) -> list[Boxed]:

@@ -43,6 +43,7 @@ from trainers.data.mask_files import (
     read_mask,
 )
 from trainers.data.named_pairs import Pair, pair_captions
+from trainers.data.stored import Source, Stored, opened
 
 PLAIN = "plain folder"
 REPEATED = re.compile(r"([0-9]{1,5})_(.+)")
@@ -53,11 +54,14 @@ OTHERS = (".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".tga", ".ico", ".dn
 class Example:
     """One training picture.
 
+    Pixels stay on disk: `picture` and `mask` read them whenever they are asked for, so that thousands of photos take no
+    memory. Pictures made in memory stay there.
+
     Attributes:
         name: path inside the folder it came from.
-        picture: upright RGB.
+        source: of its pixels.
         captions: its own captions, one of which is drawn each time; none for templates.
-        mask: grey, of the picture's size, white where the thing is; None for everywhere.
+        mask_source: of its mask; None for none.
         repeats: times per epoch.
         word: word for its thing in captions and templates; None for that of the run.
 
@@ -66,21 +70,36 @@ class Example:
     """
 
     name: str
-    picture: Image.Image
+    source: Source
     captions: tuple[str, ...] = ()
-    mask: Image.Image | None = None
+    mask_source: Source | None = None
     repeats: int = 1
     word: str | None = None
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
             raise DataError(f"{self.name} is to be repeated {self.repeats} times.", "Give 1 or more.")
-        if self.mask is not None and self.mask.size != self.picture.size:
-            mask, own = (f"{size[0]} x {size[1]}" for size in (self.mask.size, self.picture.size))
+        if self.mask_source is not None and self.mask_source.size != self.size:
+            mask, own = (f"{size[0]} x {size[1]}" for size in (self.mask_source.size, self.size))
             raise DataError(
                 f"The mask of {self.name} has {mask} pixels, the picture {own}.",
                 "Save the mask in the size of its picture.",
             )
+
+    @property
+    def picture(self) -> Image.Image:
+        """Upright RGB, read anew; raises `DataError` if it cannot be any more."""
+        return opened(self.source)
+
+    @property
+    def mask(self) -> Image.Image | None:
+        """Grey, of the picture's size, white where the thing is, read anew; None for everywhere."""
+        return None if self.mask_source is None else opened(self.mask_source)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.source.size
 
 
 @dataclass(frozen=True)
@@ -201,9 +220,10 @@ def read_folder(folder: Path, deep: bool = False) -> Reading:
     for one in listed.found:
         try:
             stored = decoded(one.path, one.path.name)
-            mask = read_mask(one.mask) if one.mask else None
-            example = Example(one.name, laid_on(stored, "white"), one.captions, mask, one.repeats)
-            if doubt := listed.doubt(one, example.picture, open_picture):
+            picture = laid_on(stored, "white")
+            mask = Stored.of(one.mask, read_mask(one.mask), read_mask) if one.mask else None
+            example = Example(one.name, Stored.of(one.path, picture, open_picture), one.captions, mask, one.repeats)
+            if doubt := listed.doubt(one, picture, open_picture):
                 raise DataError(doubt)
         except DataError as error:
             doubtful[one.name] = str(error)
