@@ -50,7 +50,7 @@ class Wanted:
     """A search among pictures; everything that is left out fits.
 
     Attributes:
-        words: text of which all words are in the prompts, boxes, concepts, base or tags.
+        words: text of which all words are in the prompts, boxes, parts, concepts, base or tags.
         concept: id of one that was used.
         base: id of the base.
         since: seconds since 1970.
@@ -88,6 +88,7 @@ def said_in(job: Job) -> str:
     request = job.spec.get("request", {})
     used = [str(use.get("source")) for use in request.get("concepts", ())]
     boxes = [str(box.get("phrase")) for box in request.get("boxes", ())]
+    boxes += [str(one.get("prompt")) for name in ("regions", "also") for one in request.get(name, ())]
     texts = (request.get("prompt", ""), request.get("negative_prompt", ""), job.spec.get("base", ""))
     return " ".join([*map(str, texts), *used, *boxes])
 

@@ -57,8 +57,11 @@ CONTROLS: Mapping[str, Help] = MappingProxyType(
         ),
         "boxes-fold": Help(
             "Boxes",
-            "Draw a box and say what is in it: the thing comes there.",
-            "The prompt should say the same things. On the keyboard: arrows move a box, Shift with arrows changes its "
+            "Draw a box and say what is in it: the thing comes there. “Own prompt” draws what is inside by itself.",
+            "The prompt should say the same things as the boxes. With “Own prompt”, or painted with the brush, a part "
+            "follows its words alone, as if it were a picture of its own; weights of a concept it names act in it "
+            "alone, so that several learned things stand in one picture. The prompt is then that of the rest, and a "
+            "soft rim mixes both. On the keyboard: arrows move a box, Shift with arrows changes its "
             "size, Delete removes it.",
         ),
         "settings-fold": Help(

@@ -35,6 +35,7 @@ from studio.web.panels.chips import (
 from studio.web.panels.comparing import Comparing, picture_of, suggestion
 from studio.web.panels.following import said, shown, told
 from studio.web.panels.phrasing import Phrasing, by_lot, lists_of, several
+from studio.web.panels.placed import drawn_in, placed
 from studio.web.panels.planning import Plan, seeded
 from studio.web.panels.words import words_of
 
@@ -83,7 +84,7 @@ class GeneratePage:
         with gr.Row(elem_classes="examples"):
             self.examples = [gr.Button(name, size="sm", min_width=90) for name, _, _ in EXAMPLES]
             self.offer = offer_button(self.jobs)
-        with fold("Place things with boxes", "boxes-fold"):
+        with fold("Boxes and parts of the picture", "boxes-fold"):
             self.boxes = box_editor(elem_id="boxes")
         with fold("More settings", "settings-fold"):
             names = list(PRESETS)
@@ -204,21 +205,18 @@ class GeneratePage:
         Where words of the prompt are drawn by lot, several pictures are a comparison of several prompts.
         """
         more, compared = more[: len(self.form.paths)], more[len(self.form.paths) :]
-        named = [
-            {"phrase": box.get("phrase"), "box": box.get("box")}
-            for box in records(boxes)
-            if str(box.get("phrase", "")).strip()
-        ]
-        if len(named) < len(boxes or []):
-            gr.Info("A box without words is left out.")
         try:
+            named, parts = placed(self.jobs, boxes)
+            if len(named) + len(parts) < len(boxes or []):
+                gr.Info("A box without words is left out.")
             planned = Plan.read(plan)
             axes = self.comparing.axes(compared)
             said_ = self.phrasing.said(prompt or "", style)
             prompts = self._drawn(base, said_, planned, 1 if axes else planned.count)
             fields = self.form.given(more) | {"prompt": prompts[0], "seed": planned.seed, "count": planned.count}
-            fields["boxes"] = named
-            phrases = [str(box["phrase"]) for box in named]
+            fields |= {"boxes": named} | ({"regions": parts} if parts else {})
+            phrases = [*(str(box["phrase"]) for box in named), *(str(part["prompt"]) for part in parts)]
+            phrases += [str(one["prompt"]) for one in fields.get("also", ())]
             used = concepts_used(self.jobs, concepts, *prompts, str(fields.get("negative_prompt", "")), *phrases)
             fields["concepts"] = used
             if len(prompts) > 1:
@@ -342,7 +340,9 @@ class GeneratePage:
         missing = strengths.keys() - {chip["id"] for chip in chips}
         if missing:
             gr.Warning(said(f"Not in the library: {', '.join(sorted(missing))}. Import it to make the same picture."))
-        boxes = [{"phrase": box.phrase, "box": list(box.box)} for box in request.boxes]
+        boxes, lost = drawn_in(self.jobs, request)
+        if lost:
+            gr.Warning(said(f"The painted mask is no longer here for: {', '.join(lost)}. Paint that part again."))
         size = planning.size_of(self.jobs.bases.get(base, ""), request.width, request.height)
         planned = {"count": count, "size": size, "seed": request.seed, "keep": keep}
         return [request.prompt, chips, boxes, planned, *self.form.shown(request)]

@@ -6,6 +6,7 @@ from typing import Any
 
 LABELS = {
     "negative_prompt": "What to avoid",
+    "also": "Further prompts",
     "guidance.scale": "Guidance scale",
     "guidance.rescale": "Guidance rescale",
     "guidance.start": "Guidance from",
