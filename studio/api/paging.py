@@ -86,8 +86,11 @@ class Paging:
             found = json.loads(text)
         except (binascii.Error, ValueError, RecursionError):
             found = None
-        right = isinstance(found, list) and len(found) == len(kinds)
-        if not right or any(type(one) is not kind for one, kind in zip(found, kinds, strict=True)):
+        if (
+            not isinstance(found, list)
+            or len(found) != len(kinds)
+            or any(type(one) is not kind for one, kind in zip(found, kinds, strict=True))
+        ):
             raise RequestError(
                 f"The cursor {self._cursor!r:.60} is none of this list.",
                 "Take it from the header Link of the page before, or leave it out.",
