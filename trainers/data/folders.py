@@ -43,63 +43,12 @@ from trainers.data.mask_files import (
     read_mask,
 )
 from trainers.data.named_pairs import Pair, pair_captions
-from trainers.data.stored import Source, Stored, opened
+from trainers.data.stored import Example as Example
+from trainers.data.stored import Stored
 
 PLAIN = "plain folder"
 REPEATED = re.compile(r"([0-9]{1,5})_(.+)")
 OTHERS = (".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".tga", ".ico", ".dng", ".cr2", ".nef", ".arw")
-
-
-@dataclass(frozen=True)
-class Example:
-    """One training picture.
-
-    Pixels stay on disk: `picture` and `mask` read them whenever they are asked for, so that thousands of photos take no
-    memory. Pictures made in memory stay there.
-
-    Attributes:
-        name: path inside the folder it came from.
-        source: of its pixels.
-        captions: its own captions, one of which is drawn each time; none for templates.
-        mask_source: of its mask; None for none.
-        repeats: times per epoch.
-        word: word for its thing in captions and templates; None for that of the run.
-
-    Raises:
-        DataError: if the mask is of another size, or it is to come less than once.
-    """
-
-    name: str
-    source: Source
-    captions: tuple[str, ...] = ()
-    mask_source: Source | None = None
-    repeats: int = 1
-    word: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.repeats < 1:
-            raise DataError(f"{self.name} is to be repeated {self.repeats} times.", "Give 1 or more.")
-        if self.mask_source is not None and self.mask_source.size != self.size:
-            mask, own = (f"{size[0]} x {size[1]}" for size in (self.mask_source.size, self.size))
-            raise DataError(
-                f"The mask of {self.name} has {mask} pixels, the picture {own}.",
-                "Save the mask in the size of its picture.",
-            )
-
-    @property
-    def picture(self) -> Image.Image:
-        """Upright RGB, read anew; raises `DataError` if it cannot be any more."""
-        return opened(self.source)
-
-    @property
-    def mask(self) -> Image.Image | None:
-        """Grey, of the picture's size, white where the thing is, read anew; None for everywhere."""
-        return None if self.mask_source is None else opened(self.mask_source)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height in pixels."""
-        return self.source.size
 
 
 @dataclass(frozen=True)
