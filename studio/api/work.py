@@ -198,6 +198,18 @@ def _add_pictures(router: APIRouter, jobs: Jobs, kind: Kind, found: Found) -> No
             raise Unknown(f"There is no picture {number} here.", "See pictures of the job.")
         return FileResponse(path, media_type="image/png")
 
+    @router.get(f"/{place}/{{job}}/files/{{number}}", tags=tags, name=f"file_of_{kind}", response_class=FileResponse)
+    def file(job: str, number: int) -> Response:
+        """Return one of its results that is no picture; a model as a zip."""
+        name = found(job).files.get(number)
+        path = jobs.folder / name if name else None
+        if path is None or not path.exists():
+            raise Unknown(f"There is no file {number} here.", "See files of the job.")
+        if path.is_file():
+            return FileResponse(path, filename=path.name)
+        inside = [one for one in sorted(path.rglob("*")) if one.is_file()]
+        return zipped([(one.relative_to(path).as_posix(), one) for one in inside], path.name)
+
     @router.get(f"/{place}/{{job}}/archive", tags=tags, name=f"archive_of_{kind}", response_class=StreamingResponse)
     def archive(job: str) -> StreamingResponse:
         """Return all its pictures as a zip."""

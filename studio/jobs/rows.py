@@ -68,6 +68,17 @@ class Job:
     results: tuple[str, ...] = ()
 
     @property
+    def concepts(self) -> list[str]:
+        """Return those of its results that are concepts of the library."""
+        return [name for name in self.results if name.startswith("concepts/") and name.endswith(".safetensors")]
+
+    @property
+    def files(self) -> dict[int, str]:
+        """Return other results that are no pictures, gated layers and models, by their number."""
+        others = enumerate(self.results)
+        return {number: name for number, name in others if name not in self.concepts and not name.endswith(".png")}
+
+    @property
     def ended(self) -> bool:
         """Return whether nothing more will come."""
         return self.state in ENDED

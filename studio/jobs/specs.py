@@ -20,7 +20,6 @@ from pipelines.errors import ConceptError, ConfigError, RequestError, StudioErro
 from pipelines.request.axes import axes_of, cells
 from pipelines.request.request import Request, problems
 from pipelines.request.settings import FileOf, Model, file_of, holds_models, mapped, with_files
-from pipelines.words import file_stem
 from studio.jobs.store import Job
 from studio.library.bases import Bases
 from studio.library.datasets import Datasets, Pictures
@@ -186,6 +185,7 @@ def training_of(method: str, settings: Mapping[str, Any], dataset: str, base: st
         raise ConfigError(f"There is no method {method!r:.60}.", f"There are: {', '.join(known)}.")
     kinds = (known[method].Settings, DataConfig, TrainConfig, Destination)
     fields = {name: field for kind in kinds for name, field in kind.model_fields.items()}
+    fields = {name: field for name, field in fields.items() if name not in known[method].Settings.unused}
     if unknown := [name for name in settings if name not in fields]:
         raise ConfigError(f"{method} has no setting {unknown[0]!r:.60}.", f"GET /api/v1/methods/{method} lists them.")
     if closed := [name for name in settings if name == "images" or not of_clients(name, fields[name])]:
@@ -199,6 +199,7 @@ def training_of(method: str, settings: Mapping[str, Any], dataset: str, base: st
             return kind.model_validate(own)
         except ValidationError as error:
             said.append(problems(error))
+            return kind.model_construct()  # what else is wrong is said too
 
     run = run_of(known[method], given | {"images": places.datasets.folder(dataset)}, made)
     if said:
@@ -206,7 +207,7 @@ def training_of(method: str, settings: Mapping[str, Any], dataset: str, base: st
     if run.train.candidates and len(run.config.triggers) > 1:
         raise ConfigError("Candidates cannot be kept of several subjects.", "Leave candidates out, or also.")
     # Seen from the folder of the server, where its processes work, so that a concept does not tell where that is.
-    output = places.learned / f"{file_stem(run.config.trigger)}.safetensors"
+    output = places.folder / run.config.result(base)
     return replace(run, where=run.where.model_copy(update={"base": places.base(base), "output": output}))
 
 

@@ -164,7 +164,7 @@ def write_concepts(
     on_event: OnEvent | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Path]:
-    """Learn a concept, or several in one run, and write each; return their paths.
+    """Learn a concept, several in one run, or a part of a base, and write each; return their paths.
 
     Events go to a progress line unless `on_event` is given.
 
@@ -228,7 +228,7 @@ def _report(
         reading,
         token=run.config.trigger,
         config=run.train,
-        data=run.data,
+        data=run.data.model_copy(update={"flip": 0.0}) if "flip" in run.config.unused else run.data,
         components=components,
         memory=said,
         seconds_per_step=seconds,

@@ -109,7 +109,7 @@ def test_checkpointed_gradients_are_those_of_kept_activations(family):
             calls: list[object] = []
             blocks = [one for one in base.denoiser.modules() if type(one).__name__.endswith(("Block", "Block2D"))]
             hooks = [one.register_forward_pre_hook(lambda *of, calls=calls: calls.append(of)) for one in blocks]
-            batch = data.draw(0, 1, "cow", trainable.wordings, torch.Generator().manual_seed(0))
+            batch = data.draw(0, 1, "cow", trainable.templates, torch.Generator().manual_seed(0))
             terms = the_run.method.losses(trainable, batch, torch.Generator().manual_seed(1))
             torch.stack(list(terms.values())).sum().backward()
             found.append(([one.grad for one in trainable.parameters.values() if one.grad is not None], len(calls)))

@@ -27,7 +27,7 @@ WORDS = Path(__file__).parents[1] / "words"
 
 
 def digest(examples: Sequence[Example]) -> str:
-    """Return 16 hex digits that identify training data: pixels, captions, masks and repeats, not file names."""
+    """Return 16 hex digits that identify training data: pixels, words, masks, boxes and repeats, not file names."""
     hashed = hashlib.sha256()
     for example in examples:
         hashed.update(f"{example.size}{chr(0).join(example.captions) or None}".encode())
@@ -38,6 +38,10 @@ def digest(examples: Sequence[Example]) -> str:
             hashed.update(f"word {example.word}".encode())
         if example.mask_source is not None:
             hashed.update(b"mask" + _pixels(example.mask_source))
+        if example.after_source is not None:
+            hashed.update(b"after" + _pixels(example.after_source))
+        for box in example.boxes:
+            hashed.update(b"box" + box.model_dump_json().encode())
     return hashed.hexdigest()[:16]
 
 

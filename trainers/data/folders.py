@@ -9,8 +9,8 @@ picture comes. Archives are read by the same rules.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
@@ -61,6 +61,7 @@ class Reading:
         convention: name of the folder convention that was recognised.
         doubtful: path of a picture -> why it cannot be learned from as it is; none of `examples`.
         transparent: names of examples that are transparent in places, and are laid on white.
+        notes: sentences on what was changed while reading.
     """
 
     examples: tuple[Example, ...]
@@ -68,6 +69,7 @@ class Reading:
     convention: str = PLAIN
     doubtful: Mapping[str, str] = field(default_factory=dict)
     transparent: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def sound(self, skip: bool | None = None) -> Reading:
         """Return this reading if it has no doubtful files or they may be skipped; None where nobody can decide.
@@ -180,22 +182,6 @@ def read_folder(folder: Path, deep: bool = False) -> Reading:
         transparent += [one.name] if stored.mode == "RGBA" else []
         examples.append(example)
     return Reading(tuple(examples), listed.ignored, listed.convention, doubtful, tuple(transparent))
-
-
-def joined(readings: Sequence[tuple[Reading, str]]) -> Reading:
-    """Join several folders, each example with the word of its folder.
-
-    Args:
-        readings: contents of each folder, with the word for its thing in captions.
-    """
-    examples = tuple(
-        replace(one, name=f"{word} {one.name}", word=word) for reading, word in readings for one in reading.examples
-    )
-    ignored = {f"{word} {path}": why for reading, word in readings for path, why in reading.ignored.items()}
-    doubtful = {f"{word} {path}": why for reading, word in readings for path, why in reading.doubtful.items()}
-    transparent = tuple(f"{word} {name}" for reading, word in readings for name in reading.transparent)
-    conventions = dict.fromkeys(reading.convention for reading, _ in readings)
-    return Reading(examples, ignored, f"{len(readings)} folders: {', '.join(conventions)}", doubtful, transparent)
 
 
 # -- folders ----------------------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ class Report:
         passes: times that the least and the most repeated picture are seen.
         captioned: pictures that have captions of their own.
         masked: pictures that have a mask.
+        boxes: boxes of things in all pictures.
         resolution: of training; None if not known.
         batch: pictures of one batch.
         buckets: shape -> pictures an epoch; empty without buckets.
@@ -58,6 +59,7 @@ class Report:
         doubtful: path of a picture -> why it cannot be learned from as it is.
         transparent: names of pictures that are laid on white.
         words: words that captions should use for the things.
+        notes: sentences on what was changed while reading.
         memory: sentences on the memory of the training.
         seconds: of training; None if not known.
     """
@@ -69,6 +71,7 @@ class Report:
     passes: tuple[float, float]
     captioned: int = 0
     masked: int = 0
+    boxes: int = 0
     resolution: int | None = None
     batch: int = 1
     buckets: Mapping[Shape, int] = field(default_factory=dict)
@@ -82,6 +85,7 @@ class Report:
     doubtful: Mapping[str, str] = field(default_factory=dict)
     transparent: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     memory: tuple[str, ...] = ()
     seconds: float | None = None
 
@@ -134,12 +138,15 @@ class Report:
             said.append(f"{self.captioned} of {self.count} pictures have captions of their own.")
         if self.masked:
             said.append(f"{self.masked} of {self.count} pictures have a mask.")
+        if self.boxes:
+            said.append(f"{self.boxes} box{'es' * (self.boxes > 1)} in all.")
         said += [f"{_times(n, 'picture')} an epoch as {w} x {h}." for (w, h), n in self.buckets.items()]
         often = _rounded(least) if _rounded(least) == _rounded(most) else f"{_rounded(least)} to {_rounded(most)}"
         said.append(f"Each picture is seen {often} times.")
         said += self.memory
         if self.seconds is not None:
             said.append(f"About {duration(self.seconds)} of training.")
+        said += self.notes
         said += [f"Ignored: {path} ({why})." for path, why in self.ignored.items()]
         return said + [f"Warning: {problem}" for problem in self.problems]
 
@@ -159,7 +166,7 @@ def examine(
 
     Args:
         reading: contents of a folder, or examples from elsewhere; at least one.
-        token: word for the concept in captions.
+        token: word for the concept in captions; empty if no concept is learned.
         config: pace.
         data: use of the pictures; its folder is ignored.
         components: the base, for what depends on it: text window, words it knows, shapes.
@@ -167,8 +174,7 @@ def examine(
         seconds_per_step: as measured before.
         new_word: whether the token must not be a word of the base yet.
     """
-    if not isinstance(reading, Reading):
-        reading = Reading(tuple(reading), {}, "given pictures")
+    reading = reading if isinstance(reading, Reading) else Reading(tuple(reading), {}, "given pictures")
     examples = reading.examples
     sizes = sorted((e.size for e in examples), key=lambda size: (size[0] * size[1], size))
     resolution = data.resolution or (components and components.defaults.size)
@@ -178,7 +184,7 @@ def examine(
     captions = [(e.name, caption, e.word or token) for e in examples for caption in e.captions]
     spoken = [(name, caption, word) for name, caption, word in captions if usable(caption, word)]
     sided = [name for name, caption, _ in spoken if re.search(r"\b(left|right)\b", caption, re.IGNORECASE)]
-    words = dict.fromkeys((token, *(e.word for e in examples if e.word)))
+    words = dict.fromkeys(filter(None, (token, *(e.word for e in examples))))
     return Report(
         count=len(examples),
         convention=reading.convention,
@@ -187,6 +193,7 @@ def examine(
         passes=(each * min(repeats), each * max(repeats)),
         captioned=sum(bool(e.captions) for e in examples),
         masked=sum(e.mask_source is not None for e in examples),
+        boxes=sum(len(e.boxes) for e in examples),
         resolution=resolution,
         batch=config.batch,
         buckets=buckets,
@@ -200,6 +207,7 @@ def examine(
         doubtful=reading.doubtful,
         transparent=reading.transparent,
         words=tuple(words),
+        notes=reading.notes,
         memory=tuple(memory),
         seconds=None if seconds_per_step is None else seconds_per_step * config.steps,
     )
@@ -286,7 +294,8 @@ def _buckets(examples: Sequence[Example], resolution: int, components: Component
 
 def _is_long(caption: str, token: str, components: Components) -> bool:
     """Return whether a caption, the token counted as one word of it, exceeds the window of a text encoder."""
-    text = caption.replace("{}", "x").replace(token, "x")
+    text = caption.replace("{}", "x")
+    text = text.replace(token, "x") if token else text
     return any(len(t(text, verbose=False).input_ids) > t.model_max_length for t in components.tokenizers)
 
 

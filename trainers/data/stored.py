@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.errors import DataError
+from pipelines.request.request import Box
 
 FLAT = 3
 """Difference of brightness, of 255, that is none."""
@@ -142,9 +143,11 @@ class Example:
         mask_source: of its mask; None for none.
         repeats: times per epoch.
         word: word for its thing in captions and templates; None for that of the run.
+        boxes: the things in it, for trainings of boxes.
+        after_source: of what a change made of it, of the same size; for trainings of changes.
 
     Raises:
-        DataError: if the mask is of another size, or it is to come less than once.
+        DataError: if the mask or the picture after is of another size, or it is to come less than once.
     """
 
     name: str
@@ -153,14 +156,22 @@ class Example:
     mask_source: Source | None = None
     repeats: int = 1
     word: str | None = None
+    boxes: tuple[Box, ...] = ()
+    after_source: Source | None = None
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
             raise DataError(f"{self.name} is to be repeated {self.repeats} times.", "Give 1 or more.")
-        if self.mask_source is not None and self.mask_source.size != self.size:
-            mask, own = (f"{size[0]} x {size[1]}" for size in (self.mask_source.size, self.size))
+        own, other = (
+            f"{one[0]} x {one[1]}" for one in (self.size, (self.after_source or self.mask_source or self).size)
+        )
+        if self.after_source is not None and other != own:
             raise DataError(
-                f"The mask of {self.name} has {mask} pixels, the picture {own}.",
+                f"The pair {self.name} has {own} pixels before and {other} after.", "Save both in one size."
+            )
+        if self.mask_source is not None and self.mask_source.size != self.size:
+            raise DataError(
+                f"The mask of {self.name} has {other} pixels, the picture {own}.",
                 "Save the mask in the size of its picture.",
             )
 
@@ -173,6 +184,11 @@ class Example:
     def mask(self) -> Image.Image | None:
         """Grey, of the picture's size, white where the thing is, read anew; None for everywhere."""
         return None if self.mask_source is None else opened(self.mask_source)
+
+    @property
+    def after(self) -> Image.Image | None:
+        """Upright RGB, what a change made of it, read anew; None for trainings of other things."""
+        return None if self.after_source is None else opened(self.after_source)
 
     @property
     def size(self) -> tuple[int, int]:

@@ -68,3 +68,8 @@ def fields_of(what: str) -> list[dict[str, Any]]:
     words = WHATS[what].offer.words.values()
     shown = [{"label": label, "placeholder": f"for example {value}", "visible": True} for label, value in words]
     return (shown + [{"value": "", "visible": "hidden"}] * FIELDS)[:FIELDS]
+
+
+def is_hint(method: str) -> bool:
+    """Return whether what a method learned is asked for as a hint, By example, instead of in prompts."""
+    return any(what.offer.hint for what in WHATS.values() if what.method.name == method)
