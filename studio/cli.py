@@ -271,7 +271,7 @@ def score(
     only
         With --all-held-out, --all-ways or --concepts: these stickers alone, with --all-held-out also unicorn, flamingo,
         guitar, teapot or helicopter, which other hands drew; with --relations: these relations; with
-        --incontext: these tasks.
+        --incontext: these tasks; with --sliders: these of size, colour and count.
     form
         table or json.
     base

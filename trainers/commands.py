@@ -61,7 +61,7 @@ def _command(
         inspect.Parameter(
             key,
             inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if key in ("config", "data") else kind(),
+            default=inspect.Parameter.empty if key == "config" else kind(),
             annotation=Annotated[kind, Parameter(name="*", group=Group(HEADINGS[key], sort_key=place))],
         )
         for place, (key, kind) in enumerate(kinds.items())

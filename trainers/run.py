@@ -62,6 +62,17 @@ class Run:
         first, *others = self.outputs
         return all(path.is_file() for path in (first.with_name(f"{first.stem}.losses.jsonl"), *others, first))
 
+    def require_pictures(self) -> None:
+        """Refuse a run without a folder of pictures if the method cannot learn without.
+
+        Raises:
+            ConfigError: if it cannot.
+        """
+        if self.data.images is None and not self.config.drawn_prompts:
+            raise ConfigError(
+                "There are no pictures to learn from.", f"Name their folder: {self.method.name} --images."
+            )
+
     def require_free(self) -> list[Path]:
         """Return the concept files, which can be written.
 

@@ -16,8 +16,9 @@ from pipelines.words import Composed, composed
 class DataConfig(Frozen):
     """The training pictures, and how they are read."""
 
-    images: Annotated[Path, FileOf("dataset")]
-    """Folder of training pictures; a `.txt` file beside a picture is its caption."""
+    images: Annotated[Path | None, FileOf("dataset")] = None
+    """Folder of training pictures; a `.txt` file beside a picture is its caption. Left out, a method that can do so
+    (slider) has the base draw its own."""
 
     resolution: int | None = Field(default=None, ge=16, le=4096)
     """Side in pixels that pictures are scaled to; the base model's own by default."""
@@ -186,6 +187,16 @@ class MethodConfig(Frozen):
     def trigger(self) -> str:
         """Return the words in prompts for the run's own concept."""
         return self.triggers[0]
+
+    @property
+    def spoken(self) -> str:
+        """Return the word that captions of its pictures must say; empty for what no prompt has to name."""
+        return self.trigger
+
+    @property
+    def drawn_prompts(self) -> tuple[str, ...]:
+        """Return prompts of pictures that the base draws to learn on where no folder is given; none if it must be."""
+        return ()
 
     def folders(self, images: Path) -> tuple[tuple[Path, str | None], ...]:
         """Return the folders of pictures to learn from, each with the word of what it shows if there are several.

@@ -70,8 +70,9 @@ def translate(arguments: list[str]) -> list[str]:
 
 
 def _carry_out(run: Run, machine: Machine) -> None:
-    others = (one.images for one in getattr(run.config, "subjects", ()) if one.images)
-    for folder in {run.data.images, *others}:
+    run.require_pictures()
+    others = (one.images for one in getattr(run.config, "subjects", ()))
+    for folder in {run.data.images, getattr(run.config, "less_images", None), *others} - {None}:
         if not folder.is_dir():
             listing(folder)  # says so before torch is loaded
     from studio.work import runner

@@ -119,7 +119,7 @@ class Jobs:
         self,
         method: str,
         settings: Mapping[str, Any],
-        dataset: str,
+        dataset: str | None,
         base: str = "pocket",
         dry_run: bool = False,
         key: str | None = None,
@@ -129,7 +129,7 @@ class Jobs:
         Args:
             method: its name.
             settings: fields of the method's settings, `DataConfig` and `TrainConfig`, and `keep_every`.
-            dataset: id of the pictures.
+            dataset: id of the pictures; None for those that the base draws.
             base: id of the base model.
             dry_run: only look at the pictures and say what training would take.
             key: asking again with the same key gives the same job.

@@ -15,6 +15,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from pipelines.concepts.card import read_card
 from pipelines.errors import ConceptError, ConfigError, RequestError, StudioError
 from pipelines.request.axes import axes_of, cells
 from pipelines.request.request import Request, problems
@@ -118,7 +119,8 @@ def checked_request(fields: Mapping[str, Any], places: Places) -> dict[str, Any]
     """
     request = Request.read(dict(fields))
     _require_known(request)
-    with_paths(request, places)
+    for use in with_paths(request, places).concepts:
+        read_card(places.folder / use.source).require_strength(use.strength)
     return request.model_dump(mode="json", exclude_unset=True)
 
 
@@ -171,8 +173,10 @@ def with_paths(model: Model, places: Places) -> Model:
 # -- training ---------------------------------------------------------------------------------------------------
 
 
-def training_of(method: str, settings: Mapping[str, Any], dataset: str, base: str, places: Places) -> Run:
+def training_of(method: str, settings: Mapping[str, Any], dataset: str | None, base: str, places: Places) -> Run:
     """Return a training from settings by name, whichever configuration each belongs to.
+
+    Without pictures (`dataset` None) it is one whose method has the base draw them.
 
     Raises:
         ConfigError: if there is no such method, or with every problem of the settings.
@@ -197,11 +201,12 @@ def training_of(method: str, settings: Mapping[str, Any], dataset: str, base: st
         except ValidationError as error:
             said.append(problems(error))
 
-    run = run_of(known[method], given | {"images": places.datasets.folder(dataset)}, made)
+    run = run_of(known[method], given | {"images": places.datasets.folder(dataset) if dataset else None}, made)
     if said:
         raise ConfigError(" ".join(said), f"GET /api/v1/methods/{method} lists the settings and their ranges.")
     if run.train.candidates and len(run.config.triggers) > 1:
         raise ConfigError("Candidates cannot be kept of several subjects.", "Leave candidates out, or also.")
+    run.require_pictures()
     # Seen from the folder of the server, where its processes work, so that a concept does not tell where that is.
     output = places.learned / f"{file_stem(run.config.trigger)}.safetensors"
     return replace(run, where=run.where.model_copy(update={"base": places.base(base), "output": output}))

@@ -120,7 +120,7 @@ class Worker:
         if newest := sorted(self.places.job(job.id).glob("preview-*.png"))[-1:]:
             with whole_file(concept.with_suffix(".preview.png")) as picture:
                 shutil.copyfile(newest[0], picture)
-        if candidates:
+        if candidates and job.spec["dataset"]:  # what has no pictures has nothing to be compared with
             asked = {"concept": concept.stem, "dataset": job.spec["dataset"], "base": job.spec["base"]}
             self.ledger.add("score", asked, scores_key(job.id))
 

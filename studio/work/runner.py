@@ -38,7 +38,7 @@ from studio.settings import DrawingMachine, Machine
 from studio.work.progress import Progress
 from trainers.data.batches import ordinary, prompt_templates
 from trainers.data.folders import Reading
-from trainers.data.preflight import Report, examine
+from trainers.data.preflight import duration, examine
 from trainers.data.sound_pictures import sound_examples
 from trainers.loop import memory
 from trainers.loop.launch import narrowed, pausing, readings, train_and_save
@@ -177,7 +177,7 @@ def write_concepts(
     run, reading, components = _ready(run, machine, strict=True)
     progress = on_event or Progress(run.method.name, previews=outputs[0])
     require_learnable(components, run)
-    for line in _report(run, reading, components).lines():
+    for line in _report(run, reading, components):
         progress(Note(line))
     try:
         with sole_training(outputs[0]), pausing() as asked:
@@ -202,7 +202,8 @@ def preflight(run: Run, machine: Machine) -> Iterator[str]:
 def _ready(run: Run, machine: Machine, strict: bool = False) -> tuple[Run, Reading, Components]:
     """Return the run with the base's recipe, the pictures, and the base; `strict` stops at doubtful pictures."""
     reading = readings(run)
-    reading = reading.sound(run.data.skip_doubtful) if strict or not reading.examples else reading
+    if run.data.images is not None and (strict or not reading.examples):
+        reading = reading.sound(run.data.skip_doubtful)
     # The text encoder is trained through and stays float32; the frozen rest may be narrower, and is made so before
     # anything is moved to the device.
     device, _ = _device(machine)
@@ -217,23 +218,27 @@ def _preflight(run: Run, reading: Reading, components: Components) -> Iterator[s
         components, run, tried.trained, memory.latents(components, run, len(reading.examples)), tried.kept
     )
     said = memory.sentences(takes, memory.room(components.device))
-    yield from _report(run, reading, components, said, tried.seconds).lines()
+    yield from _report(run, reading, components, said, tried.seconds)
     yield from tried.notes
 
 
 def _report(
     run: Run, reading: Reading, components: Components, said: Sequence[str] = (), seconds: float | None = None
-) -> Report:
+) -> list[str]:
+    """Return lines on the pictures, memory and time of a run; where the base will draw its pictures, on those."""
+    if not reading.examples:
+        long = [] if seconds is None else [f"About {duration(seconds * run.train.steps)} of training."]
+        return [f"{run.config.pictures} pictures that the base draws.", *said, *long]
     return examine(
         reading,
-        token=run.config.trigger,
+        token=run.config.spoken,
         config=run.train,
         data=run.data,
         components=components,
         memory=said,
         seconds_per_step=seconds,
         new_word=run.config.new_word is not None,
-    )
+    ).lines()
 
 
 def export(uses: Sequence[ConceptUse], output: Path, base: str, half: bool, machine: Machine) -> Path:

@@ -36,7 +36,14 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def readings(run: Run) -> Reading:
-    """Read the pictures of a run; with several subjects those of all, each with its word."""
+    """Read the pictures of a run; with several subjects those of all, each with its word. None if the base draws them.
+
+    Raises:
+        ConfigError: if no folder is named, and the base cannot draw what is to be learned.
+    """
+    run.require_pictures()
+    if run.data.images is None:
+        return Reading(())
     folders = run.config.folders(run.data.images)
     if any(word for _, word in folders):
         return joined([(read_folder(folder), word) for folder, word in folders])

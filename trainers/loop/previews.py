@@ -71,7 +71,8 @@ def on_plain_ground(prompt: str, world: str) -> str:
 
 def _preview(trainable: Trainable, run: Run, examples: Sequence[Example], step: int) -> Preview:
     """Draw the concept as it is now."""
-    prompt = _sample(trainable, examples, run.config.trigger).replace("{}", run.config.trigger)
+    word = run.config.spoken
+    prompt = _sample(trainable, examples, word).replace("{}", word)
     prompt = on_plain_ground(prompt, trainable.components.family.world)
     made: Any = generate(trainable.components, Request(prompt=prompt, steps=15, seed=run.train.seed))
     return Preview(step, made.pictures[0], prompt)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from pipelines.concepts.concept import Concept
 from pipelines.errors import ConfigError
@@ -19,8 +20,9 @@ from pipelines.events import Note, OnEvent, ignore
 from pipelines.files import require_room
 from pipelines.models.components import Components
 from pipelines.models.memory.offloading import leaving
+from pipelines.words import file_stem
 from trainers.data.batches import Batch, Example, LatentSet, digest
-from trainers.data.class_images import CLASS_FOLDER
+from trainers.data.class_images import CLASS_FOLDER, drawn_examples
 from trainers.data.smaller_copies import with_smaller_copies
 from trainers.distributed import ALONE, WHOLE, Part, Processes
 from trainers.loop.checkpoints import KEPT, Checkpoint, require_same
@@ -51,10 +53,11 @@ def train(
     Args:
         components: the base, its text encoders in float32; bit-identical afterwards, also after an error.
         run: method and settings.
-        examples: the pictures; with several subjects each has the word of its own.
+        examples: the pictures; with several subjects each has the word of its own. Of none the base draws those that
+            the method says.
         keep: folder for the training state; if there is one in it, training goes on from it.
         keep_every: steps between writes, more for a state that takes long to write.
-        class_folder: folder of class pictures, for methods that use some.
+        class_folder: folder of class pictures and of those the base draws to learn on, for methods that use some.
         processes: those that train together, each with a batch of its own; they give the same concept.
         offer: receives the candidates that the run asks for, each with its steps; the last equals the result.
         on_event: receives steps with losses and figures, previews and notes.
@@ -67,6 +70,8 @@ def train(
     """
     components = replace(components, identity=components.fingerprint())  # with what is trained it would be another
     told, given = _telling(components, run, offer if processes.main else None)
+    with processes.main_first():
+        examples = examples or _drawn(components, run, class_folder, on_event, should_stop)
     with ExitStack() as stack:
         trainable = stack.enter_context(run.method.prepare(components, run.config, _chance(run)))
         stack.enter_context(_sparing(components, run))
@@ -178,13 +183,14 @@ def probe(components: Components, run: Run, examples: Sequence[Example]) -> Prob
     Args:
         components: the base; bit-identical afterwards.
         run: method and settings. Class pictures are not made; the pictures themselves are timed in their place.
-        examples: the pictures; no more than a batch of them is encoded.
+        examples: the pictures; no more than a batch of them is encoded. Of none, grey ones are timed.
     """
     components = replace(components, identity=components.fingerprint())
     generator = torch.Generator().manual_seed(0)
     with ExitStack() as stack:
         trainable = stack.enter_context(run.method.prepare(components, run.config, generator))
-        shown = examples[: run.train.batch]
+        side = components.defaults.size
+        shown = examples[: run.train.batch] or [Example("grey", Image.new("RGB", (side, side), "gray"))]
         draw = _batches(components, run, shown, shown if trainable.class_pictures else (), trainable, ignore)
         weights = [one for module in components.modules() for one in module.parameters()]
 
@@ -211,6 +217,17 @@ def _now(components: Components) -> float:
     return time.monotonic()
 
 
+def _drawn(
+    components: Components, run: Run, folder: Path, on_event: OnEvent, should_stop: Callable[[], bool]
+) -> list[Example]:
+    """Return pictures that the base draws for a method that can learn without given ones; none for others."""
+    if not (prompts := run.config.drawn_prompts):
+        return []
+    on_event(Note(f"{run.config.pictures} pictures that the base draws to learn on"))
+    place = folder / file_stem(run.config.trigger)
+    return drawn_examples(components, prompts, run.config.pictures, place, on_event=on_event, should_stop=should_stop)
+
+
 def _class_pictures(
     run: Run, trainable: Trainable, folder: Path, on_event: OnEvent, should_stop: Callable[[], bool]
 ) -> list[Example]:
@@ -235,7 +252,7 @@ def _batches(
 ) -> Callable[[int, torch.Generator], Batch]:
     """Encode the pictures; return a function for the batch of an index, with as many class pictures if any."""
     size = components.defaults.size
-    data, pace, trigger = run.data, run.train, run.config.trigger
+    data, pace, trigger = run.data, run.train, run.config.spoken
 
     def encoded(pictures: Sequence[Example], flip: float) -> LatentSet:
         return LatentSet(

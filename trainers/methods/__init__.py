@@ -27,6 +27,7 @@ ENROLLED = {
     "dreambooth": "trainers.methods.dreambooth:DreamBooth",
     "custom-diffusion": "trainers.methods.custom_diffusion:CustomDiffusion",
     "reversion": "trainers.methods.reversion:ReVersion",
+    "slider": "trainers.methods.slider:Slider",
 }
 """Module and class of the studio's own methods, by name. A new one is enrolled by its line here."""
 

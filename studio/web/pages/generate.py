@@ -303,13 +303,14 @@ class GeneratePage:
         try:
             concept = self.jobs.results(job_id)[0].stem
             card = read_card(self.jobs.places.concept(concept))
-            used = [{"source": concept}]
-            if card.kind in ("relation", "style") and card.example:
+            prompts = [f"a {card.token}", *(f"a {card.token} {more}" for more in TRIES)]
+            if card.kind == "slider":
+                axis = {"field": "concepts.1.strength", "values": ["-1", "0", "1"]}
+            elif card.kind in ("relation", "style") and card.example:
                 axis = {"field": WORDS, "values": list(values_in(suggestion(WORDS, card.example, 0)))[:3]}
-                fields = {"prompt": card.example, "concepts": used}
             else:
-                prompts = [f"a {card.token}", *(f"a {card.token} {more}" for more in TRIES)]
-                axis, fields = {"field": "prompt", "values": prompts}, {"prompt": prompts[0], "concepts": used}
+                axis, card = {"field": "prompt", "values": prompts}, card.model_copy(update={"example": prompts[0]})
+            fields = {"prompt": card.example, "concepts": [{"source": concept}]}
             job = self.jobs.submit_generation(fields | {"seed": planning.Plan.read({}).seed}, base, compare=[axis])
             with suppress(StudioError):  # it is at work already
                 self.jobs.waiting.put(job.id, True)

@@ -17,12 +17,13 @@ INSERT = """(chips, prompt) => {
   let text = prompt || '';
   for (const chip of chips || []) {
     const there = text.includes(chip.token);
+    if (chip.kind === 'slider') continue;
     if (chip.on && !there) text = (text.trim() ? text.trim() + ' ' : 'a ') + chip.token;
     if (!chip.on && there) text = text.split(chip.token).join('').replace(/ +/g, ' ').trim();
   }
   return text;
 }"""
-"""Puts the word of a chip that is switched on into the prompt, and takes it out again."""
+"""Puts the word of a chip that is switched on into the prompt, and takes it out again; a slider has none."""
 
 
 def chips_of(
@@ -40,6 +41,7 @@ def chips_of(
             "picture": picture_uri(entry.path.with_suffix(".preview.png"), 64),
             "on": entry.name in on and not problem,
             "strength": (strengths or {}).get(entry.name, 1.0),
+            "least": max(entry.card.strengths[0], -2.0) if entry.card.kind == "slider" else 0.0,
             "problem": problem,
         }
         for entry in concepts.scan(jobs.learned)
@@ -65,5 +67,5 @@ def concepts_used(chips: Sequence[dict[str, Any]], *texts: str) -> list[dict[str
     return [
         {"source": str(chip.get("id", "")), "strength": chip.get("strength", 1.0)}
         for chip in records(chips)
-        if chip.get("on") or (chip.get("token") and chip["token"] in said)
+        if chip.get("on") or (chip.get("token") and chip.get("kind") != "slider" and chip["token"] in said)
     ]

@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from pipelines.concepts.card import ConceptCard
 from pipelines.concepts.concept import Concept
+from pipelines.concepts.weight_deltas import Difference
 from pipelines.pictures.metadata import Made, save_png
 from pipelines.request.request import ConceptUse, Defaults, Request
 from studio.api.forms import settings_of
@@ -32,7 +33,7 @@ from studio.web.pages.example import PARTS, ExamplePage
 from studio.web.pages.generate import EXAMPLES, LABELS, PRESETS, GeneratePage
 from studio.web.pages.measure import MeasurePage
 from studio.web.pages.teach import WOLF, TeachPage, curves
-from studio.web.panels.chips import concepts_used
+from studio.web.panels.chips import chips_of, concepts_used
 from studio.web.panels.planning import shapes
 from studio.web.panels.readiness import wrong_with
 from studio.web.panels.subjects import FIELDS, NAMED, WHATS
@@ -118,6 +119,9 @@ def test_concepts_are_used_when_switched_on_or_said():
     assert concepts_used(chips, "an <a>") == [{"source": "a", "strength": 0.5}]
     assert [use["source"] for use in concepts_used(chips, "x", "a box with <b>")] == ["a", "b"]
     assert concepts_used(None, "x") == []
+    slider = {"id": "s", "token": "red", "kind": "slider", "strength": -1.5}
+    assert concepts_used([slider], "a red box") == []  # no prompt calls a slider
+    assert concepts_used([slider | {"on": True}], "a box") == [{"source": "s", "strength": -1.5}]
 
 
 def asked(generate, prompt="a fox", chips=(), boxes=(), seed=3, count=2, **more):
@@ -355,7 +359,9 @@ def test_every_method_is_offered_with_settings_it_accepts_and_words_that_pocket_
     base = load("pocket")
     for what in WHATS.values():
         assert what.recipe_steps > 0 and len(what.words) <= FIELDS
-        assert single_rows(base, what.offer.values[what.words[1]])
+        said = what.offer.values[what.words[1]]
+        for word in said.replace("->", "").split() if what.words[1] == "between" else [said]:
+            assert single_rows(base, word)
 
 
 def test_pictures_are_taken_in_turned_and_removed_and_what_is_said_of_them_stays(jobs, tmp_path):
@@ -449,6 +455,23 @@ def test_a_training_without_pictures_or_with_wrong_settings_says_so(jobs):
             ask(dataset, rows["value"], **given)
         assert "/api/" not in str(error.value) and "studio " not in str(error.value)
     assert jobs.list() == []
+
+
+def test_a_slider_is_taught_without_pictures(jobs):
+    teach = page(TeachPage, jobs)
+    between = "a fox on an orange background -> a fox on a blue background"
+    said = teach.readiness(None, "slider", "", "bluer", "a fox", "recommended", "", "pocket")
+    assert "No pictures are needed" in said and "with an arrow between" in said and said.count('class="no"') == 1
+    said = teach.readiness(None, "slider", "", "bluer", between, "recommended", "", "pocket")
+    assert "You will switch bluer on" in said and 'class="no"' not in said
+    ordered = jobs.get(teach.submit(None, "slider", "", [], "bluer", between, "recommended", "5", "pocket"))
+    assert ordered.spec["dataset"] is None and ordered.spec["settings"]["between"] == between
+    assert "candidates" not in ordered.spec["settings"]
+    Concept(ConceptCard(token="x", kind="slider", vectors=0), (), {"unet.a": Difference(torch.ones(1))}).save(
+        jobs.learned / "x.safetensors"
+    )
+    write_concept(jobs.learned / "w.safetensors", ConceptCard(token="<w>"))
+    assert {chip["token"]: chip["least"] for chip in chips_of(jobs, "pocket")} == {"x": -2.0, "<w>": 0.0}
 
 
 def test_what_is_missing_is_said_while_the_form_is_filled_in(jobs):
