@@ -57,7 +57,7 @@ class Made:
         base: name or path of the base model.
         fingerprint: of that base.
         concepts: cards of the concepts used.
-        digests: digests of their contents, `Concept.digest()`.
+        digests: digests of their contents, `Concept.digest()`; empty where an early picture does not tell them.
         attention: implementation used.
         dtype: precision used.
         networks: files of the concepts as other programs name them; only written into the text for these.
@@ -202,8 +202,10 @@ def read_made(path: Path) -> Made:
             )
         request = Request.read(own["request"])
         index, base, fingerprint = int(own["index"]), str(own["base"]), str(own["fingerprint"])
-        digests = tuple(str(digest) for digest in own["digests"])
-        attention, dtype, form = own["attention"], own["dtype"], own.get("quantise")
+        # The first pictures say neither what their concepts held nor how they were computed, which had one way then.
+        digests = tuple(str(digest) for digest in own.get("digests", [""] * len(request.concepts)))
+        attention, dtype = own.get("attention", ATTENTIONS[0]), own.get("dtype", DTYPES[0])
+        form = own.get("quantise")
         known = attention in ATTENTIONS and dtype in DTYPES and form in (None, *get_args(Quantised))
         if len(digests) != len(request.concepts) or not known:
             raise ValueError("concepts or machine settings do not fit")

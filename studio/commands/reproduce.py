@@ -84,7 +84,7 @@ def _require_unchanged(made: Made, source: Path, base: str | None, other_concept
                 f"The concept {use.source} that {source.name} was made with is neither here nor beside the picture.",
                 "Give its file with --concept.",
             )
-        if Concept.load(Path(use.source)).digest() != digest:
+        if digest and Concept.load(Path(use.source)).digest() != digest:
             raise RequestError(
                 f"The concept {use.source} has changed since {source.name} was made.",
                 f"It cannot be repeated exactly; give --concept {use.source} to use it nonetheless.",

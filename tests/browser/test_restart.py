@@ -12,7 +12,7 @@ from tests.browser.waiting import SLOW, acquainted, go
 from tests.studio.test_serve import Server, processes
 from tests.waiting import LIMIT
 
-STEPS = 150
+STEPS = 100
 KEPT = 50
 """Steps between two states that are kept."""
 

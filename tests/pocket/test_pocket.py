@@ -70,19 +70,19 @@ def test_the_judge_is_fit_to_judge(judge):
 
 
 def test_it_draws_what_it_is_told_far_above_chance(base, judge):
-    words, colours = NAMES[::12], list(COLOURS)
+    words, colours = NAMES[::18], list(COLOURS)
     right = coloured = 0
     for index, word in enumerate(words):
         colour = colours[index % len(colours)]
         made = generate(
-            base, Request(prompt=f"{article(word)} on {article(colour)} background", seed=50 + index, count=3)
+            base, Request(prompt=f"{article(word)} on {article(colour)} background", seed=50 + index, count=2)
         )
         for picture in made.pictures:
             found = detect(to_tensor(picture))
             right += bool(found) and name(judge, [found[0].crop], ALL_NAMES)[0] == word
             coloured += nearest_colour(to_tensor(picture), COLOURS) == colour
-    assert right >= 0.5 * 3 * len(words), "chance is 1 in 56"
-    assert coloured >= 0.8 * 3 * len(words), "chance is 1 in 10"
+    assert right >= 0.5 * 2 * len(words), "chance is 1 in 56"
+    assert coloured >= 0.8 * 2 * len(words), "chance is 1 in 10"
 
 
 def test_its_card_holds_the_figures_of_these_weights():
@@ -97,7 +97,8 @@ def taught(base):
     return scoring.teach_sticker(base, "wolf", steps=150)
 
 
-def test_four_pictures_teach_it_a_sticker_it_has_never_seen(base, judge, taught):
+def test_four_pictures_teach_it_a_sticker_it_has_never_seen(base, judge, taught, monkeypatch):
+    monkeypatch.setattr(scoring, "SEEDS", 3)
     row = scoring.score_concept(base, judge, taught, truth_of("wolf"))
     assert row["likeness_gain"] > 0.05
     # The judge is content with the colours; drawn, a word alone is no better than the nearest other sticker.

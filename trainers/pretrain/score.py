@@ -26,6 +26,8 @@ from trainers.stickers.world import ALL_NAMES, COLOURS, NAMES, RELATIONS, Scene,
 
 SEED = 7000
 FLOOR_NAMES = NAMES[::8]
+EACH = 8
+"""Real things that floor and ceiling are measured with, for each prompt: all of them from some thirty prompts on."""
 """Names whose floor is measured: a search among all stickers takes seconds each."""
 
 
@@ -65,10 +67,11 @@ def score(folder: Path, count: int, device: str, steps: int = 25) -> dict[str, A
 
     Args:
         folder: the model in the diffusers layout, with its judge.
-        count: prompts of each kind.
+        count: prompts of each kind; with few, what they are compared with is measured on fewer things as well.
         device: device to compute on.
         steps: denoising steps.
     """
+    few = EACH * count
     components, judge = load(folder, device=device), Judge.load(folder / "judge")
     size = components.defaults.size
     rng = random.Random(SEED)
@@ -81,7 +84,7 @@ def score(folder: Path, count: int, device: str, steps: int = 25) -> dict[str, A
     colours = [nearest_colour(to_tensor(picture), COLOURS) for picture in made]
     made_pairs = _made(components, [s.caption for s in pairs], steps)
     both = [_pair_right(judge, p, s) for p, s in zip(made_pairs, pairs, strict=True)]
-    unseen = pictures(256, SEED + 2, size, device)
+    unseen = pictures(min(256, few), SEED + 2, size, device)
     names = len(ALL_NAMES)
     alike = summed([likeness(to_tensor(p), drawing(s.stickers[0].name)) for p, s in zip(made, singles, strict=True)])
     alike_two = summed(
@@ -96,13 +99,13 @@ def score(folder: Path, count: int, device: str, steps: int = 25) -> dict[str, A
         "steps": steps,
         "guidance": components.defaults.scale,
         "reconstruction_db": round(psnr(components.vae, unseen), 2),  # pyright: ignore[reportArgumentType]
-        "reconstruction_drawn": _mean([ceiling(components, name, 1) for name in NAMES]),
+        "reconstruction_drawn": _mean([ceiling(components, name, 1) for name in NAMES[:few]]),
         "one_object_drawn": round(alike.likeness, 4),
         "one_object_drawn_half": round(alike.half, 4),
         "one_object_explained": round(alike.explained, 4),
         "two_objects_drawn": round(alike_two.likeness, 4),
         "two_objects_drawn_half": round(alike_two.half, 4),
-        "drawn_floor": _mean([floor(name) for name in FLOOR_NAMES]),
+        "drawn_floor": _mean([floor(name) for name in FLOOR_NAMES[:few]]),
         "one_object_named": _share([a == s.stickers[0].name for a, s in zip(called, singles, strict=True)]),
         "one_object_chance": round(1 / names, 4),
         "background_right": _share([a == s.colour for a, s in zip(colours, singles, strict=True)]),
@@ -110,7 +113,7 @@ def score(folder: Path, count: int, device: str, steps: int = 25) -> dict[str, A
         "two_objects_named": _share([named for named, _ in both]),
         "two_objects_and_relation": _share([right for _, right in both]),
         "two_objects_chance": round(1 / (names * (names - 1)) / 2, 6),
-        "judge_top1_real": _judge_top1(judge, max(count, 400), size),
+        "judge_top1_real": _judge_top1(judge, max(count, min(400, few)), size),
         "judge_chance": round(1 / names, 4),
         "device": str(torch.device(device)),
     }

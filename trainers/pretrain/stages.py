@@ -41,6 +41,8 @@ WORTH = ("one_object_drawn", "two_objects_drawn", "background_right", "two_objec
 
 VAE_PICTURES = 4096
 """Pictures composed ahead for the autoencoder on a CPU; composing each step would halve the speed."""
+UNSEEN = 256
+"""Pictures that an autoencoder is measured on."""
 WORDS = "words.json"
 """Record of the training of judge and text encoder, in the folder of work."""
 
@@ -65,7 +67,7 @@ def vae_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
     if arguments.device.startswith("cuda"):
         plan = replace(plan, crop=arguments.size, batch=128, count=32768)
     vae = train_vae(arguments.work, plan, arguments.device, on_event)
-    unseen = pictures(256, 999, arguments.size, arguments.device)
+    unseen = pictures(UNSEEN, 999, arguments.size, arguments.device)
     on_event(Note(f"reconstruction of unseen compositions: {psnr(vae, unseen):.2f} dB"))
     told = {
         "device": device_name(arguments.device),
@@ -202,7 +204,7 @@ def decoder_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
     components = load(arguments.out, device=arguments.device)
     for part in components.modules():
         part.requires_grad_(False)
-    unseen = pictures(256, 999, arguments.size, arguments.device)
+    unseen = pictures(UNSEEN, 999, arguments.size, arguments.device)
     before = psnr(components.vae, unseen)  # pyright: ignore[reportArgumentType]
     vae = train_decoder(
         arguments.work,
