@@ -190,7 +190,7 @@ class Tried:
 
 
 NOISE = {"size": 0.03, "colour": 0.03, "count": 0.0}
-"""What a figure may fall by from one strength to the next and still counts as staying: the finder's own step."""
+"""Amount by which a figure may fall from one strength to the next and still not be said to: the finder's step."""
 
 
 def tried(

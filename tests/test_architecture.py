@@ -187,6 +187,7 @@ BY_NAME = {
     "trainers/methods/dreambooth.py",
     "trainers/methods/p_plus.py",
     "trainers/methods/reversion.py",
+    "trainers/methods/slider.py",
     "trainers/methods/textual_inversion.py",
 }
 

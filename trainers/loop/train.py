@@ -70,8 +70,7 @@ def train(
     """
     components = replace(components, identity=components.fingerprint())  # with what is trained it would be another
     told, given = _telling(components, run, offer if processes.main else None)
-    with processes.main_first():
-        examples = examples or _drawn(components, run, class_folder, on_event, should_stop)
+    examples = examples or _drawn(components, run, class_folder, processes, on_event, should_stop)
     with ExitStack() as stack:
         trainable = stack.enter_context(run.method.prepare(components, run.config, _chance(run)))
         stack.enter_context(_sparing(components, run))
@@ -218,14 +217,22 @@ def _now(components: Components) -> float:
 
 
 def _drawn(
-    components: Components, run: Run, folder: Path, on_event: OnEvent, should_stop: Callable[[], bool]
+    components: Components,
+    run: Run,
+    folder: Path,
+    processes: Processes,
+    on_event: OnEvent,
+    should_stop: Callable[[], bool],
 ) -> list[Example]:
     """Return pictures that the base draws for a method that can learn without given ones; none for others."""
-    if not (prompts := run.config.drawn_prompts):
+    prompts, place = run.config.drawn_prompts, folder / file_stem(run.config.trigger)
+    if not prompts:
         return []
     on_event(Note(f"{run.config.pictures} pictures that the base draws to learn on"))
-    place = folder / file_stem(run.config.trigger)
-    return drawn_examples(components, prompts, run.config.pictures, place, on_event=on_event, should_stop=should_stop)
+    with processes.main_first():
+        return drawn_examples(
+            components, prompts, run.config.pictures, place, on_event=on_event, should_stop=should_stop
+        )
 
 
 def _class_pictures(

@@ -144,7 +144,7 @@ POCKET: dict[str, Any] = SD | {
 
 @dataclass(frozen=True)
 class _State:
-    """What losses and export of a slider need.
+    """Inputs of losses and export of a slider.
 
     Attributes:
         config: ends and objective.
