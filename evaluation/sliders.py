@@ -45,8 +45,8 @@ SMALL, LARGE = range(18, 25, 2), range(48, 55, 2)
 OF_AN_END = 24
 """Pictures of each end of "size"."""
 SEED = 5
-SEEDS = 2
-"""Pictures of each thing at each strength."""
+SEEDS, FIRST = 2, 70
+"""Pictures of each thing at each strength, and the seed of the first."""
 SHOWN = 3
 """Things on the sheet."""
 
@@ -207,10 +207,9 @@ def tried(
     for strength in strengths:
         uses = (ConceptUse(source=name, strength=strength),)
         drawn_now: list[Image.Image] = []
-        for place, thing in enumerate(THINGS):
-            # Seeds of their own: one seed tends to one colour, whatever the thing.
+        for thing in THINGS:
             prompt = kind.prompt.format(article(thing))
-            request = Request(prompt=prompt, concepts=uses, count=seeds, seed=SEED + place * seeds)
+            request = Request(prompt=prompt, concepts=uses, count=seeds, seed=FIRST)
             drawn_now += generate(components, request, concepts={name: concept}).pictures
         pictures.append(drawn_now)
     names = [thing for thing in THINGS for _ in range(seeds)]

@@ -53,8 +53,7 @@ def train(
     Args:
         components: the base, its text encoders in float32; bit-identical afterwards, also after an error.
         run: method and settings.
-        examples: the pictures; with several subjects each has the word of its own. Of none the base draws those that
-            the method says.
+        examples: the pictures; with several subjects each has the word of its own. Of none, the base draws them.
         keep: folder for the training state; if there is one in it, training goes on from it.
         keep_every: steps between writes, more for a state that takes long to write.
         class_folder: folder of class pictures and of those the base draws to learn on, for methods that use some.
