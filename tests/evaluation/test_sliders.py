@@ -55,7 +55,7 @@ def test_the_table_and_the_sheet_show_each_strength():
     assert drawn.width > 3 * 96 and drawn.height > sliders.SHOWN * 96
 
 
-@pytest.mark.parametrize(("words", "said"), [(["--only", "hue"], "size, colour, count"), (["--base", "x/y"], "pocket")])
+@pytest.mark.parametrize(("words", "said"), [(["--only", "hue"], "colour, count, size"), (["--base", "x/y"], "pocket")])
 def test_what_cannot_be_measured_is_refused(words, said, capsys):
     assert main(["score", "--sliders", *words]) == 2
     assert said in capsys.readouterr().err
