@@ -33,6 +33,10 @@ class GenerationOrder(Frozen):
     """Settings to compare: one picture for each value, or for each pair of values, all from the same seed. The first
     picture is then a sheet of the others. Values are text, or what the field holds."""
 
+    best_of: int = Field(default=1, ge=1, le=64)
+    """Draw so many candidates of each picture and keep the one that the judge of pocket likes best, with its own seed;
+    the event `note` tells all scores."""
+
 
 def _of_client(field: FieldInfo) -> Any:
     """Return the type of a setting for a client, who names folders by the ids of datasets."""

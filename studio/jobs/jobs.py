@@ -24,6 +24,7 @@ from studio.jobs.local_engine import Engine, LocalEngine
 from studio.jobs.specs import (
     Places,
     checked_comparison,
+    checked_picking,
     checked_request,
     forget_training,
     scores_key,
@@ -95,6 +96,7 @@ class Jobs:
         base: str = "pocket",
         key: str | None = None,
         compare: Sequence[Any] = (),
+        best_of: int = 1,
     ) -> Job:
         """Order pictures.
 
@@ -104,6 +106,7 @@ class Jobs:
             key: asking again with the same key gives the same job.
             compare: one or two `Axis`, or their fields, along which the request is compared; the results are then a
                 sheet and the pictures on it, row by row.
+            best_of: candidates of each picture, of which the judge's best is kept.
 
         Raises:
             StudioError: if it cannot be carried out.
@@ -112,6 +115,8 @@ class Jobs:
         spec: dict[str, Any] = {"request": checked_request(request, self.places), "base": base}
         if compare:
             spec["compare"] = checked_comparison(request, compare)
+        if best_of != 1:
+            spec["best_of"] = checked_picking(best_of, request, compare)
         require_room(self.folder, 64 << 20)
         return self.ledger.add("generation", spec, key)
 

@@ -25,6 +25,7 @@ from studio.jobs.store import Job
 from studio.library.bases import Bases
 from studio.library.datasets import Datasets, Pictures
 from studio.library.quota import QUOTA, Quota
+from studio.settings import Picking
 from trainers.methods import methods
 from trainers.run import Run, forget_state, run_of
 from trainers.settings import DataConfig, Destination, TrainConfig
@@ -135,6 +136,23 @@ def checked_comparison(fields: Mapping[str, Any], axes: Sequence[Any]) -> list[d
         for cell in row:
             _require_known(cell)
     return [axis.model_dump(mode="json") for axis in read]
+
+
+def checked_picking(best_of: int, fields: Mapping[str, Any], axes: Sequence[Any]) -> int:
+    """Return the number of candidates of each picture.
+
+    Raises:
+        RequestError: if it is out of range, or there is a comparison or no prompt beside it.
+    """
+    try:
+        count = Picking(best_of=best_of).best_of
+    except ValidationError as error:
+        raise RequestError(problems(error), "Give 1 to 64 candidates.") from None
+    if axes:
+        raise RequestError("A comparison shows every picture and keeps none.", "Leave out best_of, or compare.")
+    if not str(fields.get("prompt", "")).strip():
+        raise RequestError("Candidates are judged by the prompt, and there is none.", "Say what is to be seen.")
+    return count
 
 
 TEXTS = ("prompt", "negative_prompt", "phrase", "digests")

@@ -35,7 +35,7 @@ from studio.jobs.specs import Places, forget_training, scores_key, training_of_j
 from studio.jobs.store import Job, Ledger, Record, State
 from studio.library.concepts import meant
 from studio.library.import_export import import_concept
-from studio.settings import DrawingMachine, Machine
+from studio.settings import DrawingMachine, Machine, Picking
 from studio.work import measure as measuring
 from studio.work import runner
 from studio.work.compare import draw
@@ -152,6 +152,7 @@ class Worker:
             self.places.job(job.id),
             self.machine,
             components=self._base_for(job),
+            picking=Picking(best_of=job.spec.get("best_of", 1)),
             on_event=lambda event: self.tell(job, event),
             should_stop=should_stop,
         )

@@ -33,6 +33,7 @@ from pipelines.models.loading import known_bases, load
 from pipelines.models.memory.quantised import form_of
 from pipelines.pictures.metadata import Dtype, Made, save_png
 from pipelines.request.request import ConceptUse, Request
+from pipelines.sampling import Result
 from pipelines.words import file_stem
 from studio.settings import DrawingMachine, Machine
 from studio.work.progress import Progress
@@ -124,6 +125,21 @@ def write_pictures(
         on_event=on_event or Progress("generate"),
         should_stop=should_stop,
     )
+    return save_pictures(result, (base, fingerprint), components, output, machine, only)
+
+
+def save_pictures(
+    result: Result,
+    base: tuple[str, str],
+    components: Components,
+    output: Path,
+    machine: Machine,
+    only: int | None = None,
+) -> list[Path]:
+    """Write the pictures of a result, or `only` that one, with all that they were made with; return their paths.
+
+    `base` is its name and what its fingerprint was before.
+    """
     cards = tuple(concept.card for concept in result.concepts)
     digests = tuple(concept.digest() for concept in result.concepts)
     files = networks(result.request.concepts, result.concepts)
@@ -133,8 +149,7 @@ def write_pictures(
             made = Made(
                 result.request,
                 index,
-                base,
-                fingerprint,
+                *base,
                 cards,
                 digests,
                 machine.attention,

@@ -13,7 +13,7 @@ from pipelines.concepts.card import read_card
 from pipelines.errors import ConceptError, StudioError
 from pipelines.pictures.foreign_metadata import not_taken
 from pipelines.pictures.metadata import Made, read_foreign, read_made
-from pipelines.request.axes import WORDS, axes_of, values_in
+from pipelines.request.axes import WORDS, values_in
 from pipelines.request.request import Request
 from pipelines.request.texts import without_folders
 from studio.jobs.jobs import Job, Jobs
@@ -255,7 +255,7 @@ class GeneratePage:
                 axes = [{"field": "prompt", "values": prompts}]
             if axes:
                 fields["count"] = 1
-            return self.jobs.submit_generation(fields, base, compare=axes).id
+            return self.jobs.submit_generation(fields, base, compare=axes, best_of=self.comparing.best(compared)).id
         except StudioError as error:
             raise told(error) from None
 
@@ -390,11 +390,11 @@ class GeneratePage:
         """Return base, form and comparison as a job was asked with; None if this page did not ask it."""
         try:
             asked = Request.read(job.spec["request"])
-            compared = axes_of(job.spec.get("compare", ()))
+            compared = self.comparing.restored(job.spec)
         except (StudioError, KeyError):
             return None
         if asked.inpaint or asked.in_context or job.spec["base"] not in self.jobs.bases:
             return None
         base = job.spec["base"]
         keep = False  # the next press draws another picture, as the first one did
-        return [base, *self._fields_of(base, asked, asked.count, keep), *self.comparing.restored(compared)]
+        return [base, *self._fields_of(base, asked, asked.count, keep), *compared]

@@ -103,6 +103,18 @@ def test_every_method_is_checked_with_the_settings_it_is_offered_with(name, web,
     assert set(web.get(f"/api/v1/methods/{name}").json()["properties"]) >= set(asked["settings"])
 
 
+def test_candidates_are_ordered_and_what_cannot_be_judged_is_refused(web, jobs):
+    fox = {"prompt": "a fox", "steps": 1}
+    order = web.post("/api/v1/generations", json={"request": fox, "best_of": 2})
+    assert order.status_code == 202, order.json()
+    assert jobs.get(order.json()["id"]).spec["best_of"] == 2
+    jobs.cancel(order.json()["id"])
+    compare = [{"field": "steps", "values": [1, 2]}]
+    for wrong in ({"best_of": 65}, {"best_of": 0}, {"best_of": 2, "compare": compare}):
+        assert web.post("/api/v1/generations", json={"request": fox, **wrong}).status_code == 422
+    assert web.post("/api/v1/generations", json={"request": fox | {"prompt": " "}, "best_of": 2}).status_code == 422
+
+
 def test_a_slider_is_ordered_without_pictures_and_used_below_zero(web, jobs):
     ends = {"token": "bluer", "between": "a fox on an orange background -> a fox on a blue background"}
     order = {"method": "slider", "settings": ends, "dry_run": True}

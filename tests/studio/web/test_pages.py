@@ -139,6 +139,16 @@ def test_a_request_is_queued_as_it_was_asked(jobs):
     assert {job.spec["request"][name] for name in ("seed", "count", "steps")} == {3, 2, 9}
 
 
+def test_candidates_are_asked_for_beside_a_comparison(jobs):
+    generate = page(GeneratePage, jobs)
+    components = [component.value for component in generate.form.components]
+    plan = {"count": 1, "size": "square", "seed": 3, "keep": True}
+    asking = ("pocket", "a fox", [], [], plan, "", *components, "", "", "", "")
+    best, plain = (jobs.get(generate.submit(*asking, count)) for count in (4, 1))
+    assert best.spec["best_of"] == 4 and "best_of" not in plain.spec
+    assert (generate.form_of_job(best)[-1], generate.form_of_job(plain)[-1]) == (4, 1)
+
+
 def test_boxes_without_words_are_left_out_and_no_file_is_named_by_a_browser(jobs):
     boxes = [
         {"phrase": "a <b>", "box": [0, 0, 0.5, 0.5], "picture": "/etc/passwd"},
