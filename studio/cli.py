@@ -91,7 +91,7 @@ def generate(
     if source is not None:
         if read_foreign(source) is None:
             read_made(source)  # whatever is wrong with it is said before torch is loaded
-        from studio.commands.reproduce import repeat
+        from studio.work.reproduce import repeat
 
         paths = repeat(source, wishes, axes, base, output, machine, picking)
     elif prompt is None:
@@ -181,7 +181,7 @@ def attention(
     output
         Write the sheet here instead of beside the picture; the maps as numbers have its name and end in .npz.
     """
-    from studio.commands import reproduce
+    from studio.work import reproduce
 
     for path in reproduce.attention(picture, output, machine):
         print(path)

@@ -16,7 +16,7 @@ from pipelines.captions.wording import Wording
 from pipelines.errors import ConfigError, DataError
 from pipelines.files import whole_file
 from pipelines.pictures.files import open_picture
-from studio.commands.endpoints import Endpoint, answer_of, require_address
+from studio.endpoints import Endpoint, answer_of, require_address
 from studio.settings import Machine
 from trainers.data.caption_files import caption_file, holds_boxes, key, tidied
 from trainers.data.folders import listing

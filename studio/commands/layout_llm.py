@@ -13,7 +13,7 @@ from pipelines.errors import RequestError
 from pipelines.request.box_files import checked
 from pipelines.request.layout_rules import Planner, plan
 from pipelines.request.request import Box, Frozen
-from studio.commands.endpoints import Endpoint, answer_of, require_address
+from studio.endpoints import Endpoint, answer_of, require_address
 
 KEY = "STUDIO_PLANNER_KEY"
 """Environment variable with the endpoint's key, which is never an argument: others could read it."""

@@ -57,8 +57,7 @@ def draw(
         machine: device settings.
         components: the base if it is in memory already.
         picking: how many candidates of each picture are drawn, and what judges them.
-        on_event: receives events instead of a progress line: of a comparison the steps of all cells as one work, and a
-            preview of each cell when it is done.
+        on_event: receives events instead of a progress line; those of all cells as of one work, with previews.
         should_stop: asked before each step.
 
     Returns:
@@ -69,9 +68,7 @@ def draw(
         Cancelled: if `should_stop` said so; cells that are done stay.
     """
     if picking.best_of > 1:
-        if axes:
-            raise RequestError("A comparison shows every picture and keeps none.", "Leave out best_of, or compare.")
-        return _picked(request, base, output, machine, picking, components, on_event, should_stop)
+        return _picked(request, axes, base, output, machine, picking, components, on_event, should_stop)
     if not axes:
         return runner.write_pictures(
             request, base, output, machine, components=components, on_event=on_event, should_stop=should_stop
@@ -100,6 +97,7 @@ def draw(
 
 def _picked(
     request: Request,
+    axes: Sequence[Axis],
     base: str,
     output: Path,
     machine: Machine,
@@ -109,6 +107,8 @@ def _picked(
     should_stop: Callable[[], bool],
 ) -> list[Path]:
     """Write the best of the candidates of each picture, and say the scores; arguments as of `draw`."""
+    if axes:
+        raise RequestError("A comparison shows every picture and keeps none.", "Leave out best_of, or compare.")
     require_room(output, request.count << 20)
     components = components or runner.open_base(base, machine)
     told, known = on_event or Progress("best of"), (base, components.fingerprint())
