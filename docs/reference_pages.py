@@ -72,19 +72,15 @@ def cli() -> str:
 def settings() -> str:
     """Return a table for each class of settings: what is asked of a picture, and how each method learns."""
     from pipelines.request.request import Box, ConceptUse, ExamplePair, Grounding, Guidance, InContext, Inpaint, Request
-    from trainers.base_models.settings import InContextConfig, InpaintingConfig
-    from trainers.method_settings import GroundingConfig, TaskWordConfig
     from trainers.methods import configs
     from trainers.settings import DataConfig, Destination, TrainConfig
 
     asked = (Request, ConceptUse, Guidance, Box, Grounding, Inpaint, InContext, ExamplePair)
     shared = (DataConfig, TrainConfig, Destination)
-    parts = (GroundingConfig, InpaintingConfig, InContextConfig, TaskWordConfig)
     chapters = [
         ("What is asked of a picture", asked),
         ("What every training takes", shared),
         ("Each method", tuple(configs().values())),
-        ("Parts of a base, and words for pairs", parts),
     ]
     return "\n\n".join(f"## {title}\n\n" + "\n\n".join(map(table, kinds)) for title, kinds in chapters)
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -189,7 +189,7 @@ def teach_together(
         for thing, word in zip(things, triggers, strict=True)
         for i, picture in enumerate(composed(teaching_scenes(thing)))
     ]
-    concept = train(components, run, examples, on_event=on_event)
+    concept = cast(Concept, train(components, run, examples, on_event=on_event))
     return dict(zip(things, (concept, *concept.partners), strict=True))
 
 

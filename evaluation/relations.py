@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 from torch import Tensor
@@ -93,7 +93,7 @@ def teach_relation(
     chosen = {"token": TOKEN, "init": INIT, **own, **settings}
     run = run_of(methods()[name], {**chosen, "images": "composed"}).with_recipe(components.family.name)
     examples = pictures_of(relation, masks=bool(chosen.get("masks")))
-    return train(components, run, examples, on_event=on_event)
+    return cast(Concept, train(components, run, examples, on_event=on_event))
 
 
 INIT = "above"

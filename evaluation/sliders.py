@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -147,7 +147,7 @@ def teach(components: Components, name: str, *, on_event: OnEvent = ignore, **se
             chosen |= {"less_images": small, "images": large}
         run = run_of(methods()["slider"], {**chosen, **settings}).with_recipe(components.family.name)
         examples = () if run.data.images is None else read_examples(run.data.images)
-        return train(components, run, examples, class_folder=Path(place, "drawn"), on_event=on_event)
+        return cast(Concept, train(components, run, examples, class_folder=Path(place, "drawn"), on_event=on_event))
 
 
 @dataclass(frozen=True)

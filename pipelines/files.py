@@ -52,6 +52,11 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def stem_of(result: Path) -> str:
+    """Return the name of a result without the ending of its kind; the name of a folder may have dots."""
+    return result.name.removesuffix(".safetensors")
+
+
 def sync_folder(folder: Path) -> None:
     """Flush the names in a folder to the disk, so that a rename outlives a power cut."""
     if os.name == "nt":  # where folders cannot be opened
@@ -61,6 +66,16 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Put a finished folder in a place, also of an older one, which is then removed."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def require_room(folder: Path, needed: int) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, Timeout
 
 from pipelines.errors import ConfigError
+from pipelines.files import stem_of
 
 
 def locked(path: Path, said: str, hint: str) -> BaseFileLock:
@@ -40,7 +41,7 @@ def sole_training(output: Path) -> Iterator[None]:
     Raises:
         ConfigError: if one does.
     """
-    path = output.with_name(f".{output.stem}.lock")
+    path = output.with_name(f".{stem_of(output)}.lock")
     made = [folder for folder in path.parents if not folder.exists()]  # the deepest first
     lock = locked(
         path, f"{output.name} is being learned by another process.", "Wait for it, or choose another --output."

@@ -156,10 +156,13 @@ UNET_BY_NATURE = {
     "pipelines/conditions/boxes.py",
     "pipelines/conditions/regions.py",
     "pipelines/gligen/layers.py",
-    "trainers/base_models/gligen_data.py",
+    "trainers/base_models/gligen.py",
+    "trainers/base_models/grounding.py",
     # The nine channels of an inpainting UNet.
     "pipelines/models/inpainting_unet.py",
-    "trainers/base_models/inpainting_data.py",
+    "trainers/base_models/inpainting.py",
+    "trainers/base_models/inpainting_unet.py",
+    "trainers/base_models/model_folder.py",
     # Keys and values of cross-attention, their merging in closed form, and rows for each of its layers.
     "pipelines/concepts/parts/layer_rows.py",
     "trainers/methods/custom_diffusion.py",
@@ -184,6 +187,8 @@ BY_NAME = {
     "studio/library/import_export.py",
     "studio/web/pages/teach.py",
     # Recipes, which have figures for one family.
+    "trainers/base_models/grounding.py",
+    "trainers/base_models/inpainting.py",
     "trainers/methods/custom_diffusion.py",
     "trainers/methods/dreambooth.py",
     "trainers/methods/p_plus.py",
@@ -348,7 +353,7 @@ def test_every_path_of_a_training_is_marked():
     unmarked = {f"{kind.__name__}.{name}" for kind in kinds for name in unmarked_paths(kind)}
     assert not unmarked
     decided = {name for kind in kinds for name, field in kind.model_fields.items() if not of_clients(name, field)}
-    assert decided == {"cache", "output", "overwrite", "base"}
+    assert decided == {"cache", "output", "overwrite", "base", "start"}
 
 
 def test_a_path_that_is_not_marked_is_refused_to_clients():

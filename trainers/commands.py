@@ -8,7 +8,9 @@ from types import MappingProxyType
 from typing import Annotated, Any
 
 from cyclopts import App, Group, Parameter
+from pydantic import create_model
 
+from pipelines.request.settings import Frozen
 from trainers.method import Method
 from trainers.methods import methods, summary
 from trainers.run import Run
@@ -46,22 +48,37 @@ def commands(
     return app
 
 
+def _without(kind: type[Frozen], unused: frozenset[str]) -> type[Frozen]:
+    """Return a class of the settings of another that are of use."""
+    if not unused & kind.model_fields.keys():
+        return kind
+    fields: dict[str, Any] = {name: (one.annotation, one) for name, one in kind.model_fields.items()}
+    left = {name: field for name, field in fields.items() if name not in unused}
+    return create_model(kind.__name__, __base__=Frozen, __doc__=kind.__doc__, **left)
+
+
+def _whole(kind: type[Any], given: Frozen) -> Any:
+    """Return settings of the whole class, with what was said set."""
+    return given if isinstance(given, kind) else kind(**{name: getattr(given, name) for name in given.model_fields_set})
+
+
 def _command(
     method: Method[Any], carry_out: Callable[..., None], where: type[Destination], more: Mapping[str, Any]
 ) -> Any:
     shared: dict[str, Any] = {"config": method.Settings, "train": TrainConfig, "data": DataConfig, "where": where}
-    kinds = {**shared, **more}
+    kinds = {**{key: _without(kind, method.Settings.unused) for key, kind in shared.items()}, **more}
 
     def command(**settings: Any) -> None:
         # What nothing was said about is not passed on.
         given = {key: settings[key] if key in settings else kind() for key, kind in kinds.items()}
-        carry_out(Run(method, **{key: given.pop(key) for key in shared}), **given)
+        run = {key: _whole(kind, given.pop(key)) for key, kind in shared.items()}
+        carry_out(Run(method, **run), **given)
 
     parameters = [
         inspect.Parameter(
             key,
             inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if key == "config" else kind(),
+            default=inspect.Parameter.empty if any(one.is_required() for one in kind.model_fields.values()) else kind(),
             annotation=Annotated[kind, Parameter(name="*", group=Group(HEADINGS[key], sort_key=place))],
         )
         for place, (key, kind) in enumerate(kinds.items())

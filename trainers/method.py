@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from trainers.settings import MethodConfig
 
@@ -22,11 +22,35 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from pipelines.concepts.concept import Concept
-    from pipelines.events import OnEvent
+    from pipelines.events import OnEvent, Preview
     from pipelines.models.components import Components
-    from trainers.data.batches import Batch, Example
-    from trainers.settings import DataConfig
+    from trainers.data.batches import Example
+    from trainers.settings import DataConfig, TrainConfig
+
+
+Draw = Callable[[int, "torch.Generator"], Any]
+"""Gives the batch of an index; chance comes from the generator of the step."""
+
+
+class Artifact(Protocol):
+    """The result of a training: a concept, gated layers, or a model."""
+
+    @property
+    def partners(self) -> Sequence[Artifact]:
+        """Return the results of the same run beside it, each written to a file of its own."""
+        ...
+
+    def described(self, recipe: Mapping[str, Any], base_fingerprint: str) -> Self:
+        """Return the same with the settings of its training and the base in what it tells of itself."""
+        ...
+
+    def save(self, path: Path) -> Path:
+        """Write it, whole or not at all."""
+        ...
+
+    def attach(self, components: Components) -> AbstractContextManager[Components]:
+        """Give a base what was learned inside the `with`; afterwards the base is bit-identical."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -36,7 +60,7 @@ class Trainable:
     Attributes:
         components: the base with whatever is new in it.
         parameters: name -> the only tensors that are trained.
-        wordings: prompt templates with one `{}` for the token; none if only pictures' own captions will do.
+        templates: prompt templates with one `{}` for the token; none if only pictures' own captions will do.
         state: what the method wants to keep for its losses.
         figures: numbers to report beside the losses.
         rates: name -> factor on the learning rate, for those that learn at another pace.
@@ -44,18 +68,26 @@ class Trainable:
         completed: the pictures to learn from, made of those given, the settings of reading them and a seed.
         class_pictures: pictures of the class to learn beside them, each with the word of its class; read from or kept
             in the folder it is called with. None for a method that needs none.
+        batches: makes batches of its own of the pictures, their settings and the share of the training that is over,
+            0 to 1; the function it returns is called as `LatentSet.draw` is, with the index of the batch and the
+            step's generator. None for latents with captions.
+        preview: draws what is learned so far, after a number of steps; None for a picture of the token.
+        fewest: examples without which no batch can be made.
         notes: lines on what is to be known before the training starts.
     """
 
     components: Components
     parameters: Mapping[str, nn.Parameter]
-    wordings: tuple[str, ...]
+    templates: tuple[str, ...]
     state: Any
     figures: Callable[[], dict[str, float]] = field(default=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
     examine: Callable[[Sequence[Example]], None] = lambda examples: None
     completed: Callable[[Sequence[Example], DataConfig, int], Sequence[Example]] = lambda examples, data, seed: examples
     class_pictures: Callable[[Path, OnEvent, Callable[[], bool]], list[Example]] | None = None
+    batches: Callable[[Sequence[Example], TrainConfig, DataConfig, Callable[[], float]], Draw] | None = None
+    preview: Callable[[int], Preview] | None = None
+    fewest: int = 1
     notes: Sequence[str] = ()
 
 
@@ -70,6 +102,7 @@ class Offer:
         settings: of the method, beside these.
         pairs: whether each picture shows two things that are to be named.
         pictures: whether it takes pictures; without, the base draws its own if there are none.
+        hint: whether the word is asked for as the hint of a question in pictures, instead of in prompts.
     """
 
     title: str
@@ -78,6 +111,7 @@ class Offer:
     settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     pairs: bool = False
     pictures: bool = True
+    hint: bool = False
 
     @property
     def values(self) -> dict[str, Any]:
@@ -110,10 +144,10 @@ class Method(Protocol[Config]):
         """Make ready for training; the base is bit-identical after the `with`. Chance comes from `generator`."""
         ...
 
-    def losses(self, trainable: Trainable, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return named loss terms of a batch; the loop optimises their sum."""
+    def losses(self, trainable: Trainable, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return named loss terms of a `Batch`, or what its own `batches` gave; the loop optimises their sum."""
         ...
 
-    def export(self, trainable: Trainable) -> Concept:
-        """Return the concept as it is learned so far."""
+    def export(self, trainable: Trainable) -> Artifact:
+        """Return what is learned so far."""
         ...

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ConfigError
-from pipelines.files import require_room
+from pipelines.files import require_room, stem_of
 from pipelines.request.settings import without_files
 from pipelines.words import file_stem
 from trainers.method import Method
-from trainers.settings import DataConfig, Destination, TrainConfig
+from trainers.settings import DataConfig, Destination, TrainConfig, require_folder
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,18 @@ class Run:
     data: DataConfig
     where: Destination = Destination()  # noqa: RUF009 - frozen
 
+    def __post_init__(self) -> None:
+        """Refuse shared settings that the method has no use for.
+
+        Raises:
+            ConfigError: naming the first of them.
+        """
+        given = {name for one in (self.train, self.data, self.where) for name in one.model_fields_set}
+        if unused := sorted(given & self.config.unused):
+            raise ConfigError(f"{self.method.name} has no use for {unused[0]}.", "Leave it out.")
+
     def recipe(self) -> dict[str, Any]:
-        """Return the resolved configuration for the concept's card, without the person's folder names."""
+        """Return the resolved settings for the result's card, without the person's folder names."""
         return {**without_files(self.config), **without_files(self.train), **without_files(self.data)}
 
     def with_recipe(self, family: str) -> Run:
@@ -50,9 +60,9 @@ class Run:
 
     @property
     def outputs(self) -> list[Path]:
-        """Return the concept files: the run's own as set, those of others beside it by their words."""
-        first = self.where.output or Path("outputs/concepts") / f"{file_stem(self.config.trigger)}.safetensors"
-        if first.suffix != ".safetensors":
+        """Return the files of the result: the run's own as set, those of others beside it by their words."""
+        first = self.where.output or Path("outputs") / self.config.result(self.where.base)
+        if not self.config.gives_folder and first.suffix != ".safetensors":
             first = first.with_name(f"{first.name}.safetensors")
         return [first, *(first.with_name(f"{file_stem(word)}.safetensors") for word in self.config.triggers[1:])]
 
@@ -60,21 +70,19 @@ class Run:
     def whole(self) -> bool:
         """Return whether all files of the run exist; its log, which an imported concept lacks, shows whose they are."""
         first, *others = self.outputs
-        return all(path.is_file() for path in (first.with_name(f"{first.stem}.losses.jsonl"), *others, first))
+        return all(path.exists() for path in (losses_of(first), *others, first))
 
     def require_pictures(self) -> None:
-        """Refuse a run without a folder of pictures if the method cannot learn without.
+        """Refuse a run without a folder of pictures if the method neither draws nor composes its own.
 
         Raises:
-            ConfigError: if it cannot.
+            DataError: if it does not.
         """
-        if self.data.images is None and not self.config.drawn_prompts:
-            raise ConfigError(
-                "There are no pictures to learn from.", f"Name their folder: {self.method.name} --images."
-            )
+        if not (self.data.images or self.config.drawn_prompts or getattr(self.config, "composed", 0)):
+            require_folder(None)
 
     def require_free(self) -> list[Path]:
-        """Return the concept files, which can be written.
+        """Return the files of the result, which can be written.
 
         Raises:
             ConfigError: if one is there already, two are the same, candidates are wanted of several, or the disk is
@@ -117,9 +125,14 @@ def _made(kind: Any, fields: dict[str, Any]) -> Any:
     return kind(**fields)
 
 
+def losses_of(output: Path) -> Path:
+    """Return the log of losses beside a result."""
+    return output.with_name(f"{stem_of(output)}.losses.jsonl")
+
+
 def state_of(output: Path) -> Path:
-    """Return the folder of the training state of a concept file."""
-    return output.with_name(f".{output.stem}.state")
+    """Return the folder of the training state of a result."""
+    return output.with_name(f".{stem_of(output)}.state")
 
 
 def over_of(output: Path) -> Path:
@@ -128,6 +141,6 @@ def over_of(output: Path) -> Path:
 
 
 def forget_state(output: Path) -> None:
-    """Remove the state of the training of a concept file, also one that was about to be removed."""
+    """Remove the state of the training of a result, also one that was about to be removed."""
     for folder in (state_of(output), over_of(output)):
         shutil.rmtree(folder, ignore_errors=True)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from pipelines.errors import DataError
 from pipelines.request.settings import FileOf, Frozen, Quantised
-from pipelines.words import Composed, composed
+from pipelines.words import Composed, composed, file_stem
 
 
 class DataConfig(Frozen):
     """The training pictures, and how they are read."""
 
     images: Annotated[Path | None, FileOf("dataset")] = None
-    """Folder of training pictures; a `.txt` file beside a picture is its caption. Left out, a method that can do so
-    (slider) has the base draw its own."""
+    """Folder of pictures, with captions in `.txt` files beside them; a slider without has the base draw its own."""
 
     resolution: int | None = Field(default=None, ge=16, le=4096)
     """Side in pixels that pictures are scaled to; the base model's own by default."""
@@ -49,6 +49,9 @@ class TrainConfig(Frozen):
     steps: int = Field(default=3000, ge=1, le=1_000_000)
     """Optimiser steps."""
 
+    minutes: float | None = Field(default=None, gt=0)
+    """End after so much time if that is sooner; a learning rate that falls then falls towards it."""
+
     batch: int = Field(default=4, ge=1, le=1024)
     """Pictures a step."""
 
@@ -71,7 +74,7 @@ class TrainConfig(Frozen):
     """Share of the steps, at the end, over which the learning rate falls to 0 in a line; 0 keeps it constant."""
 
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Seed of all random numbers; the same seed gives the same concept."""
+    """Seed of all random numbers; the same seed gives the same result."""
 
     preview_every: int = Field(default=0, ge=0)
     """Steps between preview pictures; 0 for none."""
@@ -85,9 +88,10 @@ class TrainConfig(Frozen):
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Decay of a moving average of the parameters, which is then the result; 0 for none, 0.99 to 0.9999 are usual."""
 
-    optimizer: Literal["adamw", "adamw8bit", "schedule-free"] = "adamw"
-    """adamw8bit keeps its moments in 8 bits; needs bitsandbytes and a GPU. schedule-free (arXiv:2405.15682) needs no
-    decay of the rate, and schedulefree."""
+    optimizer: Literal["adamw", "adamw8bit", "muon", "schedule-free"] = "adamw"
+    """adamw8bit keeps its moments in 8 bits; needs bitsandbytes and a GPU. muon takes the matrices of hidden layers,
+    which learn faster so from scratch, and AdamW the rest. schedule-free (arXiv:2405.15682) needs no decay of the rate,
+    and schedulefree."""
 
     quantise: Quantised | None = None
     """Keep frozen weights in 8 or 4 bits a number, beside which low-rank changes and words are learned: a half or a
@@ -118,8 +122,7 @@ class ObjectiveConfig(Frozen):
     """Spread the timesteps evenly over each batch, for a calmer gradient, instead of drawing each by itself."""
 
     sigmas: Literal["logit-normal", "uniform"] | None = None
-    """Distribution of the noise levels that a rectified flow is taught, before they are shifted; logit-normal by
-    default (arXiv:2403.03206, 3.1)."""
+    """Noise levels that a rectified flow is taught, before the shift; logit-normal by default (arXiv:2403.03206)."""
 
     shift: float | None = Field(default=None, gt=0, le=20)
     """Shift of those levels towards noise, 1 for none; the family's own by default."""
@@ -178,6 +181,15 @@ class PriorConfig(Frozen):
 class MethodConfig(Frozen):
     """Settings of a method, with what the loop has to know of any of them."""
 
+    unused: ClassVar[frozenset[str]] = frozenset()
+    """Shared settings that mean nothing for the method; they are not offered, and refused if they are given."""
+
+    encodes_once: ClassVar[bool] = True
+    """False if pictures or captions are encoded at every step, by networks that therefore stay on the device."""
+
+    gives_folder: ClassVar[bool] = False
+    """True if the result is a folder instead of a `.safetensors` file."""
+
     @property
     def triggers(self) -> tuple[str, ...]:
         """Return the words that call each concept of the run in prompts, its own first."""
@@ -185,8 +197,8 @@ class MethodConfig(Frozen):
 
     @property
     def trigger(self) -> str:
-        """Return the words in prompts for the run's own concept."""
-        return self.triggers[0]
+        """Return the words in prompts for the run's own concept; empty if it learns no concept."""
+        return self.triggers[0] if self.triggers else ""
 
     @property
     def spoken(self) -> str:
@@ -198,7 +210,11 @@ class MethodConfig(Frozen):
         """Return prompts of pictures that the base draws to learn on where no folder is given; none if it must be."""
         return ()
 
-    def folders(self, images: Path) -> tuple[tuple[Path, str | None], ...]:
+    def result(self, base: str) -> Path:
+        """Return the place of the result on `base` if no other is asked for, within a folder of outputs."""
+        return Path("concepts") / f"{file_stem(self.trigger)}.safetensors"
+
+    def folders(self, images: Path | None) -> tuple[tuple[Path | None, str | None], ...]:
         """Return the folders of pictures to learn from, each with the word of what it shows if there are several.
 
         Args:
@@ -220,6 +236,17 @@ class MethodConfig(Frozen):
     def trains_text(self) -> bool:
         """Return whether gradients go through the text encoders, which then stay float32."""
         return True
+
+
+def require_folder(folder: Path | None) -> Path:
+    """Return the folder of pictures that a run names.
+
+    Raises:
+        DataError: if it names none.
+    """
+    if folder is None:
+        raise DataError("Learning requires pictures.", "Give a folder of them with --images.")
+    return folder
 
 
 @dataclass(frozen=True)
@@ -256,7 +283,7 @@ class SubjectConfig(MethodConfig, PriorConfig, ObjectiveConfig):
     kind: Literal["subject", "object", "style"] = "subject"
     """Kind of concept to learn."""
 
-    wordings: Literal["auto", "object", "style", "pocket"] = "auto"
+    templates: Literal["auto", "object", "style", "pocket"] = "auto"
     """Prompt templates for pictures without captions; "auto" is "a photo of {}", and for `pocket` its own few."""
 
     @property
@@ -280,7 +307,7 @@ class SubjectConfig(MethodConfig, PriorConfig, ObjectiveConfig):
         """Return for each subject its new word, or its identifier with its class."""
         return tuple(subject.trigger for subject in self.subjects)
 
-    def folders(self, images: Path) -> tuple[tuple[Path, str | None], ...]:
+    def folders(self, images: Path | None) -> tuple[tuple[Path | None, str | None], ...]:
         """Return the folder of each subject, with its words if there are several."""
         subjects = self.subjects
         return tuple((one.images or images, one.trigger if len(subjects) > 1 else None) for one in subjects)
@@ -357,10 +384,11 @@ class Destination(Frozen):
     """The base of a training, and the file of its result."""
 
     output: Annotated[Path | None, FileOf("own")] = None
-    """The concept file; outputs/concepts/TOKEN.safetensors by default."""
+    """The file of what is learned, or the folder of a model; outputs/concepts/TOKEN.safetensors, or a name of the base
+    in outputs/, by default."""
 
     overwrite: bool = False
-    """Replace a concept file that is there."""
+    """Replace a result that is there."""
 
     base: Annotated[str, FileOf("own")] = "pocket"
     """pocket, a diffusers folder, a .safetensors checkpoint, or a hub id."""
@@ -369,4 +397,4 @@ class Destination(Frozen):
     """Steps between writes of the training state; a large one is written less often."""
 
     preview: bool = True
-    """Draw a picture of what was learned, with a fixed seed, beside the concept file."""
+    """Draw a picture of what was learned, with a fixed seed, beside its file."""

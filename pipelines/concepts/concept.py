@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -336,6 +337,12 @@ class Concept:
             for part in self.parts:
                 components = attached.enter_context(part.attach(components, self.card, strength))
             yield components
+
+    def described(self, recipe: Mapping[str, Any], base_fingerprint: str) -> Concept:
+        """Return the concept and its partners with the settings of their training and the base on their cards."""
+        about = {"recipe": dict(recipe), "base_fingerprint": base_fingerprint}
+        partners = tuple(one.described(recipe, base_fingerprint) for one in self.partners)
+        return replace(self, card=self.card.model_copy(update=about), partners=partners)
 
     def with_scores(self, scores: dict[str, float]) -> Concept:
         """The same concept with figures on its card; what is no number is left out, as JSON has no word for it."""

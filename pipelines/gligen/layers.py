@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,41 @@ from diffusers.models.embeddings import GLIGENTextBoundingboxProjection
 from torch import Tensor, nn
 
 from pipelines.errors import ModelError
-from pipelines.gligen.tokens import load_adapter
+from pipelines.gligen.tokens import load_adapter, save_adapter
 from pipelines.models.components import Components
 
 _HINT = "Give the layers that were trained for this family of models."
+
+
+@dataclass(frozen=True)
+class GatedLayers:
+    """Gated layers that were trained on a base, and are a file of their own.
+
+    Attributes:
+        tensors: by their names in the UNet; float32.
+        about: strings for the header of the file: base, fingerprint, steps.
+        half: whether the file holds float16.
+        partners: nothing is learned beside them.
+    """
+
+    tensors: Mapping[str, Tensor]
+    about: Mapping[str, str]
+    half: bool = True
+    partners: Sequence[GatedLayers] = ()
+
+    def described(self, recipe: Mapping[str, Any], base_fingerprint: str) -> GatedLayers:
+        """Return the same with the settings of the training, as text, and the base in the header."""
+        told = {name: str(value) for name, value in recipe.items()}
+        return replace(self, about={**told, **self.about, "fingerprint": base_fingerprint})
+
+    def save(self, path: Path) -> Path:
+        """Write the file, whole or not at all."""
+        save_adapter(self.tensors, path, self.about, torch.float16 if self.half else torch.float32)
+        return path
+
+    def attach(self, components: Components) -> AbstractContextManager[Components]:
+        """Give a base these layers inside the `with`; raises `ModelError` if they do not fit."""
+        return with_layers(components, self.tensors, "the training")
 
 
 @contextmanager
@@ -34,6 +65,22 @@ def with_adapter(components: Components, path: Path) -> Iterator[Components]:
         ModelError: if the file cannot be read or its layers do not fit the base.
     """
     tensors, _ = load_adapter(path)
+    with with_layers(components, tensors, path.name) as gated:
+        yield gated
+
+
+@contextmanager
+def with_layers(components: Components, tensors: Mapping[str, Tensor], said: str) -> Iterator[Components]:
+    """Give a base gated layers inside the `with`.
+
+    Args:
+        components: the base.
+        tensors: by their names in the UNet.
+        said: where they come from, for errors.
+
+    Raises:
+        ModelError: if they do not fit the base.
+    """
     unet = components.unet
     blocks = {name: module for name, module in unet.named_modules() if isinstance(module, BasicTransformerBlock)}
     groups: dict[str, dict[str, Tensor]] = {}
@@ -46,7 +93,7 @@ def with_adapter(components: Components, path: Path) -> Iterator[Components]:
     if "" not in groups or groups.keys() - {""} != blocks.keys():
         missing = len(blocks.keys() - groups.keys())
         raise ModelError(
-            f"The gated layers of {path.name} do not fit {components.name}: "
+            f"The gated layers of {said} do not fit {components.name}: "
             f"{missing} of its {len(blocks)} blocks get none, {len(groups.keys() - {''} - blocks.keys())} are left over"
             f"{'' if '' in groups else ', and nothing reads boxes'}.",
             _HINT,
@@ -56,9 +103,9 @@ def with_adapter(components: Components, path: Path) -> Iterator[Components]:
     width = int(unet.config["cross_attention_dim"])
     with ExitStack() as attached:
         for where, block in blocks.items():
-            fuser = _filled(_fuser(block, width), groups[where], f"{path.name} ({where})", components)
+            fuser = _filled(_fuser(block, width), groups[where], f"{said} ({where})", components)
             attached.enter_context(_instead(block, "fuser", fuser))
-        net = _filled(_position_net(groups[""], width), groups[""], f"{path.name} (position_net)", components)
+        net = _filled(_position_net(groups[""], width), groups[""], f"{said} (position_net)", components)
         attached.enter_context(_instead(unet, "position_net", net))
         yield components
 

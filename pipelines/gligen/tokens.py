@@ -20,12 +20,10 @@ from torch.nn import functional as F
 from pipelines.errors import ModelError, RequestError
 from pipelines.files import whole_file
 from pipelines.models.fingerprint import is_gated
+from pipelines.request.box_files import SLOTS
 
 if TYPE_CHECKING:
     from pipelines.models.components import Components
-
-SLOTS = 30
-"""Places for things in one picture, as in the official models."""
 
 UNNAMED = {"pocket": "a sticker"}
 """Phrase that names nothing, of families whose gated layers were also trained on boxes told with it: what the prompt
@@ -124,17 +122,20 @@ def gated_parameters(unet: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, parameter) for name, parameter in unet.named_parameters() if is_gated(name))
 
 
-def save_adapter(tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, str]) -> None:
-    """Write gated layers by themselves, in float16.
+def save_adapter(
+    tensors: Mapping[str, Tensor], path: Path, about: Mapping[str, str], dtype: torch.dtype = torch.float16
+) -> None:
+    """Write gated layers by themselves.
 
     Args:
         tensors: by their names in the UNet.
         path: `.safetensors` file.
         about: strings for the header beside the format: base, fingerprint, steps.
+        dtype: precision in the file.
     """
-    halves = {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in tensors.items()}
+    stored = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
     with whole_file(path) as temporary:
-        save_file(halves, temporary, metadata={"format": "pt", "form": FORM, **about})
+        save_file(stored, temporary, metadata={"format": "pt", "form": FORM, **about})
 
 
 def load_adapter(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

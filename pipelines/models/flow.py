@@ -71,14 +71,14 @@ class Flow:
         shift: by which drawn levels are moved towards noise in training.
         mu: steps and latents' shape -> logarithm of the sampling shift; without effect on schedules with a fixed one.
         linear: whether sampling begins with evenly spread levels 1 ... 1/steps; else they are the scheduler's own.
-        levels: distribution that training draws from.
+        sigmas: distribution that training draws from.
     """
 
     config: Mapping[str, Any]
     shift: float
     mu: Callable[[int, tuple[int, ...]], float] | None = None
     linear: bool = True
-    levels: Draw = "logit-normal"
+    sigmas: Draw = "logit-normal"
 
     @property
     def count(self) -> int:
@@ -96,10 +96,10 @@ class Flow:
 
     def draw(self, count: int, spread: bool, generator: torch.Generator) -> Tensor:
         """Return levels, logit-normal (arXiv:2403.03206, eq. 19) or uniform, then shifted."""
-        if spread or self.levels == "uniform":
+        if spread or self.sigmas == "uniform":
             even = torch.rand(() if spread else (count,), generator=generator)
             even = (even + torch.arange(count) / count) % 1 if spread else even
-            drawn = even if self.levels == "uniform" else torch.special.ndtri(even.clamp(1e-6, 1 - 1e-6)).sigmoid()
+            drawn = even if self.sigmas == "uniform" else torch.special.ndtri(even.clamp(1e-6, 1 - 1e-6)).sigmoid()
         else:
             drawn = torch.randn(count, generator=generator).sigmoid()
         return shifted(drawn, self.shift)
@@ -136,7 +136,7 @@ class Flow:
     def with_settings(self, objective: Any) -> Flow:
         """Return the process with the distribution and the shift of an objective."""
         shift = self.shift if objective.shift is None else objective.shift
-        return Flow(self.config, shift, self.mu, self.linear, objective.sigmas or self.levels)
+        return Flow(self.config, shift, self.mu, self.linear, objective.sigmas or self.sigmas)
 
     def sampler(self, name: Scheduler, steps: int, device: Any, spacing: Spacing, shape: tuple[int, ...]) -> Any:
         """Return Euler's steps on the levels of the base's own pipeline."""

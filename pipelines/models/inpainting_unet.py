@@ -7,6 +7,7 @@ It lies in `unet_inpainting/` beside the base's own parts, in the diffusers layo
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def inpainting_components(components: Components, source: str | Path | None = No
         raise ModelError(
             f"The UNet in {folder} has {config.get('in_channels')} channels; one for inpainting has {CHANNELS}.", NEXT
         )
-    return replace(components, denoiser=_with_layers_of(components.unet, stored, folder))
+    return replace(components, denoiser=with_layers_of(components.unet, stored, str(folder)))
 
 
 NEXT = (
@@ -104,15 +105,24 @@ def with_inpainting_unet(components: Components, asked: Inpaint | None, on_event
     return inpainting_components(components, asked.unet)
 
 
-def _with_layers_of(base: UNet2DConditionModel, stored: dict[str, Tensor], folder: Path) -> UNet2DConditionModel:
-    """Return a UNet of 9 channels with the stored weights, and the base's own layers for boxes."""
+def with_layers_of(base: UNet2DConditionModel, stored: Mapping[str, Tensor], said: str) -> UNet2DConditionModel:
+    """Return a UNet of 9 channels with stored weights, and the base's own layers for boxes.
+
+    Args:
+        base: the UNet of 4 channels.
+        stored: weights by their names.
+        said: where they come from, for errors.
+
+    Raises:
+        ModelError: if they are none for this base.
+    """
     unet = widened_shape(base, base.config["attention_type"])
     weights = {name: tensor for name, tensor in base.state_dict().items() if is_gated(name)}
     try:
         unet.load_state_dict(weights | {name: tensor.to(base.dtype) for name, tensor in stored.items()})
     except RuntimeError as error:
         line = str(error).strip().splitlines()[-1].strip()
-        raise ModelError(f"The inpainting UNet in {folder} is none for this base: {line[:200]}", NEXT) from None
+        raise ModelError(f"The inpainting UNet in {said} is none for this base: {line[:200]}", NEXT) from None
     torch.nn.Module.to(unet, dtype=base.dtype).eval().requires_grad_(False)
     if form := form_of(base):
         quantise(unet, form)

@@ -110,7 +110,7 @@ class NoiseProcess(Protocol):
         ...
 
 
-def noise_levels(config: Any, device: torch.device) -> Tensor:
+def alphas_cumprod_of(config: Any, device: torch.device) -> Tensor:
     """Return cumulative products of 1 - beta (T,) float32 of a base's noise schedule."""
     from diffusers import DDPMScheduler
 
@@ -169,24 +169,24 @@ class DDPM:
     """Diffusion in steps; a time is a whole timestep, 0 the least noisy.
 
     Attributes:
-        levels: (T,) of `noise_levels`.
+        alphas_cumprod: (T,) of `alphas_cumprod_of`.
         kind: what is predicted: epsilon, v_prediction or sample.
         config: of the base's own scheduler.
     """
 
-    levels: Tensor
+    alphas_cumprod: Tensor
     kind: str
     config: Mapping[str, Any]
 
     @classmethod
     def of(cls, config: Mapping[str, Any], device: torch.device) -> DDPM:
         """Return the process that a scheduler's configuration describes."""
-        return cls(noise_levels(config, device), str(config.get("prediction_type", "epsilon")), config)
+        return cls(alphas_cumprod_of(config, device), str(config.get("prediction_type", "epsilon")), config)
 
     @property
     def count(self) -> int:
         """Length of the schedule, T."""
-        return len(self.levels)
+        return len(self.alphas_cumprod)
 
     @property
     def rests_at_zero(self) -> bool:
@@ -195,7 +195,7 @@ class DDPM:
 
     def as_clean(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return the factors of the kind; a time between two timesteps counts as the nearer one."""
-        level = self.levels[t.round().long()]
+        level = self.alphas_cumprod[t.round().long()]
         if self.kind == "sample":
             return torch.zeros_like(level), torch.ones_like(level)
         kept, noise = level.sqrt(), (1 - level).sqrt()
@@ -213,15 +213,15 @@ class DDPM:
 
     def noised(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return sqrt(a) clean + sqrt(1 - a) noise."""
-        return noised(clean, noise, self.levels[t])
+        return noised(clean, noise, self.alphas_cumprod[t])
 
     def target(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return noise, velocity or picture, by the base's kind."""
-        return target(self.kind, clean, noise, self.levels[t])
+        return target(self.kind, clean, noise, self.alphas_cumprod[t])
 
     def weight(self, t: Tensor, gamma: float) -> Tensor:
         """Return min-SNR weights of the kind."""
-        return min_snr_weights(self.kind, self.levels[t], gamma)
+        return min_snr_weights(self.kind, self.alphas_cumprod[t], gamma)
 
     def refuse(self, objective: Any, base: str) -> None:
         """Refuse how a flow's levels are drawn."""

@@ -23,6 +23,9 @@ from pipelines.words import composed
 
 Form = Literal["bbox", "coco", "yolo", "pixels"]
 FORMS: tuple[Form, ...] = get_args(Form)
+SLOTS = 30
+"""Places for things in one picture, as in the official models."""
+
 LIMIT = 1 << 24  # bytes of a file that are read
 Row = tuple[str, Sequence[float]]
 """A phrase, and left, top, right and bottom in fractions as a file has them: they may lie anywhere."""

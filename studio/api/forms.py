@@ -49,7 +49,7 @@ def settings_of(method: str) -> type[Frozen]:
     fields: dict[str, Any] = {}
     for kind in (configs()[method], DataConfig, TrainConfig, Destination):
         for name, field in kind.model_fields.items():
-            if name != "images" and of_clients(name, field):
+            if name != "images" and name not in configs()[method].unused and of_clients(name, field):
                 metadata = tuple(field.metadata)
                 annotation = _of_client(field)
                 kept = Field(description=field.description, default=... if field.is_required() else field.default)
@@ -124,6 +124,8 @@ class Work(Answer):
     """Addresses of events, pictures and concepts."""
     pictures: list[str] = []
     concepts: list[str] = []
+    files: list[str] = []
+    """Addresses of other results: gated layers, and models, which come as a zip."""
     notes: list[str] = []
     """Sentences it said, of one that is asked for by its id: what was left out, a word that no concept has."""
 
@@ -142,10 +144,12 @@ def work(job: Job, notes: Sequence[str] = ()) -> Work:
     """Return a job as an answer, with its notes if they are given; files in it are addresses."""
     own = f"{ROOT}/{PLACE[job.kind]}/{job.id}"
     pictures = [f"{own}/pictures/{number}" for number, name in enumerate(job.results) if name.endswith(".png")]
-    learned = [Path(name).stem for name in job.results if name.endswith(".safetensors")]
-    told = {name: getattr(job, name) for name in Work.model_fields if hasattr(job, name)}
+    learned = [Path(name).stem for name in job.concepts]
+    files = [f"{own}/files/{number}" for number in job.files]
+    own_fields = Work.model_fields.keys() - {"concepts", "files"}
+    told = {name: getattr(job, name) for name in own_fields if hasattr(job, name)}
     links = {"self": own, "events": f"{own}/events"}
-    return Work(**told, links=links, pictures=pictures, concepts=learned, notes=list(notes))
+    return Work(**told, links=links, pictures=pictures, concepts=learned, files=files, notes=list(notes))
 
 
 class DatasetForm(Frozen):

@@ -12,7 +12,6 @@ from pipelines.errors import RequestError
 from pipelines.request.request import Frozen, InContext, Request
 from studio.commands.flags import Asked, flag, given
 from studio.settings import Machine
-from trainers.method_settings import TaskWordConfig
 
 PICTURES = ("examples", "query", "digests")
 """Fields of a question that are no flags of their own."""
@@ -81,27 +80,3 @@ def ask(
 
     for path in runner.write_pictures(request, base, output, machine):
         print(path)
-
-
-def learn(
-    *,
-    images: Path,
-    config: Annotated[TaskWordConfig, Parameter(name="*")],
-    base: str = "pocket",
-    output: Path | None = None,
-    machine: Annotated[Machine, Parameter(name="*")] = Machine(),  # noqa: B008
-) -> None:
-    """Learn a word for what pairs of pictures show, so that it can be asked for without an example.
-
-    Parameters
-    ----------
-    images
-        A folder of pairs: before/NAME.png and after/NAME.png, two at least.
-    base
-        pocket (the default), or an inpainting model trained on grids.
-    output
-        The concept file; by default the word in outputs/concepts.
-    """
-    from studio.commands.incontext_examples import learn_task
-
-    print(learn_task(images, config, base, output, machine))

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from cyclopts import Parameter
-
 from studio.settings import Machine
-from trainers.base_models.settings import InContextConfig, InpaintingConfig, ModelDestination
 from trainers.commands import commands
 from trainers.data.folders import listing
-from trainers.method_settings import GroundingConfig, GroundingDestination
 from trainers.run import Run
 from trainers.settings import Destination
 
@@ -59,12 +53,21 @@ ALIASES = {
 """Spellings of the diffusers and kohya scripts, with dashes or underscores, that mean flags of ours."""
 
 
+OF_METHODS = {
+    "incontext": {"--pairs": "--images", "--cell": "--resolution"},
+    "task-word": {"--rate": "--learning-rate"},
+    "grounding": {"--rate": "--learning-rate", "--muon": "--optimizer=muon"},
+}
+"""Further spellings of flags for one method."""
+
+
 def translate(arguments: list[str]) -> list[str]:
     """Return arguments with other programs' spellings replaced by ours."""
+    known = ALIASES | next((OF_METHODS[word] for word in arguments if word in OF_METHODS), {})
     translated: list[str] = []
     for argument in arguments:
         flag, equals, value = argument.partition("=")
-        flag = ALIASES.get(flag.replace("_", "-"), flag) if flag.startswith("--") else flag
+        flag = known.get(flag.replace("_", "-"), flag) if flag.startswith("--") else flag
         translated.append(flag + equals + value)
     return translated
 
@@ -86,41 +89,3 @@ def _carry_out(run: Run, machine: Machine) -> None:
 
 
 app = commands("train", _carry_out, Output, {"machine": Machine})
-app.command("studio.commands.incontext:learn", name="task-word")
-
-
-@app.command
-def inpainting(
-    config: Annotated[InpaintingConfig, Parameter(name="*")],
-    where: Annotated[ModelDestination, Parameter(name="*")] = ModelDestination(),  # noqa: B008
-    machine: Annotated[Machine, Parameter(name="*")] = Machine(),  # noqa: B008
-) -> None:
-    """Inpainting: a UNet that sees the mask and what lies around it, from a base of 4 channels."""
-    from studio.commands.train_parts import train_inpainting
-
-    print(train_inpainting(config, where, machine))  # noqa: T201
-
-
-@app.command
-def incontext(
-    config: Annotated[InContextConfig, Parameter(name="*")],
-    where: Annotated[ModelDestination, Parameter(name="*")] = ModelDestination(),  # noqa: B008
-    machine: Annotated[Machine, Parameter(name="*")] = Machine(),  # noqa: B008
-) -> None:
-    """Visual prompts: the UNet for inpainting learns changes from pairs of pictures, as answers in a grid."""
-    from studio.commands.train_parts import train_inpainting
-
-    print(train_inpainting(config, where, machine))  # noqa: T201
-
-
-@app.command
-def grounding(
-    *,
-    where: Annotated[GroundingDestination, Parameter(name="*")] = GroundingDestination(),  # noqa: B008
-    config: Annotated[GroundingConfig, Parameter(name="*")] = GroundingConfig(),  # noqa: B008
-    machine: Annotated[Machine, Parameter(name="*")] = Machine(),  # noqa: B008
-) -> None:
-    """Gated layers for boxes (GLIGEN) on any base, from pictures with boxes; the base itself stays what it is."""
-    from studio.commands.train_parts import train_layers
-
-    print(train_layers(where, config, machine))  # noqa: T201

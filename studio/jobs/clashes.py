@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from pipelines.errors import Conflict, StudioError
+from pipelines.files import stem_of
 from studio.jobs.specs import Places, training_of_job
 from studio.jobs.store import LIVE, Ledger
 
@@ -20,23 +22,23 @@ class Clashes:
     def __init__(self, ledger: Ledger, places: Places) -> None:
         self.ledger, self.places = ledger, places
 
-    def require_free(self, names: Sequence[str], key: str | None) -> None:
-        """Refuse names of files that are there, or are going to be; a job that is asked for again is let through.
+    def require_free(self, outputs: Sequence[Path], key: str | None) -> None:
+        """Refuse results that are there, or are going to be; a job that is asked for again is let through.
 
         Raises:
             Conflict: with the name.
         """
-        if len(set(names)) < len(names):
-            raise Conflict(f"Two subjects would be written to {names[0]}.", "Choose other tokens.")
+        if len(set(outputs)) < len(outputs):
+            raise Conflict(f"Two subjects would be written to {outputs[0].name}.", "Choose other tokens.")
         if key is not None and self.ledger.keyed(key) is not None:
             return
-        for name in names:
-            if (self.places.learned / name).exists():
-                raise Conflict(
-                    f"The concept {name.removesuffix('.safetensors')} is there already.",
-                    "Choose another token, or rename or delete it.",
-                )
-        self.require_unlearned(names)
+        for path in (path for path in outputs if path.exists()):
+            concept = path.parent == self.places.learned
+            raise Conflict(
+                f"{'The concept ' if concept else ''}{stem_of(path)} is there already.",
+                f"Choose another {'token, or rename or delete it' if concept else 'name'}.",
+            )
+        self.require_unlearned([path.name for path in outputs])
 
     def require_idle(self, concept: str) -> None:
         """Refuse to change a concept that a job is going to write.
@@ -62,6 +64,6 @@ class Clashes:
                 continue
             if taken := [path.name for path in theirs if path.name in names]:
                 raise Conflict(
-                    f"The concept {taken[0].removesuffix('.safetensors')} is being learned already.",
-                    f"Wait for the job {job.id}, cancel it, or choose another token.",
+                    f"{taken[0].removesuffix('.safetensors')} is being learned already.",
+                    f"Wait for the job {job.id}, cancel it, or choose another token or name.",
                 )

@@ -68,9 +68,8 @@ class Jobs:
         quota: float = QUOTA,
         models: Sequence[Path] = (),
     ) -> None:
-        given = bases or {"pocket": "pocket"}
-        # Processes work in the folder, where such a path would mean another file.
-        whole = {name: str(Path(base).resolve()) if Path(base).exists() else base for name, base in given.items()}
+        named = (bases or {"pocket": "pocket"}).items()  # absolute, as processes work in the folder
+        whole = {name: str(Path(base).resolve()) if Path(base).exists() else base for name, base in named}
         if not folder.exists():
             folder.mkdir(parents=True, mode=0o700)  # prompts and pictures are nobody else's
         self.folder, self.slots = folder.resolve(), slots
@@ -147,7 +146,7 @@ class Jobs:
         require_room(self.folder, 64 << 20)
         with self._asking:
             if not dry_run:
-                self.clashes.require_free([path.name for path in run.outputs], key)
+                self.clashes.require_free(run.outputs, key)
             return self.ledger.add("training", spec, key)
 
     def submit_import(self, content: bytes, name: str, token: str | None = None, base: str | None = None) -> Job:
@@ -211,7 +210,7 @@ class Jobs:
             Conflict: if a concept of its name is there or being learned.
         """
         with self._asking:
-            self.clashes.require_free([source.name], None)
+            self.clashes.require_free([self.learned / source.name], None)
             return concepts.add_copy(source, self.learned)
 
     def add_example(self) -> Path:
@@ -276,6 +275,12 @@ class Jobs:
     def list(self, kind: Kind | None = None, states: Sequence[str] = (), limit: int = 100) -> list[Job]:
         """Return jobs, the newest first."""
         return self.ledger.list(kind, states, limit)
+
+    def page(
+        self, kind: Kind | None, states: Sequence[str], limit: int, before: int | None
+    ) -> tuple[list[Job], int | None]:
+        """Return a part of the jobs, the newest first, and the number before which the next are; None for no more."""
+        return self.ledger.page(kind, states, limit, before)
 
     def events(self, job: str, after: int = 0, limit: int = 1000, kinds: Sequence[str] = ()) -> list[Event]:
         """Return events with a number above `after`, in order; raises `Unknown`."""

@@ -6,7 +6,7 @@ import json
 import logging
 import sqlite3
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from pipelines.errors import StudioError
@@ -68,6 +68,17 @@ class Job:
     results: tuple[str, ...] = ()
 
     @property
+    def concepts(self) -> list[str]:
+        """Return those of its results that are concepts of the library."""
+        return [name for name in self.results if name.startswith("concepts/") and name.endswith(".safetensors")]
+
+    @property
+    def files(self) -> dict[int, str]:
+        """Return other results that are no pictures, gated layers and models, by their number."""
+        others = enumerate(self.results)
+        return {number: name for number, name in others if name not in self.concepts and not name.endswith(".png")}
+
+    @property
     def ended(self) -> bool:
         """Return whether nothing more will come."""
         return self.state in ENDED
@@ -105,9 +116,12 @@ class Mark:
     tags: tuple[str, ...] = ()
 
 
+_JOB = tuple(field.name for field in fields(Job))
+
+
 def job_of(row: sqlite3.Row) -> Job:
     """Return the job of a row; raises `Damaged`."""
-    values = dict(row)
+    values = {name: row[name] for name in _JOB}
     try:
         values["spec"], values["results"] = _read(values["spec"], dict), tuple(_read(values["results"], list))
     except ValueError:

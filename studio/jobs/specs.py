@@ -6,6 +6,7 @@ when they were sent, bases by the names the server was started with. Needs no to
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,7 +21,6 @@ from pipelines.errors import ConceptError, ConfigError, RequestError, StudioErro
 from pipelines.request.axes import axes_of, cells
 from pipelines.request.request import Request, problems
 from pipelines.request.settings import FileOf, Model, file_of, holds_models, mapped, with_files
-from pipelines.words import file_stem
 from studio.jobs.store import Job
 from studio.library.bases import Bases
 from studio.library.datasets import Datasets, Pictures
@@ -97,8 +97,10 @@ class Places:
             ConceptError: if there is none.
         """
         # Compared with what is there, never put into a path, so that no name leads anywhere else.
-        for path in self.learned.glob("*.safetensors"):
-            if path.stem == name and path.is_file() and not path.is_symlink():
+        there = os.listdir(self.learned) if self.learned.is_dir() else []
+        for file in there:
+            path = self.learned / file if file == f"{name}.safetensors" else None
+            if path is not None and path.is_file() and not path.is_symlink():
                 return path
         raise ConceptError(f"There is no concept {name!r:.60} in the library.", "GET /api/v1/concepts lists them.")
 
@@ -205,6 +207,7 @@ def training_of(method: str, settings: Mapping[str, Any], dataset: str | None, b
         raise ConfigError(f"There is no method {method!r:.60}.", f"There are: {', '.join(known)}.")
     kinds = (known[method].Settings, DataConfig, TrainConfig, Destination)
     fields = {name: field for kind in kinds for name, field in kind.model_fields.items()}
+    fields = {name: field for name, field in fields.items() if name not in known[method].Settings.unused}
     if unknown := [name for name in settings if name not in fields]:
         raise ConfigError(f"{method} has no setting {unknown[0]!r:.60}.", f"GET /api/v1/methods/{method} lists them.")
     if closed := [name for name in settings if name == "images" or not of_clients(name, fields[name])]:
@@ -218,6 +221,7 @@ def training_of(method: str, settings: Mapping[str, Any], dataset: str | None, b
             return kind.model_validate(own)
         except ValidationError as error:
             said.append(problems(error))
+            return kind.model_construct()  # what else is wrong is said too
 
     run = run_of(known[method], given | {"images": places.datasets.folder(dataset) if dataset else None}, made)
     if said:
@@ -226,7 +230,7 @@ def training_of(method: str, settings: Mapping[str, Any], dataset: str | None, b
         raise ConfigError("Candidates cannot be kept of several subjects.", "Leave candidates out, or also.")
     run.require_pictures()
     # Seen from the folder of the server, where its processes work, so that a concept does not tell where that is.
-    output = places.learned / f"{file_stem(run.config.trigger)}.safetensors"
+    output = places.folder / run.config.result(base)
     return replace(run, where=run.where.model_copy(update={"base": places.base(base), "output": output}))
 
 

@@ -24,7 +24,7 @@ from pipelines.concepts.compatibility import Stamp, stamp
 from pipelines.errors import Cancelled, NoSpace, StudioError
 from pipelines.events import Event, Note, Preview, StepDone
 from pipelines.exhaustion import hardship
-from pipelines.files import whole_file
+from pipelines.files import stem_of, whole_file
 from pipelines.models.hub import fetch
 from pipelines.request.axes import axes_of
 from pipelines.request.request import Request
@@ -118,7 +118,7 @@ class Worker:
     def _after(self, job: Job, concept: Path, candidates: int) -> None:
         """Draw a preview of the concept for the library, and order the measurement of its candidates."""
         if newest := sorted(self.places.job(job.id).glob("preview-*.png"))[-1:]:
-            with whole_file(concept.with_suffix(".preview.png")) as picture:
+            with whole_file(concept.with_name(f"{stem_of(concept)}.preview.png")) as picture:
                 shutil.copyfile(newest[0], picture)
         if candidates and job.spec["dataset"]:  # what has no pictures has nothing to be compared with
             asked = {"concept": concept.stem, "dataset": job.spec["dataset"], "base": job.spec["base"]}

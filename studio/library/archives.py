@@ -7,16 +7,19 @@ told.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from pipelines.errors import DataError
-from studio.library.datasets import Datasets, Entry
+from pipelines.pictures.pairs import SIDES, halves
+from pipelines.request.request import Box
+from studio.library.datasets import BOXES, Datasets, Entry
 from studio.library.uploads import cleaned, decoding, members
 from trainers.data.folders import Found, Listing, listing
+from trainers.data.training_boxes import COCO, TrainingBoxes, yolo_tree
 
 ARCHIVE_MARK = b"PK\x03\x04"
 """First bytes of a zip."""
@@ -102,7 +105,7 @@ def take(datasets: Datasets, dataset: str, data: bytes) -> Taken:
                 file.write_bytes(content)
         added: list[str] = []
         try:
-            ignored = _add(datasets, dataset, listing(Path(place), deep=True), added)
+            ignored = _add(datasets, dataset, Path(place), listing(Path(place), deep=True), added)
         except BaseException as error:
             for name in added:
                 datasets.remove(dataset, name)
@@ -112,10 +115,11 @@ def take(datasets: Datasets, dataset: str, data: bytes) -> Taken:
     return Taken(tuple(datasets.entry(dataset, name) for name in added), ignored)
 
 
-def _add(datasets: Datasets, dataset: str, listed: Listing, added: list[str]) -> dict[str, str]:
-    """Add pictures with their captions and masks, their names to `added`; return the files left out, with reasons."""
-    ignored = dict(listed.ignored)
-    for one in listed.found:
+def _add(datasets: Datasets, dataset: str, place: Path, listed: Listing, added: list[str]) -> dict[str, str]:
+    """Add pictures with all that belongs to them, their names to `added`; return the files left out, with reasons."""
+    boxes, after = _boxes_in(place), _after_of(listed)
+    ignored = {name: why for name, why in listed.ignored.items() if not name.endswith(BOXES) or not boxes}
+    for one in (one for one in listed.found if one.path not in after.values()):
         try:
             picture = _read(one.path)
         except DataError as error:
@@ -128,6 +132,10 @@ def _add(datasets: Datasets, dataset: str, listed: Listing, added: list[str]) ->
             entry = datasets.keep(dataset, picture, "" if one.pair else "\n".join(one.captions))
             added.append(entry.name)
             _describe(datasets, dataset, entry.name, one)
+            if one.path in after:
+                datasets.set_after(dataset, entry.name, after[one.path].read_bytes())
+            if boxes:
+                datasets.set_boxes(dataset, entry.name, boxes(one.path))
         except _MaskError as error:
             ignored[one.name] = str(error)
             datasets.remove(dataset, added.pop())
@@ -136,6 +144,25 @@ def _add(datasets: Datasets, dataset: str, listed: Listing, added: list[str]) ->
     if not added:
         raise _nothing(ignored, "the archive")
     return ignored
+
+
+def _after_of(listed: Listing) -> dict[Path, Path]:
+    """Return picture before -> picture after, of the pairs in an archive."""
+    folders = {one.path.parent for one in listed.found}
+    pairs: dict[Path, Path] = {}
+    for folder in {*folders, *(one.parent for one in folders if one.name in SIDES)}:
+        before, after = halves(folder)
+        pairs |= {before[name]: after[name] for name in before.keys() & after.keys()}
+    return pairs
+
+
+def _boxes_in(place: Path) -> Callable[[Path], tuple[Box, ...]] | None:
+    """Return what gives the boxes of a picture in an archive; None if there are no boxes."""
+    pictures, labels = yolo_tree(place) or (place, None)
+    if labels is None and not any(place.rglob(f"*{BOXES}")) and not (place / COCO).is_file():
+        return None
+    boxes = TrainingBoxes(pictures, labels)
+    return lambda path: boxes.of(path.relative_to(pictures).as_posix()) if path.is_relative_to(pictures) else ()
 
 
 class _MaskError(DataError):

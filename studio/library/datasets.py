@@ -1,7 +1,8 @@
 """Training pictures that people upload: folders with an id, as `trainers.data.folders` reads them. Needs no torch.
 
 A picture is `0001.png`, its caption `0001.txt` (several are lines of `0001.captions`), its mask `0001.mask.png`; names
-of two things are in `pairs.json`, and how often it comes in `repeats.json`.
+of two things are in `pairs.json`, and how often it comes in `repeats.json`. The picture after a change of it is
+`0001.after.png`, the boxes of things in it are lines of `0001.bbox`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import shutil
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from PIL import Image
 from pipelines.errors import DataError, Unknown
 from pipelines.files import require_room, whole_file
 from pipelines.pictures.files import grey
+from pipelines.request.request import Box
 from pipelines.request.texts import readable
 from studio.library.quota import Quota
 from studio.library.uploads import CAPTION, PICTURES, at_a_time, cleaned, write_png
@@ -32,6 +34,7 @@ from trainers.data.index_files import MOST, PAIRS, REPEATS
 from trainers.data.mask_files import shown
 
 ABOUT = ".about.json"
+BOXES = ".bbox"
 IDENTITY = re.compile(r"[0-9a-f]{16}")
 PICTURE = re.compile(r"[0-9]{4}\.png")
 WORD = 60
@@ -213,7 +216,8 @@ class Datasets:
                 same = before.size == picture.size
             write_png(picture, path, self.quota)
             if not same:
-                _mask(path).unlink(missing_ok=True)
+                for one in (_mask(path), _after(path)):
+                    one.unlink(missing_ok=True)
         return self.entry(dataset, name)
 
     def remove(self, dataset: str, name: str) -> None:
@@ -222,7 +226,7 @@ class Datasets:
         with self._locks[dataset]:
             for index in (PAIRS, REPEATS):  # first: what names a picture must find it
                 self._index(path.parent, index, name, None)
-            for one in (path, *_captions(path), _mask(path)):
+            for one in (path, *_captions(path), _mask(path), _after(path), path.with_suffix(BOXES)):
                 one.unlink(missing_ok=True)
 
     def set_caption(self, dataset: str, name: str, text: str) -> Entry:
@@ -278,6 +282,31 @@ class Datasets:
                     raise DataError(f"The mask has {given} pixels, {name} {own}.", "Make it as large as the picture.")
             write_png(shown(mask, "The mask"), _mask(path), self.quota)
         return self.entry(dataset, name)
+
+    @at_a_time
+    def set_after(self, dataset: str, name: str, data: bytes) -> None:
+        """Set what a change made of a picture, for methods that learn changes.
+
+        Raises:
+            DataError: if it is no picture or of another size.
+        """
+        path, after = self.picture(dataset, name), cleaned(data, "the picture after")
+        with self._locks[dataset]:
+            with Image.open(path) as picture:
+                if after.size != picture.size:
+                    given, own = (f"{one[0]} x {one[1]}" for one in (after.size, picture.size))
+                    raise DataError(f"The picture after has {given} pixels, {name} {own}.", "Make both of one size.")
+            write_png(after, _after(path), self.quota)
+
+    def set_boxes(self, dataset: str, name: str, boxes: Sequence[Box]) -> None:
+        """Set the boxes of things in a picture, for methods that learn places; none removes them."""
+        path = self.picture(dataset, name)
+        lines = [json.dumps({"label": one.phrase, "bbox": one.box}) for one in boxes]
+        with self._locks[dataset]:
+            if lines:
+                self._write(path.with_suffix(BOXES), "\n".join(lines))
+            else:
+                path.with_suffix(BOXES).unlink(missing_ok=True)
 
     def _names(self, folder: Path) -> list[str]:
         return sorted(path.name for path in folder.glob("*.png") if PICTURE.fullmatch(path.name))
@@ -339,6 +368,10 @@ class Pictures:
 
 def _mask(path: Path) -> Path:
     return path.with_name(f"{path.stem}.mask.png")
+
+
+def _after(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.after.png")
 
 
 def _captions(path: Path) -> tuple[Path, Path]:

@@ -179,7 +179,7 @@ def write_concepts(
     on_event: OnEvent | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Path]:
-    """Learn a concept, or several in one run, and write each; return their paths.
+    """Learn a concept, several in one run, or a part of a base, and write each; return their paths.
 
     Events go to a progress line unless `on_event` is given.
 
@@ -217,8 +217,7 @@ def preflight(run: Run, machine: Machine) -> Iterator[str]:
 def _ready(run: Run, machine: Machine, strict: bool = False) -> tuple[Run, Reading, Components]:
     """Return the run with the base's recipe, the pictures, and the base; `strict` stops at doubtful pictures."""
     reading = readings(run)
-    if run.data.images is not None and (strict or not reading.examples):
-        reading = reading.sound(run.data.skip_doubtful)
+    reading = reading.sound(run.data.skip_doubtful) if strict or not reading.examples else reading
     # The text encoder is trained through and stays float32; the frozen rest may be narrower, and is made so before
     # anything is moved to the device.
     device, _ = _device(machine)
@@ -241,14 +240,14 @@ def _report(
     run: Run, reading: Reading, components: Components, said: Sequence[str] = (), seconds: float | None = None
 ) -> list[str]:
     """Return lines on the pictures, memory and time of a run; where the base will draw its pictures, on those."""
-    if not reading.examples:
+    if run.config.drawn_prompts and not reading.examples:
         long = [] if seconds is None else [f"About {duration(seconds * run.train.steps)} of training."]
         return [f"{run.config.pictures} pictures that the base draws.", *said, *long]
     return examine(
         reading,
         token=run.config.spoken,
         config=run.train,
-        data=run.data,
+        data=run.data.model_copy(update={"flip": 0.0}) if "flip" in run.config.unused else run.data,
         components=components,
         memory=said,
         seconds_per_step=seconds,

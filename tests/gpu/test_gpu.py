@@ -19,8 +19,9 @@ from tests import tiny
 from trainers.data.folders import read_folder
 from trainers.loop.cuda_graphs import CudaGraphStep, CudaGraphUNet
 from trainers.loop.launch import DTYPES, narrowed
-from trainers.loop.loop import Pace, optimise
+from trainers.loop.loop import optimise
 from trainers.loop.muon import Muon
+from trainers.loop.schedule import Schedule
 from trainers.loop.train import train
 from trainers.methods import methods
 from trainers.run import Run, run_of
@@ -199,7 +200,7 @@ def test_recorded_steps_are_those_of_the_optimisers_with_their_rates(monkeypatch
         optimise(
             losses,
             optimizers,
-            Pace(40, seed=3, clip=0.5),
+            Schedule(40, seed=3, clip=0.5),
             rate=lambda step, steps: 1 - step / 40,
             on_event=notes.append,
         )

@@ -8,6 +8,7 @@ from typing import Any, get_args, get_origin
 
 import pytest
 import torch
+import trainers.method_settings
 from fastapi.testclient import TestClient
 from pydantic import BaseModel, ValidationError
 from safetensors.torch import save_file
@@ -19,7 +20,6 @@ import studio.commands.layout
 import studio.commands.layout_llm
 import studio.commands.score.flags
 import studio.settings
-import trainers.method_settings
 from pipelines.request.settings import Encoded, Sound
 from pipelines.request.texts import LONGEST, flaw, readable, texts
 from studio.api.app import guarded, rest

@@ -66,7 +66,7 @@ def test_the_laws_of_learning_hold(family, name, tmp_path):
         optimizer = torch.optim.SGD(parameters, 0.05)
         for _ in range(2):  # what starts as zero beside something lets no gradient through at first
             optimizer.zero_grad()
-            batch = data.draw(0, 2, the_run.config.trigger, trainable.wordings, seeded(0))
+            batch = data.draw(0, 2, the_run.config.trigger, trainable.templates, seeded(0))
             torch.stack(list(the_run.method.losses(trainable, batch, seeded(1)).values())).sum().backward()
             optimizer.step()
         idle = [n for n, p in trainable.parameters.items() if p.grad is None or not p.grad.abs().sum() > 0]

@@ -8,7 +8,7 @@ from diffusers.training_utils import compute_snr
 from pipelines.concepts.token_embeddings import new_words, single_rows
 from pipelines.errors import ModelError
 from pipelines.models.families.clip import caption_ids
-from pipelines.models.noise import DDPM, min_snr_weights, noise_levels, noised, target
+from pipelines.models.noise import DDPM, alphas_cumprod_of, min_snr_weights, noised, target
 from tests import tiny
 from trainers.data.batches import Batch
 from trainers.losses import Captions, conditioning, denoising_errors, drawn, weighted_error
@@ -27,9 +27,9 @@ def latents(seed):
 TIMES = torch.tensor([0, 500, 999])
 
 
-def test_noise_levels_and_noising_are_the_schedulers(base):
+def test_alphas_and_noising_are_the_schedulers(base):
     scheduler = DDPMScheduler.from_config(base.scheduler_config)
-    alphas_cumprod = noise_levels(base.scheduler_config, torch.device("cpu"))
+    alphas_cumprod = alphas_cumprod_of(base.scheduler_config, torch.device("cpu"))
     torch.testing.assert_close(alphas_cumprod, scheduler.alphas_cumprod)
     expected = scheduler.add_noise(latents(0), latents(1), TIMES)
     torch.testing.assert_close(noised(latents(0), latents(1), alphas_cumprod[TIMES]), expected)
@@ -37,7 +37,7 @@ def test_noise_levels_and_noising_are_the_schedulers(base):
 
 def test_zero_terminal_snr_is_respected():
     config = tiny.sd(rescale_betas_zero_snr=True).scheduler_config
-    assert noise_levels(config, torch.device("cpu"))[-1] < 1e-6
+    assert alphas_cumprod_of(config, torch.device("cpu"))[-1] < 1e-6
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
@@ -95,7 +95,7 @@ def test_the_loss_is_the_mean_squared_error_and_reaches_the_rows(base):
     with new_words(base, "<x>", single_rows(base, "fox")) as words:
         arguments = conditioning(words.components, ["a <x>"] * 3, torch.ones(3, 2), (16, 16))
         errors = denoising_errors(words.components, batch_of(), (latents(1), TIMES), process, arguments, PLAIN)
-        noisy = noised(latents(0), latents(1), process.levels[TIMES])
+        noisy = noised(latents(0), latents(1), process.alphas_cumprod[TIMES])
         guess = base.unet(noisy, TIMES, arguments["encoder_hidden_states"]).sample
         torch.testing.assert_close(errors, (guess - latents(1)).square().mean((1, 2, 3)))
         errors.mean().backward()

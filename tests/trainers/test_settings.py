@@ -31,7 +31,7 @@ def test_figures_out_of_range_are_refused(fields):
         TrainConfig(**fields)
 
 
-@pytest.mark.parametrize("fields", [{"flip": 1.1}, {"resolution": 4}, {"images": None}])
+@pytest.mark.parametrize("fields", [{"flip": 1.1}, {"resolution": 4}, {"images": 4}])
 def test_data_settings_out_of_range_are_refused(fields):
     with pytest.raises(ValidationError):
         DataConfig(**({"images": "x"} | fields))

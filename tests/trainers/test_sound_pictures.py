@@ -7,13 +7,14 @@ from PIL import Image
 
 from pipelines.errors import DataError
 from pipelines.events import Note
-from studio.commands.incontext_examples import learn_task, nearest_pairs
-from studio.settings import Machine
+from studio.commands.incontext_examples import nearest_pairs
 from tests import tiny
 from trainers.data.class_images import class_examples
 from trainers.data.sound_pictures import sound_examples
-from trainers.method_settings import TaskWordConfig
+from trainers.loop.launch import readings
+from trainers.methods import methods
 from trainers.methods.dreambooth import DreamBoothConfig
+from trainers.run import run_of
 
 
 def picture(path, colour="red", size=(16, 16)):
@@ -63,5 +64,15 @@ def test_example_pairs_that_cannot_be_read_are_left_out(tmp_path, capsys):
     (tmp_path / "before" / "a.png").write_text("x")
     with pytest.raises(DataError, match=r"No pair in .* can be read"):
         nearest_pairs(tmp_path, tmp_path / "query.png", 1, None)
-    with pytest.raises(DataError, match=r"No pair in .* can be read"):
-        learn_task(tmp_path, TaskWordConfig(token="<t>"), "pocket", tmp_path / "t.safetensors", Machine())
+
+
+def test_pairs_to_learn_from_that_cannot_be_read_are_named_and_left_out_if_wished(tmp_path):
+    for name in "abc":
+        for side in ("before", "after"):
+            picture(tmp_path / side / f"{name}.png", "red", (64, 64))
+    (tmp_path / "after" / "b.png").write_text("no picture")
+    (tmp_path / "after" / "c.png").unlink()
+    run = run_of(methods()["task-word"], {"images": tmp_path, "token": "<t>"})
+    with pytest.raises(DataError, match=r"2 pictures cannot be learned from. b: b.png is no picture.* c: it has a pic"):
+        readings(run).sound(run.data.skip_doubtful)
+    assert [one.name for one in readings(run).sound(True).examples] == ["a"]

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from pipelines.errors import DataError, RequestError
-from pipelines.events import Note
 from pipelines.request.box_files import read_boxes
 from pipelines.request.yolo import class_names
 from studio.cli import main
@@ -31,12 +30,12 @@ def write(path, text):
 
 def read(folder, skip=None):
     """Name, phrases and first box of each picture, and what was noted."""
-    events = []
+    reading = read_boxed(folder).sound(skip)
     found = [
-        (one.example.name, [box.phrase for box in one.boxes], one.boxes[0].box if one.boxes else None)
-        for one in read_boxed(folder, skip, events.append)
+        (one.name, [box.phrase for box in one.boxes], one.boxes[0].box if one.boxes else None)
+        for one in reading.examples
     ]
-    return found, [event.text for event in events if isinstance(event, Note)]
+    return found, list(reading.notes)
 
 
 BOX = pytest.approx((0.4, 0.3, 0.6, 0.7))
@@ -187,5 +186,5 @@ def test_layers_are_trained_on_a_tree_from_the_command_line(tmp_path, capsys):
         write(tmp_path / f"set/labels/train/{number}.txt", LINE)
     words = ["train", "grounding", "--images", str(tmp_path / "set"), "--base", str(base), "--output", str(out)]
     assert main([*words, "--steps", "1", "--batch", "2"]) == 0
-    assert out.is_file() and "2 pictures, 2 boxes" in capsys.readouterr().err
+    assert out.is_file() and "2 boxes in all" in capsys.readouterr().err
     shutil.rmtree(base)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
+from pipelines.errors import ConfigError
 from pipelines.gligen.tokens import UNNAMED, phrase_embeddings
 from pipelines.models.components import Components, encode
 from pipelines.models.families.clip import caption_ids
+from pipelines.pictures.tensors import to_pictures
+from pipelines.request.request import Box
 from trainers.base_models.gligen import BoxedPictures
+from trainers.data.folders import Example, Reading
 from trainers.stickers.free_scenes import free_scenes
 from trainers.stickers.world import NAMES, Scene, Stickers, article, scenes
 
+POOL = 61  # seed of composed pictures
+AT_ONCE = 512  # pictures that are composed together
+
 
 @torch.no_grad()
-def composed(components: Components, listed: list[Scene], at_once: int = 512) -> BoxedPictures:
+def composed(components: Components, listed: list[Scene], at_once: int = AT_ONCE) -> BoxedPictures:
     """Return scenes of trained names as pictures with boxes, composed and encoded, on the base's device.
 
     The phrase of a thing is its name, or its name with an article; its box is around its visible part.
@@ -48,6 +57,31 @@ def composed(components: Components, listed: list[Scene], at_once: int = 512) ->
         boxes=box.float(),
         present=(box[..., 2] > box[..., 0]) & (box[..., 3] > box[..., 1]),
     )
+
+
+def one_source(folder: Path | None, count: int) -> None:
+    """Refuse a training that names both a folder and a number of composed pictures, or neither.
+
+    Raises:
+        ConfigError: saying so.
+    """
+    if (folder is None) == (count == 0):
+        raise ConfigError("One source of pictures is needed.", "Give --images FOLDER or --composed COUNT.")
+
+
+def composed_examples(count: int) -> Reading:
+    """Return so many composed pictures of trained names, with captions and exact boxes, as if they were read."""
+    listed = pool(count, POOL)
+    stickers = Stickers(names=NAMES)
+    examples: list[Example] = []
+    for start in range(0, count, AT_ONCE):
+        part = listed[start : start + AT_ONCE]
+        rendered = stickers.render(part)
+        for scene, picture, boxes in zip(part, to_pictures(rendered.images), rendered.boxes.tolist(), strict=True):
+            there = [(one.name, box) for one, box in zip(scene.stickers, boxes, strict=False) if box[2] > box[0]]
+            named = tuple(Box(phrase=name, box=tuple(box)) for name, box in there if box[3] > box[1])
+            examples.append(Example(f"composed {len(examples)}", picture, (scene.caption,), boxes=named))
+    return Reading(tuple(examples), convention="composed pictures")
 
 
 def pool(count: int, seed: int) -> list[Scene]:

@@ -10,26 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderTiny, UNet2DConditionModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipelines.errors import Cancelled
+from pipelines.errors import ModelError
 from pipelines.events import OnEvent, ignore
 from pipelines.models.components import Components, encode
 from pipelines.models.fingerprint import is_gated
-from pipelines.models.inpainting_unet import widened_shape
-from pipelines.models.noise import noise_levels, noised, target
-from trainers.loop.clock import Clock
+from pipelines.models.inpainting_unet import has_inpainting_unet, inpainting_components, widened_shape
+from pipelines.models.noise import alphas_cumprod_of, noised, target
 from trainers.loop.cuda_graphs import CudaGraphUNet
-from trainers.loop.ema import EMA, averaged_checkpoint
-from trainers.loop.loop import Losses, Pace, optimise, warm_stable_decay
-from trainers.loop.muon import Muon
 
 OUTSIDE = 0.1
 """Weight of what lies outside the mask in the loss: it can be copied, so it teaches little."""
@@ -69,6 +64,27 @@ def widened(base: UNet2DConditionModel) -> UNet2DConditionModel:
     return unet
 
 
+def start_from(components: Components, start: Path | None) -> UNet2DConditionModel:
+    """Return the UNet that training starts from: one given, the one beside the base, or the base widened; float32.
+
+    Raises:
+        ModelError: if what is given is none for this base, or the base has 9 channels itself.
+    """
+    if has_inpainting_unet(components):
+        raise ModelError(
+            f"{components.name} is an inpainting model already.", "Give the 4-channel base, and this one with --start."
+        )
+    unet = widened(components.unet)
+    try:
+        found = inpainting_components(components, start).unet
+    except ModelError:
+        if start is not None:
+            raise
+        return unet
+    unet.load_state_dict({name: tensor for name, tensor in found.state_dict().items() if not is_gated(name)})
+    return unet
+
+
 def inputs_beside(components: Components, pictures: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return latents of the pictures, mask (B, 1, h, w) on their grid, and latents of the masked pictures.
 
@@ -81,21 +97,30 @@ def inputs_beside(components: Components, pictures: Tensor, masks: Tensor) -> tu
     return latents, mask, around
 
 
-def losses_of(
-    unet: UNet2DConditionModel, components: Components, sources: Mapping[str, Source], on_event: OnEvent = ignore
-) -> Losses:
-    """Return the losses of a step, one for each source: squared error inside the mask, and a little outside it.
+Loss = Callable[[MaskedBatch, torch.Generator], Tensor]
+"""The loss of a batch; the generator is that of the device."""
+
+
+def on_device(generator: torch.Generator, device: torch.device) -> torch.Generator:
+    """Return a generator of the device, seeded by one number of the step's, so that nothing waits for the device."""
+    return torch.Generator(device).manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
+
+
+def masked_loss(unet: UNet2DConditionModel, components: Components, on_event: OnEvent = ignore) -> Loss:
+    """Return the loss of a batch: squared error inside the mask, and a little outside it.
 
     Timesteps are spread evenly over each batch, which calms the gradient.
     """
     device = unet.device
-    alphas_cumprod, call = noise_levels(components.scheduler_config, device), CudaGraphUNet(unet, on_event=on_event)
+    alphas_cumprod, call = (
+        alphas_cumprod_of(components.scheduler_config, device),
+        CudaGraphUNet(unet, on_event=on_event),
+    )
     kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
     total = len(alphas_cumprod)
 
-    def loss(source: Source, index: int, generator: torch.Generator) -> Tensor:
+    def loss(batch: MaskedBatch, generator: torch.Generator) -> Tensor:
         with torch.no_grad():
-            batch = source(index, generator)
             # Large autoencoders overflow in float16; a tiny one is quicker and as exact.
             with _half(device, torch.float16) if isinstance(components.vae, AutoencoderTiny) else nullcontext():
                 clean, mask, around = inputs_beside(components, batch.pictures, batch.masks)
@@ -116,138 +141,8 @@ def losses_of(
         error = (guess.float() - wanted).square().mean(1, keepdim=True)
         return (error * weight).sum() / weight.sum()
 
-    def losses(index: int, generator: torch.Generator) -> dict[str, Tensor]:
-        seed = int(torch.randint(1 << 62, (), generator=generator))
-        generator = torch.Generator(device).manual_seed(seed)
-        return {name: loss(source, index, generator) for name, source in sources.items()}
-
-    return losses
+    return loss
 
 
 def _half(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
     return torch.autocast("cuda", dtype) if device.type == "cuda" else nullcontext()
-
-
-def learning_rate(clock: Clock, step: int, steps: int) -> float:
-    """Return the factor on the learning rate: warm-up by steps, a plateau, a linear fall over the last two fifths."""
-    done = clock.share(step, steps)
-    return min((step + 1) / min(100, max(1, steps // 5)), warm_stable_decay(round(done * 1e6), 10**6, 1, 0.4))
-
-
-def optimizers_of(unet: UNet2DConditionModel, rate: float, muon: bool = True) -> list[torch.optim.Optimizer]:
-    """Return Muon for hidden matrices and AdamW for the rest, or AdamW for all."""
-    if not muon:
-        return [torch.optim.AdamW(unet.parameters(), rate, fused=True)]
-    hidden: list[Tensor] = []
-    rest: list[Tensor] = []
-    for name, parameter in unet.named_parameters():
-        inner = parameter.ndim >= 2 and not name.startswith(("conv_in", "conv_out"))
-        (hidden if inner else rest).append(parameter)
-    return [Muon(hidden, rate), torch.optim.AdamW(rest, rate, fused=True)]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Duration and speed of the training of a UNet.
-
-    Attributes:
-        steps: optimiser steps in all.
-        minutes: limit by the wall clock; the learning rate falls towards it.
-        rate: learning rate, for Muon and AdamW alike.
-        muon: whether the hidden matrices are Muon's.
-        ema: decay of the moving average; 0 for none.
-        seed: source of chance.
-        keep_every: steps between writes of the state.
-        report: steps between reports.
-        about: settings a training goes on only with.
-    """
-
-    steps: int
-    minutes: float | None = None
-    rate: float = 1e-3
-    muon: bool = True
-    ema: float = 0.999
-    seed: int = 0
-    keep_every: int = 500
-    report: int = 20
-    about: Mapping[str, Any] = field(default_factory=dict)
-
-
-def train_unet(
-    components: Components,
-    unet: UNet2DConditionModel,
-    sources: Mapping[str, Source],
-    state: Path,
-    plan: Plan,
-    *,
-    after: Callable[[int, EMA], dict[str, float] | None] = lambda done, average: None,
-    on_event: OnEvent = ignore,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> EMA:
-    """Train a widened UNet in place; return the moving average of its weights, which is the result.
-
-    Args:
-        components: the base: its autoencoder encodes, its schedule noises.
-        unet: from `widened`, or one trained before.
-        sources: named batches with masks; the loss of each is a term.
-        state: folder of the training state; what is there is gone on from.
-        plan: duration and speed.
-        after: called with the steps done, for previews.
-        on_event: receives reports.
-        should_stop: asked once a step.
-
-    Raises:
-        Cancelled: if `should_stop` said so; the state is kept.
-        ConfigError: if a loss is not finite, or the state is of other settings.
-    """
-    unet.train().requires_grad_(True)
-    clock, average = Clock(plan.minutes), EMA(dict(unet.named_parameters()), plan.ema)
-    optimizers = optimizers_of(unet, plan.rate, plan.muon)
-
-    def after_step(done: int) -> dict[str, float] | None:
-        average.update()
-        return after(done, average)
-
-    try:
-        optimise(
-            losses_of(unet, components, sources, on_event),
-            optimizers,
-            Pace(plan.steps, seed=plan.seed, clip=1.0, report=plan.report),
-            rate=lambda step, of: learning_rate(clock, step, of),
-            after_step=after_step,
-            checkpoint=averaged_checkpoint(
-                state, plan.keep_every, unet.state_dict(), average, optimizers, clock, plan.about
-            ),
-            on_event=on_event,
-            should_stop=lambda: should_stop() or clock.over,
-        )
-    except Cancelled:
-        if not clock.over or should_stop():
-            raise
-    return average
-
-
-def save_unet(unet: UNet2DConditionModel, average: EMA, folder: Path, dtype: torch.dtype = torch.float16) -> Path:
-    """Write the average in the diffusers layout; `pipelines.models.inpainting_unet` reads it."""
-    with average.shown():
-        copy = widened_shape(unet)
-        copy.load_state_dict({name: tensor.detach().cpu() for name, tensor in unet.state_dict().items()})
-    torch.nn.Module.to(copy, dtype=dtype).save_pretrained(folder)  # pyright: ignore[reportCallIssue]
-    return folder
-
-
-@torch.no_grad()
-def painted(
-    unet: UNet2DConditionModel, components: Components, batch: MaskedBatch, generator: torch.Generator, steps: int = 20
-) -> Tensor:
-    """Return pictures (B, 3, H, W) in [-1, 1] inpainted, without guidance; for previews."""
-    from pipelines.models.components import decode
-
-    schedule: Any = DDIMScheduler.from_config(dict(components.scheduler_config))
-    schedule.set_timesteps(steps)
-    clean, mask, around = inputs_beside(components, batch.pictures, batch.masks)
-    latents = torch.randn(clean.shape, generator=generator, device=clean.device)
-    for timestep in schedule.timesteps:
-        guess = unet(torch.cat((latents, mask, around), 1), timestep.to(clean.device), **batch.conditioning).sample
-        latents = schedule.step(guess.float(), timestep, latents).prev_sample
-    return torch.where(batch.masks > 0.5, decode(components, latents), batch.pictures)

@@ -9,14 +9,15 @@ picture comes. Archives are read by the same rules.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
 from pipelines.errors import DataError
 from pipelines.pictures.files import PICTURE_SUFFIXES, decoded, laid_on, open_picture
+from pipelines.request.request import Box
 from pipelines.request.yolo import CLASSES
 from pipelines.words import composed
 from trainers.data.caption_files import CAPTION_SUFFIXES, caption_file, captions_in, holds_boxes, key, tidied
@@ -43,6 +44,7 @@ from trainers.data.mask_files import (
     read_mask,
 )
 from trainers.data.named_pairs import Pair, pair_captions
+from trainers.data.stored import Source, Stored, opened
 
 PLAIN = "plain folder"
 REPEATED = re.compile(r"([0-9]{1,5})_(.+)")
@@ -53,34 +55,67 @@ OTHERS = (".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".tga", ".ico", ".dn
 class Example:
     """One training picture.
 
+    Pixels stay on disk: `picture` and `mask` read them whenever they are asked for, so that thousands of photos take no
+    memory. Pictures made in memory stay there.
+
     Attributes:
         name: path inside the folder it came from.
-        picture: upright RGB.
+        source: of its pixels.
         captions: its own captions, one of which is drawn each time; none for templates.
-        mask: grey, of the picture's size, white where the thing is; None for everywhere.
+        mask_source: of its mask; None for none.
         repeats: times per epoch.
         word: word for its thing in captions and templates; None for that of the run.
+        boxes: the things in it, for trainings of boxes.
+        after_source: of what a change made of it, of the same size; for trainings of changes.
 
     Raises:
-        DataError: if the mask is of another size, or it is to come less than once.
+        DataError: if the mask or the picture after is of another size, or it is to come less than once.
     """
 
     name: str
-    picture: Image.Image
+    source: Source
     captions: tuple[str, ...] = ()
-    mask: Image.Image | None = None
+    mask_source: Source | None = None
     repeats: int = 1
     word: str | None = None
+    boxes: tuple[Box, ...] = ()
+    after_source: Source | None = None
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
             raise DataError(f"{self.name} is to be repeated {self.repeats} times.", "Give 1 or more.")
-        if self.mask is not None and self.mask.size != self.picture.size:
-            mask, own = (f"{size[0]} x {size[1]}" for size in (self.mask.size, self.picture.size))
+        own, other = (
+            f"{one[0]} x {one[1]}" for one in (self.size, (self.after_source or self.mask_source or self).size)
+        )
+        if self.after_source is not None and other != own:
             raise DataError(
-                f"The mask of {self.name} has {mask} pixels, the picture {own}.",
+                f"The pair {self.name} has {own} pixels before and {other} after.", "Save both in one size."
+            )
+        if self.mask_source is not None and self.mask_source.size != self.size:
+            raise DataError(
+                f"The mask of {self.name} has {other} pixels, the picture {own}.",
                 "Save the mask in the size of its picture.",
             )
+
+    @property
+    def picture(self) -> Image.Image:
+        """Upright RGB, read anew; raises `DataError` if it cannot be any more."""
+        return opened(self.source)
+
+    @property
+    def mask(self) -> Image.Image | None:
+        """Grey, of the picture's size, white where the thing is, read anew; None for everywhere."""
+        return None if self.mask_source is None else opened(self.mask_source)
+
+    @property
+    def after(self) -> Image.Image | None:
+        """Upright RGB, what a change made of it, read anew; None for trainings of other things."""
+        return None if self.after_source is None else opened(self.after_source)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.source.size
 
 
 @dataclass(frozen=True)
@@ -93,6 +128,7 @@ class Reading:
         convention: name of the folder convention that was recognised.
         doubtful: path of a picture -> why it cannot be learned from as it is; none of `examples`.
         transparent: names of examples that are transparent in places, and are laid on white.
+        notes: sentences on what was changed while reading.
     """
 
     examples: tuple[Example, ...]
@@ -100,6 +136,7 @@ class Reading:
     convention: str = PLAIN
     doubtful: Mapping[str, str] = field(default_factory=dict)
     transparent: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def sound(self, skip: bool | None = None) -> Reading:
         """Return this reading if it has no doubtful files or they may be skipped; None where nobody can decide.
@@ -201,9 +238,10 @@ def read_folder(folder: Path, deep: bool = False) -> Reading:
     for one in listed.found:
         try:
             stored = decoded(one.path, one.path.name)
-            mask = read_mask(one.mask) if one.mask else None
-            example = Example(one.name, laid_on(stored, "white"), one.captions, mask, one.repeats)
-            if doubt := listed.doubt(one, example.picture, open_picture):
+            picture = laid_on(stored, "white")
+            mask = Stored.of(one.mask, read_mask(one.mask), read_mask) if one.mask else None
+            example = Example(one.name, Stored.of(one.path, picture, open_picture), one.captions, mask, one.repeats)
+            if doubt := listed.doubt(one, picture, open_picture):
                 raise DataError(doubt)
         except DataError as error:
             doubtful[one.name] = str(error)
@@ -211,22 +249,6 @@ def read_folder(folder: Path, deep: bool = False) -> Reading:
         transparent += [one.name] if stored.mode == "RGBA" else []
         examples.append(example)
     return Reading(tuple(examples), listed.ignored, listed.convention, doubtful, tuple(transparent))
-
-
-def joined(readings: Sequence[tuple[Reading, str]]) -> Reading:
-    """Join several folders, each example with the word of its folder.
-
-    Args:
-        readings: contents of each folder, with the word for its thing in captions.
-    """
-    examples = tuple(
-        replace(one, name=f"{word} {one.name}", word=word) for reading, word in readings for one in reading.examples
-    )
-    ignored = {f"{word} {path}": why for reading, word in readings for path, why in reading.ignored.items()}
-    doubtful = {f"{word} {path}": why for reading, word in readings for path, why in reading.doubtful.items()}
-    transparent = tuple(f"{word} {name}" for reading, word in readings for name in reading.transparent)
-    conventions = dict.fromkeys(reading.convention for reading, _ in readings)
-    return Reading(examples, ignored, f"{len(readings)} folders: {', '.join(conventions)}", doubtful, transparent)
 
 
 # -- folders ----------------------------------------------------------------------------------------------------

@@ -17,13 +17,11 @@ from pipelines.models.components import Components
 from trainers.data.batches import usable
 from trainers.data.folders import Example, Reading
 from trainers.data.latents import Shape, nearest, shapes
+from trainers.data.stored import look_of
 from trainers.settings import DataConfig, TrainConfig
 
 ALIKE = 4
 """Bits of 64 in which the hashes of two pictures may differ that count as the same."""
-
-FLAT = 3
-"""Difference of brightness, of 255, that is none."""
 
 SAME_COLOUR = 12.0
 """Mean difference of colour, of 255, up to which two pictures may be the same."""
@@ -47,6 +45,7 @@ class Report:
         passes: times that the least and the most repeated picture are seen.
         captioned: pictures that have captions of their own.
         masked: pictures that have a mask.
+        boxes: boxes of things in all pictures.
         resolution: of training; None if not known.
         batch: pictures of one batch.
         buckets: shape -> pictures an epoch; empty without buckets.
@@ -60,6 +59,7 @@ class Report:
         doubtful: path of a picture -> why it cannot be learned from as it is.
         transparent: names of pictures that are laid on white.
         words: words that captions should use for the things.
+        notes: sentences on what was changed while reading.
         memory: sentences on the memory of the training.
         seconds: of training; None if not known.
     """
@@ -71,6 +71,7 @@ class Report:
     passes: tuple[float, float]
     captioned: int = 0
     masked: int = 0
+    boxes: int = 0
     resolution: int | None = None
     batch: int = 1
     buckets: Mapping[Shape, int] = field(default_factory=dict)
@@ -84,6 +85,7 @@ class Report:
     doubtful: Mapping[str, str] = field(default_factory=dict)
     transparent: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     memory: tuple[str, ...] = ()
     seconds: float | None = None
 
@@ -136,12 +138,15 @@ class Report:
             said.append(f"{self.captioned} of {self.count} pictures have captions of their own.")
         if self.masked:
             said.append(f"{self.masked} of {self.count} pictures have a mask.")
+        if self.boxes:
+            said.append(f"{self.boxes} box{'es' * (self.boxes > 1)} in all.")
         said += [f"{_times(n, 'picture')} an epoch as {w} x {h}." for (w, h), n in self.buckets.items()]
         often = _rounded(least) if _rounded(least) == _rounded(most) else f"{_rounded(least)} to {_rounded(most)}"
         said.append(f"Each picture is seen {often} times.")
         said += self.memory
         if self.seconds is not None:
             said.append(f"About {duration(self.seconds)} of training.")
+        said += self.notes
         said += [f"Ignored: {path} ({why})." for path, why in self.ignored.items()]
         return said + [f"Warning: {problem}" for problem in self.problems]
 
@@ -161,7 +166,7 @@ def examine(
 
     Args:
         reading: contents of a folder, or examples from elsewhere; at least one.
-        token: word for the concept in captions.
+        token: word for the concept in captions; empty if no concept is learned.
         config: pace.
         data: use of the pictures; its folder is ignored.
         components: the base, for what depends on it: text window, words it knows, shapes.
@@ -169,10 +174,9 @@ def examine(
         seconds_per_step: as measured before.
         new_word: whether the token must not be a word of the base yet.
     """
-    if not isinstance(reading, Reading):
-        reading = Reading(tuple(reading), {}, "given pictures")
+    reading = reading if isinstance(reading, Reading) else Reading(tuple(reading), {}, "given pictures")
     examples = reading.examples
-    sizes = sorted((e.picture.size for e in examples), key=lambda size: (size[0] * size[1], size))
+    sizes = sorted((e.size for e in examples), key=lambda size: (size[0] * size[1], size))
     resolution = data.resolution or (components and components.defaults.size)
     each = config.steps * config.batch * config.accumulate / sum(e.repeats for e in examples)
     repeats = [e.repeats for e in examples]
@@ -180,7 +184,7 @@ def examine(
     captions = [(e.name, caption, e.word or token) for e in examples for caption in e.captions]
     spoken = [(name, caption, word) for name, caption, word in captions if usable(caption, word)]
     sided = [name for name, caption, _ in spoken if re.search(r"\b(left|right)\b", caption, re.IGNORECASE)]
-    words = dict.fromkeys((token, *(e.word for e in examples if e.word)))
+    words = dict.fromkeys(filter(None, (token, *(e.word for e in examples))))
     return Report(
         count=len(examples),
         convention=reading.convention,
@@ -188,12 +192,13 @@ def examine(
         largest=sizes[-1],
         passes=(each * min(repeats), each * max(repeats)),
         captioned=sum(bool(e.captions) for e in examples),
-        masked=sum(e.mask is not None for e in examples),
+        masked=sum(e.mask_source is not None for e in examples),
+        boxes=sum(len(e.boxes) for e in examples),
         resolution=resolution,
         batch=config.batch,
         buckets=buckets,
         duplicates=duplicates(examples),
-        small=tuple(e.name for e in examples if resolution and _is_small(e.picture.size, resolution, data.buckets)),
+        small=tuple(e.name for e in examples if resolution and _is_small(e.size, resolution, data.buckets)),
         unused=tuple(name for name, caption, word in captions if not usable(caption, word)),
         long=tuple(name for name, caption, word in spoken if components and _is_long(caption, word, components)),
         sided=tuple(sided) if data.flip > 0 else (),
@@ -202,6 +207,7 @@ def examine(
         doubtful=reading.doubtful,
         transparent=reading.transparent,
         words=tuple(words),
+        notes=reading.notes,
         memory=tuple(memory),
         seconds=None if seconds_per_step is None else seconds_per_step * config.steps,
     )
@@ -210,24 +216,15 @@ def examine(
 # -- pictures ---------------------------------------------------------------------------------------------------
 
 
-def difference_hash(picture: Image.Image) -> int:
-    """Return 64 bits, one for each place of an 8 x 8 grid, set if it gets darker to the right (dHash).
-
-    By more than `FLAT`, that is, for else the noise of compression would decide in flat places.
-    """
-    small = np.asarray(picture.convert("L").resize((9, 8), Image.Resampling.BILINEAR), dtype=np.int16)
-    return int.from_bytes(np.packbits(small[:, :-1] > small[:, 1:] + FLAT).tobytes(), "big")
-
-
 def duplicates(examples: Sequence[Example]) -> tuple[tuple[str, ...], ...]:
     """Return groups of names of similar pictures: their hashes differ in at most `ALIKE` bits, and colours agree.
 
     The colours because a flat picture has no edges to hash, and because the same thing on another background is
     another picture.
     """
-    hashes = np.array([difference_hash(e.picture) for e in examples], dtype=np.uint64)
-    tiles = [e.picture.convert("RGB").resize((4, 4), Image.Resampling.BOX) for e in examples]
-    colours = np.array([np.asarray(tile, dtype=np.float32).ravel() for tile in tiles])
+    looks = [look_of(e.source) if isinstance(e.source, Image.Image) else e.source.look for e in examples]
+    hashes = np.array([look.bits for look in looks], dtype=np.uint64)
+    colours = np.array([np.frombuffer(look.colours, np.uint8) for look in looks], dtype=np.float32)
     groups: dict[int, list[str]] = {}
     first: dict[int, int] = {}
     seen = _Similar()
@@ -287,7 +284,7 @@ def _buckets(examples: Sequence[Example], resolution: int, components: Component
     among = shapes(resolution, components.multiple)
     found: dict[Shape, int] = {}
     for example in examples:
-        shape = nearest(example.picture.size, among)
+        shape = nearest(example.size, among)
         found[shape] = found.get(shape, 0) + example.repeats
     return dict(sorted(found.items()))
 
@@ -297,7 +294,8 @@ def _buckets(examples: Sequence[Example], resolution: int, components: Component
 
 def _is_long(caption: str, token: str, components: Components) -> bool:
     """Return whether a caption, the token counted as one word of it, exceeds the window of a text encoder."""
-    text = caption.replace("{}", "x").replace(token, "x")
+    text = caption.replace("{}", "x")
+    text = text.replace(token, "x") if token else text
     return any(len(t(text, verbose=False).input_ids) > t.model_max_length for t in components.tokenizers)
 
 

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipelines.gligen.tokens import SLOTS
-from pipelines.request.box_files import Coco, Row, coco_rows, of_picture, one_box, rows_of
+from pipelines.request.box_files import SLOTS, Coco, Row, coco_rows, of_picture, one_box, rows_of
 from pipelines.request.request import Box
 from pipelines.request.yolo import holds_labels
 from trainers.data.caption_files import read_text

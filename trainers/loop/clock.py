@@ -33,6 +33,10 @@ class Clock:
         """Return the seconds of training so far, with those of earlier runs."""
         return self.before + time.monotonic() - self.began
 
+    def count(self, done: int) -> None:
+        """Remember the steps done."""
+        self.steps = done
+
     @property
     def over(self) -> bool:
         """Return whether the minutes are over."""

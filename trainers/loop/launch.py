@@ -1,4 +1,4 @@
-"""A run from beginning to end, shared by the command lines: pictures and a base in, a concept file out."""
+"""A run from beginning to end, shared by the command lines: pictures and a base in, the file of what is learned out."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,15 @@ from pipelines.models.components import Components
 from pipelines.models.memory.quantised import quantise
 from pipelines.request.request import ConceptUse, Request
 from trainers.data.batches import prompt_templates
-from trainers.data.folders import Example, Reading, joined, read_folder
+from trainers.data.folders import Example, Reading, read_folder
 from trainers.distributed import ALONE, Processes
 from trainers.loop.candidates import candidate, candidates_folder
 from trainers.loop.checkpoints import LOG, states
 from trainers.loop.previews import on_plain_ground
 from trainers.loop.train import train
-from trainers.run import Run, over_of, state_of
-from trainers.settings import TrainConfig
+from trainers.method import Artifact
+from trainers.run import Run, losses_of, over_of, state_of
+from trainers.settings import TrainConfig, require_folder
 
 PREVIEW_STEPS = 12
 CANDIDATES = "candidates"
@@ -36,18 +38,33 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def readings(run: Run) -> Reading:
-    """Read the pictures of a run; with several subjects those of all, each with its word. None if the base draws them.
+    """Read the pictures of a run; with several subjects those of all, each with its word; none if the base draws them.
 
-    Raises:
-        ConfigError: if no folder is named, and the base cannot draw what is to be learned.
+    Settings of a method that learns from more than pictures have a function `read` for a folder of it.
     """
-    run.require_pictures()
-    if run.data.images is None:
+    if run.data.images is None and run.config.drawn_prompts:
         return Reading(())
     folders = run.config.folders(run.data.images)
     if any(word for _, word in folders):
-        return joined([(read_folder(folder), word) for folder, word in folders])
-    return read_folder(folders[0][0])
+        return joined([(read_folder(require_folder(folder)), word) for folder, word in folders])
+    own = getattr(run.config, "read", None)
+    return own(run.data.images) if own else read_folder(require_folder(folders[0][0]))
+
+
+def joined(readings: Sequence[tuple[Reading, str]]) -> Reading:
+    """Join several folders, each example with the word of its folder.
+
+    Args:
+        readings: contents of each folder, with the word for its thing in captions.
+    """
+    examples = tuple(
+        replace(one, name=f"{word} {one.name}", word=word) for reading, word in readings for one in reading.examples
+    )
+    ignored = {f"{word} {path}": why for reading, word in readings for path, why in reading.ignored.items()}
+    doubtful = {f"{word} {path}": why for reading, word in readings for path, why in reading.doubtful.items()}
+    transparent = tuple(f"{word} {name}" for reading, word in readings for name in reading.transparent)
+    conventions = dict.fromkeys(reading.convention for reading, _ in readings)
+    return Reading(examples, ignored, f"{len(readings)} folders: {', '.join(conventions)}", doubtful, transparent)
 
 
 def narrowed(components: Components, run: Run) -> Components:
@@ -89,7 +106,7 @@ def train_and_save(
     should_stop: Callable[[], bool] = lambda: False,
     processes: Processes = ALONE,
 ) -> list[Path]:
-    """Train, write each concept and the loss log, and remove the training state; return the concepts' paths.
+    """Train, write what is learned and the loss log, and remove the training state; return the paths of the result.
 
     What was interrupted goes on where it stopped. A picture of each concept is drawn beside it if the run says so.
     """
@@ -98,12 +115,12 @@ def train_and_save(
     state, over = state_of(output), over_of(output)
     kept = state / CANDIDATES  # they belong to the state until the run is over
 
-    def offer(step: int, one: Concept) -> None:
+    def offer(step: int, one: Artifact) -> None:
         one.save(candidate(kept, step))
 
     if processes.main:
         shutil.rmtree(over, ignore_errors=True)
-    concept = train(
+    learned = train(
         components,
         run,
         examples,
@@ -115,19 +132,19 @@ def train_and_save(
         processes=processes,
     )
     if processes.main:
-        # The run's own concept last: once it is there, nothing is missing, wherever this process is killed.
+        # The run's own result last: once it is there, nothing is missing, wherever this process is killed.
         try:
-            with whole_file(output.with_name(f"{output.stem}.losses.jsonl")) as log:
+            with whole_file(losses_of(output)) as log:
                 shutil.copyfile(states(state)[0] / LOG, log)
-        except NoSpace as error:  # the concept is worth more than its log, and smaller
+        except NoSpace as error:  # the result is worth more than its log
             on_event(Note(f"Warning: {error}"))
-        if run.where.preview:
-            for path, one in zip(outputs, (concept, *concept.partners), strict=True):
+        for path, one in zip(outputs, (learned, *learned.partners), strict=True):
+            if run.where.preview and isinstance(one, Concept):
                 _draw(components, one, path, on_event)
-        for path, partner in zip(outputs[1:], concept.partners, strict=True):
+        for path, partner in zip(outputs[1:], learned.partners, strict=True):
             partner.save(path)
         _bring_in(kept, output, run.train)
-        concept.save(output)
+        learned.save(output)
         state.rename(over)
         shutil.rmtree(over, ignore_errors=True)
     processes.broadcast(None)  # nobody leaves before the file is there
@@ -150,9 +167,9 @@ def _bring_in(kept: Path, output: Path, pace: TrainConfig) -> None:
 def _draw(components: Components, concept: Concept, path: Path, on_event: OnEvent) -> None:
     """Draw a preview of the concept with a fixed seed and few steps; skip it if drawing fails."""
     card = concept.card
-    wording = "pocket" if components.family.world == "pocket" else "style" if card.kind == "style" else "object"
+    templates = "pocket" if components.family.world == "pocket" else "style" if card.kind == "style" else "object"
     prompt = on_plain_ground(
-        card.example or prompt_templates(wording)[0].replace("{}", concept.token), components.family.world
+        card.example or prompt_templates(templates)[0].replace("{}", concept.token), components.family.world
     )
     request = Request(prompt=prompt, steps=PREVIEW_STEPS, seed=0, concepts=(ConceptUse(source=concept.token),))
     try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,27 +19,9 @@ from trainers.distributed import ALONE, Processes
 from trainers.loop.checkpoints import Checkpoint, Log
 from trainers.loop.cuda_graphs import CudaGraphStep, set_rate
 from trainers.loop.muon import Muon
+from trainers.loop.schedule import Schedule
 
 Losses = Callable[[int, torch.Generator], dict[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class Pace:
-    """Duration, seed, gradient limits and reports of a loop.
-
-    Attributes:
-        steps: optimiser steps in all.
-        seed: source of every draw.
-        accumulate: calls of `losses` per optimiser step; their mean is optimised.
-        clip: largest gradient norm, or None.
-        report: steps between reports. Reading a loss waits for the device, so not every step.
-    """
-
-    steps: int
-    seed: int = 0
-    accumulate: int = 1
-    clip: float | None = None
-    report: int = 10
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -48,23 +29,10 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + step * 7_919 + 17) % (1 << 63))
 
 
-def warm_stable_decay(step: int, steps: int, warm: int = 100, decay: float = 0.3) -> float:
-    """Return the factor on the learning rate: linear warm-up, a plateau, linear decay to 0 over the last `decay`.
-
-    Args:
-        step: the step, from 0.
-        steps: steps of the run.
-        warm: steps of warm-up.
-        decay: share of the run, 0 to 1; 0 keeps the plateau to the end.
-    """
-    left = (steps - step) / max(1.0, decay * steps) if decay else 1.0
-    return min(1.0, (step + 1) / max(1, warm), max(0.0, left))
-
-
 def optimise(
     losses: Losses,
     optimizers: list[torch.optim.Optimizer],
-    pace: Pace,
+    schedule: Schedule,
     *,
     rate: Callable[[int, int], float] = lambda step, steps: 1.0,
     after_step: Callable[[int], dict[str, float] | None] = lambda step: None,
@@ -77,10 +45,10 @@ def optimise(
     """Run the loop and return the steps done.
 
     Args:
-        losses: gives the named loss terms of a batch, by its index from 0; called `pace.accumulate` times a step with
-            the generator of that step.
+        losses: gives the named loss terms of a batch, by its index from 0; called `schedule.accumulate` times a step
+            with the generator of that step.
         optimizers: all stepped each step; their learning rates are those set on them times `rate(step, steps)`.
-        pace: steps, seed, accumulation, clipping, reporting.
+        schedule: steps, seed, accumulation, clipping, reporting.
         rate: learning-rate factor.
         after_step: called with the steps done (moving averages, previews); figures it returns join the report.
         checkpoint: state to resume from and to keep.
@@ -95,32 +63,32 @@ def optimise(
             steps are done than asked for.
     """
     base = [[float(group["lr"]) for group in optimizer.param_groups] for optimizer in optimizers]
-    stepper = _Stepper(optimizers, pace.clip, processes, scaler, on_event)
+    stepper = _Stepper(optimizers, schedule.clip, processes, scaler, on_event)
     keeper = _Keeper(checkpoint, stepper, _Means(), processes, on_event)
-    begun, report, start = keeper.begun(pace), keeper.report, time.monotonic()
-    for step in range(begun, pace.steps):
+    begun, report, start = keeper.begun(schedule), keeper.report, time.monotonic()
+    for step in range(begun, schedule.steps):
         if processes.any(should_stop()):
-            raise Cancelled(f"stopped after step {step} of {pace.steps}.", keeper.stopped(step))
+            raise Cancelled(f"stopped after step {step} of {schedule.steps}.", keeper.stopped(step))
         for optimizer, rates in zip(optimizers, base, strict=True):
             for group, value in zip(optimizer.param_groups, rates, strict=True):
-                set_rate(group, value * rate(step, pace.steps))
-        generator = step_generator(pace.seed, step)
-        for part in range(pace.accumulate):
-            terms = losses(step * pace.accumulate + part, generator)
-            stepper.backward(torch.stack(list(terms.values())).sum() / pace.accumulate)
+                set_rate(group, value * rate(step, schedule.steps))
+        generator = step_generator(schedule.seed, step)
+        for part in range(schedule.accumulate):
+            terms = losses(step * schedule.accumulate + part, generator)
+            stepper.backward(torch.stack(list(terms.values())).sum() / schedule.accumulate)
             report.add(terms)
         stepper.step()
         done = step + 1
         figures = after_step(done) or {}
-        last = done == pace.steps
-        if done % pace.report == 0 or last:
+        last = done == schedule.steps
+        if done % schedule.report == 0 or last:
             means = processes.mean(report.take())
             keeper.require_finite(means, done, weights=last)
             keeper.log.append({"step": done, **means})
-            on_event(StepDone(done, pace.steps, means | figures, time.monotonic() - start))
+            on_event(StepDone(done, schedule.steps, means | figures, time.monotonic() - start))
         if checkpoint and (last or (done % checkpoint.every == 0 and processes.broadcast(checkpoint.due(done)))):
             keeper.keep(done)
-    return pace.steps
+    return schedule.steps
 
 
 class _Means:
@@ -204,12 +172,12 @@ class _Keeper:
         self.log: Log = []
         self.kept = 0
 
-    def begun(self, pace: Pace) -> int:
+    def begun(self, schedule: Schedule) -> int:
         """Restore the saved state; return the steps it had done."""
         begun = self._restore()
-        if begun > pace.steps:
+        if begun > schedule.steps:
             raise ConfigError(
-                f"{begun} steps are done already, {pace.steps} were asked for.", "Ask for more, or begin anew."
+                f"{begun} steps are done already, {schedule.steps} were asked for.", "Ask for more, or begin anew."
             )
         if begun:
             self.on_event(Note(f"resumed after step {begun}"))

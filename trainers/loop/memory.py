@@ -18,8 +18,8 @@ from pipelines.models.memory.quantised import BITS, QuantisedLinear, quantisable
 from pipelines.request.settings import Quantised
 from trainers.run import Run
 
-PER_TRAINED = {"adamw": 16, "adamw8bit": 10, "schedule-free": 16}
-"""Bytes for a trained number: itself, its gradient and two moments; in float32, or the moments in 8 bits."""
+PER_TRAINED = {"adamw": 16, "adamw8bit": 10, "schedule-free": 16, "muon": 12}
+"""Bytes for a trained number: itself, its gradient and two moments, of Muon one; in float32, or moments in 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ def weights(components: Components, run: Run, choice: Choice) -> int:
     """Return the bytes of all networks on the device while the steps of a training are computed.
 
     Networks that are trained, or trained through to a word, are float32; frozen text encoders and the autoencoder leave
-    a GPU once everything is encoded, and are not counted there.
+    a GPU once everything is encoded, and are not counted there, unless they encode at every step.
     """
     denoiser = choice if not run.config.trains_weights else Choice("no")
     total = _bytes(components.denoiser, denoiser)
-    stays = components.device.type == "cpu"
+    stays = components.device.type == "cpu" or not run.config.encodes_once
     if run.config.trains_text or stays:
         encoders = Choice("no") if run.config.trains_text else choice
         total += sum(_bytes(encoder, encoders) for encoder in components.text_encoders)

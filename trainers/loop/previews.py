@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from pipelines.concepts.concept import Concept
 from pipelines.errors import NotNumbers
 from pipelines.events import Note, OnEvent, Preview, ignore
 from pipelines.generation import generate
@@ -14,13 +13,13 @@ from pipelines.request.request import Request
 from trainers.data.batches import Example, usable
 from trainers.loop.candidates import candidate_steps
 from trainers.loop.ema import EMA
-from trainers.method import Trainable
+from trainers.method import Artifact, Trainable
 
 if TYPE_CHECKING:
     from trainers.run import Run
 
 REPORT = 10  # steps between reports
-Offer = Callable[[int, Concept], None]
+Offer = Callable[[int, Artifact], None]
 
 
 def after_step(
@@ -70,7 +69,9 @@ def on_plain_ground(prompt: str, world: str) -> str:
 
 
 def _preview(trainable: Trainable, run: Run, examples: Sequence[Example], step: int) -> Preview:
-    """Draw the concept as it is now."""
+    """Draw what is learned as it is now."""
+    if trainable.preview is not None:
+        return trainable.preview(step)
     word = run.config.spoken
     prompt = _sample(trainable, examples, word).replace("{}", word)
     prompt = on_plain_ground(prompt, trainable.components.family.world)
@@ -81,4 +82,4 @@ def _preview(trainable: Trainable, run: Run, examples: Sequence[Example], step: 
 def _sample(trainable: Trainable, examples: Sequence[Example], token: str) -> str:
     """Return a caption to show the concept with: the first template, or else the first caption of a picture."""
     own = (caption for example in examples for caption in example.captions if usable(caption, token))
-    return next(iter(trainable.wordings), None) or next(own)
+    return next(iter(trainable.templates), None) or next(own)

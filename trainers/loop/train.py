@@ -1,4 +1,4 @@
-"""Training of a concept: a base, a method, examples in; a `Concept` out. One function for every method."""
+"""Training: a base, a method, examples in; what is learned out. One function for every method."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from PIL import Image
 
-from pipelines.concepts.concept import Concept
 from pipelines.errors import ConfigError
 from pipelines.events import Note, OnEvent, ignore
 from pipelines.files import require_room
@@ -26,13 +25,16 @@ from trainers.data.class_images import CLASS_FOLDER, drawn_examples
 from trainers.data.smaller_copies import with_smaller_copies
 from trainers.distributed import ALONE, WHOLE, Part, Processes
 from trainers.loop.checkpoints import KEPT, Checkpoint, require_same
+from trainers.loop.clock import Clock, until
 from trainers.loop.ema import EMA
-from trainers.loop.loop import Pace, optimise, warm_stable_decay
+from trainers.loop.loop import optimise
 from trainers.loop.memory import Kept, Saved
-from trainers.loop.optimizers import at_the_result, optimizer_of
+from trainers.loop.optimizers import at_the_result, optimizers_of
 from trainers.loop.previews import REPORT, Offer, after_step
-from trainers.method import Trainable
+from trainers.loop.schedule import Schedule
+from trainers.method import Artifact, Draw, Trainable
 from trainers.run import Run
+from trainers.settings import TrainConfig
 
 
 def train(
@@ -47,17 +49,17 @@ def train(
     offer: Offer | None = None,
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
-) -> Concept:
-    """Learn a concept; other subjects learned with it are its `partners`.
+) -> Artifact:
+    """Learn from pictures; subjects learned together are `partners` of the first.
 
     Args:
         components: the base, its text encoders in float32; bit-identical afterwards, also after an error.
         run: method and settings.
         examples: the pictures; with several subjects each has the word of its own. Of none, the base draws them.
-        keep: folder for the training state; if there is one in it, training goes on from it.
-        keep_every: steps between writes, more for a state that takes long to write.
+        keep: folder for the training state; if there is one in it, it goes on from it.
+        keep_every: steps between writes.
         class_folder: folder of class pictures and of those the base draws to learn on, for methods that use some.
-        processes: those that train together, each with a batch of its own; they give the same concept.
+        processes: those that train together, each with a batch of its own; they give the same result.
         offer: receives the candidates that the run asks for, each with its steps; the last equals the result.
         on_event: receives steps with losses and figures, previews and notes.
         should_stop: asked once a step.
@@ -65,57 +67,82 @@ def train(
     Raises:
         Cancelled: if `should_stop` said so; what was kept can be resumed.
         ConfigError: if a loss stops being a number.
-        ConceptError: if the word or its initializer do not suit the base.
     """
     components = replace(components, identity=components.fingerprint())  # with what is trained it would be another
-    told, given = _telling(components, run, offer if processes.main else None)
     examples = examples or _drawn(components, run, class_folder, processes, on_event, should_stop)
-    with ExitStack() as stack:
-        trainable = stack.enter_context(run.method.prepare(components, run.config, _chance(run)))
-        stack.enter_context(_sparing(components, run))
+    (told, given), schedule = _telling(components, run, offer if processes.main else None), _schedule(run.train)
+    clock = Clock(schedule.minutes)
+    with _prepared(components, run) as trainable:
         with processes.main_first():
             class_pictures = _class_pictures(run, trainable, class_folder, on_event, should_stop)
         examples = trainable.completed(examples, run.data, run.train.seed)
         begun_with = _begun_with(components, run, [*examples, *class_pictures], processes)
-        optimizer = optimizer_of(run.train, trainable, processes)
+        optimizers = optimizers_of(run.train, trainable, processes)
         average, tell = EMA(trainable.parameters, run.train.ema), on_event if processes.main else ignore
-        draw = _batches(components, run, examples, class_pictures, trainable, on_event, processes.part)
-        optimise(
-            _losses(components, run, trainable, draw),
-            [optimizer],
-            Pace(run.train.steps, run.train.seed, run.train.accumulate, run.train.max_grad_norm, REPORT),
-            rate=lambda step, of: warm_stable_decay(step, of, run.train.warmup, run.train.decay),
-            after_step=after_step(run, trainable, examples, average, tell, given, partial(_shown, optimizer, average)),
-            checkpoint=_checkpoint(keep, keep_every, run, trainable, optimizer, average, begun_with),
-            processes=processes,
-            scaler=_scaler(run, components),
-            on_event=tell,
-            should_stop=should_stop,
-        )
-        with _shown(optimizer, average):
-            concept = run.method.export(trainable)
-    return replace(told(concept), partners=tuple(map(told, concept.partners)))
+        draw = _batches(components, run, examples, class_pictures, trainable, on_event, clock, processes.part)
+        shown = partial(_shown, optimizers, average)
+        after = after_step(run, trainable, examples, average, tell, given, shown)
+        with until(clock):
+            optimise(
+                _losses(components, run, trainable, draw),
+                optimizers,
+                schedule,
+                rate=schedule.factor(clock),
+                after_step=lambda done: clock.count(done) or after(done),
+                checkpoint=_checkpoint(keep, keep_every, run, trainable, optimizers, average, clock, begun_with),
+                processes=processes,
+                scaler=_scaler(run, components),
+                on_event=tell,
+                should_stop=lambda: (clock.over and clock.steps > 0) or should_stop(),  # something is always learned
+            )
+        with shown():
+            return told(run.method.export(trainable))
+
+
+def _schedule(train: TrainConfig) -> Schedule:
+    """Return the schedule that the settings ask for."""
+    return Schedule(
+        train.steps,
+        train.minutes,
+        train.rate,
+        train.warmup,
+        train.decay,
+        train.seed,
+        train.accumulate,
+        train.max_grad_norm,
+        REPORT,
+    )
 
 
 @contextmanager
-def _sparing(components: Components, run: Run) -> Iterator[None]:
+def _prepared(components: Components, run: Run) -> Iterator[Trainable]:
+    """Make the base ready for a run inside the `with`."""
+    with run.method.prepare(components, run.config, _generator(run)) as trainable, _sparing(components, run, trainable):
+        yield trainable
+
+
+@contextmanager
+def _sparing(components: Components, run: Run, trainable: Trainable) -> Iterator[None]:
     """Keep from the device's memory, inside the `with`, what has done its work, and activations if the run says so.
 
-    Pictures and captions are encoded before the first steps, by networks that no gradient goes through.
+    Where pictures and captions are encoded before the first steps, networks that no gradient goes through have done it.
     """
     done = [components.vae, *(() if run.config.trains_text else components.text_encoders)]
     with ExitStack() as stack:
         if run.train.gradient_checkpointing:
-            stack.enter_context(_checkpointed(components))
-        if components.device.type != "cpu":
+            stack.enter_context(_checkpointed(trainable))
+        if run.config.encodes_once and components.device.type != "cpu":
             stack.enter_context(leaving(components, done))
         yield
 
 
 @contextmanager
-def _shown(optimizer: torch.optim.Optimizer, average: EMA) -> Iterator[None]:
-    """Put the result into the parameters inside the `with`: where the optimiser has it, or the average."""
-    with at_the_result(optimizer), average.shown():
+def _shown(optimizers: Sequence[torch.optim.Optimizer], average: EMA) -> Iterator[None]:
+    """Put the result into the parameters inside the `with`: where the optimisers have it, or the average."""
+    with ExitStack() as stack:
+        for one in optimizers:
+            stack.enter_context(at_the_result(one))
+        stack.enter_context(average.shown())
         yield
 
 
@@ -125,29 +152,29 @@ def require_learnable(components: Components, run: Run) -> None:
     Raises:
         ConceptError: if the word or its initializer do not suit it.
     """
-    with run.method.prepare(replace(components, identity=components.fingerprint()), run.config, _chance(run)):
+    with run.method.prepare(replace(components, identity=components.fingerprint()), run.config, _generator(run)):
         pass
 
 
-def _chance(run: Run) -> torch.Generator:
+def _generator(run: Run) -> torch.Generator:
     """Return the generator of initial values; steps have generators of their own."""
     return torch.Generator().manual_seed(run.train.seed * 7_907 + 13)
 
 
 def _telling(
     components: Components, run: Run, offer: Offer | None
-) -> tuple[Callable[[Concept], Concept], Offer | None]:
-    """Return a function that adds the training settings to a concept's card, and an `offer` that uses it."""
-    about = {"recipe": run.recipe(), "base_fingerprint": components.fingerprint()}
+) -> tuple[Callable[[Artifact], Artifact], Offer | None]:
+    """Return a function that adds the training settings to what is learned, and an `offer` that uses it."""
+    recipe, fingerprint = run.recipe(), components.fingerprint()
 
-    def told(concept: Concept) -> Concept:
-        return replace(concept, card=concept.card.model_copy(update=about))
+    def told(learned: Artifact) -> Artifact:
+        return learned.described(recipe, fingerprint)
 
-    return told, None if offer is None else lambda step, concept: offer(step, told(concept))
+    return told, None if offer is None else lambda step, learned: offer(step, told(learned))
 
 
 def _losses(
-    components: Components, run: Run, trainable: Trainable, draw: Callable[[int, torch.Generator], Batch]
+    components: Components, run: Run, trainable: Trainable, draw: Draw
 ) -> Callable[[int, torch.Generator], dict[str, torch.Tensor]]:
     """Return the loss terms of the batch of an index, in the precision of the run."""
 
@@ -188,13 +215,16 @@ def probe(components: Components, run: Run, examples: Sequence[Example]) -> Prob
     with ExitStack() as stack:
         trainable = stack.enter_context(run.method.prepare(components, run.config, generator))
         side = components.defaults.size
-        shown = examples[: run.train.batch] or [Example("grey", Image.new("RGB", (side, side), "gray"))]
-        draw = _batches(components, run, shown, shown if trainable.class_pictures else (), trainable, ignore)
+        grey = [Example("grey", Image.new("RGB", (side, side), "gray"))] if run.config.drawn_prompts else []
+        shown = examples[: max(run.train.batch, trainable.fewest)] or grey
+        draw = _batches(
+            components, run, shown, shown if trainable.class_pictures else (), trainable, ignore, Clock(None)
+        )
         weights = [one for module in components.modules() for one in module.parameters()]
 
         def step(checkpointing: bool) -> tuple[float, int]:
             began = _now(components)
-            with _checkpointed(components) if checkpointing else nullcontext():
+            with _checkpointed(trainable) if checkpointing else nullcontext():
                 with Saved([*weights, *trainable.parameters.values()]) as saved, _autocast(run, components):
                     terms = run.method.losses(trainable, draw(0, generator), generator)
                 torch.stack(list(terms.values())).sum().backward()
@@ -216,12 +246,7 @@ def _now(components: Components) -> float:
 
 
 def _drawn(
-    components: Components,
-    run: Run,
-    folder: Path,
-    processes: Processes,
-    on_event: OnEvent,
-    should_stop: Callable[[], bool],
+    components: Components, run: Run, folder: Path, processes: Processes, on_event: OnEvent, stop: Callable[[], bool]
 ) -> list[Example]:
     """Return pictures that the base draws for a method that can learn without given ones; none for others."""
     prompts, place = run.config.drawn_prompts, folder / file_stem(run.config.trigger)
@@ -229,9 +254,7 @@ def _drawn(
         return []
     on_event(Note(f"{run.config.pictures} pictures that the base draws to learn on"))
     with processes.main_first():
-        return drawn_examples(
-            components, prompts, run.config.pictures, place, on_event=on_event, should_stop=should_stop
-        )
+        return drawn_examples(components, prompts, run.config.pictures, place, on_event=on_event, should_stop=stop)
 
 
 def _class_pictures(
@@ -254,8 +277,9 @@ def _batches(
     class_pictures: Sequence[Example],
     trainable: Trainable,
     on_event: OnEvent,
+    clock: Clock,
     part: Part = WHOLE,
-) -> Callable[[int, torch.Generator], Batch]:
+) -> Draw:
     """Encode the pictures; return a function for the batch of an index, with as many class pictures if any."""
     size = components.defaults.size
     data, pace, trigger = run.data, run.train, run.config.spoken
@@ -277,6 +301,9 @@ def _batches(
         on_event(Note(note))
     if better := components.family.better_base(components):
         on_event(Note(f"Warning: {components.name} was distilled, which learning undoes; learn on {better}."))
+    if trainable.batches is not None:
+        on_event(Note(f"{len(examples)} pictures; {pace.steps} steps at rate {pace.rate:g}"))
+        return trainable.batches(examples, pace, data, lambda: clock.share(clock.steps, pace.steps))
     generator = torch.Generator().manual_seed(pace.seed * 7_457 + 31)
     own = encoded(with_smaller_copies(examples, data.smaller_copies, generator), data.flip)
     if left_out := own.unused_captions(trigger):
@@ -284,13 +311,13 @@ def _batches(
         on_event(Note(f"{len(left_out)} captions have no {trigger} or {{}} and are not used ({names})"))
     on_event(Note(f"{len(examples)} pictures encoded; {pace.steps} steps at rate {pace.rate:g}"))
     if not class_pictures:
-        return lambda index, generator: own.draw(index, pace.batch, trigger, trainable.wordings, generator, part)
+        return lambda index, generator: own.draw(index, pace.batch, trigger, trainable.templates, generator, part)
     # Each class picture has the word of its class.
     prior, word = encoded(class_pictures, 0.0), class_pictures[0].word or trigger
 
     def both(index: int, generator: torch.Generator) -> Batch:
-        batch = own.draw(index, pace.batch, trigger, trainable.wordings, generator, part)
-        return replace(batch, prior=prior.draw(index, pace.batch, word, trainable.wordings, generator, part))
+        batch = own.draw(index, pace.batch, trigger, trainable.templates, generator, part)
+        return replace(batch, prior=prior.draw(index, pace.batch, word, trainable.templates, generator, part))
 
     return both
 
@@ -308,13 +335,14 @@ def _scaler(run: Run, components: Components) -> torch.amp.GradScaler | None:
 
 
 @contextmanager
-def _checkpointed(components: Components) -> Iterator[None]:
+def _checkpointed(trainable: Trainable) -> Iterator[None]:
     """Recompute activations of the denoiser in the backward pass inside the `with`."""
-    components.denoiser.enable_gradient_checkpointing()
+    denoiser = trainable.components.denoiser
+    denoiser.enable_gradient_checkpointing()
     try:
         yield
     finally:
-        components.denoiser.disable_gradient_checkpointing()
+        denoiser.disable_gradient_checkpointing()
 
 
 def _begun_with(components: Components, run: Run, pictures: Sequence[Example], processes: Processes) -> dict[str, Any]:
@@ -323,7 +351,7 @@ def _begun_with(components: Components, run: Run, pictures: Sequence[Example], p
     return about if processes.count == 1 else {**about, "processes": processes.count}
 
 
-MAY_CHANGE = ("steps", "preview_every", "candidates")  # what a resumed run may change
+MAY_CHANGE = ("steps", "minutes", "preview_every", "candidates")  # what a resumed run may change
 
 
 def _checkpoint(
@@ -331,8 +359,9 @@ def _checkpoint(
     every: int,
     run: Run,
     trainable: Trainable,
-    optimizer: torch.optim.Optimizer,
+    optimizers: list[torch.optim.Optimizer],
     average: EMA,
+    clock: Clock,
     begun_with: dict[str, Any],
 ) -> Checkpoint | None:
     """Return the checkpoint of a run, if it keeps one."""
@@ -346,7 +375,9 @@ def _checkpoint(
         tensors = {name: parameter.detach() for name, parameter in trainable.parameters.items()}
         return {
             "parameters": tensors,
-            "optimizer": optimizer.state_dict(),
+            "optimizers": [one.state_dict() for one in optimizers],
+            "seconds": clock.seconds,
+            "done": clock.steps,
             "average": average.state(),
             "begun_with": json.dumps(begun_with),
         }
@@ -356,7 +387,10 @@ def _checkpoint(
         with torch.no_grad():
             for name, parameter in trainable.parameters.items():
                 parameter.copy_(kept["parameters"][name])
-        optimizer.load_state_dict(kept["optimizer"])
+        for one, old in zip(optimizers, kept["optimizers"], strict=True):
+            one.load_state_dict(old)
         average.restore(kept["average"])
+        clock.resume(float(kept["seconds"]))
+        clock.count(int(kept["done"]))
 
     return Checkpoint(path, every, state, restore)

@@ -28,6 +28,10 @@ ENROLLED = {
     "custom-diffusion": "trainers.methods.custom_diffusion:CustomDiffusion",
     "reversion": "trainers.methods.reversion:ReVersion",
     "slider": "trainers.methods.slider:Slider",
+    "inpainting": "trainers.base_models.inpainting:InpaintingTraining",
+    "grounding": "trainers.base_models.grounding:GroundingTraining",
+    "incontext": "trainers.base_models.incontext:InContextTraining",
+    "task-word": "trainers.methods.task_word:TaskWord",
 }
 """Module and class of the studio's own methods, by name. A new one is enrolled by its line here."""
 

@@ -104,14 +104,14 @@ class CustomDiffusion:
         from trainers.methods.parts.merging import readers
         from trainers.methods.parts.subject_binding import bound, trainable_subjects, with_words
 
-        wordings = subject_templates(components.family.world, config.wordings)
+        templates = subject_templates(components.family.world, config.templates)
         with (
             with_words(components, config) as (taught, words),
             whole("unet", components.unet, readers(components)) as trained,
         ):
             binding = bound(taught, config, [trained], words, frozen=False)
             rates = dict.fromkeys(binding.rows, config.word_rate)
-            yield trainable_subjects(taught, binding, wordings, rates)
+            yield trainable_subjects(taught, binding, templates, rates)
 
     def losses(self, trainable: Trainable, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Return the denoising loss of the subjects, and the prior term of their classes."""

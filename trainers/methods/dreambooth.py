@@ -132,7 +132,7 @@ class DreamBooth:
         from trainers.methods.parts.identifiers import check_identifier
         from trainers.methods.parts.subject_binding import bound, trainable_subjects, with_words
 
-        wordings = subject_templates(components.family.world, config.wordings)
+        templates = subject_templates(components.family.world, config.templates)
         with ExitStack() as stack:
             words: tuple[tuple[nn.Parameter, ...], ...] = ()
             if config.pivotal:
@@ -144,7 +144,7 @@ class DreamBooth:
             binding = bound(components, config, trained, words, frozen=not words and not config.text_encoder)
             rates = {name: config.text_rate for name in binding.parameters if name.startswith("text_encoder")}
             rates |= dict.fromkeys(binding.rows, config.word_rate)
-            yield trainable_subjects(components, binding, wordings, rates)
+            yield trainable_subjects(components, binding, templates, rates)
 
     def losses(self, trainable: Trainable, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         """Return the denoising loss of the subjects, and the prior term of their classes."""

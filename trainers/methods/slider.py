@@ -241,7 +241,7 @@ class Slider:
             family=components.family.name,
             base=components.name,
             vectors=0,
-            example=next(iter(trainable.wordings), ""),
+            example=next(iter(trainable.templates), ""),
         )
         return Concept(card, (), trainable.state.trained.changes())
 

@@ -1,122 +1,181 @@
 """A word for a task: Textual Inversion on grids, so that what example pairs show can be said in one word.
 
-The row of the new word minimises the denoising loss of the answer's cell (Gal et al., arXiv:2208.01618, eq. 2, under an
-inpainting UNet). In a share of the grids the example is left blank, so that the word must tell alone what is to do.
+The rows of the new word minimise the denoising loss of the answer's cell (Gal et al., arXiv:2208.01618, eq. 2, under an
+inpainting UNet). In a share of the grids the example is left blank, so that the word must tell alone what is to be
+done. Needs no torch.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
+from pydantic import Field
 
 from pipelines.concepts.card import ConceptCard
-from pipelines.concepts.concept import Concept
-from pipelines.concepts.token_embeddings import new_words, single_rows
-from pipelines.errors import DataError
-from pipelines.events import OnEvent, ignore
-from pipelines.models.components import CONCAT, Components
-from pipelines.pictures.grids import Grid
-from trainers.base_models.inpainting_unet import inputs_beside
-from trainers.loop.clock import Clock
-from trainers.loop.ema import EMA, averaged_checkpoint
-from trainers.loop.loop import Losses, Pace, optimise, warm_stable_decay
-from trainers.losses import conditioning, uncropped
-from trainers.method_settings import TaskWordConfig
+from trainers.method import Draw, Offer, Trainable
+from trainers.settings import DataConfig, TokenConfig, TrainConfig, require_folder
 
-METHOD = "task-word"
-KEEP_EVERY = 50  # steps between writes of the training state
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from pipelines.concepts.concept import Concept
+    from pipelines.events import Preview
+    from pipelines.models.components import Components
+    from pipelines.models.noise import NoiseProcess
+    from trainers.data.folders import Example, Reading
+
+FEWEST = 2
+"""Pairs that a word is learned from: an example and a query."""
+
+RECIPE = {
+    "steps": 200,
+    "batch": 4,
+    "learning_rate": 6e-3,
+    "scale_lr": False,
+    "warmup": 20,
+    "decay": 0.3,
+    "weight_decay": 0.0,
+}
 
 
-def learn_word(
-    components: Components,
-    pairs: Tensor,
-    config: TaskWordConfig,
-    *,
-    keep: Path | None = None,
-    on_event: OnEvent = ignore,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Concept:
-    """Learn a word for what pairs show.
+class TaskWordConfig(TokenConfig):
+    """Settings of a word that is learned from pairs of pictures."""
 
-    Args:
-        components: with an inpainting UNet; bit-identical afterwards.
-        pairs: (N, 2, 3, h, w) in [-1, 1], before and after; at least two.
-        config: the word, and how long and fast it is learned.
-        keep: folder for the training state; if there is one in it, learning goes on from it.
-        on_event: receives the loop's events.
-        should_stop: asked before each step.
-
-    Raises:
-        DataError: if there are fewer than two pairs.
-        ConceptError: if the word or its initializer will not do.
-        Cancelled: if `should_stop` said so; the state is kept.
-        ConfigError: if the state is of other pairs, settings or another base.
-    """
-    if len(pairs) < 2:
-        raise DataError(f"{len(pairs)} pairs; a word is learned from two at least.", "Give more pairs.")
-    starts = tuple(row.expand(config.vectors, -1) for row in single_rows(components, config.init))
-    with new_words(components, config.token, starts) as words:
-        optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(words.rows, config.rate, weight_decay=0.0)]
-        named = {f"rows_{i}": row for i, row in enumerate(words.rows)}
-        about = {**config.model_dump(mode="json", exclude={"steps"}), "base": components.fingerprint()}
-        about["pairs"] = hashlib.sha256(pairs.cpu().contiguous().numpy().tobytes()).hexdigest()
-        optimise(
-            grid_losses(words.components, pairs, config),
-            optimizers,
-            Pace(config.steps, config.seed),
-            rate=lambda step, steps: warm_stable_decay(step, steps, 20),
-            checkpoint=keep
-            and averaged_checkpoint(keep, KEEP_EVERY, named, EMA(named, 0.0), optimizers, Clock(None), about),
-            on_event=on_event,
-            should_stop=should_stop,
-        )
-        rows = tuple(row.detach().cpu().float().clone() for row in words.rows)
-    card = ConceptCard(
-        token=config.token,
-        kind="style",
-        method=METHOD,
-        family=components.family.name,
-        base=components.name,
-        base_fingerprint=components.fingerprint(),
-        vectors=config.vectors,
-        init=config.init,
-        recipe=config.model_dump() | {"pairs": len(pairs)},
+    unused: ClassVar[frozenset[str]] = frozenset(
+        {"center_crop", "flip", "buckets", "smaller_copies", "cache", "candidates", "preview"}
     )
-    return Concept(card, rows)
+    encodes_once: ClassVar[bool] = False
+
+    init: str = Field(default="picture", min_length=1)
+    """The known word it starts from."""
+
+    blank: float = Field(default=0.7, ge=0, le=1)
+    """Share of grids whose example is left out, so that the word must tell alone what is to be done."""
+
+    def read(self, folder: Path | None) -> Reading:
+        """Read pairs: fox.before.png with fox.after.png, or before/fox.png with after/fox.png."""
+        from trainers.data.picture_pairs import read_pairs
+
+        return read_pairs(require_folder(folder))
 
 
-def grid_losses(components: Components, pairs: Tensor, config: TaskWordConfig) -> Losses:
-    """The loss of a step: squared error of the prediction in the answer's cell, under the word alone."""
-    batch = config.batch
-    grid, family, process = Grid(), components.family, components.family.process(components)
-    side = grid.mask(*pairs.shape[-2:])
-    size = (side.shape[-2], side.shape[-1])
+@dataclass
+class TaskState:
+    """A word for a task in training.
 
-    def losses(index: int, generator: torch.Generator) -> dict[str, Tensor]:
-        with torch.no_grad():
-            cells = _drawn(pairs, batch, config.blank, generator).to(components.device)
-            clean, mask, around = inputs_beside(components, grid.compose(cells), side.to(cells))
-        even = (torch.rand((), generator=generator) + torch.arange(batch) / batch) % 1
-        t = process.at((even * process.count).long().clamp(max=process.count - 1).to(components.device))
-        noise = torch.randn(clean.shape, generator=generator).to(clean)
-        noisy = process.noised(clean, noise, t).to(components.dtype)
-        told = conditioning(components, [config.token] * batch, uncropped(batch, size), size)
-        told[CONCAT] = torch.cat((mask, around), 1).to(components.dtype)
-        guess = family.predict(components, noisy, t, told).float()
-        error = (guess - process.target(clean, noise, t)).square() * mask
-        return {"denoise": error.sum() / (mask.sum() * clean.shape[1])}
+    Attributes:
+        config: settings.
+        process: noise process of the base.
+        shown: (1, 2, 2, 3, h, w), an example and a query to draw previews of; made with the batches.
+    """
 
-    return losses
+    config: TaskWordConfig
+    process: NoiseProcess
+    shown: Tensor | None = None
 
 
-def _drawn(pairs: Tensor, batch: int, blank: float, generator: torch.Generator) -> Tensor:
-    """Cells (batch, 2, 2, 3, h, w): another pair as the example, or none, and a pair to be answered."""
-    query = torch.randint(len(pairs), (batch,), generator=generator)
-    other = (query + torch.randint(1, len(pairs), (batch,), generator=generator)) % len(pairs)
-    cells = torch.stack((pairs[other], pairs[query]), 1)
-    cells[torch.rand(batch, generator=generator) < blank, 0] = 0
-    return cells
+class TaskWord:
+    """Learns a word for what pairs of pictures show, so that it can be asked for without an example."""
+
+    name = "task-word"
+    Settings = TaskWordConfig
+    offers = (
+        Offer(
+            "change",
+            "What happens between two pictures, learned as one word: two pairs or more, before and after, in a zip; "
+            "the model needs an inpainting UNet. Ask for it as a hint, By example.",
+            {"token": ("Its new word", "<my-change>"), "init": ("The nearest word the model knows", "picture")},
+            hint=True,
+        ),
+    )
+
+    def recipe(self, family: str, config: TaskWordConfig) -> Mapping[str, Any]:
+        """Return a short training with a high rate."""
+        return RECIPE
+
+    @contextmanager
+    def prepare(
+        self, components: Components, config: TaskWordConfig, generator: torch.Generator
+    ) -> Iterator[Trainable]:
+        """Add the word to the base with its inpainting UNet, all its vectors starting as the initializer."""
+        from pipelines.concepts.token_embeddings import new_words, single_rows
+        from pipelines.models.inpainting_unet import inpainting_components
+
+        # The word is one of the base, whichever UNet it is used with.
+        inside = inpainting_components(replace(components, identity=components.fingerprint()))
+        starts = tuple(row.expand(config.vectors, -1) for row in single_rows(inside, config.init))
+        with new_words(inside, config.token, starts) as words:
+            state = TaskState(config, words.components.family.process(words.components))
+            yield Trainable(
+                words.components,
+                {f"rows_{i}": row for i, row in enumerate(words.rows)},
+                (),
+                state,
+                examine=self.examine,
+                batches=lambda *given: self.batches(words.components, state, *given),
+                preview=lambda step: preview(words.components, state, step),
+                fewest=FEWEST,
+            )
+
+    def examine(self, examples: Sequence[Example]) -> None:
+        """Raise `DataError` if there are too few pairs, or pictures that are none."""
+        from trainers.base_models.inpainting_data import require_pairs
+
+        require_pairs(examples)
+
+    def batches(
+        self,
+        components: Components,
+        state: TaskState,
+        examples: Sequence[Example],
+        train: TrainConfig,
+        data: DataConfig,
+        over: Callable[[], float],
+    ) -> Draw:
+        """Return a function for the cells (B, 2, 2, 3, h, w) of a batch."""
+        from trainers.methods.parts.grid_batches import cells_of, drawn
+
+        pairs = cells_of(examples, data.resolution or components.defaults.size)
+        state.shown = pairs[:FEWEST][None]
+        return lambda index, generator: drawn(pairs, train.batch, state.config.blank, generator)
+
+    def losses(self, trainable: Trainable, batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return the squared error of the prediction in the answer's cell, under the word alone."""
+        from trainers.methods.parts.grid_batches import answer_error
+
+        state: TaskState = trainable.state
+        return {"denoise": answer_error(trainable.components, state.process, batch, state.config.token, generator)}
+
+    def export(self, trainable: Trainable) -> Concept:
+        """Return the rows as they are now."""
+        from pipelines.concepts.concept import Concept
+
+        config: TaskWordConfig = trainable.state.config
+        card = ConceptCard(
+            token=config.token,
+            kind="style",
+            method=self.name,
+            family=trainable.components.family.name,
+            base=trainable.components.name,
+            vectors=config.vectors,
+            init=config.init,
+        )
+        return Concept(card, tuple(row.detach().cpu().float().clone() for row in trainable.parameters.values()))
+
+
+def preview(components: Components, state: TaskState, step: int) -> Preview:
+    """Return the answer to the first query under the word as it is now."""
+    from pipelines.events import Preview
+    from pipelines.incontext import paint
+    from pipelines.pictures.tensors import to_pictures
+    from pipelines.request.request import Request
+
+    assert state.shown is not None, "made with the batches"
+    request = Request(prompt=state.config.token, steps=15).resolved(components.defaults)
+    painted = paint(components, state.shown, request)
+    return Preview(step, to_pictures(painted.answers)[0], state.config.token)

@@ -34,7 +34,7 @@ class TextualInversionConfig(TokenConfig, ObjectiveConfig):
     kind: Literal["object", "style"] = "object"
     """Kind of concept that the pictures share; decides the prompt templates."""
 
-    wordings: Literal["auto", "object", "style", "pocket"] = "auto"
+    templates: Literal["auto", "object", "style", "pocket"] = "auto"
     """Prompt templates; "auto" takes those of `kind`, and for `pocket` the few it understands."""
 
 
@@ -132,7 +132,7 @@ def trainable_word(components: Components, rows: Sequence[nn.Parameter], config:
     from trainers.losses import process_of
 
     own = "pocket" if components.family.world == "pocket" else config.kind
-    templates = prompt_templates(own if config.wordings == "auto" else config.wordings)
+    templates = prompt_templates(own if config.templates == "auto" else config.templates)
     state = WordState(config, process_of(components, config))
     named = {f"rows_{i}": row for i, row in enumerate(rows)}
     return Trainable(components, named, templates, state, _figures(rows))

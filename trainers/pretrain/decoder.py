@@ -25,7 +25,7 @@ from pipelines.models.components import Components
 from pipelines.models.families.clip import caption_ids
 from trainers.initial_weights import initial_weights
 from trainers.pretrain.parts import autoencoder, scheduler
-from trainers.pretrain.vae import Schedule, as_bytes, as_images, train_averaged
+from trainers.pretrain.vae import as_bytes, as_images, schedule_of, train_averaged
 from trainers.stickers.art import Style
 from trainers.stickers.world import NAMES, Stickers, scenes
 
@@ -187,7 +187,7 @@ def train_decoder(
             "ssim": 0.5 * (1 - ssim(luminance(made), luminance(truth)).mean()),
         }
 
-    train_averaged(vae, losses, Schedule(steps, minutes, rate, 0.7, seed=9), work / "decoder.state", on_event)
+    train_averaged(vae, losses, schedule_of(steps, minutes, rate, decay=0.7, seed=9), work / "decoder.state", on_event)
     return vae.eval()
 
 

@@ -5,29 +5,42 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from diffusers import UNet2DConditionModel
+from PIL import Image
 from torch import Tensor
 
+from pipelines.conditions.grid import Canvases
 from pipelines.errors import ModelError
-from pipelines.events import Note, OnEvent
-from pipelines.files import whole_file
+from pipelines.events import Note, OnEvent, Preview
+from pipelines.files import replace_folder, whole_file
+from pipelines.generation import generate
+from pipelines.incontext import paint
 from pipelines.models.components import Components
 from pipelines.models.inpainting_unet import FOLDER
 from pipelines.models.loading import load
 from pipelines.pictures.grids import Grid
 from pipelines.pictures.sheet import Sheet
 from pipelines.pictures.tensors import to_pictures
-from trainers.base_models.inpainting_unet import MaskedBatch, Plan, Source, painted, save_unet, train_unet, widened
+from pipelines.request.request import Guidance, Request
+from trainers.base_models.inpainting import InpaintingConfig, InpaintingUNet, UNetState
+from trainers.base_models.inpainting_unet import MaskedBatch, Source, on_device, widened
+from trainers.base_models.model_folder import save_unet
 from trainers.base_models.random_masks import random_masks
-from trainers.loop.ema import EMA
+from trainers.data.folders import Example
+from trainers.loop.checkpoints import read, states
+from trainers.loop.train import train
+from trainers.method import Draw, Trainable
 from trainers.pretrain.card import TRAINING, device_name, note_training
 from trainers.pretrain.stages import minutes_in
+from trainers.run import run_of
+from trainers.settings import DataConfig, TrainConfig
 from trainers.stickers.tasks import TASKS, TRAINED_TASKS, Drawings, Pool, pairs, pools, scenes_for
 from trainers.stickers.world import HELD_OUT, NAMES, UNIT
 
@@ -62,12 +75,14 @@ class World:
 
     Attributes:
         pools: for each kind of scenes.
-        captions: states (N, T, D) of the captions of the pool "any".
+        texts: captions of the pool "any".
+        captions: their states (N, T, D).
         empty: states (T, D) of no caption.
         words: states (T, D) of the words of each task.
     """
 
     pools: Mapping[str, Pool]
+    texts: Sequence[str]
     captions: Tensor
     empty: Tensor
     words: Mapping[str, Tensor]
@@ -87,6 +102,7 @@ def world(components: Components, count: int, seed: int, drawings: Drawings, nam
     words = states_of(components, [task.words for task in TASKS.values()])
     return World(
         pools(count, seed, drawings, names),
+        captions,
         states_of(components, captions),
         states_of(components, [""])[0],
         dict(zip(TASKS, words, strict=True)),
@@ -138,35 +154,32 @@ def task_cells(made: World, name: str, shape: tuple[int, int], generator: torch.
 # -- looking ----------------------------------------------------------------------------------------------------
 
 
-def preview(
-    unet: UNet2DConditionModel, components: Components, made: World, count: int, path: Path
-) -> dict[str, float]:
+def preview(components: Components, made: World, count: int, path: Path, steps: int = 20) -> dict[str, float]:
     """Draw a sheet of inpainted pictures and of answers; return the mean error (0 to 2) of the answers to each task.
 
     Args:
-        unet: the UNet to look at.
-        components: the base.
+        components: with the UNet to look at.
         made: unseen scenes.
         count: visual prompts of each task.
         path: file of the sheet.
+        steps: of denoising.
     """
-    unet.eval()
-    generator = torch.Generator(unet.device).manual_seed(1)
+    generator = torch.Generator(components.device).manual_seed(1)
     sheet, figures = Sheet(cell=64, label=150), {}
-    batch = plain_source(made, 8)(0, generator)
-    result = painted(unet, components, batch, generator)
-    for caption, shown in (
-        ("pictures", batch.pictures),
-        ("with holes", batch.pictures * (batch.masks < 0.5)),
-        ("painted", result),
-    ):
-        sheet.row(caption, to_pictures(shown))
-    grid = Grid()
+    material = made.pools["any"].take(torch.arange(8, device=components.device))
+    masks = random_masks(8, (material.size, material.size), generator, material.masks)
+    asked = Request(prompt="", steps=steps, guidance=Guidance(scale=1))
+    canvases = zip(material.pictures.cpu().split(1), masks.cpu().split(1), made.texts, strict=False)
+    results = [
+        generate(components, asked.model_copy(update={"prompt": text}), conditions=(Canvases(picture, mask),))
+        for picture, mask, text in canvases
+    ]
+    sheet.row("pictures", to_pictures(material.pictures))
+    sheet.row("with holes", to_pictures(material.pictures * (masks < 0.5)))
+    sheet.row("painted", [one.pictures[0] for one in results])
     for name in TASKS:
-        cells = task_cells(made, name, (count, 2), generator)
-        mask = grid.mask(cells.shape[-1], cells.shape[-1]).to(unet.device)
-        conditioning = _conditioning(made.empty.expand(count, -1, -1))
-        answers = grid.crop(painted(unet, components, MaskedBatch(grid.compose(cells), mask, conditioning), generator))
+        cells = task_cells(made, name, (count, 2), generator).cpu()
+        answers = paint(components, cells, asked.resolved(components.defaults)).answers
         figures[name] = float((answers - cells[:, -1, 1]).abs().mean())
         for k in range(min(2, count)):
             example, query = cells[k]
@@ -174,11 +187,71 @@ def preview(
             label = f"{name} {figures[name]:.3f}\nexample, query, answer, truth" if k == 0 else ""
             sheet.row(label, to_pictures(torch.stack(row)))
     sheet.save(path)
-    unet.train()
     return figures
 
 
 # -- the stage --------------------------------------------------------------------------------------------------
+
+
+class ComposedInpainting(InpaintingUNet):
+    """A UNet of 9 channels, from single pictures and visual prompts that are composed on the device.
+
+    Args:
+        made: what is learned from.
+        keep: called with the base with the UNet, its weights and the steps done, where previews are due.
+    """
+
+    name = "inpainting"
+    Settings = InpaintingConfig
+    offers = ()
+
+    def __init__(self, made: World, keep: Callable[[Components, int], Preview]) -> None:
+        self.made, self.keep = made, keep
+
+    def examine(self, examples: Sequence[Example]) -> None:
+        """Take the pictures that are there."""
+
+    def source(self, state: UNetState, examples: Sequence[Example], train: TrainConfig, data: DataConfig) -> Source:
+        """Return the single pictures, half as many as visual prompts."""
+        return plain_source(self.made, max(1, train.batch // 2))
+
+    def begun(self, components: Components, config: InpaintingConfig) -> UNet2DConditionModel:
+        """Return the base's UNet widened, or the one given."""
+        unet = widened(components.unet)
+        if config.start is not None:
+            unet.load_state_dict(_stored(config.start))
+        return unet
+
+    @contextmanager
+    def prepare(
+        self, components: Components, config: InpaintingConfig, generator: torch.Generator
+    ) -> Iterator[Trainable]:
+        """Give the base a new UNet inside the `with`, that learns from both kinds of pictures."""
+
+        def batches(
+            examples: Sequence[Example], train: TrainConfig, data: DataConfig, over: Callable[[], float]
+        ) -> Draw:
+            sources = {
+                "plain": plain_source(self.made, max(1, train.batch // 2)),
+                "grid": grid_source(self.made, train.batch),
+            }
+
+            @torch.no_grad()
+            def draw(index: int, generator: torch.Generator) -> dict[str, MaskedBatch]:
+                own = on_device(generator, components.device)
+                return {name: source(index, own) for name, source in sources.items()}
+
+            return draw
+
+        with super().prepare(components, config, generator) as trainable:
+            yield replace(trainable, batches=batches, preview=lambda step: self.keep(trainable.components, step))
+
+    def losses(
+        self, trainable: Trainable, batch: Mapping[str, MaskedBatch], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Return the loss of each kind of pictures."""
+        own = on_device(generator, trainable.components.device)
+        return {name: trainable.state.loss(one, own) for name, one in batch.items()}
 
 
 def inpainting_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
@@ -195,9 +268,6 @@ def inpainting_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
     unseen = Drawings.of(tuple(HELD_OUT), UNIT, device)
     looked = world(components, max(64, arguments.show), 52, unseen, tuple(HELD_OUT))
     on_event(Note(f"{arguments.scenes} scenes of each kind are drawn"))
-    unet = widened(components.unet)
-    if arguments.inpainting_from is not None:
-        unet.load_state_dict(_stored(arguments.inpainting_from))
     facts: dict[str, Any] = {
         "device": device_name(device),
         "batch": arguments.batch,
@@ -208,33 +278,26 @@ def inpainting_stage(arguments: argparse.Namespace, on_event: OnEvent) -> None:
     def spent() -> float:
         return minutes_in(work / "log.jsonl", "inpainting") if (work / "log.jsonl").exists() else 0.0
 
-    def keep(done: int, average: EMA) -> None:
-        save_unet(unet, average, work / f".{FOLDER}.part")
-        _replace(work / f".{FOLDER}.part", work / FOLDER)
-        with average.shown():
-            figures = preview(unet, components, looked, arguments.show, work / "inpainting.png")
+    def keep(taught: Components, done: int) -> Preview:
+        save_unet(components.unet, taught.unet.state_dict(), work / f".{FOLDER}.part", torch.float16)
+        replace_folder(work / f".{FOLDER}.part", work / FOLDER)
+        figures = preview(taught, looked, arguments.show, work / "inpainting.png")
         said = " ".join(f"{name} {value:.3f}" for name, value in figures.items())
         on_event(Note(f"after step {done}, mean error on unseen stickers: {said}"))
         with whole_file(work / RECORD) as path:
             record = facts | {"steps": done, "minutes": round(spent(), 1), "errors": figures}
             path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        with Image.open(work / "inpainting.png") as sheet:
+            return Preview(done, sheet.convert("RGB"), said)
 
-    def after(done: int, average: EMA) -> None:
-        last[0] = done
-        if done % arguments.keep_every == 0:
-            keep(done, average)
-
-    last = [0]
-    average = train_unet(
-        components,
-        unet,
-        {"plain": plain_source(made, max(1, arguments.batch // 2)), "grid": grid_source(made, arguments.batch)},
-        work / "inpainting.state",
-        Plan(arguments.inpainting_steps, arguments.minutes, arguments.rate, seed=11, keep_every=arguments.keep_every),
-        after=after,
-        on_event=on_event,
-    )
-    keep(last[0], average)
+    asked = {"steps": arguments.inpainting_steps, "minutes": arguments.minutes, "learning_rate": arguments.rate}
+    asked |= {"batch": arguments.batch, "preview_every": arguments.keep_every, "start": arguments.inpainting_from}
+    asked |= {"seed": 11}
+    run = run_of(ComposedInpainting(made, keep), asked).with_recipe("pocket")
+    state = work / "inpainting.state"
+    learned = train(components, run, (), keep=state, keep_every=arguments.keep_every, on_event=on_event)
+    with learned.attach(components) as taught:
+        keep(taught, int(read(states(state)[0])[0]["step"]))
     on_event(Note(f"written to {work / FOLDER}; the same command with --pack puts it into {arguments.out}"))
 
 
@@ -248,7 +311,7 @@ def put_in_place(work: Path, out: Path) -> Path:
     if not record.exists():
         raise ModelError(f"There is no {RECORD} in {work}.", "Run python -m trainers.pretrain inpainting.")
     shutil.copytree(work / FOLDER, work / f".{FOLDER}.part")
-    _replace(work / f".{FOLDER}.part", out / FOLDER)
+    replace_folder(work / f".{FOLDER}.part", out / FOLDER)
     facts = json.loads((out / TRAINING).read_text(encoding="utf-8"))
     training = json.loads(record.read_text(encoding="utf-8"))
     note_training(out, facts | {"inpainting": training})
@@ -258,13 +321,3 @@ def put_in_place(work: Path, out: Path) -> Path:
 def _stored(folder: Path) -> dict[str, Tensor]:
     unet: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(folder)
     return unet.float().state_dict()
-
-
-def _replace(new: Path, folder: Path) -> None:
-    """Put a finished folder in the place of an older one."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

@@ -18,7 +18,8 @@ from pipelines.files import whole_file
 from pipelines.measures.judge import INPUT, Judge
 from trainers.initial_weights import initial_weights
 from trainers.loop.checkpoints import Checkpoint
-from trainers.loop.loop import Pace, optimise, warm_stable_decay
+from trainers.loop.loop import optimise
+from trainers.loop.schedule import Schedule, warm_stable_decay
 from trainers.pretrain.parts import text_config
 from trainers.pretrain.vocabulary import build_tokenizer
 from trainers.stickers.world import ALL_NAMES, NAMES, RELATIONS, Scene, Stickers, article, scenes
@@ -120,7 +121,7 @@ def train_judge(work: Path, *, steps: int, size: int, device: str, on_event: OnE
     optimise(
         losses,
         [optimizer],
-        Pace(steps, seed=3, clip=1.0, report=50),
+        Schedule(steps, seed=3, clip=1.0, report=50),
         rate=warm_stable_decay,
         after_step=after,
         checkpoint=checkpoint,

@@ -20,7 +20,8 @@ from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
 from trainers.initial_weights import initial_weights
 from trainers.loop.checkpoints import Checkpoint
-from trainers.loop.loop import Losses, Pace, optimise, warm_stable_decay
+from trainers.loop.loop import Losses, optimise
+from trainers.loop.schedule import Schedule, warm_stable_decay
 from trainers.pretrain.judge import START
 from trainers.pretrain.parts import WIDTH, text_config
 from trainers.pretrain.vocabulary import build_tokenizer
@@ -126,7 +127,7 @@ def train_text(
     optimise(
         _reading(text, reader, scenes(captions, 41), batch),
         [optimizer],
-        Pace(steps, seed=7, clip=1.0, report=50),
+        Schedule(steps, seed=7, clip=1.0, report=50),
         rate=warm_stable_decay,
         checkpoint=Checkpoint(work / "layout.state", 200, state, restore),
         on_event=on_event,

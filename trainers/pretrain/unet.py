@@ -16,13 +16,14 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
 from pipelines.models.fingerprint import is_gated
-from pipelines.models.noise import noise_levels, noised, target
+from pipelines.models.noise import alphas_cumprod_of, noised, target
 from trainers.initial_weights import initial_weights
 from trainers.loop.clock import Clock, until
 from trainers.loop.cuda_graphs import CudaGraphUNet
 from trainers.loop.ema import EMA, averaged_checkpoint
-from trainers.loop.loop import Losses, Pace, optimise, warm_stable_decay
+from trainers.loop.loop import Losses, optimise
 from trainers.loop.muon import Muon
+from trainers.loop.schedule import Schedule
 from trainers.pretrain.layout import TEXT
 from trainers.pretrain.parts import scheduler, text_config, unet
 from trainers.pretrain.vocabulary import build_tokenizer
@@ -150,8 +151,7 @@ def train_unet(
         model,
         _denoising(model, latents.to(device), captions, batch, text, on_event),
         model.optimizers(rate, text),
-        Pace(steps, seed=5, clip=1.0, report=50),
-        (Clock(minutes), decay),
+        Schedule(steps, minutes, rate, warmup=200, decay=decay, seed=5, clip=1.0, report=50),
         (work / "unet.state", keep_every),
         shown,
         on_event,
@@ -175,17 +175,16 @@ def _trained(
     model: Generator,
     losses: Losses,
     optimizers: list[torch.optim.Optimizer],
-    pace: Pace,
-    time: tuple[Clock, float],
+    schedule: Schedule,
     state: tuple[Path, int],
     after_step: Callable[[EMA, int], None],
     on_event: OnEvent,
 ) -> Generator:
-    """Run the loop and return the model with its moving average; `time` is a clock and the share of decay.
+    """Run the loop and return the model with its moving average.
 
     `state` is a path and the steps between states; `after_step` sees the average.
     """
-    (clock, decay), (path, keep_every) = time, state
+    clock, (path, keep_every) = Clock(schedule.minutes), state
     average = EMA(dict(model.named_parameters()), AVERAGED)
 
     def after(done: int) -> None:
@@ -197,8 +196,8 @@ def _trained(
         optimise(
             losses,
             optimizers,
-            pace,
-            rate=lambda step, total: _rate(clock, step, total, decay),
+            schedule,
+            rate=schedule.factor(clock),
             after_step=after,
             checkpoint=averaged_checkpoint(path, keep_every, model.state_dict(), average, optimizers, clock),
             on_event=on_event,
@@ -207,11 +206,6 @@ def _trained(
     for name, parameter in model.named_parameters():
         parameter.data.copy_(average.values[name])
     return model.eval()
-
-
-def _rate(clock: Clock, step: int, steps: int, decay: float) -> float:
-    """Return the factor on the learning rate: 200 steps of warm-up, then by the progress in steps or minutes."""
-    return min((step + 1) / 200, warm_stable_decay(round(clock.share(step, steps) * 1e6), 10**6, 1, decay))
 
 
 def _denoising(
@@ -226,7 +220,7 @@ def _denoising(
     call = CudaGraphUNet(model.unet, on_event=on_event)
     ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
     empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids[0].to(device)
-    alphas_cumprod, count = noise_levels(noising.config, device), int(noising.config["num_train_timesteps"])
+    alphas_cumprod, count = alphas_cumprod_of(noising.config, device), int(noising.config["num_train_timesteps"])
     context = nullcontext if text else torch.no_grad
 
     def losses(index: int, generator: torch.Generator) -> dict[str, Tensor]:

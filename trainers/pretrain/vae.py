@@ -20,8 +20,9 @@ from pipelines.measures.drawn import luminance, ssim
 from trainers.initial_weights import initial_weights
 from trainers.loop.clock import Clock, until
 from trainers.loop.ema import EMA, averaged_checkpoint
-from trainers.loop.loop import Losses, Pace, optimise, warm_stable_decay
+from trainers.loop.loop import Losses, optimise
 from trainers.loop.muon import Muon
+from trainers.loop.schedule import Schedule
 from trainers.pretrain.parts import autoencoder
 from trainers.stickers.art import Style
 from trainers.stickers.world import NAMES, Stickers, scenes
@@ -100,12 +101,16 @@ def train_vae(work: Path, plan: VaePlan, device: str, on_event: OnEvent) -> Auto
     pool = torch.cat((shaded, _composed(flat, 12, plan.size, device, NAMES, "flat")))
     losses = _losses(vae, pool, plan)
     whole, rest = (None, None) if plan.minutes is None else (plan.minutes / (1 + POLISH), plan.minutes * POLISH)
-    train_averaged(vae, losses, Schedule(plan.steps, whole, plan.rate, 0.5, seed=1), work / "vae.state", on_event)
+    train_averaged(
+        vae, losses, schedule_of(plan.steps, whole, plan.rate, decay=0.5, seed=1), work / "vae.state", on_event
+    )
     _even_out(vae, as_images(pool[:2048]))
     vae.encoder.requires_grad_(False)
     on_event(Note("latent channels evened out; adapting the decoder"))
     steps = max(1, int(POLISH * plan.steps))
-    train_averaged(vae, losses, Schedule(steps, rest, plan.rate / 4, 1.0, seed=2), work / "polish.state", on_event)
+    train_averaged(
+        vae, losses, schedule_of(steps, rest, plan.rate / 4, decay=1.0, seed=2), work / "polish.state", on_event
+    )
     return vae.eval()
 
 
@@ -134,42 +139,24 @@ def _losses(vae: AutoencoderTiny, pool: Tensor, plan: VaePlan) -> Losses:
     return losses
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """Duration and speed of a training.
-
-    Attributes:
-        steps: steps at most.
-        minutes: ends after so much time if that is sooner.
-        rate: learning rate of Muon for square convolutions and of AdamW for the rest.
-        decay: share of the run over which the rate falls to 0.
-        seed: source of chance.
-    """
-
-    steps: int
-    minutes: float | None
-    rate: float
-    decay: float
-    seed: int
+def schedule_of(steps: int, minutes: float | None, rate: float, decay: float, seed: int) -> Schedule:
+    """Return the schedule of an autoencoder's training."""
+    return Schedule(steps, minutes, rate, decay=decay, seed=seed, clip=1.0, report=100)
 
 
-def train_averaged(vae: AutoencoderTiny, losses: Losses, plan: Schedule, state: Path, on_event: OnEvent) -> None:
+def train_averaged(vae: AutoencoderTiny, losses: Losses, schedule: Schedule, state: Path, on_event: OnEvent) -> None:
     """Train the parameters of an autoencoder that are not frozen; leave their moving average in place.
 
     Args:
         vae: the autoencoder.
         losses: of a batch.
-        plan: duration.
+        schedule: duration and speed.
         state: folder of the state.
         on_event: receives progress.
     """
     trained = {name: value for name, value in vae.named_parameters() if value.requires_grad}
-    optimizers = _optimizers(list(trained.values()), plan.rate)
-    average, clock = EMA(trained, 0.998), Clock(plan.minutes)
-
-    def rate(step: int, steps: int) -> float:
-        done = round(clock.share(step, steps) * 1e6)
-        return min((step + 1) / 100, warm_stable_decay(done, 10**6, 1, plan.decay))
+    optimizers = _optimizers(list(trained.values()), schedule.rate)
+    average, clock = EMA(trained, 0.998), Clock(schedule.minutes)
 
     def after(done: int) -> None:
         clock.steps = done
@@ -179,8 +166,8 @@ def train_averaged(vae: AutoencoderTiny, losses: Losses, plan: Schedule, state: 
         optimise(
             losses,
             optimizers,
-            Pace(plan.steps, seed=plan.seed, clip=1.0, report=100),
-            rate=rate,
+            schedule,
+            rate=schedule.factor(clock),
             after_step=after,
             checkpoint=averaged_checkpoint(state, 500, trained, average, optimizers, clock),
             on_event=on_event,

@@ -12,6 +12,7 @@ import gradio as gr
 from pipelines.concepts.card import read_card
 from pipelines.concepts.compatibility import base_files
 from pipelines.errors import ConfigError, StudioError
+from pipelines.files import stem_of
 from studio.jobs.jobs import Job, Jobs
 from studio.library import archives
 from studio.library.quota import said as size_of
@@ -21,7 +22,7 @@ from studio.web.panels.following import Following, said, shown, told
 from studio.web.panels.pictures import Marking, keep_words, reshape, rows_of, squared, turned
 from studio.web.panels.readiness import pace_of, readiness, wrong_with
 from studio.web.panels.scores import ScoresPanel
-from studio.web.panels.subjects import KINDS, NAMED, OTHERS, PRESETS, WHATS, What, advice, fields_of
+from studio.web.panels.subjects import KINDS, NAMED, OTHERS, PRESETS, WHATS, What, advice, fields_of, is_hint
 from studio.web.panels.watching import Seen, curve, picture_uri, progress
 
 PREVIEWS = 6
@@ -311,7 +312,7 @@ class TeachPage(Following):
         settings: dict[str, Any] = {
             **chosen.offer.settings,
             **dict(zip(chosen.words, (token, start), strict=False)),
-            **({"candidates": CANDIDATES} if chosen.says_word else {}),  # a slider is compared with nothing
+            **({"candidates": CANDIDATES} if chosen.compares else {}),
             **self._pace(chosen, preset, (steps or "").strip(), base),
             **self.advanced.given(chosen.method, advanced),
         }
@@ -364,13 +365,21 @@ class TeachPage(Following):
             f'<div class="strip">{strip}</div>' if strip else "",
             "" if dry else curves(seen),
             self._result(job) if done else "",
-            shown(done),
+            shown(done and bool(job.concepts) and not is_hint(job.spec["method"])),
         )
 
     def _result(self, job: Job) -> str:
-        names = [read_card(path).token for path in self.jobs.results(job.id) if path.suffix == ".safetensors"]
-        said = ", ".join(f"<code>{escape(name)}</code>" for name in names)
-        return f'<p class="learned">Learned: {said}. See whether it is what you meant.</p>'
+        words = [read_card(self.jobs.folder / name).token for name in job.concepts]
+        if words:
+            said = ", ".join(f"<code>{escape(word)}</code>" for word in words)
+            hint = is_hint(job.spec["method"])
+            way = "Give it as the hint, By example." if hint else "See whether it is what you meant."
+            return f'<p class="learned">Learned: {said}. {way}</p>'
+        links = (
+            f'<a href="/api/v1/runs/{job.id}/files/{number}" download>{escape(stem_of(Path(name)))}</a>'
+            for number, name in job.files.items()
+        )
+        return f'<p class="learned">Learned: {", ".join(links)}. A model is now one of the bases, see Models.</p>'
 
     def _ask(self, what: Any, job_id: str) -> None:
         try:

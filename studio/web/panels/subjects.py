@@ -34,6 +34,11 @@ class What:
         """Return whether prompts call by its word what is learned."""
         return bool(self.method.Settings(**self.offer.values).spoken)
 
+    @property
+    def compares(self) -> bool:
+        """Return whether candidates of it can be compared: what no prompt calls is compared with nothing."""
+        return self.says_word and "candidates" not in self.method.Settings.unused
+
     @cached_property
     def recipe_steps(self) -> int:
         """Return the steps of the recipe for pocket, which the presets scale."""
@@ -73,3 +78,8 @@ def fields_of(what: str) -> list[dict[str, Any]]:
     words = WHATS[what].offer.words.values()
     shown = [{"label": label, "placeholder": f"for example {value}", "visible": True} for label, value in words]
     return (shown + [{"value": "", "visible": "hidden"}] * FIELDS)[:FIELDS]
+
+
+def is_hint(method: str) -> bool:
+    """Return whether what a method learned is asked for as a hint, By example, instead of in prompts."""
+    return any(what.offer.hint for what in WHATS.values() if what.method.name == method)

@@ -94,9 +94,8 @@ def for_people(message: str, hint: str) -> str:
 def called(job: Job) -> str:
     """Return what a job does, in some words."""
     if job.kind == "training":
-        return (
-            f"{'checking pictures for' if job.spec.get('dry_run') else 'teaching'} {job.spec['settings'].get('token')}"
-        )
+        what = job.spec["settings"].get("token") or job.spec["method"]
+        return f"{'checking pictures for' if job.spec.get('dry_run') else 'teaching'} {what}"
     if job.kind == "generation":
         return f"drawing “{str(job.spec.get('request', {}).get('prompt', ''))[:40]}”"
     if job.kind == "download":

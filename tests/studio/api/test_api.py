@@ -21,6 +21,7 @@ from pipelines.models.loading import load
 from pipelines.request.request import Request
 from studio.api.app import guarded, rest
 from studio.api.guard import Door
+from studio.jobs.specs import of_clients
 from tests.studio.library.test_datasets import archive, picture
 from tests.torture.requests import fuzz
 from tests.waiting import LIMIT, joined
@@ -54,7 +55,9 @@ def test_every_field_of_requests_and_configurations_is_in_the_description(web):
     assert set(schemas["Request"]["properties"]) == set(Request.model_fields)
     for method, config in configs().items():
         shown = web.get(f"/api/v1/methods/{method}").json()["properties"]
-        assert set(shown) >= {*config.model_fields, *TrainConfig.model_fields, "keep_every"}
+        fields = {**config.model_fields, **TrainConfig.model_fields}
+        offered = {name for name, field in fields.items() if name not in config.unused and of_clients(name, field)}
+        assert set(shown) >= {*offered, "keep_every"} and offered >= {"steps", "learning_rate"}
         assert not {"images", "cache", "output", "base"} & set(shown)
 
 

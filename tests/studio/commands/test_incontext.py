@@ -147,7 +147,7 @@ def test_a_word_is_learned_from_pairs_and_asked_without_an_example(base, picture
     assert "steps: input should be greater than or equal to 1" in capsys.readouterr().err
     elsewhere = [word.replace("pairs", "nowhere") for word in words]
     assert main([*elsewhere, "--output", "other.safetensors"]) == 2
-    assert "nowhere holds no pairs" in capsys.readouterr().err
+    assert "There is no folder nowhere" in capsys.readouterr().err
     assert not Path("other.safetensors").exists()
 
 

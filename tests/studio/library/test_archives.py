@@ -13,6 +13,8 @@ from PIL import Image
 from pipelines.errors import DataError
 from studio.library import archives
 from studio.library.datasets import Datasets
+from trainers.base_models.gligen_data import read_boxed
+from trainers.base_models.incontext import InContextConfig
 from trainers.data.folders import read_folder
 
 
@@ -163,3 +165,20 @@ def test_a_mask_by_transparency_is_white_only_where_it_is_opaque(datasets, one, 
             datasets.set_mask(one, name, black)
     with Image.open(datasets.mask(one, name)) as stored:
         assert np.asarray(stored).any(), "the one before stays"
+
+
+def test_pairs_and_boxes_of_an_archive_are_learned_from(datasets):
+    """A pair is one picture with what a change made of it; boxes go with their picture."""
+    box = b'{"label": "fox", "bbox": [0.1, 0.2, 0.4, 0.6]}'
+    files = {"a.before.png": picture("red"), "a.after.png": picture("blue"), "before/b.png": picture("red"),
+             "after/b.png": picture("lime"), "a.before.bbox": box}  # fmt: skip
+    dataset = datasets.create().id
+    taken = archives.take(datasets, dataset, archive(files))
+    assert [one.name for one in taken.entries] == ["0001.png", "0002.png"] and taken.ignored == {}
+    pairs = InContextConfig().read(datasets.folder(dataset)).sound().examples
+    assert [one.name for one in pairs] == ["0001", "0002"]
+    assert pairs[0].after.getpixel((0, 0)) == (0, 0, 255)
+    boxed = read_boxed(datasets.folder(dataset)).examples
+    assert [box.phrase for one in boxed for box in one.boxes] == ["fox"]
+    datasets.remove(dataset, "0001.png")
+    assert not [one for one in datasets.folder(dataset).iterdir() if one.name.startswith("0001")]

@@ -30,8 +30,9 @@ from studio.web.pages.concepts import LibraryPage, cards_of
 from studio.web.pages.edit import EditPage
 from studio.web.pages.example import EXAMPLE as PAIR
 from studio.web.pages.example import PARTS, ExamplePage
-from studio.web.pages.generate import EXAMPLES, LABELS, PRESETS, GeneratePage
+from studio.web.pages.generate import GeneratePage
 from studio.web.pages.measure import MeasurePage
+from studio.web.pages.offers import EXAMPLES, LABELS, PRESETS
 from studio.web.pages.teach import WOLF, TeachPage, curves
 from studio.web.panels.chips import chips_of, concepts_used
 from studio.web.panels.planning import shapes
@@ -109,19 +110,23 @@ def test_a_form_gives_back_what_it_shows():
 # -- generating -------------------------------------------------------------------------------------------------
 
 
-def test_concepts_are_used_when_switched_on_or_said():
+def test_concepts_are_used_when_switched_on_or_said(jobs):
+    for name in "abcd":
+        write_concept(jobs.learned / f"{name}.safetensors", ConceptCard(token=f"<{name}>"))
     chips = [
         {"id": "a", "token": "<a>", "on": True, "strength": 0.5},
         {"id": "b", "token": "<b>", "on": False, "strength": 1.0},
         {"id": "c", "token": "<c>"},
         "not a chip",
     ]
-    assert concepts_used(chips, "an <a>") == [{"source": "a", "strength": 0.5}]
-    assert [use["source"] for use in concepts_used(chips, "x", "a box with <b>")] == ["a", "b"]
-    assert concepts_used(None, "x") == []
-    slider = {"id": "s", "token": "red", "kind": "slider", "strength": -1.5}
-    assert concepts_used([slider], "a red box") == []  # no prompt calls a slider
-    assert concepts_used([slider | {"on": True}], "a box") == [{"source": "s", "strength": -1.5}]
+    assert concepts_used(jobs, chips, "an <a>") == [{"source": "a", "strength": 0.5}]
+    assert [use["source"] for use in concepts_used(jobs, chips, "x", "a box with <b>")] == ["a", "b"]
+    assert concepts_used(jobs, chips, "a <d>, which no chip shows")[1] == {"source": "d", "strength": 1.0}
+    assert concepts_used(jobs, None, "x") == []
+    slider = ConceptCard(token="red", kind="slider", vectors=0)
+    Concept(slider, (), {"unet.a": Difference(torch.ones(1))}).save(jobs.learned / "s.safetensors")
+    assert concepts_used(jobs, [], "a red box") == []  # no prompt calls a slider
+    assert concepts_used(jobs, [{"id": "s", "on": True, "strength": -1.5}], "x") == [{"source": "s", "strength": -1.5}]
 
 
 def asked(generate, prompt="a fox", chips=(), boxes=(), seed=3, count=2, **more):
@@ -273,7 +278,7 @@ def test_the_whole_form_comes_back_from_a_job(jobs):
     ]
     plan = {"count": 2, "size": "wide", "seed": 8, "keep": True}
     chips = [{"id": "b", "token": "<b>", "on": True, "strength": 0.5}]
-    compared = ["steps", "1, 2", "", ""]
+    compared = ["steps", "1, 2", "", "", 1]
     asked_for = jobs.get(generate.submit("pocket", "a <b>", chips, boxes, plan, "", *values, *compared))
     base, prompt, chips, there, planned, *more = generate.form_of_job(asked_for)
     assert (base, prompt, there) == ("pocket", "a <b>", boxes)
@@ -369,9 +374,9 @@ def test_every_method_is_offered_with_settings_it_accepts_and_words_that_pocket_
     base = load("pocket")
     for what in WHATS.values():
         assert what.recipe_steps > 0 and len(what.words) <= FIELDS
-        said = what.offer.values[what.words[1]]
-        for word in said.replace("->", "").split() if what.words[1] == "between" else [said]:
-            assert single_rows(base, word)
+        for said in (what.offer.values[word] for word in what.words[1:]):
+            words = said.replace("->", "").split() if what.words[1] == "between" else [said]
+            assert all(single_rows(base, word) for word in words)
 
 
 def test_pictures_are_taken_in_turned_and_removed_and_what_is_said_of_them_stays(jobs, tmp_path):
@@ -398,7 +403,7 @@ def test_pictures_are_taken_in_turned_and_removed_and_what_is_said_of_them_stays
 def test_a_training_is_queued_with_the_settings_of_its_method(jobs, what):
     teach, chosen = page(TeachPage, jobs), WHATS[what]
     dataset, rows, _, *words = teach.take_example(what, None)
-    assert words == [chosen.offer.values[name] for name in chosen.words]
+    assert [word for word in words if word] == [chosen.offer.values[name] for name in chosen.words]
     told = [row | {"left": "cat", "right": "box"} for row in rows["value"]]
     main = (what, None) if what in NAMED else ("subject", what)  # of another way the page keeps what was chosen above
     job = jobs.get(teach.submit(*main, dataset, told, *words, "a quick look", "", "pocket"))

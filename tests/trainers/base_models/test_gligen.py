@@ -8,30 +8,25 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipelines.errors import Cancelled, ConfigError, ModelError
-from pipelines.gligen.tokens import grounding_input, load_adapter
+from pipelines.errors import ModelError
+from pipelines.gligen.tokens import grounding_input
 from pipelines.models.fingerprint import is_gated
-from pipelines.models.loading import from_pipeline
-from tests.tiny import sd_pipeline
-from trainers.base_models.gligen import (
-    BoxedPictures,
-    GroundingRun,
-    decay,
-    denoising,
-    gains,
-    grounding_of,
-    groups,
-    opened,
-    train_grounding,
-    with_gates,
-)
+from tests import tiny
+from trainers.base_models.gligen import BoxedPictures, GroundingObjective, gains, grounding_of, opened, with_gates
+from trainers.base_models.grounding import GroundingConfig
+from trainers.distributed import ALONE
+from trainers.loop.checkpoints import states
 from trainers.loop.clock import Clock
-from trainers.method_settings import GroundingConfig
+from trainers.loop.optimizers import optimizers_of
+from trainers.loop.schedule import warm_stable_decay
+from trainers.loop.train import train
+from trainers.pretrain.grounding import ComposedGrounding
+from trainers.run import run_of
 from trainers.stickers.free_scenes import covered, free_scene, listed, thrown
 from trainers.stickers.world import UNIT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-CONFIG = GroundingConfig(batch=8, rate=3e-3, gate_rate=10, warmup=5)
+CONFIG = GroundingConfig()
 SCHEDULE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "epsilon"}
 
 
@@ -40,8 +35,13 @@ def changed(**settings):
 
 
 @pytest.fixture
-def unet():
-    return from_pipeline(sd_pipeline(), "tiny").unet
+def base():
+    return tiny.sd()
+
+
+@pytest.fixture
+def unet(base):
+    return base.unet
 
 
 def pictures(count=64, present=True):
@@ -65,55 +65,71 @@ def pictures(count=64, present=True):
     )
 
 
-def run(tmp_path, steps, **more):
-    return GroundingRun(steps, tmp_path / "a.safetensors", tmp_path / "state", {"base": "tiny"}, **more)
+def run(data, held_out=None, **settings):
+    pace = {"steps": 6, "batch": 8, "learning_rate": 3e-3, "warmup": 5, "scale_lr": False, "ema": 0.998, "decay": 0.4}
+    return run_of(ComposedGrounding(data, held_out), pace | {"max_grad_norm": 1.0} | settings)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
 
 
 def test_the_gated_layers_alone_have_gradients_and_the_gates_the_first_of_them(unet):
-    trained = opened(unet)
-    assert set(trained) == {name for name in unet.state_dict() if is_gated(name)}
-    losses = denoising(unet, SCHEDULE, pictures(), CONFIG)
-    losses(0, torch.Generator().manual_seed(0))["denoise"].backward()
-    moved = {name for name, value in unet.named_parameters() if value.grad is not None and bool(value.grad.any())}
-    assert moved == {name for name in trained if "alpha" in name}
-    for name in moved:
-        trained[name].data.fill_(0.3)
-    losses(0, torch.Generator().manual_seed(0))["denoise"].backward()
-    moved = {name for name, value in unet.named_parameters() if value.grad is not None and bool(value.grad.any())}
-    assert moved == set(trained)
+    objective = GroundingObjective(unet, SCHEDULE, pictures(), CONFIG)
+    with opened(unet) as trained:
+        assert set(trained) == {name for name in unet.state_dict() if is_gated(name)}
+        objective.loss(objective.draw(8, generator()), generator()).backward()
+        moved = {name for name, value in unet.named_parameters() if value.grad is not None and bool(value.grad.any())}
+        assert moved == {name for name in trained if "alpha" in name}
+        for name in moved:
+            trained[name].data.fill_(0.3)
+        objective.loss(objective.draw(8, generator()), generator()).backward()
+        moved = {name for name, value in unet.named_parameters() if value.grad is not None and bool(value.grad.any())}
+        assert moved == set(trained)
 
 
-def test_gates_learn_at_a_rate_of_their_own_and_never_decay(unet):
-    layers, gates = groups(opened(unet), CONFIG)
-    assert gates["lr"] == pytest.approx(10 * layers["lr"]) and gates["weight_decay"] == 0
-    assert {value.numel() for value in gates["params"]} == {1} and len(gates["params"]) == 2 * 4
+def test_gates_learn_at_a_rate_of_their_own_and_never_decay(base):
+    the_run = run(pictures())
+    with the_run.method.prepare(base, the_run.config, generator()) as trainable:
+        (adamw,) = optimizers_of(the_run.train, trainable, ALONE)
+        layers, gates = sorted(adamw.param_groups, key=lambda group: group["lr"])
+        assert gates["lr"] == pytest.approx(10 * layers["lr"]) and gates["weight_decay"] == 0 < layers["weight_decay"]
+        assert {value.numel() for value in gates["params"]} == {1} and len(gates["params"]) == 2 * 4
 
 
-def test_the_layers_open_and_learn_and_the_base_is_untouched(unet, tmp_path):
-    before = {name: value.clone() for name, value in unet.state_dict().items()}
-    data = pictures()
-    train_grounding(unet, SCHEDULE, data, CONFIG, run(tmp_path, 40, keep_every=40), held_out=data)
-    after = unet.state_dict()
-    assert all(torch.equal(value, after[name]) for name, value in before.items() if not is_gated(name))
-    found = gains(unet, SCHEDULE, data)
+def test_the_layers_open_and_learn_and_the_base_is_untouched(base):
+    before, data, events = tiny.snapshot(base), pictures(), []
+    layers = train(base, run(data, data, steps=40), (), on_event=events.append)
+    assert tiny.same(before, base)
+    with layers.attach(base) as gated:
+        found = gains(gated.unet, SCHEDULE, data)
     assert found["boxes"] < found["base"] - 0.01 and found["boxes"] != found["null"] and found["gates"] > 0.02
-    layers, about = load_adapter(tmp_path / "a.safetensors")
-    assert about["base"] == "tiny" and about["steps"] == "40"
-    assert all(torch.equal(value, after[name].half()) for name, value in layers.items())
+    assert {"boxes", "null", "base", "gates"} <= events[-1].terms.keys()
 
 
-def test_layers_that_begin_open_are_new_and_learn_places_by_muon_sooner(tmp_path):
-    """On the same data in the same steps; the first layers of a run that goes on are those that were kept."""
+def test_layers_that_begin_open_are_new_and_learn_places_by_muon_sooner(base):
     gaps = {}
-    for name, settings in {"closed": {}, "open": {"gate": 0.5, "muon": True, "places_first": 0.5}}.items():
-        unet, data = from_pipeline(sd_pipeline(), "tiny").unet, pictures()
-        train_grounding(unet, SCHEDULE, data, changed(**settings), run(tmp_path / name, 30, keep_every=30))
-        found = gains(unet, SCHEDULE, data)
+    for name, settings in {"closed": {}, "open": {"gate": 0.5, "optimizer": "muon", "places_first": 0.5}}.items():
+        data = pictures()
+        with train(base, run(data, steps=30, **settings), ()).attach(base) as gated:
+            found = gains(gated.unet, SCHEDULE, data)
         gaps[name] = found["null"] - found["boxes"]
-        about = changed(**settings)
-        train_grounding(unet, SCHEDULE, data, about, run(tmp_path / name, 30, keep_every=30))
-        assert gains(unet, SCHEDULE, data)["boxes"] == pytest.approx(found["boxes"], abs=1e-3)
     assert gaps["open"] > 2 * gaps["closed"]
+
+
+def test_minutes_end_a_run_in_order_and_count_what_was_spent_before(base, tmp_path):
+    events = []
+    train(base, run(pictures(), steps=10_000, minutes=0.01), (), keep=tmp_path, on_event=events.append)
+    done = int(states(tmp_path)[0].name.removeprefix("step-"))
+    assert 0 < done < 10_000
+    train(base, run(pictures(), steps=10_000, minutes=0.005), (), keep=tmp_path)  # the minutes are over
+    assert int(states(tmp_path)[0].name.removeprefix("step-")) <= done + 1
+    clock = Clock(1.0)
+    clock.resume(30.0)
+    assert clock.share(3, 10) == pytest.approx(0.5, abs=0.01) and clock.share(7, 10) == 0.7
+    assert Clock(None).share(7, 10) == 0.7
+    rates = [warm_stable_decay(10, 10_000, 1, 0.4, share) for share in (0.0, 0.6, 0.8, 1.0)]
+    assert rates == pytest.approx([1, 1, 0.5, 0])
 
 
 def test_while_places_come_first_the_noisy_timesteps_and_few_captions_are_seen(unet):
@@ -125,52 +141,13 @@ def test_while_places_come_first_the_noisy_timesteps_and_few_captions_are_seen(u
 
     watched.dtype = unet.dtype
     data = replace(pictures(), contexts=lambda which: torch.ones(len(which), 6, 32))
-    config = changed(batch=256, places_first=0.5, caption_drop=0.0)
+    config = changed(places_first=0.5, caption_drop=0.0)
     for done in (0.2, 0.7):
-        denoising(watched, SCHEDULE, data, config, lambda done=done: done)(0, torch.Generator().manual_seed(0))  # pyright: ignore
+        objective = GroundingObjective(watched, SCHEDULE, data, config, lambda done=done: done)  # pyright: ignore
+        objective.loss(objective.draw(256, generator()), generator(1))
     (early, few), (late, all_of_them) = seen
     assert int(early.min()) >= 400 > int(late.min()) and int(early.max()) >= 990
     assert 0.1 < float(few.float().mean()) < 0.3 and bool(all_of_them.all())
-
-
-def test_a_run_that_was_stopped_gives_what_one_without_a_stop_gives(unet, tmp_path):
-    start = {name: value.clone() for name, value in unet.state_dict().items()}
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train_grounding(unet, SCHEDULE, pictures(), CONFIG, run(whole, 6))
-    expected, _ = load_adapter(whole / "a.safetensors")
-    unet.load_state_dict(start)
-    asked = iter((False, False, False, True))
-    with pytest.raises(Cancelled):
-        train_grounding(unet, SCHEDULE, pictures(), CONFIG, run(parts, 6), should_stop=lambda: next(asked))
-    unet.load_state_dict(start)
-    train_grounding(unet, SCHEDULE, pictures(), CONFIG, run(parts, 6))
-    found, _ = load_adapter(parts / "a.safetensors")
-    assert all(torch.equal(value, found[name]) for name, value in expected.items())
-
-
-def test_a_state_of_other_settings_is_refused_and_kept(unet, tmp_path):
-    train_grounding(unet, SCHEDULE, pictures(), CONFIG, run(tmp_path, 2))
-    with pytest.raises(ConfigError, match="another rate"):
-        train_grounding(unet, SCHEDULE, pictures(), changed(rate=1e-4), run(tmp_path, 4))
-    assert train_grounding(unet, SCHEDULE, pictures(), CONFIG, run(tmp_path, 4)) == 4
-
-
-def test_pictures_without_a_box_are_refused(unet, tmp_path):
-    with pytest.raises(ConfigError, match="no picture with a box"):
-        train_grounding(unet, SCHEDULE, pictures(present=False), CONFIG, run(tmp_path, 2))
-
-
-def test_minutes_end_a_run_and_what_was_learned_is_written(unet, tmp_path):
-    done = train_grounding(unet, SCHEDULE, pictures(), CONFIG, run(tmp_path, 10_000, minutes=0.02))
-    assert 0 < done < 10_000 and load_adapter(tmp_path / "a.safetensors")[1]["steps"] == str(done)
-    clock = Clock(1.0)
-    clock.resume(30.0)
-    assert (
-        clock.share(3, 10) == pytest.approx(0.5, abs=0.01)
-        and clock.share(7, 10) == 0.7
-        and Clock(None).share(7, 10) == 0.7
-    )
-    assert [decay(share) for share in (0.0, 0.6, 0.8, 1.0)] == pytest.approx([1, 1, 0.5, 0])
 
 
 def test_shares_that_are_left_out_are_those_asked_for():
@@ -192,8 +169,8 @@ def test_gates_that_are_added_leave_a_base_what_it_is(unet):
     config = {**dict(unet.config), "attention_type": "default"}
     plain = type(unet).from_config(config)
     plain.load_state_dict({name: value for name, value in unet.state_dict().items() if not is_gated(name)})
-    with pytest.raises(ModelError, match="no gated layers"):
-        opened(plain)
+    with pytest.raises(ModelError, match="no gated layers"), opened(plain):
+        pass
     gated = with_gates(plain)
     sample, context = torch.randn(1, 4, 8, 8), torch.randn(1, 6, 32)
     boxes = grounding_input(torch.randn(1, 2, 32), torch.rand(1, 2, 4), torch.ones(1, 2))
@@ -263,5 +240,6 @@ def test_captions_are_left_out_in_the_share_asked_for(unet, share):
 
     watched.dtype = unet.dtype
     data = replace(pictures(), contexts=lambda which: torch.ones(len(which), 6, 32))
-    denoising(watched, SCHEDULE, data, changed(batch=400, caption_drop=share))(0, torch.Generator().manual_seed(0))  # pyright: ignore
+    objective = GroundingObjective(watched, SCHEDULE, data, changed(caption_drop=share))  # pyright: ignore
+    objective.loss(objective.draw(400, generator()), generator(1))
     assert float(seen[0].float().mean()) == pytest.approx(1 - share, abs=0.06)

@@ -10,16 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.errors import Cancelled, ConfigError, DataError, ModelError, RequestError
+from pipelines.errors import ConfigError, DataError, ModelError, RequestError
 from pipelines.gligen.tokens import load_adapter
 from pipelines.models.fingerprint import is_gated
 from studio.cli import main
 from tests import tiny
-from trainers.base_models.gligen_data import encoded, learn_grounding, read_boxed
-from trainers.method_settings import GroundingConfig, GroundingDestination
+from trainers.base_models.gligen_data import encoded, mirrored, read_boxed
+from trainers.base_models.grounding import GroundingTraining
+from trainers.loop.train import train
+from trainers.run import run_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-CONFIG = GroundingConfig(batch=2, warmup=1)
 
 
 @pytest.fixture
@@ -35,21 +36,17 @@ def folder(tmp_path):
     return place
 
 
-def where(folder, tmp_path, **more):
-    return GroundingDestination(images=folder, output=tmp_path / "out" / "layers.safetensors", **({"steps": 2} | more))
-
-
 def test_boxes_beside_pictures_and_in_one_file_are_read(folder):
-    first, second, third = read_boxed(folder)
-    assert [box.phrase for box in first.boxes] == ["house", "fox"] and first.example.captions == ("a fox and a house",)
+    first, second, third = read_boxed(folder).examples
+    assert [box.phrase for box in first.boxes] == ["house", "fox"] and first.captions == ("a fox and a house",)
     assert len(second.boxes) == 1 and third.boxes == ()
-    assert first.mirrored().boxes[1].box == pytest.approx((0.6, 0.2, 0.9, 0.6))
+    assert mirrored(first).boxes[1].box == pytest.approx((0.6, 0.2, 0.9, 0.6))
     size = {"width": 40, "height": 20}
     coco = {"images": [{"id": n, "file_name": f"{name}.png", **size} for n, name in enumerate("abc")],
             "categories": [{"id": 7, "name": "fox"}],
             "annotations": [{"id": 1, "image_id": 2, "category_id": 7, "bbox": [4, 5, 20, 10]}]}  # fmt: skip
     (folder / "annotations.json").write_text(json.dumps(coco))
-    assert read_boxed(folder)[2].boxes[0].box == pytest.approx((0.1, 0.25, 0.6, 0.75))
+    assert read_boxed(folder).examples[2].boxes[0].box == pytest.approx((0.1, 0.25, 0.6, 0.75))
     for path in folder.glob("*.bbox"):
         path.unlink()
     (folder / "annotations.json").unlink()
@@ -65,11 +62,21 @@ def test_a_box_that_is_none_names_its_file(folder):
 
 def test_pictures_are_squeezed_so_that_boxes_stay_where_they_are(folder):
     base = tiny.sd()
-    data = encoded(base, read_boxed(folder), 16)
+    data = encoded(base, read_boxed(folder).examples, 16)
     assert data.latents.shape == (3, 4, 8, 8) and data.present.tolist() == [[True, True], [True, False], [False, False]]
     assert data.boxes[0, 1].tolist() == pytest.approx([0.1, 0.2, 0.4, 0.6])
     assert data.phrases.shape == (1, 2, 32) and data.things[1, 0] == 1
     assert data.contexts(torch.tensor([0, 2])).shape == (2, 77, 32)
+
+
+def run(folder, **more):
+    method = GroundingTraining()
+    parts = {"images": folder, "steps": 2, "batch": 2, "warmup": 1, "learning_rate": 1e-3, "scale_lr": False} | more
+    return run_of(method, parts)
+
+
+def learn(base, the_run, **more):
+    return train(base, the_run, the_run.config.read(the_run.data.images).sound().examples, **more)
 
 
 def test_a_base_without_gated_layers_is_given_some_and_stays_what_it_is(folder, tmp_path):
@@ -78,40 +85,38 @@ def test_a_base_without_gated_layers_is_given_some_and_stays_what_it_is(folder, 
     plain.load_state_dict({name: value for name, value in whole.unet.state_dict().items() if not is_gated(name)})
     base = tiny.frozen(replace(whole, denoiser=plain))
     before = tiny.snapshot(base)
-    path = learn_grounding(base, where(folder, tmp_path), CONFIG)
+    layers, about = load_adapter(learn(base, run(folder)).save(tmp_path / "layers.safetensors"))
     assert tiny.same(before, base)
-    layers, about = load_adapter(path)
     assert set(layers) == {name for name in whole.unet.state_dict() if is_gated(name)}
     assert about["base"] == "tiny" and about["steps"] == "2" and about["fingerprint"] == base.fingerprint()
     assert any(float(value) for name, value in layers.items() if "alpha" in name)
-    assert not list(path.parent.glob(".*"))
+    assert all(value.dtype == torch.float16 for value in layers.values())
 
 
-def test_what_was_stopped_goes_on_and_with_other_pictures_does_not(folder, tmp_path):
-    place = where(folder, tmp_path, steps=4)
-    expected, _ = load_adapter(learn_grounding(tiny.sd(), where(folder, tmp_path / "whole", steps=4), CONFIG))
-    asked = iter((False, False, True))
-    with pytest.raises(Cancelled):
-        learn_grounding(tiny.sd(), place, CONFIG, should_stop=lambda: next(asked))
+def test_boxes_that_changed_do_not_go_on(folder, tmp_path):
+    learn(tiny.sd(), run(folder), keep=tmp_path / "state")
     lines = (folder / "b.bbox").read_text()
     (folder / "b.bbox").write_text(lines.replace("0.4", "0.5"))
-    with pytest.raises(ConfigError, match="another pictures"):
-        learn_grounding(tiny.sd(), place, CONFIG)
-    (folder / "b.bbox").write_text(lines)
-    found, _ = load_adapter(learn_grounding(tiny.sd(), place, CONFIG))
-    assert all(torch.equal(value, found[name]) for name, value in expected.items())
-    with pytest.raises(ConfigError, match="is there already"):
-        learn_grounding(tiny.sd(), place, CONFIG)
+    with pytest.raises(ConfigError, match="pictures"):
+        learn(tiny.sd(), run(folder, steps=4), keep=tmp_path / "state")
 
 
-def test_what_cannot_be_learned_from_is_refused_before_anything_is_done(folder, tmp_path):
+def test_what_cannot_be_learned_from_is_refused(folder):
     with pytest.raises(ConfigError, match="One source"):
-        learn_grounding(tiny.sd(), where(folder, tmp_path, composed=5), CONFIG)
-    with pytest.raises(ConfigError, match="composed for pocket"):
-        learn_grounding(tiny.sd(), where(None, tmp_path, composed=5), CONFIG)
+        run(folder, composed=5).config.read(folder)
+    with pytest.raises(ConfigError, match="One source"):
+        run(None).config.read(None)
     with pytest.raises(ModelError, match="phrases"):
-        learn_grounding(tiny.sdxl(), where(folder, tmp_path), CONFIG)
-    assert not (tmp_path / "out").exists()
+        learn(tiny.sdxl(), run(folder))
+    with pytest.raises(DataError, match="no picture with a box"):
+        train(tiny.sd(), run(folder), tiny.examples())
+
+
+def test_composed_pictures_are_read_as_if_they_lay_in_a_folder():
+    examples = run(None, composed=9).config.read(None).examples
+    assert len(examples) == 9 and all(one.captions and one.boxes for one in examples)
+    caption, box = examples[0].captions[0], examples[0].boxes[0]
+    assert box.phrase in caption and box.box[0] < box.box[2]
 
 
 def test_from_the_command_line(folder, tmp_path, capsys):
@@ -119,7 +124,7 @@ def test_from_the_command_line(folder, tmp_path, capsys):
     tiny.sd_pipeline().save_pretrained(base)
     out = tmp_path / "layers.safetensors"
     words = ["train", "grounding", "--images", str(folder), "--base", str(base), "--output", str(out)]
-    assert main([*words, "--steps", "2", "--batch", "2", "--mirror"]) == 0
+    assert main([*words, "--steps", "2", "--batch", "2", "--mirror", "--rate", "0.001", "--muon"]) == 0
     assert Path(capsys.readouterr().out.strip()) == out and load_adapter(out)[1]["steps"] == "2"
     assert main(words) == 2 and "is there already" in capsys.readouterr().err
     assert main([*words, "--rate", "0"]) == 2 and "greater than 0" in capsys.readouterr().err

@@ -13,11 +13,12 @@ from pipelines.models.inpainting_unet import FOLDER, has_inpainting_unet, inpain
 from pipelines.models.loading import load
 from studio.cli import main
 from tests import tiny
-from trainers.base_models.inpainting_data import pair_source, picture_source, read_tasks, start_from
-from trainers.base_models.inpainting_unet import widened
-from trainers.base_models.settings import InContextConfig, InpaintingConfig
+from trainers.base_models.incontext import InContextConfig
+from trainers.base_models.inpainting_data import pair_source, picture_source, require_pairs
+from trainers.base_models.inpainting_unet import start_from, widened
 from trainers.data.folders import Example
-from trainers.data.picture_pairs import read_pairs
+from trainers.data.picture_pairs import read_tasks
+from trainers.settings import DataConfig
 
 COLOURS = ("red", "lime", "blue", "white")
 
@@ -55,76 +56,77 @@ def pairs(tmp_path):
 
 
 def test_pairs_are_read_beside_each_other_and_from_two_folders(pairs, tmp_path):
-    beside = read_pairs(pairs)
-    assert [pair.name for pair in beside] == ["0", "1", "2", "3"]
-    assert beside[0].before.getpixel((0, 0)) == (255, 0, 0) and beside[0].after.getpixel((0, 0)) == (0, 0, 0)
+    beside = read_tasks(pairs).sound().examples
+    assert [one.name for one in beside] == ["0", "1", "2", "3"]
+    assert beside[0].picture.getpixel((0, 0)) == (255, 0, 0) and beside[0].after.getpixel((0, 0)) == (0, 0, 0)
     square(tmp_path / "two" / "before" / "x.png", "red")
     square(tmp_path / "two" / "after" / "x.jpg", "blue")
-    (inside,) = read_pairs(tmp_path / "two")
-    assert inside.name == "x" and inside.before.getpixel((0, 0)) == (255, 0, 0)
+    (inside,) = read_tasks(tmp_path / "two").examples
+    assert inside.name == "x" and inside.picture.getpixel((0, 0)) == (255, 0, 0)
+    square(tmp_path / "plain" / "y.png", "red")
+    square(tmp_path / "plain" / "y.after.png", "blue")
+    (plain,) = read_tasks(tmp_path / "plain").examples
+    assert plain.name == "y" and plain.picture.getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_what_is_no_pair_is_refused(pairs, tmp_path):
     square(pairs / "1.after.png", "black", (20, 24))
-    with pytest.raises(DataError, match="The pair 1 has 20 x 20 pixels before and 20 x 24 after"):
-        read_pairs(pairs)
+    assert "The pair 1 has 20 x 20 pixels before and 20 x 24 after" in read_tasks(pairs).doubtful["1"]
     (pairs / "1.after.png").unlink()
     (pairs / "2.before.png").write_text("no picture")
     with pytest.raises(
-        DataError, match=r"2 pairs in .*1: it has a picture before and none after.*2\.before\.png is no"
+        DataError, match=r"2 pictures cannot.*1: it has a picture before and none after.*2\.before\.png is no"
     ):
-        read_pairs(pairs)
-    assert [pair.name for pair in read_pairs(pairs, skip=True)] == ["0", "3"]
-    assert [pair.name for pair in read_tasks(pairs, skip=True)["pairs"]] == ["0", "3"]
+        read_tasks(pairs).sound()
+    assert [one.name for one in read_tasks(pairs).sound(skip=True).examples] == ["0", "3"]
     for name in ("0", "3"):
         (pairs / f"{name}.after.png").unlink()
-    with pytest.raises(DataError, match=r"4 pairs in .* cannot be learned from"):
-        read_pairs(pairs, skip=True)
+    with pytest.raises(DataError, match="4 pictures cannot be learned from"):
+        read_tasks(pairs).sound(skip=True)
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="There is no pair"):
-        read_pairs(tmp_path / "none")
+        read_tasks(tmp_path / "none")
     with pytest.raises(DataError, match="There is no folder"):
-        read_pairs(tmp_path / "nowhere")
+        read_tasks(tmp_path / "nowhere")
 
 
 def test_subfolders_are_tasks_and_each_needs_two_pairs(pairs, tmp_path):
-    assert list(read_tasks(pairs)) == ["pairs"]
+    assert list(require_pairs(read_tasks(pairs).examples)) == [""]
     square(tmp_path / "other" / "a.before.png", "red")
     square(tmp_path / "other" / "a.after.png", "red")
-    with pytest.raises(DataError, match="other holds 1 pairs"):
-        read_tasks(tmp_path)
+    with pytest.raises(DataError, match="other holds 1 pair; at least 2"):
+        require_pairs(read_tasks(tmp_path).examples)
     square(tmp_path / "other" / "b.before.png", "red")
     square(tmp_path / "other" / "b.after.png", "red")
-    assert {name: len(found) for name, found in read_tasks(tmp_path).items()} == {"other": 2, "pairs": 4}
+    tasks = require_pairs(read_tasks(tmp_path).examples)
+    assert {name: len(found) for name, found in tasks.items()} == {"other": 2, "pairs": 4}
 
 
 # -- batches ----------------------------------------------------------------------------------------------------
 
 
-def test_pictures_have_holes_and_captions(base, tmp_path):
+def test_pictures_have_holes_and_captions(base):
     mask = Image.new("L", (32, 32))
     mask.paste(255, (8, 8, 24, 24))
     examples = [
         Example("a", Image.new("RGB", (40, 32), "red"), ("a fox",)),
         Example("b", Image.new("RGB", (32, 32), "blue"), ("a cat",), mask),
     ]
-    config = InpaintingConfig(images=tmp_path, resolution=32, batch=40, empty=0.5)
-    batch = picture_source(base, examples, config)(0, seeded())
+    data = DataConfig(resolution=32)
+    batch = picture_source(base, examples, 40, data, 0.5)(0, seeded())
     assert batch.pictures.shape == (40, 3, 32, 32) and batch.masks.shape == (40, 1, 32, 32)
     states = {tuple(row.flatten().tolist()) for row in batch.conditioning["encoder_hidden_states"]}
     assert len(states) == 3  # two captions and none
     assert batch.masks.mean((1, 2, 3)).min() > 0
-    again = picture_source(base, examples, config)(0, seeded())
+    again = picture_source(base, examples, 40, data, 0.5)(0, seeded())
     assert torch.equal(again.masks, batch.masks) and torch.equal(again.pictures, batch.pictures)
     with pytest.raises(ConfigError, match="33 pixels is no multiple"):
-        picture_source(base, examples, config.model_copy(update={"resolution": 33}))
-    with pytest.raises(DataError, match="no picture"):
-        picture_source(base, [], config)
+        picture_source(base, examples, 40, DataConfig(resolution=33), 0.5)
 
 
 def test_visual_prompts_are_canvases_of_different_pairs_whose_answer_is_the_hole(base, pairs):
-    config = InContextConfig(pairs=pairs, cell=16, batch=12, hint="black", blank=0.4)
-    source = pair_source(base, read_tasks(pairs), config)
+    config, listed = InContextConfig(hint="black", blank=0.4), read_tasks(pairs).examples
+    source = pair_source(base, listed, 12, 16, config)
     shapes, blank = set(), 0
     for index in range(8):
         canvas, hole, conditioning = source(index, seeded(index))
@@ -135,7 +137,7 @@ def test_visual_prompts_are_canvases_of_different_pairs_whose_answer_is_the_hole
         assert len({tuple(row.flatten().tolist()) for row in conditioning["encoder_hidden_states"]}) == 2
     assert shapes == {(32, 32), (48, 32)}
     assert 0.2 < blank / (8 * 12) < 0.6
-    canvas, _, _ = pair_source(base, read_tasks(pairs), config.model_copy(update={"blank": 0.0}))(0, seeded())
+    canvas, _, _ = pair_source(base, listed, 12, 16, config.model_copy(update={"blank": 0.0}))(0, seeded())
     assert not bool((canvas[:, :, 0, 0] == canvas[:, :, 16, 0]).all(1).any()), "example and query differ"
 
 

@@ -9,7 +9,6 @@ from PIL import Image
 
 from pipelines import Request
 from pipelines.errors import DataError, RequestError
-from pipelines.events import Note
 from pipelines.request.box_files import LIMIT, read_boxes
 from trainers.base_models.gligen_data import read_boxed
 from trainers.data import training_boxes
@@ -37,9 +36,8 @@ def lines(folder, *boxes, name="0.bbox"):
 
 def read(folder):
     """Boxes of each picture, and what was noted."""
-    events = []
-    listed = read_boxed(folder, None, events.append)
-    return [[box.box for box in one.boxes] for one in listed], [one.text for one in events if isinstance(one, Note)]
+    reading = read_boxed(folder)
+    return [[box.box for box in one.boxes] for one in reading.examples], list(reading.notes)
 
 
 @pytest.mark.parametrize(

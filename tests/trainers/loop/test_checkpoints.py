@@ -19,7 +19,8 @@ from pipelines.events import Note
 from tests.waiting import LIMIT, run
 from trainers.loop import checkpoints
 from trainers.loop.checkpoints import KEPT, LATEST, LOG, MANIFEST, STATE, Checkpoint, read, states, whole
-from trainers.loop.loop import Pace, optimise
+from trainers.loop.loop import optimise
+from trainers.loop.schedule import Schedule
 
 ROOT = Path(__file__).parents[3]
 
@@ -41,7 +42,7 @@ def go(path, steps, every=2, **more):
     calls = []
     optimise(
         lambda i, _: (calls.append(i), {"a": weight.sum() + i})[1],
-        [optimizer], Pace(steps, report=3), checkpoint=checkpoint, **more,
+        [optimizer], Schedule(steps, report=3), checkpoint=checkpoint, **more,
     )  # fmt: skip
     return weight.tolist(), calls
 
@@ -122,7 +123,7 @@ def test_a_state_that_takes_long_to_write_is_written_less_often(tmp_path, monkey
     def after(done):
         now[0] += 1
 
-    optimise(lambda *_: {"a": weight.sum()}, [optimizer], Pace(700), checkpoint=slow, after_step=after)
+    optimise(lambda *_: {"a": weight.sum()}, [optimizer], Schedule(700), checkpoint=slow, after_step=after)
     # After 10 steps, then whenever nine times thirty seconds have passed, and at the end.
     assert [round(at) for at in written] == [40, 340, 640, 820]
 
@@ -312,7 +313,7 @@ def test_a_loss_that_breaks_is_never_kept_and_what_is_trained_goes_back(tmp_path
         return {"good": weight.sum(), "bad": weight.sum() * (float("nan") if index == 5 else 1.0)}
 
     with pytest.raises(ConfigError) as error:
-        optimise(losses, [optimizer], Pace(20, report=10), checkpoint=checkpoint)
+        optimise(losses, [optimizer], Schedule(20, report=10), checkpoint=checkpoint)
     # Nothing is reported before step 10; the state of step 6 would have been the first spoilt one.
     said = str(error.value)
     assert "the loss (bad) stopped being a number by step 6" in said and "state of step 4" in said
@@ -324,7 +325,7 @@ def test_weights_that_break_behind_a_good_loss_are_not_kept_either(tmp_path):
     weight, optimizer, checkpoint = keeping(tmp_path / "s", every=2)
     weight.register_hook(lambda gradient: gradient * (float("inf") if len(states(tmp_path / "s")) else 1.0))
     with pytest.raises(ConfigError, match=r"what is trained stopped being a number by step 3|4.*state of step 2"):
-        optimise(lambda *_: {"a": weight.sum().clamp(-9, 9)}, [optimizer], Pace(20), checkpoint=checkpoint)
+        optimise(lambda *_: {"a": weight.sum().clamp(-9, 9)}, [optimizer], Schedule(20), checkpoint=checkpoint)
     assert weight.tolist() == [-2, -2] and steps(tmp_path / "s") == [2]
 
 

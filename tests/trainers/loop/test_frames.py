@@ -41,7 +41,7 @@ def test_xl_is_told_the_crop_the_official_script_tells(crop):
     handle = base.unet.register_forward_pre_hook(lambda _, args, told: seen.append(told), with_kwargs=True)
     with method.prepare(base, config, torch.Generator().manual_seed(0)) as trainable:
         generator = torch.Generator().manual_seed(1)
-        batch = data.draw(0, len(SIZES), config.trigger, trainable.wordings, generator)
+        batch = data.draw(0, len(SIZES), config.trigger, trainable.templates, generator)
         method.losses(trainable, batch, generator)
     handle.remove()
     told = seen[0]["added_cond_kwargs"]["time_ids"].tolist()

@@ -6,8 +6,9 @@ import torch
 from pipelines.errors import Cancelled, ConfigError
 from pipelines.events import Note
 from trainers.loop.checkpoints import Checkpoint
-from trainers.loop.loop import Pace, optimise, step_generator, warm_stable_decay
+from trainers.loop.loop import optimise, step_generator
 from trainers.loop.muon import Muon, orthogonal
+from trainers.loop.schedule import Schedule, warm_stable_decay
 
 
 def line(path=None, every=2, **pace):
@@ -27,7 +28,7 @@ def line(path=None, every=2, **pace):
     checkpoint = path and Checkpoint(
         path, every, lambda: {"weight": weight.detach(), "optimizer": optimizer.state_dict()}, restore
     )
-    return weight, losses, [optimizer], Pace(**({"steps": 10, "report": 2} | pace)), checkpoint
+    return weight, losses, [optimizer], Schedule(**({"steps": 10, "report": 2} | pace)), checkpoint
 
 
 def run(parts, **more):
@@ -81,7 +82,7 @@ def test_accumulation_is_the_mean_over_batches():
         seen.append(index)
         return {"a": (weight - index).square().sum()}
 
-    optimise(losses, [torch.optim.SGD([weight], 0.5)], Pace(1, accumulate=3))
+    optimise(losses, [torch.optim.SGD([weight], 0.5)], Schedule(1, accumulate=3))
     assert seen == [0, 1, 2]
     assert float(weight.detach()) == pytest.approx(1.0)  # the mean of 0, 1 and 2
 
@@ -99,7 +100,7 @@ def test_a_loss_that_is_no_number_names_its_term():
         optimise(
             lambda i, g: {"good": weight.sum(), "bad": weight.sum() * float("nan")},
             [torch.optim.SGD([weight])],
-            Pace(5, report=1),
+            Schedule(5, report=1),
         )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainers.loop.loop import step_generator, warm_stable_decay
+from trainers.loop.loop import step_generator
 from trainers.loop.muon import Muon, orthogonal
+from trainers.loop.schedule import warm_stable_decay
 
 
 def matrix(*shape, seed=0):

@@ -11,7 +11,7 @@ from torch import nn
 from pipelines.errors import ConfigError
 from tests import tiny
 from trainers.distributed import ALONE
-from trainers.loop.optimizers import at_the_result, optimizer_of
+from trainers.loop.optimizers import at_the_result, optimizers_of
 from trainers.loop.train import train
 from trainers.method import Trainable
 from trainers.methods import methods
@@ -19,11 +19,12 @@ from trainers.run import run_of
 from trainers.settings import TrainConfig
 
 
-def learning(optimizer):
+def learning(name):
     weight, bias = (nn.Parameter(torch.ones(shape)) for shape in ((3, 4), (3,)))
     trainable = Trainable(tiny.sd(), {"weight": weight, "bias": bias}, (), None, rates={"bias": 5.0})
-    pace = TrainConfig(optimizer=optimizer, learning_rate=0.01, scale_lr=False, weight_decay=0.1)
-    return optimizer_of(pace, trainable, ALONE), [weight, bias]
+    pace = TrainConfig(optimizer=name, learning_rate=0.01, scale_lr=False, weight_decay=0.1)
+    (optimizer,) = optimizers_of(pace, trainable, ALONE)
+    return optimizer, [weight, bias]
 
 
 def test_adamw_takes_the_steps_of_adamw_in_one_kernel_each_group_at_its_rate():

@@ -87,10 +87,10 @@ def test_the_terms_equal_the_official_scripts(prediction, gamma):
     config = DreamBoothConfig(token="z", class_word="fox", prior="pictures", snr_gamma=gamma)
     data = LatentSet(base, tiny.examples(), resolution=16)
     with METHOD.prepare(base, config, seeded()) as trainable:
-        batch = data.draw(0, 3, config.trigger, trainable.wordings, seeded(1))
-        prior = data.draw(1, 3, config.class_word, trainable.wordings, seeded(2))
+        batch = data.draw(0, 3, config.trigger, trainable.templates, seeded(1))
+        prior = data.draw(1, 3, config.class_word, trainable.templates, seeded(2))
         terms = METHOD.losses(trainable, replace(batch, prior=prior), seeded(3))
-        own, other = official_loss(base, batch, prior, trainable.state.process.levels, gamma)
+        own, other = official_loss(base, batch, prior, trainable.state.process.alphas_cumprod, gamma)
     assert batch.captions == ["a photo of z fox"] * 3 and prior.captions == ["a photo of fox"] * 3
     torch.testing.assert_close(terms["denoise"], own, rtol=1e-5, atol=0)
     torch.testing.assert_close(terms["prior"], other, rtol=1e-5, atol=0)
@@ -107,7 +107,7 @@ def test_the_prior_weight_scales_the_prior_alone():
                 for parameter in trainable.parameters.values():
                     parameter.add_(0.1)
             seen[weight] = METHOD.losses(
-                trainable, data.draw(0, 2, config.trigger, trainable.wordings, seeded(1)), seeded(3)
+                trainable, data.draw(0, 2, config.trigger, trainable.templates, seeded(1)), seeded(3)
             )
     torch.testing.assert_close(seen[1.0]["denoise"], seen[3.0]["denoise"])
     torch.testing.assert_close(3 * seen[1.0]["prior"], seen[3.0]["prior"])
@@ -121,7 +121,7 @@ def test_the_cheap_prior_pulls_to_the_base_itself(form, make):
     config = DreamBoothConfig(token="z", class_word="fox", form=form, text_encoder=True)
     data = LatentSet(base, tiny.examples(), resolution=16)
     with METHOD.prepare(base, config, seeded()) as trainable:
-        batch = data.draw(0, 2, config.trigger, trainable.wordings, seeded(1))
+        batch = data.draw(0, 2, config.trigger, trainable.templates, seeded(1))
         assert METHOD.losses(trainable, batch, seeded(3))["prior"] < 1e-10
         with torch.no_grad():
             for parameter in trainable.parameters.values():
@@ -137,10 +137,10 @@ def test_a_mask_keeps_the_background_out_of_what_is_learned():
     config = DreamBoothConfig(token="z", class_word="fox", prior="none", background=0.0)
     mask = Image.new("L", (20, 20), 0)
     mask.paste(255, (0, 0, 10, 20))
-    pictures = [replace(example, mask=mask) for example in tiny.examples()]
+    pictures = [replace(example, mask_source=mask) for example in tiny.examples()]
     data = LatentSet(base, pictures, resolution=16)
     with METHOD.prepare(base, config, seeded()) as trainable:
-        batch = data.draw(0, 2, config.trigger, trainable.wordings, seeded(1))
+        batch = data.draw(0, 2, config.trigger, trainable.templates, seeded(1))
         guess = METHOD.losses(trainable, batch, seeded(3))["denoise"]
         everything = METHOD.losses(trainable, replace(batch, masks=None), seeded(3))["denoise"]
     assert batch.masks is not None and batch.masks[..., :4].min() == 1 and batch.masks[..., 4:].max() == 0
@@ -153,7 +153,7 @@ def test_with_a_scope_of_the_world_every_second_caption_held_fast_is_an_ordinary
     data = LatentSet(base, tiny.examples(), resolution=16)
     with METHOD.prepare(base, config, seeded()) as trainable:
         for index in range(30):
-            batch = data.draw(index, 3, config.trigger, trainable.wordings, seeded(index))
+            batch = data.draw(index, 3, config.trigger, trainable.templates, seeded(index))
             METHOD.losses(trainable, batch, seeded(index))
         asked = list(trainable.state.captions._known)
     assert {"a photo of z fox", "a photo of fox"} <= set(asked)
@@ -170,7 +170,7 @@ def test_the_base_is_held_fast_on_every_so_many_th_picture(every, held, monkeypa
     forward = base.unet.forward
     monkeypatch.setattr(base.unet, "forward", lambda x, *a, **k: (sizes.append(len(x)), forward(x, *a, **k))[1])
     with METHOD.prepare(base, config, seeded()) as trainable:
-        batch = data.draw(0, 4, config.trigger, trainable.wordings, seeded(1))
+        batch = data.draw(0, 4, config.trigger, trainable.templates, seeded(1))
         terms = METHOD.losses(trainable, batch, seeded(3))
     assert sizes == [held, 4 + held], "the base's own prediction, then both in one call"
     assert abs(terms["prior"].item()) < 1e-6, "untrained changes are the base"
@@ -339,7 +339,7 @@ def test_what_is_trained_beside_a_narrow_base_is_float32():
     with METHOD.prepare(base, DreamBoothConfig(token="z", class_word="fox", dora=True), seeded()) as trainable:
         assert {parameter.dtype for parameter in trainable.parameters.values()} == {torch.float32}
         data = LatentSet(base, tiny.examples(), resolution=16)
-        batch = data.draw(0, 2, "z fox", trainable.wordings, seeded(1))
+        batch = data.draw(0, 2, "z fox", trainable.templates, seeded(1))
         torch.stack(list(METHOD.losses(trainable, batch, seeded(2)).values())).sum().backward()
 
 

@@ -34,7 +34,7 @@ def test_before_the_first_step_it_has_the_loss_of_textual_inversion(base):
     for method, config in ((PPlus(), PPlusConfig(**WORD)), (TextualInversion(), TextualInversionConfig(**WORD))):
         with method.prepare(base, config, torch.Generator().manual_seed(0)) as trainable, torch.no_grad():
             generator = torch.Generator().manual_seed(3)
-            batch = data.draw(0, 2, "<x>", trainable.wordings, generator)
+            batch = data.draw(0, 2, "<x>", trainable.templates, generator)
             losses.append(method.losses(trainable, batch, generator)["denoise"])
     torch.testing.assert_close(*losses)
 

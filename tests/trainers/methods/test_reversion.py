@@ -13,7 +13,7 @@ from pipelines.errors import ConceptError, ConfigError, DataError
 from pipelines.events import Note, StepDone
 from pipelines.generation import generate
 from pipelines.models.families.clip import caption_ids
-from pipelines.models.noise import noise_levels
+from pipelines.models.noise import alphas_cumprod_of
 from pipelines.request.request import ConceptUse, Request
 from tests import tiny
 from trainers.data.batches import Batch, Example
@@ -66,7 +66,7 @@ def test_a_step_is_the_authors_arithmetic_with_every_caption_steered(make):
         batch = batch_of(base, CAPTIONS[:2], seeded(1))
         with torch.no_grad():
             got = ReVersion().losses(trainable, batch, seeded(9))
-        generator, alphas_cumprod = seeded(9), noise_levels(base.scheduler_config, base.device)
+        generator, alphas_cumprod = seeded(9), alphas_cumprod_of(base.scheduler_config, base.device)
         noise, _ = drawn(batch, config, base.family.process(base), generator)
         timesteps = focal_timesteps(2, len(alphas_cumprod), 0.7, generator)
         level = alphas_cumprod[timesteps].view(-1, 1, 1, 1)

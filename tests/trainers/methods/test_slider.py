@@ -8,7 +8,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from pipelines.concepts.concept import Concept
-from pipelines.errors import ConceptError, ConfigError
+from pipelines.errors import ConceptError, DataError
 from pipelines.events import Note
 from pipelines.generation import generate
 from pipelines.request.request import ConceptUse, Request
@@ -171,7 +171,7 @@ def test_what_makes_no_slider_is_refused(settings, said):
 def test_a_method_of_pictures_says_that_they_are_missing():
     method = methods()["textual-inversion"]
     config = method.Settings(token="<x>", init="fox")
-    with pytest.raises(ConfigError, match="no pictures to learn from"):
+    with pytest.raises(DataError, match="requires pictures"):
         Run(method, config, TrainConfig(), DataConfig()).require_pictures()
     run_of().require_pictures()
 

@@ -1,30 +1,46 @@
-"""A word learned for what pairs show: only its rows change, and its loss falls."""
+"""A word learned for what pairs show, beside the laws of all methods: its grids, its loss, and what it is used for."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from PIL import Image
 
 from pipelines.concepts.concept import Concept
 from pipelines.concepts.token_embeddings import new_words, single_rows
-from pipelines.errors import Cancelled, ConfigError, DataError
-from pipelines.events import Note
+from pipelines.errors import DataError
 from pipelines.incontext import paint
+from pipelines.models.loading import load
 from pipelines.request.request import ConceptUse, Guidance, Request
 from tests import tiny
+from trainers.data.folders import Example
 from trainers.loop.loop import step_generator
-from trainers.method_settings import TaskWordConfig
-from trainers.methods.task_word import _drawn, grid_losses, learn_word
+from trainers.loop.train import train
+from trainers.methods import methods
+from trainers.methods.parts.grid_batches import answer_error, cells_of, drawn
+from trainers.run import run_of
 
 
-def pairs(count=4):
+def examples(count=4):
     """Colours and their negatives, 16 x 16."""
-    before = torch.rand(count, 3, 1, 1, generator=torch.Generator().manual_seed(0)).expand(-1, -1, 16, 16) * 2 - 1
-    return torch.stack((before, -before), 1)
+    shades = [tuple((40 * i + 90 * c) % 256 for c in range(3)) for i in range(count)]
+    pictures = [(Image.new("RGB", (16, 16), one), Image.new("RGB", (16, 16), tuple(255 - c for c in one)))
+                for one in shades]  # fmt: skip
+    return [Example(str(i), before, after_source=after) for i, (before, after) in enumerate(pictures)]
 
 
-def config(**more):
-    return TaskWordConfig(token="<negative>", init="fox", **more)
+def pairs():
+    return cells_of(examples(), 16)
+
+
+def run(**more):
+    settings = {"token": "<negative>", "init": "fox", "steps": 3, "batch": 2, "resolution": 16}
+    return run_of(methods()["task-word"], settings | more).with_recipe("sd")
+
+
+def error(base, cells, index=0):
+    process = base.family.process(base)
+    return float(answer_error(base, process, cells, "<negative>", step_generator(9, index)))
 
 
 @pytest.fixture(scope="module")
@@ -32,64 +48,51 @@ def base():
     return tiny.sd_inpaint()
 
 
-def test_a_word_is_learned_and_nothing_else(base, tmp_path):
-    before = tiny.snapshot(base)
-    concept = learn_word(base, pairs(), config(steps=3, batch=2))
-    assert tiny.same(before, base)
-    start = single_rows(base, "fox")[0]
-    assert concept.rows[0].shape == start.shape and not torch.equal(concept.rows[0], start)
+def test_a_word_is_learned_and_asked_without_an_example(base, tmp_path):
+    concept = train(base, run(), examples())
+    assert concept.rows[0].shape == single_rows(base, "fox")[0].shape
     assert (concept.card.method, concept.card.init) == ("task-word", "fox")
-    again = learn_word(base, pairs(), config(steps=3, batch=2))
-    assert torch.equal(again.rows[0], concept.rows[0])
     kept = Concept.load(concept.save(tmp_path / "negative.safetensors"))
-    assert torch.equal(kept.rows[0], concept.rows[0])
     cells = torch.zeros(1, 2, 2, 3, 16, 16)
     request = Request(prompt="<negative>", concepts=(ConceptUse(source="it"),), steps=1, guidance=Guidance(scale=1))
     painted = paint(base, cells, request.resolved(base.defaults), concepts={"it": kept})
     assert painted.concepts == (kept,)
 
 
-def test_what_was_stopped_goes_on_bit_for_bit_and_not_with_other_pairs_or_settings(base, tmp_path):
-    whole = learn_word(base, pairs(), config(steps=4, batch=2))
-    asked = iter([False, False, True])
-    with pytest.raises(Cancelled, match="after step 2 of 4"):
-        learn_word(base, pairs(), config(steps=4, batch=2), keep=tmp_path, should_stop=lambda: next(asked))
-    events = []
-    for other in ({"pairs": pairs(3)}, {"config": config(steps=4, batch=3)}):
-        with pytest.raises(ConfigError, match=next(iter(other)) if "pairs" in other else "batch"):
-            learn_word(base, other.get("pairs", pairs()), other.get("config", config(steps=4, batch=2)), keep=tmp_path)
-    resumed = learn_word(base, pairs(), config(steps=4, batch=2), keep=tmp_path, on_event=events.append)
-    assert any(isinstance(event, Note) and "after step 2" in event.text for event in events)
-    assert torch.equal(resumed.rows[0], whole.rows[0])
+def test_a_base_with_its_inpainting_unet_beside_it_is_the_base_of_the_word(tmp_path):
+    base = tiny.sd()
+    learned = train(base, run_of(methods()["inpainting"], {"steps": 1, "batch": 1, "resolution": 16}), examples())
+    whole = load(str(learned.save(tmp_path / "model")))
+    concept = train(whole, run(), examples())
+    assert concept.card.base_fingerprint == whole.fingerprint() == base.fingerprint()
 
 
 def test_the_loss_falls_on_the_same_noise(base):
-    learned = learn_word(base, pairs(), config(steps=20, batch=2, rate=5e-2))
+    learned = train(base, run(steps=20, learning_rate=5e-2), examples())
     losses = []
     for rows in (single_rows(base, "fox"), learned.rows):
         with new_words(base, "<negative>", rows) as words, torch.no_grad():
-            of = grid_losses(words.components, pairs(), config(batch=8))
-            losses.append(sum(float(of(i, step_generator(9, i))["denoise"]) for i in range(2)))
+            grids = [drawn(pairs(), 8, 0.7, step_generator(9, i)) for i in range(2)]
+            losses.append(sum(error(words.components, cells, i) for i, cells in enumerate(grids)))
     assert losses[1] < losses[0]
 
 
 def test_grids_show_another_pair_as_example_or_none():
-    drawn = _drawn(pairs(), 200, 0.5, torch.Generator().manual_seed(1))
-    assert drawn.shape == (200, 2, 2, 3, 16, 16)
-    blank = ~drawn[:, 0].flatten(1).any(1)
+    cells = drawn(pairs(), 200, 0.5, torch.Generator().manual_seed(1))
+    assert cells.shape == (200, 2, 2, 3, 16, 16)
+    blank = ~cells[:, 0].flatten(1).any(1)
     assert 60 < int(blank.sum()) < 140
-    assert not (drawn[:, 0] == drawn[:, 1]).flatten(1).all(1).any()
-    shown = drawn[~blank]
-    assert torch.equal(shown[:, :, 0], -shown[:, :, 1])  # each a whole pair
-    assert not _drawn(pairs(), 50, 1.0, torch.Generator().manual_seed(1))[:, 0].any()
+    assert not (cells[:, 0] == cells[:, 1]).flatten(1).all(1).any()
+    shown = cells[~blank]
+    assert torch.allclose(shown[:, :, 0], -shown[:, :, 1], atol=1e-6)  # each a whole pair
+    assert not drawn(pairs(), 50, 1.0, torch.Generator().manual_seed(1))[:, 0].any()
 
 
-def test_one_pair_is_too_few_and_it_can_be_stopped(base):
-    with pytest.raises(DataError, match="1 pairs; a word is learned from two at least"):
-        learn_word(base, pairs(1), config())
-    with pytest.raises(Cancelled):
-        learn_word(base, pairs(), config(), should_stop=lambda: True)
-    assert single_rows(base, "fox")[0].shape == (1, 32)
+def test_too_few_pairs_and_pictures_without_another_half_are_refused(base):
+    with pytest.raises(DataError, match="holds 1 pair; at least 2 are needed"):
+        train(base, run(), examples(1))
+    with pytest.raises(DataError, match="has no picture after the change"):
+        train(base, run(), tiny.examples(3))
 
 
 def test_only_what_is_drawn_in_the_answers_cell_counts(base):
@@ -102,9 +105,7 @@ def test_only_what_is_drawn_in_the_answers_cell_counts(base):
         hook = base.unet.register_forward_hook(change)
         try:
             with new_words(base, "<negative>", single_rows(base, "fox")) as words, torch.no_grad():
-                return float(
-                    grid_losses(words.components, pairs(), config(batch=4))(0, step_generator(9, 0))["denoise"]
-                )
+                return error(words.components, drawn(pairs(), 4, 0.7, step_generator(9, 0)))
         finally:
             hook.remove()
 

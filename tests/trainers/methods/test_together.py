@@ -133,8 +133,8 @@ def test_the_terms_are_the_means_over_each_subject_alone_and_its_own_class(form)
         again = torch.Generator().manual_seed(3)
         noise = torch.randn(batch.latents.shape, generator=again)
         times = torch.randint(1000, (4,), generator=again)
-        levels = trainable.state.process.levels[times][:, None, None, None]
-        noisy = levels.sqrt() * batch.latents + (1 - levels).sqrt() * noise
+        alphas = trainable.state.process.alphas_cumprod[times][:, None, None, None]
+        noisy = alphas.sqrt() * batch.latents + (1 - alphas).sqrt() * noise
         classes = {subject.trigger: subject.class_word for subject in the_run.config.subjects}
         own, prior = [], []
         for i in range(4):

@@ -31,7 +31,7 @@ RIDGE = 1e-4
 
 @torch.no_grad()
 def merged(
-    components: Components, concepts: Sequence[Concept], captions: Sequence[str], wordings: Sequence[str] = ("a {}",)
+    components: Components, concepts: Sequence[Concept], captions: Sequence[str], templates: Sequence[str] = ("a {}",)
 ) -> list[Concept]:
     """Make concepts learned apart fit one base together (arXiv:2212.04488, eq. 6).
 
@@ -42,7 +42,7 @@ def merged(
         components: the base.
         concepts: of Custom Diffusion, on this base; their words must differ.
         captions: ordinary prompts of the base, what is to stay as it is.
-        wordings: prompts with a `{}` in which each concept is to hold.
+        templates: prompts with a `{}` in which each concept is to hold.
 
     Returns:
         The concepts with their words, each with the joint weights.
@@ -67,7 +67,7 @@ def merged(
     texts: list[Tensor] = []
     for concept in concepts:
         with Concept(concept.card, concept.rows).attach(components) as taught:
-            prompts = [wording.replace("{}", concept.token) for wording in wordings]
+            prompts = [template.replace("{}", concept.token) for template in templates]
             texts.append(_words_of(taught, prompts, concept.token))
     joined = torch.cat(texts)
     joint: dict[str, Any] = {}
