@@ -43,8 +43,7 @@ from trainers.data.mask_files import (
     read_mask,
 )
 from trainers.data.named_pairs import Pair, pair_captions
-from trainers.data.stored import Example as Example
-from trainers.data.stored import Stored
+from trainers.data.stored import Example, Stored
 
 PLAIN = "plain folder"
 REPEATED = re.compile(r"([0-9]{1,5})_(.+)")

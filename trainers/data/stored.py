@@ -121,7 +121,7 @@ class Composed:
 
 
 Source = Image.Image | Stored | Composed
-"""Pixels in memory, in a file, or made of other pictures."""
+"""The source of pixels: memory, a file, or other pictures."""
 
 
 def opened(source: Source) -> Image.Image:
