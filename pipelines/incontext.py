@@ -80,11 +80,7 @@ def answer(
     grid = grid_of(asked)
     patched = [Analogist(grid, _ratio(grid, cells), asked.cloning)] if asked.engine == "analogist" else []
     grids, painter = grid.arrangements()[: asked.ensemble], inpainting_components(components)
-    detail = asked.detail
-    if detail is None:
-        (detail,) = best_detail(painter, cells, request, grids, should_stop) if _comparable(request) else (0.0,)
-        if detail:
-            on_event(Note(f"detail {detail:g}: with details of the query put back the example is answered best."))
+    detail = _settled_detail(painter, cells, request, grids, on_event, should_stop)
     painted = paint(
         painter,
         cells.expand(request.count, *cells.shape[1:]),
@@ -103,6 +99,25 @@ def answer(
     told = {"digests": digests(asked), "detail": detail}
     kept = request.model_copy(update={"in_context": asked.model_copy(update=told)})
     return Result(answers, painted.latents, kept, painted.concepts)
+
+
+def _settled_detail(
+    components: Components,
+    cells: Tensor,
+    request: Request,
+    grids: Sequence[Grid],
+    on_event: OnEvent,
+    should_stop: Callable[[], bool],
+) -> float:
+    """Return the share that was asked for, or the one that answers the example best where details can be put back."""
+    if request.in_context is not None and (given := request.in_context.detail) is not None:
+        return given
+    if not _comparable(request):
+        return 0.0
+    (detail,) = best_detail(components, cells, request, grids, should_stop)
+    if detail:
+        on_event(Note(f"detail {detail:g}: with details of the query put back the example is answered best."))
+    return detail
 
 
 @dataclass(frozen=True)
@@ -176,21 +191,12 @@ def _canvases(cells: Tensor, grids: Sequence[Grid], strength: float, follow: boo
     blank = torch.cat((torch.zeros_like(cells[:, :-1]), cells[:, -1:]), 1)
     unguided = torch.cat([grid.compose(blank) for grid in grids]) if follow else None
     images = torch.cat([grid.compose(cells) for grid in grids])
-    return Canvases(images, masks, strength, unguided, _beside(detail, len(grids)))
+    return Canvases(images, masks, strength, unguided, Detail.beside(detail, len(grids)))
 
 
 def unchanged(cells: Tensor) -> Tensor:
     """Return the questions (B, pairs, 2, 3, h, w) with examples that change nothing: after is as before."""
     return cells[:, :, :1].expand_as(cells).clone()
-
-
-def _beside(detail: Sequence[float], grids: int) -> Detail | None:
-    """Return what is put back where the questions are followed by as many unchanged ones, in each grid anew."""
-    if not any(detail):
-        return None
-    asked, rows = len(detail), 2 * len(detail)
-    source = [grid * rows + asked + row % asked for grid in range(grids) for row in range(rows)]
-    return Detail(source, [*detail, *([1.0] * asked)] * grids)
 
 
 def best_detail(

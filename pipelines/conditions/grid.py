@@ -39,6 +39,20 @@ class Detail:
     source: Sequence[int]
     shares: Sequence[float]
 
+    @classmethod
+    def beside(cls, shares: Sequence[float], grids: int) -> Detail | None:
+        """Return the details of questions that are followed by as many unchanged ones, in each grid anew.
+
+        Args:
+            shares: for each question; None is returned if all are 0.
+            grids: arrangements.
+        """
+        if not any(shares):
+            return None
+        asked, rows = len(shares), 2 * len(shares)
+        source = [grid * rows + asked + row % asked for grid in range(grids) for row in range(rows)]
+        return cls(source, [*shares, *([1.0] * asked)] * grids)
+
 
 class Canvases:
     """The canvases without the cells to be painted, as inputs of an inpainting UNet.
