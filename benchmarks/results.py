@@ -232,7 +232,8 @@ MEASUREMENTS: dict[str, Measurement] = {
         "Things in boxes",
         _score("--boxes", "--pictures", "48"),
         plain_table,
-        "Layouts of one to three things; the same seeds without boxes.",
+        "Layouts of one to three things; the same seeds without boxes. Then two things that touch or overlap, "
+        "beside real pictures that the autoencoder restored: what such a measure can reach.",
         "unet/diffusion_pytorch_model.safetensors",
     ),
     "regions": Measurement(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from evaluation.picture_measures import MAIN, Measure, measures
 from pipelines.events import Note, OnEvent, ignore
-from pipelines.incontext import paint, settled
+from pipelines.incontext import best_detail, paint, settled
 from pipelines.measures.judge import Judge
 from pipelines.models.components import Components
 from pipelines.pictures.grids import Grid
@@ -161,6 +161,12 @@ class TaskScore:
         return float(gain.mean()), 1.96 * float(gain.std(correction=0)) / math.sqrt(len(gain))
 
 
+def _answered(components: Components, cells: Tensor, request: Request, grids: Sequence[Grid], way: str) -> Tensor:
+    """Return the answers as anybody gets them, with as much of the query's detail as its example asks for."""
+    detail = () if way == "no example" else best_detail(components, cells, request, grids)
+    return paint(components, cells, request, grids, detail=detail).answers
+
+
 def score_task(
     components: Components,
     name: str,
@@ -188,7 +194,7 @@ def score_task(
         parts = asked.asked(way).split(batch)
         answers[way] = torch.cat(
             [
-                paint(components, part, request.model_copy(update={"seed": request.seed + batch * i}), grids).answers
+                _answered(components, part, request.model_copy(update={"seed": request.seed + batch * i}), grids, way)
                 for i, part in enumerate(parts)
             ]
         )

@@ -16,18 +16,16 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from pipelines.concepts.concept import Concept
 from pipelines.condition import Condition
 from pipelines.conditions.analogist import Analogist
-from pipelines.conditions.grid import Agreement, Canvases
+from pipelines.conditions.grid import Agreement, Canvases, Detail
 from pipelines.errors import DataError, RequestError
 from pipelines.events import OnEvent, ignore
-from pipelines.measures.judge import Judge
 from pipelines.models.components import Components
 from pipelines.models.inpainting_unet import inpainting_components
-from pipelines.pictures.files import decoded, open_picture
+from pipelines.pictures.files import decoded
 from pipelines.pictures.grids import Grid
 from pipelines.pictures.pairs import halves
 from pipelines.pictures.tensors import to_pictures, to_tensor
@@ -37,8 +35,10 @@ from pipelines.sampling import Result, sample
 ANALOGIST_GUIDANCE = Guidance(scale=15.0, rescale=0.7)
 """The paper's scale, which saturates colours unless it is rescaled."""
 RANDOM_SAMPLERS = ("euler-a", "lcm")
-Embed = Callable[[Sequence[Image.Image]], Tensor]
-"""Pictures to unit vectors (N, D)."""
+DETAILS = (0.0, 0.7, 1.0)
+"""Shares of the steps that are tried on an example: its details may be wanted, or be what is to go, as noise is."""
+TRIAL_STEPS = 10
+"""Most steps of a trial."""
 
 
 def answer(
@@ -79,13 +79,18 @@ def answer(
     cells = lay_out(asked, pictures, (int(request.width or 0), int(request.height or 0)))
     grid = grid_of(asked)
     patched = [Analogist(grid, _ratio(grid, cells), asked.cloning)] if asked.engine == "analogist" else []
+    grids, painter = grid.arrangements()[: asked.ensemble], inpainting_components(components)
+    detail = asked.detail
+    if detail is None:
+        (detail,) = best_detail(painter, cells, request, grids, should_stop) if _comparable(request) else (0.0,)
     painted = paint(
-        inpainting_components(components),
+        painter,
         cells.expand(request.count, *cells.shape[1:]),
         request,
-        grid.arrangements()[: asked.ensemble],
+        grids,
         strength=asked.strength if patched else 1.0,
         follow=not patched,
+        detail=[detail] * request.count,
         concepts=concepts,
         conditions=[*conditions, *patched],
         on_event=on_event,
@@ -93,7 +98,8 @@ def answer(
     )
     size = pictures[-1].size
     answers = [one if one.size == size else one.resize(size, _LANCZOS) for one in to_pictures(painted.answers)]
-    kept = request.model_copy(update={"in_context": asked.model_copy(update={"digests": digests(asked)})})
+    told = {"digests": digests(asked), "detail": detail}
+    kept = request.model_copy(update={"in_context": asked.model_copy(update=told)})
     return Result(answers, painted.latents, kept, painted.concepts)
 
 
@@ -120,6 +126,7 @@ def paint(
     *,
     strength: float = 1.0,
     follow: bool = True,
+    detail: Sequence[float] = (),
     concepts: Mapping[str, Concept] | None = None,
     conditions: Sequence[Condition] = (),
     on_event: OnEvent = ignore,
@@ -134,15 +141,19 @@ def paint(
         grids: arrangements of the same pairs, averaged.
         strength: share of noise to start with.
         follow: whether guidance follows the examples too: its negative branch sees them blank.
+        detail: for each question, the share of the steps in which details of its query are put back; none by default.
         concepts: as for `generate`.
         conditions: further ones.
         on_event: as for `generate`.
         should_stop: as for `generate`.
     """
+    asked, noise = len(cells), _noise(components, request.seed, cells)
+    if any(detail):
+        cells, noise = torch.cat((cells, unchanged(cells))), torch.cat((noise, noise))
+        cells[:, -1, 1] = cells[:, -1, 0]
     count, height, width = len(cells), *cells.shape[-2:]
     canvases = torch.cat([grid.compose(cells) for grid in grids])
     masks = torch.cat([grid.mask(height, width).expand(count, -1, -1, -1) for grid in grids])
-    noise = _noise(components, request.seed, cells)
     blank = torch.cat((torch.zeros_like(cells[:, :-1]), cells[:, -1:]), 1)
     unguided = torch.cat([grid.compose(blank) for grid in grids]) if follow and request.guidance.scale != 1 else None
     result = sample(
@@ -156,14 +167,68 @@ def paint(
             }
         ),
         concepts=concepts,
-        conditions=[Canvases(canvases, masks, strength, unguided), Agreement(grids), *conditions],
+        conditions=[
+            Canvases(canvases, masks, strength, unguided, _beside(detail, len(grids))),
+            Agreement(grids),
+            *conditions,
+        ],
         noise=torch.cat([grid.compose(noise) for grid in grids]),
         on_event=on_event,
         should_stop=should_stop,
     )
     shown = torch.stack([to_tensor(picture) for picture in result.pictures])
-    cropped = [grid.crop(part) for grid, part in zip(grids, shown.chunk(len(grids)), strict=True)]
-    return Painted(torch.stack(cropped).mean(0), grids[0].crop(result.latents[:count]), result.concepts)
+    cropped = [grid.crop(part[:asked]) for grid, part in zip(grids, shown.chunk(len(grids)), strict=True)]
+    return Painted(torch.stack(cropped).mean(0), grids[0].crop(result.latents[:asked]), result.concepts)
+
+
+def unchanged(cells: Tensor) -> Tensor:
+    """Return the questions (B, pairs, 2, 3, h, w) with examples that change nothing: after is as before."""
+    return cells[:, :, :1].expand_as(cells).clone()
+
+
+def _beside(detail: Sequence[float], grids: int) -> Detail | None:
+    """Return what is put back where the questions are followed by as many unchanged ones, in each grid anew."""
+    if not any(detail):
+        return None
+    asked, rows = len(detail), 2 * len(detail)
+    source = [grid * rows + asked + row % asked for grid in range(grids) for row in range(rows)]
+    return Detail(source, [*detail, *([1.0] * asked)] * grids)
+
+
+def best_detail(
+    components: Components,
+    cells: Tensor,
+    request: Request,
+    grids: Sequence[Grid] = (Grid(),),
+    should_stop: Callable[[], bool] = lambda: False,
+) -> tuple[float, ...]:
+    """Return, for each question, the share of `DETAILS` by which its last example is answered best.
+
+    Args:
+        components: with an inpainting UNet.
+        cells: (B, pairs, 2, 3, h, w), with one example at least.
+        request: sampler and guidance; few steps are enough to choose.
+        grids: arrangements of the pairs.
+        should_stop: as for `generate`.
+    """
+    trial = torch.cat((cells[:, :-1], cells[:, -2:-1, :1].expand(-1, -1, 2, -1, -1, -1)), 1)
+    quick = request.model_copy(update={"steps": min(TRIAL_STEPS, request.steps or TRIAL_STEPS)})
+    errors = [
+        (paint(components, trial, quick, grids, detail=[share] * len(cells), should_stop=should_stop).answers)
+        .sub(cells[:, -2, 1])
+        .abs()
+        .flatten(1)
+        .mean(1)
+        for share in DETAILS
+    ]
+    return tuple(DETAILS[int(best)] for best in torch.stack(errors).argmin(0))
+
+
+def _comparable(request: Request) -> bool:
+    """Return whether details can be put back: of a question in pictures alone, with a sampler that draws no noise."""
+    asked = request.in_context
+    in_grid = asked is not None and bool(asked.examples) and asked.engine == "grid"
+    return in_grid and not request.prompt and request.scheduler not in RANDOM_SAMPLERS
 
 
 def _noise(components: Components, seed: int, cells: Tensor) -> Tensor:
@@ -289,6 +354,14 @@ def _check(components: Components, request: Request) -> None:
             f"{request.scheduler} adds noise at every step, which averaging would take away.",
             "Use ddim, dpm++2m, unipc or euler with an ensemble.",
         )
+    if request.in_context and request.in_context.detail and not _comparable(request):
+        why = (
+            "the hint says more than the example" if request.prompt else f"{request.scheduler} adds noise at each step"
+        )
+        raise RequestError(
+            f"detail {request.in_context.detail:g}: what the model loses of the query cannot be told, as {why}.",
+            "Leave the hint out, or use ddim, dpm++2m, unipc or euler; or leave detail out.",
+        )
 
 
 def _ratio(grid: Grid, cells: Tensor) -> float:
@@ -300,33 +373,6 @@ _LANCZOS = Image.Resampling.LANCZOS
 
 
 # -- examples ---------------------------------------------------------------------------------------------------
-
-
-def nearest(query: Image.Image, pairs: Sequence[ExamplePair], embed: Embed, count: int = 1) -> tuple[ExamplePair, ...]:
-    """Return the examples whose picture before is most like the query, by cosine, the nearest last.
-
-    Unsupervised retrieval (Zhang et al., "What Makes Good Examples for Visual In-Context Learning?", arXiv:2301.13670).
-
-    Args:
-        query: the picture to be changed.
-        pairs: to choose from.
-        embed: gives unit vectors.
-        count: number of items.
-    """
-    seen = torch.cat([embed([open_picture(Path(pair.before))]) for pair in pairs])
-    likeness = F.cosine_similarity(seen, embed([query]))
-    best = likeness.argsort(descending=True, stable=True)[:count].tolist()
-    return tuple(pairs[index] for index in reversed(best))
-
-
-def judges_eye(judge: Judge) -> Embed:
-    """Return the picture encoder of pocket's judge."""
-
-    @torch.no_grad()
-    def embed(pictures: Sequence[Image.Image]) -> Tensor:
-        return torch.cat([judge.embed_pictures(to_tensor(picture)[None]) for picture in pictures])
-
-    return embed
 
 
 def pairs_in(folder: Path) -> tuple[ExamplePair, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,22 +22,49 @@ from pipelines.pictures.grids import Grid
 from pipelines.request.request import Request
 
 
+@dataclass(frozen=True)
+class Detail:
+    """Details of the query that the model would lose, put back into its answer.
+
+    Beside each question goes another one with the same noise, whose examples change nothing: its right answer is the
+    query itself, so what the model makes of it shows what it loses. After each step that row is put to where the noised
+    query is, and the answer moves by as much (Xu et al., "Inversion-Free Image Editing", arXiv:2312.04965, eq. 10 to
+    12, with an example in the place of a prompt). As the noise falls the loss does, and the answer is the model's own.
+
+    Attributes:
+        source: for each row, the row of its unchanged question; that one's own is itself.
+        shares: for each row, the share of the steps in which it is moved.
+    """
+
+    source: Sequence[int]
+    shares: Sequence[float]
+
+
 class Canvases:
     """The canvases without the cells to be painted, as inputs of an inpainting UNet.
 
     Args:
-        images: (B, 3, H, W) in [-1, 1].
+        images: (B, 3, H, W) in [-1, 1]; with details kept, the cells to be painted hold the query.
         masks: (B, 1, H, W), 1 where it is painted; whole latents.
         strength: share of the steps that are carried out, in (0, 1]; below 1 the start is the noised canvas.
         unguided: (B, 3, H, W), what the negative branch sees instead, so that guidance follows what differs: the
             examples, as it follows the prompt (Brooks et al., arXiv:2211.09800, 3.2.1, for pictures).
+        detail: what is put back of the query, or None.
     """
 
-    def __init__(self, images: Tensor, masks: Tensor, strength: float = 1.0, unguided: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        images: Tensor,
+        masks: Tensor,
+        strength: float = 1.0,
+        unguided: Tensor | None = None,
+        detail: Detail | None = None,
+    ) -> None:
         self.images, self.masks, self.strength = images, masks, strength
-        self.unguided = unguided
+        self.unguided, self.detail = unguided, detail
         self._seen: dict[Branch, Tensor] = {}
         self._clean: Tensor | None = None
+        self._noised: tuple[Tensor, Any] | None = None
 
     def sized(self, request: Request, components: Components) -> Request:
         """Return the request at the size of the canvases."""
@@ -62,17 +90,19 @@ class Canvases:
         if self.unguided is not None:
             blank = _encoded(components, self.unguided * (1 - masks))
             self._seen[Branch.NEGATIVE] = torch.cat([mask, blank], dim=1)
-        self._clean = _encoded(components, self.images) if self.strength < 1 else None
+        if self.strength < 1 or self.detail is not None:
+            self._clean = _encoded(components, self.images)
         try:
             yield
         finally:
-            self._seen, self._clean = {}, None
+            self._seen, self._clean, self._noised = {}, None, None
 
     def begin(self, noise: Tensor, scheduler: Any) -> tuple[Tensor, Tensor]:
         """Return start latents (B, C, h, w) and the timesteps left: all for strength 1, else its last share."""
         timesteps: Tensor = scheduler.timesteps
         kept = max(1, int(self.strength * len(timesteps) + 1e-9))
-        if self._clean is None:
+        self._noised = noise, scheduler
+        if self._clean is None or self.strength == 1:
             return noise * scheduler.init_noise_sigma, timesteps
         if hasattr(scheduler, "set_begin_index"):  # those that count steps, which DDIM does not
             scheduler.set_begin_index(len(timesteps) - kept)
@@ -84,8 +114,15 @@ class Canvases:
         return {CONCAT: self._seen[branch]}
 
     def constrain(self, latents: Tensor, step: Step) -> Tensor:
-        """Return the latents unchanged: the UNet takes the rest of the canvas as an input."""
-        return latents
+        """Return the latents with details put back; the rest of the canvas is an input of the UNet."""
+        if self.detail is None or self._clean is None or self._noised is None:
+            return latents
+        known, (noise, scheduler) = self._clean, self._noised
+        if step.following is not None:
+            known = scheduler.add_noise(known, noise, step.following.reshape(1).expand(len(known)))
+        source = torch.tensor(self.detail.source, device=latents.device)
+        moved = torch.tensor([step.within(share) for share in self.detail.shares], device=latents.device)
+        return latents + moved.to(latents.dtype)[:, None, None, None] * (known - latents)[source]
 
     def finish(self, pictures: list[Image.Image]) -> list[Image.Image]:
         """Return the pictures as they are: only the answer is used, and it is cropped later."""

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -200,7 +200,7 @@ def read_made(path: Path) -> Made:
             raise RequestError(
                 f"{path.name} was made by a newer version (schema {own['schema']}).", "Update Prompt Studio."
             )
-        request = Request.read(own["request"])
+        request = Request.read(_as_then(own["request"]))
         index, base, fingerprint = int(own["index"]), str(own["base"]), str(own["fingerprint"])
         # The first pictures say neither what their concepts held nor how they were computed, which had one way then.
         digests = tuple(str(digest) for digest in own.get("digests", [""] * len(request.concepts)))
@@ -214,6 +214,13 @@ def read_made(path: Path) -> Made:
     if not 0 <= index < request.count:
         raise RequestError(f"{path.name} claims to be picture {index} of {request.count}.", hint)
     return Made(request, index, base, fingerprint, (), digests, attention, dtype, quantise=form)
+
+
+def _as_then(fields: Any) -> Any:
+    """Return the fields of a picture's request with what was done before there was a field for it."""
+    if isinstance(fields, dict) and isinstance(asked := fields.get("in_context"), dict):
+        return fields | {"in_context": {"detail": 0.0} | asked}
+    return fields
 
 
 def with_its_files(made: Made, picture: Path) -> Made:

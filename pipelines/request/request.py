@@ -93,6 +93,10 @@ class InContext(Frozen):
     strength: float = Field(default=0.98, gt=0, le=1)
     """Analogist: share of noise that the copy of the query in the answer's place starts with."""
 
+    detail: float | None = Field(default=None, ge=0, le=1)
+    """Share of the steps, from the first, in which details of the query that the model would lose are put back: 0 none,
+    1 to the end. By default what answers the example best, whose answer is known."""
+
     digests: tuple[str, ...] = ()
     """SHA-256 of the pictures, examples first; filled in when answered, so that changed pictures are noticed."""
 
@@ -103,6 +107,9 @@ class InContext(Frozen):
             raise ValueError(f"{count} examples; a grid takes 1 to {LARGEST_GRID}")
         if self.engine == "analogist" and (count != 1 or self.ensemble > 1):
             raise ValueError("analogist takes one example in one arrangement; give one, or the engine grid")
+        if self.detail and (self.engine == "analogist" or not self.examples):
+            why = "analogist starts from the query anyhow" if self.examples else "without an example"
+            raise ValueError(f"detail {self.detail:g} compares with an example in a grid ({why}); leave it out, or 0")
         return self
 
     @property

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response, status
 
 from pipelines.errors import Unknown
 from studio.api.forms import ROOT, BaseAnswer, DownloadOrder, Work, work
-from studio.api.work import Key, keyed
+from studio.api.work import Key, Paged, keyed
 from studio.jobs.jobs import Jobs
 from studio.library.bases import Found
 
@@ -18,9 +18,9 @@ def routes(jobs: Jobs) -> APIRouter:
     router = APIRouter(tags=["bases"])
 
     @router.get("/bases")
-    def everything() -> list[BaseAnswer]:
+    def everything(paging: Paged) -> list[BaseAnswer]:
         """Return all base models, also those that cannot be used, with the reason."""
-        return [_answer(one) for one in jobs.bases.found()]
+        return [_answer(one) for one in paging.take(jobs.bases.found(), lambda one: one.name)]
 
     @router.get("/bases/{base}")
     def one(base: str) -> BaseAnswer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, File, Form, Response, UploadFile, status
+from fastapi import APIRouter, File, Form, Query, Response, UploadFile, status
 from fastapi.responses import FileResponse, StreamingResponse
 
 from pipelines.concepts.card import read_card
@@ -25,12 +25,14 @@ from studio.api.forms import (
     Work,
     work,
 )
+from studio.api.work import Paged
 from studio.api.zips import zipped
 from studio.jobs.history import Wanted
 from studio.jobs.jobs import Jobs
 from studio.library import archives
-from studio.library.concepts import scan
+from studio.library.concepts import search as find
 from studio.library.datasets import Dataset, Entry
+from studio.library.thumbnails import thumbnail
 from studio.library.uploads import ARCHIVE, BYTES
 
 BOARD = 10_000
@@ -74,9 +76,9 @@ def datasets(jobs: Jobs) -> APIRouter:
         return answer
 
     @router.get("/datasets")
-    def everything() -> list[DatasetAnswer]:
+    def everything(paging: Paged) -> list[DatasetAnswer]:
         """Return all datasets, the newest first."""
-        return [_dataset(one) for one in all_of_them.list()]
+        return [_dataset(one) for one in paging.take(all_of_them.list(), lambda one: one.id)]
 
     @router.get("/datasets/{dataset}")
     def one(dataset: str) -> DatasetAnswer:
@@ -97,9 +99,9 @@ def _add_pictures(router: APIRouter, jobs: Jobs) -> None:
     all_of_them = jobs.datasets
 
     @router.get("/datasets/{dataset}/pictures")
-    def pictures(dataset: str) -> list[PictureAnswer]:
+    def pictures(dataset: str, paging: Paged) -> list[PictureAnswer]:
         """Return the pictures of a dataset."""
-        return [_entry(dataset, entry) for entry in all_of_them.entries(dataset)]
+        return [_entry(dataset, entry) for entry in paging.take(all_of_them.entries(dataset), lambda one: one.name)]
 
     @router.post("/datasets/{dataset}/pictures", status_code=CREATED)
     def add(dataset: str, files: Annotated[list[UploadFile], File()]) -> TakenAnswer:
@@ -224,8 +226,10 @@ def concepts(jobs: Jobs) -> APIRouter:
         return _found(jobs, concept)
 
     @router.get("/concepts")
-    def everything() -> list[ConceptAnswer]:
-        """Return the library."""
+    def everything(
+        paging: Paged, search: Annotated[str, Query(max_length=200, description="Words they all hold.")] = ""
+    ) -> list[ConceptAnswer]:
+        """Return the library, by name."""
         return [
             ConceptAnswer(
                 id=entry.name,
@@ -233,7 +237,7 @@ def concepts(jobs: Jobs) -> APIRouter:
                 card=None if entry.card is None else entry.card.model_dump(mode="json"),
                 href=f"{ROOT}/concepts/{entry.name}",
             )
-            for entry in scan(jobs.learned)
+            for entry in paging.take(find(jobs.learned, search), lambda entry: entry.name)
         ]
 
     @router.get("/concepts/{concept}")
@@ -245,6 +249,14 @@ def concepts(jobs: Jobs) -> APIRouter:
         except ConceptError as error:
             card, wrong = None, str(error)
         return ConceptAnswer(id=path.stem, problem=wrong, card=card, href=f"{ROOT}/concepts/{path.stem}")
+
+    @router.get("/concepts/{concept}/preview")
+    def preview(concept: str, v: str = "") -> Response:
+        """Return a small copy of the preview of a concept; with `v`, whatever it is, browsers may keep it for good."""
+        if (png := thumbnail(found(concept))) is None:
+            raise Unknown(f"There is no preview of {concept!r:.60}.", "A training draws one.")
+        kept = "private, max-age=31536000, immutable" if v else "no-cache"
+        return Response(png, media_type="image/png", headers={"cache-control": kept})
 
     @router.get("/concepts/{concept}/file")
     def file(concept: str) -> FileResponse:

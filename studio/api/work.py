@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Response, status
+from fastapi import APIRouter, Depends, Header, Query, Response, status
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from pipelines.errors import RequestError, Unknown
 from studio.api.forms import PLACE, GenerationOrder, RunOrder, ScoreOrder, Work, settings_of, work
+from studio.api.paging import USUAL, Paging
 from studio.api.zips import zipped
 from studio.jobs.jobs import Jobs
 from studio.jobs.store import Job, Kind, State
@@ -27,7 +28,7 @@ SIGN = 15.0
 """Seconds after which a silent stream says that it is still there."""
 
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
-Many = Annotated[int, Query(ge=1, le=1000)]
+Paged = Annotated[Paging, Depends(Paging)]
 
 
 def routes(jobs: Jobs) -> APIRouter:
@@ -66,9 +67,9 @@ def routes(jobs: Jobs) -> APIRouter:
             return accepted(jobs.submit_score(order.concept, order.dataset, order.base, keyed("score", key)), response)
 
     @router.get("/methods", tags=["runs"])
-    def methods() -> list[str]:
+    def methods(paging: Paged) -> Sequence[str]:
         """Return the methods of learning."""
-        return list(configs())
+        return paging.take(list(configs()), str)
 
     @router.get("/methods/{method}", tags=["runs"])
     def method(method: str) -> dict[str, Any]:
@@ -85,9 +86,9 @@ def routes(jobs: Jobs) -> APIRouter:
 
 def _add_queue(router: APIRouter, jobs: Jobs) -> None:
     @router.get("/queue", tags=["queue"])
-    def queue() -> list[Work]:
+    def queue(paging: Paged) -> list[Work]:
         """Return jobs that are at work, those that wait in their order, and paused ones."""
-        return [work(job) for job in jobs.waiting.list()]
+        return [work(job) for job in paging.take(jobs.waiting.list(), lambda job: job.id)]
 
     @router.post("/queue/{job}/first", tags=["queue"], name="put_first")
     def first(job: str) -> Work:
@@ -146,9 +147,13 @@ def _add_record(router: APIRouter, jobs: Jobs, kind: Kind, found: Found) -> None
     place, tags = PLACE[kind], _tags(kind)
 
     @router.get(f"/{place}", tags=tags, name=f"list_{place}")
-    def everything(state: State | None = None, limit: Many = 100) -> list[Work]:
-        """Return all, the newest first."""
-        return [work(job) for job in jobs.list(kind, (state,) if state else (), limit)]
+    def everything(paging: Paged, state: State | None = None) -> list[Work]:
+        """Return the newest 100, or as many as are asked for, the newest first."""
+        paging.limit = paging.limit or USUAL
+        found, before = jobs.page(kind, (state,) if state else (), paging.limit, paging.before())
+        if before is not None:
+            paging.more([before])
+        return [work(job) for job in found]
 
     @router.get(f"/{place}/{{job}}", tags=tags, name=f"get_{kind}")
     def one(job: str) -> Work:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.events import Note, OnEvent
-from pipelines.incontext import ExamplePair, judges_eye, nearest, open_opaque, pairs_in
+from pipelines.incontext import ExamplePair, open_opaque, pairs_in
 from pipelines.measures.clip import Clip
 from pipelines.measures.judge import Judge
+from pipelines.measures.nearest_examples import judges_eye, nearest
 from pipelines.models import POCKET
 from pipelines.pictures.files import open_picture
 from pipelines.request.request import LARGEST_GRID

@@ -12,14 +12,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipelines.errors import RequestError, Unknown
+from pipelines.errors import RequestError, StudioError, Unknown
 from studio.jobs.store import Job, Ledger, Mark
 
 THROWN = ".thrown"
 """Ending of deleted pictures."""
 
-JOBS = 100_000
-"""Most jobs that are looked through."""
+BATCH = 200
+"""Jobs that are read at once, until enough pictures are found."""
 
 LONGEST = 60
 """Longest name of a board, and of a tag, in letters."""
@@ -50,7 +50,7 @@ class Wanted:
     """A search among pictures; everything that is left out fits.
 
     Attributes:
-        words: text of which all words are in the prompts, boxes, concepts, base or tags.
+        words: text of which all words are in the prompts, boxes, parts, concepts, base or tags.
         concept: id of one that was used.
         base: id of the base.
         since: seconds since 1970.
@@ -88,6 +88,7 @@ def said_in(job: Job) -> str:
     request = job.spec.get("request", {})
     used = [str(use.get("source")) for use in request.get("concepts", ())]
     boxes = [str(box.get("phrase")) for box in request.get("boxes", ())]
+    boxes += [str(one.get("prompt")) for name in ("regions", "also") for one in request.get(name, ())]
     texts = (request.get("prompt", ""), request.get("negative_prompt", ""), job.spec.get("base", ""))
     return " ".join([*map(str, texts), *used, *boxes])
 
@@ -114,7 +115,7 @@ class History:
 
     def _all(self, wanted: Wanted) -> Iterator[Found]:
         marks = self.ledger.marks()
-        for job in self.ledger.list("generation", ("done",), JOBS):
+        for job in self._jobs():
             if not wanted.takes(job):
                 continue
             for number, name in enumerate(job.results):
@@ -123,23 +124,44 @@ class History:
                 if wanted.fits(job, mark) and path.is_file():
                     yield Found(job, number, path, mark)
 
+    def _jobs(self) -> Iterator[Job]:
+        """Return generations that are done, the newest first; no more of them are read than are looked at."""
+        before: int | None = None
+        while True:
+            jobs, before = self.ledger.page("generation", ("done",), BATCH, before)
+            yield from jobs
+            if before is None:
+                return
+
     def one(self, name: Name) -> Found:
         """Return a picture.
 
         Raises:
             Unknown: if it is not there.
         """
+        return replace(self._placed(name), mark=self.ledger.marks().get(name, Mark()))
+
+    def _placed(self, name: Name) -> Found:
+        """Return a picture without what is said of it; raises `Unknown`."""
         job = self.ledger.get(name[0])
         for number, result in enumerate(job.results):
             path = self.folder / result
             if path.name == name[1] and path.is_file() and job.kind == "generation":
-                return Found(job, number, path, self.ledger.marks().get(name, Mark()))
+                return Found(job, number, path, Mark())
         raise Unknown("That picture is no longer there.", "Generate it again, or bring it back.")
 
     def boards(self) -> dict[str, int]:
         """Return name -> number of pictures of each board, by name."""
-        counted = Counter(one.mark.board for one in self._all(Wanted()) if one.mark.board)
-        return dict(sorted(counted.items()))
+        named = [(name, mark.board) for name, mark in self.ledger.marks().items() if mark.board]
+        there = {name for name, _ in named if self._is_there(name)}
+        return dict(sorted(Counter(board for name, board in named if name in there).items()))
+
+    def _is_there(self, name: Name) -> bool:
+        try:
+            self._placed(name)
+        except StudioError:
+            return False
+        return True
 
     def prompts(self, limit: int = 40) -> list[str]:
         """Return different prompts that were asked for, the latest first."""

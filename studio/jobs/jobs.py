@@ -271,6 +271,12 @@ class Jobs:
         """Return jobs, the newest first."""
         return self.ledger.list(kind, states, limit)
 
+    def page(
+        self, kind: Kind | None, states: Sequence[str], limit: int, before: int | None
+    ) -> tuple[list[Job], int | None]:
+        """Return a part of the jobs, the newest first, and the number before which the next are; None for no more."""
+        return self.ledger.page(kind, states, limit, before)
+
     def events(self, job: str, after: int = 0, limit: int = 1000, kinds: Sequence[str] = ()) -> list[Event]:
         """Return events with a number above `after`, in order; raises `Unknown`."""
         return self.ledger.events(job, after, limit, kinds)

@@ -6,7 +6,7 @@ import json
 import logging
 import sqlite3
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from pipelines.errors import StudioError
@@ -116,9 +116,12 @@ class Mark:
     tags: tuple[str, ...] = ()
 
 
+_JOB = tuple(field.name for field in fields(Job))
+
+
 def job_of(row: sqlite3.Row) -> Job:
     """Return the job of a row; raises `Damaged`."""
-    values = dict(row)
+    values = {name: row[name] for name in _JOB}
     try:
         values["spec"], values["results"] = _read(values["spec"], dict), tuple(_read(values["results"], list))
     except ValueError:

@@ -6,6 +6,7 @@ when they were sent, bases by the names the server was started with. Needs no to
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -94,8 +95,10 @@ class Places:
             ConceptError: if there is none.
         """
         # Compared with what is there, never put into a path, so that no name leads anywhere else.
-        for path in self.learned.glob("*.safetensors"):
-            if path.stem == name and path.is_file() and not path.is_symlink():
+        there = os.listdir(self.learned) if self.learned.is_dir() else []
+        for file in there:
+            path = self.learned / file if file == f"{name}.safetensors" else None
+            if path is not None and path.is_file() and not path.is_symlink():
                 return path
         raise ConceptError(f"There is no concept {name!r:.60} in the library.", "GET /api/v1/concepts lists them.")
 

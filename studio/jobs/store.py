@@ -147,17 +147,32 @@ class Ledger:
 
     def list(self, kind: Kind | None = None, states: Sequence[str] = (), limit: int = 100) -> list[Job]:
         """Return jobs, the newest first."""
+        return self.page(kind, states, limit)[0]
+
+    def page(
+        self, kind: Kind | None = None, states: Sequence[str] = (), limit: int = 100, before: int | None = None
+    ) -> tuple[list[Job], int | None]:
+        """Return jobs, the newest first, and the number before which the next of them are; None if these are all.
+
+        Args:
+            kind: of the jobs; None for all.
+            states: of the jobs; all if there are none.
+            limit: most jobs.
+            before: number that an earlier page returned.
+        """
         where, values = ["1"], []
-        if kind is not None:
-            where.append("kind = ?")
-            values.append(kind)
+        for term, given in (("kind = ?", kind), ("number < ?", before)):
+            if given is not None:
+                where.append(term)
+                values.append(given)
         if states:
             where.append(f"state IN ({', '.join('?' * len(states))})")
             values += states
         rows = self._connection.execute(
-            f"SELECT {_JOB} FROM jobs WHERE {' AND '.join(where)} ORDER BY number DESC LIMIT ?", (*values, limit)
-        )
-        return list(jobs_of(rows))
+            f"SELECT {_JOB}, number FROM jobs WHERE {' AND '.join(where)} ORDER BY number DESC LIMIT ?",
+            (*values, limit + 1),
+        ).fetchall()
+        return list(jobs_of(rows[:limit])), int(rows[limit - 1]["number"]) if len(rows) > limit else None
 
     def queue(self) -> list[Job]:
         """Return waiting jobs in their order: the oldest first, but for those that were put elsewhere."""

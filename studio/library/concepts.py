@@ -8,7 +8,6 @@ import logging
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.concepts.card import HASH_KEY, ConceptCard, read_card, read_header, sum_of_numbers
@@ -20,6 +19,7 @@ from pipelines.files import whole_file
 from pipelines.models.families.known import KNOWN as FAMILIES
 from pipelines.request.texts import encodable, readable
 from pipelines.words import ANGLED, composed, near_miss
+from studio.library.index import Entry as Entry
 from studio.library.index import looked_at
 
 FOLDER = Path("outputs/concepts")
@@ -30,27 +30,7 @@ _log = logging.getLogger(__name__)
 NOTE_LIMIT = 1 << 20  # bytes
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A file of the library.
-
-    Attributes:
-        path: of the file.
-        card: its card; None if it cannot be read.
-        problem: why it cannot be read.
-    """
-
-    path: Path
-    card: ConceptCard | None
-    problem: str = ""
-
-    @property
-    def name(self) -> str:
-        """The name in the library."""
-        return readable(self.path.stem)
-
-
-def scan(folder: Path) -> Iterator[Entry]:
+def scan(folder: Path) -> list[Entry]:
     """Return the concepts of a folder by name, damaged ones with their error; only headers of new files are read.
 
     Raises:
@@ -58,8 +38,17 @@ def scan(folder: Path) -> Iterator[Entry]:
     """
     if not folder.is_dir():
         raise ConceptError(f"There is no folder {folder}.", "Train a concept first, or give another --library.")
-    for path, known in looked_at(folder, _read):
-        yield Entry(path, known.card, known.problem)
+    return looked_at(folder, _read)
+
+
+def search(folder: Path, words: str) -> list[Entry]:
+    """Return the concepts of a library that hold all words: in name, word, kind, method, base or figures.
+
+    Raises:
+        ConceptError: if there is no such folder.
+    """
+    asked = words.lower().split()
+    return [entry for entry in scan(folder) if entry.holds(asked)]
 
 
 def _read(path: Path) -> tuple[ConceptCard | None, str]:
@@ -83,7 +72,7 @@ def found(name: str, folder: Path) -> Path:
     for path in (Path(name), folder / f"{name}.safetensors"):
         if path.suffix == ".safetensors" and path.is_file():
             return path
-    entries = list(scan(folder))
+    entries = scan(folder)
     for entry in entries:
         if entry.card is not None and entry.card.token == name:
             return entry.path

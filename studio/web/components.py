@@ -57,13 +57,22 @@ def _texts(*names: str) -> dict[str, Any]:
 def box_editor(**more: Any) -> gr.HTML:
     """Return a canvas of the picture's shape to draw labelled boxes on, with mouse, finger or keys.
 
-    Its value is a list of `{"phrase", "box"}`; the box is left, top, right and bottom in fractions of the picture.
+    Its value is a list of `{"phrase", "box"}`; the box is left, top, right and bottom in fractions of the picture. One
+    with `part` is a region: its words are a prompt of its own, `soft` is its rim, `avoid` its negative prompt, and one
+    that was brushed has in `mask` a `data:` address, white where it is, and in `file` the id of that picture, if any.
     Properties are `choices`, words offered for labels, and `width` and `height`, of which the ratio counts. What
     comes back is checked by `Request`.
     """
     example = {"phrase": "a fox", "box": [0.05, 0.3, 0.45, 0.8]}
-    fields = {"phrase": {"type": "string"}, "box": NUMBERS}
+    fields = {**_texts("phrase", "avoid", "mask", "file"), "box": NUMBERS, "part": {"type": "boolean"}}
+    fields |= {"soft": {"type": "number"}}
     return _own("boxes", "Boxes", fields, example, choices=[], width=1, height=1, **more)
+
+
+def further_prompts(label: str, most: int, **more: Any) -> gr.HTML:
+    """Return rows of prompts with weights, at most so many; its value is a list of `{"prompt", "weight"}`."""
+    fields = {**_texts("prompt", "negative_prompt"), "weight": {"type": "number"}}
+    return _own("further", label, fields, {"prompt": "a house", "weight": 0.5}, title=label, most=most, **more)
 
 
 def base_choice(bases: Collection[str]) -> gr.Dropdown:

@@ -13,8 +13,9 @@ from gradio.components import Component
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from pipelines.request.guidance import MOST_PROMPTS, Prompt
 from pipelines.request.request import Frozen
-from studio.web.components import dial
+from studio.web.components import dial, further_prompts, records
 
 OWN = "automatic"
 """Label of a choice that is left to the base."""
@@ -101,6 +102,8 @@ def component(
         if not sliders:  # an empty gr.Number turns into 0 by itself when its tab is opened
             return gr.Textbox(value="" if default is None else str(default), placeholder=own, max_length=20, **given)
         return dial(**given, **_slider(path.rpartition(".")[2], kinds[0], field, default))
+    if get_args(field.annotation)[:1] == (Prompt,):
+        return further_prompts(label, MOST_PROMPTS, **more)
     if any(get_origin(kind) is tuple for kind in [field.annotation, *kinds]):
         return gr.Textbox(value="\n".join(default or ()), lines=2, placeholder="one on each line", **given)
     return gr.Textbox(value=default or "", **given)
@@ -145,6 +148,10 @@ class Form:
         for path, value in zip(self.paths, values, strict=True):
             if value is None or str(value).strip() == "":
                 continue
+            if isinstance(value, list):  # records; empty rows of them are none
+                value = [one for one in records(value) if str(one.get("prompt", "")).strip()]
+                if not value:
+                    continue
             group, _, name = path.rpartition(".")
             (fields.setdefault(group, {}) if group else fields)[name] = value
         return fields
@@ -155,4 +162,6 @@ class Form:
             value: Any = settings
             for name in path.split("."):
                 value = getattr(value, name)
+            if isinstance(value, tuple) and all(isinstance(one, BaseModel) for one in value):
+                value = [one.model_dump(exclude_defaults=True) | {"weight": one.weight} for one in value]
             yield "" if value is None and self._chosen(path) else value

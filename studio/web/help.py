@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pipelines.request.request import InContext, Inpaint, Request
 from studio.web import forms
-from studio.web.pages import edit, example, generate
+from studio.web.pages import edit, example, offers
 from studio.web.static import text
 
 
@@ -57,8 +57,11 @@ CONTROLS: Mapping[str, Help] = MappingProxyType(
         ),
         "boxes-fold": Help(
             "Boxes",
-            "Draw a box and say what is in it: the thing comes there.",
-            "The prompt should say the same things. On the keyboard: arrows move a box, Shift with arrows changes its "
+            "Draw a box and say what is in it: the thing comes there. “Own prompt” draws what is inside by itself.",
+            "The prompt should say the same things as the boxes. With “Own prompt”, or painted with the brush, a part "
+            "follows its words alone, as if it were a picture of its own; weights of a concept it names act in it "
+            "alone, so that several learned things stand in one picture. The prompt is then that of the rest, and a "
+            "soft rim mixes both. On the keyboard: arrows move a box, Shift with arrows changes its "
             "size, Delete removes it.",
         ),
         "settings-fold": Help(
@@ -155,7 +158,7 @@ TOUR: tuple[tuple[str, str, str], ...] = (
 def controls() -> dict[str, Help]:
     """Return the help of all controls: those above, and those derived from settings."""
     derived: dict[str, tuple[str, str]] = {
-        **forms.helps("generation", Request, generate.LABELS),
+        **forms.helps("generation", Request, offers.LABELS),
         **forms.helps("edit", Inpaint, edit.LABELS),
         **forms.helps("example", InContext, example.LABELS),
     }

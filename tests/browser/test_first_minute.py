@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 
 from pipelines.models.known_words import known_words
 from pipelines.pictures.metadata import read_made
-from tests.browser.test_studio import chosen, newest, wait_for_pictures
+from tests.browser.test_studio import chosen, draw, newest, wait_for_pictures
 from tests.browser.waiting import answered, go, unfold
 
 PROMPT = "#prompt textarea"
@@ -291,3 +291,57 @@ def test_dark_is_chosen_and_kept(visit):
     expect(page.locator("body")).to_have_class(re.compile("dark"))
     page.get_by_role("button", name="Use light colours").click()
     expect(page.locator("body")).not_to_have_class(re.compile(r"\bdark\b"))
+
+
+def test_parts_of_the_picture_and_further_prompts_are_asked_for_and_come_back(visit, studio):
+    _, jobs = studio
+    page = visit(1280)
+    quick(page, "a blue background")
+    draw(page, 0.05, 0.3, 0.45, 0.8, "a fox")
+    page.get_by_label("Own prompt for box 1").click()
+    page.get_by_label("What is not in part 1").fill("a dog")
+    page.get_by_role("button", name="Brush a part").click()
+    page.locator(".stage").hover()
+    frame = page.locator(".stage").bounding_box()
+    page.mouse.move(frame["x"] + 0.6 * frame["width"], frame["y"] + 0.5 * frame["height"])
+    page.mouse.down()
+    page.mouse.move(frame["x"] + 0.9 * frame["width"], frame["y"] + 0.5 * frame["height"], steps=4)
+    page.mouse.up()
+    page.keyboard.type("a cat")
+    page.get_by_role("button", name="Add a prompt").click()
+    page.keyboard.type("a house")
+    page.get_by_label("Weight of further prompt 1").fill("-0.5")
+    expect(page.locator(".stage .box.part")).to_have_count(2)
+
+    def draws():
+        """What is drawn when the button is pressed."""
+        before = page.url
+        page.locator("#go").click()
+        expect(page).not_to_have_url(before)
+        wait_for_pictures(page, 1)
+        return read_made(jobs.results(newest(jobs, "generation").id)[0]).request
+
+    made = draws()
+    fox, cat = made.regions
+    assert (fox.prompt, fox.negative_prompt, made.boxes) == ("a fox", "a dog", ())
+    assert fox.box == pytest.approx((0.05, 0.3, 0.45, 0.8), abs=0.02)
+    with Image.open(jobs.folder / cat.mask) as mask:
+        left, top, right, bottom = (edge / mask.width for edge in mask.getbbox())
+    assert (cat.prompt, cat.soft) == ("a cat", 0.05)
+    assert (left, top, right, bottom) == pytest.approx((0.52, 0.42, 0.98, 0.58), abs=0.03)
+    assert [(one.prompt, one.weight) for one in made.also] == [("a house", -0.5)]
+    page.reload()
+    expect(page.get_by_label("What is in box 2")).to_have_value("a cat")
+    expect(page.get_by_label("What is not in part 1")).to_have_value("a dog")
+    expect(page.locator(".stage .box.brushed .paint")).to_be_visible()
+    answered(page)
+    unfold(page, "settings-fold")
+    expect(page.get_by_label("Further prompt 1", exact=True)).to_have_value("a house")
+    again = draws()
+    assert (again.regions, again.also) == (made.regions, made.also)
+    page.get_by_label("Remove box 2").click()
+    page.get_by_label("Remove further prompt 1").click()
+    chosen(page, GALLERY, 0)
+    page.locator("#generation-use-1").click()  # these settings
+    expect(page.get_by_label("What is in box 2")).to_have_value("a cat")
+    expect(page.get_by_label("Weight of further prompt 1")).to_have_value("-0.5")

@@ -7,6 +7,7 @@ import zipfile
 
 from playwright.sync_api import expect
 
+from benchmarks.scale import library
 from tests.browser.test_first_minute import PROMPT, quick
 from tests.browser.test_studio import newest, wait_for_pictures
 from tests.browser.waiting import answered, choose, go, unfold
@@ -171,3 +172,27 @@ def test_styles_earlier_prompts_and_words_by_lot(visit, studio):
     choose(page, "Style added to the prompt", "teal")
     page.locator("#delete-style").click()
     expect(page.get_by_label("Style added to the prompt")).to_have_value("none")
+
+
+def test_a_large_library_is_shown_in_parts_and_found_by_words(visit, studio):
+    _, jobs = studio
+    library(jobs.learned, 70)
+    page = visit()
+    chips, cards = page.locator("#chips .chip"), page.locator("#cards .card")
+    expect(chips).to_have_count(24)
+    expect(chips.first.locator("img")).to_have_js_property("naturalWidth", 64)
+    page.locator("#chips .seek").fill("<c00066>")
+    expect(chips).to_have_count(1)
+    chips.first.get_by_role("button").click()
+    expect(page.locator(PROMPT)).to_have_value("a <c00066>")
+    page.locator("#chips .seek").fill("")
+    expect(chips).to_have_count(25)  # the one that is on stays
+    expect(chips.last).to_contain_text("<c00066>")
+    go(page, "Concepts")
+    expect(cards).to_have_count(60)
+    page.get_by_role("button", name="Show more of 10").click()
+    expect(cards).to_have_count(70)
+    expect(page.locator("#more-concepts")).to_be_hidden()
+    page.locator("#search").get_by_role("textbox").fill("c00069 subject")
+    expect(cards).to_have_count(1)
+    expect(cards.first.locator("img")).to_have_js_property("naturalWidth", 64)

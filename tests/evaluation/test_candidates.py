@@ -148,7 +148,7 @@ def test_the_word_itself_scores_as_the_word(judge):
     generator = torch.Generator().manual_seed(0)
     moved = replace(own, rows=tuple(20 * torch.randn(rows.shape, generator=generator) for rows in own.rows))
     examples = [replace(one, captions=("a <x> on grass",)) for one in tiny.examples()]
-    examples[0] = replace(examples[0], picture=examples[0].picture.resize((30, 17)))
+    examples[0] = replace(examples[0], source=examples[0].picture.resize((30, 17)))
     choice = choose(base, {5: own, 10: moved}, examples, JudgeScorer(judge, False), on_event=events.append)
     same, other = choice.rows
     assert same.figures == pytest.approx(choice.baseline.figures, abs=1e-4)

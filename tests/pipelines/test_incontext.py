@@ -13,6 +13,7 @@ from pipelines.condition import Branch, Step
 from pipelines.conditions.grid import Agreement, Canvases, laid
 from pipelines.errors import DataError, ModelError, RequestError
 from pipelines.generation import generate
+from pipelines.measures.nearest_examples import nearest
 from pipelines.models.components import CONCAT
 from pipelines.models.schedulers import build
 from pipelines.pictures.grids import Grid
@@ -311,7 +312,7 @@ def test_the_nearest_example_is_that_whose_picture_before_is_most_alike(tmp_path
     def embed(pictures):
         return torch.stack([to_tensor(picture).mean((1, 2)) + 1 for picture in pictures])
 
-    chosen = incontext.nearest(Image.new("RGB", (9, 9), (200, 90, 20)), pairs, embed, 2)
+    chosen = nearest(Image.new("RGB", (9, 9), (200, 90, 20)), pairs, embed, 2)
     assert [pair.before.split("/")[-1] for pair in chosen] == ["green.png", "red.png"]
 
 

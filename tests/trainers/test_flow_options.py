@@ -53,10 +53,10 @@ def test_a_stopped_run_goes_on_bit_for_bit_and_keeps_its_candidates(base, tmp_pa
 def test_masks_say_what_is_learned_and_captions_are_read(base):
     white, left = (Image.new("L", (16, 16), 255) for _ in range(2))
     left.paste(0, (8, 0, 16, 16))
-    example = replace(tiny.examples(1)[0], picture=tiny.examples(1)[0].picture.resize((16, 16)))
+    example = replace(tiny.examples(1)[0], source=tiny.examples(1)[0].picture.resize((16, 16)))
     found = []
     for mask, captions in ((None, ()), (white, ()), (left, ()), (None, ("a {} on a hat",))):
-        one = replace(example, mask=mask, captions=captions)
+        one = replace(example, mask_source=mask, captions=captions)
         found.append(train(base, run(steps=2, background=0.0, flip=0.0), [one]))
     plain, everywhere, half, captioned = found
     pairs = zip(plain.tensors().values(), everywhere.tensors().values(), strict=True)

@@ -24,7 +24,7 @@ def mirrored(example: Example) -> Example:
     """Return a picture and its boxes mirrored left to right."""
     boxes = [one.model_copy(update={"box": (1 - one.box[2], one.box[1], 1 - one.box[0], one.box[3])})
              for one in example.boxes]  # fmt: skip
-    return replace(example, picture=ImageOps.mirror(example.picture), mask=None, boxes=tuple(boxes))
+    return replace(example, source=ImageOps.mirror(example.picture), mask_source=None, boxes=tuple(boxes))
 
 
 def caption_of(example: Example) -> str:

@@ -85,7 +85,7 @@ def require_pairs(examples: Sequence[Example]) -> dict[str, list[Example]]:
     Raises:
         DataError: if one has fewer pairs than a visual prompt needs, or a picture has none after the change.
     """
-    if alone := [one.name for one in examples if one.after is None]:
+    if alone := [one.name for one in examples if one.after_source is None]:
         raise DataError(f"{alone[0]} has no picture after the change.", "Every pair needs both pictures.")
     tasks: dict[str, list[Example]] = {}
     for one in examples:

@@ -9,12 +9,14 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from pipelines.errors import DataError
 from pipelines.models.components import Components, Posterior
 from trainers.data.folders import Example, read_examples
-from trainers.data.latents import Encoder, Shape, cut_off, fitted, fitted_mask, nearest, shapes
+from trainers.data.latents import AT_ONCE, Encoder, Shape, cut_off, fitted, fitted_mask, nearest, shapes
+from trainers.data.stored import Source, digest_of
 from trainers.distributed import WHOLE, Part
 
 __all__ = ["Batch", "Example", "LatentSet", "digest", "read_examples", "prompt_templates", "usable"]
@@ -28,19 +30,24 @@ def digest(examples: Sequence[Example]) -> str:
     """Return 16 hex digits that identify training data: pixels, words, masks, boxes and repeats, not file names."""
     hashed = hashlib.sha256()
     for example in examples:
-        hashed.update(f"{example.picture.size}{chr(0).join(example.captions) or None}".encode())
-        hashed.update(example.picture.tobytes())
+        hashed.update(f"{example.size}{chr(0).join(example.captions) or None}".encode())
+        hashed.update(_pixels(example.source))
         if example.repeats != 1:
             hashed.update(f"repeats {example.repeats}".encode())
         if example.word is not None:
             hashed.update(f"word {example.word}".encode())
-        if example.mask is not None:
-            hashed.update(b"mask" + example.mask.tobytes())
-        if example.after is not None:
-            hashed.update(b"after" + example.after.tobytes())
+        if example.mask_source is not None:
+            hashed.update(b"mask" + _pixels(example.mask_source))
+        if example.after_source is not None:
+            hashed.update(b"after" + _pixels(example.after_source))
         for box in example.boxes:
             hashed.update(b"box" + box.model_dump_json().encode())
     return hashed.hexdigest()[:16]
+
+
+def _pixels(source: Source) -> bytes:
+    """Return a hash of pixels, also for those in memory: a picture counts as the same wherever it lies."""
+    return digest_of(source) if isinstance(source, Image.Image) else source.digest
 
 
 def prompt_templates(name: str) -> tuple[str, ...]:
@@ -170,11 +177,11 @@ class LatentSet:
         among = shapes(resolution, components.multiple) if buckets else [(resolution, resolution)]
         members: dict[Shape, list[int]] = {}
         for index, example in enumerate(self.examples):
-            members.setdefault(nearest(example.picture.size, among), []).append(index)
+            members.setdefault(nearest(example.size, among), []).append(index)
         encoder, crop = Encoder(components, cache), buckets or center_crop
         self.frames = torch.zeros(len(examples), 4, dtype=torch.long)
         for shape, index in ((shape, index) for shape, own in members.items() for index in own):
-            size = self.examples[index].picture.size
+            size = self.examples[index].size
             self.frames[index] = torch.tensor([size[1], size[0], *cut_off(size, shape, crop)])
         self.buckets = [self._bucket(encoder, members[shape], shape, crop) for shape in sorted(members)]
         self._occurrences = [
@@ -182,16 +189,27 @@ class LatentSet:
         ]
 
     def _bucket(self, encoder: Encoder, members: list[int], shape: Shape, crop: bool) -> _Bucket:
-        pictures = [fitted(self.examples[i].picture, shape, crop) for i in members]
-        ways = [encoder(pictures, mirrored) for mirrored in ((False, True) if self.flip > 0 else (False,))]
+        ways = self._encoded(encoder, members, shape, crop)
         posterior = Posterior(torch.stack([way.mean for way in ways]), torch.stack([way.std for way in ways]))
         places = {member: place for place, member in enumerate(members)}
-        if all(example.mask is None for example in self.examples):
+        if all(example.mask_source is None for example in self.examples):
             return _Bucket(tuple(members), places, posterior, None)
         height, width = posterior.mean.shape[-2:]
         masks = torch.stack([fitted_mask(self.examples[i].mask, (width, height), crop) for i in members])
         both = torch.stack([masks, masks.flip(-1)][: len(ways)]).to(posterior.mean.device)
         return _Bucket(tuple(members), places, posterior, both)
+
+    def _encoded(self, encoder: Encoder, members: list[int], shape: Shape, crop: bool) -> list[Posterior]:
+        """Return the posteriors as they are, and mirrored if some will be; few pictures are in memory at a time."""
+        ways = (False, True) if self.flip > 0 else (False,)
+        parts: list[list[Posterior]] = [[] for _ in ways]
+        for start in range(0, len(members), AT_ONCE):
+            pictures = [fitted(self.examples[i].picture, shape, crop) for i in members[start : start + AT_ONCE]]
+            for part, mirrored in zip(parts, ways, strict=True):
+                part.append(encoder(pictures, mirrored))
+        return [
+            Posterior(torch.cat([one.mean for one in part]), torch.cat([one.std for one in part])) for part in parts
+        ]
 
     def unused_captions(self, token: str) -> list[str]:
         """Return, for each caption without a place for the token, which is not used, the name of its picture."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pipelines.pictures.files import open_picture
 from pipelines.request.request import Request
 from trainers.data.batches import Example
 from trainers.data.sound_pictures import sound_examples
+from trainers.data.stored import Stored
 from trainers.settings import PriorConfig
 
 RECORD = "class.json"
@@ -67,9 +69,13 @@ def class_examples(
         temporary.write_text(json.dumps(made_with, indent=1), encoding="utf-8")
     _generate(components, prompts, config.num_class_images, place, on_event, should_stop)
     return [
-        Example(f"{i}.png", open_picture(place / f"{i}.png"), (_prompt_of(i, prompts),))
+        Example(f"{i}.png", _stored(place / f"{i}.png"), (_prompt_of(i, prompts),))
         for i in range(config.num_class_images)
     ]
+
+
+def _stored(path: Path) -> Stored:
+    return Stored.of(path, open_picture(path), open_picture)
 
 
 def _given(folder: Path, made_with: dict[str, Any], prompts: list[str], on_event: OnEvent) -> list[Example]:
@@ -86,7 +92,7 @@ def _given(folder: Path, made_with: dict[str, Any], prompts: list[str], on_event
                 "Leave --class-images out to have them made anew, or give pictures of your own.",
             )
     return [
-        example if example.captions else Example(example.name, example.picture, (prompts[0],))
+        example if example.captions else replace(example, captions=(prompts[0],))
         for example in sound_examples(folder, on_event)
     ]
 

@@ -8,7 +8,8 @@ Pictures whose rims are alike come together, so that the seam is seldom seen.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from PIL import Image
 
 from trainers.data.folders import Example
 from trainers.data.latents import fitted
+from trainers.data.stored import Composed
 from trainers.settings import SubjectConfig
 
 FEWEST, MOST = 48, 240
@@ -95,9 +97,7 @@ def _composed(
 ) -> Example:
     """Return two pictures in one; the first stands left or on top."""
     direction = tuple(ORDERS)[_below(2, generator)]
-    halves: list[np.ndarray] = []
-    masks: list[np.ndarray] = []
-    masked = any(example.mask is not None for example in pair)
+    halves: list[_Half] = []
     for place, example in enumerate(pair):
         share = SIDE[0] + (SIDE[1] - SIDE[0]) * float(torch.rand((), generator=generator))
         inner = max(1, min(side // 2, round(share * side)))
@@ -105,13 +105,8 @@ def _composed(
         shape = (side, half) if direction == "across" else (half, side)
         room = [extent - inner for extent in shape]
         offsets = [_below(extent + 1, generator) for extent in room]
-        around = [(offset, extent - offset) for offset, extent in zip(offsets, room, strict=True)]
-        small = np.asarray(fitted(example.picture, (inner, inner), crop))
-        halves.append(np.pad(small, [*around, (0, 0)], mode="edge"))
-        if masked:
-            white = Image.new("L", example.picture.size, 255)
-            mask = np.asarray(fitted(example.mask or white, (inner, inner), crop))
-            masks.append(np.pad(mask, around, mode="constant" if example.mask else "edge"))
+        around = tuple((offset, extent - offset) for offset, extent in zip(offsets, room, strict=True))
+        halves.append(_Half(example, inner, around))
     axis = 1 if direction == "across" else 0
     (first, second), (said, conversely) = pair, ORDERS[direction]
     captions = [
@@ -119,6 +114,39 @@ def _composed(
         for wording in templates
         for a, relation, b in ((first.word, said, second.word), (second.word, conversely, first.word))
     ]
-    whole = Image.fromarray(np.concatenate(halves, axis))
-    mask = Image.fromarray(np.concatenate(masks, axis)) if masked else None
+    masked = any(example.mask_source is not None for example in pair)
+    whole = Composed((side, side), partial(_joined, tuple(halves), axis, crop))
+    mask = Composed((side, side), partial(_joined_masks, tuple(halves), axis, crop)) if masked else None
     return Example(name, whole, tuple(captions), mask, word=first.word)
+
+
+@dataclass(frozen=True)
+class _Half:
+    """A picture in a half of a composed one.
+
+    Attributes:
+        example: the picture.
+        inner: its side there in pixels.
+        around: pixels above and below, left and right of it.
+    """
+
+    example: Example
+    inner: int
+    around: tuple[tuple[int, int], ...]
+
+
+def _joined(halves: Sequence[_Half], axis: int, crop: bool) -> Image.Image:
+    """Return both pictures in one, the surroundings of each as its rim."""
+    small = [np.asarray(fitted(one.example.picture, (one.inner, one.inner), crop)) for one in halves]
+    padded = [np.pad(pixels, [*one.around, (0, 0)], mode="edge") for one, pixels in zip(halves, small, strict=True)]
+    return Image.fromarray(np.concatenate(padded, axis))
+
+
+def _joined_masks(halves: Sequence[_Half], axis: int, crop: bool) -> Image.Image:
+    """Return both masks in one; a picture without one counts with its surroundings."""
+    masks: list[np.ndarray] = []
+    for one in halves:
+        own = one.example.mask
+        mask = np.asarray(fitted(own or Image.new("L", one.example.size, 255), (one.inner, one.inner), crop))
+        masks.append(np.pad(mask, one.around, mode="constant" if own else "edge"))
+    return Image.fromarray(np.concatenate(masks, axis))

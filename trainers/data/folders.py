@@ -44,6 +44,7 @@ from trainers.data.mask_files import (
     read_mask,
 )
 from trainers.data.named_pairs import Pair, pair_captions
+from trainers.data.stored import Source, Stored, opened
 
 PLAIN = "plain folder"
 REPEATED = re.compile(r"([0-9]{1,5})_(.+)")
@@ -54,44 +55,67 @@ OTHERS = (".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".tga", ".ico", ".dn
 class Example:
     """One training picture.
 
+    Pixels stay on disk: `picture` and `mask` read them whenever they are asked for, so that thousands of photos take no
+    memory. Pictures made in memory stay there.
+
     Attributes:
         name: path inside the folder it came from.
-        picture: upright RGB.
+        source: of its pixels.
         captions: its own captions, one of which is drawn each time; none for templates.
-        mask: grey, of the picture's size, white where the thing is; None for everywhere.
+        mask_source: of its mask; None for none.
         repeats: times per epoch.
         word: word for its thing in captions and templates; None for that of the run.
         boxes: the things in it, for trainings of boxes.
-        after: upright RGB, what a change made of it, of the same size; for trainings of changes.
+        after_source: of what a change made of it, of the same size; for trainings of changes.
 
     Raises:
         DataError: if the mask or the picture after is of another size, or it is to come less than once.
     """
 
     name: str
-    picture: Image.Image
+    source: Source
     captions: tuple[str, ...] = ()
-    mask: Image.Image | None = None
+    mask_source: Source | None = None
     repeats: int = 1
     word: str | None = None
     boxes: tuple[Box, ...] = ()
-    after: Image.Image | None = None
+    after_source: Source | None = None
 
     def __post_init__(self) -> None:
         if self.repeats < 1:
             raise DataError(f"{self.name} is to be repeated {self.repeats} times.", "Give 1 or more.")
         own, other = (
-            f"{one.size[0]} x {one.size[1]}" for one in (self.picture, self.after or self.mask or self.picture)
+            f"{one[0]} x {one[1]}" for one in (self.size, (self.after_source or self.mask_source or self).size)
         )
-        if self.after is not None and other != own:
+        if self.after_source is not None and other != own:
             raise DataError(
                 f"The pair {self.name} has {own} pixels before and {other} after.", "Save both in one size."
             )
-        if self.mask is not None and self.mask.size != self.picture.size:
+        if self.mask_source is not None and self.mask_source.size != self.size:
             raise DataError(
                 f"The mask of {self.name} has {other} pixels, the picture {own}.",
                 "Save the mask in the size of its picture.",
             )
+
+    @property
+    def picture(self) -> Image.Image:
+        """Upright RGB, read anew; raises `DataError` if it cannot be any more."""
+        return opened(self.source)
+
+    @property
+    def mask(self) -> Image.Image | None:
+        """Grey, of the picture's size, white where the thing is, read anew; None for everywhere."""
+        return None if self.mask_source is None else opened(self.mask_source)
+
+    @property
+    def after(self) -> Image.Image | None:
+        """Upright RGB, what a change made of it, read anew; None for trainings of other things."""
+        return None if self.after_source is None else opened(self.after_source)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.source.size
 
 
 @dataclass(frozen=True)
@@ -214,9 +238,10 @@ def read_folder(folder: Path, deep: bool = False) -> Reading:
     for one in listed.found:
         try:
             stored = decoded(one.path, one.path.name)
-            mask = read_mask(one.mask) if one.mask else None
-            example = Example(one.name, laid_on(stored, "white"), one.captions, mask, one.repeats)
-            if doubt := listed.doubt(one, example.picture, open_picture):
+            picture = laid_on(stored, "white")
+            mask = Stored.of(one.mask, read_mask(one.mask), read_mask) if one.mask else None
+            example = Example(one.name, Stored.of(one.path, picture, open_picture), one.captions, mask, one.repeats)
+            if doubt := listed.doubt(one, picture, open_picture):
                 raise DataError(doubt)
         except DataError as error:
             doubtful[one.name] = str(error)

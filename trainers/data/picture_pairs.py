@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from PIL import Image
+
 from pipelines.errors import DataError
 from pipelines.pictures.files import decoded, laid_on
 from pipelines.pictures.pairs import SIDES, halves, holds_pairs
 from trainers.data.folders import Example, Reading
+from trainers.data.stored import Stored
 
 
 def task_of(example: Example) -> str:
@@ -64,10 +67,17 @@ def _pairs(folder: Path, prefix: str) -> Reading:
             continue
         try:
             stored = [decoded(path, path.name) for path in (before[name], after[name])]
-            first, second = (laid_on(one, "white") for one in stored)
-            examples.append(Example(prefix + name, first, after=second))
+            first, second = (
+                Stored.of(path, laid_on(one, "white"), _on_white)
+                for path, one in zip((before[name], after[name]), stored, strict=True)
+            )
+            examples.append(Example(prefix + name, first, after_source=second))
         except DataError as error:
             doubtful[prefix + name] = str(error)
         else:
             transparent += [prefix + name] if any(one.mode == "RGBA" for one in stored) else []
     return Reading(tuple(examples), doubtful=doubtful, transparent=tuple(transparent))
+
+
+def _on_white(path: Path) -> Image.Image:
+    return laid_on(decoded(path, path.name), "white")

@@ -17,13 +17,11 @@ from pipelines.models.components import Components
 from trainers.data.batches import usable
 from trainers.data.folders import Example, Reading
 from trainers.data.latents import Shape, nearest, shapes
+from trainers.data.stored import look_of
 from trainers.settings import DataConfig, TrainConfig
 
 ALIKE = 4
 """Bits of 64 in which the hashes of two pictures may differ that count as the same."""
-
-FLAT = 3
-"""Difference of brightness, of 255, that is none."""
 
 SAME_COLOUR = 12.0
 """Mean difference of colour, of 255, up to which two pictures may be the same."""
@@ -178,7 +176,7 @@ def examine(
     """
     reading = reading if isinstance(reading, Reading) else Reading(tuple(reading), {}, "given pictures")
     examples = reading.examples
-    sizes = sorted((e.picture.size for e in examples), key=lambda size: (size[0] * size[1], size))
+    sizes = sorted((e.size for e in examples), key=lambda size: (size[0] * size[1], size))
     resolution = data.resolution or (components and components.defaults.size)
     each = config.steps * config.batch * config.accumulate / sum(e.repeats for e in examples)
     repeats = [e.repeats for e in examples]
@@ -194,13 +192,13 @@ def examine(
         largest=sizes[-1],
         passes=(each * min(repeats), each * max(repeats)),
         captioned=sum(bool(e.captions) for e in examples),
-        masked=sum(e.mask is not None for e in examples),
+        masked=sum(e.mask_source is not None for e in examples),
         boxes=sum(len(e.boxes) for e in examples),
         resolution=resolution,
         batch=config.batch,
         buckets=buckets,
         duplicates=duplicates(examples),
-        small=tuple(e.name for e in examples if resolution and _is_small(e.picture.size, resolution, data.buckets)),
+        small=tuple(e.name for e in examples if resolution and _is_small(e.size, resolution, data.buckets)),
         unused=tuple(name for name, caption, word in captions if not usable(caption, word)),
         long=tuple(name for name, caption, word in spoken if components and _is_long(caption, word, components)),
         sided=tuple(sided) if data.flip > 0 else (),
@@ -218,24 +216,15 @@ def examine(
 # -- pictures ---------------------------------------------------------------------------------------------------
 
 
-def difference_hash(picture: Image.Image) -> int:
-    """Return 64 bits, one for each place of an 8 x 8 grid, set if it gets darker to the right (dHash).
-
-    By more than `FLAT`, that is, for else the noise of compression would decide in flat places.
-    """
-    small = np.asarray(picture.convert("L").resize((9, 8), Image.Resampling.BILINEAR), dtype=np.int16)
-    return int.from_bytes(np.packbits(small[:, :-1] > small[:, 1:] + FLAT).tobytes(), "big")
-
-
 def duplicates(examples: Sequence[Example]) -> tuple[tuple[str, ...], ...]:
     """Return groups of names of similar pictures: their hashes differ in at most `ALIKE` bits, and colours agree.
 
     The colours because a flat picture has no edges to hash, and because the same thing on another background is
     another picture.
     """
-    hashes = np.array([difference_hash(e.picture) for e in examples], dtype=np.uint64)
-    tiles = [e.picture.convert("RGB").resize((4, 4), Image.Resampling.BOX) for e in examples]
-    colours = np.array([np.asarray(tile, dtype=np.float32).ravel() for tile in tiles])
+    looks = [look_of(e.source) if isinstance(e.source, Image.Image) else e.source.look for e in examples]
+    hashes = np.array([look.bits for look in looks], dtype=np.uint64)
+    colours = np.array([np.frombuffer(look.colours, np.uint8) for look in looks], dtype=np.float32)
     groups: dict[int, list[str]] = {}
     first: dict[int, int] = {}
     seen = _Similar()
@@ -295,7 +284,7 @@ def _buckets(examples: Sequence[Example], resolution: int, components: Component
     among = shapes(resolution, components.multiple)
     found: dict[Shape, int] = {}
     for example in examples:
-        shape = nearest(example.picture.size, among)
+        shape = nearest(example.size, among)
         found[shape] = found.get(shape, 0) + example.repeats
     return dict(sorted(found.items()))
 

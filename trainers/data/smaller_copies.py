@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 from PIL import Image
 
 from trainers.data.folders import Example
+from trainers.data.stored import Composed
 
 SMALLEST = 0.4
 """Smallest side of a copy, as a share of the picture's."""
@@ -33,27 +35,44 @@ def with_smaller_copies(examples: Sequence[Example], count: int, generator: torc
     listed: list[Example] = []
     for example in examples:
         listed.append(example)
+        if not count:
+            continue
+        counts = example.mask_source is not None or not _plain(example.picture)
         for _ in range(count):
             size, across, down = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
-            listed.append(_smaller(example, SMALLEST**size, across, down))
+            place = (SMALLEST**size, across, down)
+            copy = Composed(example.size, partial(_smaller, example, place))
+            mask = Composed(example.size, partial(_smaller_mask, example, place)) if counts else None
+            listed.append(replace(example, source=copy, mask_source=mask))
     return listed
 
 
-def _smaller(example: Example, scale: float, across: float, down: float) -> Example:
-    """Return a copy scaled by `scale`, at a place given as shares of the free room."""
-    picture = example.picture
-    width, height = (max(1, round(side * scale)) for side in picture.size)
-    left, top = round(across * (picture.width - width)), round(down * (picture.height - height))
-    room = ((top, picture.height - height - top), (left, picture.width - width - left))
-    small = np.asarray(picture.resize((width, height), Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST))
-    copy = Image.fromarray(np.pad(small, (*room, (0, 0)), mode="edge"))
-    mask = example.mask
-    if mask is None and not _plain(picture):
-        mask = Image.new("L", picture.size, 255)
-    if mask is not None:
-        inside = np.asarray(mask.convert("L").resize((width, height), Image.Resampling.BOX))
-        mask = Image.fromarray(np.pad(inside, room))
-    return replace(example, picture=copy, mask=mask)
+Place = tuple[float, float, float]
+"""Scale of a copy, and its place as shares of the free room."""
+
+
+def _smaller(example: Example, place: Place) -> Image.Image:
+    """Return a copy of the picture, its surroundings as its rim."""
+    size, room = _room(example, place)
+    way = Image.Resampling.BOX if place[0] < 1 else Image.Resampling.NEAREST
+    small = np.asarray(example.picture.resize(size, way))
+    return Image.fromarray(np.pad(small, (*room, (0, 0)), mode="edge"))
+
+
+def _smaller_mask(example: Example, place: Place) -> Image.Image:
+    """Return the mask of a copy, black around it."""
+    size, room = _room(example, place)
+    mask = example.mask or Image.new("L", example.size, 255)
+    inside = np.asarray(mask.convert("L").resize(size, Image.Resampling.BOX))
+    return Image.fromarray(np.pad(inside, room))
+
+
+def _room(example: Example, place: Place) -> tuple[tuple[int, int], tuple[tuple[int, int], tuple[int, int]]]:
+    """Return the size of a copy, and the pixels above, below, left and right of it."""
+    (wide, high), (scale, across, down) = example.size, place
+    width, height = max(1, round(wide * scale)), max(1, round(high * scale))
+    left, top = round(across * (wide - width)), round(down * (high - height))
+    return (width, height), ((top, high - height - top), (left, wide - width - left))
 
 
 def _plain(picture: Image.Image) -> bool:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 
 from evaluation import boxes as scoring
-from evaluation import regions
+from evaluation import overlapping_boxes, regions
 from pipelines.errors import ConfigError
 from pipelines.measures.judge import Judge
 from pipelines.models import POCKET
@@ -21,15 +21,18 @@ from trainers.stickers.world import HELD_OUT
 def score_boxes(
     asked: Benchmarks, only: tuple[str, ...], base: str, form: str, machine: Machine, say: Callable[[str], None]
 ) -> None:
-    """Draw seeded layouts with and without boxes and score them; says each way as it comes.
+    """Draw seeded layouts with and without boxes, then boxes that overlap, and score them; says each way as it comes.
 
     Raises:
         ConfigError: for another base than pocket, or a sticker that is none of the held-out ones.
     """
     components, judge = _opened(only, base, machine)
     tell = say if form == "table" else None
-    layouts, ways = scoring.score_boxes(components, judge, asked.pictures or scoring.LAYOUTS, say=tell)
+    count = asked.pictures or scoring.LAYOUTS
+    layouts, ways = scoring.score_boxes(components, judge, count, say=tell)
     rows = {way: dict(one.figures) for way, one in ways.items()}
+    heard = (lambda way, row: tell(scoring.box_row(way, row))) if tell is not None else None
+    rows |= overlapping_boxes.score_overlaps(components, count, say=heard)
     if asked.sheet is not None:
         path = scoring.box_sheet(layouts, ways).save(asked.sheet)
         if tell is not None:

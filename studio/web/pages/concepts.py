@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +17,36 @@ from studio.library import concepts
 from studio.web.components import concept_cards, told_by
 from studio.web.models.commands import concept_command
 from studio.web.models.importing import Importing
-from studio.web.panels.chips import offer_button, offered
+from studio.web.panels.chips import address, offer_button, offered
 from studio.web.panels.following import shown, told
-from studio.web.panels.watching import facts, picture_uri
+from studio.web.panels.watching import facts
 
 DIALECTS = {"A1111, ComfyUI, kohya": "a1111", "ComfyUI by itself": "comfyui", "diffusers": "diffusers", "PEFT": "peft"}
 EMPTY = "Nothing is here yet. Teach something, or import a file of another program."
 
 
-def cards_of(jobs: Jobs, search: str = "") -> list[dict[str, Any]]:
-    """Return the library as values of `concept_cards`; those that hold all words of `search`."""
-    cards = []
-    for entry in concepts.scan(jobs.learned):
-        name, card = entry.name, entry.card
-        if card is None:
-            one = {"id": name, "token": name, "kind": "damaged", "base": "", "picture": "", "words": entry.problem}
-        else:
-            figures = [f"{key.replace('_', ' ')} {value:.2f}" for key, value in card.scores.items() if "_" not in key]
-            one = {
-                "id": name,
-                "token": card.token,
-                "kind": f"{card.kind}, {card.method}",
-                "base": f"for {FAMILY_NAMES.get(card.family, 'an unknown base')}",
-                "picture": picture_uri(entry.path.with_suffix(".preview.png"), 96),
-                "words": ", ".join(figures),
-            }
-        if all(word in " ".join(map(str, one.values())).lower() for word in search.lower().split()):
-            cards.append(one)
-    return cards
+SHOWN = 60
+"""Concepts that are shown at first, and more at each press."""
+
+
+def cards_of(jobs: Jobs, search: str = "", most: int = SHOWN) -> list[dict[str, Any]]:
+    """Return the first of the library, that hold all words of `search`, as values of `concept_cards`."""
+    return [_card(entry) for entry in concepts.search(jobs.learned, search)[:most]]
+
+
+def _card(entry: concepts.Entry) -> dict[str, Any]:
+    name, card = entry.name, entry.card
+    if card is None:
+        return {"id": name, "token": name, "kind": "damaged", "base": "", "picture": "", "words": entry.problem}
+    figures = [f"{key.replace('_', ' ')} {value:.2f}" for key, value in card.scores.items() if "_" not in key]
+    return {
+        "id": name,
+        "token": card.token,
+        "kind": f"{card.kind}, {card.method}",
+        "base": f"for {FAMILY_NAMES.get(card.family, 'an unknown base')}",
+        "picture": address(entry.path),
+        "words": ", ".join(figures),
+    }
 
 
 def told_of(path: Path) -> str:
@@ -77,6 +80,7 @@ class LibraryPage:
                 self.offer = offer_button(self.jobs)
                 self.undo = gr.Button("Undo", visible="hidden", size="sm", elem_id="undo")
                 self.cards = concept_cards(EMPTY, elem_id="cards")
+                self.more = gr.Button("Show more", size="sm", visible="hidden", elem_id="more-concepts")
                 self.importing = Importing(self.jobs, "Import a file of another program", "import")
             with gr.Column(scale=4, min_width=300):
                 self._actions()
@@ -100,7 +104,9 @@ class LibraryPage:
     def _wire(self) -> None:
         picked = [self.chosen, self.one, self.facts, self.word, self.exported, self.dialect]
         self.search.change(self.refresh, self.search, self.cards, api_visibility="private")
-        self.cards.change(lambda: shown(offered(self.jobs)), None, self.offer, api_visibility="private")
+        around = [self.offer, self.more]
+        self.cards.change(self.around, [self.search, self.cards], around, api_visibility="private")
+        self.more.click(self.further, [self.search, self.cards], self.cards, api_visibility="private")
         self.cards.pick(self.pick, None, picked, api_visibility="private")
         changed = [self.cards, self.chosen, self.one]
         for button, busy, act, inputs, outputs, name in (
@@ -139,8 +145,18 @@ class LibraryPage:
         self.importing.taken.then(self.refresh, self.search, self.cards, api_visibility="private")
 
     def refresh(self, search: str) -> list[dict[str, Any]]:
-        """Return the cards as they are now."""
+        """Return the first cards as they are now."""
         return cards_of(self.jobs, search)
+
+    def further(self, search: str, cards: Sequence[Any]) -> list[dict[str, Any]]:
+        """Return more cards than are shown."""
+        return cards_of(self.jobs, search, len(cards) + SHOWN)
+
+    def around(self, search: str, cards: Sequence[Any]) -> tuple[Any, Any]:
+        """Return whether the example is on offer, and the button for more cards with how many there are."""
+        hidden = len(concepts.search(self.jobs.learned, search)) - len(cards)
+        more = gr.update(visible=True if hidden > 0 else "hidden", value=f"Show more of {hidden:,}")
+        return shown(offered(self.jobs)), more
 
     def pick(self, picked: gr.EventData) -> tuple[Any, ...]:
         """Show the card that was clicked."""

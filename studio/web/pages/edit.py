@@ -15,7 +15,7 @@ from studio.jobs.jobs import Jobs
 from studio.web.components import concept_chips, fold, mask_painter, plan
 from studio.web.forms import Form
 from studio.web.panels.answer import Answer
-from studio.web.panels.chips import INSERT, chips_of, concepts_used
+from studio.web.panels.chips import INSERT, chips_of, concepts_used, switched_on, wire_search
 from studio.web.panels.comparing import picture_of
 from studio.web.panels.following import told
 from studio.web.panels.painted import SHOWN, decoded, fitted, png
@@ -70,6 +70,7 @@ class EditPage:
         self.answer.wire(self.submit, asked)
         self.answer.asking.success(self.drawn, [self.answer.job, self.plan], self.plan, api_visibility="private")
         self.chips.input(None, [self.chips, self.prompt], self.prompt, js=INSERT)
+        wire_search(self.jobs, self.base, self.chips)
         self.file.upload(self.take_file, self.file, [self.painter, self.file], api_visibility="private")
         self.example.click(self.take_example, None, [self.painter, self.prompt], api_visibility="private")
         self.answer.used(0, self.take_result, [self.answer.job, self.answer.chosen], [self.painter])
@@ -129,7 +130,7 @@ class EditPage:
 
     def refresh(self, base: str, chips: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the chips as the library is now, those switched on as they were."""
-        on = {str(chip.get("id")): float(chip.get("strength", 1.0)) for chip in chips or () if chip.get("on")}
+        on = switched_on(chips)
         return chips_of(self.jobs, base, list(on), on)
 
     def submit(
@@ -153,7 +154,7 @@ class EditPage:
             planned = Plan.read(plan)
             fields = {
                 "prompt": prompt or "",
-                "concepts": concepts_used(concepts, prompt or ""),
+                "concepts": concepts_used(self.jobs, concepts, prompt or ""),
                 "inpaint": {"image": picture, "mask": mask, **self.form.given(more)},
                 "seed": planned.seed,
                 "count": planned.count,

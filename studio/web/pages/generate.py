@@ -19,57 +19,28 @@ from pipelines.request.texts import without_folders
 from studio.jobs.jobs import Job, Jobs
 from studio.web.components import base_words, box_editor, concept_chips, fold, plan, records
 from studio.web.forms import Form
+from studio.web.pages.offers import CLOSENESS, EXAMPLES, LABELS, PRESETS, TRIES
 from studio.web.panels import planning
 from studio.web.panels.answer import Answer, larger
-from studio.web.panels.chips import INSERT, chips_of, concepts_used, offer_button, offered
+from studio.web.panels.chips import (
+    INSERT,
+    chips_of,
+    concepts_used,
+    offer_button,
+    offered,
+    switched_on,
+    tokens_for,
+    wire_search,
+)
 from studio.web.panels.comparing import Comparing, picture_of, suggestion
 from studio.web.panels.following import said, shown, told
 from studio.web.panels.phrasing import Phrasing, by_lot, lists_of, several
+from studio.web.panels.placed import drawn_in, placed
 from studio.web.panels.planning import Plan, seeded
 from studio.web.panels.words import words_of
 
-LABELS = {
-    "negative_prompt": "What to avoid",
-    "guidance.scale": "Guidance scale",
-    "guidance.rescale": "Guidance rescale",
-    "guidance.start": "Guidance from",
-    "guidance.stop": "Guidance until",
-    "guidance.preset": "Guidance formula",
-    "guidance.schedule": "Course of the scale",
-    "scheduler": "Sampler",
-    "spacing": "Noise levels",
-    "eta": "Eta",
-    "clip_skip": "Clip skip",
-    "steps": "Steps",
-    "width": "Width",
-    "height": "Height",
-    "enlarge.factor": "Enlarge",
-    "enlarge.strength": "Drawn anew",
-    "enlarge.by": "Enlarge by",
-}
-CLOSENESS = ("guidance.scale", "guidance.rescale", "guidance.start", "guidance.stop")
-"""Fields that a choice of `PRESETS` sets."""
-PRESETS: dict[str, dict[str, float]] = {
-    "normally": {},
-    "not at all": {"scale": 1.0},
-    "loosely": {"scale": 1.5},
-    "closely": {"scale": 4.0, "rescale": 0.7},
-    "in the middle of the drawing only": {"start": 0.2, "stop": 0.8},
-}
-EXAMPLES: tuple[tuple[str, str, tuple[dict[str, Any], ...]], ...] = (
-    ("A fox and a house", "a fox to the left of a house on a yellow background", ()),
-    ("Three penguins", "three of a penguin on a blue background", ()),
-    (
-        "Two boxes",
-        "a cat and a pizza on a green background",
-        (
-            {"phrase": "a cat", "box": [0.05, 0.4, 0.5, 0.92]},
-            {"phrase": "a pizza", "box": [0.55, 0.08, 0.95, 0.48]},
-        ),
-    ),
-)
-TRIES = ("on a teal background", "to the left of a house")
-"""Ends of the prompts with which a learned thing is tried."""
+OFFERED = 200
+"""Learned words that the fields of boxes offer; others can be typed."""
 
 GONE = ConceptError("That concept is no longer in the library.", "Bring it back, or teach it again.")
 EMPTY = "Your pictures appear here."
@@ -113,7 +84,7 @@ class GeneratePage:
         with gr.Row(elem_classes="examples"):
             self.examples = [gr.Button(name, size="sm", min_width=90) for name, _, _ in EXAMPLES]
             self.offer = offer_button(self.jobs)
-        with fold("Place things with boxes", "boxes-fold"):
+        with fold("Boxes and parts of the picture", "boxes-fold"):
             self.boxes = box_editor(elem_id="boxes")
         with fold("More settings", "settings-fold"):
             names = list(PRESETS)
@@ -137,6 +108,7 @@ class GeneratePage:
         self.answer.asking.success(self.drawn, [self.answer.job, self.plan], self.plan, api_visibility="private")
         self.comparing.wire(self.prompt, self.plan, self.chips)
         self.chips.input(None, [self.chips, self.prompt], self.prompt, js=INSERT)
+        wire_search(self.jobs, self.base, self.chips)
         self.preset.input(self.guide, self.preset, self._fields(*CLOSENESS), api_visibility="private")
         for button, (_, prompt, boxes) in zip(self.examples, EXAMPLES, strict=True):
             given = button.click(
@@ -183,12 +155,11 @@ class GeneratePage:
 
     def refresh(self, base: str, chips: list[dict[str, Any]]) -> tuple[Any, ...]:
         """Return the chips as the library is now, with their switches; words for boxes and prompt; the example."""
-        on = {str(chip.get("id", "")): float(chip.get("strength", 1.0)) for chip in records(chips) if chip.get("on")}
-        now = chips_of(self.jobs, base, list(on), on)
-        learned = [chip["token"] for chip in now if not chip["problem"]]
+        on = switched_on(chips)
+        now, learned = chips_of(self.jobs, base, list(on), on), tokens_for(self.jobs, base)
         words = words_of(self.jobs, base, learned)
         names = [name for group in words.get("things", {}).values() for name in group]
-        boxes = gr.update(choices=[*learned, *names])
+        boxes = gr.update(choices=[*learned[:OFFERED], *names])
         return now, boxes, shown(offered(self.jobs)), words, *self.phrasing.refresh()
 
     def sized(self, base: str) -> Any:
@@ -234,22 +205,19 @@ class GeneratePage:
         Where words of the prompt are drawn by lot, several pictures are a comparison of several prompts.
         """
         more, compared = more[: len(self.form.paths)], more[len(self.form.paths) :]
-        named = [
-            {"phrase": box.get("phrase"), "box": box.get("box")}
-            for box in records(boxes)
-            if str(box.get("phrase", "")).strip()
-        ]
-        if len(named) < len(boxes or []):
-            gr.Info("A box without words is left out.")
         try:
+            named, parts = placed(self.jobs, boxes)
+            if len(named) + len(parts) < len(boxes or []):
+                gr.Info("A box without words is left out.")
             planned = Plan.read(plan)
             axes = self.comparing.axes(compared)
             said_ = self.phrasing.said(prompt or "", style)
             prompts = self._drawn(base, said_, planned, 1 if axes else planned.count)
             fields = self.form.given(more) | {"prompt": prompts[0], "seed": planned.seed, "count": planned.count}
-            fields["boxes"] = named
-            phrases = [str(box["phrase"]) for box in named]
-            used = concepts_used(concepts, *prompts, str(fields.get("negative_prompt", "")), *phrases)
+            fields |= {"boxes": named} | ({"regions": parts} if parts else {})
+            phrases = [*(str(box["phrase"]) for box in named), *(str(part["prompt"]) for part in parts)]
+            phrases += [str(one["prompt"]) for one in fields.get("also", ())]
+            used = concepts_used(self.jobs, concepts, *prompts, str(fields.get("negative_prompt", "")), *phrases)
             fields["concepts"] = used
             if len(prompts) > 1:
                 axes = [{"field": "prompt", "values": prompts}]
@@ -372,7 +340,9 @@ class GeneratePage:
         missing = strengths.keys() - {chip["id"] for chip in chips}
         if missing:
             gr.Warning(said(f"Not in the library: {', '.join(sorted(missing))}. Import it to make the same picture."))
-        boxes = [{"phrase": box.phrase, "box": list(box.box)} for box in request.boxes]
+        boxes, lost = drawn_in(self.jobs, request)
+        if lost:
+            gr.Warning(said(f"The painted mask is no longer here for: {', '.join(lost)}. Paint that part again."))
         size = planning.size_of(self.jobs.bases.get(base, ""), request.width, request.height)
         planned = {"count": count, "size": size, "seed": request.seed, "keep": keep}
         return [request.prompt, chips, boxes, planned, *self.form.shown(request)]

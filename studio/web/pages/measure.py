@@ -14,6 +14,7 @@ from pipelines.concepts.card import ConceptCard
 from pipelines.errors import ConfigError, StudioError
 from studio.jobs.jobs import Job, Jobs
 from studio.library import concepts
+from studio.web.panels.chips import choices_of
 from studio.web.panels.following import told
 from studio.web.panels.scores import ScoresPanel
 from studio.web.panels.watching import curve
@@ -84,7 +85,7 @@ class MeasurePage:
 
     def refresh(self, chosen: list[str] | None, measured: str | None) -> tuple[Any, Any, Any]:
         """Return the concepts there are now, all compared at first, and the pictures they can be measured with."""
-        known = [(entry.card.token, entry.name) for entry in concepts.scan(self.jobs.learned) if entry.card]
+        known = choices_of(self.jobs)
         ids = [identity for _, identity in known]
         one = measured if measured in ids else next(iter(ids), None)
         return (

@@ -13,9 +13,9 @@ from pipelines.errors import StudioError
 from pipelines.pictures.metadata import read_made
 from studio.jobs.history import Found, Name, Wanted
 from studio.jobs.jobs import Jobs
-from studio.library import concepts
 from studio.web.components import fold, gallery, records, told_by
 from studio.web.panels.answer import ADDRESS, record, told_in
+from studio.web.panels.chips import choices_of
 from studio.web.panels.comparing import captions
 from studio.web.panels.following import shown, told
 
@@ -24,6 +24,9 @@ PAGE = 60
 
 DAY = 86_400.0
 WHEN: dict[str, float] = {"any time": 0.0, "today": DAY, "the last 7 days": 7 * DAY, "the last 30 days": 30 * DAY}
+ANY = (("any", ""),)
+"""The choice that leaves a question open."""
+
 EVERYTHING, FAVOURITES = "all pictures", "favourites"
 PARTS = ("prompt", "concepts", "boxes", "seed", "settings")
 """Parts of a request that can be used again."""
@@ -47,8 +50,8 @@ class PicturesPage:
         self.shown, self.chosen, self.thrown = gr.State(PAGE), gr.State(0), gr.State([])
         with gr.Row(elem_classes="filters"):
             self.words = gr.Textbox(label="Search pictures", placeholder="a word, a tag", elem_id="find", min_width=150)
-            self.concept = gr.Dropdown([("any", "")], value="", label="Concept used", min_width=130)
-            bases = [("any", ""), *((name, name) for name in jobs.bases)]
+            self.concept = gr.Dropdown(list(ANY), value="", label="Concept used", min_width=130)
+            bases = [*ANY, *((name, name) for name in jobs.bases)]
             several = True if len(jobs.bases) > 1 else "hidden"
             self.base = gr.Dropdown(bases, value="", label="Base used", min_width=120, visible=several)
             self.when = gr.Dropdown(list(WHEN), value="any time", label="When", min_width=130)
@@ -135,7 +138,6 @@ class PicturesPage:
         asked = self.wanted(words, concept, base, when, board)
         there = self.jobs.history.find(asked, int(count) + 1)
         pictures = [self._record(one) for one in there[: int(count)]]
-        known = [(entry.card.token, entry.name) for entry in concepts.scan(self.jobs.learned) if entry.card]
         named = [(f"{name} ({number})", name) for name, number in boards.items()]
         address = f"{ADDRESS}/boards/{quote(asked.board, safe='')}/archive" if asked.board else ""
         link = f'<p class="hint"><a href="{address}" download>Download this board as a zip</a></p>' if address else ""
@@ -144,7 +146,7 @@ class PicturesPage:
             shown(len(there) > int(count)),
             gr.update(choices=[EVERYTHING, FAVOURITES, *named], value=board),
             gr.update(choices=list(boards)),
-            gr.update(choices=[("any", ""), *known]),
+            gr.update(choices=[*ANY, *choices_of(self.jobs)]),
             link,
         )
 

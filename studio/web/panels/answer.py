@@ -32,10 +32,18 @@ def told_of(path: Path) -> str:
         else:
             rows[name] = value
     if boxes := rows.pop("boxes", ()):
-        rows["boxes"] = "; ".join(f"{one['phrase']} at {', '.join(f'{x:g}' for x in one['box'])}" for one in boxes)
+        rows["boxes"] = "; ".join(f"{one['phrase']} at {_place(one['box'])}" for one in boxes)
+    if regions := rows.pop("regions", ()):
+        rows["parts"] = "; ".join(f"{one['prompt']} at {_place(one['box']) or 'a painted part'}" for one in regions)
+    if also := rows.pop("also", ()):
+        rows["further prompts"] = "; ".join(f"{one['prompt']} at {one['weight']:g}" for one in also)
     rows["concepts"] = ", ".join(f"{use.source} at {use.strength:g}" for use in made.request.concepts)
     rows |= {"seed": made.request.seed + made.index, "base": f"{made.base} ({made.fingerprint})"}
     return facts([(name.replace("_", " "), value) for name, value in rows.items() if value not in (None, "", (), [])])
+
+
+def _place(box: Sequence[float] | None) -> str:
+    return ", ".join(f"{edge:g}" for edge in box or ())
 
 
 def told_in(job: Job, path: Path) -> str:

@@ -7,7 +7,7 @@ function card(one) {
   node.type = 'button';
   node.className = 'card';
   node.setAttribute('aria-pressed', String(one.id === props.chosen));
-  const picture = one.picture ? Object.assign(document.createElement('img'), {src: one.picture, alt: ''}) : document.createElement('i');
+  const picture = one.picture ? Object.assign(document.createElement('img'), {src: one.picture, alt: '', loading: 'lazy'}) : document.createElement('i');
   const text = document.createElement('span');
   for (const [tag, words] of [['b', one.token], ['small', one.kind], ['small', one.base], ['small', one.words]])
     if (words) text.append(Object.assign(document.createElement(tag), {textContent: words}));

@@ -1,5 +1,8 @@
-// Chips of learned concepts. props.value is a list of {id, token, kind, picture, on, strength, problem}.
-const frame = element.querySelector('.chips');
+// Chips of learned concepts. props.value is a list of {id, token, kind, picture, on, strength, problem}: those that are
+// on, and the first of the library; the event find has a text for which others are looked up.
+const frame = element.querySelector('.chips'), seek = element.querySelector('.seek');
+const MANY = 24, PAUSE = 250;
+let pause = 0;
 const copy = () => (props.value || []).map((one) => ({...one}));
 
 function change(index, fields) {
@@ -32,10 +35,16 @@ function chip(one, index) {
   return node;
 }
 
+seek.addEventListener('input', () => {
+  clearTimeout(pause);
+  pause = setTimeout(() => { trigger('find', {text: seek.value}); }, PAUSE);
+});
+
 function draw() {
   const value = props.value || [];
+  seek.hidden = value.length < MANY && !seek.value;
   frame.replaceChildren(...value.map(chip));
-  if (!value.length) frame.append(Object.assign(document.createElement('p'), {className: 'hint', textContent: 'Nothing learned yet. Concepts that you teach appear here.'}));
+  if (!value.length) frame.append(Object.assign(document.createElement('p'), {className: 'hint', textContent: seek.value ? 'No concept holds these words.' : 'Nothing learned yet. Concepts that you teach appear here.'}));
 }
 watch('value', draw);
 draw();

@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from pipelines.errors import Conflict, RequestError, Unknown
+from studio.jobs import rows, store
 from studio.jobs.database import _first
-from studio.jobs.history import THROWN, Wanted
+from studio.jobs.history import BATCH, THROWN, Wanted
 from studio.jobs.jobs import Jobs
 from studio.jobs.store import Ledger
 
@@ -52,6 +53,29 @@ def test_pictures_of_all_days_are_found_by_what_was_asked(jobs):
     assert len(history.find(Wanted(since=time.time() - 60))) == 3
     assert history.find(Wanted(concept="wolf")) == []
     assert history.prompts() == ["a fox that waits", "a cat", "a Fox on blue"]
+
+
+def test_no_more_of_the_record_is_read_than_is_shown(jobs, monkeypatch):
+    """Ten thousand jobs: a page of pictures reads one batch of them, boards read those that lie on one."""
+    old = made(jobs, "an old one")
+    first = made(jobs, "a fox")
+    jobs.history.mark([(old, "0.png")], board="kept")
+    with jobs.ledger._transaction() as connection:
+        connection.execute(
+            "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 10000) INSERT INTO jobs"
+            " (id, kind, state, spec, created, results) SELECT 'n' || x, kind, state, spec, created, results"
+            " FROM jobs, n WHERE id = ?",
+            (first,),
+        )
+    read = []
+    real = rows.job_of
+    for module in (rows, store):
+        monkeypatch.setattr(module, "job_of", lambda row: (read.append(row["id"]), real(row))[1])
+    assert [one.job.id for one in jobs.history.find(Wanted(), 60)][:2] == ["n10000", "n9999"]
+    assert len(read) == BATCH
+    read.clear()
+    assert jobs.history.boards() == {"kept": 1} and len(read) == 1
+    assert [one.job.id for one in jobs.history.find(Wanted("old"))] == [old], "the whole record is searched"
 
 
 def test_what_is_said_of_a_picture_stays_and_finds_it(jobs):

@@ -46,7 +46,7 @@ def test_a_click_puts_it_into_the_library_and_switches_it_on_beside_others(jobs,
     assert [(chip["id"], chip["token"], chip["on"], chip["problem"]) for chip in chips] == [
         ("wolf", "<wolf>", True, "")
     ]
-    assert chips[0]["picture"].startswith("data:image/png")
+    assert chips[0]["picture"].startswith("/api/v1/concepts/wolf/preview?v=")
     assert (words["choices"][0], offer["visible"], offered(jobs)) == ("<wolf>", "hidden", False)
     assert (jobs.learned / "wolf.safetensors").read_bytes() == concepts.EXAMPLE.read_bytes()
     with pytest.raises(gr.Error, match="there already"):

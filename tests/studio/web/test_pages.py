@@ -29,8 +29,9 @@ from studio.web.pages.concepts import LibraryPage, cards_of
 from studio.web.pages.edit import EditPage
 from studio.web.pages.example import EXAMPLE as PAIR
 from studio.web.pages.example import PARTS, ExamplePage
-from studio.web.pages.generate import EXAMPLES, LABELS, PRESETS, GeneratePage
+from studio.web.pages.generate import GeneratePage
 from studio.web.pages.measure import MeasurePage
+from studio.web.pages.offers import EXAMPLES, LABELS, PRESETS
 from studio.web.pages.teach import WOLF, TeachPage, curves
 from studio.web.panels.chips import concepts_used
 from studio.web.panels.planning import shapes
@@ -108,16 +109,19 @@ def test_a_form_gives_back_what_it_shows():
 # -- generating -------------------------------------------------------------------------------------------------
 
 
-def test_concepts_are_used_when_switched_on_or_said():
+def test_concepts_are_used_when_switched_on_or_said(jobs):
+    for name in "abcd":
+        write_concept(jobs.learned / f"{name}.safetensors", ConceptCard(token=f"<{name}>"))
     chips = [
         {"id": "a", "token": "<a>", "on": True, "strength": 0.5},
         {"id": "b", "token": "<b>", "on": False, "strength": 1.0},
         {"id": "c", "token": "<c>"},
         "not a chip",
     ]
-    assert concepts_used(chips, "an <a>") == [{"source": "a", "strength": 0.5}]
-    assert [use["source"] for use in concepts_used(chips, "x", "a box with <b>")] == ["a", "b"]
-    assert concepts_used(None, "x") == []
+    assert concepts_used(jobs, chips, "an <a>") == [{"source": "a", "strength": 0.5}]
+    assert [use["source"] for use in concepts_used(jobs, chips, "x", "a box with <b>")] == ["a", "b"]
+    assert concepts_used(jobs, chips, "a <d>, which no chip shows")[1] == {"source": "d", "strength": 1.0}
+    assert concepts_used(jobs, None, "x") == []
 
 
 def asked(generate, prompt="a fox", chips=(), boxes=(), seed=3, count=2, **more):

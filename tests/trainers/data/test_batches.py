@@ -152,9 +152,9 @@ def test_the_digest_is_of_pixels_captions_masks_and_repeats_not_names():
         replace(example, captions=("a {}",)),
         replace(example, captions=("a {}", "b {}")),
         replace(example, captions=("a {} b {}",)),
-        replace(example, mask=white),
+        replace(example, mask_source=white),
         replace(example, repeats=2),
-        replace(example, picture=white.convert("RGB")),
+        replace(example, source=white.convert("RGB")),
     ]
     assert len({digest([variant]) for variant in variants}) == len(variants)
     assert digest([example]) == digest([replace(example, name="other.png")])
@@ -188,7 +188,7 @@ def left_masked(example):
     """A picture whose left half is the thing."""
     mask = Image.new("L", example.picture.size, 0)
     mask.paste(255, (0, 0, mask.width // 2, mask.height))
-    return replace(example, mask=mask)
+    return replace(example, mask_source=mask)
 
 
 def test_masks_lie_on_the_grid_of_the_latents_and_are_ones_where_there_is_none(base):
@@ -221,7 +221,7 @@ def test_mirrored_pictures_mirror_their_masks(base, buckets):
 def test_a_mask_of_another_size_or_no_repeat_is_refused():
     picture = Image.new("RGB", (20, 10))
     with pytest.raises(DataError, match=r"mask of x has 10 x 5 pixels, the picture 20 x 10\..*Save the mask"):
-        Example("x", picture, mask=Image.new("L", (10, 5)))
+        Example("x", picture, mask_source=Image.new("L", (10, 5)))
     with pytest.raises(DataError, match="0 times"):
         Example("x", picture, repeats=0)
 

@@ -106,7 +106,7 @@ def test_pictures_with_like_rims_come_together():
 def test_masks_are_composed_with_their_pictures():
     mask = Image.new("L", (40, 40), 0)
     mask.paste(255, (10, 10, 30, 30))
-    made = mixed([example("<a>", mask=mask), example("<b>")])[2:]
+    made = mixed([example("<a>", mask_source=mask), example("<b>")])[2:]
     for one in made:
         white = np.asarray(one.mask) > 128
         pixels = np.asarray(one.picture)

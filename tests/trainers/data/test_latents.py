@@ -281,7 +281,7 @@ def test_a_failed_write_leaves_nothing_half_done(base, tmp_path, monkeypatch):
 
 
 def test_a_set_uses_the_cache_for_every_way_and_shape(base, tmp_path):
-    examples = [replace(e, picture=noise(i, (20 + 8 * i, 20))) for i, e in enumerate(tiny.examples(3))]
+    examples = [replace(e, source=noise(i, (20 + 8 * i, 20))) for i, e in enumerate(tiny.examples(3))]
     settings_ = {"resolution": 16, "flip": 0.5, "cache": tmp_path}
     for expected in (6, 0):
         with Counter(base) as counter:
@@ -294,7 +294,7 @@ def test_a_set_uses_the_cache_for_every_way_and_shape(base, tmp_path):
 
 
 def test_a_set_from_the_cache_draws_the_same_batches(base, tmp_path):
-    examples = [replace(e, picture=noise(i)) for i, e in enumerate(tiny.examples(3))]
+    examples = [replace(e, source=noise(i)) for i, e in enumerate(tiny.examples(3))]
     first, second = (LatentSet(base, examples, resolution=16, flip=0.5, cache=tmp_path) for _ in range(2))
     for index in range(3):
         one, two = (s.draw(index, 2, "<x>", ("a {}",), torch.Generator().manual_seed(index)) for s in (first, second))

@@ -14,7 +14,8 @@ from tests import tiny
 from trainers.data import preflight
 from trainers.data.batches import Example, LatentSet, read_examples
 from trainers.data.folders import Reading, read_folder
-from trainers.data.preflight import ALIKE, SAME_COLOUR, difference_hash, duplicates, examine
+from trainers.data.preflight import ALIKE, SAME_COLOUR, duplicates, examine
+from trainers.data.stored import difference_hash
 from trainers.settings import DataConfig, TrainConfig
 
 ROOT = Path(__file__).parents[3]
@@ -88,7 +89,7 @@ def test_the_convention_and_what_was_ignored_are_told(tmp_path):
 
 def test_masks_are_counted():
     first, second = pictures(None, None)
-    masked = replace(first, mask=Image.new("L", first.picture.size, 255))
+    masked = replace(first, mask_source=Image.new("L", first.picture.size, 255))
     assert "1 of 2 pictures have a mask." in look([masked, second]).lines()
     assert "mask" not in said(look([first, second]))
 

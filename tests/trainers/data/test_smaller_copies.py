@@ -58,7 +58,7 @@ def test_elsewhere_what_was_made_up_is_masked():
 def test_a_mask_is_scaled_with_its_picture(wolf):
     mask = Image.new("L", wolf.picture.size, 0)
     mask.paste(255, (16, 16, 48, 48))
-    listed = with_smaller_copies([Example("m.png", wolf.picture, mask=mask)], 5, seeded())[1:]
+    listed = with_smaller_copies([Example("m.png", wolf.picture, mask_source=mask)], 5, seeded())[1:]
     assert all(0.02 < (np.asarray(one.mask) > 127).mean() < 0.26 for one in listed)
 
 

@@ -137,7 +137,7 @@ def test_a_mask_keeps_the_background_out_of_what_is_learned():
     config = DreamBoothConfig(token="z", class_word="fox", prior="none", background=0.0)
     mask = Image.new("L", (20, 20), 0)
     mask.paste(255, (0, 0, 10, 20))
-    pictures = [replace(example, mask=mask) for example in tiny.examples()]
+    pictures = [replace(example, mask_source=mask) for example in tiny.examples()]
     data = LatentSet(base, pictures, resolution=16)
     with METHOD.prepare(base, config, seeded()) as trainable:
         batch = data.draw(0, 2, config.trigger, trainable.templates, seeded(1))

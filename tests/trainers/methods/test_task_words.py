@@ -26,7 +26,7 @@ def examples(count=4):
     shades = [tuple((40 * i + 90 * c) % 256 for c in range(3)) for i in range(count)]
     pictures = [(Image.new("RGB", (16, 16), one), Image.new("RGB", (16, 16), tuple(255 - c for c in one)))
                 for one in shades]  # fmt: skip
-    return [Example(str(i), before, after=after) for i, (before, after) in enumerate(pictures)]
+    return [Example(str(i), before, after_source=after) for i, (before, after) in enumerate(pictures)]
 
 
 def pairs():

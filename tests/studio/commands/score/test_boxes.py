@@ -15,7 +15,10 @@ def test_ways_are_told_and_drawn(tmp_path, capsys):
     sheet = tmp_path / "boxes.png"
     assert main(["score", "--boxes", "--pictures", "1", "--sheet", str(sheet), "--format", "json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert list(rows) == ["text alone", "boxes, beta 0.3", "boxes, beta 0.5", "boxes, beta 1.0"]
+    assert list(rows)[:4] == ["text alone", "boxes, beta 0.3", "boxes, beta 0.5", "boxes, beta 1.0"]
+    levels = ("touching", "a quarter covered", "half covered")
+    assert list(rows)[4:] == [f"{way}, {level}" for level in levels for way in ("boxes", "real")]
+    assert rows["real, touching"]["both_in_place"] == 1
     assert set(rows["text alone"]) == {"iou", "in_place", "ap50", "drawn", "named", "leakage"} and sheet.exists()
 
 

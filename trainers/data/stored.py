@@ -1,0 +1,136 @@
+"""Pictures that stay on disk until their pixels are needed: a path, a size and a hash each. Needs no torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipelines.errors import DataError
+
+FLAT = 3
+"""Difference of brightness, of 255, that is none."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """Signs by which similar pictures are found.
+
+    Attributes:
+        bits: `difference_hash`.
+        colours: mean red, green and blue of each field of a 4 x 4 grid, row by row.
+    """
+
+    bits: int
+    colours: bytes
+
+
+def look_of(picture: Image.Image) -> Look:
+    """Return the signs of a picture."""
+    tile = picture.convert("RGB").resize((4, 4), Image.Resampling.BOX)
+    return Look(difference_hash(picture), tile.tobytes())
+
+
+def difference_hash(picture: Image.Image) -> int:
+    """Return 64 bits, one for each place of an 8 x 8 grid, set if it gets darker to the right (dHash).
+
+    By more than `FLAT`, that is, for else the noise of compression would decide in flat places.
+    """
+    small = np.asarray(picture.convert("L").resize((9, 8), Image.Resampling.BILINEAR), dtype=np.int16)
+    return int.from_bytes(np.packbits(small[:, :-1] > small[:, 1:] + FLAT).tobytes(), "big")
+
+
+def digest_of(picture: Image.Image) -> bytes:
+    """Return the SHA-256 of the pixels of a picture."""
+    return hashlib.sha256(picture.tobytes()).digest()
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A picture on disk, read anew whenever it is asked for.
+
+    Attributes:
+        path: of the file.
+        size: width and height in pixels, upright.
+        digest: of its pixels when it was first read.
+        look: of it then.
+        read: reads a file.
+        stamp: time and size of the file then.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    digest: bytes
+    look: Look
+    read: Callable[[Path], Image.Image]
+    stamp: tuple[int, int]
+
+    @classmethod
+    def of(cls, path: Path, picture: Image.Image, read: Callable[[Path], Image.Image]) -> Stored:
+        """Return what is kept of a picture that was just read.
+
+        Args:
+            path: its file.
+            picture: its pixels.
+            read: reads it again.
+        """
+        return cls(path, picture.size, digest_of(picture), look_of(picture), read, _stamp(path))
+
+    def open(self) -> Image.Image:
+        """Return its pixels.
+
+        Raises:
+            DataError: if it is gone, or another picture is there now.
+        """
+        picture = self.read(self.path)
+        if _stamp(self.path) != self.stamp and digest_of(picture) != self.digest:
+            raise DataError(f"{self.path.name} was changed meanwhile.", "Begin anew, and leave the pictures alone.")
+        return picture
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A picture that is made of others whenever it is asked for.
+
+    Attributes:
+        size: width and height in pixels.
+        make: returns it, the same each time.
+    """
+
+    size: tuple[int, int]
+    make: Callable[[], Image.Image]
+
+    @property
+    def digest(self) -> bytes:
+        """The SHA-256 of its pixels."""
+        return digest_of(self.open())
+
+    @property
+    def look(self) -> Look:
+        """Signs by which similar ones are found."""
+        return look_of(self.open())
+
+    def open(self) -> Image.Image:
+        """Return its pixels."""
+        return self.make()
+
+
+Source = Image.Image | Stored | Composed
+"""Where pixels come from: memory, a file, or other pictures."""
+
+
+def opened(source: Source) -> Image.Image:
+    """Return the pixels of a source."""
+    return source if isinstance(source, Image.Image) else source.open()
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        about = path.stat()
+    except OSError:
+        return 0, 0
+    return about.st_mtime_ns, about.st_size
