@@ -156,6 +156,7 @@ def paint(
     masks = torch.cat([grid.mask(height, width).expand(count, -1, -1, -1) for grid in grids])
     blank = torch.cat((torch.zeros_like(cells[:, :-1]), cells[:, -1:]), 1)
     unguided = torch.cat([grid.compose(blank) for grid in grids]) if follow and request.guidance.scale != 1 else None
+    asked_on = Canvases(canvases, masks, strength, unguided, _beside(detail, len(grids)))
     result = sample(
         components,
         request.model_copy(
@@ -167,11 +168,7 @@ def paint(
             }
         ),
         concepts=concepts,
-        conditions=[
-            Canvases(canvases, masks, strength, unguided, _beside(detail, len(grids))),
-            Agreement(grids),
-            *conditions,
-        ],
+        conditions=[asked_on, Agreement(grids), *conditions],
         noise=torch.cat([grid.compose(noise) for grid in grids]),
         on_event=on_event,
         should_stop=should_stop,

@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Query, Request, Response
 
@@ -80,7 +80,8 @@ class Paging:
         asked = self._request.url.include_query_params(limit=self.limit, cursor=cursor)
         self._response.headers["link"] = f'<{asked.path}?{asked.query}>; rel="next"'
 
-    def _position(self, *kinds: type) -> list:
+    def _position(self, *kinds: type) -> list[Any]:
+        found: Any
         try:
             text = base64.urlsafe_b64decode(str(self._cursor) + "=" * (-len(str(self._cursor)) % 4))
             found = json.loads(text)

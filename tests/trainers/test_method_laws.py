@@ -60,7 +60,7 @@ def equal(one, other):
 def examples(count=3):
     """Pictures that every method can learn from: each with a box in it and a picture after a change."""
     box = (Box(phrase="fox", box=(0.1, 0.2, 0.6, 0.7)),)
-    return [replace(one, boxes=box, after=ImageOps.invert(one.picture)) for one in tiny.examples(count)]
+    return [replace(one, boxes=box, after_source=ImageOps.invert(one.picture)) for one in tiny.examples(count)]
 
 
 def drawn(method, trainable, the_run, base, index=0):

@@ -1,4 +1,7 @@
-"""Pictures that stay on disk until their pixels are needed: a path, a size and a hash each. Needs no torch."""
+"""Training pictures, which stay on disk until their pixels are needed: a path, a size and a hash each.
+
+Needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from pipelines.errors import DataError
+from pipelines.request.request import Box
 
 FLAT = 3
 """Difference of brightness, of 255, that is none."""
@@ -120,12 +124,79 @@ class Composed:
 
 
 Source = Image.Image | Stored | Composed
-"""Where pixels come from: memory, a file, or other pictures."""
+"""The source of pixels: memory, a file, or other pictures."""
 
 
 def opened(source: Source) -> Image.Image:
     """Return the pixels of a source."""
     return source if isinstance(source, Image.Image) else source.open()
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training picture.
+
+    Pixels stay on disk: `picture` and `mask` read them whenever they are asked for, so that thousands of photos take no
+    memory. Pictures made in memory stay there.
+
+    Attributes:
+        name: path inside the folder it came from.
+        source: of its pixels.
+        captions: its own captions, one of which is drawn each time; none for templates.
+        mask_source: of its mask; None for none.
+        repeats: times per epoch.
+        word: word for its thing in captions and templates; None for that of the run.
+        boxes: the things in it, for trainings of boxes.
+        after_source: of what a change made of it, of the same size; for trainings of changes.
+
+    Raises:
+        DataError: if the mask or the picture after is of another size, or it is to come less than once.
+    """
+
+    name: str
+    source: Source
+    captions: tuple[str, ...] = ()
+    mask_source: Source | None = None
+    repeats: int = 1
+    word: str | None = None
+    boxes: tuple[Box, ...] = ()
+    after_source: Source | None = None
+
+    def __post_init__(self) -> None:
+        if self.repeats < 1:
+            raise DataError(f"{self.name} is to be repeated {self.repeats} times.", "Give 1 or more.")
+        own, other = (
+            f"{one[0]} x {one[1]}" for one in (self.size, (self.after_source or self.mask_source or self).size)
+        )
+        if self.after_source is not None and other != own:
+            raise DataError(
+                f"The pair {self.name} has {own} pixels before and {other} after.", "Save both in one size."
+            )
+        if self.mask_source is not None and self.mask_source.size != self.size:
+            raise DataError(
+                f"The mask of {self.name} has {other} pixels, the picture {own}.",
+                "Save the mask in the size of its picture.",
+            )
+
+    @property
+    def picture(self) -> Image.Image:
+        """Upright RGB, read anew; raises `DataError` if it cannot be any more."""
+        return opened(self.source)
+
+    @property
+    def mask(self) -> Image.Image | None:
+        """Grey, of the picture's size, white where the thing is, read anew; None for everywhere."""
+        return None if self.mask_source is None else opened(self.mask_source)
+
+    @property
+    def after(self) -> Image.Image | None:
+        """Upright RGB, what a change made of it, read anew; None for trainings of other things."""
+        return None if self.after_source is None else opened(self.after_source)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.source.size
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""What the page of generation offers: names of settings, ways to keep to the prompt, examples, things to try."""
+"""Offers of the page of generation: names of settings, ways to keep to the prompt, examples, things to try."""
 
 from __future__ import annotations
 
