@@ -151,24 +151,13 @@ def paint(
     if any(detail):
         cells, noise = torch.cat((cells, unchanged(cells))), torch.cat((noise, noise))
         cells[:, -1, 1] = cells[:, -1, 0]
-    count, height, width = len(cells), *cells.shape[-2:]
-    canvases = torch.cat([grid.compose(cells) for grid in grids])
-    masks = torch.cat([grid.mask(height, width).expand(count, -1, -1, -1) for grid in grids])
-    blank = torch.cat((torch.zeros_like(cells[:, :-1]), cells[:, -1:]), 1)
-    unguided = torch.cat([grid.compose(blank) for grid in grids]) if follow and request.guidance.scale != 1 else None
-    asked_on = Canvases(canvases, masks, strength, unguided, _beside(detail, len(grids)))
+    canvases = _canvases(cells, grids, strength, follow and request.guidance.scale != 1, detail)
+    count, _, height, width = canvases.images.shape
     result = sample(
         components,
-        request.model_copy(
-            update={
-                "in_context": None,
-                "width": canvases.shape[-1],
-                "height": canvases.shape[-2],
-                "count": len(canvases),
-            }
-        ),
+        request.model_copy(update={"in_context": None, "width": width, "height": height, "count": count}),
         concepts=concepts,
-        conditions=[asked_on, Agreement(grids), *conditions],
+        conditions=[canvases, Agreement(grids), *conditions],
         noise=torch.cat([grid.compose(noise) for grid in grids]),
         on_event=on_event,
         should_stop=should_stop,
@@ -176,6 +165,16 @@ def paint(
     shown = torch.stack([to_tensor(picture) for picture in result.pictures])
     cropped = [grid.crop(part[:asked]) for grid, part in zip(grids, shown.chunk(len(grids)), strict=True)]
     return Painted(torch.stack(cropped).mean(0), grids[0].crop(result.latents[:asked]), result.concepts)
+
+
+def _canvases(cells: Tensor, grids: Sequence[Grid], strength: float, follow: bool, detail: Sequence[float]) -> Canvases:
+    """Return the canvases of the questions in each grid in turn, as `paint` describes them."""
+    count, height, width = len(cells), *cells.shape[-2:]
+    masks = torch.cat([grid.mask(height, width).expand(count, -1, -1, -1) for grid in grids])
+    blank = torch.cat((torch.zeros_like(cells[:, :-1]), cells[:, -1:]), 1)
+    unguided = torch.cat([grid.compose(blank) for grid in grids]) if follow else None
+    images = torch.cat([grid.compose(cells) for grid in grids])
+    return Canvases(images, masks, strength, unguided, _beside(detail, len(grids)))
 
 
 def unchanged(cells: Tensor) -> Tensor:

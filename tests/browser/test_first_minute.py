@@ -314,7 +314,7 @@ def test_parts_of_the_picture_and_further_prompts_are_asked_for_and_come_back(vi
     expect(page.locator(".stage .box.part")).to_have_count(2)
 
     def draws():
-        """Return what is drawn when the button is pressed."""
+        """The request that the button sends."""
         before = page.url
         page.locator("#go").click()
         expect(page).not_to_have_url(before)

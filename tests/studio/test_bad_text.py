@@ -8,7 +8,6 @@ from typing import Any, get_args, get_origin
 
 import pytest
 import torch
-import trainers.method_settings
 from fastapi.testclient import TestClient
 from pydantic import BaseModel, ValidationError
 from safetensors.torch import save_file
@@ -20,6 +19,7 @@ import studio.commands.layout
 import studio.commands.layout_llm
 import studio.commands.score.flags
 import studio.settings
+import trainers.settings
 from pipelines.request.settings import Encoded, Sound
 from pipelines.request.texts import LONGEST, flaw, readable, texts
 from studio.api.app import guarded, rest
@@ -40,7 +40,7 @@ MODULES = (
     studio.commands.score.flags,
     studio.commands.layout,
     studio.settings,
-    trainers.method_settings,
+    trainers.settings,
 )
 HALF = "a\ud800b"
 BAD = (HALF, "a\x00b", "a\x1bb", "a\x85b", "x" * (LONGEST + 1))

@@ -1,7 +1,4 @@
-"""Training pictures, which stay on disk until their pixels are needed: a path, a size and a hash each.
-
-Needs no torch.
-"""
+"""Training pictures that stay on disk until their pixels are needed: a path, a size and a hash each. Needs no torch."""
 
 from __future__ import annotations
 

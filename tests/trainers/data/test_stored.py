@@ -40,7 +40,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def alive(monkeypatch):
-    """Count the decoded pictures of full size there are, after each that is decoded."""
+    """The number of decoded pictures of full size, after each that is decoded."""
     seen, counts = [], []
     real = folders.decoded
 
