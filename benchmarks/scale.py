@@ -1,4 +1,4 @@
-"""Growth of lists: pictures of the record, concepts of the library, jobs, from ten to ten thousand.
+"""Lists that grow: pictures of the record, concepts of the library, jobs, from ten to ten thousand.
 
     python -m benchmarks.scale            # a table, a minute
     python -m benchmarks.scale --json     # the same for programs

@@ -22,7 +22,7 @@ from pipelines.condition import Condition
 from pipelines.conditions.analogist import Analogist
 from pipelines.conditions.grid import Agreement, Canvases, Detail
 from pipelines.errors import DataError, RequestError
-from pipelines.events import OnEvent, ignore
+from pipelines.events import Note, OnEvent, ignore
 from pipelines.models.components import Components
 from pipelines.models.inpainting_unet import inpainting_components
 from pipelines.pictures.files import decoded
@@ -83,6 +83,8 @@ def answer(
     detail = asked.detail
     if detail is None:
         (detail,) = best_detail(painter, cells, request, grids, should_stop) if _comparable(request) else (0.0,)
+        if detail:
+            on_event(Note(f"detail {detail:g}: with details of the query put back the example is answered best."))
     painted = paint(
         painter,
         cells.expand(request.count, *cells.shape[1:]),

@@ -160,7 +160,7 @@ class Request(Frozen):
     """Parts of the picture with prompts of their own."""
 
     inpaint: Inpaint | None = None
-    """A picture to repaint instead of an empty one."""
+    """A picture to start from: it is changed as a whole, or a part of it is repainted."""
 
     enlarge: Enlarge = Enlarge()
     """Settings of the second pass that makes pictures larger."""

@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Query, Request, Response
 
@@ -80,21 +80,17 @@ class Paging:
         asked = self._request.url.include_query_params(limit=self.limit, cursor=cursor)
         self._response.headers["link"] = f'<{asked.path}?{asked.query}>; rel="next"'
 
-    def _position(self, *kinds: type) -> list:
+    def _position(self, *kinds: type) -> list[Any]:
+        """Return what the cursor holds, checked for its kinds."""
         try:
             text = base64.urlsafe_b64decode(str(self._cursor) + "=" * (-len(str(self._cursor)) % 4))
-            found = json.loads(text)
+            found: Any = json.loads(text)
         except (binascii.Error, ValueError, RecursionError):
             found = None
-        if (
-            not isinstance(found, list)
-            or len(found) != len(kinds)
-            or any(type(one) is not kind for one, kind in zip(found, kinds, strict=True))
-        ):
+        right = isinstance(found, list) and [type(one) for one in found] == list(kinds)
+        if not right or not 0 <= found[0] < 2**63:
             raise RequestError(
                 f"The cursor {self._cursor!r:.60} is none of this list.",
                 "Take it from the header Link of the page before, or leave it out.",
             )
-        if not 0 <= found[0] < 2**63:
-            raise RequestError(f"The cursor {self._cursor!r:.60} leads nowhere.", "Begin without one.")
         return found

@@ -75,6 +75,18 @@ def further_prompts(label: str, most: int, **more: Any) -> gr.HTML:
     return _own("further", label, fields, {"prompt": "a house", "weight": 0.5}, title=label, most=most, **more)
 
 
+def start_picture(label: str, **more: Any) -> gr.HTML:
+    """Return a place to drop a picture to start from; its value is `{"image", "strength"}` with its id, or None."""
+    fields = {**_texts("image"), "strength": {"type": "number"}}
+    example = {"image": "0123456789abcdef", "strength": 0.6}
+    component = _own("start", label, fields, example, **more)
+    component.value = None
+    component.api_info = lambda: {"type": "object", "properties": fields}
+    component.example_payload = lambda: dict(example)
+    component.example_value = component.example_payload
+    return component
+
+
 def base_choice(bases: Collection[str]) -> gr.Dropdown:
     """Return the choice of the base model for all pages; hidden if there is only one."""
     names = list(bases)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin
 
@@ -14,8 +15,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pipelines.request.guidance import MOST_PROMPTS, Prompt
+from pipelines.request.inpaint import Inpaint
 from pipelines.request.request import Frozen
-from studio.web.components import dial, further_prompts, records
+from studio.web.components import dial, further_prompts, records, start_picture
 
 OWN = "automatic"
 """Label of a choice that is left to the base."""
@@ -104,6 +106,8 @@ def component(
         return dial(**given, **_slider(path.rpartition(".")[2], kinds[0], field, default))
     if get_args(field.annotation)[:1] == (Prompt,):
         return further_prompts(label, MOST_PROMPTS, **more)
+    if kinds[0] is Inpaint:
+        return start_picture(label, **more)
     if any(get_origin(kind) is tuple for kind in [field.annotation, *kinds]):
         return gr.Textbox(value="\n".join(default or ()), lines=2, placeholder="one on each line", **given)
     return gr.Textbox(value=default or "", **given)
@@ -148,7 +152,11 @@ class Form:
         for path, value in zip(self.paths, values, strict=True):
             if value is None or str(value).strip() == "":
                 continue
-            if isinstance(value, list):  # records; empty rows of them are none
+            if isinstance(value, Mapping):  # a picture to start from
+                if not value.get("image"):
+                    continue
+                value = {name: value[name] for name in ("image", "strength") if value.get(name) is not None}
+            elif isinstance(value, list):  # records; empty rows of them are none
                 value = [one for one in records(value) if str(one.get("prompt", "")).strip()]
                 if not value:
                     continue
@@ -164,4 +172,6 @@ class Form:
                 value = getattr(value, name)
             if isinstance(value, tuple) and all(isinstance(one, BaseModel) for one in value):
                 value = [one.model_dump(exclude_defaults=True) | {"weight": one.weight} for one in value]
+            if isinstance(value, Inpaint):  # an order names its picture by its id, a picture by its place
+                value = {"image": Path(value.image).stem, "strength": value.strength} if value.whole else None
             yield "" if value is None and self._chosen(path) else value

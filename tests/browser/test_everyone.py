@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from tests.browser.test_first_minute import PROMPT, quick
-from tests.browser.test_studio import TABS, wait_for_pictures
-from tests.browser.waiting import answered, go
+from tests.browser.test_first_minute import PROMPT, WOLF, quick
+from tests.browser.test_studio import TABS, draw, wait_for_pictures
+from tests.browser.waiting import answered, go, unfold
 
 AXE = (Path(__file__).parent / "axe" / "axe.min.js").read_text(encoding="utf-8")
 FOUND = """async () => {
@@ -74,6 +74,12 @@ def test_neither_has_what_opens_and_what_comes(visit):
     expect(page.locator("#words .asked")).to_contain_text("never shown")
     page.locator("#go").click()
     wait_for_pictures(page, 2)
+    draw(page, 0.1, 0.1, 0.5, 0.5, "a fox")
+    page.get_by_label("Own prompt for box 1").click()
+    page.get_by_role("button", name="Add a prompt").click()
+    unfold(page, "start-fold")
+    page.locator("#start-fold [type=file]").set_input_files(WOLF)
+    expect(page.locator("#start-fold img")).to_be_visible()
     assert violations(page) == []
     page.locator("#generation-gallery .thumbnail-item button").first.click()
     expect(page.locator("dialog.light")).to_be_visible()

@@ -12,6 +12,7 @@ from playwright.sync_api import expect
 
 from pipelines.models.known_words import known_words
 from pipelines.pictures.metadata import read_made
+from studio.web.pages.edit import EXAMPLE as WOLF
 from tests.browser.test_studio import chosen, draw, newest, wait_for_pictures
 from tests.browser.waiting import answered, go, unfold
 
@@ -293,13 +294,8 @@ def test_dark_is_chosen_and_kept(visit):
     expect(page.locator("body")).not_to_have_class(re.compile(r"\bdark\b"))
 
 
-def test_parts_of_the_picture_and_further_prompts_are_asked_for_and_come_back(visit, studio):
-    _, jobs = studio
-    page = visit(1280)
-    quick(page, "a blue background")
-    draw(page, 0.05, 0.3, 0.45, 0.8, "a fox")
-    page.get_by_label("Own prompt for box 1").click()
-    page.get_by_label("What is not in part 1").fill("a dog")
+def brush(page, words):
+    """Paint a stroke across the right half of the canvas, and say what is there."""
     page.get_by_role("button", name="Brush a part").click()
     page.locator(".stage").hover()
     frame = page.locator(".stage").bounding_box()
@@ -307,21 +303,32 @@ def test_parts_of_the_picture_and_further_prompts_are_asked_for_and_come_back(vi
     page.mouse.down()
     page.mouse.move(frame["x"] + 0.9 * frame["width"], frame["y"] + 0.5 * frame["height"], steps=4)
     page.mouse.up()
-    page.keyboard.type("a cat")
+    page.keyboard.type(words)
+
+
+def drawn_now(page, jobs):
+    """Press the button; what the picture that comes says it was asked with."""
+    before = page.url
+    page.locator("#go").click()
+    expect(page).not_to_have_url(before)
+    wait_for_pictures(page, 1)
+    return read_made(jobs.results(newest(jobs, "generation").id)[0]).request
+
+
+def test_parts_of_the_picture_and_further_prompts_are_asked_for_and_come_back(visit, studio):
+    _, jobs = studio
+    page = visit(1280)
+    quick(page, "a blue background")
+    draw(page, 0.05, 0.3, 0.45, 0.8, "a fox")
+    page.get_by_label("Own prompt for box 1").click()
+    page.get_by_label("What is not in part 1").fill("a dog")
+    brush(page, "a cat")
     page.get_by_role("button", name="Add a prompt").click()
     page.keyboard.type("a house")
     page.get_by_label("Weight of further prompt 1").fill("-0.5")
     expect(page.locator(".stage .box.part")).to_have_count(2)
 
-    def draws():
-        """The request that the button sends."""
-        before = page.url
-        page.locator("#go").click()
-        expect(page).not_to_have_url(before)
-        wait_for_pictures(page, 1)
-        return read_made(jobs.results(newest(jobs, "generation").id)[0]).request
-
-    made = draws()
+    made = drawn_now(page, jobs)
     fox, cat = made.regions
     assert (fox.prompt, fox.negative_prompt, made.boxes) == ("a fox", "a dog", ())
     assert fox.box == pytest.approx((0.05, 0.3, 0.45, 0.8), abs=0.02)
@@ -337,7 +344,7 @@ def test_parts_of_the_picture_and_further_prompts_are_asked_for_and_come_back(vi
     answered(page)
     unfold(page, "settings-fold")
     expect(page.get_by_label("Further prompt 1", exact=True)).to_have_value("a house")
-    again = draws()
+    again = drawn_now(page, jobs)
     assert (again.regions, again.also) == (made.regions, made.also)
     page.get_by_label("Remove box 2").click()
     page.get_by_label("Remove further prompt 1").click()
@@ -345,3 +352,19 @@ def test_parts_of_the_picture_and_further_prompts_are_asked_for_and_come_back(vi
     page.locator("#generation-use-1").click()  # these settings
     expect(page.get_by_label("What is in box 2")).to_have_value("a cat")
     expect(page.get_by_label("Weight of further prompt 1")).to_have_value("-0.5")
+    unfold(page, "start-fold")
+    page.locator("#start-fold [type=file]").set_input_files(WOLF)
+    expect(page.locator("#start-fold img")).to_have_js_property("naturalWidth", 64)
+    page.get_by_label("Strength of the change").fill("0.5")
+    started = drawn_now(page, jobs).inpaint
+    assert started.whole and started.strength == 0.5
+    with Image.open(jobs.folder / started.image) as kept, Image.open(WOLF) as given:
+        assert kept.convert("RGB").tobytes() == given.convert("RGB").tobytes()
+    page.reload()
+    answered(page)
+    unfold(page, "start-fold")
+    expect(page.locator("#start-fold img")).to_be_visible()
+    page.locator("#start-fold [type=file]").set_input_files({"name": "x.png", "mimeType": "image/png", "buffer": b"no"})
+    expect(page.locator("#start-fold [role=status]")).to_contain_text("no picture that can be read")
+    page.get_by_role("button", name="Start from nothing").click()
+    expect(page.locator("#start-fold img")).to_be_hidden()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from pipelines import incontext
 from pipelines.condition import Branch, Step
@@ -14,10 +16,10 @@ from pipelines.conditions.grid import Agreement, Canvases, laid
 from pipelines.errors import DataError, ModelError, RequestError
 from pipelines.generation import generate
 from pipelines.measures.nearest_examples import nearest
-from pipelines.models.components import CONCAT
+from pipelines.models.components import CONCAT, encode
 from pipelines.models.schedulers import build
 from pipelines.pictures.grids import Grid
-from pipelines.pictures.metadata import Made, read_made, save_png, with_its_files
+from pipelines.pictures.metadata import KEY, Made, read_made, save_png, with_its_files
 from pipelines.pictures.tensors import to_tensor
 from pipelines.request.request import InContext, Request
 from tests import tiny
@@ -171,6 +173,77 @@ def test_an_ensemble_gives_one_answer_a_question(base, files):
         assert len(result.pictures) == 2 and result.latents.shape[0] == 2
     with pytest.raises(RequestError, match="adds noise at every step"):
         generate(base, asked(files, ensemble=2).model_copy(update={"scheduler": "euler-a"}))
+
+
+# -- details of the query -----------------------------------------------------------------------------------------
+
+
+def one_question(like=None):
+    cells = random(2, 2, 2, 3, 16, 16).clamp(-1, 1)
+    if like is not None:
+        cells[:, :-1, 1] = cells[:, :-1, 0]
+    return cells
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm++2m", "unipc", "euler"])
+@pytest.mark.parametrize("grids", [Grid().arrangements()[:1], Grid().arrangements()[:2]], ids=["one", "two"])
+def test_an_example_that_changes_nothing_gives_back_the_query(base, scheduler, grids):
+    """Whatever the weights: the answer and the unchanged question are one, and that ends at the query."""
+    cells = one_question(like="before")
+    request = Request(prompt="", steps=3, scheduler=scheduler).resolved(base.defaults)
+    made = incontext.paint(base, cells, request, grids, detail=[1.0, 1.0]).latents
+    shown = cells.clone()
+    shown[:, -1, 1] = shown[:, -1, 0]
+    truth = torch.stack([grid.crop(encode(base, grid.compose(shown)).mean) for grid in grids]).mean(0)
+    assert torch.allclose(made, truth, atol=1e-3)
+
+
+def test_without_details_an_answer_is_what_it_was(base):
+    cells, request = one_question(), Request(prompt="", steps=3).resolved(base.defaults)
+    plain = incontext.paint(base, cells, request).latents
+    assert torch.equal(incontext.paint(base, cells, request, detail=[0.0, 0.0]).latents, plain)
+    first, second = incontext.paint(base, cells, request, detail=[0.0, 1.0]).latents
+    assert torch.allclose(first, plain[0], atol=1e-4) and not torch.allclose(second, plain[1], atol=1e-2)
+
+
+def test_the_share_is_the_one_that_answers_the_example_best(base):
+    request = Request(prompt="", steps=3).resolved(base.defaults)
+    kept = incontext.best_detail(base, one_question(like="before"), request)
+    assert all(share > 0 for share in kept), "an example that changes nothing keeps details"
+    cells = random(4, 2, 2, 3, 16, 16, seed=3).clamp(-1, 1)
+    asked_again = torch.stack((cells[:, 0], cells[:, 0]), 1)  # the example's own before as the query
+    errors = []
+    for share in incontext.DETAILS:
+        answers = incontext.paint(base, asked_again, request, detail=[share] * 4).answers
+        errors.append((answers - cells[:, 0, 1]).abs().mean((1, 2, 3)))
+    best = [incontext.DETAILS[int(index)] for index in torch.stack(errors).argmin(0)]
+    assert list(incontext.best_detail(base, cells, request)) == best and len(set(best)) > 1
+
+
+def test_the_picture_keeps_the_share_and_older_ones_had_none(base, files, tmp_path):
+    request = asked(files).model_copy(update={"steps": 3})
+    notes = []
+    result = generate(base, request, on_event=lambda event: notes.append(getattr(event, "text", "")))
+    chosen = result.request.in_context.detail
+    assert chosen in incontext.DETAILS and any(f"detail {chosen:g}" in note for note in notes) == bool(chosen)
+    path = save_png(result.pictures[0], tmp_path / "answer.png", Made(result.request, 0, "tiny", "0" * 16))
+    with Image.open(path) as picture:
+        own = json.loads(picture.text[KEY])
+    del own["request"]["in_context"]["detail"]
+    info = PngInfo()
+    info.add_itxt(KEY, json.dumps(own))
+    Image.new("RGB", (4, 4)).save(tmp_path / "old.png", pnginfo=info)
+    assert read_made(tmp_path / "old.png").request.in_context.detail == 0
+
+
+def test_details_need_an_example_and_a_sampler_without_noise(base, files):
+    refused(files, "analogist starts from the query", engine="analogist", detail=0.5)
+    refused(files, "without an example", pairs=0, prompt="a fox", detail=1)
+    refused(files, "detail", detail=1.5)
+    for more, said in (({"scheduler": "euler-a"}, "euler-a adds noise"), ({"prompt": "a fox"}, "the hint says more")):
+        with pytest.raises(RequestError, match=said):
+            generate(base, asked(files, detail=1).model_copy(update=more))
+        assert generate(base, asked(files).model_copy(update=more)).request.in_context.detail == 0
 
 
 # -- canvases -------------------------------------------------------------------------------------------------------

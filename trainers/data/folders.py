@@ -43,7 +43,8 @@ from trainers.data.mask_files import (
     read_mask,
 )
 from trainers.data.named_pairs import Pair, pair_captions
-from trainers.data.stored import Example, Stored
+from trainers.data.stored import Example as Example
+from trainers.data.stored import Stored
 
 PLAIN = "plain folder"
 REPEATED = re.compile(r"([0-9]{1,5})_(.+)")

@@ -121,7 +121,7 @@ class Composed:
 
 
 Source = Image.Image | Stored | Composed
-"""The source of pixels: memory, a file, or other pictures."""
+"""Pixels in memory, in a file, or made of other pictures."""
 
 
 def opened(source: Source) -> Image.Image:

@@ -86,11 +86,17 @@ class GeneratePage:
             self.offer = offer_button(self.jobs)
         with fold("Boxes and parts of the picture", "boxes-fold"):
             self.boxes = box_editor(elem_id="boxes")
+        with fold("Start from a picture", "start-fold") as start:
+            pass
         with fold("More settings", "settings-fold"):
             names = list(PRESETS)
             self.preset = gr.Dropdown(names, value=names[0], label="Keep to the prompt", elem_id="guidance")
             with gr.Row(elem_classes="dials"):
                 self.form = Form(Request, LABELS, "generation")
+        (given,) = self._fields("inpaint")
+        given.unrender()
+        with start:
+            given.render()
         self.phrasing = Phrasing(self.jobs)
         self.comparing = Comparing()
         self.dropped = gr.File(
@@ -362,7 +368,8 @@ class GeneratePage:
             compared = axes_of(job.spec.get("compare", ()))
         except (StudioError, KeyError):
             return None
-        if asked.inpaint or asked.in_context or job.spec["base"] not in self.jobs.bases:
+        painted = asked.inpaint is not None and not asked.inpaint.whole  # that is asked for on Edit
+        if painted or asked.in_context or job.spec["base"] not in self.jobs.bases:
             return None
         base = job.spec["base"]
         keep = False  # the next press draws another picture, as the first one did

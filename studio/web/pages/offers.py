@@ -1,10 +1,11 @@
-"""Offers of the page of generation: names of settings, ways to keep to the prompt, examples, things to try."""
+"""Names of settings, ways to keep to the prompt, examples and things to try, as Generate offers them."""
 
 from __future__ import annotations
 
 from typing import Any
 
 LABELS = {
+    "inpaint": "Start from a picture",
     "negative_prompt": "What to avoid",
     "also": "Further prompts",
     "guidance.scale": "Guidance scale",

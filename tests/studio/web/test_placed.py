@@ -82,3 +82,26 @@ def test_what_cannot_be_a_part_is_said(jobs, part, said):
     with pytest.raises(gr.Error, match=said):
         asked(page(GeneratePage, jobs), boxes=[{**PART, **part}])
     assert jobs.list() == []
+
+
+def test_a_picture_to_start_from_is_changed_as_a_whole(jobs):
+    name = jobs.pictures.add(pixels(), "x.png")
+    generate = page(GeneratePage, jobs)
+    job = jobs.get(asked(generate, inpaint={"image": name, "strength": 0.4, "mask": "no field of it"}))
+    assert job.spec["request"]["inpaint"] == {"image": name, "strength": 0.4}
+    shown = dict(zip(generate.form.paths, generate.form_of_job(job)[5:], strict=False))
+    assert shown["inpaint"] == {"image": name, "strength": 0.4}
+    made = Request(prompt="x", inpaint={"image": f"pictures/{name}.png", "strength": 0.4})
+    assert next(iter(generate.form.shown(made))) == shown["inpaint"], "a picture names it by its place"
+    part = Request(prompt="x", inpaint={"image": "a.png", "mask": "b.png"})
+    assert next(iter(generate.form.shown(part))) is None, "which is painted on Edit"
+    for wrong in ({"image": "../x"}, {"image": "0123456789abcdef"}, {"image": name, "strength": 2}):
+        with pytest.raises(gr.Error, match=r"no picture|strength"):
+            asked(generate, inpaint=wrong)
+    assert len(jobs.list()) == 1
+
+
+def pixels():
+    stream = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(stream, format="PNG")
+    return stream.getvalue()

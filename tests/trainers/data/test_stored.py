@@ -40,7 +40,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def alive(monkeypatch):
-    """The number of decoded pictures of full size, after each that is decoded."""
+    """Counts of decoded pictures of full size after each that is decoded, and a function that counts those now."""
     seen, counts = [], []
     real = folders.decoded
 
