@@ -108,6 +108,11 @@ def regions(folder: Path) -> None:
     small(sheet.save(path), path)
 
 
+def sliders(folder: Path) -> None:
+    """Things that were not taught with, at each strength of three sliders."""
+    studio("score", "--sliders", "--pictures", 1, "--sheet", folder / "sliders.png")
+
+
 def choosing(folder: Path) -> None:
     """The same prompts and seeds for every step of a training."""
     with tempfile.TemporaryDirectory() as place:
@@ -154,6 +159,7 @@ PICTURES: dict[str, Callable[[Path], None]] = {
     "guidance": guidance,
     "attention": attention,
     "regions": regions,
+    "sliders": sliders,
     "choosing": choosing,
     "inpainting": inpainting,
     "pages": pages,

@@ -67,12 +67,7 @@ def answer(
         DataError: if a picture cannot be read or is transparent.
         ModelError: if the base has no inpainting UNet.
     """
-    if (asked := request.in_context) is None:
-        raise RequestError("The request asks nothing in pictures.", "Give it in_context.")
-    if request.inpaint is not None or request.boxes or request.regions:
-        raise RequestError(
-            "A question in pictures has no boxes, no regions, and no picture to inpaint.", "Leave them out."
-        )
+    asked = _question(request)
     request = settled(components, request)
     _check(components, request)
     pictures = read_pictures(asked)
@@ -103,6 +98,17 @@ def answer(
     told = {"digests": digests(asked), "detail": detail}
     kept = request.model_copy(update={"in_context": asked.model_copy(update=told)})
     return Result(answers, painted.latents, kept, painted.concepts)
+
+
+def _question(request: Request) -> InContext:
+    """Return what a request asks in pictures; raises `RequestError` if that is nothing, or if it asks more beside."""
+    if request.in_context is None:
+        raise RequestError("The request asks nothing in pictures.", "Give it in_context.")
+    if request.inpaint is not None or request.boxes or request.regions:
+        raise RequestError(
+            "A question in pictures has no boxes, no regions, and no picture to inpaint.", "Leave them out."
+        )
+    return request.in_context
 
 
 @dataclass(frozen=True)

@@ -225,7 +225,8 @@ def _note_words(components: Components, request: Request, learned: Sequence[Conc
         )
     texts = ["".join(text for text, _ in parse_weights(prompt)) for prompt in prompts]
     # A LoRA of another program may have no word at all; it is called by its file then.
-    called = [one.token for one in learned if one.adds_word or one.card.recipe]
+    worded = [one for one in learned if one.card.kind != "slider"]  # those act whatever the prompt says
+    called = [one.token for one in worded if one.adds_word or one.card.recipe]
     if said := notes([*texts, *(box.phrase for box in request.boxes)], called, known, components.name):
         on_event(Note(said))
     if words := known_words(components.name):

@@ -29,7 +29,7 @@ from studio.commands.layout_llm import Planning
 from studio.commands.score.flags import BENCHMARKS, Benchmarks
 from studio.library.concepts import FOLDER, meant
 from studio.library.names import concept_file, named_use, ready
-from studio.settings import DrawingMachine, Machine
+from studio.settings import DrawingMachine, Machine, Picking
 
 app = App(
     name="studio",
@@ -41,6 +41,7 @@ app = App(
 )
 app.command("studio.commands.train:app", name="train", help="Learn a concept from a folder of pictures.")
 app.command("studio.commands.incontext:ask", name="incontext", help="Change a picture as example pairs show.")
+app.command("studio.commands.caption:caption", name="caption", help="Write captions beside the pictures of a folder.")
 app.command("studio.commands.mask:mask", name="mask", help="Make a mask of what is pointed at in a picture.")
 app.command("studio.commands.replace:replace", name="replace", help="Replace a thing in a picture by another.")
 app.command("studio.commands.choose:choose", name="choose", help="Measure the steps of a training and keep the best.")
@@ -64,6 +65,7 @@ def generate(
     placing: Annotated[Placing, Parameter(name="*", group=GROUPS["grounding"])] = Placing(),  # noqa: B008
     planning: WhoPlans = Planning(),  # noqa: B008
     compare: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    picking: Annotated[Picking, Parameter(name="*", group=GROUPS[""])] = Picking(),  # noqa: B008
     machine: Annotated[DrawingMachine, Parameter(name="*", group=MACHINE)] = DrawingMachine(),  # noqa: B008
 ) -> None:
     """Generate pictures.
@@ -89,9 +91,9 @@ def generate(
     if source is not None:
         if read_foreign(source) is None:
             read_made(source)  # whatever is wrong with it is said before torch is loaded
-        from studio.commands.reproduce import repeat
+        from studio.work.reproduce import repeat
 
-        paths = repeat(source, wishes, axes, base, output, machine)
+        paths = repeat(source, wishes, axes, base, output, machine, picking)
     elif prompt is None:
         raise RequestError("There is neither a prompt nor --from PICTURE.", "For example: studio generate 'a fox'")
     else:
@@ -100,7 +102,7 @@ def generate(
             sys.stderr.write(f"studio: {near}\n")
         from studio.work.compare import draw
 
-        paths = draw(request, axes, base or "pocket", output, machine)
+        paths = draw(request, axes, base or "pocket", output, machine, picking=picking)
     for path in [*paths[1:], paths[0]] if axes else paths:
         print(path)
         if placing.draw_boxes and not (axes and path == paths[0]):
@@ -179,7 +181,7 @@ def attention(
     output
         Write the sheet here instead of beside the picture; the maps as numbers have its name and end in .npz.
     """
-    from studio.commands import reproduce
+    from studio.work import reproduce
 
     for path in reproduce.attention(picture, output, machine):
         print(path)
@@ -271,7 +273,7 @@ def score(
     only
         With --all-held-out, --all-ways or --concepts: these stickers alone, with --all-held-out also unicorn, flamingo,
         guitar, teapot or helicopter, which other hands drew; with --relations: these relations; with
-        --incontext: these tasks.
+        --incontext: these tasks; with --sliders: these of size, colour and count.
     form
         table or json.
     base

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
+
+from pydantic import Field
 
 from pipelines.request.settings import Frozen, Quantised
 
@@ -29,6 +32,17 @@ class Machine(Frozen):
     def to_learn(self) -> Machine:
         """Return these settings without those of drawing alone; a base that is to learn is opened as it is."""
         return Machine.model_validate(self.model_dump(include=set(Machine.model_fields)) | {"dtype": "float32"})
+
+
+class Picking(Frozen):
+    """The choice among candidates of each picture."""
+
+    best_of: int = Field(default=1, ge=1, le=64)
+    """Draw so many candidates of each picture and keep the one that the judge likes best, with its own seed: pocket's
+    judge, or the CLIP of --clip."""
+
+    clip: Path | None = None
+    """With --best-of: folder of a CLIP that judges, for other bases than pocket."""
 
 
 class DrawingMachine(Machine):

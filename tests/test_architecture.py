@@ -56,6 +56,7 @@ def test_studio_loads_torch_in_the_runner_alone():
         "studio.commands.concepts",
         "studio.library.concepts",
         "studio.commands.flags",
+        "studio.commands.caption",
         "studio.commands.mask",
         "studio.commands.replace",
         "studio.commands.incontext",
@@ -193,6 +194,7 @@ BY_NAME = {
     "trainers/methods/dreambooth.py",
     "trainers/methods/p_plus.py",
     "trainers/methods/reversion.py",
+    "trainers/methods/slider.py",
     "trainers/methods/textual_inversion.py",
 }
 

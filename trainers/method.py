@@ -101,6 +101,7 @@ class Offer:
         words: name of a setting -> its label and a value to suggest, for what a person has to fill in.
         settings: of the method, beside these.
         pairs: whether each picture shows two things that are to be named.
+        pictures: whether it takes pictures; without, the base draws its own if there are none.
         hint: whether the word is asked for as the hint of a question in pictures, instead of in prompts.
     """
 
@@ -109,6 +110,7 @@ class Offer:
     words: Mapping[str, tuple[str, str]]
     settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     pairs: bool = False
+    pictures: bool = True
     hint: bool = False
 
     @property

@@ -13,7 +13,7 @@ from pipelines.files import require_room, stem_of
 from pipelines.request.settings import without_files
 from pipelines.words import file_stem
 from trainers.method import Method
-from trainers.settings import DataConfig, Destination, TrainConfig
+from trainers.settings import DataConfig, Destination, TrainConfig, require_folder
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,15 @@ class Run:
         """Return whether all files of the run exist; its log, which an imported concept lacks, shows whose they are."""
         first, *others = self.outputs
         return all(path.exists() for path in (losses_of(first), *others, first))
+
+    def require_pictures(self) -> None:
+        """Refuse a run without a folder of pictures if the method neither draws nor composes its own.
+
+        Raises:
+            DataError: if it does not.
+        """
+        if not (self.data.images or self.config.drawn_prompts or getattr(self.config, "composed", 0)):
+            require_folder(None)
 
     def require_free(self) -> list[Path]:
         """Return the files of the result, which can be written.

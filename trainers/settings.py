@@ -18,7 +18,7 @@ class DataConfig(Frozen):
     """The training pictures, and how they are read."""
 
     images: Annotated[Path | None, FileOf("dataset")] = None
-    """Folder of training pictures; a `.txt` file beside a picture is its caption."""
+    """Folder of pictures, with captions in `.txt` files beside them; a slider without has the base draw its own."""
 
     resolution: int | None = Field(default=None, ge=16, le=4096)
     """Side in pixels that pictures are scaled to; the base model's own by default."""
@@ -122,8 +122,7 @@ class ObjectiveConfig(Frozen):
     """Spread the timesteps evenly over each batch, for a calmer gradient, instead of drawing each by itself."""
 
     sigmas: Literal["logit-normal", "uniform"] | None = None
-    """Distribution of the noise levels that a rectified flow is taught, before they are shifted; logit-normal by
-    default (arXiv:2403.03206, 3.1)."""
+    """Noise levels that a rectified flow is taught, before the shift; logit-normal by default (arXiv:2403.03206)."""
 
     shift: float | None = Field(default=None, gt=0, le=20)
     """Shift of those levels towards noise, 1 for none; the family's own by default."""
@@ -200,6 +199,16 @@ class MethodConfig(Frozen):
     def trigger(self) -> str:
         """Return the words in prompts for the run's own concept; empty if it learns no concept."""
         return self.triggers[0] if self.triggers else ""
+
+    @property
+    def spoken(self) -> str:
+        """Return the word that captions of its pictures must say; empty for what no prompt has to name."""
+        return self.trigger
+
+    @property
+    def drawn_prompts(self) -> tuple[str, ...]:
+        """Return prompts of pictures that the base draws to learn on where no folder is given; none if it must be."""
+        return ()
 
     def result(self, base: str) -> Path:
         """Return the place of the result on `base` if no other is asked for, within a folder of outputs."""

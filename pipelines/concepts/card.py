@@ -26,7 +26,7 @@ HEADER_LIMIT = 4 << 20  # bytes; a concept's header is a few KB, a large LoRA's 
 TENSOR_LIMIT = 20_000
 CARD_LIMIT = 64 << 10  # letters; a card has a few thousand
 
-Kind = Literal["object", "style", "subject", "relation"]
+Kind = Literal["object", "style", "subject", "relation", "slider"]
 
 
 class ConceptCard(Frozen):
@@ -60,6 +60,26 @@ class ConceptCard(Frozen):
     """Figures of `studio score`."""
     created: str = ""
     """Time of its training, ISO 8601."""
+
+    @property
+    def strengths(self) -> tuple[float, float]:
+        """The least and the largest strength it may be used with: a word has no opposite, changed weights have."""
+        return (0.0, 2.0) if self.vectors else (-4.0, 4.0)
+
+    def require_strength(self, strength: float) -> None:
+        """Refuse a strength that means nothing.
+
+        Raises:
+            ConceptError: naming the range.
+        """
+        low, high = self.strengths
+        if not low <= strength <= high:
+            why = " is a word, which has no opposite" if strength < 0 else ""
+            raise ConceptError(
+                f"The strength {strength:g} of {self.token} is not between {low:g} and {high:g}"
+                + (f": {self.token}{why}." if why else "."),
+                "Give one in between; sliders and LoRAs without a word take from -4 to 4.",
+            )
 
     @field_validator("base", "recipe")
     @classmethod

@@ -144,7 +144,7 @@ class Concept:
             "architecture": f"{KNOWN[card.family].architecture if card.family in KNOWN else 'unknown'}/{layout}",
             "implementation": "diffusers",
             "title": card.token,
-            "trigger_phrase": card.token,
+            "trigger_phrase": "" if card.kind == "slider" else card.token,
             "tags": card.kind,
             "date": card.created,
         }
@@ -324,12 +324,13 @@ class Concept:
         Args:
             components: the base.
             strength: 0 gives the base with the word training started from (the average word if that is unknown), 1
-                what was learned.
+                what was learned, -1 the opposite of changed weights.
 
         Raises:
-            ConceptError: if it does not fit the base or its word is taken.
+            ConceptError: if it does not fit the base, its word is taken, or the strength is out of its range.
         """
         self.check_fits(components)
+        self.card.require_strength(strength)
         # Parts put together in memory have no fingerprint yet, and with this concept in them it would be another.
         components = replace(components, identity=components.fingerprint())
         with ExitStack() as attached:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from scipy import ndimage
@@ -115,7 +115,16 @@ def name(judge: Judge, crops: Sequence[Tensor], names: Sequence[str]) -> list[st
     return [names[int(i)] for i in (seen @ texts.T).argmax(1)]
 
 
-def holds(relation: str, first: Found, second: Found) -> bool:
+class Standing(Protocol):
+    """Anything that stands somewhere in a picture."""
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """Return the middle of its box, in fractions."""
+        ...
+
+
+def holds(relation: str, first: Standing, second: Standing) -> bool:
     """Return whether a relation holds between two things, by their boxes.
 
     Left/right and above/below compare middles and demand that the named direction is the larger difference.

@@ -74,6 +74,13 @@ def refuse_unable(components: Components, request: Request, weaker: Weights | No
             "request changes weights.",
             "Add one learned by DreamBooth or a LoRA, or use the preset cfg.",
         )
+    said = [one.negative_prompt for one in (request, *request.also, *request.regions) if one.negative_prompt]
+    if guidance.preset == "autoguidance" and said:
+        raise RequestError(
+            f"The guidance autoguidance has no place for the negative prompt {said[0]!r:.60}: it leads away from the "
+            "base without the concepts' weights instead.",
+            "Say it as a further prompt with a weight below 0 (also), or use the preset cfg.",
+        )
 
 
 @dataclass

@@ -36,8 +36,9 @@ class ConceptUse(Frozen):
     source: Annotated[str, FileOf("concept")] = Field(min_length=1)
     """Path of the concept file, or its name in the library."""
 
-    strength: float = Field(default=1.0, ge=0, le=2)
-    """Weight of the concept: 0 gives the word it started from, 1 what was learned, more exaggerates it."""
+    strength: float = Field(default=1.0, ge=-4, le=4)
+    """Weight of the concept: 0 gives the word it started from, 1 what was learned, more exaggerates it. Below 0 is the
+    opposite, for sliders and other changes of weights without a word; a word takes 0 to 2."""
 
 
 def concept_use(text: str) -> dict[str, object]:

@@ -16,7 +16,7 @@ from pipelines.request.request import Defaults, Frozen, Request
 from pipelines.request.settings import file_of
 from studio.jobs.specs import of_clients
 from studio.jobs.store import Job, Kind, State
-from trainers.methods import configs
+from trainers.methods import configs, methods
 from trainers.settings import DataConfig, Destination, TrainConfig
 
 
@@ -32,6 +32,10 @@ class GenerationOrder(Frozen):
     compare: tuple[Axis, ...] = Field(default=(), max_length=2)
     """Settings to compare: one picture for each value, or for each pair of values, all from the same seed. The first
     picture is then a sheet of the others. Values are text, or what the field holds."""
+
+    best_of: int = Field(default=1, ge=1, le=64)
+    """Draw so many candidates of each picture and keep the one that the judge of pocket likes best, with its own seed;
+    the event `note` tells all scores."""
 
 
 def _of_client(field: FieldInfo) -> Any:
@@ -54,11 +58,19 @@ def settings_of(method: str) -> type[Frozen]:
     return create_model(f"{title}Settings", __base__=Frozen, **fields)
 
 
+def _dataset_of(method: str) -> Any:
+    """Return the field for the pictures of a method; it may be left out where the base can draw them."""
+    if all(offer.pictures for offer in methods()[method].offers):
+        return (str, Field(description="Id of the pictures to learn from."))
+    said = "Id of the pictures to learn from; left out, the base draws its own."
+    return (str | None, Field(default=None, description=said))
+
+
 def _order_of(method: str) -> Any:
     title = "".join(part.capitalize() for part in method.split("-"))
     fields: dict[str, Any] = {
         "method": (Literal[method], Field(description="How to learn.")),
-        "dataset": (str, Field(description="Id of the pictures to learn from.")),
+        "dataset": _dataset_of(method),
         "settings": (settings_of(method), Field(description="What is not given is the recipe's.")),
         "base": (str, Field(default="pocket", description="Id of the base model.")),
         "dry_run": (bool, Field(default=False, description="Only say what it would take.")),

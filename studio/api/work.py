@@ -45,7 +45,7 @@ def routes(jobs: Jobs) -> APIRouter:
         """Order pictures."""
         with _asked():
             fields = order.request.model_dump(mode="json", exclude_unset=True)
-            job = jobs.submit_generation(fields, order.base, keyed("generation", key), order.compare)
+            job = jobs.submit_generation(fields, order.base, keyed("generation", key), order.compare, order.best_of)
             return accepted(job, response)
 
     @router.post("/runs", status_code=status.HTTP_202_ACCEPTED, tags=["runs"])

@@ -6,22 +6,17 @@ Off unless an endpoint is given. What comes back is data from outside: read as J
 from __future__ import annotations
 
 import json
-import os
-import re
-import time
-from typing import Any
 
 from pydantic import Field
 
-from pipelines.errors import ConfigError, RequestError
+from pipelines.errors import RequestError
 from pipelines.request.box_files import checked
 from pipelines.request.layout_rules import Planner, plan
 from pipelines.request.request import Box, Frozen
+from studio.endpoints import Endpoint, answer_of, require_address
 
 KEY = "STUDIO_PLANNER_KEY"
 """Environment variable with the endpoint's key, which is never an argument: others could read it."""
-
-LIMIT = 1 << 20  # bytes of an answer that are read
 
 INSTRUCTION = """\
 You plan where things stand in a picture. Work in three steps. First list every thing the sentence names, one entry for
@@ -51,59 +46,26 @@ def planner_of(planning: Planning) -> Planner:
     Raises:
         ConfigError: if the endpoint is no web address.
     """
-    endpoint = planning.planner
-    if not endpoint:
+    if not planning.planner:
         return plan
-    if not re.match(r"https?://[^/\s]+", endpoint):
-        raise ConfigError(
-            f"The planner {endpoint!r:.80} is no web address.", "Give it as in --planner http://localhost:11434/v1."
-        )
+    endpoint = Endpoint("planner", "--planner", planning.planner, planning.planner_model, planning.planner_timeout, KEY)
+    require_address(endpoint)
 
     def asked(sentence: str) -> tuple[Box, ...]:
-        return read_answer(_ask(endpoint, planning, sentence))
+        return read_answer(_ask(endpoint, sentence))
 
     return asked
 
 
-def _ask(endpoint: str, planning: Planning, sentence: str) -> str:
+def _ask(endpoint: Endpoint, sentence: str) -> str:
     """Return the answer of the language model.
 
     Raises:
         RequestError: if there is no answer of the right form.
     """
-    import httpx
-
-    key = os.environ.get(KEY, "")
-    body: dict[str, Any] = {
-        "messages": [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": sentence}],
-        "temperature": 0,
-    }
-    body |= {"model": planning.planner_model} if planning.planner_model else {}
     hint = "Check --planner and --planner-model, or leave them out for the built-in rules."
-    end, content = time.monotonic() + planning.planner_timeout, b""
-    try:
-        with httpx.stream(
-            "POST",
-            f"{endpoint.rstrip('/')}/chat/completions",
-            json=body,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=planning.planner_timeout,  # of each read; an answer in drops has the same limit as a whole
-        ) as response:
-            for part in response.iter_bytes():
-                content += part
-                if time.monotonic() > end:
-                    raise httpx.ReadTimeout(f"not whole within {planning.planner_timeout:g} s")
-                if len(content) > LIMIT:
-                    break
-    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
-        raise RequestError(f"The planner {endpoint} gave no answer: {error or type(error).__name__}.", hint) from None
-    if response.status_code != 200 or len(content) > LIMIT:
-        said = content[:120].decode(errors="replace").replace("\n", " ")
-        raise RequestError(f"The planner {endpoint} answered {response.status_code}: {said}", hint)
-    try:
-        return str(json.loads(content)["choices"][0]["message"]["content"])
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-        raise RequestError(f"The planner {endpoint} does not speak chat completions.", hint) from None
+    said = [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": sentence}]
+    return answer_of(endpoint, said, hint)
 
 
 def read_answer(answer: str) -> tuple[Box, ...]:

@@ -6,7 +6,7 @@ from studio.settings import Machine
 from trainers.commands import commands
 from trainers.data.folders import listing
 from trainers.run import Run
-from trainers.settings import Destination, require_folder
+from trainers.settings import Destination
 
 
 class Output(Destination):
@@ -73,10 +73,9 @@ def translate(arguments: list[str]) -> list[str]:
 
 
 def _carry_out(run: Run, machine: Machine) -> None:
-    if run.data.images is None and not getattr(run.config, "composed", 0):
-        require_folder(None)
-    others = (one.images for one in getattr(run.config, "subjects", ()) if one.images)
-    for folder in {run.data.images, *others} - {None}:
+    run.require_pictures()
+    others = (one.images for one in getattr(run.config, "subjects", ()))
+    for folder in {run.data.images, getattr(run.config, "less_images", None), *others} - {None}:
         if not folder.is_dir():
             listing(folder)  # says so before torch is loaded
     from studio.work import runner

@@ -24,6 +24,7 @@ from studio.jobs.local_engine import Engine, LocalEngine
 from studio.jobs.specs import (
     Places,
     checked_comparison,
+    checked_picking,
     checked_request,
     forget_training,
     scores_key,
@@ -94,6 +95,7 @@ class Jobs:
         base: str = "pocket",
         key: str | None = None,
         compare: Sequence[Any] = (),
+        best_of: int = 1,
     ) -> Job:
         """Order pictures.
 
@@ -103,6 +105,7 @@ class Jobs:
             key: asking again with the same key gives the same job.
             compare: one or two `Axis`, or their fields, along which the request is compared; the results are then a
                 sheet and the pictures on it, row by row.
+            best_of: candidates of each picture, of which the judge's best is kept.
 
         Raises:
             StudioError: if it cannot be carried out.
@@ -111,6 +114,8 @@ class Jobs:
         spec: dict[str, Any] = {"request": checked_request(request, self.places), "base": base}
         if compare:
             spec["compare"] = checked_comparison(request, compare)
+        if best_of != 1:
+            spec["best_of"] = checked_picking(best_of, request, compare)
         require_room(self.folder, 64 << 20)
         return self.ledger.add("generation", spec, key)
 
@@ -118,7 +123,7 @@ class Jobs:
         self,
         method: str,
         settings: Mapping[str, Any],
-        dataset: str,
+        dataset: str | None,
         base: str = "pocket",
         dry_run: bool = False,
         key: str | None = None,
@@ -128,7 +133,7 @@ class Jobs:
         Args:
             method: its name.
             settings: fields of the method's settings, `DataConfig` and `TrainConfig`, and `keep_every`.
-            dataset: id of the pictures.
+            dataset: id of the pictures; None for those that the base draws.
             base: id of the base model.
             dry_run: only look at the pictures and say what training would take.
             key: asking again with the same key gives the same job.

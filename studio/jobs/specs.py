@@ -16,6 +16,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from pipelines.concepts.card import read_card
 from pipelines.errors import ConceptError, ConfigError, RequestError, StudioError
 from pipelines.request.axes import axes_of, cells
 from pipelines.request.request import Request, problems
@@ -24,6 +25,7 @@ from studio.jobs.store import Job
 from studio.library.bases import Bases
 from studio.library.datasets import Datasets, Pictures
 from studio.library.quota import QUOTA, Quota
+from studio.settings import Picking
 from trainers.methods import methods
 from trainers.run import Run, forget_state, run_of
 from trainers.settings import DataConfig, Destination, TrainConfig
@@ -120,7 +122,8 @@ def checked_request(fields: Mapping[str, Any], places: Places) -> dict[str, Any]
     """
     request = Request.read(dict(fields))
     _require_known(request)
-    with_paths(request, places)
+    for use in with_paths(request, places).concepts:
+        read_card(places.folder / use.source).require_strength(use.strength)
     return request.model_dump(mode="json", exclude_unset=True)
 
 
@@ -135,6 +138,23 @@ def checked_comparison(fields: Mapping[str, Any], axes: Sequence[Any]) -> list[d
         for cell in row:
             _require_known(cell)
     return [axis.model_dump(mode="json") for axis in read]
+
+
+def checked_picking(best_of: int, fields: Mapping[str, Any], axes: Sequence[Any]) -> int:
+    """Return the number of candidates of each picture.
+
+    Raises:
+        RequestError: if it is out of range, or there is a comparison or no prompt beside it.
+    """
+    try:
+        count = Picking(best_of=best_of).best_of
+    except ValidationError as error:
+        raise RequestError(problems(error), "Give 1 to 64 candidates.") from None
+    if axes:
+        raise RequestError("A comparison shows every picture and keeps none.", "Leave out best_of, or compare.")
+    if not str(fields.get("prompt", "")).strip():
+        raise RequestError("Candidates are judged by the prompt, and there is none.", "Say what is to be seen.")
+    return count
 
 
 TEXTS = ("prompt", "negative_prompt", "phrase", "digests")
@@ -173,8 +193,10 @@ def with_paths(model: Model, places: Places) -> Model:
 # -- training ---------------------------------------------------------------------------------------------------
 
 
-def training_of(method: str, settings: Mapping[str, Any], dataset: str, base: str, places: Places) -> Run:
+def training_of(method: str, settings: Mapping[str, Any], dataset: str | None, base: str, places: Places) -> Run:
     """Return a training from settings by name, whichever configuration each belongs to.
+
+    Without pictures (`dataset` None) it is one whose method has the base draw them.
 
     Raises:
         ConfigError: if there is no such method, or with every problem of the settings.
@@ -201,11 +223,12 @@ def training_of(method: str, settings: Mapping[str, Any], dataset: str, base: st
             said.append(problems(error))
             return kind.model_construct()  # what else is wrong is said too
 
-    run = run_of(known[method], given | {"images": places.datasets.folder(dataset)}, made)
+    run = run_of(known[method], given | {"images": places.datasets.folder(dataset) if dataset else None}, made)
     if said:
         raise ConfigError(" ".join(said), f"GET /api/v1/methods/{method} lists the settings and their ranges.")
     if run.train.candidates and len(run.config.triggers) > 1:
         raise ConfigError("Candidates cannot be kept of several subjects.", "Leave candidates out, or also.")
+    run.require_pictures()
     # Seen from the folder of the server, where its processes work, so that a concept does not tell where that is.
     output = places.folder / run.config.result(base)
     return replace(run, where=run.where.model_copy(update={"base": places.base(base), "output": output}))

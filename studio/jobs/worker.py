@@ -35,7 +35,7 @@ from studio.jobs.specs import Places, forget_training, scores_key, training_of_j
 from studio.jobs.store import Job, Ledger, Record, State
 from studio.library.concepts import meant
 from studio.library.import_export import import_concept
-from studio.settings import DrawingMachine, Machine
+from studio.settings import DrawingMachine, Machine, Picking
 from studio.work import measure as measuring
 from studio.work import runner
 from studio.work.compare import draw
@@ -120,7 +120,7 @@ class Worker:
         if newest := sorted(self.places.job(job.id).glob("preview-*.png"))[-1:]:
             with whole_file(concept.with_name(f"{stem_of(concept)}.preview.png")) as picture:
                 shutil.copyfile(newest[0], picture)
-        if candidates:
+        if candidates and job.spec["dataset"]:  # what has no pictures has nothing to be compared with
             asked = {"concept": concept.stem, "dataset": job.spec["dataset"], "base": job.spec["base"]}
             self.ledger.add("score", asked, scores_key(job.id))
 
@@ -152,6 +152,7 @@ class Worker:
             self.places.job(job.id),
             self.machine,
             components=self._base_for(job),
+            picking=Picking(best_of=job.spec.get("best_of", 1)),
             on_event=lambda event: self.tell(job, event),
             should_stop=should_stop,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipelines.concepts.card import read_card
 from pipelines.errors import ConceptError, ModelError
 from pipelines.request.request import Request, concept_use
 from studio.library import concepts
@@ -49,12 +50,14 @@ def ready(request: Request, base: str | None = None) -> Request:
         base: its base; where a hub id leads to is told when it is loaded.
 
     Raises:
-        ConceptError: if a concept is not there.
+        ConceptError: if a concept is not there, or its strength means nothing.
         RequestError: if a picture is not.
         ModelError: if the base is plainly a path that leads nowhere.
     """
     for use in request.concepts:
         require_concept(use.source)
+        if Path(use.source).suffix == ".safetensors":
+            read_card(Path(use.source)).require_strength(use.strength)
     if request.inpaint is not None:
         request.inpaint.require_files()
     if base is not None and base != "pocket" and not Path(base).exists() and not _may_be_an_id(base):

@@ -165,8 +165,8 @@ def base_words(target: str, **more: Any) -> gr.HTML:
 def concept_chips(**more: Any) -> gr.HTML:
     """Return learned concepts to switch on with a click, each with its strength.
 
-    Its value is a list of `{"id", "token", "kind", "picture", "on", "strength", "problem"}`; of one that does not go
-    with the base the last says why, and it cannot be switched on.
+    Its value is a list of `{"id", "token", "kind", "picture", "on", "strength", "least", "problem"}`; of one that does
+    not go with the base the last says why, and it cannot be switched on.
     """
     fields = {**_texts("id", "token"), "on": {"type": "boolean"}, "strength": {"type": "number"}}
     return _own("chips", "Concepts", fields, {"id": "my-wolf", "on": True, "strength": 1.0}, **more)

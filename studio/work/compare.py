@@ -9,16 +9,20 @@ from typing import Any
 
 from PIL import Image
 
+from evaluation.best_of import best_of
+from pipelines.errors import RequestError
 from pipelines.events import Event, Note, OnEvent, Preview, StepDone
 from pipelines.files import require_room
 from pipelines.models.components import Components
 from pipelines.pictures.sheet import Sheet
 from pipelines.request.axes import Axis, cells, labels
 from pipelines.request.request import Request
-from studio.settings import Machine
+from studio.settings import Machine, Picking
 from studio.work import runner
+from studio.work.measure import scorer_of_prompts
 from studio.work.progress import Progress
 
+ALL = Picking()
 SIDE = 128
 """Pixels of a picture on the sheet, at least."""
 
@@ -37,6 +41,7 @@ def draw(
     machine: Machine,
     *,
     components: Components | None = None,
+    picking: Picking = ALL,
     on_event: OnEvent | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Path]:
@@ -51,17 +56,19 @@ def draw(
         output: folder for the pictures.
         machine: device settings.
         components: the base if it is in memory already.
-        on_event: receives events instead of a progress line: of a comparison the steps of all cells as one work, and a
-            preview of each cell when it is done.
+        picking: how many candidates of each picture are drawn, and what judges them.
+        on_event: receives events instead of a progress line; those of all cells as of one work, with previews.
         should_stop: asked before each step.
 
     Returns:
         The pictures; of a comparison the sheet first, then the cells row by row.
 
     Raises:
-        RequestError: if a cell cannot be; before anything is generated.
+        RequestError: if a cell cannot be, before anything is generated; if candidates are to be compared.
         Cancelled: if `should_stop` said so; cells that are done stay.
     """
+    if picking.best_of > 1:
+        return _picked(request, axes, base, output, machine, picking, components, on_event, should_stop)
     if not axes:
         return runner.write_pictures(
             request, base, output, machine, components=components, on_event=on_event, should_stop=should_stop
@@ -88,6 +95,40 @@ def draw(
     return [sheet(request, axes, paths).save(runner.free_path(output, "comparison")), *paths]
 
 
+def _picked(
+    request: Request,
+    axes: Sequence[Axis],
+    base: str,
+    output: Path,
+    machine: Machine,
+    picking: Picking,
+    components: Components | None,
+    on_event: OnEvent | None,
+    should_stop: Callable[[], bool],
+) -> list[Path]:
+    """Write the best of the candidates of each picture, and say the scores; arguments as of `draw`."""
+    if axes:
+        raise RequestError("A comparison shows every picture and keeps none.", "Leave out best_of, or compare.")
+    require_room(output, request.count << 20)
+    components = components or runner.open_base(base, machine)
+    told, known = on_event or Progress("best of"), (base, components.fingerprint())
+    scorer = scorer_of_prompts(components, picking.clip)
+    steps = int(request.resolved(components.defaults).steps or 1)
+    together = _Together(told, [steps] * (request.count * picking.best_of))
+    paths: list[Path] = []
+
+    def tell(event: Event) -> None:
+        together.tell(event)
+        if isinstance(event, StepDone) and event.step == event.steps:
+            together.next()
+
+    for best in best_of(components, request, picking.best_of, scorer, on_event=tell, should_stop=should_stop):
+        paths += runner.save_pictures(best.result, known, components, output, machine)
+        told(Preview(together.before, best.result.pictures[0], f"seed {best.seed}"))
+        told(Note(best.told()))
+    return paths
+
+
 class _Together:
     """Progress of several pictures as of one work.
 
@@ -103,23 +144,28 @@ class _Together:
         self._said: set[str] = set()
 
     @property
-    def _before(self) -> int:
+    def before(self) -> int:
+        """Return the steps of the pictures that are done."""
         return sum(self.steps[: self._number])
 
     def tell(self, event: Event) -> None:
         """Pass on the messages of the current picture; the same note only once."""
         if isinstance(event, StepDone):
             # Image-to-image carries out only a share of its steps: counted as that share of the planned ones.
-            step = self._before + round(self.steps[self._number] * event.step / event.steps)
+            step = self.before + round(self.steps[self._number] * event.step / event.steps)
             self.on_event(StepDone(step, sum(self.steps), event.terms, time.monotonic() - self._began))
         elif not isinstance(event, Note) or event.text not in self._said:
             self._said |= {event.text} if isinstance(event, Note) else set()
             self.on_event(event)
 
+    def next(self) -> None:
+        """Go on to the next picture."""
+        self._number += 1
+
     def done(self, picture: Any, label: str) -> None:
         """Show the picture that is done, and go on to the next."""
-        self._number += 1
-        self.on_event(Preview(self._before, picture, label))
+        self.next()
+        self.on_event(Preview(self.before, picture, label))
 
 
 def sheet(request: Request, axes: Sequence[Axis], paths: Sequence[Path]) -> Sheet:

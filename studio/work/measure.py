@@ -11,7 +11,7 @@ from typing import Any
 from evaluation.candidates import Choice, JudgeScorer, Scorer, choose
 from pipelines.concepts.card import HASH_KEY, read_header
 from pipelines.concepts.concept import Concept
-from pipelines.errors import ConceptError
+from pipelines.errors import ConceptError, ConfigError
 from pipelines.events import OnEvent
 from pipelines.measures.clip import Clip
 from pipelines.measures.picture_encoder import PictureEncoder
@@ -102,6 +102,23 @@ def scorer_for(components: Components, concept: Concept, clip: Path | None) -> S
     if components.family.world != "pocket":
         return None
     return JudgeScorer(judge(), concept.card.kind in ("object", "subject"))
+
+
+def scorer_of_prompts(components: Components, clip: Path | None) -> Scorer:
+    """Return the scorer of whole pictures by their prompts: the CLIP that is named, or the judge of `pocket`.
+
+    Raises:
+        ModelError: if there is no such CLIP.
+        ConfigError: if the base has no judge of its own and none is named.
+    """
+    if clip is not None:
+        return Clip.load(clip, str(components.device))
+    if components.family.world != "pocket":
+        raise ConfigError(
+            f"{components.name} has no judge of its own to tell the best of several pictures.",
+            "On the command line name a CLIP with --clip FOLDER; else ask for one candidate.",
+        )
+    return JudgeScorer(judge(), things=False)
 
 
 def told(choice: Choice) -> dict[str, Any]:

@@ -33,12 +33,13 @@ from pipelines.models.loading import known_bases, load
 from pipelines.models.memory.quantised import form_of
 from pipelines.pictures.metadata import Dtype, Made, save_png
 from pipelines.request.request import ConceptUse, Request
+from pipelines.sampling import Result
 from pipelines.words import file_stem
 from studio.settings import DrawingMachine, Machine
 from studio.work.progress import Progress
 from trainers.data.batches import ordinary, prompt_templates
 from trainers.data.folders import Reading
-from trainers.data.preflight import Report, examine
+from trainers.data.preflight import duration, examine
 from trainers.data.sound_pictures import sound_examples
 from trainers.loop import memory
 from trainers.loop.launch import narrowed, pausing, readings, train_and_save
@@ -124,6 +125,21 @@ def write_pictures(
         on_event=on_event or Progress("generate"),
         should_stop=should_stop,
     )
+    return save_pictures(result, (base, fingerprint), components, output, machine, only)
+
+
+def save_pictures(
+    result: Result,
+    base: tuple[str, str],
+    components: Components,
+    output: Path,
+    machine: Machine,
+    only: int | None = None,
+) -> list[Path]:
+    """Write the pictures of a result, or `only` that one, with all that they were made with; return their paths.
+
+    `base` is its name and what its fingerprint was before.
+    """
     cards = tuple(concept.card for concept in result.concepts)
     digests = tuple(concept.digest() for concept in result.concepts)
     files = networks(result.request.concepts, result.concepts)
@@ -133,8 +149,7 @@ def write_pictures(
             made = Made(
                 result.request,
                 index,
-                base,
-                fingerprint,
+                *base,
                 cards,
                 digests,
                 machine.attention,
@@ -177,7 +192,7 @@ def write_concepts(
     run, reading, components = _ready(run, machine, strict=True)
     progress = on_event or Progress(run.method.name, previews=outputs[0])
     require_learnable(components, run)
-    for line in _report(run, reading, components).lines():
+    for line in _report(run, reading, components):
         progress(Note(line))
     try:
         with sole_training(outputs[0]), pausing() as asked:
@@ -217,23 +232,27 @@ def _preflight(run: Run, reading: Reading, components: Components) -> Iterator[s
         components, run, tried.trained, memory.latents(components, run, len(reading.examples)), tried.kept
     )
     said = memory.sentences(takes, memory.room(components.device))
-    yield from _report(run, reading, components, said, tried.seconds).lines()
+    yield from _report(run, reading, components, said, tried.seconds)
     yield from tried.notes
 
 
 def _report(
     run: Run, reading: Reading, components: Components, said: Sequence[str] = (), seconds: float | None = None
-) -> Report:
+) -> list[str]:
+    """Return lines on the pictures, memory and time of a run; where the base will draw its pictures, on those."""
+    if run.config.drawn_prompts and not reading.examples:
+        long = [] if seconds is None else [f"About {duration(seconds * run.train.steps)} of training."]
+        return [f"{run.config.pictures} pictures that the base draws.", *said, *long]
     return examine(
         reading,
-        token=run.config.trigger,
+        token=run.config.spoken,
         config=run.train,
         data=run.data.model_copy(update={"flip": 0.0}) if "flip" in run.config.unused else run.data,
         components=components,
         memory=said,
         seconds_per_step=seconds,
         new_word=run.config.new_word is not None,
-    )
+    ).lines()
 
 
 def export(uses: Sequence[ConceptUse], output: Path, base: str, half: bool, machine: Machine) -> Path:

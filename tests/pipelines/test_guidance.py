@@ -259,6 +259,17 @@ def test_autoguidance_leads_away_from_the_base_without_the_weights(base):
     assert tiny.same(before, base) and (with_it - without).abs().max() > 1e-3
 
 
+def test_autoguidance_has_no_place_for_negative_prompts(base):
+    concept = learned(base, "<a>", 1)
+    for fields, said in (
+        ({"negative_prompt": "a dog"}, "'a dog'"),
+        ({"also": (Prompt(prompt="x", negative_prompt="a cat"),)}, "'a cat'"),
+    ):
+        request = asked({"preset": "autoguidance", "scale": 3.0}, prompt="a <a>", **fields)
+        with pytest.raises(RequestError, match=f"no place for the negative prompt {said}.*further prompt"):
+            generate(base, request.model_copy(update={"concepts": (ConceptUse(source="a"),)}), concepts={"a": concept})
+
+
 def test_a_step_that_is_not_taken_is_none_with_rescale_and_further_prompts_too():
     flow = tiny_flows.base("sd3")
     told = {"preset": "cfg-zero", "zero_steps": 3, "rescale": 0.5}

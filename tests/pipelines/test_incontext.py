@@ -188,7 +188,7 @@ def one_question(like=None):
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm++2m", "unipc", "euler"])
 @pytest.mark.parametrize("grids", [Grid().arrangements()[:1], Grid().arrangements()[:2]], ids=["one", "two"])
 def test_an_example_that_changes_nothing_gives_back_the_query(base, scheduler, grids):
-    """Whatever the weights: the answer and the unchanged question are one, and that ends at the query."""
+    """The answer and the unchanged question are one, whatever the weights, and that ends at the query."""
     cells = one_question(like="before")
     request = Request(prompt="", steps=3, scheduler=scheduler).resolved(base.defaults)
     made = incontext.paint(base, cells, request, grids, detail=[1.0, 1.0]).latents

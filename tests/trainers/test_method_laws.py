@@ -222,7 +222,8 @@ def test_captions_without_the_token_are_said_to_be_left_out(method, base):
     events = []
     pictures = [replace(example, captions=("just a picture",)) for example in examples()]
     train(base, run(method, steps=1), pictures, on_event=events.append)
-    assert any(isinstance(event, Note) and "3 captions have no <thing>" in event.text for event in events)
+    said = any(isinstance(event, Note) and "3 captions have no <thing>" in event.text for event in events)
+    assert said == bool(run(method).config.spoken)
 
 
 def test_a_loss_that_is_no_number_stops_with_its_cause(method, base):
@@ -238,7 +239,7 @@ def test_previews_show_what_is_learned_without_disturbing_the_training(method, b
     shown = train(base, the_run, examples(), on_event=events.append)
     previews = [event for event in events if isinstance(event, Preview)]
     assert [preview.step for preview in previews] == [2]
-    assert the_run.config.trigger in previews[0].caption and "preview" not in previews[0].caption
+    assert the_run.config.spoken in previews[0].caption and "preview" not in previews[0].caption
     plain = train(base, run(method), examples())
     assert equal(shown, plain)
 

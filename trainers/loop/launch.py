@@ -38,10 +38,12 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def readings(run: Run) -> Reading:
-    """Read the pictures of a run; with several subjects those of all, each with its word.
+    """Read the pictures of a run; with several subjects those of all, each with its word; none if the base draws them.
 
     Settings of a method that learns from more than pictures have a function `read` for a folder of it.
     """
+    if run.data.images is None and run.config.drawn_prompts:
+        return Reading(())
     folders = run.config.folders(run.data.images)
     if any(word for _, word in folders):
         return joined([(read_folder(require_folder(folder)), word) for folder, word in folders])

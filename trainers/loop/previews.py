@@ -72,7 +72,8 @@ def _preview(trainable: Trainable, run: Run, examples: Sequence[Example], step: 
     """Draw what is learned as it is now."""
     if trainable.preview is not None:
         return trainable.preview(step)
-    prompt = _sample(trainable, examples, run.config.trigger).replace("{}", run.config.trigger)
+    word = run.config.spoken
+    prompt = _sample(trainable, examples, word).replace("{}", word)
     prompt = on_plain_ground(prompt, trainable.components.family.world)
     made: Any = generate(trainable.components, Request(prompt=prompt, steps=15, seed=run.train.seed))
     return Preview(step, made.pictures[0], prompt)

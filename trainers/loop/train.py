@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from pipelines.errors import ConfigError
 from pipelines.events import Note, OnEvent, ignore
 from pipelines.files import require_room
 from pipelines.models.components import Components
 from pipelines.models.memory.offloading import leaving
+from pipelines.words import file_stem
 from trainers.data.batches import Batch, Example, LatentSet, digest
-from trainers.data.class_images import CLASS_FOLDER
+from trainers.data.class_images import CLASS_FOLDER, drawn_examples
 from trainers.data.smaller_copies import with_smaller_copies
 from trainers.distributed import ALONE, WHOLE, Part, Processes
 from trainers.loop.checkpoints import KEPT, Checkpoint, require_same
@@ -53,10 +55,10 @@ def train(
     Args:
         components: the base, its text encoders in float32; bit-identical afterwards, also after an error.
         run: method and settings.
-        examples: the pictures; with several subjects each has the word of its own.
+        examples: the pictures; with several subjects each has the word of its own. Of none, the base draws them.
         keep: folder for the training state; if there is one in it, it goes on from it.
         keep_every: steps between writes.
-        class_folder: folder of class pictures, for methods that use some.
+        class_folder: folder of class pictures and of those the base draws to learn on, for methods that use some.
         processes: those that train together, each with a batch of its own; they give the same result.
         offer: receives the candidates that the run asks for, each with its steps; the last equals the result.
         on_event: receives steps with losses and figures, previews and notes.
@@ -67,6 +69,7 @@ def train(
         ConfigError: if a loss stops being a number.
     """
     components = replace(components, identity=components.fingerprint())  # with what is trained it would be another
+    examples = examples or _drawn(components, run, class_folder, processes, on_event, should_stop)
     (told, given), schedule = _telling(components, run, offer if processes.main else None), _schedule(run.train)
     clock = Clock(schedule.minutes)
     with _prepared(components, run) as trainable:
@@ -205,13 +208,15 @@ def probe(components: Components, run: Run, examples: Sequence[Example]) -> Prob
     Args:
         components: the base; bit-identical afterwards.
         run: method and settings. Class pictures are not made; the pictures themselves are timed in their place.
-        examples: the pictures; no more than a batch of them is encoded.
+        examples: the pictures; no more than a batch of them is encoded. Of none, grey ones are timed.
     """
     components = replace(components, identity=components.fingerprint())
     generator = torch.Generator().manual_seed(0)
     with ExitStack() as stack:
         trainable = stack.enter_context(run.method.prepare(components, run.config, generator))
-        shown = examples[: max(run.train.batch, trainable.fewest)]
+        side = components.defaults.size
+        grey = [Example("grey", Image.new("RGB", (side, side), "gray"))] if run.config.drawn_prompts else []
+        shown = examples[: max(run.train.batch, trainable.fewest)] or grey
         draw = _batches(
             components, run, shown, shown if trainable.class_pictures else (), trainable, ignore, Clock(None)
         )
@@ -240,6 +245,18 @@ def _now(components: Components) -> float:
     return time.monotonic()
 
 
+def _drawn(
+    components: Components, run: Run, folder: Path, processes: Processes, on_event: OnEvent, stop: Callable[[], bool]
+) -> list[Example]:
+    """Return pictures that the base draws for a method that can learn without given ones; none for others."""
+    prompts, place = run.config.drawn_prompts, folder / file_stem(run.config.trigger)
+    if not prompts:
+        return []
+    on_event(Note(f"{run.config.pictures} pictures that the base draws to learn on"))
+    with processes.main_first():
+        return drawn_examples(components, prompts, run.config.pictures, place, on_event=on_event, should_stop=stop)
+
+
 def _class_pictures(
     run: Run, trainable: Trainable, folder: Path, on_event: OnEvent, should_stop: Callable[[], bool]
 ) -> list[Example]:
@@ -265,7 +282,7 @@ def _batches(
 ) -> Draw:
     """Encode the pictures; return a function for the batch of an index, with as many class pictures if any."""
     size = components.defaults.size
-    data, pace, trigger = run.data, run.train, run.config.trigger
+    data, pace, trigger = run.data, run.train, run.config.spoken
 
     def encoded(pictures: Sequence[Example], flip: float) -> LatentSet:
         return LatentSet(

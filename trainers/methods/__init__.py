@@ -27,6 +27,7 @@ ENROLLED = {
     "dreambooth": "trainers.methods.dreambooth:DreamBooth",
     "custom-diffusion": "trainers.methods.custom_diffusion:CustomDiffusion",
     "reversion": "trainers.methods.reversion:ReVersion",
+    "slider": "trainers.methods.slider:Slider",
     "inpainting": "trainers.base_models.inpainting:InpaintingTraining",
     "grounding": "trainers.base_models.grounding:GroundingTraining",
     "incontext": "trainers.base_models.incontext:InContextTraining",

@@ -33,13 +33,26 @@ class Benchmarks(Frozen):
     """Ask pocket questions in pictures about stickers it never saw, and score the answers of every task, beside the
     query itself, the answer without an example, and the answer to a wrong one."""
 
+    sliders: bool = False
+    """Teach pocket sliders of size, colour and count, and score on other things how what they are for moves with the
+    strength, and whether the rest stays; takes minutes each."""
+
+    best_of: bool = False
+    """Draw candidates of seeded prompts on pocket, and score what keeping the judge's best of 1, 2, 4 and 8 of them
+    gains in drawn likeness, a measure of its own; takes some minutes."""
+
+    captions: bool = False
+    """Caption composed scenes that nothing was trained on as `studio caption` does with pocket, and count those that
+    are exact in names, numbers, relation and background."""
+
     pictures: int | None = Field(default=None, ge=1, le=10_000)
     """With --relations: pictures of each relation and way (40), or in the paper's protocol of each pair (10). With
     --boxes: layouts (200). With --regions: layouts of each group (12). With --incontext: questions of each task
-    (12)."""
+    (12). With --sliders: seeds of each thing (2). With --best-of: prompts of
+    each kind (5). With --captions: scenes (200)."""
 
     sheet: Path | None = None
-    """With --relations, --boxes or --incontext: also write a contact sheet here."""
+    """With --relations, --boxes, --incontext or --sliders: also write a contact sheet here."""
 
     clip: Path | None = None
     """With --relations: folder of a CLIP that measures; needs --learned."""
@@ -55,6 +68,9 @@ BENCHMARKS = {
     "relations": ("studio.commands.score.relations", "score_relations"),
     "boxes": ("studio.commands.score.boxes", "score_boxes"),
     "regions": ("studio.commands.score.boxes", "score_regions"),
+    "sliders": ("studio.commands.score.sliders", "score_sliders"),
+    "best_of": ("studio.commands.score.best_of", "score_best_of"),
+    "captions": ("studio.commands.score.captions", "score_captions"),
     "masks": ("studio.commands.mask", "score_masks"),
     "incontext": ("studio.commands.score.incontext", "score_answers"),
 }

@@ -13,7 +13,7 @@ from pipelines.concepts.card import read_card
 from pipelines.errors import ConceptError, StudioError
 from pipelines.pictures.foreign_metadata import not_taken
 from pipelines.pictures.metadata import Made, read_foreign, read_made
-from pipelines.request.axes import WORDS, axes_of, values_in
+from pipelines.request.axes import WORDS, values_in
 from pipelines.request.request import Request
 from pipelines.request.texts import without_folders
 from studio.jobs.jobs import Job, Jobs
@@ -229,7 +229,7 @@ class GeneratePage:
                 axes = [{"field": "prompt", "values": prompts}]
             if axes:
                 fields["count"] = 1
-            return self.jobs.submit_generation(fields, base, compare=axes).id
+            return self.jobs.submit_generation(fields, base, compare=axes, best_of=self.comparing.best(compared)).id
         except StudioError as error:
             raise told(error) from None
 
@@ -277,13 +277,14 @@ class GeneratePage:
         try:
             concept = self.jobs.results(job_id)[0].stem
             card = read_card(self.jobs.places.concept(concept))
-            used = [{"source": concept}]
-            if card.kind in ("relation", "style") and card.example:
+            prompts = [f"a {card.token}", *(f"a {card.token} {more}" for more in TRIES)]
+            if card.kind == "slider":
+                axis = {"field": "concepts.1.strength", "values": ["-1", "0", "1"]}
+            elif card.kind in ("relation", "style") and card.example:
                 axis = {"field": WORDS, "values": list(values_in(suggestion(WORDS, card.example, 0)))[:3]}
-                fields = {"prompt": card.example, "concepts": used}
             else:
-                prompts = [f"a {card.token}", *(f"a {card.token} {more}" for more in TRIES)]
-                axis, fields = {"field": "prompt", "values": prompts}, {"prompt": prompts[0], "concepts": used}
+                axis, card = {"field": "prompt", "values": prompts}, card.model_copy(update={"example": prompts[0]})
+            fields = {"prompt": card.example, "concepts": [{"source": concept}]}
             job = self.jobs.submit_generation(fields | {"seed": planning.Plan.read({}).seed}, base, compare=[axis])
             with suppress(StudioError):  # it is at work already
                 self.jobs.waiting.put(job.id, True)
@@ -365,7 +366,7 @@ class GeneratePage:
         """Return base, form and comparison as a job was asked with; None if this page did not ask it."""
         try:
             asked = Request.read(job.spec["request"])
-            compared = axes_of(job.spec.get("compare", ()))
+            compared = self.comparing.restored(job.spec)
         except (StudioError, KeyError):
             return None
         painted = asked.inpaint is not None and not asked.inpaint.whole  # that is asked for on Edit
@@ -373,4 +374,4 @@ class GeneratePage:
             return None
         base = job.spec["base"]
         keep = False  # the next press draws another picture, as the first one did
-        return [base, *self._fields_of(base, asked, asked.count, keep), *self.comparing.restored(compared)]
+        return [base, *self._fields_of(base, asked, asked.count, keep), *compared]

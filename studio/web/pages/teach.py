@@ -78,7 +78,7 @@ class TeachPage(Following):
             token, start = fields_of(first)
             self.token = gr.Textbox(**token, max_length=60, min_width=140, elem_id="token")
             self.start = gr.Textbox(
-                **start, max_length=60, min_width=200, elem_id="start", elem_classes="completing words-only"
+                **start, max_length=300, min_width=200, elem_id="start", elem_classes="completing words-only"
             )
         with gr.Row():
             self.preset = gr.Radio(
@@ -178,7 +178,7 @@ class TeachPage(Following):
         planned = self._pace(chosen, preset, (steps or "").strip(), base, quiet=True).get("steps", "")
         pace = pace_of(self.jobs, chosen.method.name, base)
         seconds = pace * int(planned) if pace and str(planned).isdecimal() else None
-        return readiness(wrong, token, pictures, seconds)
+        return readiness(wrong, chosen, token, pictures, seconds)
 
     def afterwards(self, followed: Any) -> None:
         """Follow the measurement of what was learned."""
@@ -224,7 +224,7 @@ class TeachPage(Following):
             if what.method.name == spec["method"] and what.offer.settings.items() <= settings.items()
         ]
         try:
-            dataset, rows, empty = self._held(spec["dataset"])
+            dataset, rows, empty = self._held(spec["dataset"] or "")
         except StudioError:
             return nothing
         if not kinds:  # asked for by a program, in a way that the page does not offer
@@ -245,7 +245,7 @@ class TeachPage(Following):
     # -- pictures ----------------------------------------------------------------------------------------------
 
     def _held(self, dataset: str) -> tuple[str, Any, Any]:
-        rows = rows_of(self.jobs.datasets, dataset)
+        rows = rows_of(self.jobs.datasets, dataset) if dataset else []
         return dataset, gr.update(value=rows), shown(bool(rows))
 
     def take(self, files: list[str] | None, dataset: str) -> tuple[Any, ...]:
@@ -302,20 +302,23 @@ class TeachPage(Following):
         *advanced: Any,
     ) -> str:
         token, start = ((word or "").strip() for word in words)
-        if not dataset or not self.jobs.datasets.get(dataset).pictures:
+        given = bool(dataset) and self.jobs.datasets.get(dataset).pictures > 0
+        if given:
+            keep_words(self.jobs.datasets, dataset, rows)
+        elif chosen.offer.pictures:
             raise gr.Error("There are no pictures yet. Drag some in, or use the example.", print_exception=False)
-        keep_words(self.jobs.datasets, dataset, rows)
         if wrong := list(wrong_with(self.jobs, chosen, token, start, base)):
             raise ConfigError(wrong[0])
         settings: dict[str, Any] = {
             **chosen.offer.settings,
             **dict(zip(chosen.words, (token, start), strict=False)),
-            **({} if "candidates" in chosen.method.Settings.unused else {"candidates": CANDIDATES}),
+            **({"candidates": CANDIDATES} if chosen.compares else {}),
             **self._pace(chosen, preset, (steps or "").strip(), base),
             **self.advanced.given(chosen.method, advanced),
         }
-        job = self.jobs.submit_training(chosen.method.name, settings, dataset, base, dry_run=dry)
-        self.jobs.datasets.rename(dataset, f"Pictures of {settings.get('token', chosen.offer.title)}")
+        job = self.jobs.submit_training(chosen.method.name, settings, dataset if given else None, base, dry_run=dry)
+        if given:
+            self.jobs.datasets.rename(dataset, f"Pictures of {settings.get('token', chosen.offer.title)}")
         return job.id
 
     def _pace(self, chosen: What, preset: str, steps: str, base: str, quiet: bool = False) -> dict[str, Any]:

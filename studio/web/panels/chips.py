@@ -21,12 +21,13 @@ INSERT = """(chips, prompt) => {
   let text = prompt || '';
   for (const chip of chips || []) {
     const there = text.includes(chip.token);
+    if (chip.kind === 'slider') continue;
     if (chip.on && !there) text = (text.trim() ? text.trim() + ' ' : 'a ') + chip.token;
     if (!chip.on && there) text = text.split(chip.token).join('').replace(/ +/g, ' ').trim();
   }
   return text;
 }"""
-"""Puts the word of a chip that is switched on into the prompt, and takes it out again."""
+"""Puts the word of a chip that is switched on into the prompt, and takes it out again; a slider has none."""
 
 
 SHOWN = 24
@@ -69,6 +70,7 @@ def chips_of(
                 "picture": address(entry.path),
                 "on": entry.name in on and not problem,
                 "strength": (strengths or {}).get(entry.name, 1.0),
+                "least": max(entry.card.strengths[0], -2.0) if entry.card.kind == "slider" else 0.0,
                 "problem": problem,
             }
         )
@@ -122,7 +124,8 @@ def concepts_used(jobs: Jobs, chips: Sequence[dict[str, Any]] | None, *texts: st
     used = [name for name, chip in shown.items() if chip.get("on")]
     if jobs.learned.is_dir():
         there = ((entry.name, entry.card) for entry in concepts.scan(jobs.learned))
-        used += [name for name, card in there if card is not None and card.token and card.token in said]
+        called = ((name, card) for name, card in there if card is not None and card.kind != "slider")
+        used += [name for name, card in called if card.token and card.token in said]
     return [
         {"source": name, "strength": shown.get(name, {}).get("strength", 1.0)} for name in sorted(dict.fromkeys(used))
     ]

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import gradio as gr
 
 from pipelines.errors import RequestError
-from pipelines.request.axes import WORDS, Axis, axes_of, labels, values_in
+from pipelines.request.axes import WORDS, axes_of, labels, values_in
 from pipelines.request.request import Scheduler
 from studio.jobs.jobs import Jobs
 from studio.jobs.store import Job
@@ -84,6 +84,10 @@ def choices(chips: Sequence[Any]) -> list[tuple[str, str]]:
     return [NOTHING, *offered, *strengths]
 
 
+BEST = (1, 2, 4, 8, 16)
+"""Numbers of candidates that are offered."""
+
+
 class Comparing:
     """Components of the fields and values to compare; made inside `gr.Blocks`."""
 
@@ -105,13 +109,22 @@ class Comparing:
                         label=f"Values {name.lower()}", info=VALUES, min_width=200, elem_id=f"compare-values-{number}"
                     )
                 self.components += [field, values]
+        self.components.append(
+            gr.Dropdown(
+                list(BEST),
+                value=1,
+                label="Keep the best of",
+                info="So many are drawn for each picture, and what fits the prompt best by the judge is kept.",
+                elem_id="best-of",
+            )
+        )
 
     def wire(self, prompt: Any, plan: Any, chips: Any) -> None:
         """Offer values for the chosen field, and the strengths of the concepts there are."""
-        for field, values in zip(self.components[::2], self.components[1::2], strict=True):
+        for field, values in zip(self.components[:4:2], self.components[1:4:2], strict=True):
             # Not `input`, which comes again when the field is left and would undo what was written meanwhile.
             field.select(self.suggest, [field, prompt, plan], values, api_visibility="private")
-        chips.change(self.offer, chips, self.components[::2], api_visibility="private")
+        chips.change(self.offer, chips, self.components[:4:2], api_visibility="private")
 
     @staticmethod
     def suggest(field: str | None, prompt: str | None, plan: Any) -> Any:
@@ -127,18 +140,27 @@ class Comparing:
         return [gr.update(choices=choices(chips))] * 2
 
     @staticmethod
-    def restored(axes: Sequence[Axis]) -> list[Any]:
-        """Return the fields and values of a comparison that was asked before."""
+    def restored(spec: Mapping[str, Any]) -> list[Any]:
+        """Return the fields and values of a comparison that a job was asked with, and the number of candidates.
+
+        Raises:
+            StudioError: if they are none.
+        """
         found: list[Any] = []
-        for axis in axes:
+        for axis in axes_of(spec.get("compare", ())):
             values = [str(value) for value in axis.values]
             found += [axis.field, (" | " if any("," in one for one in values) else ", ").join(values)]
-        return [*found, *[""] * (4 - len(found))]
+        return [*found, *[""] * (4 - len(found)), spec.get("best_of", 1)]
 
     @staticmethod
     def cleared() -> list[Any]:
-        """Return an empty comparison."""
-        return ["", ""] * 2
+        """Return an empty comparison, and no candidates."""
+        return ["", "", "", "", 1]
+
+    @staticmethod
+    def best(given: Sequence[Any]) -> int:
+        """Return the number of candidates of each picture, from the values of the components."""
+        return int(given[4] or 1) if len(given) > 4 else 1
 
     @staticmethod
     def axes(given: Sequence[Any]) -> list[dict[str, Any]]:
@@ -148,7 +170,7 @@ class Comparing:
             RequestError: if a field has no values.
         """
         found: list[dict[str, Any]] = []
-        for field, text in zip(given[::2], given[1::2], strict=True):
+        for field, text in zip(given[:4:2], given[1:4:2], strict=True):
             if not field:
                 continue
             values = values_in(str(text or ""))

@@ -29,19 +29,21 @@ def wrong_with(jobs: Jobs, what: What, token: str, start: str, base: str) -> Ite
     if what.words and not token:
         yield "The new word is missing: write one, for example <my-wolf>."
     elif what.words:
-        yield from _wrong_with_new(jobs, token, base)
-    if len(what.words) > 1:
+        yield from _wrong_with_new(jobs, token, base, what.says_word)
+    if len(what.words) > 1 and what.words[1] == "between":
+        yield from _wrong_with_ends(start, what)
+    elif len(what.words) > 1:
         yield from _wrong_with_start(what, start, jobs.bases.get(base, ""), base)
 
 
-def _wrong_with_new(jobs: Jobs, token: str, base: str) -> Iterator[str]:
+def _wrong_with_new(jobs: Jobs, token: str, base: str, said: bool) -> Iterator[str]:
     try:
         check_word(token)
         stem = file_stem(token)
     except StudioError:
         yield f"“{token}” cannot be said in a prompt: use one word without spaces or brackets, such as <my-wolf>."
         return
-    words = known_words(jobs.bases.get(base, ""))
+    words = known_words(jobs.bases.get(base, "")) if said else None
     if words is not None and token.lower() in words.words:
         yield f"{base} knows the word “{token}” already: put yours in angle brackets, <{token}>."
     if (jobs.learned / f"{stem}.safetensors").exists():
@@ -58,6 +60,12 @@ def _wrong_with_start(what: What, start: str, path: str, base: str) -> Iterator[
         yield f"{base} has no word “{start}”; {more}."
 
 
+def _wrong_with_ends(between: str, what: What) -> Iterator[str]:
+    less, arrow, more = (part.strip() for part in between.partition("->"))
+    if not (less and arrow and more):
+        yield f"The two ends are missing, with an arrow between: {what.offer.words['between'][1]}."
+
+
 def pace_of(jobs: Jobs, method: str, base: str) -> float | None:
     """Return the seconds that a step of the last training of a kind took on this machine; None if there was none."""
     for job in jobs.list("training", ("done",), 200):
@@ -67,17 +75,20 @@ def pace_of(jobs: Jobs, method: str, base: str) -> float | None:
     return None
 
 
-def readiness(wrong: list[str], token: str, pictures: int, seconds: float | None) -> str:
+def readiness(wrong: list[str], what: What, token: str, pictures: int, seconds: float | None) -> str:
     """Return HTML of what is there and what is missing.
 
     Args:
         wrong: sentences of `wrong_with`.
+        what: the kind of learning.
         token: the new word.
         pictures: number of them.
         seconds: that the training may take; None if unknown.
     """
     lines: list[tuple[str, str]] = []
-    if not pictures:
+    if not pictures and not what.offer.pictures:
+        lines.append(("yes", "No pictures are needed: the model draws its own."))
+    elif not pictures:
         lines.append(("no", "Pictures are missing: drag some in, or use the example."))
     elif pictures < ENOUGH:
         lines.append(("some", f"{pictures} picture{'s' if pictures > 1 else ''}: it works, 3 to 10 work better."))
@@ -85,7 +96,10 @@ def readiness(wrong: list[str], token: str, pictures: int, seconds: float | None
         lines.append(("yes", f"{pictures} pictures"))
     lines += [("no", one) for one in wrong]
     if not wrong and token:
-        lines.append(("yes", f"You will say {token} in prompts."))
+        said = (
+            f"You will say {token} in prompts." if what.says_word else f"You will switch {token} on, with a strength."
+        )
+        lines.append(("yes", said))
     signs = {"yes": "✓", "some": "!", "no": "✗"}
     listed = "".join(
         f'<li class="{kind}"><span aria-hidden="true">{signs[kind]}</span> {escape(said)}</li>' for kind, said in lines

@@ -30,6 +30,16 @@ class What:
         return tuple(self.offer.words)
 
     @cached_property
+    def says_word(self) -> bool:
+        """Return whether prompts call by its word what is learned."""
+        return bool(self.method.Settings(**self.offer.values).spoken)
+
+    @property
+    def compares(self) -> bool:
+        """Return whether candidates of it can be compared: what no prompt calls is compared with nothing."""
+        return self.says_word and "candidates" not in self.method.Settings.unused
+
+    @cached_property
     def recipe_steps(self) -> int:
         """Return the steps of the recipe for pocket, which the presets scale."""
         return int(self.method.recipe("pocket", self.method.Settings(**self.offer.values))["steps"])

@@ -15,6 +15,8 @@ from safetensors.torch import save
 from starlette.testclient import TestClient
 
 from pipelines.concepts.card import ConceptCard
+from pipelines.concepts.concept import Concept
+from pipelines.concepts.weight_deltas import Difference
 from pipelines.models.loading import load
 from pipelines.request.request import Request
 from studio.api.app import guarded, rest
@@ -102,6 +104,39 @@ def test_every_method_is_checked_with_the_settings_it_is_offered_with(name, web,
     job = web.post("/api/v1/runs", json=asked | {"dry_run": True})
     assert job.status_code == 202, job.json()
     assert set(web.get(f"/api/v1/methods/{name}").json()["properties"]) >= set(asked["settings"])
+
+
+def test_candidates_are_ordered_and_what_cannot_be_judged_is_refused(web, jobs):
+    fox = {"prompt": "a fox", "steps": 1}
+    order = web.post("/api/v1/generations", json={"request": fox, "best_of": 2})
+    assert order.status_code == 202, order.json()
+    assert jobs.get(order.json()["id"]).spec["best_of"] == 2
+    jobs.cancel(order.json()["id"])
+    compare = [{"field": "steps", "values": [1, 2]}]
+    for wrong in ({"best_of": 65}, {"best_of": 0}, {"best_of": 2, "compare": compare}):
+        assert web.post("/api/v1/generations", json={"request": fox, **wrong}).status_code == 422
+    assert web.post("/api/v1/generations", json={"request": fox | {"prompt": " "}, "best_of": 2}).status_code == 422
+
+
+def test_a_slider_is_ordered_without_pictures_and_used_below_zero(web, jobs):
+    ends = {"token": "bluer", "between": "a fox on an orange background -> a fox on a blue background"}
+    order = {"method": "slider", "settings": ends, "dry_run": True}
+    run = web.post("/api/v1/runs", json=order)
+    assert run.status_code == 202, run.json()
+    jobs.cancel(run.json()["id"])
+    without = {"method": "textual-inversion", "settings": {"token": "<x>", "init": "fox"}}
+    assert web.post("/api/v1/runs", json=without).status_code == 422
+    card = ConceptCard(token="bluer", kind="slider", family="pocket", vectors=0)
+    changes = {"unet.conv_in.weight": Difference(torch.ones(1))}
+    Concept(card, (), changes).save(jobs.learned / "bluer.safetensors")
+    Concept(ConceptCard(token="<w>"), (torch.ones(1, 96),)).save(jobs.learned / "w.safetensors")
+    for source, status in (("bluer", 202), ("w", 422)):
+        request = {"prompt": "a fox", "concepts": [{"source": source, "strength": -1.5}]}
+        answer = web.post("/api/v1/generations", json={"request": request})
+        assert answer.status_code == status, answer.json()
+        if status == 202:
+            jobs.cancel(answer.json()["id"])
+    assert "which has no opposite" in answer.json()["detail"]
 
 
 def test_a_concept_is_learned_used_and_deleted(web, dataset, ended, jobs):

@@ -48,6 +48,12 @@ def test_every_command_that_takes_a_concept_takes_its_name(library, tmp_path, mo
     assert seen == [str(library)] * 4
 
 
+def test_a_word_has_no_strength_below_zero(library, capsys):
+    for strength in (-0.5, 3):
+        assert main(["generate", "a <wolf>", "--concept", f"grey:{strength}"]) == 2
+        assert f"The strength {strength:g} of <wolf> is not between 0 and 2" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

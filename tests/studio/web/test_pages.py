@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from pipelines.concepts.card import ConceptCard
 from pipelines.concepts.concept import Concept
+from pipelines.concepts.weight_deltas import Difference
 from pipelines.pictures.metadata import Made, save_png
 from pipelines.request.request import ConceptUse, Defaults, Request
 from studio.api.forms import settings_of
@@ -33,7 +34,7 @@ from studio.web.pages.generate import GeneratePage
 from studio.web.pages.measure import MeasurePage
 from studio.web.pages.offers import EXAMPLES, LABELS, PRESETS
 from studio.web.pages.teach import WOLF, TeachPage, curves
-from studio.web.panels.chips import concepts_used
+from studio.web.panels.chips import chips_of, concepts_used
 from studio.web.panels.planning import shapes
 from studio.web.panels.readiness import wrong_with
 from studio.web.panels.subjects import FIELDS, NAMED, WHATS
@@ -122,6 +123,10 @@ def test_concepts_are_used_when_switched_on_or_said(jobs):
     assert [use["source"] for use in concepts_used(jobs, chips, "x", "a box with <b>")] == ["a", "b"]
     assert concepts_used(jobs, chips, "a <d>, which no chip shows")[1] == {"source": "d", "strength": 1.0}
     assert concepts_used(jobs, None, "x") == []
+    slider = ConceptCard(token="red", kind="slider", vectors=0)
+    Concept(slider, (), {"unet.a": Difference(torch.ones(1))}).save(jobs.learned / "s.safetensors")
+    assert concepts_used(jobs, [], "a red box") == []  # no prompt calls a slider
+    assert concepts_used(jobs, [{"id": "s", "on": True, "strength": -1.5}], "x") == [{"source": "s", "strength": -1.5}]
 
 
 def asked(generate, prompt="a fox", chips=(), boxes=(), seed=3, count=2, **more):
@@ -137,6 +142,16 @@ def test_a_request_is_queued_as_it_was_asked(jobs):
     assert job.kind == "generation"
     assert job.spec["request"]["prompt"] == "a fox"
     assert {job.spec["request"][name] for name in ("seed", "count", "steps")} == {3, 2, 9}
+
+
+def test_candidates_are_asked_for_beside_a_comparison(jobs):
+    generate = page(GeneratePage, jobs)
+    components = [component.value for component in generate.form.components]
+    plan = {"count": 1, "size": "square", "seed": 3, "keep": True}
+    asking = ("pocket", "a fox", [], [], plan, "", *components, "", "", "", "")
+    best, plain = (jobs.get(generate.submit(*asking, count)) for count in (4, 1))
+    assert best.spec["best_of"] == 4 and "best_of" not in plain.spec
+    assert (generate.form_of_job(best)[-1], generate.form_of_job(plain)[-1]) == (4, 1)
 
 
 def test_boxes_without_words_are_left_out_and_no_file_is_named_by_a_browser(jobs):
@@ -263,7 +278,7 @@ def test_the_whole_form_comes_back_from_a_job(jobs):
     ]
     plan = {"count": 2, "size": "wide", "seed": 8, "keep": True}
     chips = [{"id": "b", "token": "<b>", "on": True, "strength": 0.5}]
-    compared = ["steps", "1, 2", "", ""]
+    compared = ["steps", "1, 2", "", "", 1]
     asked_for = jobs.get(generate.submit("pocket", "a <b>", chips, boxes, plan, "", *values, *compared))
     base, prompt, chips, there, planned, *more = generate.form_of_job(asked_for)
     assert (base, prompt, there) == ("pocket", "a <b>", boxes)
@@ -359,7 +374,9 @@ def test_every_method_is_offered_with_settings_it_accepts_and_words_that_pocket_
     base = load("pocket")
     for what in WHATS.values():
         assert what.recipe_steps > 0 and len(what.words) <= FIELDS
-        assert all(single_rows(base, what.offer.values[word]) for word in what.words[1:])
+        for said in (what.offer.values[word] for word in what.words[1:]):
+            words = said.replace("->", "").split() if what.words[1] == "between" else [said]
+            assert all(single_rows(base, word) for word in words)
 
 
 def test_pictures_are_taken_in_turned_and_removed_and_what_is_said_of_them_stays(jobs, tmp_path):
@@ -453,6 +470,23 @@ def test_a_training_without_pictures_or_with_wrong_settings_says_so(jobs):
             ask(dataset, rows["value"], **given)
         assert "/api/" not in str(error.value) and "studio " not in str(error.value)
     assert jobs.list() == []
+
+
+def test_a_slider_is_taught_without_pictures(jobs):
+    teach = page(TeachPage, jobs)
+    between = "a fox on an orange background -> a fox on a blue background"
+    said = teach.readiness(None, "slider", "", "bluer", "a fox", "recommended", "", "pocket")
+    assert "No pictures are needed" in said and "with an arrow between" in said and said.count('class="no"') == 1
+    said = teach.readiness(None, "slider", "", "bluer", between, "recommended", "", "pocket")
+    assert "You will switch bluer on" in said and 'class="no"' not in said
+    ordered = jobs.get(teach.submit(None, "slider", "", [], "bluer", between, "recommended", "5", "pocket"))
+    assert ordered.spec["dataset"] is None and ordered.spec["settings"]["between"] == between
+    assert "candidates" not in ordered.spec["settings"]
+    Concept(ConceptCard(token="x", kind="slider", vectors=0), (), {"unet.a": Difference(torch.ones(1))}).save(
+        jobs.learned / "x.safetensors"
+    )
+    write_concept(jobs.learned / "w.safetensors", ConceptCard(token="<w>"))
+    assert {chip["token"]: chip["least"] for chip in chips_of(jobs, "pocket")} == {"x": -2.0, "<w>": 0.0}
 
 
 def test_what_is_missing_is_said_while_the_form_is_filled_in(jobs):

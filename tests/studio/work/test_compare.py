@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from starlette.testclient import TestClient
 from pipelines.concepts.card import ConceptCard
 from pipelines.concepts.concept import Concept
 from pipelines.concepts.token_embeddings import single_rows
-from pipelines.errors import Cancelled, RequestError
+from pipelines.errors import Cancelled, ConfigError, ModelError, RequestError
 from pipelines.events import Note, Preview, StepDone
 from pipelines.models.loading import load
 from pipelines.pictures.metadata import Made, read_made, save_png, with_its_files
@@ -24,9 +25,10 @@ from pipelines.request.request import Defaults, Inpaint, Request
 from studio.api.app import guarded, rest
 from studio.api.guard import Door
 from studio.cli import main
-from studio.settings import Machine
+from studio.settings import Machine, Picking
 from studio.work.compare import SIDE, draw, sheet
 from studio.work.runner import write_pictures
+from tests import tiny
 
 MACHINE = Machine(device="cpu")
 AXES = (axis_of("guidance.scale=1,4"), axis_of("steps=2,3"))
@@ -286,3 +288,33 @@ def test_the_description_says_what_an_axis_is(web):
     schemas = web.get("/api/v1/openapi.json").json()["components"]["schemas"]
     assert set(schemas["Axis"]["properties"]) == {"field", "values"}
     assert "compare" in schemas["GenerationOrder"]["properties"]
+
+
+def test_the_best_candidate_is_kept_and_repeats_as_a_picture_of_its_own(base, concept, tmp_path, capsys):
+    events = []
+    request = Request(prompt="a <w> on a red background", steps=2, seed=5, count=2, concepts=[{"source": concept}])
+    picking = Picking(best_of=3)
+    made = draw(request, (), "pocket", tmp_path, MACHINE, components=base, picking=picking, on_event=events.append)
+    notes = [event.text for event in events if isinstance(event, Note) and "is kept of 3" in event.text]
+    assert len(made) == len(notes) == 2 and len([one for one in events if isinstance(one, Preview)]) == 2
+    last = [one for one in events if isinstance(one, StepDone)][-1]
+    assert (last.step, last.steps) == (12, 12)
+    for number, (path, note) in enumerate(zip(made, notes, strict=True)):
+        own = read_made(path).request
+        assert own.count == 1 and own.seed in range(5 + 3 * number, 8 + 3 * number) and f"Seed {own.seed}" in note
+        scores = {int(seed): float(score) for seed, score in re.findall(r"(\d+): (-?[0-9.]+)", note)}
+        assert len(scores) == 3 and max(scores, key=scores.__getitem__) == own.seed
+        assert main(["generate", "--from", str(path), "--output", str(tmp_path / "again")]) == 0
+        again = Path(capsys.readouterr().out.strip().splitlines()[-1])
+        assert np.array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(again)))
+
+
+def test_candidates_are_not_compared_and_need_a_judge(base, tmp_path):
+    with pytest.raises(RequestError, match="keeps none"):
+        draw(Request(prompt="a fox"), AXES, "pocket", tmp_path, MACHINE, components=base, picking=Picking(best_of=2))
+    other = tiny.sd()
+    with pytest.raises(ConfigError, match="no judge of its own"):
+        draw(Request(prompt="a fox"), (), "x", tmp_path, MACHINE, components=other, picking=Picking(best_of=2))
+    with pytest.raises(ModelError, match="CLIP"):
+        picking = Picking(best_of=2, clip=tmp_path / "gone")
+        draw(Request(prompt="a fox"), (), "x", tmp_path, MACHINE, components=other, picking=picking)

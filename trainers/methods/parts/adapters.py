@@ -112,6 +112,33 @@ def low_rank(
             delattr(module, extra)
 
 
+@contextmanager
+def mirrored(module: nn.Module) -> Iterator[None]:
+    """Let low-rank layers act with strength -1 on the second half of each batch that gradients are taken of.
+
+    Without gradients, in pictures drawn on the way say, they act with strength 1 on all of it. Tied to gradients
+    rather than to a switch, so that activations that are computed again in the backward pass are the same.
+
+    Args:
+        module: a network with `low_rank` layers, whose first dimension is the batch everywhere.
+    """
+
+    def turned(layer: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            return output
+        first, second = output.chunk(2)
+        return torch.cat((first, -second))
+
+    adapted: list[Any] = [one for one in module.modules() if hasattr(one, "lora_B")]
+    ups: list[nn.Module] = [one.lora_B[ADAPTER] for one in adapted]
+    handles = [up.register_forward_hook(turned) for up in ups]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def denoiser_low_rank(
     components: Components, config: LowRankConfig, generator: torch.Generator
 ) -> AbstractContextManager[Trained]:

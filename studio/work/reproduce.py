@@ -13,15 +13,21 @@ from pipelines.pictures.foreign_metadata import not_taken
 from pipelines.pictures.metadata import Made, read_foreign, read_made, with_its_files
 from pipelines.request.axes import Axis
 from pipelines.request.request import Request
-from studio.settings import Machine
+from studio.settings import Machine, Picking
 from studio.work import runner
 from studio.work.attention import show_attention
-from studio.work.compare import draw
+from studio.work.compare import ALL, draw
 from studio.work.progress import Progress
 
 
 def repeat(
-    source: Path, wishes: dict[str, Any], axes: Sequence[Axis], base: str | None, output: Path, machine: Machine
+    source: Path,
+    wishes: dict[str, Any],
+    axes: Sequence[Axis],
+    base: str | None,
+    output: Path,
+    machine: Machine,
+    picking: Picking = ALL,
 ) -> list[Path]:
     """Generate a picture again from its own settings, with the fields of `wishes` instead of its own.
 
@@ -36,15 +42,17 @@ def repeat(
         # Another program's picture tells neither weights nor every setting: it is asked for anew.
         if told.left:
             Progress("from")(Note(not_taken(source.name, told.left)))
-        return draw(Request.read(_replaced(told.fields, wishes)), axes, base or "pocket", output, machine)
+        request = Request.read(_replaced(told.fields, wishes))
+        return draw(request, axes, base or "pocket", output, machine, picking=picking)
     made, machine = _made(source, machine)
     _require_unchanged(made, source, base, "concepts" in wishes, machine)
-    if not wishes and not axes:
+    if not wishes and not axes and picking.best_of == 1:
         return runner.write_pictures(made.request, base or made.base, output, machine, made.index)
     if "inpaint" in wishes:
         wishes = wishes | {"inpaint": {"digests": (), **wishes["inpaint"]}}
     stored = made.request.model_dump() | {"seed": made.request.seed + made.index, "count": 1}
-    return draw(Request.read(_replaced(stored, wishes)), axes, base or made.base, output, machine)
+    request = Request.read(_replaced(stored, wishes))
+    return draw(request, axes, base or made.base, output, machine, picking=picking)
 
 
 def attention(source: Path, output: Path | None, machine: Machine) -> list[Path]:

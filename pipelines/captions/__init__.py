@@ -1,0 +1,1 @@
+"""Captions of pictures: models that write them, and their wording for training."""

@@ -1,0 +1,92 @@
+"""Endpoints that speak OpenAI's chat completions, each off unless it is named; their answers are data from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.errors import ConfigError, RequestError
+
+LIMIT = 1 << 20  # bytes of an answer that are read
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A model behind an address.
+
+    Attributes:
+        role: what it does, for messages: planner, captioner.
+        flag: that names it.
+        address: for example http://localhost:11434/v1.
+        model: name of its model; empty for its own.
+        timeout: seconds to wait for an answer.
+        key: environment variable with its key, which is never an argument: others could read it.
+    """
+
+    role: str
+    flag: str
+    address: str
+    model: str
+    timeout: float
+    key: str
+
+
+def require_address(endpoint: Endpoint) -> None:
+    """Refuse an endpoint that is no web address.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    if not re.match(r"https?://[^/\s]+", endpoint.address):
+        raise ConfigError(
+            f"The {endpoint.role} {endpoint.address!r:.80} is no web address.",
+            f"Give it as in {endpoint.flag} http://localhost:11434/v1.",
+        )
+
+
+def answer_of(endpoint: Endpoint, messages: Sequence[dict[str, Any]], hint: str) -> str:
+    """Return the answer to some messages.
+
+    Args:
+        endpoint: that is asked.
+        messages: as chat completions have them.
+        hint: the next step where there is no answer.
+
+    Raises:
+        RequestError: if there is no answer of the right form.
+    """
+    import httpx
+
+    key, role = os.environ.get(endpoint.key, ""), endpoint.role
+    body: dict[str, Any] = {"messages": list(messages), "temperature": 0}
+    body |= {"model": endpoint.model} if endpoint.model else {}
+    end, content = time.monotonic() + endpoint.timeout, b""
+    try:
+        with httpx.stream(
+            "POST",
+            f"{endpoint.address.rstrip('/')}/chat/completions",
+            json=body,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=endpoint.timeout,  # of each read; an answer in drops has the same limit as a whole
+        ) as response:
+            for part in response.iter_bytes():
+                content += part
+                if time.monotonic() > end:
+                    raise httpx.ReadTimeout(f"not whole within {endpoint.timeout:g} s")
+                if len(content) > LIMIT:
+                    break
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+        said = error or type(error).__name__
+        raise RequestError(f"The {role} {endpoint.address} gave no answer: {said}.", hint) from None
+    if response.status_code != 200 or len(content) > LIMIT:
+        said = content[:120].decode(errors="replace").replace("\n", " ")
+        raise RequestError(f"The {role} {endpoint.address} answered {response.status_code}: {said}", hint)
+    try:
+        return str(json.loads(content)["choices"][0]["message"]["content"])
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+        raise RequestError(f"The {role} {endpoint.address} does not speak chat completions.", hint) from None

@@ -1,0 +1,85 @@
+"""`studio caption`: what is written, what is kept, who is asked."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from studio.cli import main
+from studio.commands.caption import KEY
+from tests.studio.commands.test_layout import endpoint, message
+from trainers.data.folders import read_examples
+
+WOLF = Path(__file__).parents[3] / "studio" / "examples" / "wolf"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    shutil.copytree(WOLF, tmp_path / "wolf", ignore=shutil.ignore_patterns("*.txt"))
+    return tmp_path / "wolf"
+
+
+def test_pocket_captions_stickers_for_training(folder, capsys):
+    (folder / "2.txt").write_text("my own words")
+    Image.new("RGB", (64, 64), "red").save(folder / "empty.png")
+    assert main(["caption", str(folder), "--leave-out", "wolf", "--token", "<my-wolf>", "--dry-run"]) == 0
+    assert not (folder / "1.txt").exists() and "3 captions made" in capsys.readouterr().err
+    words = ["--leave-out", "wolf", "--token", "<my-wolf>", "--template", "a sticker of {}"]
+    assert main(["caption", str(folder), *words]) == 0
+    said = capsys.readouterr()
+    assert "1.png: a sticker of a <my-wolf> on a pink background" in said.out
+    assert "empty.png is left without: It shows no stickers" in said.err and "1 there already were kept" in said.err
+    captions = {example.name: example.captions for example in read_examples(folder)}
+    assert captions["2.png"] == ("my own words",) and captions["empty.png"] == ()
+    assert captions["1.png"] == ("a sticker of a <my-wolf> on a pink background",)
+
+
+def test_an_endpoint_is_shown_the_pictures_and_captions_are_replaced_if_asked(folder, capsys, monkeypatch):
+    monkeypatch.setenv(KEY, "secret")
+    (folder / "1.caption").write_text("old")
+    (folder / "3.txt").write_text("0 0.5 0.5 0.2 0.2\n")  # boxes of YOLO
+    with endpoint(message("A dog\non a sofa.")) as (address, asked):
+        words = ["--endpoint", address, "--endpoint-model", "eyes", "--leave-out", "dog", "--overwrite"]
+        assert main(["caption", str(folder), *words]) == 0
+    assert len(asked) == 4 and asked[0][2] == "Bearer secret" and asked[0][1]["model"] == "eyes"
+    text, picture = asked[0][1]["messages"][0]["content"]
+    assert "Do not name: dog." in text["text"]
+    shown = Image.open(io.BytesIO(base64.b64decode(picture["image_url"]["url"].partition(",")[2])))
+    assert shown.size == Image.open(folder / "1.png").size
+    assert (folder / "1.txt").read_text() == "on a sofa.\n" and not (folder / "1.caption").exists()
+    assert (folder / "3.txt").read_text().startswith("0 0.5")
+    assert "3.txt holds boxes of YOLO" in capsys.readouterr().err
+
+
+def test_pictures_of_one_name_get_captions_of_their_own(folder):
+    Image.open(folder / "1.png").save(folder / "1.jpg")
+    with endpoint(message("words")) as (address, _):
+        assert main(["caption", str(folder), "--endpoint", address]) == 0
+    assert {path.name for path in folder.glob("1.*.txt")} == {"1.png.txt", "1.jpg.txt"}
+    assert all(example.captions == ("words",) for example in read_examples(folder))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--by", "nowhere"], "no captioner in nowhere"),
+        (["--endpoint", "localhost"], "captioner 'localhost' is no web address"),
+        (["--endpoint", "http://127.0.0.1:1/v1", "--by", "x"], "Two captioners"),
+        (["--endpoint", "http://127.0.0.1:1/v1", "--endpoint-timeout", "5"], "gave no answer"),
+        (["--template", "no place"], "0 places"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(folder, words, said, capsys):
+    assert main(["caption", str(folder), *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_captions_in_a_list_are_not_written_beside_it(folder, capsys):
+    (folder / "metadata.jsonl").write_text('{"file_name": "1.png", "text": "x"}\n')
+    assert main(["caption", str(folder)]) == 2
+    assert "stand in metadata.jsonl" in capsys.readouterr().err
