@@ -76,6 +76,8 @@ def test_studio_loads_torch_in_the_runner_alone():
         "trainers.method",
         "trainers.methods",
         "trainers.commands",
+        "trainers.methods.task_word",
+        "trainers.base_models.grounding",
         "trainers",
     ],
 )

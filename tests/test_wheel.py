@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import urllib.request
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from tests.waiting import until
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("studio", "evaluation", "trainers", "pipelines")
@@ -106,15 +110,47 @@ def test_it_generates_and_learns_elsewhere(installed, tmp_path):
     assert (tmp_path / drawn).is_file()
 
 
-def test_the_examples_of_every_page_are_there(installed, tmp_path):
-    code = """
+TAKEN = """
+import sys
 from pathlib import Path
-from studio.web.pages import edit, example, generate, teach
-for place in (edit.EXAMPLE, example.EXAMPLE, teach.WOLF):
-    assert place.exists() and "installed" in str(place), place
-"""
-    environment = os.environ | {"PYTHONPATH": str(installed)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+import gradio as gr
+from studio.jobs.jobs import Jobs
+from studio.web.components import base_choice
+from studio.web.pages.edit import EditPage
+from studio.web.pages.example import EXAMPLE, PARTS, ExamplePage
+from studio.web.pages.generate import GeneratePage
+from studio.web.pages.teach import TeachPage
+
+jobs = Jobs(Path(sys.argv[1]), warm=False)
+with gr.Blocks(analytics_enabled=False):
+    generate, teach, edit, example = (
+        page(jobs, base_choice(jobs.bases)) for page in (GeneratePage, TeachPage, EditPage, ExamplePage)
     )
-    assert done.returncode == 0, done.stderr
+generate.add_example("pocket", [])
+assert [path.name for path in jobs.learned.glob("*.safetensors")] == ["wolf.safetensors"]
+dataset, *_ = teach.take_example("subject", None)
+assert jobs.datasets.get(dataset).pictures == 4
+assert edit.take_example()[0]
+assert all((EXAMPLE / f"{part}.png").is_file() for part in PARTS)
+print(Path(sys.modules["studio"].__file__).parent)
+"""
+
+
+def test_it_serves_its_page_and_each_of_them_takes_its_example(installed, tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(installed), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-c", RUN, "serve", "--port", "0", "--folder", "outputs"]
+    log = tmp_path / "said"
+    with log.open("w") as said, subprocess.Popen(words, stderr=said, cwd=tmp_path, env=environment) as server:
+        try:
+            address = until(lambda: re.search(r"(http://\S+)\n", log.read_text()) or server.poll(), "the address")[1]
+            for path, told in (("/", "Prompt Studio"), ("/api/v1/methods", "task-word"), ("/docs", "swagger")):
+                with urllib.request.urlopen(address + path, timeout=60) as answer:
+                    assert told in answer.read().decode(), path
+        finally:
+            server.terminate()
+    taken = subprocess.run(
+        [sys.executable, "-c", TAKEN, "others"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert taken.returncode == 0, taken.stderr
+    assert taken.stdout.strip() == str(installed / "studio")

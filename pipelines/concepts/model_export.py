@@ -17,6 +17,7 @@ from pipelines.concepts.weight_deltas import PARTS
 from pipelines.errors import ConfigError
 from pipelines.files import require_room
 from pipelines.models.components import Components, word_table
+from pipelines.models.loading import without_progress_bars
 
 
 def export_model(
@@ -43,7 +44,7 @@ def export_model(
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        with attached(components, concepts) as taught:
+        with attached(components, concepts) as taught, without_progress_bars():
             _pipeline(taught, half).save_pretrained(temporary, safe_serialization=True)
         temporary.chmod(0o755)
         temporary.rename(folder)

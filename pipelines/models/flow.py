@@ -12,6 +12,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from pipelines.errors import ConfigError, RequestError
+from pipelines.models.noise import spread_evenly
 from pipelines.request.request import Scheduler, Spacing
 
 Draw = Literal["logit-normal", "uniform"]
@@ -97,8 +98,7 @@ class Flow:
     def draw(self, count: int, spread: bool, generator: torch.Generator) -> Tensor:
         """Return levels, logit-normal (arXiv:2403.03206, eq. 19) or uniform, then shifted."""
         if spread or self.sigmas == "uniform":
-            even = torch.rand(() if spread else (count,), generator=generator)
-            even = (even + torch.arange(count) / count) % 1 if spread else even
+            even = spread_evenly(count, generator) if spread else torch.rand((count,), generator=generator)
             drawn = even if self.sigmas == "uniform" else torch.special.ndtri(even.clamp(1e-6, 1 - 1e-6)).sigmoid()
         else:
             drawn = torch.randn(count, generator=generator).sigmoid()

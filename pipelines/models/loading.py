@@ -61,7 +61,7 @@ def load(
         ModelError: if there is no such model, it is of an unknown kind, or the attention is not available.
     """
     path = POCKET if str(base) == "pocket" else Path(base)
-    with _without_progress_bars():
+    with without_progress_bars():
         if _is(path, Path.is_dir):
             components = _from_folder(path, str(base))
         elif _is(path, Path.is_file):
@@ -92,8 +92,8 @@ def _is(path: Path, kind: Callable[[Path], bool]) -> bool:
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """Hide transformers' progress bars while a model loads."""
+def without_progress_bars() -> Iterator[None]:
+    """Hide transformers' progress bars while a model is read or written."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

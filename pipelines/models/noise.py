@@ -110,6 +110,12 @@ class NoiseProcess(Protocol):
         ...
 
 
+def spread_evenly(count: int, generator: torch.Generator) -> Tensor:
+    """Return numbers (count,) in [0, 1), evenly apart from a start that is drawn, on the generator's device."""
+    start = torch.rand((), generator=generator, device=generator.device)
+    return (start + torch.arange(count, device=generator.device) / count) % 1
+
+
 def alphas_cumprod_of(config: Any, device: torch.device) -> Tensor:
     """Return cumulative products of 1 - beta (T,) float32 of a base's noise schedule."""
     from diffusers import DDPMScheduler
@@ -204,8 +210,12 @@ class DDPM:
     def draw(self, count: int, spread: bool, generator: torch.Generator) -> Tensor:
         """Return timesteps, all alike likely."""
         if spread:
-            return ((torch.rand((), generator=generator) + torch.arange(count) / count) % 1 * self.count).long()
+            return self.timesteps(spread_evenly(count, generator))
         return torch.randint(self.count, (count,), generator=generator)
+
+    def timesteps(self, share: Tensor) -> Tensor:
+        """Return the timesteps at shares of the schedule, from 0 to 1."""
+        return (share * self.count).long().clamp(max=self.count - 1)
 
     def at(self, index: Tensor) -> Tensor:
         """Return the indices: they are the timesteps."""

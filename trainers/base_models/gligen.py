@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from pipelines.errors import ModelError
 from pipelines.gligen.tokens import gated_parameters, grounding_input, has_grounding
 from pipelines.models.components import Components
-from pipelines.models.noise import alphas_cumprod_of, noised, target
+from pipelines.models.noise import DDPM, spread_evenly
 from trainers.base_models.grounding import GroundingConfig
 from trainers.initial_weights import initial_weights
 
@@ -153,9 +153,9 @@ class GroundingObjective:
     over: Callable[[], float] = lambda: 1.0
 
     @cached_property
-    def alphas_cumprod(self) -> Tensor:
-        """The noise schedule (T,), on the device."""
-        return alphas_cumprod_of(self.scheduler_config, self.pictures.latents.device)
+    def process(self) -> DDPM:
+        """The noise process of the base, on the device."""
+        return DDPM.of(self.scheduler_config, self.pictures.latents.device)
 
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """Return the numbers (count,) of pictures for a batch."""
@@ -164,28 +164,23 @@ class GroundingObjective:
 
     def loss(self, which: Tensor, generator: torch.Generator) -> Tensor:
         """Return the mean squared error on pictures (B,), at timesteps spread evenly over the batch."""
-        pictures, config, device, alphas_cumprod = self.pictures, self.config, which.device, self.alphas_cumprod
+        pictures, config, device, process = self.pictures, self.config, which.device, self.process
         count = len(which)
-        start = torch.rand((), generator=generator, device=device)
-        even = (start + torch.arange(count, device=device) / count) % 1
-        places = self.over() < config.places_first
-        even = PLACES_FROM + (1 - PLACES_FROM) * even if places else even
-        timesteps = (even * len(alphas_cumprod)).long().clamp(max=len(alphas_cumprod) - 1)
+        even, places = spread_evenly(count, generator), self.over() < config.places_first
+        timesteps = process.timesteps(PLACES_FROM + (1 - PLACES_FROM) * even if places else even)
         clean = pictures.latents[which].float()
         noise = torch.randn(clean.shape, generator=generator, device=device)
         silent = torch.rand((count, 1, 1), generator=generator, device=device) < (
             PLACES_DROP if places else config.caption_drop
         )
         context = torch.where(silent, pictures.empty, pictures.contexts(which)).to(self.unet.dtype)
-        at = alphas_cumprod[timesteps]
         guess = self.unet(
-            noised(clean, noise, at).to(self.unet.dtype),
+            process.noised(clean, noise, timesteps).to(self.unet.dtype),
             timesteps,
             context,
             cross_attention_kwargs=grounding_of(pictures, which, config, generator),
         ).sample
-        kind = str(self.scheduler_config.get("prediction_type", "epsilon"))
-        return (guess.float() - target(kind, clean, noise, at)).square().mean()
+        return (guess.float() - process.target(clean, noise, timesteps)).square().mean()
 
 
 @torch.no_grad()
@@ -197,16 +192,13 @@ def gains(
     Lower with boxes than without: the layers know where things are.
     """
     device = pictures.latents.device
-    alphas_cumprod, kind = (
-        alphas_cumprod_of(scheduler_config, device),
-        str(scheduler_config.get("prediction_type", "epsilon")),
-    )
+    process = DDPM.of(scheduler_config, device)
     generator = torch.Generator(device).manual_seed(1)
     which = torch.arange(min(count, len(pictures.latents)), device=device)
     clean = pictures.latents[which].float()
     noise = torch.randn(clean.shape, generator=generator, device=device)
-    timesteps = (torch.arange(len(which), device=device) * len(alphas_cumprod) // len(which)).flip(0)
-    at, context = alphas_cumprod[timesteps], pictures.contexts(which).to(unet.dtype)
+    timesteps = (torch.arange(len(which), device=device) * process.count // len(which)).flip(0)
+    context = pictures.contexts(which).to(unet.dtype)
     present, boxes = pictures.present[which], pictures.boxes[which]
     embeddings = pictures.phrases[0][pictures.things[which]]
     given = {
@@ -216,8 +208,8 @@ def gains(
     }
     figures: dict[str, float] = {}
     for name, kwargs in given.items():
-        sample = noised(clean, noise, at).to(unet.dtype)
+        sample = process.noised(clean, noise, timesteps).to(unet.dtype)
         guess = unet(sample, timesteps, context, cross_attention_kwargs=kwargs).sample
-        figures[name] = float((guess.float() - target(kind, clean, noise, at)).square().mean())
+        figures[name] = float((guess.float() - process.target(clean, noise, timesteps)).square().mean())
     gates = [value.detach().tanh().abs() for name, value in gated_parameters(unet) if name.endswith(GATES)]
     return figures | {"gates": float(torch.stack(gates).mean())}

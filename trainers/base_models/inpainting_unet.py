@@ -23,7 +23,7 @@ from pipelines.events import OnEvent, ignore
 from pipelines.models.components import Components, encode
 from pipelines.models.fingerprint import is_gated
 from pipelines.models.inpainting_unet import has_inpainting_unet, inpainting_components, widened_shape
-from pipelines.models.noise import alphas_cumprod_of, noised, target
+from pipelines.models.noise import DDPM
 from trainers.loop.cuda_graphs import CudaGraphUNet
 
 OUTSIDE = 0.1
@@ -112,25 +112,16 @@ def masked_loss(unet: UNet2DConditionModel, components: Components, on_event: On
     Timesteps are spread evenly over each batch, which calms the gradient.
     """
     device = unet.device
-    alphas_cumprod, call = (
-        alphas_cumprod_of(components.scheduler_config, device),
-        CudaGraphUNet(unet, on_event=on_event),
-    )
-    kind = str(components.scheduler_config.get("prediction_type", "epsilon"))
-    total = len(alphas_cumprod)
+    process, call = DDPM.of(components.scheduler_config, device), CudaGraphUNet(unet, on_event=on_event)
 
     def loss(batch: MaskedBatch, generator: torch.Generator) -> Tensor:
         with torch.no_grad():
             # Large autoencoders overflow in float16; a tiny one is quicker and as exact.
             with _half(device, torch.float16) if isinstance(components.vae, AutoencoderTiny) else nullcontext():
                 clean, mask, around = inputs_beside(components, batch.pictures, batch.masks)
-            count = len(clean)
-            start = torch.rand((), generator=generator, device=device)
-            even = (start + torch.arange(count, device=device) / count) % 1
-            timesteps = (even * total).long().clamp(max=total - 1)
+            timesteps = process.draw(len(clean), True, generator)
             noise = torch.randn(clean.shape, generator=generator, device=device)
-            at = alphas_cumprod[timesteps]
-            noisy, wanted = noised(clean, noise, at), target(kind, clean, noise, at)
+            noisy, wanted = process.noised(clean, noise, timesteps), process.target(clean, noise, timesteps)
             weight = mask + OUTSIDE * (1 - mask)
         inputs = torch.cat((noisy, mask, around), 1)
         if set(batch.conditioning) == {"encoder_hidden_states"}:

@@ -138,8 +138,9 @@ def train_and_save(
                 shutil.copyfile(states(state)[0] / LOG, log)
         except NoSpace as error:  # the result is worth more than its log
             on_event(Note(f"Warning: {error}"))
+        previews = run.where.preview and "preview" not in run.config.unused
         for path, one in zip(outputs, (learned, *learned.partners), strict=True):
-            if run.where.preview and isinstance(one, Concept):
+            if previews and isinstance(one, Concept):
                 _draw(components, one, path, on_event)
         for path, partner in zip(outputs[1:], learned.partners, strict=True):
             partner.save(path)

@@ -16,7 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from pipelines.events import Note, OnEvent
 from pipelines.files import whole_file
 from pipelines.models.fingerprint import is_gated
-from pipelines.models.noise import alphas_cumprod_of, noised, target
+from pipelines.models.noise import DDPM
 from trainers.initial_weights import initial_weights
 from trainers.loop.clock import Clock, until
 from trainers.loop.cuda_graphs import CudaGraphUNet
@@ -220,21 +220,19 @@ def _denoising(
     call = CudaGraphUNet(model.unet, on_event=on_event)
     ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
     empty = tokenizer("", padding="max_length", return_tensors="pt").input_ids[0].to(device)
-    alphas_cumprod, count = alphas_cumprod_of(noising.config, device), int(noising.config["num_train_timesteps"])
+    process = DDPM.of(noising.config, device)
     context = nullcontext if text else torch.no_grad
 
     def losses(index: int, generator: torch.Generator) -> dict[str, Tensor]:
         generator = torch.Generator(device).manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
         which = torch.randint(len(latents), (batch,), generator=generator, device=device)
-        even = torch.rand((), generator=generator, device=device) + torch.arange(batch, device=device) / batch
-        timesteps = (even % 1 * count).long().clamp(max=count - 1)
+        timesteps = process.draw(batch, True, generator)
         clean = latents[which].float()
         noise = torch.randn(clean.shape, generator=generator, device=device)
         dropped = torch.rand((batch, 1), generator=generator, device=device) < EMPTY
         with context():
             states = model.text(torch.where(dropped, empty, ids[which])).last_hidden_state
-        at = alphas_cumprod[timesteps]
-        guess = call(noised(clean, noise, at), timesteps, states)
-        return {"denoise": (guess.float() - target("v_prediction", clean, noise, at)).square().mean()}
+        guess = call(process.noised(clean, noise, timesteps), timesteps, states)
+        return {"denoise": (guess.float() - process.target(clean, noise, timesteps)).square().mean()}
 
     return losses

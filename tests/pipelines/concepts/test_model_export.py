@@ -76,10 +76,11 @@ def test_the_folder_draws_in_plain_diffusers_what_the_studio_draws(tmp_path, mak
     torch.testing.assert_close(ours, again, atol=1e-4, rtol=0)
 
 
-def test_two_concepts_go_into_one_folder(tmp_path):
+def test_two_concepts_go_into_one_folder_without_a_word_of_any_library(tmp_path, capfd):
     base = tiny.sd()
     concepts = [subject(base, "<a>", seed=1), subject(base, "<b>", seed=2)]
     folder = export_model(base, [(one, 1.0) for one in concepts], tmp_path / "model")
+    assert capfd.readouterr() == ("", "")
     request = REQUEST.model_copy(update={"prompt": "a <a> and a <b>"})
     use = request.model_copy(update={"concepts": (ConceptUse(source="a"), ConceptUse(source="b"))})
     ours = generate(base, use, concepts=dict(zip("ab", concepts, strict=True))).latents

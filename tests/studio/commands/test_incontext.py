@@ -138,7 +138,8 @@ def test_a_word_is_learned_from_pairs_and_asked_without_an_example(base, picture
     assert main([*words, "--steps", "2", "--batch", "2"]) == 0
     path = Path("outputs/concepts/white.safetensors")
     assert capsys.readouterr().out.strip() == str(path) and path.exists()
-    assert not [one.name for one in path.parent.iterdir() if one.name.startswith(".")]  # neither state nor lock
+    # Neither state nor lock, nor a picture drawn of a word that asks for changes.
+    assert {one.name for one in path.parent.iterdir()} == {"white.safetensors", "white.losses.jsonl"}
     assert ask(base, "--hint", "<white>", "--concept", str(path), pair=()) == 0
     capsys.readouterr()
     assert main(words) == 2

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines.models.components import CONCAT, Components
-from pipelines.models.noise import NoiseProcess
+from pipelines.models.noise import NoiseProcess, spread_evenly
 from pipelines.pictures.grids import Grid
 from pipelines.pictures.tensors import to_tensor
 from trainers.base_models.inpainting_unet import inputs_beside
@@ -59,7 +59,7 @@ def answer_error(
         canvas = grid.compose(cells.to(components.device))
         size = (canvas.shape[-2], canvas.shape[-1])
         clean, mask, around = inputs_beside(components, canvas, grid.mask(*cells.shape[-2:]).to(canvas))
-    even = (torch.rand((), generator=generator) + torch.arange(count) / count) % 1
+    even = spread_evenly(count, generator)
     t = process.at((even * process.count).long().clamp(max=process.count - 1).to(components.device))
     noise = torch.randn(clean.shape, generator=generator).to(clean)
     noisy = process.noised(clean, noise, t).to(components.dtype)
