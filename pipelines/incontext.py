@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -80,7 +81,8 @@ def answer(
     grid = grid_of(asked)
     patched = [Analogist(grid, _ratio(grid, cells), asked.cloning)] if asked.engine == "analogist" else []
     grids, painter = grid.arrangements()[: asked.ensemble], inpainting_components(components)
-    detail = _settled_detail(painter, cells, request, grids, on_event, should_stop)
+    run: dict[str, Any] = {"concepts": concepts, "should_stop": should_stop}
+    detail = _settled_detail(painter, cells, request, grids, on_event, **run)
     painted = paint(
         painter,
         cells.expand(request.count, *cells.shape[1:]),
@@ -89,10 +91,9 @@ def answer(
         strength=asked.strength if patched else 1.0,
         follow=not patched,
         detail=[detail] * request.count,
-        concepts=concepts,
         conditions=[*conditions, *patched],
         on_event=on_event,
-        should_stop=should_stop,
+        **run,
     )
     size = pictures[-1].size
     answers = [one if one.size == size else one.resize(size, _LANCZOS) for one in to_pictures(painted.answers)]
@@ -107,14 +108,14 @@ def _settled_detail(
     request: Request,
     grids: Sequence[Grid],
     on_event: OnEvent,
-    should_stop: Callable[[], bool],
+    **alike: Any,
 ) -> float:
     """Return the share that was asked for, or the one that answers the example best where details can be put back."""
     if request.in_context is not None and (given := request.in_context.detail) is not None:
         return given
     if not _comparable(request):
         return 0.0
-    (detail,) = best_detail(components, cells, request, grids, should_stop)
+    (detail,) = best_detail(components, cells, request, grids, **alike)
     if detail:
         on_event(Note(f"detail {detail:g}: with details of the query put back the example is answered best."))
     return detail
@@ -200,11 +201,7 @@ def unchanged(cells: Tensor) -> Tensor:
 
 
 def best_detail(
-    components: Components,
-    cells: Tensor,
-    request: Request,
-    grids: Sequence[Grid] = (Grid(),),
-    should_stop: Callable[[], bool] = lambda: False,
+    components: Components, cells: Tensor, request: Request, grids: Sequence[Grid] = (Grid(),), **alike: Any
 ) -> tuple[float, ...]:
     """Return, for each question, the share of `DETAILS` by which its last example is answered best.
 
@@ -213,12 +210,12 @@ def best_detail(
         cells: (B, pairs, 2, 3, h, w), with one example at least.
         request: sampler and guidance; few steps are enough to choose.
         grids: arrangements of the pairs.
-        should_stop: as for `generate`.
+        alike: concepts and `should_stop` of the real run, as `paint` takes them.
     """
     trial = torch.cat((cells[:, :-1], cells[:, -2:-1, :1].expand(-1, -1, 2, -1, -1, -1)), 1)
     quick = request.model_copy(update={"steps": min(TRIAL_STEPS, request.steps or TRIAL_STEPS)})
     errors = [
-        (paint(components, trial, quick, grids, detail=[share] * len(cells), should_stop=should_stop).answers)
+        (paint(components, trial, quick, grids, detail=[share] * len(cells), **alike).answers)
         .sub(cells[:, -2, 1])
         .abs()
         .flatten(1)
@@ -232,7 +229,14 @@ def _comparable(request: Request) -> bool:
     """Return whether details can be put back: of a question in pictures alone, with a sampler that draws no noise."""
     asked = request.in_context
     in_grid = asked is not None and bool(asked.examples) and asked.engine == "grid"
-    return in_grid and not request.prompt and request.scheduler not in RANDOM_SAMPLERS
+    return in_grid and not request.prompt and not request.also and not _random(request)
+
+
+def _random(request: Request) -> str:
+    """Return what draws noise at every step, the sampler or its eta; empty if nothing does."""
+    if request.scheduler in RANDOM_SAMPLERS:
+        return str(request.scheduler)
+    return f"eta {request.eta:g}" if request.eta else ""
 
 
 def _noise(components: Components, seed: int, cells: Tensor) -> Tensor:
@@ -353,18 +357,16 @@ def _check(components: Components, request: Request) -> None:
                 f"The {name} {value} of a cell is no multiple of {components.multiple}, which {components.name} needs.",
                 f"Use {max(1, round(value / components.multiple)) * components.multiple}.",
             )
-    if request.in_context and request.in_context.ensemble > 1 and request.scheduler in RANDOM_SAMPLERS:
+    if request.in_context and request.in_context.ensemble > 1 and (random := _random(request)):
         raise RequestError(
-            f"{request.scheduler} adds noise at every step, which averaging would take away.",
-            "Use ddim, dpm++2m, unipc or euler with an ensemble.",
+            f"{random} adds noise at every step, which averaging would take away.",
+            "Use ddim (eta 0), dpm++2m, unipc or euler with an ensemble.",
         )
     if request.in_context and request.in_context.detail and not _comparable(request):
-        why = (
-            "the hint says more than the example" if request.prompt else f"{request.scheduler} adds noise at each step"
-        )
+        why = f"{_random(request)} adds noise at each step" if _random(request) else "prompts say more than the example"
         raise RequestError(
             f"detail {request.in_context.detail:g}: what the model loses of the query cannot be told, as {why}.",
-            "Leave the hint out, or use ddim, dpm++2m, unipc or euler; or leave detail out.",
+            "Leave the hint out, or use ddim (eta 0), dpm++2m, unipc or euler; or leave detail out.",
         )
 
 

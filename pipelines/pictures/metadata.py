@@ -209,7 +209,7 @@ def read_made(path: Path) -> Made:
         known = attention in ATTENTIONS and dtype in DTYPES and form in (None, *get_args(Quantised))
         if len(digests) != len(request.concepts) or not known:
             raise ValueError("concepts or machine settings do not fit")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise RequestError(f"What {path.name} says about itself is damaged: {error}.", hint) from None
     if not 0 <= index < request.count:
         raise RequestError(f"{path.name} claims to be picture {index} of {request.count}.", hint)

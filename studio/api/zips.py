@@ -42,7 +42,7 @@ def _pieces(files: Iterable[tuple[str, Path]]) -> Iterator[bytes]:
         for name, path in files:
             if not path.is_file():  # deleted meanwhile
                 continue
-            with path.open("rb") as source, archive.open(name, "w") as target:
+            with path.open("rb") as source, archive.open(name, "w", force_zip64=True) as target:  # models are large
                 while piece := source.read(PIECE):
                     target.write(piece)
                     yield sent.taken()

@@ -11,6 +11,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from pipelines import incontext
+from pipelines.concepts.card import ConceptCard
+from pipelines.concepts.concept import Concept
+from pipelines.concepts.token_embeddings import single_rows
 from pipelines.condition import Branch, Step
 from pipelines.conditions.grid import Agreement, Canvases, laid
 from pipelines.errors import DataError, ModelError, RequestError
@@ -21,7 +24,8 @@ from pipelines.models.schedulers import build
 from pipelines.pictures.grids import Grid
 from pipelines.pictures.metadata import KEY, Made, read_made, save_png, with_its_files
 from pipelines.pictures.tensors import to_tensor
-from pipelines.request.request import InContext, Request
+from pipelines.request.guidance import Prompt
+from pipelines.request.request import ConceptUse, InContext, Request
 from tests import tiny
 
 STEP = Step(0, 4, torch.tensor(900), torch.tensor(600))
@@ -173,6 +177,8 @@ def test_an_ensemble_gives_one_answer_a_question(base, files):
         assert len(result.pictures) == 2 and result.latents.shape[0] == 2
     with pytest.raises(RequestError, match="adds noise at every step"):
         generate(base, asked(files, ensemble=2).model_copy(update={"scheduler": "euler-a"}))
+    with pytest.raises(RequestError, match=r"eta 0\.5 adds noise at every step"):
+        generate(base, asked(files, ensemble=2).model_copy(update={"scheduler": "ddim", "eta": 0.5}))
 
 
 # -- details of the query -----------------------------------------------------------------------------------------
@@ -236,11 +242,23 @@ def test_the_picture_keeps_the_share_and_older_ones_had_none(base, files, tmp_pa
     assert read_made(tmp_path / "old.png").request.in_context.detail == 0
 
 
+def test_a_concept_in_memory_is_there_while_the_share_is_chosen(base, files):
+    rows = tuple(row + 1 for row in single_rows(base, "fox"))
+    concept = Concept(ConceptCard(token="<x>", init="fox", family="sd1"), rows)
+    request = asked(files).model_copy(update={"concepts": (ConceptUse(source="x"),)})
+    assert generate(base, request, concepts={"x": concept}).request.in_context.detail in incontext.DETAILS
+
+
 def test_details_need_an_example_and_a_sampler_without_noise(base, files):
     refused(files, "analogist starts from the query", engine="analogist", detail=0.5)
     refused(files, "without an example", pairs=0, prompt="a fox", detail=1)
     refused(files, "detail", detail=1.5)
-    for more, said in (({"scheduler": "euler-a"}, "euler-a adds noise"), ({"prompt": "a fox"}, "the hint says more")):
+    for more, said in (
+        ({"scheduler": "euler-a"}, "euler-a adds noise"),
+        ({"scheduler": "ddim", "eta": 1.0}, "eta 1 adds noise"),
+        ({"prompt": "a fox"}, "say more than the example"),
+        ({"also": (Prompt(prompt="a fox"),)}, "say more than the example"),
+    ):
         with pytest.raises(RequestError, match=said):
             generate(base, asked(files, detail=1).model_copy(update=more))
         assert generate(base, asked(files).model_copy(update=more)).request.in_context.detail == 0

@@ -198,6 +198,7 @@ def test_a_picture_with_gigantic_measures_is_refused_by_its_header(tmp_path):
         ({"index": -1}, "picture -1 of 1"),
         ({"index": 1}, "picture 1 of 1"),
         ({"index": "one"}, "damaged"),
+        ({"index": float("inf")}, "damaged"),
         ({"digests": None}, "damaged"),
         ({"digests": ["x"]}, "damaged"),
         ({"attention": ["sdpa"]}, "damaged"),
