@@ -130,7 +130,7 @@ def test_what_can_be_compared_is_what_a_request_has_one_plain_value_of():
         (["guidance.scale=1,-2"], "guidance.scale cannot be '-2'.* guidance.scale takes numbers from 0 to 50"),
         (["steps=5,many"], "steps cannot be 'many'.* whole numbers from 1 to 1000"),
         (["steps=5", "scheduler=ddim,best"], "scheduler cannot be 'best'.* one of ddim, dpm"),
-        (["concepts.1.strength=0,3"], r"concepts.1.strength cannot be '3'.* from 0 to 2"),
+        (["concepts.1.strength=0,5"], r"concepts.1.strength cannot be '5'.* from -4 to 4"),
         (["inpaint.strength=0"], "inpaint.strength cannot be '0'.* above 0 to 1"),
         (["grounding.region=maybe"], "'maybe'.* yes or no"),
         (["guidance.start=0.1,0.5", "guidance.stop=0.2"], "guidance.start '0.5' with guidance.stop '0.2'.* lies after"),

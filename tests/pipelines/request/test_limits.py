@@ -37,7 +37,7 @@ POCKET = dict(SD) | {"prediction_type": "v_prediction", "rescale_betas_zero_snr"
         ({"count": 257}, "count", "257", "256"),
         ({"guidance": {"scale": 50.5}}, "guidance.scale", "50.5", "50"),
         ({"guidance": {"stop": 1.01}}, "guidance.stop", "1.01", "1"),
-        ({"concepts": [{"source": "a"}, {"source": "b", "strength": -0.1}]}, "concepts.1.strength", "-0.1", "0"),
+        ({"concepts": [{"source": "a"}, {"source": "b", "strength": -4.1}]}, "concepts.1.strength", "-4.1", "-4"),
         ({"scheduler": "DDIM"}, "scheduler", "'DDIM'", "'ddim'"),
         ({"prompt": None}, "prompt", "None", "string"),
         ({"promt": "x"}, "promt", "'x'", "not permitted"),

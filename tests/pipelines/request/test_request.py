@@ -38,7 +38,7 @@ def test_rescale_zero_is_a_choice_and_not_an_open_field():
         {"extra": 1},
         {"guidance": {"scale": -1}},
         {"concepts": [{"source": ""}]},
-        {"concepts": [{"source": "x", "strength": 3}]},
+        {"concepts": [{"source": "x", "strength": 5}]},
     ],
 )
 def test_bad_fields_are_named_with_their_value(fields):

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
 from PIL import Image
 from pydantic import BaseModel
 
+from pipelines.concepts.card import ConceptCard
+from pipelines.concepts.concept import Concept
 from pipelines.pictures.metadata import own_version, read_made
 from pipelines.request.enlarge import Enlarge
 from pipelines.request.guidance import Prompt
@@ -163,8 +166,12 @@ def test_what_a_training_cannot_do_without_is_named(left_out, capsys):
 def asked(monkeypatch, tmp_path):
     """Return the request that the command line hands on, instead of carrying it out; the files it names are there."""
     monkeypatch.chdir(tmp_path)
-    for name in ("a.safetensors", "b.safetensors", "x.safetensors", "i.png", "m.png"):
+    for name in ("i.png", "m.png"):
         (tmp_path / name).touch()
+    for name in "abx":  # whose cards tell which strengths they take
+        Concept(ConceptCard(token=f"<{name}>", family="sd1"), (torch.zeros(1, 4),)).save(
+            tmp_path / f"{name}.safetensors"
+        )
     (tmp_path / "b").mkdir()
     calls = []
     monkeypatch.setattr(runner, "write_pictures", lambda *given, **more: calls.append(given) or [])
@@ -284,7 +291,7 @@ def test_a_strength_is_what_follows_the_last_colon_if_it_is_a_number(typed, sour
         ("--inpaint-image i.png --inpaint-click left", ["inpaint.click", "0.5,0.4", "given: 'left'"]),
         ("--inpaint-image i.png --inpaint-box 0,0,9,9", ["inpaint.box", "less than or equal to 1"]),
         ("--inpaint-image i.png --inpaint-strength 0", ["inpaint.strength", "greater than 0", "given: 0"]),
-        ("--concept x.safetensors:3", ["concepts.0.strength", "2", "given: 3"]),
+        ("--concept x.safetensors:5", ["concepts.0.strength", "4", "given: 5"]),
         ("--steps 0 --count 0 --height 5000", ["steps", "count", "height", "given: 5000"]),
     ],
 )

@@ -65,7 +65,7 @@ def test_more_class_pictures_keep_those_that_are_there(tmp_path):
 
 def test_making_class_pictures_can_be_stopped_and_goes_on(tmp_path):
     base, asked = tiny.sd(), iter([False, True])
-    with pytest.raises(Cancelled, match="2 of 20 class pictures"):
+    with pytest.raises(Cancelled, match="2 of 20 pictures that the base draws"):
         class_examples(base, config(num_class_images=20), TEMPLATES, folder=tmp_path, should_stop=lambda: next(asked))
     steps = []
     class_examples(base, config(num_class_images=20), TEMPLATES, folder=tmp_path, on_event=steps.append)
