@@ -169,13 +169,14 @@ def learn(kind, folder, *more):
 
 def test_a_new_model_is_written_that_paints_and_draws(folder, pairs, tmp_path, capsys):
     output = tmp_path / "new"
-    assert learn("incontext", folder, "--pairs", str(pairs), "--cell", "16", "--output", str(output)) == 0
+    words = ("--pairs", str(pairs), "--cell", "16", "--output", str(output))
+    assert learn("incontext", folder, *words, "--precision", "bf16") == 0
     assert Path(capsys.readouterr().out.strip()) == output
     found = load(output)
     assert not has_inpainting_unet(found) and has_inpainting_unet(inpainting_components(found))
     assert found.fingerprint() == load(folder).fingerprint()
     assert not output.with_name(".new.state").exists()
-    assert learn("incontext", folder, "--pairs", str(pairs), "--cell", "16", "--output", str(output)) == 2
+    assert learn("incontext", folder, *words) == 2
     assert "is there already" in capsys.readouterr().err
     run_of(methods()["incontext"], {"pairs": pairs, "output": output, "overwrite": True}).require_free()
 
