@@ -173,6 +173,7 @@ class GroundingTraining:
                 (),
                 state,
                 examine=self.examine,
+                sample=lambda examples, count: sorted(examples, key=lambda one: not one.boxes)[:count],
                 rates={name: config.gate_rate for name in trained if name.endswith(GATES)},
                 completed=lambda examples, data, seed: self.completed(examples, config),
                 batches=lambda *given: self.batches(inside, state, *given),

@@ -120,8 +120,9 @@ class InpaintingUNet(ABC):
     def examine(self, examples: Sequence[Example]) -> None:
         """Raise `DataError` if it cannot be learned from the pictures."""
 
-    fewest = 1
-    """Pictures without which no batch can be made."""
+    def sample(self, examples: Sequence[Example], count: int, config: Any) -> Sequence[Example]:
+        """Return about `count` examples of which batches can be made as of all."""
+        return examples[:count]
 
     def begun(self, components: Components, config: Any) -> UNet2DConditionModel:
         """Return the UNet that training starts from."""
@@ -150,7 +151,7 @@ class InpaintingUNet(ABC):
             examine=self.examine,
             batches=batches,
             preview=lambda step: preview(replace(components, denoiser=unet), state, step),
-            fewest=self.fewest,
+            sample=lambda examples, count: self.sample(examples, count, config),
         )
 
     def losses(self, trainable: Trainable, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
