@@ -68,7 +68,8 @@ class InpaintingUNetConfig(MethodConfig):
 
     def result(self, base: str) -> Path:
         """Return the folder of the new model: that of the base with unet_inpainting/ in it."""
-        return Path("models") / (file_stem(self.name) if self.name else f"{file_stem(Path(base).stem)}-inpainting")
+        own = Path(base).name.removesuffix(".safetensors").removesuffix(".ckpt")  # sd1.5 is no name with an ending
+        return Path("models") / (file_stem(self.name) if self.name else f"{file_stem(own)}-inpainting")
 
     @property
     def trains_weights(self) -> bool:

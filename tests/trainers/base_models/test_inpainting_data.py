@@ -11,6 +11,7 @@ from PIL import Image
 from pipelines.errors import ConfigError, DataError, ModelError
 from pipelines.models.inpainting_unet import FOLDER, has_inpainting_unet, inpainting_components
 from pipelines.models.loading import load
+from pipelines.words import file_stem
 from studio.cli import main
 from tests import tiny
 from trainers.base_models.incontext import InContextConfig
@@ -200,6 +201,12 @@ def test_only_a_model_that_a_training_wrote_is_replaced(pairs, tmp_path, monkeyp
     assert (tmp_path / "mine" / "holiday.png").exists()
     with pytest.raises(ConfigError, match="never replaced"):
         InpaintingModel(tiny.sd(), {}).save(tmp_path / "mine")
+
+
+@pytest.mark.parametrize("base", ["x/sd1.5", "x/sd1.5.safetensors", "sd1.5.ckpt", "someone/sd1.5"])
+def test_a_new_model_is_called_by_its_base_also_with_dots(base):
+    (path,) = run_of(methods()["inpainting"], {"images": "x", "base": base}).outputs
+    assert path == Path("outputs/models") / f"{file_stem('sd1.5')}-inpainting" != Path("outputs/models/sd1-inpainting")
 
 
 def test_inpainting_goes_on_from_what_is_beside_the_base(folder, pairs, tmp_path, monkeypatch, capsys):
