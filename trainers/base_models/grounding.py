@@ -45,7 +45,7 @@ RECIPE = {
 class GroundingConfig(MethodConfig):
     """Settings of gated layers for boxes."""
 
-    unused: ClassVar[frozenset[str]] = (UNUSED - {"candidates"}) | {"flip"}
+    unused: ClassVar[frozenset[str]] = UNUSED | {"flip"}
     encodes_once: ClassVar[bool] = False
 
     name: str = Field(default="grounding", min_length=1, max_length=60)
