@@ -72,7 +72,7 @@ class Trainable:
             0 to 1; the function it returns is called as `LatentSet.draw` is, with the index of the batch and the
             step's generator. None for latents with captions.
         preview: draws what is learned so far, after a number of steps; None for a picture of the token.
-        fewest: examples without which no batch can be made.
+        sample: some of the examples, for a trial; about as many as asked, of which batches can be made as of all.
         notes: lines on what is to be known before the training starts.
     """
 
@@ -87,7 +87,7 @@ class Trainable:
     class_pictures: Callable[[Path, OnEvent, Callable[[], bool]], list[Example]] | None = None
     batches: Callable[[Sequence[Example], TrainConfig, DataConfig, Callable[[], float]], Draw] | None = None
     preview: Callable[[int], Preview] | None = None
-    fewest: int = 1
+    sample: Callable[[Sequence[Example], int], Sequence[Example]] = lambda examples, count: examples[:count]
     notes: Sequence[str] = ()
 
 

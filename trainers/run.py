@@ -15,6 +15,12 @@ from pipelines.words import file_stem
 from trainers.method import Method
 from trainers.settings import DataConfig, Destination, TrainConfig, require_folder
 
+TRAINING = "unet_inpainting/training.json"
+"""Record of the training, in the folder of a model."""
+
+MODEL_FILES = ("model_index.json", TRAINING)
+"""Files by which a folder is known as a model that a training wrote."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -60,8 +66,16 @@ class Run:
 
     @property
     def outputs(self) -> list[Path]:
-        """Return the files of the result: the run's own as set, those of others beside it by their words."""
+        """Return the files of the result: the run's own as set, those of others beside it by their words.
+
+        Raises:
+            ConfigError: if the place that is set has no name, as `.` and `..` have none.
+        """
         first = self.where.output or Path("outputs") / self.config.result(self.where.base)
+        if first.name in ("", ".."):
+            raise ConfigError(
+                f"--output {first} names no place of its own.", f"Give a name too: --output {first / 'NAME'}."
+            )
         if not self.config.gives_folder and first.suffix != ".safetensors":
             first = first.with_name(f"{first.name}.safetensors")
         return [first, *(first.with_name(f"{file_stem(word)}.safetensors") for word in self.config.triggers[1:])]
@@ -85,8 +99,8 @@ class Run:
         """Return the files of the result, which can be written.
 
         Raises:
-            ConfigError: if one is there already, two are the same, candidates are wanted of several, or the disk is
-                full.
+            ConfigError: if one is there already, something is there that is no such result, two are the same,
+                candidates are wanted of several, or the disk is full.
         """
         outputs = self.outputs
         if self.train.candidates and len(outputs) > 1:
@@ -96,12 +110,27 @@ class Run:
                 raise ConfigError(
                     f"Two subjects would be written to {path}.", "Choose other tokens, or another --output."
                 )
+            if self.config.gives_folder:
+                require_replaceable(path)
             if path.exists() and not self.where.overwrite:
                 raise ConfigError(
                     f"{path} is there already.", "Choose another --output, or replace it with --overwrite."
                 )
         require_room(outputs[0].parent, 64 << 20)
         return outputs
+
+
+def require_replaceable(folder: Path) -> None:
+    """Refuse a place for a model where something is that no training wrote, which would be lost.
+
+    Raises:
+        ConfigError: if there is.
+    """
+    if (folder.exists() or folder.is_symlink()) and not all((folder / name).is_file() for name in MODEL_FILES):
+        raise ConfigError(
+            f"{folder} is there already, and is no model that a training wrote; it is never replaced.",
+            "Give another --output.",
+        )
 
 
 def run_of(

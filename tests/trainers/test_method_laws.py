@@ -331,6 +331,7 @@ def test_what_is_trained_predicts_what_is_exported_and_what_is_loaded(method, ba
 
 
 def test_shared_settings_that_mean_nothing_are_refused(method):
+    assert run(method).config.triggers or "candidates" in method.Settings.unused, "only concepts are measured"
     for name in method.Settings.unused:
         kind = next(one for one in (TrainConfig, DataConfig, Destination) if name in one.model_fields)
         whole = {"images": "unused"} if kind is DataConfig else {}

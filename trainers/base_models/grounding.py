@@ -45,7 +45,7 @@ RECIPE = {
 class GroundingConfig(MethodConfig):
     """Settings of gated layers for boxes."""
 
-    unused: ClassVar[frozenset[str]] = (UNUSED - {"candidates"}) | {"flip"}
+    unused: ClassVar[frozenset[str]] = UNUSED | {"flip"}
     encodes_once: ClassVar[bool] = False
 
     name: str = Field(default="grounding", min_length=1, max_length=60)
@@ -173,6 +173,7 @@ class GroundingTraining:
                 (),
                 state,
                 examine=self.examine,
+                sample=lambda examples, count: sorted(examples, key=lambda one: not one.boxes)[:count],
                 rates={name: config.gate_rate for name in trained if name.endswith(GATES)},
                 completed=lambda examples, data, seed: self.completed(examples, config),
                 batches=lambda *given: self.batches(inside, state, *given),

@@ -58,13 +58,19 @@ class InContextTraining(InpaintingUNet):
             {},
         ),
     )
-    fewest = 2
 
     def examine(self, examples: Sequence[Example]) -> None:
         """Raise `DataError` if a task has fewer pairs than a visual prompt needs."""
         from trainers.base_models.inpainting_data import require_pairs
 
         require_pairs(examples)
+
+    def sample(self, examples: Sequence[Example], count: int, config: InContextConfig) -> Sequence[Example]:
+        """Return pairs of the smallest task, which says how many examples a canvas has; enough for these."""
+        from trainers.base_models.inpainting_data import require_pairs
+
+        smallest = min(require_pairs(examples).values(), key=len)
+        return smallest[: max(count, config.examples + 1)]
 
     def source(self, state: UNetState, examples: Sequence[Example], train: TrainConfig, data: DataConfig) -> Source:
         """Return visual prompts of the pairs."""

@@ -68,7 +68,8 @@ class InpaintingUNetConfig(MethodConfig):
 
     def result(self, base: str) -> Path:
         """Return the folder of the new model: that of the base with unet_inpainting/ in it."""
-        return Path("models") / (file_stem(self.name) if self.name else f"{file_stem(Path(base).stem)}-inpainting")
+        own = Path(base).name.removesuffix(".safetensors").removesuffix(".ckpt")  # sd1.5 is no name with an ending
+        return Path("models") / (file_stem(self.name) if self.name else f"{file_stem(own)}-inpainting")
 
     @property
     def trains_weights(self) -> bool:
@@ -120,8 +121,9 @@ class InpaintingUNet(ABC):
     def examine(self, examples: Sequence[Example]) -> None:
         """Raise `DataError` if it cannot be learned from the pictures."""
 
-    fewest = 1
-    """Pictures without which no batch can be made."""
+    def sample(self, examples: Sequence[Example], count: int, config: Any) -> Sequence[Example]:
+        """Return about `count` examples of which batches can be made as of all."""
+        return examples[:count]
 
     def begun(self, components: Components, config: Any) -> UNet2DConditionModel:
         """Return the UNet that training starts from."""
@@ -150,7 +152,7 @@ class InpaintingUNet(ABC):
             examine=self.examine,
             batches=batches,
             preview=lambda step: preview(replace(components, denoiser=unet), state, step),
-            fewest=self.fewest,
+            sample=lambda examples, count: self.sample(examples, count, config),
         )
 
     def losses(self, trainable: Trainable, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:

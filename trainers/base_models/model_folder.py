@@ -20,6 +20,7 @@ from pipelines.files import replace_folder
 from pipelines.models.components import Components
 from pipelines.models.fingerprint import is_gated
 from pipelines.models.inpainting_unet import FOLDER, widened_shape, with_layers_of
+from trainers.run import TRAINING, require_replaceable
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,18 @@ class InpaintingModel:
         return replace(self, about={**recipe, "base": base_fingerprint})
 
     def save(self, path: Path) -> Path:
-        """Write the folder, whole or not at all; one that is there is replaced."""
+        """Write the folder, whole or not at all; a model that a training wrote is replaced.
+
+        Raises:
+            ConfigError: if something else is there.
+        """
+        require_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
             model = export_model(self.base, [], temporary / "model", half=self.half)
             save_unet(self.base.unet, self.weights, model / FOLDER, torch.float16 if self.half else torch.float32)
-            (model / FOLDER / "training.json").write_text(json.dumps(self.about, indent=1) + "\n", "utf-8")
+            (model / TRAINING).write_text(json.dumps(self.about, indent=1) + "\n", "utf-8")
             replace_folder(model, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

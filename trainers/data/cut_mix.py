@@ -54,12 +54,12 @@ def cut_mixed(
     times = max(1, -int(-FEWEST // odds))
     words = list(shown)
     pairs = [(a, b) for place, a in enumerate(words) for b in words[place + 1 :]]
+    likest = {pair: _alike(*(shown[word] for word in pair)) for pair in pairs}  # reads every picture from its file
     composed: list[Example] = []
     wanted = round(odds * times)
     count = min(wanted, MOST)
     for number in range(count):
-        first, second = pairs[number % len(pairs)]
-        alike = _alike(shown[first], shown[second])
+        alike = likest[pairs[number % len(pairs)]]
         one, other = alike[_below(len(alike), generator)]
         if _below(2, generator):
             one, other = other, one

@@ -71,8 +71,8 @@ def narrowed(components: Components, run: Run) -> Components:
     """Cast the frozen parts of the base to the precision of the run, and quantise them if it says so, in place.
 
     Networks whose weights themselves are trained stay float32, and are computed in that precision where it is safe
-    (autocast); a text encoder that is trained, or trained through to a new word, stays float32 altogether. The
-    autoencoder is never quantised.
+    (autocast); a text encoder that is trained, or trained through to a new word, stays float32 altogether, and so does
+    all of a base that is written with the result. The autoencoder is never quantised.
 
     Returns:
         The base.
@@ -89,7 +89,7 @@ def narrowed(components: Components, run: Run) -> Components:
     networks: list[torch.nn.Module] = [components.denoiser] if not run.config.trains_weights else []
     if not run.config.trains_text:
         networks += components.text_encoders
-    for network in (components.vae, *networks) if dtype else ():
+    for network in (components.vae, *networks) if dtype and not run.config.gives_folder else ():
         torch.nn.Module.to(network, dtype=dtype)
     if form:
         for network in networks:

@@ -76,6 +76,7 @@ def train(
         with processes.main_first():
             class_pictures = _class_pictures(run, trainable, class_folder, on_event, should_stop)
         examples = trainable.completed(examples, run.data, run.train.seed)
+        trainable.examine(examples)
         begun_with = _begun_with(components, run, [*examples, *class_pictures], processes)
         optimizers = optimizers_of(run.train, trainable, processes)
         average, tell = EMA(trainable.parameters, run.train.ema), on_event if processes.main else ignore
@@ -216,7 +217,8 @@ def probe(components: Components, run: Run, examples: Sequence[Example]) -> Prob
         trainable = stack.enter_context(run.method.prepare(components, run.config, generator))
         side = components.defaults.size
         grey = [Example("grey", Image.new("RGB", (side, side), "gray"))] if run.config.drawn_prompts else []
-        shown = examples[: max(run.train.batch, trainable.fewest)] or grey
+        trainable.examine(examples or grey)
+        shown = trainable.sample(examples, run.train.batch) if examples else grey
         draw = _batches(
             components, run, shown, shown if trainable.class_pictures else (), trainable, ignore, Clock(None)
         )
@@ -280,7 +282,7 @@ def _batches(
     clock: Clock,
     part: Part = WHOLE,
 ) -> Draw:
-    """Encode the pictures; return a function for the batch of an index, with as many class pictures if any."""
+    """Encode pictures that were examined; return a function for the batch of an index, with class pictures if any."""
     size = components.defaults.size
     data, pace, trigger = run.data, run.train, run.config.spoken
 
@@ -296,7 +298,6 @@ def _batches(
             cache=data.cache,
         )
 
-    trainable.examine(examples)
     for note in trainable.notes:
         on_event(Note(note))
     if better := components.family.better_base(components):

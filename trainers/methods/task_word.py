@@ -119,7 +119,7 @@ class TaskWord:
                 examine=self.examine,
                 batches=lambda *given: self.batches(words.components, state, *given),
                 preview=lambda step: preview(words.components, state, step),
-                fewest=FEWEST,
+                sample=lambda examples, count: examples[: max(count, FEWEST)],
             )
 
     def examine(self, examples: Sequence[Example]) -> None:

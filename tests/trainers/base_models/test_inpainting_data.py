@@ -11,13 +11,17 @@ from PIL import Image
 from pipelines.errors import ConfigError, DataError, ModelError
 from pipelines.models.inpainting_unet import FOLDER, has_inpainting_unet, inpainting_components
 from pipelines.models.loading import load
+from pipelines.words import file_stem
 from studio.cli import main
 from tests import tiny
 from trainers.base_models.incontext import InContextConfig
 from trainers.base_models.inpainting_data import pair_source, picture_source, require_pairs
 from trainers.base_models.inpainting_unet import start_from, widened
+from trainers.base_models.model_folder import InpaintingModel
 from trainers.data.folders import Example
 from trainers.data.picture_pairs import read_tasks
+from trainers.methods import methods
+from trainers.run import run_of
 from trainers.settings import DataConfig
 
 COLOURS = ("red", "lime", "blue", "white")
@@ -58,7 +62,8 @@ def pairs(tmp_path):
 def test_pairs_are_read_beside_each_other_and_from_two_folders(pairs, tmp_path):
     beside = read_tasks(pairs).sound().examples
     assert [one.name for one in beside] == ["0", "1", "2", "3"]
-    assert beside[0].picture.getpixel((0, 0)) == (255, 0, 0) and beside[0].after.getpixel((0, 0)) == (0, 0, 0)
+    assert beside[0].picture.getpixel((0, 0)) == (255, 0, 0)
+    assert beside[0].after and beside[0].after.getpixel((0, 0)) == (0, 0, 0)
     square(tmp_path / "two" / "before" / "x.png", "red")
     square(tmp_path / "two" / "after" / "x.jpg", "blue")
     (inside,) = read_tasks(tmp_path / "two").examples
@@ -165,14 +170,43 @@ def learn(kind, folder, *more):
 
 def test_a_new_model_is_written_that_paints_and_draws(folder, pairs, tmp_path, capsys):
     output = tmp_path / "new"
-    assert learn("incontext", folder, "--pairs", str(pairs), "--cell", "16", "--output", str(output)) == 0
+    words = ("--pairs", str(pairs), "--cell", "16", "--output", str(output))
+    assert learn("incontext", folder, *words, "--precision", "bf16") == 0
     assert Path(capsys.readouterr().out.strip()) == output
     found = load(output)
     assert not has_inpainting_unet(found) and has_inpainting_unet(inpainting_components(found))
     assert found.fingerprint() == load(folder).fingerprint()
     assert not output.with_name(".new.state").exists()
-    assert learn("incontext", folder, "--pairs", str(pairs), "--cell", "16", "--output", str(output)) == 2
+    assert learn("incontext", folder, *words) == 2
     assert "is there already" in capsys.readouterr().err
+    run_of(methods()["incontext"], {"pairs": pairs, "output": output, "overwrite": True}).require_free()
+
+
+@pytest.mark.parametrize(
+    ("kind", "output", "said"),
+    [
+        ("inpainting", "mine", "mine is there already, and is no model that a training wrote"),
+        ("inpainting", ".", "--output . names no place of its own"),
+        ("inpainting", "pairs/..", "names no place of its own"),
+        ("dreambooth", ".", "--output . names no place of its own"),
+    ],
+)
+def test_only_a_model_that_a_training_wrote_is_replaced(pairs, tmp_path, monkeypatch, capsys, kind, output, said):
+    monkeypatch.chdir(tmp_path)
+    square(tmp_path / "mine" / "holiday.png", "red")
+    (tmp_path / "mine" / "model_index.json").write_text("{}")
+    words = ("--token", "zwx", "--class-word", "fox") if kind == "dreambooth" else ()
+    assert learn(kind, "nowhere", *words, "--images", str(pairs), "--output", output, "--overwrite") == 2
+    assert said in capsys.readouterr().err
+    assert (tmp_path / "mine" / "holiday.png").exists()
+    with pytest.raises(ConfigError, match="never replaced"):
+        InpaintingModel(tiny.sd(), {}).save(tmp_path / "mine")
+
+
+@pytest.mark.parametrize("base", ["x/sd1.5", "x/sd1.5.safetensors", "sd1.5.ckpt", "someone/sd1.5"])
+def test_a_new_model_is_called_by_its_base_also_with_dots(base):
+    (path,) = run_of(methods()["inpainting"], {"images": "x", "base": base}).outputs
+    assert path == Path("outputs/models") / f"{file_stem('sd1.5')}-inpainting" != Path("outputs/models/sd1-inpainting")
 
 
 def test_inpainting_goes_on_from_what_is_beside_the_base(folder, pairs, tmp_path, monkeypatch, capsys):

@@ -13,6 +13,7 @@ from pipelines.errors import ConfigError
 from tests import tiny
 from trainers.data.cut_mix import FEWEST, MOST, cut_mixed
 from trainers.data.folders import Example
+from trainers.data.stored import Composed
 from trainers.loop.train import train
 from trainers.methods.custom_diffusion import CustomDiffusion, CustomDiffusionConfig
 from trainers.run import Run
@@ -101,6 +102,16 @@ def test_pictures_with_like_rims_come_together():
     for one in made:
         pixels = np.asarray(one.picture).astype(int)
         assert abs(pixels[0, 0] - pixels[-1, -1]).max() < 3, "one background, no seam"
+
+
+def test_the_rims_of_a_picture_are_looked_at_once_with_each_other_subject():
+    read = []
+
+    def source(word):
+        return Composed((40, 40), lambda: read.append(word) or Image.new("RGB", (40, 40), COLOURS[word]))
+
+    mixed([Example(f"{word}.png", source(word), word=word) for word in ("<a>", "<b>")])
+    assert sorted(read) == ["<a>", "<b>"]
 
 
 def test_masks_are_composed_with_their_pictures():

@@ -10,8 +10,10 @@ import torch
 from diffusers import Flux2Transformer2DModel, UNet2DConditionModel, ZImageTransformer2DModel
 from transformers import Qwen3Config, Qwen3Model
 
+from pipelines.errors import DataError
 from pipelines.models.memory.quantised import quantise
 from pipelines.models.single_files import SHIPPED
+from pipelines.request.request import Box
 from tests import tiny, tiny_flows
 from trainers.data.batches import LatentSet
 from trainers.loop.memory import Choice, Kept, latents, needed, sentences, weights
@@ -118,6 +120,18 @@ def test_a_trial_measures_what_is_kept_for_the_backward_pass():
     own, *others = takes
     assert own == Choice("no") and len(others) >= 4 and all(takes[one] <= takes[own] for one in others)
     assert {one.precision for one in others} == {"no"}, "16 bits are slow on a CPU"
+
+
+def test_a_trial_takes_a_sample_of_data_that_was_examined_as_a_whole():
+    plain = tiny.examples(1)[0]
+    pairs = [replace(plain, name=f"{task}/{k}", after_source=plain.source) for task in "ab" for k in range(7)]
+    box = (Box(phrase="fox", box=(0.1, 0.2, 0.6, 0.7)),)
+    boxed = [*[plain] * 39, replace(plain, boxes=box)]
+    for name, given, bad in (("incontext", pairs, pairs[:8]), ("grounding", boxed, boxed[:-1])):
+        made = run_of(methods()[name], {"images": "x", "pairs": "x", "resolution": 16, "batch": 8})
+        assert probe(tiny.sd(), made, given).trained > 0
+        with pytest.raises(DataError, match="b holds 1 pair" if name == "incontext" else "no picture with a box"):
+            probe(tiny.sd(), made, bad)
 
 
 def test_one_that_fits_is_proposed_the_least_intrusive_first():
