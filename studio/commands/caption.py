@@ -16,6 +16,7 @@ from pipelines.captions.wording import Wording
 from pipelines.errors import ConfigError, DataError
 from pipelines.files import whole_file
 from pipelines.pictures.files import open_picture
+from pipelines.request.yolo import holds_labels
 from studio.endpoints import Endpoint, answer_of, require_address
 from studio.settings import Machine
 from trainers.data.caption_files import caption_file, holds_boxes, key, tidied
@@ -78,7 +79,7 @@ def caption(
     made = 0
     for one in asked:
         try:
-            text = tidied(wording.of(captioner(open_picture(one.path))))
+            text = _worded(captioner(open_picture(one.path)), wording)
             if not dry_run:
                 _write(one.path, text)
         except DataError as error:
@@ -88,6 +89,20 @@ def caption(
         print(f"{one.name}: {text}")  # noqa: T201
     kept = len(listed.found) - len(asked)
     sys.stderr.write(f"studio: {made} captions {'made' if dry_run else 'written'}, {kept} there already were kept.\n")
+
+
+def _worded(answer: str, wording: Wording) -> str:
+    """Return a caption as it is written, on one line.
+
+    Raises:
+        DataError: if nothing is left of it, or it would be read as boxes.
+    """
+    text = tidied(wording.of(answer))
+    if not tidied(answer) or not wording.model_copy(update={"template": "{}"}).of(answer):
+        raise DataError(f"Nothing is left of the caption {answer!r:.80}.", "Write one by hand, or leave out less.")
+    if holds_labels(answer) or holds_labels(text):
+        raise DataError(f"The caption {answer!r:.80} would be read as boxes of YOLO.", "Write one by hand.")
+    return text
 
 
 def _file_of(picture: Path) -> Path | None:

@@ -65,6 +65,32 @@ def test_pictures_of_one_name_get_captions_of_their_own(folder):
 
 
 @pytest.mark.parametrize(
+    ("answer", "words", "said"),
+    [
+        ("", [], "Nothing is left"),
+        ("<think>a fox or", ["--token", "<my-fox>"], "Nothing is left"),
+        ("a fox", ["--leave-out", "fox", "--template", "a sticker of {}"], "Nothing is left of the caption 'a fox'"),
+        ("0 0.5 0.5 0.2 0.2\n1 0.5 0.5 0.2 0.2", [], "The caption '0 0.5"),
+        ([{"type": "refusal", "refusal": "no"}], [], "Nothing is left"),
+    ],
+)
+def test_captions_of_nothing_are_not_written(folder, answer, words, said, capsys):
+    (folder / "1.txt").write_text("mine")
+    with endpoint(message(answer)) as (address, _):
+        assert main(["caption", str(folder), "--overwrite", "--endpoint", address, *words]) == 0
+    told = capsys.readouterr().err
+    assert f"1.png is left without: {said}" in told and "0 captions written" in told
+    assert (folder / "1.txt").read_text() == "mine" and len(list(folder.glob("*.txt"))) == 1
+
+
+@pytest.mark.parametrize("answer", ["<think>hm</think>\nA fox.", [{"type": "text", "text": "A fox."}, {"type": "x"}]])
+def test_captions_are_the_text_of_an_answer(folder, answer):
+    with endpoint(message(answer)) as (address, _):
+        assert main(["caption", str(folder), "--endpoint", address]) == 0
+    assert (folder / "1.txt").read_text() == "A fox.\n"
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--by", "nowhere"], "no captioner in nowhere"),

@@ -89,6 +89,8 @@ def test_nothing_leaves_the_machine_by_default(monkeypatch):
         (message(json.dumps({"boxes": ANSWER["boxes"] * 16})), 200, "box 31"),
         ({"error": "no such model"}, 404, "answered 404: .*no such model"),
         ({"hello": 1}, 200, "does not speak chat completions"),
+        (message(None), 200, "does not speak chat completions"),
+        (message([{"type": "text", "text": 7}]), 200, "does not speak chat completions"),
         (b"<html>", 200, "does not speak chat completions"),
         (b"x" * (2 << 20), 200, "answered 200"),
     ],
