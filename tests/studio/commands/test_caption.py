@@ -64,6 +64,30 @@ def test_pictures_of_one_name_get_captions_of_their_own(folder):
     assert all(example.captions == ("words",) for example in read_examples(folder))
 
 
+def test_a_shared_caption_stays_until_all_its_pictures_have_their_own(folder, capsys):
+    Image.open(folder / "1.png").save(folder / "1.jpg")
+    (folder / "1.txt").write_text("by hand")
+    words = ["caption", str(folder), "--overwrite", "--endpoint"]
+    with endpoint((message("new"), None, message("new"))) as (address, asked):  # the first two are 1.jpg and 1.png
+        assert main([*words, address]) == 0
+    said = capsys.readouterr().err
+    assert len(asked) == 5 and "1.png is left without: The captioner" in said and "3 captions written" in said
+    assert "1.txt stays" in said and "none for 1.png." in said and (folder / "1.txt").read_text() == "by hand"
+    with endpoint(message("newer")) as (address, _):
+        assert main([*words, address]) == 0
+    assert not (folder / "1.txt").exists() and "stays" not in capsys.readouterr().err
+    assert {example.captions for example in read_examples(folder)} == {("newer",)}
+
+
+def test_a_run_ends_after_three_failures_on_end(folder, capsys):
+    for name in "567":
+        Image.open(folder / "1.png").save(folder / f"{name}.png")
+    with endpoint((message("a"), None, None, message("b"), None, None, None)) as (address, asked):
+        assert main(["caption", str(folder), "--endpoint", address]) == 2
+    assert len(asked) == 7
+    assert "2 captions written" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("answer", "words", "said"),
     [

@@ -25,15 +25,19 @@ ANSWER = {"boxes": [{"phrase": "fox", "box": [0.1, 0.2, 0.5, 0.6]}, {"phrase": "
 
 @contextmanager
 def endpoint(content, status=200):
-    """A web server that answers chat completions with `content`, and keeps what it was asked."""
+    """A web server that answers chat completions with `content` (of a tuple in turn), and keeps what it is asked.
+
+    An answer of None is an error of the server.
+    """
     asked = []
 
     class Answering(BaseHTTPRequestHandler):
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
             asked.append((self.path, json.loads(body), self.headers.get("Authorization")))
-            said = content if isinstance(content, bytes) else json.dumps(content).encode()
-            self.send_response(status)
+            now = content[(len(asked) - 1) % len(content)] if isinstance(content, tuple) else content
+            said = now if isinstance(now, bytes) else json.dumps(now).encode()
+            self.send_response(500 if now is None else status)
             self.send_header("Content-Length", str(len(said)))
             self.end_headers()
             self.wfile.write(said)
