@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+from pydantic import Field
 
 from pipelines.captions.wording import Wording
 from pipelines.errors import ConfigError, DataError, RequestError
 from pipelines.files import whole_file
 from pipelines.pictures.files import open_picture
+from pipelines.request.settings import Frozen
 from pipelines.request.yolo import holds_labels
 from pipelines.words import composed
-from studio.endpoints import Endpoint, answer_of, require_address
+from studio.endpoints import TIMEOUT, Endpoint, answer_of, require_address, require_none
 from studio.settings import Machine
 from trainers.data.caption_files import caption_file, holds_boxes, key, tidied
 from trainers.data.folders import Found, listing
@@ -38,13 +40,39 @@ Describe the picture in one plain English sentence for the training of a text-to
 does, where things stand, the background. No opinion, no introduction; answer with the sentence alone."""
 
 
+class Shown(Frozen):
+    """The endpoint that is shown the pictures."""
+
+    endpoint: str | None = None
+    """Address of a model that sees pictures and speaks OpenAI's chat completions, for example
+    http://localhost:11434/v1, instead; its key is read from STUDIO_CAPTION_KEY. Pictures are sent there, and nowhere
+    unless it is named."""
+
+    endpoint_model: str = Field(default="", max_length=200)
+    """Name of the endpoint's model."""
+
+    endpoint_timeout: float = Field(default=TIMEOUT, gt=0, le=3600)
+    """Seconds to wait for each of its answers."""
+
+    def asked(self) -> Endpoint | None:
+        """Return the endpoint that was named, if one was.
+
+        Raises:
+            ConfigError: if it is no web address, or there are settings of one and it is not named.
+        """
+        if self.endpoint is None:
+            require_none("--endpoint", self.endpoint_model, self.endpoint_timeout != TIMEOUT)
+            return None
+        named = Endpoint("captioner", "--endpoint", self.endpoint, self.endpoint_model, self.endpoint_timeout, KEY)
+        require_address(named)
+        return named
+
+
 def caption(
     folder: Path,
     *,
     by: str = "pocket",
-    endpoint: str | None = None,
-    endpoint_model: str = "",
-    endpoint_timeout: float = 60.0,
+    shown: Annotated[Shown, Parameter(name="*")] = Shown(),  # noqa: B008
     wording: Annotated[Wording, Parameter(name="*", negative="")] = Wording(),  # noqa: B008
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
@@ -58,14 +86,6 @@ def caption(
         Folder of pictures.
     by
         pocket, which tells stickers exactly and knows nothing else, or a folder with a BLIP or a Florence-2.
-    endpoint
-        Address of a model that sees pictures and speaks OpenAI's chat completions, for example
-        http://localhost:11434/v1, instead; its key is read from STUDIO_CAPTION_KEY. Pictures are sent there, and
-        nowhere unless it is named.
-    endpoint_model
-        Name of the endpoint's model.
-    endpoint_timeout
-        Seconds to wait for each of its answers.
     overwrite
         Replace captions that are there.
     dry_run
@@ -79,7 +99,7 @@ def caption(
         )
     beside = _Beside([one.path for one in listed.found])
     asked = [one for one in listed.found if overwrite or beside.caption(one.path) is None]
-    captioner = _captioner(by, _endpoint(endpoint, endpoint_model, endpoint_timeout), wording, machine)
+    captioner = _captioner(by, shown.asked(), wording, machine)
     made = 0
     try:
         for line in _written(asked, lambda picture: _worded(captioner(picture), wording), None if dry_run else beside):
@@ -179,19 +199,6 @@ class _Beside:
             for name, without in left.items()
             if without
         ]
-
-
-def _endpoint(address: str | None, model: str, timeout: float) -> Endpoint | None:
-    """Return the endpoint that was named, if one was.
-
-    Raises:
-        ConfigError: if it is no web address.
-    """
-    if address is None:
-        return None
-    endpoint = Endpoint("captioner", "--endpoint", address, model, timeout, KEY)
-    require_address(endpoint)
-    return endpoint
 
 
 def _captioner(by: str, endpoint: Endpoint | None, wording: Wording, machine: Machine) -> Callable[[Image.Image], str]:

@@ -15,6 +15,7 @@ from studio.commands.caption import KEY
 from tests.studio.commands.test_layout import endpoint, message
 from trainers.data.folders import read_examples
 
+BAD = ("0", "-1", "nan", "inf", "1e300")
 WOLF = Path(__file__).parents[3] / "studio" / "examples" / "wolf"
 
 
@@ -107,11 +108,13 @@ def test_captions_of_nothing_are_not_written(folder, answer, words, said, capsys
     assert (folder / "1.txt").read_text() == "mine" and len(list(folder.glob("*.txt"))) == 1
 
 
-@pytest.mark.parametrize("answer", ["<think>hm</think>\nA fox.", [{"type": "text", "text": "A fox."}, {"type": "x"}]])
+@pytest.mark.parametrize(
+    "answer", ["<think>hm</think>\nA fox.", [{"type": "text", "text": "A \ud800fox."}, {"type": "x"}]]
+)
 def test_captions_are_the_text_of_an_answer(folder, answer):
     with endpoint(message(answer)) as (address, _):
         assert main(["caption", str(folder), "--endpoint", address]) == 0
-    assert (folder / "1.txt").read_text() == "A fox.\n"
+    assert (folder / "1.txt").read_text(encoding="utf-8").replace("\ufffd", "") == "A fox.\n"
 
 
 @pytest.mark.parametrize(
@@ -122,6 +125,9 @@ def test_captions_are_the_text_of_an_answer(folder, answer):
         (["--endpoint", "http://127.0.0.1:1/v1", "--by", "x"], "Two captioners"),
         (["--endpoint", "http://127.0.0.1:1/v1", "--endpoint-timeout", "5"], "gave no answer"),
         (["--template", "no place"], "0 places"),
+        (["--endpoint-model", "eyes"], "--endpoint-model is of an endpoint, and none is named"),
+        (["--endpoint-timeout", "5"], "--endpoint-timeout is of an endpoint"),
+        *[(["--endpoint", "http://127.0.0.1:1", "--endpoint-timeout", one], "timeout: input should be") for one in BAD],
     ],
 )
 def test_what_cannot_be_is_one_sentence(folder, words, said, capsys):

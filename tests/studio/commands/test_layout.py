@@ -107,6 +107,8 @@ def test_answers_that_are_none_are_one_error(content, status, said):
 def test_endpoints_that_are_none_are_one_error():
     with pytest.raises(ConfigError, match="no web address"):
         planner_of(Planning(planner="localhost"))
+    with pytest.raises(ConfigError, match="--planner-model is of an endpoint"):
+        planner_of(Planning(planner_model="small"))
     with pytest.raises(RequestError, match="gave no answer"):
         planner_of(Planning(planner="http://127.0.0.1:1/v1", planner_timeout=5))("a fox")
     with pytest.raises(RequestError, match="holds no boxes"):
