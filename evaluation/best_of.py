@@ -7,6 +7,7 @@ the picture of its own seed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -60,12 +61,28 @@ class Best:
 
 
 def plain_words(prompt: str, concepts: Sequence[Concept]) -> str:
-    """Return a prompt without weights, each learned word replaced by the one it was learned from."""
+    """Return a prompt without weights, each learned word replaced by the one it was learned from.
+
+    A learned word before that one, as in "a sks fox", is left out. One within another word is none.
+    """
     text = "".join(part for part, _ in parse_weights(prompt))
-    for card in sorted((one.card for one in concepts), key=lambda card: -len(card.token)):
-        if card.kind != "slider":
-            text = text.replace(card.token, card.init or "thing")
-    return text
+    words = {one.card.token: one.card.init or "thing" for one in concepts if one.card.kind != "slider"}
+    if not words:
+        return text
+    longest = sorted(words, key=len, reverse=True)
+    places = re.compile("|".join(rf"{_edge(one[0], '(?<!')}{re.escape(one)}{_edge(one[-1], '(?!')}" for one in longest))
+
+    def plain(found: re.Match[str]) -> str:
+        init = words[found[0]]
+        named = re.match(rf"\s+{re.escape(init)}(?:es|s)?(?!\w)", text[found.end() :], re.IGNORECASE)
+        return "" if named else init
+
+    return re.sub(r" {2,}", " ", places.sub(plain, text)).strip()
+
+
+def _edge(letter: str, look: str) -> str:
+    """Return what has to stand beside a letter at the edge of a word."""
+    return rf"{look}\w)" if re.match(r"\w", letter) else ""
 
 
 def best_of(

@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.errors import ConfigError, RequestError
+from pipelines.request.texts import readable
 
+TIMEOUT = 60.0  # seconds, unless others are asked for
 LIMIT = 1 << 20  # bytes of an answer that are read
+_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,18 @@ def require_address(endpoint: Endpoint) -> None:
         raise ConfigError(
             f"The {endpoint.role} {endpoint.address!r:.80} is no web address.",
             f"Give it as in {endpoint.flag} http://localhost:11434/v1.",
+        )
+
+
+def require_none(flag: str, model: str, timed: bool) -> None:
+    """Refuse the model or the timeout of an endpoint that is not named.
+
+    Raises:
+        ConfigError: if there is one of them.
+    """
+    for name in [*(["model"] if model else []), *(["timeout"] if timed else [])]:
+        raise ConfigError(
+            f"{flag}-{name} is of an endpoint, and none is named.", f"Add {flag} ADDRESS, or leave it out."
         )
 
 
@@ -87,6 +102,27 @@ def answer_of(endpoint: Endpoint, messages: Sequence[dict[str, Any]], hint: str)
         said = content[:120].decode(errors="replace").replace("\n", " ")
         raise RequestError(f"The {role} {endpoint.address} answered {response.status_code}: {said}", hint)
     try:
-        return str(json.loads(content)["choices"][0]["message"]["content"])
+        return said_in(json.loads(content)["choices"][0]["message"]["content"])
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):
         raise RequestError(f"The {role} {endpoint.address} does not speak chat completions.", hint) from None
+
+
+def said_in(content: Any) -> str:
+    """Return the text of a message, without what its model thought before it.
+
+    Args:
+        content: a text, or a list of parts of which those of the type text are read.
+
+    Raises:
+        TypeError: if it is neither.
+
+    >>> said_in("<think>hm</think> A fox."), said_in([{"type": "text", "text": "A fox."}])
+    ('A fox.', 'A fox.')
+    """
+    if isinstance(content, list):
+        content = "".join(one["text"] for one in content if one["type"] == "text")
+    if not isinstance(content, str):
+        raise TypeError(f"a message of {type(content).__name__} holds no text")
+    content = readable(content)
+    # Some servers cut the opening mark off, and an answer that was cut short lacks the closing one.
+    return _THOUGHT.sub("", content).rpartition("</think>")[2].strip()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipelines.request.settings import Frozen, Quantised
 
@@ -43,6 +43,12 @@ class Picking(Frozen):
 
     clip: Path | None = None
     """With --best-of: folder of a CLIP that judges, for other bases than pocket."""
+
+    @model_validator(mode="after")
+    def _judges_some(self) -> Self:
+        if self.clip is not None and self.best_of < 2:
+            raise ValueError("--clip judges candidates, and there is one; add --best-of 4, or leave --clip out")
+        return self
 
 
 class DrawingMachine(Machine):

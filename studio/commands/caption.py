@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import base64
-import glob
 import io
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+from pydantic import Field
 
 from pipelines.captions.wording import Wording
-from pipelines.errors import ConfigError, DataError
+from pipelines.errors import ConfigError, DataError, RequestError
 from pipelines.files import whole_file
 from pipelines.pictures.files import open_picture
-from studio.endpoints import Endpoint, answer_of, require_address
+from pipelines.request.settings import Frozen
+from pipelines.request.yolo import holds_labels
+from pipelines.words import composed
+from studio.endpoints import TIMEOUT, Endpoint, answer_of, require_address, require_none
 from studio.settings import Machine
 from trainers.data.caption_files import caption_file, holds_boxes, key, tidied
-from trainers.data.folders import listing
+from trainers.data.folders import Found, listing
 from trainers.data.index_files import INDICES
 from trainers.data.mask_files import has_picture_suffix
 
@@ -29,18 +33,46 @@ if TYPE_CHECKING:
 KEY = "STUDIO_CAPTION_KEY"
 LONG_SIDE = 1024
 """Pixels of the longer side of a picture that is sent to an endpoint, at most."""
+PATIENCE = 3
+"""Pictures on end that an endpoint may leave without an answer."""
 INSTRUCTION = """\
 Describe the picture in one plain English sentence for the training of a text-to-image model: what is there, what it
 does, where things stand, the background. No opinion, no introduction; answer with the sentence alone."""
+
+
+class Shown(Frozen):
+    """The endpoint that is shown the pictures."""
+
+    endpoint: str | None = None
+    """Address of a model that sees pictures and speaks OpenAI's chat completions, for example
+    http://localhost:11434/v1, instead; its key is read from STUDIO_CAPTION_KEY. Pictures are sent there, and nowhere
+    unless it is named."""
+
+    endpoint_model: str = Field(default="", max_length=200)
+    """Name of the endpoint's model."""
+
+    endpoint_timeout: float = Field(default=TIMEOUT, gt=0, le=3600)
+    """Seconds to wait for each of its answers."""
+
+    def asked(self) -> Endpoint | None:
+        """Return the endpoint that was named, if one was.
+
+        Raises:
+            ConfigError: if it is no web address, or there are settings of one and it is not named.
+        """
+        if self.endpoint is None:
+            require_none("--endpoint", self.endpoint_model, self.endpoint_timeout != TIMEOUT)
+            return None
+        named = Endpoint("captioner", "--endpoint", self.endpoint, self.endpoint_model, self.endpoint_timeout, KEY)
+        require_address(named)
+        return named
 
 
 def caption(
     folder: Path,
     *,
     by: str = "pocket",
-    endpoint: str | None = None,
-    endpoint_model: str = "",
-    endpoint_timeout: float = 60.0,
+    shown: Annotated[Shown, Parameter(name="*")] = Shown(),  # noqa: B008
     wording: Annotated[Wording, Parameter(name="*", negative="")] = Wording(),  # noqa: B008
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
@@ -54,14 +86,6 @@ def caption(
         Folder of pictures.
     by
         pocket, which tells stickers exactly and knows nothing else, or a folder with a BLIP or a Florence-2.
-    endpoint
-        Address of a model that sees pictures and speaks OpenAI's chat completions, for example
-        http://localhost:11434/v1, instead; its key is read from STUDIO_CAPTION_KEY. Pictures are sent there, and
-        nowhere unless it is named.
-    endpoint_model
-        Name of the endpoint's model.
-    endpoint_timeout
-        Seconds to wait for each of its answers.
     overwrite
         Replace captions that are there.
     dry_run
@@ -73,56 +97,108 @@ def caption(
         raise DataError(
             f"The captions of {folder} stand in {index}, beside which others are not read.", "Change them there."
         )
-    asked = [one for one in listed.found if overwrite or _file_of(one.path) is None]
-    captioner = _captioner(by, _endpoint(endpoint, endpoint_model, endpoint_timeout), wording, machine)
+    beside = _Beside([one.path for one in listed.found])
+    asked = [one for one in listed.found if overwrite or beside.caption(one.path) is None]
+    captioner = _captioner(by, shown.asked(), wording, machine)
     made = 0
+    try:
+        for line in _written(asked, lambda picture: _worded(captioner(picture), wording), None if dry_run else beside):
+            made += 1
+            print(line)  # noqa: T201
+    finally:  # also where it is stopped on the way
+        kept = len(listed.found) - len(asked)
+        said = f"{made} captions {'made' if dry_run else 'written'}, {kept} there already were kept."
+        sys.stderr.writelines(f"studio: {line}\n" for line in [*beside.shared(), said])
+
+
+def _written(asked: Sequence[Found], captioner: Callable[[Image.Image], str], beside: _Beside | None) -> Iterator[str]:
+    """Write the captions of pictures, or none without `beside`; gives a line about each.
+
+    Raises:
+        RequestError: if the captioner fails three times on end, or each time.
+    """
+    made, unanswered = 0, 0
     for one in asked:
         try:
-            text = tidied(wording.of(captioner(open_picture(one.path))))
-            if not dry_run:
-                _write(one.path, text)
-        except DataError as error:
+            text = captioner(open_picture(one.path))
+            if beside is not None:
+                beside.write(one.path, text)
+        except (DataError, RequestError) as error:
+            unanswered += isinstance(error, RequestError)
+            if unanswered == PATIENCE or (unanswered and not made and one is asked[-1]):
+                raise
             sys.stderr.write(f"studio: {one.name} is left without: {error}\n")
-            continue
-        made += 1
-        print(f"{one.name}: {text}")  # noqa: T201
-    kept = len(listed.found) - len(asked)
-    sys.stderr.write(f"studio: {made} captions {'made' if dry_run else 'written'}, {kept} there already were kept.\n")
+        else:
+            made, unanswered = made + 1, 0
+            yield f"{one.name}: {text}"
 
 
-def _file_of(picture: Path) -> Path | None:
-    """Return the file beside a picture that is its caption, or has the name of one, if there is one."""
-    return caption_file(picture, {key(one): one for one in picture.parent.iterdir() if one.is_file()})
-
-
-def _write(picture: Path, text: str) -> None:
-    """Write a caption where it is read for this picture alone.
+def _worded(answer: str, wording: Wording) -> str:
+    """Return a caption as it is written, on one line.
 
     Raises:
-        DataError: if boxes of YOLO have its name.
+        DataError: if nothing is left of it, or it would be read as boxes.
     """
-    alike = [one for one in picture.parent.glob(f"{glob.escape(picture.stem)}.*") if has_picture_suffix(one)]
-    target = picture.with_suffix(".txt") if len(alike) < 2 else picture.with_name(f"{picture.name}.txt")
-    there = _file_of(picture)
-    if there is not None and holds_boxes(there):
-        raise DataError(f"{there.name} holds boxes of YOLO.", "Keep captions and boxes in folders of their own.")
-    with whole_file(target) as temporary:
-        temporary.write_text(f"{text}\n", encoding="utf-8")
-    if there is not None and there != target and there.name != target.name:
-        there.unlink()  # else two captions would stand beside one picture
+    text = tidied(wording.of(answer))
+    if not tidied(answer) or not wording.model_copy(update={"template": "{}"}).of(answer):
+        raise DataError(f"Nothing is left of the caption {answer!r:.80}.", "Write one by hand, or leave out less.")
+    if holds_labels(answer) or holds_labels(text):
+        raise DataError(f"The caption {answer!r:.80} would be read as boxes of YOLO.", "Write one by hand.")
+    return text
 
 
-def _endpoint(address: str | None, model: str, timeout: float) -> Endpoint | None:
-    """Return the endpoint that was named, if one was.
+class _Beside:
+    """The files beside pictures; each folder is listed once."""
 
-    Raises:
-        ConfigError: if it is no web address.
-    """
-    if address is None:
-        return None
-    endpoint = Endpoint("captioner", "--endpoint", address, model, timeout, KEY)
-    require_address(endpoint)
-    return endpoint
+    def __init__(self, pictures: Sequence[Path]) -> None:
+        files = [one for folder in {one.parent for one in pictures} for one in folder.iterdir() if one.is_file()]
+        self._files: dict[Path, dict[str, Path]] = {}
+        for one in files:
+            self._files.setdefault(one.parent, {})[key(one)] = one
+        self._stems = Counter((one.parent, composed(one.stem)) for one in files if has_picture_suffix(one))
+        self._had = {one: there for one in pictures if (there := self.caption(one)) is not None}
+        self._readers: dict[Path, set[Path]] = {}  # of each caption file: the pictures without a new one
+        for one, there in self._had.items():
+            self._readers.setdefault(there, set()).add(one)
+        self._left: set[Path] = set()  # caption files that some of their pictures no longer need
+
+    def caption(self, picture: Path) -> Path | None:
+        """Return the file beside a picture that is its caption, or has the name of one, if there is one."""
+        return caption_file(picture, self._files[picture.parent])
+
+    def write(self, picture: Path, text: str) -> None:
+        """Write a caption where it is read for this picture alone.
+
+        The file it had goes when all pictures that read it have their own.
+
+        Raises:
+            DataError: if boxes of YOLO have its name.
+        """
+        alone = self._stems[picture.parent, composed(picture.stem)] < 2
+        target = picture.with_suffix(".txt") if alone else picture.with_name(f"{picture.name}.txt")
+        there = self._had.get(picture)
+        if there is not None and holds_boxes(there):
+            raise DataError(f"{there.name} holds boxes of YOLO.", "Keep captions and boxes in folders of their own.")
+        with whole_file(target) as temporary:
+            temporary.write_text(f"{text}\n", encoding="utf-8")
+        if there is None or there not in self._readers:
+            return
+        if there.samefile(target):
+            del self._readers[there]  # it is new itself, and stays
+            return
+        self._left.add(there)
+        self._readers[there].discard(picture)
+        if not self._readers[there]:
+            there.unlink()  # else two captions would stand beside one picture
+
+    def shared(self) -> list[str]:
+        """Return a sentence about each caption file that is still read though some of its pictures have a new one."""
+        left = {one.name: [picture.name for picture in self._readers.get(one, ())] for one in sorted(self._left)}
+        return [
+            f"{name} stays, and is read before the new captions: there is none for {', '.join(sorted(without))}."
+            for name, without in left.items()
+            if without
+        ]
 
 
 def _captioner(by: str, endpoint: Endpoint | None, wording: Wording, machine: Machine) -> Callable[[Image.Image], str]:

@@ -13,7 +13,7 @@ from pipelines.errors import RequestError
 from pipelines.request.box_files import checked
 from pipelines.request.layout_rules import Planner, plan
 from pipelines.request.request import Box, Frozen
-from studio.endpoints import Endpoint, answer_of, require_address
+from studio.endpoints import TIMEOUT, Endpoint, answer_of, require_address, require_none
 
 KEY = "STUDIO_PLANNER_KEY"
 """Environment variable with the endpoint's key, which is never an argument: others could read it."""
@@ -36,7 +36,7 @@ class Planning(Frozen):
     planner_model: str = Field(default="", max_length=200)
     """Name of the endpoint's model."""
 
-    planner_timeout: float = Field(default=60.0, gt=0, le=3600)
+    planner_timeout: float = Field(default=TIMEOUT, gt=0, le=3600)
     """Seconds to wait for its answer."""
 
 
@@ -44,9 +44,10 @@ def planner_of(planning: Planning) -> Planner:
     """Return the planner that the settings name.
 
     Raises:
-        ConfigError: if the endpoint is no web address.
+        ConfigError: if the endpoint is no web address, or there are settings of one and it is not named.
     """
     if not planning.planner:
+        require_none("--planner", planning.planner_model, planning.planner_timeout != TIMEOUT)
         return plan
     endpoint = Endpoint("planner", "--planner", planning.planner, planning.planner_model, planning.planner_timeout, KEY)
     require_address(endpoint)

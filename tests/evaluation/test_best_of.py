@@ -45,6 +45,20 @@ def test_the_judge_is_told_what_learned_words_were_learned_from():
     assert said == "a fox and a cat on a red ground"
 
 
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("a pink fox, ink", "a pink fox, thing"),
+        ("a sks fox and sks foxes", "a fox and foxes"),
+        ("a (sks:1.2) foxglove by sks", "a fox foxglove by fox"),
+        ("<s>, un<s>", "cat, uncat"),
+    ],
+)
+def test_learned_words_are_whole_words(prompt, said):
+    cards = [ConceptCard(token="ink"), ConceptCard(token="sks", init="fox"), ConceptCard(token="<s>", init="cat")]
+    assert plain_words(prompt, [Concept(card, (torch.ones(1, 4),)) for card in cards]) == said
+
+
 def test_figures_are_means_over_disjoint_groups():
     rows = [[Candidate(score, drawn, float(drawn > 0.5)) for score, drawn in zip(range(8), row, strict=True)]
             for row in ([0.1] * 7 + [0.9], [0.8] + [0.4] * 7)]  # fmt: skip

@@ -444,3 +444,8 @@ def test_a_word_that_the_library_has_is_pointed_out(tmp_path):
     assert (
         concepts.meant(["a <teapot> and a fox"], [], tmp_path) == concepts.meant(["<wolf>"], [], tmp_path / "x") == ""
     )
+
+
+def test_a_judge_without_candidates_is_refused(tmp_path, capsys):
+    assert main(["generate", "a fox", "--clip", str(tmp_path)]) == 2
+    assert "--clip judges candidates, and there is one" in capsys.readouterr().err

@@ -25,15 +25,19 @@ ANSWER = {"boxes": [{"phrase": "fox", "box": [0.1, 0.2, 0.5, 0.6]}, {"phrase": "
 
 @contextmanager
 def endpoint(content, status=200):
-    """A web server that answers chat completions with `content`, and keeps what it was asked."""
+    """A web server that answers chat completions with `content` (of a tuple in turn), and keeps what it is asked.
+
+    An answer of None is an error of the server.
+    """
     asked = []
 
     class Answering(BaseHTTPRequestHandler):
         def do_POST(self):
             body = self.rfile.read(int(self.headers["Content-Length"]))
             asked.append((self.path, json.loads(body), self.headers.get("Authorization")))
-            said = content if isinstance(content, bytes) else json.dumps(content).encode()
-            self.send_response(status)
+            now = content[(len(asked) - 1) % len(content)] if isinstance(content, tuple) else content
+            said = now if isinstance(now, bytes) else json.dumps(now).encode()
+            self.send_response(500 if now is None else status)
             self.send_header("Content-Length", str(len(said)))
             self.end_headers()
             self.wfile.write(said)
@@ -89,6 +93,8 @@ def test_nothing_leaves_the_machine_by_default(monkeypatch):
         (message(json.dumps({"boxes": ANSWER["boxes"] * 16})), 200, "box 31"),
         ({"error": "no such model"}, 404, "answered 404: .*no such model"),
         ({"hello": 1}, 200, "does not speak chat completions"),
+        (message(None), 200, "does not speak chat completions"),
+        (message([{"type": "text", "text": 7}]), 200, "does not speak chat completions"),
         (b"<html>", 200, "does not speak chat completions"),
         (b"x" * (2 << 20), 200, "answered 200"),
     ],
@@ -101,6 +107,8 @@ def test_answers_that_are_none_are_one_error(content, status, said):
 def test_endpoints_that_are_none_are_one_error():
     with pytest.raises(ConfigError, match="no web address"):
         planner_of(Planning(planner="localhost"))
+    with pytest.raises(ConfigError, match="--planner-model is of an endpoint"):
+        planner_of(Planning(planner_model="small"))
     with pytest.raises(RequestError, match="gave no answer"):
         planner_of(Planning(planner="http://127.0.0.1:1/v1", planner_timeout=5))("a fox")
     with pytest.raises(RequestError, match="holds no boxes"):
