@@ -20,7 +20,7 @@ def routes(jobs: Jobs) -> APIRouter:
     @router.get("/bases")
     def everything(paging: Paged) -> list[BaseAnswer]:
         """Return all base models, also those that cannot be used, with the reason."""
-        return [_answer(one) for one in paging.take(jobs.bases.found(), lambda one: one.name)]
+        return [_answer(one) for one in paging.take(jobs.bases.found(), jobs.bases.place)]
 
     @router.get("/bases/{base}")
     def one(base: str) -> BaseAnswer:

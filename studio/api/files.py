@@ -31,7 +31,7 @@ from studio.jobs.history import Wanted
 from studio.jobs.jobs import Jobs
 from studio.library import archives
 from studio.library.concepts import search as find
-from studio.library.datasets import Dataset, Entry
+from studio.library.datasets import Dataset, Entry, newest
 from studio.library.thumbnails import thumbnail
 from studio.library.uploads import ARCHIVE, BYTES
 
@@ -78,7 +78,7 @@ def datasets(jobs: Jobs) -> APIRouter:
     @router.get("/datasets")
     def everything(paging: Paged) -> list[DatasetAnswer]:
         """Return all datasets, the newest first."""
-        return [_dataset(one) for one in paging.take(all_of_them.list(), lambda one: one.id)]
+        return [_dataset(one) for one in paging.take(all_of_them.list(), newest)]
 
     @router.get("/datasets/{dataset}")
     def one(dataset: str) -> DatasetAnswer:
@@ -101,7 +101,8 @@ def _add_pictures(router: APIRouter, jobs: Jobs) -> None:
     @router.get("/datasets/{dataset}/pictures")
     def pictures(dataset: str, paging: Paged) -> list[PictureAnswer]:
         """Return the pictures of a dataset."""
-        return [_entry(dataset, entry) for entry in paging.take(all_of_them.entries(dataset), lambda one: one.name)]
+        listed = paging.take(all_of_them.entries(dataset), lambda one: (0, one.name))
+        return [_entry(dataset, entry) for entry in listed]
 
     @router.post("/datasets/{dataset}/pictures", status_code=CREATED)
     def add(dataset: str, files: Annotated[list[UploadFile], File()]) -> TakenAnswer:
@@ -237,7 +238,7 @@ def concepts(jobs: Jobs) -> APIRouter:
                 card=None if entry.card is None else entry.card.model_dump(mode="json"),
                 href=f"{ROOT}/concepts/{entry.name}",
             )
-            for entry in paging.take(find(jobs.learned, search), lambda entry: entry.name)
+            for entry in paging.take(find(jobs.learned, search), lambda entry: (0, entry.path.name))
         ]
 
     @router.get("/concepts/{concept}")

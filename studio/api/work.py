@@ -69,7 +69,8 @@ def routes(jobs: Jobs) -> APIRouter:
     @router.get("/methods", tags=["runs"])
     def methods(paging: Paged) -> Sequence[str]:
         """Return the methods of learning."""
-        return paging.take(list(configs()), str)
+        places = {name: place for place, name in enumerate(configs())}
+        return paging.take(list(places), lambda name: (places[name], name))
 
     @router.get("/methods/{method}", tags=["runs"])
     def method(method: str) -> dict[str, Any]:
@@ -88,7 +89,9 @@ def _add_queue(router: APIRouter, jobs: Jobs) -> None:
     @router.get("/queue", tags=["queue"])
     def queue(paging: Paged) -> list[Work]:
         """Return jobs that are at work, those that wait in their order, and paused ones."""
-        return [work(job) for job in paging.take(jobs.waiting.list(), lambda job: job.id)]
+        listed, places = jobs.waiting.list(), jobs.waiting.places()
+        there = [job for job in listed if job.id in places]  # not what has ended a moment ago
+        return [work(job) for job in paging.take(there, lambda job: (*places[job.id], job.id))]
 
     @router.post("/queue/{job}/first", tags=["queue"], name="put_first")
     def first(job: str) -> Work:

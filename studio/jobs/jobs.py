@@ -113,7 +113,7 @@ class Jobs:
         self.places.base(base)
         spec: dict[str, Any] = {"request": checked_request(request, self.places), "base": base}
         if compare:
-            spec["compare"] = checked_comparison(request, compare)
+            spec["compare"] = checked_comparison(request, compare, self.places)
         if best_of != 1:
             spec["best_of"] = checked_picking(best_of, request, compare)
         require_room(self.folder, 64 << 20)

@@ -16,7 +16,6 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from pipelines.concepts.card import read_card
 from pipelines.errors import ConceptError, ConfigError, RequestError, StudioError
 from pipelines.request.axes import axes_of, cells
 from pipelines.request.request import Request, problems
@@ -24,6 +23,7 @@ from pipelines.request.settings import FileOf, Model, file_of, holds_models, map
 from studio.jobs.store import Job
 from studio.library.bases import Bases
 from studio.library.datasets import Datasets, Pictures
+from studio.library.names import require_strengths
 from studio.library.quota import QUOTA, Quota
 from studio.settings import Picking
 from trainers.methods import methods
@@ -122,21 +122,22 @@ def checked_request(fields: Mapping[str, Any], places: Places) -> dict[str, Any]
     """
     request = Request.read(dict(fields))
     _require_known(request)
-    for use in with_paths(request, places).concepts:
-        read_card(places.folder / use.source).require_strength(use.strength)
+    require_strengths([with_paths(request, places)], places.folder)
     return request.model_dump(mode="json", exclude_unset=True)
 
 
-def checked_comparison(fields: Mapping[str, Any], axes: Sequence[Any]) -> list[dict[str, Any]]:
+def checked_comparison(fields: Mapping[str, Any], axes: Sequence[Any], places: Places) -> list[dict[str, Any]]:
     """Return the axes along which a request is compared, as a record keeps them.
 
     Raises:
         RequestError: if there are too many pictures, or one of them cannot be.
+        ConceptError: if a concept would have a strength that means nothing.
     """
     read = axes_of(axes)
-    for row in cells(Request.read(dict(fields)), read):
-        for cell in row:
-            _require_known(cell)
+    each = [cell for row in cells(Request.read(dict(fields)), read) for cell in row]
+    for cell in each:
+        _require_known(cell)
+    require_strengths([with_paths(cell, places) for cell in each], places.folder)
     return [axis.model_dump(mode="json") for axis in read]
 
 

@@ -179,6 +179,15 @@ class Ledger:
         rows = self._connection.execute(f"SELECT {_JOB} FROM jobs WHERE state = 'queued' ORDER BY rank, number")
         return list(jobs_of(rows))
 
+    def places(self) -> dict[str, tuple[int, float, int]]:
+        """Return what jobs that have not ended are sorted by: running, waiting, paused; then rank, if they wait."""
+        rows = self._connection.execute(
+            "SELECT id, CASE state WHEN 'running' THEN 0 WHEN 'queued' THEN 1 ELSE 2 END,"
+            " CASE state WHEN 'queued' THEN rank ELSE 0 END, number FROM jobs"
+            " WHERE state IN ('running', 'queued', 'paused')"
+        )
+        return {job: (state, rank, number) for job, state, rank, number in rows}
+
     def put(self, job: str, first: bool) -> bool:
         """Put a waiting job before or behind all others that wait; return false if it waits no more."""
         end, step = ("MIN", "- 1") if first else ("MAX", "+ 1")

@@ -24,6 +24,10 @@ class Waiting:
         running, paused = (self.ledger.list(states=(state,), limit=MOST) for state in ("running", "paused"))
         return [*reversed(running), *self.ledger.queue(), *reversed(paused)]
 
+    def places(self) -> dict[str, tuple[int, float, int]]:
+        """Return what these jobs are sorted by: by id kind of state, rank, number in the record."""
+        return self.ledger.places()
+
     def ahead(self, job: str) -> list[Job]:
         """Return the jobs that a waiting one waits for, in their order; none if it does not wait."""
         queue = self.ledger.queue()

@@ -60,6 +60,13 @@ class Bases(Mapping[str, str]):
             listed.append(Found(name, str(path), card))
         return listed
 
+    def place(self, one: Found) -> tuple[int, str]:
+        """Return the place of a base among all: those of the start as they were given, then folder by folder."""
+        if self.given.get(one.name) == one.base:
+            return list(self.given).index(one.name), one.name
+        path = Path(one.base)
+        return len(self.given) + self.roots.index(path.parent), path.name
+
     def _there(self) -> Iterator[Path]:
         """Return what lies in the folders of models: folders, checkpoints, and what might be meant as one."""
         for root in self.roots:

@@ -135,7 +135,7 @@ class Datasets:
         for place in self.path.glob(f"*/{ABOUT}"):
             with suppress(Unknown, OSError, ValueError, KeyError):  # deleted meanwhile, or damaged
                 found.append(self.get(place.parent.name))
-        return sorted(found, key=lambda one: -one.created)
+        return sorted(found, key=newest)
 
     def delete(self, dataset: str) -> None:
         """Delete a dataset for good."""
@@ -364,6 +364,11 @@ class Pictures:
         if not IDENTITY.fullmatch(picture) or not path.is_file():
             raise Unknown(f"There is no picture of the id {picture!r:.60}.", "Send it first.")
         return path
+
+
+def newest(one: Dataset) -> tuple[float, str]:
+    """Return what datasets are sorted by: the newest first."""
+    return -one.created, one.id
 
 
 def _mask(path: Path) -> Path:

@@ -32,6 +32,9 @@ FOLDERS = 8
 
 ENDING = ".safetensors"
 
+LARGEST = 2**63 - 1
+"""Largest number of SQLite; times after 2262 and inodes of some file systems are larger."""
+
 
 class Stamp(NamedTuple):
     """Signs that a file has not changed."""
@@ -118,7 +121,7 @@ def _stamps(folder: Path) -> Iterator[tuple[str, tuple[int, int, int]]]:
             if entry.name.endswith(ENDING):
                 with suppress(OSError):  # deleted a moment ago
                     about = entry.stat()
-                    yield entry.name, (about.st_mtime_ns, about.st_size, about.st_ino)
+                    yield entry.name, (about.st_mtime_ns & LARGEST, about.st_size, about.st_ino & LARGEST)
 
 
 # -- on disk ----------------------------------------------------------------------------------------------------
@@ -196,7 +199,7 @@ def _write(folder: Path, change: Callable[[sqlite3.Connection], None]) -> None:
                     base.execute(table)
                 change(base)
             return
-        except (sqlite3.OperationalError, OSError):  # locked, full, or closed to us
+        except (sqlite3.OperationalError, OverflowError, OSError):  # locked, full, closed to us, or a number too large
             return
         except sqlite3.DatabaseError:  # no database: it holds nothing that cannot be read again
             with suppress(OSError):

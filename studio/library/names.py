@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from pipelines.concepts.card import read_card
+from pipelines.concepts.card import ConceptCard, read_card
 from pipelines.errors import ConceptError, ModelError
 from pipelines.request.request import Request, concept_use
 from studio.library import concepts
@@ -56,14 +57,32 @@ def ready(request: Request, base: str | None = None) -> Request:
     """
     for use in request.concepts:
         require_concept(use.source)
-        if Path(use.source).suffix == ".safetensors":
-            read_card(Path(use.source)).require_strength(use.strength)
+    require_strengths([request])
     if request.inpaint is not None:
         request.inpaint.require_files()
     if base is not None and base != "pocket" and not Path(base).exists() and not _may_be_an_id(base):
         hint = "Give pocket, a folder in the diffusers layout, a .safetensors file, or a hub id such as owner/name."
         raise ModelError(f"There is no base {base:.300}.", hint)
     return request
+
+
+def require_strengths(requests: Iterable[Request], folder: Path = Path()) -> None:
+    """Refuse strengths that a concept cannot have.
+
+    Args:
+        requests: with paths of concepts; folders of PEFT tell no range.
+        folder: where the paths begin.
+
+    Raises:
+        ConceptError: if one means nothing, or a file cannot be read.
+    """
+    uses = {(use.source, use.strength): None for request in requests for use in request.concepts}
+    cards: dict[str, ConceptCard] = {}
+    for source, strength in uses:
+        if Path(source).suffix == ".safetensors":
+            if source not in cards:
+                cards[source] = read_card(folder / source)
+            cards[source].require_strength(strength)
 
 
 def _may_be_an_id(base: str) -> bool:

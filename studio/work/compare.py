@@ -17,6 +17,7 @@ from pipelines.models.components import Components
 from pipelines.pictures.sheet import Sheet
 from pipelines.request.axes import Axis, cells, labels
 from pipelines.request.request import Request
+from studio.library.names import require_strengths
 from studio.settings import Machine, Picking
 from studio.work import runner
 from studio.work.measure import scorer_of_prompts
@@ -64,7 +65,7 @@ def draw(
         The pictures; of a comparison the sheet first, then the cells row by row.
 
     Raises:
-        RequestError: if a cell cannot be, before anything is generated; if candidates are to be compared.
+        StudioError: if a cell cannot be, before anything is generated; if candidates are to be compared.
         Cancelled: if `should_stop` said so; cells that are done stay.
     """
     if picking.best_of > 1:
@@ -74,6 +75,7 @@ def draw(
             request, base, output, machine, components=components, on_event=on_event, should_stop=should_stop
         )
     each = [cell for row in cells(request, axes) for cell in row]
+    require_strengths(each)
     require_room(output, (1 + len(each)) << 20)
     components = components or runner.open_base(base, machine)
     steps = [int(cell.resolved(components.defaults).steps or 1) for cell in each]

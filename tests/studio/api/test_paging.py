@@ -73,6 +73,32 @@ def test_a_page_begins_where_the_last_one_ended_whatever_came_or_went(web, jobs)
     assert pages(web, following) == [["f", "h"]], "also if its last entry is gone"
 
 
+def test_nothing_is_skipped_or_told_twice_while_what_was_told_goes(web, jobs):
+    datasets = [jobs.datasets.create(f"d{number}").id for number in range(7)][::-1]
+    for number in range(7):
+        write_concept(jobs.learned / f"c{number}.safetensors", ConceptCard(token=f"<c{number}>"))
+    ids = [jobs.submit_generation({"prompt": f"a fox {number}"}).id for number in range(7)]
+    lists = {
+        "concepts": ([f"c{number}" for number in range(7)], jobs.delete_concept),
+        "datasets": (datasets, jobs.datasets.delete),
+        "queue": (ids, jobs.cancel),
+    }
+    for place, (all_of_it, forget) in lists.items():
+        found, address = [], f"/api/v1/{place}?limit=3"
+        while address:
+            answer = web.get(address)
+            told = [one["id"] for one in answer.json()]
+            found += told
+            for one in told:
+                forget(one)
+            address = answer.links.get("next", {}).get("url")
+        assert found == all_of_it, place
+    ids = [jobs.submit_generation({"prompt": f"a fox {number}"}).id for number in range(4)]
+    answer = web.get("/api/v1/queue?limit=2")
+    jobs.waiting.put(ids[1], first=False)  # the page goes on where it was, not where it is now
+    assert pages(web, answer.links["next"]["url"]) == [[ids[2], ids[3]], [ids[1]]]
+
+
 def test_jobs_are_told_from_the_newest_and_stay_in_place_while_more_come(web, jobs):
     ids = [jobs.submit_generation({"prompt": f"a fox {number}"}).id for number in range(5)][::-1]
     answer = web.get("/api/v1/generations?limit=2")
@@ -88,9 +114,12 @@ def test_jobs_are_told_from_the_newest_and_stay_in_place_while_more_come(web, jo
     assert "link" not in web.get("/api/v1/generations").headers
 
 
-def test_a_cursor_of_nothing_is_refused_in_words(web):
-    others = {("WzFd", "generations"), ("WzEsImEiXQ", "concepts"), ("WzEsImEiXQ", "queue")}  # [1] and [1, "a"]
-    for cursor in ("x", "!", "WzFd", "WzEsImEiXQ", "W10", "Wy0xLCJhIl0", "é", "WzFlOTk5LCJhIl0"):
+def test_a_cursor_of_nothing_is_refused_in_words(web, jobs):
+    # [1], [1, "a"] and [1, 2, 3, "a"]
+    others = {("WzFd", "generations"), ("WzEsImEiXQ", "concepts"), ("WzEsMiwzLCJhIl0", "queue")}
+    write_concept(jobs.learned / "c.safetensors", ConceptCard(token="<c>"))
+    jobs.submit_generation({"prompt": "a fox"})
+    for cursor in ("x", "!", "WzFd", "WzEsImEiXQ", "WzEsMiwzLCJhIl0", "W10", "Wy0xXQ", "é", "WzFlOTk5LCJhIl0"):
         for place in ("concepts", "generations", "queue"):
             answer = web.get(f"/api/v1/{place}", params={"cursor": cursor})
             assert answer.status_code == (200 if (cursor, place) in others else 422), (cursor, place)

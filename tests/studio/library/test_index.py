@@ -175,3 +175,17 @@ def test_thumbnails_follow_their_previews_and_go_with_them(folder):
     (folder / index.FILE).write_bytes(b"no database" * 100)
     shutil.copyfile(preview, folder / "c.preview.png")
     assert thumbnail(folder / "c.safetensors") and _execute(folder, kept) == [("c.safetensors",)]
+
+
+def test_a_file_of_a_far_time_is_kept_like_any_other(folder, read):
+    os.utime(folder / "a.safetensors", ns=(2**63 + 5, 2**63 + 5))
+    if (folder / "a.safetensors").stat().st_mtime_ns < 2**63:
+        pytest.skip("this file system has no such times")
+    assert [name for name, _, _ in seen(folder)] == ["a", "b", "c", "d"]
+    index._known.clear()
+    read.clear()
+    seen(folder)
+    assert read == [], "it is known again from the disk"
+    os.utime(folder / "a.safetensors", ns=(2**63 + 9, 2**63 + 9))
+    seen(folder)
+    assert len(read) == 1

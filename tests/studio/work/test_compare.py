@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from pipelines.concepts.card import ConceptCard
 from pipelines.concepts.concept import Concept
 from pipelines.concepts.token_embeddings import single_rows
-from pipelines.errors import Cancelled, ConfigError, ModelError, RequestError
+from pipelines.errors import Cancelled, ConceptError, ConfigError, ModelError, RequestError
 from pipelines.events import Note, Preview, StepDone
 from pipelines.models.loading import load
 from pipelines.pictures.metadata import Made, read_made, save_png, with_its_files
@@ -113,9 +113,13 @@ def test_it_stops_between_steps_and_what_is_done_stays(base, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["0.png"]
 
 
-def test_nothing_is_made_if_one_cell_cannot_be(base, tmp_path):
+def test_nothing_is_made_if_one_cell_cannot_be(base, concept, tmp_path):
     with pytest.raises(RequestError, match="steps"):
         draw(Request(prompt="x"), [axis_of("steps=1,0")], "pocket", tmp_path / "out", MACHINE, components=base)
+    word = Request(prompt="a <w>", steps=1, concepts=[{"source": concept}])
+    with pytest.raises(ConceptError, match="no opposite"):
+        axes = [axis_of("concepts.1.strength=1,-1")]
+        draw(word, axes, "pocket", tmp_path / "out", MACHINE, components=base)
     assert not (tmp_path / "out").exists()
 
 
@@ -236,6 +240,8 @@ def test_strengths_of_concepts_are_compared_by_ids(jobs, base, ended):
     assert done.state == "done", done.error
     strengths = [read_made(path).request.concepts[0].strength for path in jobs.results(done.id)[1:]]
     assert strengths == [0, 1]
+    with pytest.raises(ConceptError, match="no opposite"):
+        jobs.submit_generation(asked, compare=[Axis(field="concepts.c.1.strength", values=(1, -1))])
     (jobs.learned / "c.1.safetensors").unlink()
 
 
