@@ -91,8 +91,12 @@ class Run:
 
         Raises:
             DataError: if it does not.
+            ConfigError: if it has a folder and is to compose its own.
         """
-        if not (self.data.images or self.config.drawn_prompts or getattr(self.config, "composed", 0)):
+        composed = getattr(self.config, "composed", 0)
+        if composed and self.data.images:
+            raise ConfigError("One source of pictures is needed.", "Leave out the pictures, or `composed`.")
+        if not (self.data.images or self.config.drawn_prompts or composed):
             require_folder(None)
 
     def require_free(self) -> list[Path]:

@@ -59,7 +59,10 @@ def settings_of(method: str) -> type[Frozen]:
 
 
 def _dataset_of(method: str) -> Any:
-    """Return the field for the pictures of a method; it may be left out where the base can draw them."""
+    """Return the field for the pictures of a method; it may be left out where they can be drawn or composed."""
+    if "composed" in configs()[method].model_fields:
+        said = "Id of the pictures to learn from; left out with `composed`."
+        return (str | None, Field(default=None, description=said))
     if all(offer.pictures for offer in methods()[method].offers):
         return (str, Field(description="Id of the pictures to learn from."))
     said = "Id of the pictures to learn from; left out, the base draws its own."

@@ -139,6 +139,19 @@ def test_a_slider_is_ordered_without_pictures_and_used_below_zero(web, jobs):
     assert "which has no opposite" in answer.json()["detail"]
 
 
+def test_places_are_learned_from_pictures_or_from_composed_ones(web, dataset, jobs):
+    order = {"method": "grounding", "settings": {"composed": 4}, "dry_run": True}
+    answer = web.post("/api/v1/runs", json=order)
+    assert answer.status_code == 202, answer.json()
+    jobs.cancel(answer.json()["id"])
+    for wrong, said in (
+        (order | {"dataset": dataset}, "One source of pictures"),
+        (order | {"settings": {}}, "picture"),
+    ):
+        answer = web.post("/api/v1/runs", json=wrong)
+        assert answer.status_code == 422 and said in answer.json()["detail"], answer.json()
+
+
 def test_a_concept_is_learned_used_and_deleted(web, dataset, ended, jobs):
     files = [("files", ("a.jpg", picture(form="JPEG"), "x/y")), ("files", ("b.zip", archive({"c.png": picture()})))]
     added = web.post(f"/api/v1/datasets/{dataset}/pictures", files=files)
