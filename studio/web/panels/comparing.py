@@ -84,8 +84,8 @@ def choices(chips: Sequence[Any]) -> list[tuple[str, str]]:
     return [NOTHING, *offered, *strengths]
 
 
-BEST = (1, 2, 4, 8, 16)
-"""Numbers of candidates that are offered."""
+MOST = 64
+"""Candidates of each picture."""
 
 
 class Comparing:
@@ -110,9 +110,11 @@ class Comparing:
                     )
                 self.components += [field, values]
         self.components.append(
-            gr.Dropdown(
-                list(BEST),
+            gr.Number(
                 value=1,
+                minimum=1,
+                maximum=MOST,
+                precision=0,
                 label="Keep the best of",
                 info="So many are drawn for each picture, and what fits the prompt best by the judge is kept.",
                 elem_id="best-of",

@@ -69,6 +69,19 @@ def test_choosing_a_field_fills_in_values_and_says_what_they_are():
     assert [update["choices"][-1] for update in offered] == [("Strength of <my-wolf>", "concepts.my-wolf.strength")] * 2
 
 
+def test_any_number_of_candidates_comes_back_and_can_be_asked_for_again(jobs):
+    generate = page(GeneratePage, jobs)
+    number = generate.comparing.components[4]
+    for count in (3, 64):
+        job = jobs.get(asked(generate, "", "", "", "", number.preprocess(count)))
+        restored = Comparing.restored(job.spec)[4]
+        assert job.spec["best_of"] == count == number.preprocess(number.postprocess(restored))
+    for count in (0, 65):
+        with pytest.raises(gr.Error):
+            number.preprocess(count)
+    assert Comparing.best(["", "", "", "", number.preprocess(None)]) == 1
+
+
 def test_two_axes_are_asked_for_and_none_is_a_plain_request(jobs):
     generate = page(GeneratePage, jobs)
     spec = jobs.get(asked(generate, "guidance.scale", "1, 2", "prompt", "a fox, asleep | a cat")).spec
