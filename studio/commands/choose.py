@@ -11,7 +11,6 @@ from cyclopts import Parameter
 
 from pipelines.errors import ConfigError
 from studio.library import concepts
-from studio.library.names import require_measurable
 from studio.settings import Machine
 from trainers.loop.candidates import candidates
 from trainers.loop.candidates import take as put_in_place
@@ -66,7 +65,6 @@ def choose(
         return
     if images is None:
         raise ConfigError("It is not said which pictures to compare with.", "Give --images FOLDER, or --step to take.")
-    require_measurable(path)
     from studio.work import runner
     from studio.work.measure import measure, told
     from studio.work.progress import Progress
