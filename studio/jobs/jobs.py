@@ -33,6 +33,8 @@ from studio.jobs.specs import (
 from studio.jobs.store import LIVE, Event, Job, Kind, Ledger
 from studio.jobs.waiting import Waiting
 from studio.library import concepts
+from studio.library.model_cards import base_card
+from studio.library.names import require_measurable
 from studio.library.quota import QUOTA
 from studio.library.uploads import put_aside
 from studio.settings import Machine
@@ -110,12 +112,12 @@ class Jobs:
         Raises:
             StudioError: if it cannot be carried out.
         """
-        self.places.base(base)
+        model = self.places.base(base)
         spec: dict[str, Any] = {"request": checked_request(request, self.places), "base": base}
         if compare:
             spec["compare"] = checked_comparison(request, compare, self.places)
         if best_of != 1:
-            spec["best_of"] = checked_picking(best_of, request, compare)
+            spec["best_of"] = checked_picking(best_of, request, compare, base_card(model))
         require_room(self.folder, 64 << 20)
         return self.ledger.add("generation", spec, key)
 
@@ -181,10 +183,10 @@ class Jobs:
             key: asking again with the same key gives the same job.
 
         Raises:
-            StudioError: if one of them is not there.
+            StudioError: if one of them is not there, or the concept is a slider.
         """
         self.places.base(base)
-        self.places.concept(concept)
+        require_measurable(self.places.concept(concept))
         self.datasets.folder(dataset)
         require_room(self.folder, 64 << 20)
         return self.ledger.add("score", {"concept": concept, "dataset": dataset, "base": base}, key)

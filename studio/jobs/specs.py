@@ -23,6 +23,7 @@ from pipelines.request.settings import FileOf, Model, file_of, holds_models, map
 from studio.jobs.store import Job
 from studio.library.bases import Bases
 from studio.library.datasets import Datasets, Pictures
+from studio.library.model_cards import BaseCard
 from studio.library.names import require_strengths
 from studio.library.quota import QUOTA, Quota
 from studio.settings import Picking
@@ -141,11 +142,12 @@ def checked_comparison(fields: Mapping[str, Any], axes: Sequence[Any], places: P
     return [axis.model_dump(mode="json") for axis in read]
 
 
-def checked_picking(best_of: int, fields: Mapping[str, Any], axes: Sequence[Any]) -> int:
+def checked_picking(best_of: int, fields: Mapping[str, Any], axes: Sequence[Any], base: BaseCard) -> int:
     """Return the number of candidates of each picture.
 
     Raises:
-        RequestError: if it is out of range, or there is a comparison or no prompt beside it.
+        RequestError: if it is out of range, there is a comparison or no prompt beside it, or nothing judges pictures
+            of the base; of a base on the hub that is told by the job.
     """
     try:
         count = Picking(best_of=best_of).best_of
@@ -155,6 +157,11 @@ def checked_picking(best_of: int, fields: Mapping[str, Any], axes: Sequence[Any]
         raise RequestError("A comparison shows every picture and keeps none.", "Leave out best_of, or compare.")
     if not str(fields.get("prompt", "")).strip():
         raise RequestError("Candidates are judged by the prompt, and there is none.", "Say what is to be seen.")
+    if count > 1 and base.family not in ("", "pocket"):
+        raise RequestError(
+            f"Nothing here judges pictures of {base.title}, so that the best of {count} cannot be told.",
+            "Ask for one candidate, or take the base pocket, which has a judge.",
+        )
     return count
 
 

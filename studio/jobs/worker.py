@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipelines.concepts.card import read_card
 from pipelines.concepts.compatibility import Stamp, stamp
 from pipelines.errors import Cancelled, NoSpace, StudioError
 from pipelines.events import Event, Note, Preview, StepDone
@@ -120,7 +121,8 @@ class Worker:
         if newest := sorted(self.places.job(job.id).glob("preview-*.png"))[-1:]:
             with whole_file(concept.with_name(f"{stem_of(concept)}.preview.png")) as picture:
                 shutil.copyfile(newest[0], picture)
-        if candidates and job.spec["dataset"]:  # what has no pictures has nothing to be compared with
+        comparable = job.spec["dataset"] and read_card(concept).kind != "slider"  # others have nothing to compare with
+        if candidates and comparable:
             asked = {"concept": concept.stem, "dataset": job.spec["dataset"], "base": job.spec["base"]}
             self.ledger.add("score", asked, scores_key(job.id))
 

@@ -85,6 +85,20 @@ def require_strengths(requests: Iterable[Request], folder: Path = Path()) -> Non
             cards[source].require_strength(strength)
 
 
+def require_measurable(path: Path) -> None:
+    """Refuse a concept that shows no thing of its own, with which pictures could be compared.
+
+    Raises:
+        ConceptError: if it is a slider, or cannot be read.
+    """
+    card = read_card(path)
+    if card.kind == "slider":
+        raise ConceptError(
+            f"{card.token} is a slider: it changes pictures of other things, and has none of its own to be compared.",
+            "Compare pictures at several strengths, such as -1, 0 and 1; keep a candidate by its step.",
+        )
+
+
 def _may_be_an_id(base: str) -> bool:
     return base.count("/") == 1 and not base.startswith((".", "/", "~")) and not base.endswith(".safetensors")
 

@@ -74,9 +74,7 @@ def draw(
         return runner.write_pictures(
             request, base, output, machine, components=components, on_event=on_event, should_stop=should_stop
         )
-    each = [cell for row in cells(request, axes) for cell in row]
-    require_strengths(each)
-    require_room(output, (1 + len(each)) << 20)
+    each = _cells(request, axes, output)
     components = components or runner.open_base(base, machine)
     steps = [int(cell.resolved(components.defaults).steps or 1) for cell in each]
     together = _Together(on_event or Progress("compare"), steps)
@@ -95,6 +93,14 @@ def draw(
         paths += made
         together.done(_opened(made[0]), label)
     return [sheet(request, axes, paths).save(runner.free_path(output, "comparison")), *paths]
+
+
+def _cells(request: Request, axes: Sequence[Axis], output: Path) -> list[Request]:
+    """Return the pictures of a comparison row by row, which can all be drawn and have room."""
+    each = [cell for row in cells(request, axes) for cell in row]
+    require_strengths(each)
+    require_room(output, (1 + len(each)) << 20)
+    return each
 
 
 def _picked(

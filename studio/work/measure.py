@@ -16,6 +16,7 @@ from pipelines.events import OnEvent
 from pipelines.measures.clip import Clip
 from pipelines.measures.picture_encoder import PictureEncoder
 from pipelines.models.components import Components
+from studio.library.names import require_measurable
 from studio.work.runner import judge
 from trainers.data.sound_pictures import sound_examples
 from trainers.loop.candidates import candidates, kept_step
@@ -43,13 +44,14 @@ def measure(
         should_stop: asked now and then.
 
     Raises:
-        ConceptError: if it cannot be read or does not fit the base.
+        ConceptError: if it cannot be read, does not fit the base or is a slider.
         DataError: if there are no pictures.
         ModelError: if there is no such CLIP or encoder.
         Cancelled: if `should_stop` said so; no card has changed then.
     """
-    examples = sound_examples(images, on_event)
+    require_measurable(path)
     concept = Concept.load(path)
+    examples = sound_examples(images, on_event)
     files = dict(candidates(path))
     if kept_step(path) is None:  # none of them: it is measured by itself
         steps = concept.card.recipe.get("steps")

@@ -267,7 +267,8 @@ def _class_pictures(
         return []
     if run.data.buckets:
         raise ConfigError(
-            "Class pictures are squares, pictures in buckets are not.", "Use --prior model, or leave --buckets out."
+            "Class pictures and those of a slider's other end are squares, pictures in buckets are not.",
+            "Leave --buckets out; in the place of class pictures --prior model does as well.",
         )
     return trainable.class_pictures(folder, on_event, should_stop)
 

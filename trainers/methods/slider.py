@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
+from pipelines.errors import ConfigError
 from pipelines.request.settings import FileOf
 from pipelines.words import Composed
 from trainers.method import Offer, Trainable
-from trainers.settings import LowRankConfig, MethodConfig, ObjectiveConfig
+from trainers.settings import DataConfig, LowRankConfig, MethodConfig, ObjectiveConfig
 
 if TYPE_CHECKING:
     import torch
@@ -200,7 +201,7 @@ class Slider:
                 trained.parameters,
                 tuple(dict.fromkeys(config.of_things(config.about or config.ends))),
                 state,
-                completed=lambda examples, data, seed: _described(config, examples),
+                completed=lambda examples, data, seed: _completed(config, examples, data),
                 class_pictures=None if config.less_images is None else _less_pictures(config.less_images),
             )
 
@@ -259,6 +260,27 @@ def _pairs(config: SliderConfig) -> dict[str, list[tuple[str, str]]]:
     return pairs
 
 
+def _completed(config: SliderConfig, examples: Sequence[Example], data: DataConfig) -> Sequence[Example]:
+    """Return the pictures to learn on; raises ConfigError if an option would act on one of two ends alone."""
+    if config.less_images is not None:
+        asked = {"--flip": data.flip, "--smaller-copies": data.smaller_copies}
+        if given := [name for name, value in asked.items() if value]:
+            raise ConfigError(
+                f"{' and '.join(given)} would change the pictures of one end of a slider and not of the other.",
+                f"Use {' and '.join(f'{name} 0' for name in given)}, or give ends as prompts with --between.",
+            )
+        _require_no_masks(examples)
+    return _described(config, examples)
+
+
+def _require_no_masks(examples: Sequence[Example]) -> None:
+    if masked := [one.name for one in examples if one.mask_source is not None]:
+        raise ConfigError(
+            f"A slider between two folders learns whole pictures, and {masked[0]:.80} has a mask.",
+            "Take masks out of both folders, or give ends as prompts with --between.",
+        )
+
+
 def _described(config: SliderConfig, examples: Sequence[Example]) -> Sequence[Example]:
     """Return the pictures, those that the base drew of the ends with the prompts that the slider is to act on."""
     if not (config.between and config.about):
@@ -278,7 +300,12 @@ def _less_pictures(folder: Path) -> Callable[[Path, OnEvent, Callable[[], bool]]
     """Return the function that reads the pictures of the end at strength -1."""
     from trainers.data.sound_pictures import sound_examples
 
-    return lambda kept, on_event, should_stop: list(sound_examples(folder, on_event))
+    def read(kept: Path, on_event: OnEvent, should_stop: Callable[[], bool]) -> list[Example]:
+        examples = list(sound_examples(folder, on_event))
+        _require_no_masks(examples)
+        return examples
+
+    return read
 
 
 def _moved(trainable: Trainable, batch: Batch, noise: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:

@@ -25,6 +25,7 @@ from pipelines.request.request import Defaults, Inpaint, Request
 from studio.api.app import guarded, rest
 from studio.api.guard import Door
 from studio.cli import main
+from studio.jobs.jobs import Jobs
 from studio.settings import Machine, Picking
 from studio.work.compare import SIDE, draw, sheet
 from studio.work.runner import write_pictures
@@ -324,3 +325,13 @@ def test_candidates_are_not_compared_and_need_a_judge(base, tmp_path):
     with pytest.raises(ModelError, match="CLIP"):
         picking = Picking(best_of=2, clip=tmp_path / "gone")
         draw(Request(prompt="a fox"), (), "x", tmp_path, MACHINE, components=other, picking=picking)
+
+
+def test_the_best_of_several_on_a_base_without_a_judge_is_refused_when_it_is_asked(tmp_path):
+    tiny.sd_pipeline().save_pretrained(tmp_path / "sd")
+    jobs = Jobs(tmp_path / "studio", warm=False, bases={"pocket": "pocket", "sd": str(tmp_path / "sd")})
+    web, asked = TestClient(rest(jobs)), {"request": {"prompt": "a fox"}, "best_of": 2}
+    answer = web.post("/api/v1/generations", json=asked | {"base": "sd"})
+    assert answer.status_code == 422 and "Nothing here judges pictures of Stable Diffusion" in answer.json()["detail"]
+    assert web.post("/api/v1/generations", json=asked | {"base": "sd", "best_of": 1}).status_code == 202
+    assert web.post("/api/v1/generations", json=asked).status_code == 202

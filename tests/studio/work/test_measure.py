@@ -67,6 +67,20 @@ def test_a_training_without_candidates_is_not_measured(jobs, wolves, ended):
     assert training.state == "done" and jobs.scores_after(training.id) is None
 
 
+def test_a_slider_has_nothing_to_be_compared_and_is_not_measured(jobs, wolves, ended):
+    lesson = {"token": "larger", "between": "a small fox -> a large fox", "steps": 2, "batch": 1, "candidates": 1}
+    training = ended(jobs.submit_training("slider", lesson, wolves).id)
+    assert training.state == "done", training.error
+    assert jobs.scores_after(training.id) is None and candidates(jobs.places.concept("larger"))
+    for ask in (
+        lambda: jobs.submit_score("larger", wolves),
+        lambda: choose("larger", images=WOLF[0].parent, folder=jobs.learned),
+        lambda: measure(load("pocket"), jobs.places.concept("larger"), WOLF[0].parent, on_event=print),
+    ):
+        with pytest.raises(ConceptError, match="is a slider"):
+            ask()
+
+
 def test_a_step_is_taken_by_rest_and_another_again(jobs, learned):
     web = TestClient(guarded(rest(jobs), Door()), base_url="http://localhost")
     done = web.get(f"/api/v1/scores/{learned[1].id}").json()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
 
 from pipelines.concepts.concept import Concept
-from pipelines.errors import ConceptError, DataError
+from pipelines.errors import ConceptError, ConfigError, DataError
 from pipelines.events import Note
 from pipelines.generation import generate
 from pipelines.request.request import ConceptUse, Request
@@ -114,6 +116,25 @@ def test_between_pictures_each_end_is_denoised_at_its_sign(base, tmp_path):
         with learned.attach(base, strength):
             errors[strength] = float((base_predicts(base, red, ["a fox"], noise, t) - wanted).square().mean())
     assert errors[-1.0] < errors[1.0] and concept.changes
+
+
+def test_what_would_act_on_one_end_alone_is_refused(base, tmp_path):
+    (small := tmp_path / "small").mkdir()
+    Image.new("RGB", (16, 16), "red").save(small / "a.png")
+    the_run = run_of(between="", less_images=small, about=("a fox",), images=tmp_path)
+    for changed, said in (
+        ({"flip": 0.5}, "--flip would change"),
+        ({"smaller_copies": 1}, "--smaller-copies would"),
+        ({"buckets": True}, "a slider's other end"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            train(base, replace(the_run, data=the_run.data.model_copy(update=changed)), tiny.examples())
+    masked = [replace(one, mask_source=Image.new("L", one.size)) for one in tiny.examples()]
+    with pytest.raises(ConfigError, match="has a mask"):
+        train(base, the_run, masked)
+    Image.new("L", (16, 16), 255).save(small / "a.mask.png")
+    with pytest.raises(ConfigError, match=r"a\.png has a mask"):
+        train(base, the_run, tiny.examples())
 
 
 def test_without_pictures_the_base_draws_them_once(base, tmp_path):
