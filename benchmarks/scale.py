@@ -76,6 +76,7 @@ def library(folder: Path, count: int) -> None:
     cards = {name: card.model_copy(update={"token": f"<c{name[:5]}>"}) for name in os.listdir(folder)}
     known = {name: index.Entry(folder / name, cards[name], "", index.Stamp(*stamp)) for name, stamp in stamps}
     index._store(folder, known, ())
+    index._known.clear()  # what this process knew of an emptier folder
 
 
 def of_record(folder: Path, count: int) -> dict[str, float]:

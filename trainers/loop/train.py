@@ -75,8 +75,7 @@ def train(
     with _prepared(components, run) as trainable:
         with processes.main_first():
             class_pictures = _class_pictures(run, trainable, class_folder, on_event, should_stop)
-        examples = trainable.completed(examples, run.data, run.train.seed)
-        trainable.examine(examples)
+        trainable.examine(examples := trainable.completed(examples, run.data, run.train.seed))
         begun_with = _begun_with(components, run, [*examples, *class_pictures], processes)
         optimizers = optimizers_of(run.train, trainable, processes)
         average, tell = EMA(trainable.parameters, run.train.ema), on_event if processes.main else ignore
