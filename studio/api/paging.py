@@ -16,7 +16,7 @@ from pipelines.errors import RequestError
 
 T = TypeVar("T")
 Key: TypeAlias = tuple[float | str, ...]
-"""What a list is sorted by: numbers, then a text."""
+"""Key that a list is sorted by: numbers, then a text."""
 
 USUAL = 100
 """Length of a page where only a cursor is given, and of lists of jobs where nothing is."""

@@ -157,7 +157,7 @@ def checked_picking(best_of: int, fields: Mapping[str, Any], axes: Sequence[Any]
         raise RequestError("A comparison shows every picture and keeps none.", "Leave out best_of, or compare.")
     if not str(fields.get("prompt", "")).strip():
         raise RequestError("Candidates are judged by the prompt, and there is none.", "Say what is to be seen.")
-    if count > 1 and base.family not in ("", "pocket"):
+    if count > 1 and not base.judged:
         raise RequestError(
             f"Nothing here judges pictures of {base.title}, so that the best of {count} cannot be told.",
             "Ask for one candidate, or take the base pocket, which has a judge.",

@@ -67,6 +67,11 @@ class BaseCard:
     hint: str = ""
 
     @property
+    def judged(self) -> bool:
+        """Presence of a judge of its pictures; assumed where the family is not known yet."""
+        return not self.family or KNOWN[self.family] is KNOWN["pocket"]
+
+    @property
     def memory(self) -> tuple[int, int]:
         """Bytes of its weights on a GPU (half precision) and on a CPU (full)."""
         return 2 * self.numbers, 4 * self.numbers
