@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from PIL import ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from pipelines.errors import DataError
@@ -16,6 +17,7 @@ from pipelines.models.components import Components
 from trainers.base_models.gligen import BoxedPictures
 from trainers.data.folders import Example, Reading, read_folder
 from trainers.data.latents import Encoder, fitted
+from trainers.data.stored import Composed
 from trainers.data.training_boxes import COCO, TrainingBoxes, yolo_tree
 from trainers.losses import Captions
 
@@ -24,7 +26,12 @@ def mirrored(example: Example) -> Example:
     """Return a picture and its boxes mirrored left to right."""
     boxes = [one.model_copy(update={"box": (1 - one.box[2], one.box[1], 1 - one.box[0], one.box[3])})
              for one in example.boxes]  # fmt: skip
-    return replace(example, source=ImageOps.mirror(example.picture), mask_source=None, boxes=tuple(boxes))
+    source = Composed(example.size, partial(_turned, example))
+    return replace(example, source=source, mask_source=None, boxes=tuple(boxes))
+
+
+def _turned(example: Example) -> Image.Image:
+    return ImageOps.mirror(example.picture)
 
 
 def caption_of(example: Example) -> str:

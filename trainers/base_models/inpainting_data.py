@@ -50,11 +50,11 @@ def picture_source(
     """
     side = _side(components, data.resolution)
     kept = _bytes([fit(one.picture, side, side) for one in examples]).to(components.device)
-    white = [
-        torch.ones(3, side, side) if one.mask is None else to_tensor(fit(one.mask, side, side)) for one in examples
-    ]
-    there = torch.tensor([one.mask is not None for one in examples], device=components.device)
-    things = (torch.stack(white)[:, :1] > 0).to(components.device) & there[:, None, None, None]
+    things = torch.zeros(len(examples), 1, side, side, dtype=torch.bool)
+    for index, one in enumerate(examples):
+        if (mask := one.mask) is not None:
+            things[index] = to_tensor(fit(mask, side, side))[:1] > 0
+    things = things.to(components.device)
     conditioning = Captions(components, frozen=True)
 
     def source(index: int, generator: torch.Generator) -> MaskedBatch:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pipelines.errors import ConfigError, DataError, ModelError, RequestError
 from pipelines.gligen.tokens import load_adapter
@@ -40,7 +40,10 @@ def test_boxes_beside_pictures_and_in_one_file_are_read(folder):
     first, second, third = read_boxed(folder).examples
     assert [box.phrase for box in first.boxes] == ["house", "fox"] and first.captions == ("a fox and a house",)
     assert len(second.boxes) == 1 and third.boxes == ()
-    assert mirrored(first).boxes[1].box == pytest.approx((0.6, 0.2, 0.9, 0.6))
+    turned = mirrored(first)
+    assert turned.boxes[1].box == pytest.approx((0.6, 0.2, 0.9, 0.6))
+    assert turned.picture.tobytes() == ImageOps.mirror(first.picture).tobytes()
+    assert not isinstance(turned.source, Image.Image), "its pixels stay on disk"
     size = {"width": 40, "height": 20}
     coco = {"images": [{"id": n, "file_name": f"{name}.png", **size} for n, name in enumerate("abc")],
             "categories": [{"id": 7, "name": "fox"}],
