@@ -10,7 +10,7 @@ import gradio as gr
 from pipelines.errors import StudioError
 from studio.jobs.jobs import Jobs
 from studio.web.components import looked_words
-from studio.web.panels.answer import ADDRESS, Answer
+from studio.web.panels.answer import ADDRESS, AnswerPanel
 from studio.web.panels.comparing import picture_of
 from studio.web.panels.following import Following, told
 from studio.web.panels.watching import Seen, progress
@@ -25,7 +25,7 @@ class Looking(Following):
         number: of the answer's action that asks.
     """
 
-    def __init__(self, jobs: Jobs, answer: Answer, number: int) -> None:
+    def __init__(self, jobs: Jobs, answer: AnswerPanel, number: int) -> None:
         super().__init__(jobs, "attention", "attention")
         self.answer, self.number = answer, number
         self.progress = gr.HTML(elem_id="attention-progress", js_on_load=None)
