@@ -234,8 +234,6 @@ def training_of(method: str, settings: Mapping[str, Any], dataset: str | None, b
     run = run_of(known[method], given | {"images": places.datasets.folder(dataset) if dataset else None}, made)
     if said:
         raise ConfigError(" ".join(said), f"GET /api/v1/methods/{method} lists the settings and their ranges.")
-    if run.train.candidates and len(run.config.triggers) > 1:
-        raise ConfigError("Candidates cannot be kept of several subjects.", "Leave candidates out, or also.")
     run.require_pictures()
     # Seen from the folder of the server, where its processes work, so that a concept does not tell where that is.
     output = places.folder / run.config.result(base)

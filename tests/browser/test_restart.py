@@ -36,6 +36,7 @@ def test_a_training_on_the_page_outlives_its_server_and_its_process(tmp_path, ch
     page = context.new_page()
     page.set_default_timeout(SLOW)
     acquainted(page)
+    page.add_init_script("window.quietSeconds = 2")
     progress, record = page.locator("#training-progress"), Ledger(tmp_path / "jobs.sqlite")
 
     def again():
@@ -73,6 +74,9 @@ def test_a_training_on_the_page_outlives_its_server_and_its_process(tmp_path, ch
         assert record.get(job).state == "running", "it was over too soon to be killed"
         server = again()
         expect(progress).to_contain_text(f"of {STEPS}")
+        context.set_offline(True)  # which ends the stream of news, as a computer that sleeps does
+        until(record, job, record.get(job).step + 10)
+        context.set_offline(False)
         expect(progress).to_contain_text("Done")
         expect(page.locator("#curves")).to_contain_text("denoise")
         steps = steps_of(record, job)
