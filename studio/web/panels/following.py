@@ -92,7 +92,12 @@ class Following:
         A stream of updates can end without a word: a network that was away, a computer that slept, a proxy's limit, and
         seldom a race of Gradio's client. A job at work of which nothing came for a while is looked at (`clock.js`).
         """
-        private: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        # One whose answer was lost must not keep the next from being asked, as "once" does.
+        private: dict[str, Any] = {
+            "show_progress": "hidden",
+            "api_visibility": "private",
+            "trigger_mode": "multiple",
+        }
         look = gr.Button("Look again", visible="hidden", elem_id=f"{self.name}-look")
         for asked in (tab.select, look.click):
             asked(self.glance, self.job, list(self.said()), **private)
