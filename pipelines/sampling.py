@@ -91,9 +91,7 @@ def sample(
     canvas = _canvas(components, request, conditions, on_event)
     request = (canvas.sized(request, components) if canvas else request).resolved(components.defaults)
     _check_size(components, request)
-    require_enlargeable(components, request)
-    upscaler, enlarge = opened(request.enlarge, on_event)
-    request = request.model_copy(update={"enlarge": enlarge})
+    upscaler, request = _with_upscaler(components, request, on_event)
     learned = _learned(components, request, concepts or {}, on_event)
     strengths = [use.strength for use in request.concepts]
     with ExitStack() as lasting, torch.no_grad():
@@ -181,6 +179,13 @@ def _enlarged(
     require_numbers(latents, "The enlarged picture", components, request, ())
     with saving_memory(components, request.vae_tiling, request.vae_slicing):
         return latents, torch.cat([decode(components, one) for one in latents.split(1)])
+
+
+def _with_upscaler(components: Components, request: Request, on_event: OnEvent) -> tuple[Upscaler | None, Request]:
+    """Return the upscaler of the second pass, if it has one, and the request with its digest; refuse what cannot be."""
+    require_enlargeable(components, request)
+    upscaler, enlarge = opened(request.enlarge, on_event)
+    return upscaler, request.model_copy(update={"enlarge": enlarge})
 
 
 def _second_steps(components: Components, request: Request, upscaler: Upscaler | None) -> int:

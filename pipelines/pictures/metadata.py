@@ -18,7 +18,7 @@ from pipelines.concepts.card import ConceptCard
 from pipelines.errors import DataError, RequestError
 from pipelines.files import whole_file
 from pipelines.pictures.files import decoded
-from pipelines.pictures.foreign_metadata import Told, read_fields
+from pipelines.pictures.foreign_metadata import ForeignSettings, read_fields
 from pipelines.pictures.png import texts
 from pipelines.pictures.sources import found_again, recall, remember, shared_name
 from pipelines.request.enlarge import Enlarge
@@ -182,7 +182,7 @@ def save_png(picture: Image.Image, path: Path, made: Made) -> Path:
     return path
 
 
-def read_foreign(path: Path) -> Told | None:
+def read_foreign(path: Path) -> ForeignSettings | None:
     """Read the settings in a picture of AUTOMATIC1111, InvokeAI or ComfyUI; None if there are none."""
     try:
         chunks = texts(path)

@@ -24,7 +24,7 @@ from scipy.ndimage import gaussian_filter1d
 from pipelines.errors import DataError, RequestError
 from pipelines.pictures.files import grey
 from pipelines.request.samplers import SAMPLERS, able, sampler_of, spacing_of
-from pipelines.request.settings import Encoded, Sound
+from pipelines.request.settings import FileContent, Sound
 from pipelines.words import composed
 from studio.jobs.jobs import Jobs
 from studio.library import concepts
@@ -152,8 +152,8 @@ class TextToImage(Lenient):
 class ImageToImage(TextToImage):
     """An order to change a picture."""
 
-    init_images: Annotated[list[str], Encoded()] = Field(min_length=1, max_length=1)
-    mask: Annotated[str | None, Encoded()] = None
+    init_images: Annotated[list[str], FileContent()] = Field(min_length=1, max_length=1)
+    mask: Annotated[str | None, FileContent()] = None
     mask_blur: int | None = Field(default=None, ge=0, le=512)
     mask_blur_x: int = Field(default=4, ge=0, le=512)
     mask_blur_y: int = Field(default=4, ge=0, le=512)

@@ -11,7 +11,7 @@ from pipelines.errors import Unknown
 from studio.api.forms import ROOT, BaseAnswer, DownloadOrder, Work, work
 from studio.api.work import Key, Paged, keyed
 from studio.jobs.jobs import Jobs
-from studio.library.bases import Found
+from studio.library.bases import FoundBase
 
 
 def routes(jobs: Jobs) -> APIRouter:
@@ -46,7 +46,7 @@ def routes(jobs: Jobs) -> APIRouter:
     return router
 
 
-def _answer(one: Found) -> BaseAnswer:
+def _answer(one: FoundBase) -> BaseAnswer:
     half, full = one.card.memory
     told = {name: getattr(one.card, name) for name in BaseAnswer.model_fields if hasattr(one.card, name)}
     told |= {"memory_gpu": half, "memory_cpu": full, "href": f"{ROOT}/bases/{quote(one.name)}"}

@@ -19,7 +19,7 @@ ENDED = ("done", "failed", "cancelled")
 LIVE = ("queued", "running", "paused")
 
 
-class Damaged(StudioError):  # noqa: N818 - what it says
+class DamagedRecord(StudioError):  # noqa: N818 - what it says
     """A row of the record that cannot be read."""
 
 
@@ -120,12 +120,12 @@ _JOB = tuple(field.name for field in fields(Job))
 
 
 def job_of(row: sqlite3.Row) -> Job:
-    """Return the job of a row; raises `Damaged`."""
+    """Return the job of a row; raises `DamagedRecord`."""
     values = {name: row[name] for name in _JOB}
     try:
         values["spec"], values["results"] = _read(values["spec"], dict), tuple(_read(values["results"], list))
     except ValueError:
-        raise Damaged(f"The record of the job {row['id']} is damaged.", "Delete it, and ask again.") from None
+        raise DamagedRecord(f"The record of the job {row['id']} is damaged.", "Delete it, and ask again.") from None
     return Job(**_without_paths(values))
 
 
@@ -134,7 +134,7 @@ def jobs_of(rows: Iterable[sqlite3.Row]) -> Iterator[Job]:
     for row in rows:
         try:
             yield job_of(row)
-        except Damaged as error:
+        except DamagedRecord as error:
             _log.warning("%s", error)
 
 

@@ -22,7 +22,7 @@ from pipelines.request.request import Request, problems
 from pipelines.request.settings import FileOf, Model, file_of, holds_models, mapped, with_files
 from studio.jobs.store import Job
 from studio.library.bases import Bases
-from studio.library.datasets import Datasets, Pictures
+from studio.library.datasets import Datasets, PictureUploads
 from studio.library.model_cards import BaseCard
 from studio.library.names import require_strengths
 from studio.library.quota import QUOTA, Quota
@@ -75,9 +75,9 @@ class Places:
         return Datasets(self.folder / "datasets", self.quota)
 
     @cached_property
-    def pictures(self) -> Pictures:
+    def pictures(self) -> PictureUploads:
         """The pictures that requests name."""
-        return Pictures(self.folder / "pictures", self.quota)
+        return PictureUploads(self.folder / "pictures", self.quota)
 
     @cached_property
     def enlarging(self) -> Upscalers:

@@ -17,7 +17,7 @@ from pipelines.models.components import Components, Posterior
 from trainers.data.folders import Example, read_examples
 from trainers.data.latents import AT_ONCE, Encoder, Shape, cut_off, fitted, fitted_mask, nearest, shapes
 from trainers.data.stored import Source, digest_of
-from trainers.distributed import WHOLE, Part
+from trainers.distributed import WHOLE, BatchShare
 
 __all__ = ["Batch", "Example", "LatentSet", "digest", "read_examples", "prompt_templates", "usable"]
 
@@ -96,7 +96,7 @@ class Batch:
     index: int
     masks: Tensor | None = None
     prior: Batch | None = None
-    part: Part = WHOLE
+    part: BatchShare = WHOLE
     together: Sequence[str] = ()
 
 
@@ -222,7 +222,7 @@ class LatentSet:
         token: str,
         templates: Sequence[str],
         generator: torch.Generator,
-        part: Part = WHOLE,
+        part: BatchShare = WHOLE,
     ) -> Batch:
         """Return the batch of an index: each example `repeats` times an epoch in an order given by (seed, epoch).
 

@@ -23,7 +23,7 @@ from pipelines.words import file_stem
 from trainers.data.batches import Batch, Example, LatentSet, digest
 from trainers.data.class_images import CLASS_FOLDER, drawn_examples
 from trainers.data.smaller_copies import with_smaller_copies
-from trainers.distributed import ALONE, WHOLE, Part, Processes
+from trainers.distributed import ALONE, WHOLE, BatchShare, Processes
 from trainers.loop.checkpoints import KEPT, Checkpoint, require_same
 from trainers.loop.clock import Clock, until
 from trainers.loop.ema import EMA
@@ -280,7 +280,7 @@ def _batches(
     trainable: Trainable,
     on_event: OnEvent,
     clock: Clock,
-    part: Part = WHOLE,
+    part: BatchShare = WHOLE,
 ) -> Draw:
     """Encode pictures that were examined; return a function for the batch of an index, with class pictures if any."""
     size = components.defaults.size

@@ -24,7 +24,7 @@ COMMA_REACH = 20  # tokens before a chunk's end in which a comma is preferred as
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedPrompt:
     """Conditioning of one prompt.
 
     Attributes:
@@ -82,7 +82,7 @@ def prompt_ids(components: Components, prompt: str) -> tuple[list[int], list[int
     return ids, places
 
 
-def encode_prompts(components: Components, prompts: Sequence[str], skip: int = 0) -> list[Encoded]:
+def encode_prompts(components: Components, prompts: Sequence[str], skip: int = 0) -> list[EncodedPrompt]:
     """Encode prompts to conditioning of one common length (the shorter ones get empty chunks).
 
     Differentiable with respect to the text encoders' input rows.
@@ -114,8 +114,8 @@ def encode_prompts(components: Components, prompts: Sequence[str], skip: int = 0
         pooled = pools
     contexts = [torch.cat(parts, dim=-1) for parts in zip(*per_encoder, strict=True)]
     if len(components.text_encoders) == 1 or pooled is None:
-        return [Encoded(context, None) for context in contexts]
-    return [Encoded(context, pool) for context, pool in zip(contexts, pooled, strict=True)]
+        return [EncodedPrompt(context, None) for context in contexts]
+    return [EncodedPrompt(context, pool) for context, pool in zip(contexts, pooled, strict=True)]
 
 
 def _encode_windows(

@@ -21,7 +21,7 @@ from studio.web.components import base_words, box_editor, concept_chips, fold, p
 from studio.web.forms import Form, upscalers
 from studio.web.pages.offers import CLOSENESS, EXAMPLES, LABELS, PRESETS, TRIES
 from studio.web.panels import planning
-from studio.web.panels.answer import Answer, larger
+from studio.web.panels.answer import AnswerPanel, larger
 from studio.web.panels.chips import (
     INSERT,
     chips_of,
@@ -58,7 +58,7 @@ class GeneratePage:
             with gr.Column(elem_classes="ask", min_width=300):
                 self._ask()
             with gr.Column(elem_classes="result", min_width=300):
-                self.answer = Answer(jobs, "generation", self.go, USES, EMPTY)
+                self.answer = AnswerPanel(jobs, "generation", self.go, USES, EMPTY)
             with gr.Column(elem_classes="options", min_width=300):
                 self._options()
         self._wire()

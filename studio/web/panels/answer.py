@@ -15,7 +15,7 @@ from studio.jobs.jobs import Job, Jobs
 from studio.web.components import gallery, told_by
 from studio.web.panels.comparing import about_sheet, captions, is_sheet
 from studio.web.panels.following import Following, shown, told
-from studio.web.panels.watching import Seen, facts, picture_uri, progress
+from studio.web.panels.watching import JobMessages, facts, picture_uri, progress
 
 ADDRESS = "/api/v1"
 SMALL = 160
@@ -136,7 +136,7 @@ def size_hint(pictures: Sequence[dict[str, Any]], base: str) -> str:
     )
 
 
-class Answer(Following):
+class AnswerPanel(Following):
     """A panel with the pictures of one job; made inside `gr.Blocks`.
 
     Args:
@@ -191,7 +191,7 @@ class Answer(Following):
         none = gr.update(value=[], hint="")
         return ("", none, shown(False), "", gr.update(visible=False), "", 0, *(shown(False) for _ in self.uses))
 
-    def seen(self, seen: Seen) -> tuple[Any, ...]:
+    def seen(self, seen: JobMessages) -> tuple[Any, ...]:
         """Return the pictures of a job, or the newest preview while it runs."""
         job = seen.job
         pictures = pictures_of(self.jobs, job) if job.ended else []

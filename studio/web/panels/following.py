@@ -11,7 +11,7 @@ import gradio as gr
 from pipelines.errors import StudioError
 from pipelines.request.texts import without_paths
 from studio.jobs.jobs import Jobs
-from studio.web.panels.watching import Seen, for_people, seen_now, watched
+from studio.web.panels.watching import JobMessages, for_people, seen_now, watched
 
 REMEMBER = """(id) => {
   const here = new URL(window.location);
@@ -59,7 +59,7 @@ class Following:
         """The components that show a job."""
         raise NotImplementedError
 
-    def seen(self, seen: Seen) -> tuple[Any, ...]:
+    def seen(self, seen: JobMessages) -> tuple[Any, ...]:
         """Return the values of these components for a job."""
         raise NotImplementedError
 

@@ -233,9 +233,13 @@ def test_a_second_pass_is_asked_for_by_any_spelling_of_its_upscaler(resting):
         enlarge(hr_upscaler="SwinIR")
     with pytest.raises(RequestError, match="needs width and height"):
         enlarge(hr_resize_x=96)
-    pictures = {"prompt": "a fox", "init_images": ["x"], "enable_hr": True}
-    assert "enlarge" not in request_of(ImageToImage(**pictures), resting)
-    assert "enable_hr" in not_understood(ImageToImage(**pictures))
+    assert "enlarge" not in request_of(ImageToImage(prompt="a fox", init_images=["x"], enable_hr=True), resting)
+    other = {"hr_prompt": "a dog", "hr_second_pass_steps": 9, "hr_resize_x": 96, "hr_resize_y": 128}
+    named = not_understood(
+        TextToImage(enable_hr=True, width=64, height=64, hr_sampler_name="Use same sampler", **other)
+    )
+    assert named.keys() == other.keys() - {"hr_resize_y"}
+    assert not not_understood(TextToImage(**other))
 
 
 def test_the_rim_of_a_mask_is_blurred_on_both_sides_where_it_is_drawn_alone():
@@ -396,9 +400,7 @@ def test_words_are_used_whatever_their_capitals_and_loras_of_the_prompt_alone(re
 @pytest.mark.parametrize(
     "sent",
     [
-        {"enable_hr": True, "hr_prompt": "a dog"},
-        {"enable_hr": True, "hr_second_pass_steps": 9},
-        {"enable_hr": True, "width": 64, "height": 64, "hr_resize_x": 128, "hr_resize_y": 256},
+        {"enable_hr": True},
         {"styles": ["ink"]},
         {"subseed_strength": 0.5},
         {"tiling": True},

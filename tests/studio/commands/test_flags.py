@@ -166,7 +166,7 @@ def test_what_a_training_cannot_do_without_is_named(left_out, capsys):
 def asked(monkeypatch, tmp_path):
     """Return the request that the command line hands on, instead of carrying it out; the files it names are there."""
     monkeypatch.chdir(tmp_path)
-    for name in ("i.png", "m.png"):
+    for name in ("i.png", "m.png", "4x.pth"):
         (tmp_path / name).touch()
     for name in "abx":  # whose cards tell which strengths they take
         Concept(ConceptCard(token=f"<{name}>", family="sd1"), (torch.zeros(1, 4),)).save(
