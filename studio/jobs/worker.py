@@ -287,7 +287,8 @@ def worker(setup: str, record: Record | None = None) -> Worker:
         record: of all jobs; by default the file in the folder.
     """
     about = json.loads(setup)
-    places = Places(Path(about["folder"]), about["bases"], models=tuple(map(Path, about["models"])))
+    models, upscalers = (tuple(map(Path, about[name])) for name in ("models", "upscalers"))
+    places = Places(Path(about["folder"]), about["bases"], models=models, upscalers=upscalers)
     os.chdir(places.folder)
     return Worker(
         places, DrawingMachine.model_validate(about["machine"]), record or Ledger(places.folder / "jobs.sqlite")

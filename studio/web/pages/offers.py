@@ -24,6 +24,7 @@ LABELS = {
     "enlarge.factor": "Enlarge",
     "enlarge.strength": "Drawn anew",
     "enlarge.by": "Enlarge by",
+    "enlarge.upscaler": "Upscaler",
 }
 CLOSENESS = ("guidance.scale", "guidance.rescale", "guidance.start", "guidance.stop")
 """Fields that a choice of `PRESETS` sets."""
