@@ -23,6 +23,7 @@ from studio.jobs.history import History
 from studio.jobs.local_engine import Engine, LocalEngine
 from studio.jobs.specs import (
     Places,
+    checked_attention,
     checked_comparison,
     checked_picking,
     checked_request,
@@ -194,6 +195,20 @@ class Jobs:
         self.datasets.folder(dataset)
         require_room(self.folder, 64 << 20)
         return self.ledger.add("score", {"concept": concept, "dataset": dataset, "base": base}, key)
+
+    def submit_attention(self, generation: str, picture: int, key: str | None = None) -> Job:
+        """Order where each word of the prompt of a picture was looked up in it.
+
+        Args:
+            generation: id of the job that made it.
+            picture: its place among the results of that job.
+            key: asking again with the same key gives the same job.
+
+        Raises:
+            StudioError: if there is no such picture, or it is a sheet of several.
+        """
+        require_room(self.folder, 64 << 20)
+        return self.ledger.add("attention", checked_attention(self.get(generation), picture, self.places), key)
 
     def scores_after(self, training: str) -> Job | None:
         """Return the job that measured the result of a training, if there is one."""

@@ -16,7 +16,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from pipelines.errors import ConceptError, ConfigError, RequestError, StudioError
+from pipelines.errors import ConceptError, ConfigError, RequestError, StudioError, Unknown
 from pipelines.request.axes import axes_of, cells
 from pipelines.request.request import Request, problems
 from pipelines.request.settings import FileOf, Model, file_of, holds_models, mapped, with_files
@@ -113,6 +113,18 @@ class Places:
                 return path
         raise ConceptError(f"There is no concept {name!r:.60} in the library.", "GET /api/v1/concepts lists them.")
 
+    def picture_of(self, job: Job, number: int) -> Path:
+        """Return a picture that a job made, by its place among the results.
+
+        Raises:
+            Unknown: if there is none.
+        """
+        names = job.results if job.kind == "generation" else ()
+        path = self.folder / names[number] if 0 <= number < len(names) else None
+        if path is None or path.suffix != ".png" or not path.is_file():
+            raise Unknown(f"The {job.kind} {job.id} has no picture {number}.", "See the pictures of the job.")
+        return path
+
     def of(self, kind: str, name: str) -> str:
         """Return the path of a file by its kind and id, relative to the server's folder, so that pictures hide it."""
         of_kind = {"concept": self.concept, "upscaler": self.enlarging.path}
@@ -174,7 +186,23 @@ def checked_picking(best_of: int, fields: Mapping[str, Any], axes: Sequence[Any]
     return count
 
 
-TEXTS = ("prompt", "negative_prompt", "phrase", "digests")
+def checked_attention(made: Job, picture: int, places: Places) -> dict[str, Any]:
+    """Return the order of where words were looked up in a picture of a job, as a record keeps it.
+
+    Raises:
+        Unknown: if there is no such picture.
+        RequestError: if it is a sheet of several, or an answer to examples.
+    """
+    places.picture_of(made, picture)
+    if (made.spec.get("compare") and picture == 0) or made.spec["request"].get("in_context"):
+        raise RequestError(
+            "A sheet of a comparison, or an answer to examples, has no prompt of its own.",
+            "Choose a picture that was made from a prompt.",
+        )
+    return {"generation": made.id, "picture": picture, "base": made.spec["base"]}
+
+
+TEXTS = ("prompt", "negative_prompt", "phrase", "words", "digests")
 """Fields of a request whose text is just text."""
 
 

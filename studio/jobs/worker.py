@@ -40,6 +40,7 @@ from studio.settings import DrawingMachine, Machine, Picking
 from studio.work import measure as measuring
 from studio.work import runner
 from studio.work.compare import draw
+from studio.work.reproduce import overlays
 from trainers.loop.launch import pausing
 from trainers.run import Run, forget_state
 
@@ -97,6 +98,8 @@ class Worker:
             return self._score(job, should_stop)
         if job.kind == "download":
             return self._download(job, should_stop)
+        if job.kind == "attention":
+            return self._attention(job, should_stop)
         self._bases.clear()  # a training gets all the memory
         self._phase(job, "loading the base, and looking at the pictures")
         spec = job.spec
@@ -161,6 +164,19 @@ class Worker:
             on_event=lambda event: self.tell(job, event),
             should_stop=should_stop,
         )
+
+    def _attention(self, job: Job, should_stop: Callable[[], bool]) -> list[Path]:
+        words, paths = overlays(
+            self.places.picture_of(self.ledger.get(job.spec["generation"]), job.spec["picture"]),
+            self._base_for(job),
+            self.places.job(job.id),
+            self.machine,
+            on_event=lambda event: self.tell(job, event),
+            should_stop=should_stop,
+        )
+        told = [{"word": word, "most": round(most, 4)} for word, most in words.items()]
+        self.ledger.tell(job.id, "words", {"words": told})
+        return paths
 
     def _import(self, job: Job) -> list[Path]:
         source = self.places.folder / job.spec["file"]
