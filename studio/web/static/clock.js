@@ -32,8 +32,9 @@ function listen() {
 
 function done(what) {
   if (document.hasFocus()) return;
-  document.title = `${what} - ${TITLE}`;
-  if (window.Notification?.permission === 'granted') new Notification('Prompt Studio', {body: what});
+  const said = window.studio.translated(what);
+  document.title = `${said} - ${TITLE}`;
+  if (window.Notification?.permission === 'granted') new Notification('Prompt Studio', {body: said});
 }
 
 function look() {
