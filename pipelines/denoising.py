@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipelines.condition import Canvas, Condition, Correction, Step
 from pipelines.conditions.text import Text
-from pipelines.enlarging import Predictor, Tiles
+from pipelines.enlarging.tiles import Predictor, Tiles
 from pipelines.errors import Cancelled
 from pipelines.events import OnEvent, StepDone
 from pipelines.models.components import Components

@@ -14,15 +14,39 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from pipelines.errors import ConfigError
+from pipelines.request.settings import Frozen
 from studio.library.quota import QUOTA
 from studio.settings import DrawingMachine, Machine
 
 if TYPE_CHECKING:
     from studio.api.guard import Door
+    from studio.jobs.jobs import Jobs
     from studio.jobs.local_engine import Engine
     from studio.jobs.specs import Places
 
-PASSWORD, TOKEN = "STUDIO_PASSWORD", "STUDIO_TOKEN"
+PASSWORD, TOKEN, LANGUAGE = "STUDIO_PASSWORD", "STUDIO_TOKEN", "STUDIO_LANGUAGE"
+
+
+class Offered(Frozen):
+    """The models that a server offers, beside what lies in its own folder."""
+
+    base: Annotated[tuple[str, ...], Parameter(negative="")] = ()
+    """A base model to offer beside pocket: a folder, a .safetensors checkpoint or a hub id. May be repeated."""
+
+    models: Annotated[tuple[Path, ...], Parameter(negative="")] = ()
+    """A folder of base models, beside `models` in --folder; what is put there later is offered too. May be repeated."""
+
+    upscalers: Annotated[tuple[Path, ...], Parameter(negative="")] = ()
+    """A folder of upscalers (ESRGAN and their like), beside `upscalers` in --folder. May be repeated."""
+
+    def told(self) -> dict[str, Any]:
+        """Return them as settings of `Jobs`.
+
+        Raises:
+            ConfigError: if two bases have the same name, or a folder is not there.
+        """
+        models, upscalers = _roots(self.models, "models"), _roots(self.upscalers, "upscalers")
+        return {"bases": _bases(self.base), "models": models, "upscalers": upscalers}
 
 
 def serve(
@@ -32,8 +56,7 @@ def serve(
     password: str | None = None,
     token: str | None = None,
     allow_host: Annotated[tuple[str, ...], Parameter(negative="")] = (),
-    base: Annotated[tuple[str, ...], Parameter(negative="")] = (),
-    models: Annotated[tuple[Path, ...], Parameter(negative="")] = (),
+    offered: Annotated[Offered, Parameter(name="*")] = Offered(),  # noqa: B008 - frozen
     folder: Path = Path("outputs"),
     slots: int = 1,
     quota: float = QUOTA,
@@ -41,6 +64,7 @@ def serve(
     cluster: str | None = None,
     page: bool = True,
     browser: Annotated[bool, Parameter(name="--open", negative="")] = False,
+    language: str | None = None,
     machine: Annotated[DrawingMachine, Parameter(name="*")] = DrawingMachine(),  # noqa: B008
 ) -> None:
     """Open the studio in the browser, with a REST interface beside it.
@@ -57,10 +81,6 @@ def serve(
         What programs send as `Authorization: Bearer`; also read from STUDIO_TOKEN, which no list of processes shows.
     allow_host
         A further name the server is reached by, for example behind a proxy. May be repeated.
-    base
-        A base model to offer beside pocket: a folder, a .safetensors checkpoint or a hub id. May be repeated.
-    models
-        A folder of base models, beside `models` in --folder; what is put there later is offered too. May be repeated.
     folder
         Where concepts, pictures and the record of jobs are kept.
     slots
@@ -76,12 +96,13 @@ def serve(
         Offer the web page too.
     browser
         Open it in this machine's browser.
+    language
+        Language of the page, en, de or auto for that of each browser, until visitors choose; also STUDIO_LANGUAGE.
     """
-    door = _door(host, (password, token), allow_host)
     _check(port, slots, quota)
-    told = {"bases": _bases(base), "models": _roots(models), "quota": quota, "machine": machine, "slots": slots}
+    told = {**offered.told(), "quota": quota, "machine": machine, "slots": slots}
     told["engine"] = _engine(engine, cluster, machine, slots)
-    _offer(folder, told, door, port, page, browser)
+    _offer(folder, told, _door(host, (password, token), allow_host), port, browser, _page(page, language))
 
 
 def _door(host: str, given: tuple[str | None, ...], names: tuple[str, ...]) -> Door:
@@ -92,15 +113,33 @@ def _door(host: str, given: tuple[str | None, ...], names: tuple[str, ...]) -> D
     return Door(host, secrets, names)
 
 
-def _offer(folder: Path, told: dict[str, Any], door: Door, port: int, page: bool, browser: bool) -> None:
-    """Serve until stopped; `told` are the settings of `Jobs`."""
-    from studio.api.app import guarded, rest, with_page
+def _page(wanted: bool, language: str | None) -> Callable[[Any, Jobs], Any]:
+    """Return a function that adds the page if it is wanted, in the language that is given or in the environment.
+
+    Raises:
+        ConfigError: if there is no such language.
+    """
+    from studio.api.app import with_page
+    from studio.web.languages import AUTO, names
+
+    if not wanted:
+        return lambda app, jobs: app
+    chosen = language or os.environ.get(LANGUAGE) or AUTO
+    if chosen not in (AUTO, *names()):
+        raise ConfigError(f"There is no language {chosen!r:.40}.", f"--language is {', '.join(names())} or {AUTO}.")
+    return partial(with_page, language=chosen)
+
+
+def _offer(
+    folder: Path, told: dict[str, Any], door: Door, port: int, browser: bool, wrap: Callable[[Any, Jobs], Any]
+) -> None:
+    """Serve until stopped; `told` are the settings of `Jobs`, and `wrap` adds the page, if any."""
+    from studio.api.app import guarded, rest
     from studio.jobs.jobs import Jobs
 
     jobs = Jobs(folder, **told)
     jobs.reserve()
-    app = rest(jobs)
-    _listen(guarded(with_page(app, jobs) if page else app, door), door.host, port, browser)
+    _listen(guarded(wrap(rest(jobs), jobs), door), door.host, port, browser)
 
 
 def _check(port: int, slots: int, quota: float) -> None:
@@ -123,15 +162,15 @@ def _bases(given: tuple[str, ...]) -> dict[str, str]:
     return bases
 
 
-def _roots(given: tuple[Path, ...]) -> tuple[Path, ...]:
-    """Return the folders of models.
+def _roots(given: tuple[Path, ...], what: str) -> tuple[Path, ...]:
+    """Return the folders of models or upscalers.
 
     Raises:
         ConfigError: if one is not there.
     """
     for one in given:
         if not one.is_dir():
-            raise ConfigError(f"There is no folder {one} of models.", "Check the path given with --models.")
+            raise ConfigError(f"There is no folder {one} of {what}.", f"Check the path given with --{what}.")
     return given
 
 

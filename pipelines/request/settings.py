@@ -51,7 +51,7 @@ class FileOf:
         after: number of further parts of the text behind the path, each after a colon.
     """
 
-    kind: Literal["concept", "picture", "dataset", "own"]
+    kind: Literal["concept", "picture", "upscaler", "dataset", "own"]
     after: int = 0
 
     def with_path(self, text: str, path: Callable[[str, str], str]) -> str:

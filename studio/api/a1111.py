@@ -157,7 +157,7 @@ def _told(job: Job, asked: TextToImage, made: list[Made]) -> dict[str, Any]:
         "sd_model_name": job.spec["base"],
         "sd_vae_name": None,
         "sd_vae_hash": None,
-        "denoising_strength": asked.denoising_strength if isinstance(asked, ImageToImage) else None,
+        "denoising_strength": asked.denoising_strength if isinstance(asked, ImageToImage) or asked.larger else None,
         "extra_generation_params": {},
         "index_of_first_image": 0,
         "styles": [],

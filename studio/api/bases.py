@@ -1,7 +1,8 @@
-"""Routes of base models: what there is, and downloads where they are allowed."""
+"""Routes of base models and upscalers: what there is, and downloads where they are allowed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from urllib.parse import quote
 
 from fastapi import APIRouter, Response, status
@@ -36,6 +37,11 @@ def routes(jobs: Jobs) -> APIRouter:
         answer = work(jobs.downloads.submit(order.model, keyed("download", key)))
         response.headers["location"] = answer.links["self"]
         return answer
+
+    @router.get("/upscalers")
+    def upscalers(paging: Paged) -> Sequence[str]:
+        """Return the ids of the upscalers, the names of their files."""
+        return paging.take(list(jobs.places.enlarging.there()), lambda name: (name,))
 
     return router
 

@@ -38,6 +38,7 @@ from studio.library.model_cards import base_card
 from studio.library.names import require_measurable
 from studio.library.quota import QUOTA
 from studio.library.uploads import put_aside
+from studio.library.upscalers import FOLDER
 from studio.settings import Machine
 from trainers.loop.candidates import take
 
@@ -57,6 +58,7 @@ class Jobs:
         engine: makes where processes come from; those of this machine by default.
         quota: GiB that datasets, uploaded pictures and files to import may take together.
         models: folders of base models, beside `models` in the folder.
+        upscalers: folders of upscalers, beside `upscalers` in the folder.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Jobs:
         engine: Callable[[Places], Engine] | None = None,
         quota: float = QUOTA,
         models: Sequence[Path] = (),
+        upscalers: Sequence[Path] = (),
     ) -> None:
         named = (bases or {"pocket": "pocket"}).items()  # absolute, as processes work in the folder
         whole = {name: str(Path(base).resolve()) if Path(base).exists() else base for name, base in named}
@@ -77,10 +80,11 @@ class Jobs:
             folder.mkdir(parents=True, mode=0o700)  # prompts and pictures are nobody else's
         self.folder, self.slots = folder.resolve(), slots
         roots = (self.folder / "models", *(one.resolve() for one in models))
-        self.places = Places(self.folder, whole, int(quota * 2**30), roots)
+        enlarging = (self.folder / FOLDER, *(one.resolve() for one in upscalers))
+        self.places = Places(self.folder, whole, int(quota * 2**30), roots, enlarging)
         self.bases, self.learned = self.places.catalogue, self.places.learned
         self.datasets, self.pictures = self.places.datasets, self.places.pictures
-        for kept in (self.learned, roots[0]):
+        for kept in (self.learned, roots[0], enlarging[0]):
             kept.mkdir(exist_ok=True)
         self.ledger = Ledger(self.folder / "jobs.sqlite")
         self.engine = engine(self.places) if engine else LocalEngine(self.places, machine, slots, warm)

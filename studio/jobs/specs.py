@@ -26,6 +26,7 @@ from studio.library.datasets import Datasets, PictureUploads
 from studio.library.model_cards import BaseCard
 from studio.library.names import require_strengths
 from studio.library.quota import QUOTA, Quota
+from studio.library.upscalers import FOLDER, Upscalers
 from studio.settings import Picking
 from trainers.methods import methods
 from trainers.run import Run, forget_state, run_of
@@ -44,12 +45,14 @@ class Places:
         bases: id -> base model that the server was started with.
         most: bytes that datasets, pictures and files to import may take together.
         models: folders of base models.
+        upscalers: folders of upscalers.
     """
 
     folder: Path
     bases: Mapping[str, str]
     most: int = int(QUOTA * 2**30)
     models: tuple[Path, ...] = ()
+    upscalers: tuple[Path, ...] = ()
 
     @cached_property
     def catalogue(self) -> Bases:
@@ -75,6 +78,11 @@ class Places:
     def pictures(self) -> PictureUploads:
         """The pictures that requests name."""
         return PictureUploads(self.folder / "pictures", self.quota)
+
+    @cached_property
+    def enlarging(self) -> Upscalers:
+        """The upscalers."""
+        return Upscalers(self.upscalers or (self.folder / FOLDER,))
 
     def job(self, job: str) -> Path:
         """Return the folder of a job."""
@@ -119,8 +127,9 @@ class Places:
 
     def of(self, kind: str, name: str) -> str:
         """Return the path of a file by its kind and id, relative to the server's folder, so that pictures hide it."""
-        path = self.concept(name) if kind == "concept" else self.pictures.path(name)
-        return path.relative_to(self.folder).as_posix()
+        of_kind = {"concept": self.concept, "upscaler": self.enlarging.path}
+        path = of_kind.get(kind, self.pictures.path)(name)
+        return (path.relative_to(self.folder) if path.is_relative_to(self.folder) else path).as_posix()
 
 
 # -- generating -------------------------------------------------------------------------------------------------
@@ -262,8 +271,6 @@ def training_of(method: str, settings: Mapping[str, Any], dataset: str | None, b
     run = run_of(known[method], given | {"images": places.datasets.folder(dataset) if dataset else None}, made)
     if said:
         raise ConfigError(" ".join(said), f"GET /api/v1/methods/{method} lists the settings and their ranges.")
-    if run.train.candidates and len(run.config.triggers) > 1:
-        raise ConfigError("Candidates cannot be kept of several subjects.", "Leave candidates out, or also.")
     run.require_pictures()
     # Seen from the folder of the server, where its processes work, so that a concept does not tell where that is.
     output = places.folder / run.config.result(base)

@@ -51,6 +51,8 @@ def repeat(
         return runner.write_pictures(made.request, base or made.base, output, machine, made.index)
     if "inpaint" in wishes:
         wishes = wishes | {"inpaint": {"digests": (), **wishes["inpaint"]}}
+    if "upscaler" in wishes.get("enlarge", {}):
+        wishes = wishes | {"enlarge": {"digests": (), **wishes["enlarge"]}}
     stored = made.request.model_dump() | {"seed": made.request.seed + made.index, "count": 1}
     request = Request.read(_replaced(stored, wishes))
     return draw(request, axes, base or made.base, output, machine, picking=picking)

@@ -18,7 +18,7 @@ from pipelines.request.request import Request
 from pipelines.request.texts import without_folders
 from studio.jobs.jobs import Job, Jobs
 from studio.web.components import base_words, box_editor, concept_chips, fold, plan, records
-from studio.web.forms import Form
+from studio.web.forms import Form, upscalers
 from studio.web.pages.offers import CLOSENESS, EXAMPLES, LABELS, PRESETS, TRIES
 from studio.web.panels import planning
 from studio.web.panels.answer import AnswerPanel, larger
@@ -140,6 +140,8 @@ class GeneratePage:
             component.change(
                 self.shape, [self.base, *size, self.plan], [self.boxes, self.plan], api_visibility="private"
             )
+        network = self._fields("enlarge.upscaler", "enlarge.factor")
+        network[1].input(self.twice, network, network[0], api_visibility="private")
         self.plan.select(self.resize, [self.base, self.plan], size, api_visibility="private")  # pyright: ignore[reportAttributeAccessIssue]
 
     def follow_on(self, page: gr.Blocks) -> None:
@@ -154,7 +156,8 @@ class GeneratePage:
     @property
     def kept(self) -> list[Any]:
         """The components that show the library."""
-        return [self.chips, self.boxes, self.offer, self.words, self.phrasing.earlier, self.phrasing.style]
+        shown_ = [self.chips, self.boxes, self.offer, self.words, self.phrasing.earlier, self.phrasing.style]
+        return [*shown_, *self._fields("enlarge.upscaler")]
 
     def _fields(self, *starts: str) -> list[Any]:
         """Return components of the fields whose paths begin so."""
@@ -168,7 +171,8 @@ class GeneratePage:
         words = words_of(self.jobs, base, learned)
         names = [name for group in words.get("things", {}).values() for name in group]
         boxes = gr.update(choices=[*learned[:OFFERED], *names])
-        return now, boxes, shown(offered(self.jobs)), words, *self.phrasing.refresh()
+        networks = gr.update(choices=upscalers(self.jobs.places.enlarging.there()))
+        return now, boxes, shown(offered(self.jobs)), words, *self.phrasing.refresh(), networks
 
     def sized(self, base: str) -> Any:
         """Return the small fields with the sizes of a base."""
@@ -250,6 +254,11 @@ class GeneratePage:
         """Return values of the guidance fields for a preset."""
         chosen = PRESETS.get(preset, {})
         return [chosen.get("scale"), chosen.get("rescale"), chosen.get("start", 0.0), chosen.get("stop", 1.0)]
+
+    @staticmethod
+    def twice(factor: float | None, upscaler: str | None) -> Any:
+        """Return twice the size for an upscaler that would have nothing to do."""
+        return 2.0 if upscaler and (factor or 1) <= 1 else gr.skip()
 
     def resize(self, base: str, plan: Any) -> list[Any]:
         """Return width and height for the size that was chosen; the base's own are left to it."""

@@ -24,6 +24,7 @@ LABELS = {
     "enlarge.factor": "Enlarge",
     "enlarge.strength": "Drawn anew",
     "enlarge.by": "Enlarge by",
+    "enlarge.upscaler": "Upscaler",
     "excite.words": "Words that must be seen",
     "excite.strength": "Strength of their correction",
 }

@@ -75,7 +75,8 @@ def larger(job: Job, path: Path) -> dict[str, Any]:
     for region, asked in zip(fields.get("regions", ()), order.get("regions", ()), strict=False):
         region.update({"mask": asked["mask"]} if asked.get("mask") else {})
     concepts = [{"source": Path(use.source).stem, "strength": use.strength} for use in made.request.concepts]
-    enlarge = {**fields.get("enlarge", {}), "factor": min(LARGEST, 2 * made.request.enlarge.factor)}
+    enlarge = {**fields.get("enlarge", {}), "factor": min(LARGEST, 2 * made.request.enlarge.factor), "digests": []}
+    enlarge |= {"upscaler": Path(enlarge["upscaler"]).name} if enlarge.get("upscaler") else {}
     seed = made.request.seed + made.index
     return {**fields, "concepts": concepts, "seed": seed, "count": 1, "enlarge": enlarge}
 

@@ -45,6 +45,7 @@ function row(job, place, waiting) {
   const button = (label, address, title) => {
     const node = make('button', {type: 'button', className: 'quiet', textContent: label, title});
     node.setAttribute('aria-label', `${title}: ${called(job)}`);
+    node.dataset.act = address;
     node.addEventListener('click', () => ask(address));
     return node;
   };
@@ -64,11 +65,11 @@ function draw() {
   const now = JSON.stringify(jobs.map((job) => [job.id, job.state, job.step, job.steps]));
   if (now === drawn) return;
   drawn = now;
-  const focus = document.activeElement?.getAttribute('aria-label');
+  const focus = document.activeElement?.dataset.act;
   const waiting = jobs.filter((job) => job.state === 'queued');
   drawer.querySelector('ol').replaceChildren(...jobs.map((job) => row(job, waiting.indexOf(job), waiting.length)));
   drawer.querySelector('.none').hidden = !!jobs.length;
-  if (focus) drawer.querySelector(`[aria-label="${CSS.escape(focus)}"]`)?.focus();
+  if (focus) drawer.querySelector(`[data-act="${CSS.escape(focus)}"]`)?.focus();
 }
 
 async function look() {
