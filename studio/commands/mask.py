@@ -79,18 +79,8 @@ def mask(
     output
         The mask, a PNG.
     """
-    fields = {"clicks": click, "without": without, "box": box, "strokes": [stroke(text) for text in brush]}
-    try:
-        selection = Selection.model_validate(fields | {"sam": None if sam is None else str(sam)})
-    except ValidationError as error:
-        raise RequestError(problems(error), "studio mask --help says how places are given.") from None
-    if (ways := sum((not selection.empty, name is not None, everything))) != 1:
-        raise RequestError(
-            "Nothing was pointed at." if not ways else f"{ways} ways of pointing were given.",
-            "Give --click, --box or --brush, or --name, or --all: studio mask picture.png --click 0.5,0.4",
-        )
-    if finder is not None and name is None:
-        raise RequestError(f"--finder {finder} finds names, and there is none.", 'Give one: --name "red cup"')
+    selection = _selection({"clicks": click, "without": without, "box": box}, brush, sam)
+    _require_one_way(selection, name, everything, finder)
     from pipelines.files import whole_file
     from pipelines.masks.files import softened
     from pipelines.pictures.files import open_picture
@@ -101,6 +91,30 @@ def mask(
         with whole_file(path) as temporary:
             softened(guess.mask, grow, feather).save(temporary, format="PNG")
         print(f"{path}  {guess.quality:.2f}")
+
+
+def _selection(given: dict[str, object], brush: tuple[str, ...], sam: Path | None) -> Selection:
+    """Return what is pointed at; raises `RequestError` with every problem of it."""
+    fields = given | {"strokes": [stroke(text) for text in brush], "sam": None if sam is None else str(sam)}
+    try:
+        return Selection.model_validate(fields)
+    except ValidationError as error:
+        raise RequestError(problems(error), "studio mask --help says how places are given.") from None
+
+
+def _require_one_way(selection: Selection, name: str | None, everything: bool, finder: Path | None) -> None:
+    """Refuse nothing to mask, and more than one way of saying it.
+
+    Raises:
+        RequestError: naming them.
+    """
+    if (ways := sum((not selection.empty, name is not None, everything))) != 1:
+        raise RequestError(
+            "Nothing was pointed at." if not ways else f"{ways} ways of pointing were given.",
+            "Give --click, --box or --brush, or --name, or --all: studio mask picture.png --click 0.5,0.4",
+        )
+    if finder is not None and name is None:
+        raise RequestError(f"--finder {finder} finds names, and there is none.", 'Give one: --name "red cup"')
 
 
 def _meant(
