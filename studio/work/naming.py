@@ -15,6 +15,7 @@ from pipelines.pictures.files import open_picture
 from pipelines.pictures.tensors import to_tensor
 from pipelines.request.inpaint import Selection
 from pipelines.request.request import Request
+from studio.settings import DrawingMachine, Machine
 from trainers.stickers.world import ALL_NAMES
 
 POINT = "Point at it: --inpaint-click 0.5,0.4"
@@ -65,7 +66,7 @@ def outlined(picture: Image.Image, thing: NamedThing, sam: Path | None) -> Guess
     return Guess(selected(picture, asked)[0].mask, thing.score)
 
 
-def named_placed(request: Request, finder: Path | None) -> Request:
+def named_placed(request: Request, machine: Machine) -> Request:
     """Return a request with the box of what it names to be repainted in the place of the name.
 
     Raises:
@@ -75,6 +76,7 @@ def named_placed(request: Request, finder: Path | None) -> Request:
     if request.inpaint is None or not request.inpaint.name:
         return request
     request.inpaint.require_files()
+    finder = machine.finder if isinstance(machine, DrawingMachine) else None
     best = things_named(open_picture(Path(request.inpaint.image)), request.inpaint.name, finder)[0]
     return request.model_copy(update={"inpaint": request.inpaint.model_copy(update={"name": "", "box": best.box})})
 
