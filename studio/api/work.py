@@ -13,8 +13,9 @@ from fastapi import APIRouter, Depends, Header, Query, Response, status
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
+from pipelines.captions.wording import Wording
 from pipelines.errors import RequestError, Unknown
-from studio.api.forms import PLACE, GenerationOrder, RunOrder, ScoreOrder, Work, settings_of, work
+from studio.api.forms import PLACE, CaptionOrder, GenerationOrder, RunOrder, ScoreOrder, Work, settings_of, work
 from studio.api.paging import USUAL, Paging
 from studio.api.zips import zipped
 from studio.jobs.jobs import Jobs
@@ -65,6 +66,13 @@ def routes(jobs: Jobs) -> APIRouter:
         """Order a measurement; its event `scores` has the figures of each step, the proposed one, and the reason."""
         with _asked():
             return accepted(jobs.submit_score(order.concept, order.dataset, order.base, keyed("score", key)), response)
+
+    @router.post("/captions", status_code=status.HTTP_202_ACCEPTED, tags=["captions"])
+    def ask_for_captions(order: CaptionOrder, response: Response, key: Key = None) -> Work:
+        """Order captions of the pictures of a dataset that have none; they stand beside the pictures then."""
+        with _asked():
+            wording = Wording.model_validate(order.model_dump(exclude={"dataset"}))
+            return accepted(jobs.captioning.submit(order.dataset, wording, keyed("caption", key)), response)
 
     @router.get("/methods", tags=["runs"])
     def methods(paging: Paged) -> Sequence[str]:

@@ -16,6 +16,7 @@ from pipelines.errors import Conflict
 from pipelines.files import require_room
 from pipelines.locks import locked
 from pipelines.words import file_stem
+from studio.jobs.captioning import Captioning
 from studio.jobs.clashes import Clashes
 from studio.jobs.dispatcher import Dispatcher
 from studio.jobs.downloads import Downloads
@@ -58,6 +59,7 @@ class Jobs:
         quota: GiB that datasets, uploaded pictures and files to import may take together.
         models: folders of base models, beside `models` in the folder.
         upscalers: folders of upscalers, beside `upscalers` in the folder.
+        captioner: folder of a model that writes captions; by default pocket's reading of stickers.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Jobs:
         quota: float = QUOTA,
         models: Sequence[Path] = (),
         upscalers: Sequence[Path] = (),
+        captioner: Path | None = None,
     ) -> None:
         named = (bases or {"pocket": "pocket"}).items()  # absolute, as processes work in the folder
         whole = {name: str(Path(base).resolve()) if Path(base).exists() else base for name, base in named}
@@ -80,7 +83,8 @@ class Jobs:
         self.folder, self.slots = folder.resolve(), slots
         roots = (self.folder / "models", *(one.resolve() for one in models))
         enlarging = (self.folder / FOLDER, *(one.resolve() for one in upscalers))
-        self.places = Places(self.folder, whole, int(quota * 2**30), roots, enlarging)
+        told = "pocket" if captioner is None else str(captioner.resolve())
+        self.places = Places(self.folder, whole, int(quota * 2**30), roots, enlarging, told)
         self.bases, self.learned = self.places.catalogue, self.places.learned
         self.datasets, self.pictures = self.places.datasets, self.places.pictures
         for kept in (self.learned, roots[0], enlarging[0]):
@@ -89,6 +93,7 @@ class Jobs:
         self.engine = engine(self.places) if engine else LocalEngine(self.places, machine, slots, warm)
         self.history, self.waiting = History(self.ledger, self.folder), Waiting(self.ledger)
         self.downloads = Downloads(self.ledger, self.places, machine.download)
+        self.captioning = Captioning(self.ledger, self.places)
         self.clashes = Clashes(self.ledger, self.places)
         self.dispatcher = Dispatcher(self.places, self.ledger, self.engine, slots)
         self._asking, self._lock = threading.Lock(), cast("BaseFileLock | None", None)
@@ -267,7 +272,8 @@ class Jobs:
             Conflict: if a training still needs them.
         """
         self.datasets.folder(dataset)
-        for job in (*self.ledger.list("training", LIVE, 1000), *self.ledger.list("score", LIVE, 1000)):
+        needing: tuple[Kind, ...] = ("training", "score", "caption")
+        for job in (one for kind in needing for one in self.ledger.list(kind, LIVE, 1000)):
             if dataset == job.spec["dataset"] or dataset in json.dumps(job.spec.get("settings")):
                 raise Conflict(f"The {job.kind} {job.id} needs these pictures.", "Cancel it first.")
         self.datasets.delete(dataset)

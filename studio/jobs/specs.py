@@ -46,6 +46,7 @@ class Places:
         most: bytes that datasets, pictures and files to import may take together.
         models: folders of base models.
         upscalers: folders of upscalers.
+        captioner: what writes captions: "pocket", or the folder of a model.
     """
 
     folder: Path
@@ -53,6 +54,7 @@ class Places:
     most: int = int(QUOTA * 2**30)
     models: tuple[Path, ...] = ()
     upscalers: tuple[Path, ...] = ()
+    captioner: str = "pocket"
 
     @cached_property
     def catalogue(self) -> Bases:

@@ -35,6 +35,7 @@ ENDS = {
     "score": "It is measured",
     "import": "It is imported",
     "download": "It is there",
+    "caption": "The captions are written",
 }
 """Titles of the page when a job of a kind is done."""
 
@@ -100,6 +101,8 @@ def called(job: Job) -> str:
         return f"drawing “{str(job.spec.get('request', {}).get('prompt', ''))[:40]}”"
     if job.kind == "download":
         return f"fetching {job.spec.get('model')}"
+    if job.kind == "caption":
+        return "writing captions"
     return f"measuring {job.spec.get('concept')}" if job.kind == "score" else "importing a file"
 
 
@@ -248,3 +251,13 @@ def facts(rows: Sequence[tuple[str, object]]) -> str:
     """Return HTML of a table with a name and a value in each row."""
     lines = "".join(f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in rows)
     return f'<table class="facts">{lines}</table>'
+
+
+def curves(seen: JobMessages) -> str:
+    """Return HTML of the losses and figures over the steps."""
+    names = dict.fromkeys(name for step in seen.steps for name in step.get("terms", {}))
+    drawn = [
+        curve([(step["step"], step["terms"][name]) for step in seen.steps if name in step.get("terms", {})], name)
+        for name in names
+    ]
+    return f'<div class="curves">{"".join(drawn)}</div>'
