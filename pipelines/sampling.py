@@ -15,6 +15,7 @@ from pipelines.concepts.concept import Concept, attached
 from pipelines.condition import Canvas, Condition
 from pipelines.conditions.boxes import Boxes
 from pipelines.conditions.distilled import DistilledGuidance
+from pipelines.conditions.excite import Excitation
 from pipelines.conditions.inpaint import Inpainting
 from pipelines.conditions.regions import Regions, wanted
 from pipelines.conditions.text import Text
@@ -267,7 +268,9 @@ def _conditions(
     request: Request, boxes: Sequence[Box], size: tuple[int, int], learned: Sequence[Concept]
 ) -> list[Condition]:
     """Return the conditions of a request with all its boxes, except the picture that is painted on."""
-    return [_text(request, size), DistilledGuidance(request.guidance), *_placing(request, boxes, size, learned)]
+    asked: list[Condition] = [_text(request, size), DistilledGuidance(request.guidance)]
+    asked += [Excitation(request.excite, request.prompt)] if request.excite.acts else []
+    return [*asked, *_placing(request, boxes, size, learned)]
 
 
 def _apart(request: Request, learned: Sequence[Concept]) -> tuple[dict[int, list[Box]], dict[int, list[int]]]:

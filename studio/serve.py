@@ -20,10 +20,11 @@ from studio.settings import DrawingMachine, Machine
 
 if TYPE_CHECKING:
     from studio.api.guard import Door
+    from studio.jobs.jobs import Jobs
     from studio.jobs.local_engine import Engine
     from studio.jobs.specs import Places
 
-PASSWORD, TOKEN = "STUDIO_PASSWORD", "STUDIO_TOKEN"
+PASSWORD, TOKEN, LANGUAGE = "STUDIO_PASSWORD", "STUDIO_TOKEN", "STUDIO_LANGUAGE"
 
 
 class Offered(Frozen):
@@ -68,6 +69,7 @@ def serve(
     cluster: str | None = None,
     page: bool = True,
     browser: Annotated[bool, Parameter(name="--open", negative="")] = False,
+    language: str | None = None,
     machine: Annotated[DrawingMachine, Parameter(name="*")] = DrawingMachine(),  # noqa: B008
 ) -> None:
     """Open the studio in the browser, with a REST interface beside it.
@@ -99,12 +101,13 @@ def serve(
         Offer the web page too.
     browser
         Open it in this machine's browser.
+    language
+        Language of the page, en, de or auto for that of each browser, until visitors choose; also STUDIO_LANGUAGE.
     """
-    door = _door(host, (password, token), allow_host)
     _check(port, slots, quota)
     told = {**offered.told(), "quota": quota, "machine": machine, "slots": slots}
     told["engine"] = _engine(engine, cluster, machine, slots)
-    _offer(folder, told, door, port, page, browser)
+    _offer(folder, told, _door(host, (password, token), allow_host), port, browser, _page(page, language))
 
 
 def _door(host: str, given: tuple[str | None, ...], names: tuple[str, ...]) -> Door:
@@ -115,15 +118,33 @@ def _door(host: str, given: tuple[str | None, ...], names: tuple[str, ...]) -> D
     return Door(host, secrets, names)
 
 
-def _offer(folder: Path, told: dict[str, Any], door: Door, port: int, page: bool, browser: bool) -> None:
-    """Serve until stopped; `told` are the settings of `Jobs`."""
-    from studio.api.app import guarded, rest, with_page
+def _page(wanted: bool, language: str | None) -> Callable[[Any, Jobs], Any]:
+    """Return a function that adds the page if it is wanted, in the language that is given or in the environment.
+
+    Raises:
+        ConfigError: if there is no such language.
+    """
+    from studio.api.app import with_page
+    from studio.web.languages import AUTO, names
+
+    if not wanted:
+        return lambda app, jobs: app
+    chosen = language or os.environ.get(LANGUAGE) or AUTO
+    if chosen not in (AUTO, *names()):
+        raise ConfigError(f"There is no language {chosen!r:.40}.", f"--language is {', '.join(names())} or {AUTO}.")
+    return partial(with_page, language=chosen)
+
+
+def _offer(
+    folder: Path, told: dict[str, Any], door: Door, port: int, browser: bool, wrap: Callable[[Any, Jobs], Any]
+) -> None:
+    """Serve until stopped; `told` are the settings of `Jobs`, and `wrap` adds the page, if any."""
+    from studio.api.app import guarded, rest
     from studio.jobs.jobs import Jobs
 
     jobs = Jobs(folder, **told)
     jobs.reserve()
-    app = rest(jobs)
-    _listen(guarded(with_page(app, jobs) if page else app, door), door.host, port, browser)
+    _listen(guarded(wrap(rest(jobs), jobs), door), door.host, port, browser)
 
 
 def _check(port: int, slots: int, quota: float) -> None:

@@ -61,24 +61,26 @@ def rest(jobs: Jobs) -> FastAPI:
     return app
 
 
-def with_page(app: FastAPI, jobs: Jobs) -> FastAPI:
-    """Return the application with the web page at its root."""
+def with_page(app: FastAPI, jobs: Jobs, language: str = "auto") -> FastAPI:
+    """Return the application with the web page at its root, in a language of `studio.web.languages`."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     copies = copies_folder()  # before the framework looks where it is
     import gradio as gr
 
     page: Any = importlib.import_module("studio.web.app")
     blocks = page.build(jobs)
-    helped = importlib.import_module("studio.web.help").document()
+    helped = importlib.import_module("studio.web.help").document(language)
 
     @app.get("/help", include_in_schema=False)
     def helping() -> HTMLResponse:
         """Return the help of the page."""
         return HTMLResponse(helped)
 
+    app.include_router(documents.languages())
+
     blocks.has_launched = True  # else the framework checks no path it is given; mounting does not set it
     app.add_middleware(PageFiles, folder=copies)
-    return gr.mount_gradio_app(app, blocks, path="/", **page.mount_options(jobs))
+    return gr.mount_gradio_app(app, blocks, path="/", **page.mount_options(jobs, language))
 
 
 def guarded(app: FastAPI, door: Door) -> ASGIApp:

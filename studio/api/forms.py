@@ -106,6 +106,16 @@ class CaptionOrder(Wording):
     """Id of the pictures."""
 
 
+class AttentionOrder(Frozen):
+    """An order of where each word of a prompt was looked up in a picture."""
+
+    generation: str
+    """Id of the generation that made the picture."""
+
+    picture: int = Field(default=0, ge=0, le=1_000_000)
+    """Its place among the pictures of the generation."""
+
+
 class StepForm(Frozen):
     """The candidate that a concept is replaced by."""
 
@@ -149,6 +159,7 @@ PLACE: dict[Kind, str] = {
     "score": "scores",
     "download": "downloads",
     "caption": "captions",
+    "attention": "attentions",
 }
 
 

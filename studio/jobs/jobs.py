@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import shutil
 import threading
@@ -24,21 +23,22 @@ from studio.jobs.history import History
 from studio.jobs.local_engine import Engine, LocalEngine
 from studio.jobs.specs import (
     Places,
+    checked_attention,
     checked_comparison,
     checked_picking,
     checked_request,
     forget_training,
+    places_of,
     scores_key,
     training_of,
 )
-from studio.jobs.store import LIVE, Event, Job, Kind, Ledger
+from studio.jobs.store import Event, Job, Kind, Ledger
 from studio.jobs.waiting import Waiting
 from studio.library import concepts
 from studio.library.model_cards import base_card
 from studio.library.names import require_measurable
 from studio.library.quota import QUOTA
 from studio.library.uploads import put_aside
-from studio.library.upscalers import FOLDER
 from studio.settings import Machine
 from trainers.loop.candidates import take
 
@@ -76,19 +76,11 @@ class Jobs:
         upscalers: Sequence[Path] = (),
         captioner: Path | None = None,
     ) -> None:
-        named = (bases or {"pocket": "pocket"}).items()  # absolute, as processes work in the folder
-        whole = {name: str(Path(base).resolve()) if Path(base).exists() else base for name, base in named}
-        if not folder.exists():
-            folder.mkdir(parents=True, mode=0o700)  # prompts and pictures are nobody else's
-        self.folder, self.slots = folder.resolve(), slots
-        roots = (self.folder / "models", *(one.resolve() for one in models))
-        enlarging = (self.folder / FOLDER, *(one.resolve() for one in upscalers))
-        told = "pocket" if captioner is None else str(captioner.resolve())
-        self.places = Places(self.folder, whole, int(quota * 2**30), roots, enlarging, told)
+        roots = {"models": models, "upscalers": upscalers}
+        self.places = places_of(folder, bases or {"pocket": "pocket"}, quota, roots, captioner)
+        self.folder, self.slots = self.places.folder, slots
         self.bases, self.learned = self.places.catalogue, self.places.learned
         self.datasets, self.pictures = self.places.datasets, self.places.pictures
-        for kept in (self.learned, roots[0], enlarging[0]):
-            kept.mkdir(exist_ok=True)
         self.ledger = Ledger(self.folder / "jobs.sqlite")
         self.engine = engine(self.places) if engine else LocalEngine(self.places, machine, slots, warm)
         self.history, self.waiting = History(self.ledger, self.folder), Waiting(self.ledger)
@@ -200,6 +192,20 @@ class Jobs:
         require_room(self.folder, 64 << 20)
         return self.ledger.add("score", {"concept": concept, "dataset": dataset, "base": base}, key)
 
+    def submit_attention(self, generation: str, picture: int, key: str | None = None) -> Job:
+        """Order where each word of the prompt of a picture was looked up in it.
+
+        Args:
+            generation: id of the job that made it.
+            picture: its place among the results of that job.
+            key: asking again with the same key gives the same job.
+
+        Raises:
+            StudioError: if there is no such picture, or it is a sheet of several.
+        """
+        require_room(self.folder, 64 << 20)
+        return self.ledger.add("attention", checked_attention(self.get(generation), picture, self.places), key)
+
     def scores_after(self, training: str) -> Job | None:
         """Return the job that measured the result of a training, if there is one."""
         return self.ledger.keyed(scores_key(training))
@@ -271,11 +277,7 @@ class Jobs:
         Raises:
             Conflict: if a training still needs them.
         """
-        self.datasets.folder(dataset)
-        needing: tuple[Kind, ...] = ("training", "score", "caption")
-        for job in (one for kind in needing for one in self.ledger.list(kind, LIVE, 1000)):
-            if dataset == job.spec["dataset"] or dataset in json.dumps(job.spec.get("settings")):
-                raise Conflict(f"The {job.kind} {job.id} needs these pictures.", "Cancel it first.")
+        self.clashes.require_unneeded(dataset)
         self.datasets.delete(dataset)
 
     # -- looking ---------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from pipelines.errors import StudioError
 from pipelines.request.texts import readable, without_paths
 
 _log = logging.getLogger(__name__)
-Kind = Literal["generation", "training", "import", "score", "download", "caption"]
+Kind = Literal["generation", "training", "import", "score", "download", "attention", "caption"]
 State = Literal["queued", "running", "paused", "done", "failed", "cancelled"]
 ENDED = ("done", "failed", "cancelled")
 LIVE = ("queued", "running", "paused")
@@ -91,7 +91,7 @@ class Event:
     Attributes:
         seq: its number within the job, from 1 without gaps.
         at: seconds since 1970.
-        kind: "step", "phase", "note", "preview", "scores" or "state".
+        kind: "step", "phase", "note", "preview", "scores", "words" or "state".
         data: figures and texts.
     """
 

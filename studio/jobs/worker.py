@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,8 +41,9 @@ from studio.settings import DrawingMachine, Machine, Picking
 from studio.work import captions, runner
 from studio.work import measure as measuring
 from studio.work.compare import draw
+from studio.work.reproduce import overlays
 from trainers.loop.launch import pausing
-from trainers.run import forget_state
+from trainers.run import Run, forget_state
 
 
 @dataclass
@@ -95,6 +96,7 @@ class Worker:
             "import": self._import,
             "score": self._score,
             "download": self._download,
+            "attention": self._attention,
             "caption": self._caption,
         }
         return others.get(job.kind, self._train)(job, should_stop)
@@ -116,18 +118,21 @@ class Worker:
                 run, self.machine, on_event=lambda event: self.tell(job, event), should_stop=should_stop
             )
         with suppress(NoSpace):  # what was learned is worth more than what comes after
-            self._after(job, paths[0], run.train.candidates)
+            self._after(job, run, paths)
         return paths
 
-    def _after(self, job: Job, concept: Path, candidates: int) -> None:
-        """Draw a preview of the concept for the library, and order the measurement of its candidates."""
-        if newest := sorted(self.places.job(job.id).glob("preview-*.png"))[-1:]:
-            with whole_file(concept.with_name(f"{stem_of(concept)}.preview.png")) as picture:
+    def _after(self, job: Job, run: Run, paths: Sequence[Path]) -> None:
+        """Bring the last preview of a run of one concept into the library, and order measurements of candidates."""
+        newest = sorted(self.places.job(job.id).glob("preview-*.png"))[-1:]
+        if newest and len(paths) == 1:  # else it shows what others learned too, and each has one of its own
+            with whole_file(paths[0].with_name(f"{stem_of(paths[0])}.preview.png")) as picture:
                 shutil.copyfile(newest[0], picture)
-        comparable = job.spec["dataset"] and read_card(concept).kind != "slider"  # others have nothing to compare with
-        if candidates and comparable:
-            asked = {"concept": concept.stem, "dataset": job.spec["dataset"], "base": job.spec["base"]}
-            self.ledger.add("score", asked, scores_key(job.id))
+        for concept, (folder, _) in zip(paths, run.config.folders(run.data.images), strict=False):
+            if not (run.train.candidates and folder) or read_card(concept).kind == "slider":
+                continue  # a slider has nothing to be compared with
+            asked = {"concept": concept.stem, "dataset": folder.name, "base": job.spec["base"]}
+            key = scores_key(job.id)
+            self.ledger.add("score", asked, key if concept == paths[0] else f"{key} {concept.stem}")
 
     def _score(self, job: Job, should_stop: Callable[[], bool]) -> list[Path]:
         spec, sheet = job.spec, self.places.job(job.id) / "scores.png"
@@ -173,6 +178,19 @@ class Worker:
             should_stop=should_stop,
         )
         return []  # they stand beside the pictures
+
+    def _attention(self, job: Job, should_stop: Callable[[], bool]) -> list[Path]:
+        words, paths = overlays(
+            self.places.picture_of(self.ledger.get(job.spec["generation"]), job.spec["picture"]),
+            self._base_for(job),
+            self.places.job(job.id),
+            self.machine,
+            on_event=lambda event: self.tell(job, event),
+            should_stop=should_stop,
+        )
+        told = [{"word": word, "most": round(most, 4)} for word, most in words.items()]
+        self.ledger.tell(job.id, "words", {"words": told})
+        return paths
 
     def _import(self, job: Job, should_stop: Callable[[], bool]) -> list[Path]:
         source = self.places.folder / job.spec["file"]

@@ -12,6 +12,7 @@ import gradio as gr
 from pipelines.errors import RequestError, StudioError
 from pipelines.exhaustion import hardship
 from studio.jobs.jobs import Jobs
+from studio.web import languages
 from studio.web.components import base_choice
 from studio.web.help import scripts
 from studio.web.models.choice import BaseChoice
@@ -36,6 +37,9 @@ CORNER = (
     '<button type="button" class="quiet" data-do="queue">Queue</button>'
     '<button type="button" class="quiet" data-do="tour" title="Show me around">Tour</button>'
     '<button type="button" class="quiet" data-do="looks">Dark</button>'
+    '<select class="quiet" data-do="language" aria-label="Language" translate="no">'
+    + "".join(f'<option value="{name}" lang="{name}">{own}</option>' for name, own in languages.names().items())
+    + "</select>"
 )
 FOOT = (
     '<p class="hint"><a href="/help" target="_blank" rel="noopener">Help</a> · '
@@ -223,12 +227,12 @@ def _teaching(page: gr.Blocks, tab: gr.Tab, teach: TeachPage) -> None:
     teach.scores.look_on(tab)
 
 
-def mount_options(jobs: Jobs) -> dict[str, Any]:
-    """Return the options of `gr.mount_gradio_app`."""
+def mount_options(jobs: Jobs, language: str = languages.AUTO) -> dict[str, Any]:
+    """Return the options of `gr.mount_gradio_app`, with the language that the server has chosen."""
     return {
         "theme": theme(),
         "css": text("studio.css") + text("front.css"),
-        "head": scripts(),
+        "head": scripts(language),
         # What handlers may show; browsers get copies of it, and nothing by its path (studio/api/page_files.py).
         "allowed_paths": [
             *(str(jobs.folder / name) for name in ("concepts", "datasets", "exports", "jobs", "pictures")),

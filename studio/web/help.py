@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from pipelines.request.request import InContext, Inpaint, Request
-from studio.web import forms
+from studio.web import forms, languages
 from studio.web.pages import edit, example, offers
 from studio.web.static import text
 
@@ -167,18 +167,32 @@ def controls() -> dict[str, Help]:
     return {**CONTROLS, **{name: Help(*told) for name, told in derived.items()}}
 
 
-def scripts() -> str:
-    """Return what goes into the head of the page: its scripts, and the help they show."""
+def languages_script(chosen: str) -> str:
+    """Return the script that puts a page into the language of its visitor, and what it has to know.
+
+    Args:
+        chosen: the server's language; `AUTO` for that of the browser.
+    """
+    return f'<script type="application/json" id="studio-languages">{languages.told(chosen)}</script>' + _script(
+        "language.js"
+    )
+
+
+def _script(name: str) -> str:
+    return f"<script>(() => {{\n{text(name)}\n}})();</script>"
+
+
+def scripts(language: str = languages.AUTO) -> str:
+    """Return what goes into the head of the page: its scripts, the help they show, and the server's language."""
     told = {"controls": {name: [one.title, one.says, bool(one.more)] for name, one in controls().items()}, "tour": TOUR}
     # Inside a script element "</" must not appear.
     data = json.dumps(told, ensure_ascii=False).replace("</", "<\\/")
     names = ("prompt.js", "light.js", "guide.js", "clock.js", "looks.js", "queue.js")
-    return f'<script type="application/json" id="studio-help">{data}</script>' + "".join(
-        f"<script>(() => {{\n{text(name)}\n}})();</script>" for name in names
-    )
+    helped = f'<script type="application/json" id="studio-help">{data}</script>'
+    return languages_script(language) + helped + "".join(map(_script, names))
 
 
-def document() -> str:
+def document(language: str = languages.AUTO) -> str:
     """Return the page of help as HTML."""
     parts = "".join(
         f'<section id="{escape(name)}"><h2>{escape(one.title)}</h2><p>{escape(one.says)}</p>'
@@ -186,4 +200,4 @@ def document() -> str:
         + "</section>"
         for name, one in controls().items()
     )
-    return text("help.html").replace("{parts}", parts)
+    return text("help.html").replace("{parts}", parts).replace("{language}", languages_script(language))

@@ -18,6 +18,7 @@ from trainers.data.folders import Example, read_examples
 from trainers.data.latents import AT_ONCE, Encoder, Shape, cut_off, fitted, fitted_mask, nearest, shapes
 from trainers.data.stored import Source, digest_of
 from trainers.distributed import WHOLE, BatchShare
+from trainers.settings import DataConfig
 
 __all__ = ["Batch", "Example", "LatentSet", "digest", "read_examples", "prompt_templates", "usable"]
 
@@ -187,6 +188,27 @@ class LatentSet:
         self._occurrences = [
             [i for i in bucket.members for _ in range(self.examples[i].repeats)] for bucket in self.buckets
         ]
+
+    @classmethod
+    def of(
+        cls,
+        components: Components,
+        examples: Sequence[Example],
+        data: DataConfig,
+        seed: int,
+        flip: float | None = None,
+    ) -> LatentSet:
+        """Return examples encoded as settings of reading say; mirrored by chance as those say, or by `flip`."""
+        return cls(
+            components,
+            examples,
+            resolution=data.resolution or components.defaults.size,
+            center_crop=data.center_crop,
+            flip=data.flip if flip is None else flip,
+            seed=seed,
+            buckets=data.buckets,
+            cache=data.cache,
+        )
 
     def _bucket(self, encoder: Encoder, members: list[int], shape: Shape, crop: bool) -> _Bucket:
         ways = self._encoded(encoder, members, shape, crop)

@@ -34,17 +34,17 @@ from studio.web.panels.chips import (
 )
 from studio.web.panels.comparing import Comparing, picture_of, suggestion
 from studio.web.panels.following import said, shown, told
-from studio.web.panels.phrasing import Phrasing, by_lot, lists_of, several
+from studio.web.panels.looking import Looking
+from studio.web.panels.phrasing import Phrasing, by_lot, lists_of, several, words_of
 from studio.web.panels.placed import drawn_in, placed
 from studio.web.panels.planning import Plan, seeded
-from studio.web.panels.words import words_of
 
 OFFERED = 200
 """Learned words that the fields of boxes offer; others can be typed."""
 
 GONE = ConceptError("That concept is no longer in the library.", "Bring it back, or teach it again.")
 EMPTY = "Your pictures appear here."
-USES = ("Use this seed", "Use these settings", "Edit this picture", "Make it larger")
+USES = ("Use this seed", "Use these settings", "Edit this picture", "Make it larger", "Where words look")
 CHOSEN_OPENS = "(boxes) => { if ((boxes || []).length) window.studio.unfold('boxes-fold'); }"
 """Opens the fold of the boxes where there are some."""
 
@@ -59,6 +59,7 @@ class GeneratePage:
                 self._ask()
             with gr.Column(elem_classes="result", min_width=300):
                 self.answer = AnswerPanel(jobs, "generation", self.go, USES, EMPTY)
+                self.looking = Looking(jobs, self.answer, 4)
             with gr.Column(elem_classes="options", min_width=300):
                 self._options()
         self._wire()
@@ -111,6 +112,7 @@ class GeneratePage:
         asked = [self.base, self.prompt, self.chips, self.boxes, self.plan, self.phrasing.style, *self.form.components]
         self.answer.wire(self.submit, [*asked, *self.comparing.components])
         self.phrasing.wire(self.prompt)
+        self.looking.wire()
         self.answer.asking.success(self.drawn, [self.answer.job, self.plan], self.plan, api_visibility="private")
         self.comparing.wire(self.prompt, self.plan, self.chips)
         self.chips.input(None, [self.chips, self.prompt], self.prompt, js=INSERT)

@@ -244,7 +244,7 @@ class PicturesPage:
     def ask_delete(self, pictures: Any, chosen: int, *asked: Any) -> tuple[Any, ...]:
         """Throw pictures away; the button that comes with it brings them back."""
         gone = self.jobs.history.delete(self.picked(pictures, chosen))
-        said = f"Undo: bring {len(gone)} picture{'s' if len(gone) != 1 else ''} back"
+        said = "Undo: bring 1 picture back" if len(gone) == 1 else f"Undo: bring {len(gone)} pictures back"
         return *self.refresh(*asked), gr.update(visible=True, value=said), gone
 
     def ask_undo(self, thrown: Sequence[Sequence[str]], *asked: Any) -> tuple[Any, ...]:

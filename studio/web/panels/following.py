@@ -87,8 +87,20 @@ class Following:
         self.followed(page.load(self.restore, None, self.job, api_visibility="private"), api_visibility="private")
 
     def look_on(self, tab: gr.Tab) -> None:
-        """Show the job when a tab is opened: updates that a closed tab received are lost."""
-        tab.select(self.glance, self.job, list(self.said()), show_progress="hidden", api_visibility="private")
+        """Show the job when a tab is opened, for updates that a closed tab received are lost, and when all is quiet.
+
+        A stream of updates can end without a word: a network that was away, a computer that slept, a proxy's limit, and
+        seldom a race of Gradio's client. A job at work of which nothing came for a while is looked at (`clock.js`).
+        """
+        # One whose answer was lost must not keep the next from being asked, as "once" does.
+        private: dict[str, Any] = {
+            "show_progress": "hidden",
+            "api_visibility": "private",
+            "trigger_mode": "multiple",
+        }
+        look = gr.Button("Look again", visible="hidden", elem_id=f"{self.name}-look")
+        for asked in (tab.select, look.click):
+            asked(self.glance, self.job, list(self.said()), **private)
 
     def restore(self, request: gr.Request) -> str:
         """Return the job that the address names on opening, if it exists."""

@@ -55,9 +55,10 @@ def _wrong_with_start(what: What, start: str, path: str, base: str) -> Iterator[
     if not start:
         yield f"A word that {base} knows is missing, to start from; for example {example}."
     elif words is not None and start.lower() not in words.words:
-        near = words.near(start)
-        more = f"near ones: {', '.join(near)}" if near else f"choose one that comes near, for example {example}"
-        yield f"{base} has no word “{start}”; {more}."
+        if near := words.near(start):
+            yield f"{base} has no word “{start}”; near ones: {', '.join(near)}."
+        else:
+            yield f"{base} has no word “{start}”; choose one that comes near, for example {example}."
 
 
 def _wrong_with_ends(between: str, what: What) -> Iterator[str]:
@@ -90,8 +91,10 @@ def readiness(wrong: list[str], what: What, token: str, pictures: int, seconds: 
         lines.append(("yes", "No pictures are needed: the model draws its own."))
     elif not pictures:
         lines.append(("no", "Pictures are missing: drag some in, or use the example."))
+    elif pictures == 1:
+        lines.append(("some", "1 picture: it works, 3 to 10 work better."))
     elif pictures < ENOUGH:
-        lines.append(("some", f"{pictures} picture{'s' if pictures > 1 else ''}: it works, 3 to 10 work better."))
+        lines.append(("some", f"{pictures} pictures: it works, 3 to 10 work better."))
     else:
         lines.append(("yes", f"{pictures} pictures"))
     lines += [("no", one) for one in wrong]

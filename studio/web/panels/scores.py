@@ -47,9 +47,12 @@ def figures(said: Mapping[str, Any]) -> str:
         )
         for name in names
     )
-    told_ = "; ".join(f"{name.replace('_', ' ')}: {MEANINGS[name]}" for name in names if name in MEANINGS)
+    meanings = {name: MEANINGS[name].replace("{word}", said["word"]) for name in names if name in MEANINGS}
+    told_ = "<br>".join(
+        f"<b>{escape(name.replace('_', ' '))}</b>: <span>{escape(one)}</span>" for name, one in meanings.items()
+    )
     return (
-        f'<details><summary>The figures</summary><p class="hint">{escape(told_.replace("{word}", said["word"]))}.</p>'
+        f'<details><summary>The figures</summary><p class="hint">{told_}</p>'
         f'<div class="scroll"><table class="scores"><tr><th></th>{head}</tr>{lines}</table></div>'
         f'<div class="curves">{drawn}</div></details>'
     )

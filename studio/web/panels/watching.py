@@ -35,6 +35,7 @@ ENDS = {
     "score": "It is measured",
     "import": "It is imported",
     "download": "It is there",
+    "attention": "It is seen where words look",
     "caption": "The captions are written",
 }
 """Titles of the page when a job of a kind is done."""
@@ -99,6 +100,8 @@ def called(job: Job) -> str:
         return f"{'checking pictures for' if job.spec.get('dry_run') else 'teaching'} {what}"
     if job.kind == "generation":
         return f"drawing “{str(job.spec.get('request', {}).get('prompt', ''))[:40]}”"
+    if job.kind == "attention":
+        return "looking where words look"
     if job.kind == "download":
         return f"fetching {job.spec.get('model')}"
     if job.kind == "caption":

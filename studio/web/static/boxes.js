@@ -44,7 +44,7 @@ function drawStage() {
     node.className = 'box colour' + (index % COLOURS);
     node.setAttribute('role', 'group');
     node.dataset.index = index;
-    node.innerHTML = '<span class="paint"></span><span class="name"></span>' +
+    node.innerHTML = '<span class="paint"></span><span class="name" translate="no"></span>' +
       Object.keys(CORNERS).map((corner) => `<span class="corner ${corner}" data-corner="${corner}"></span>`).join('');
     stage.append(node);
   }

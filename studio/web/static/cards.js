@@ -10,7 +10,7 @@ function card(one) {
   const picture = one.picture ? Object.assign(document.createElement('img'), {src: one.picture, alt: '', loading: 'lazy'}) : document.createElement('i');
   const text = document.createElement('span');
   for (const [tag, words] of [['b', one.token], ['small', one.kind], ['small', one.base], ['small', one.words]])
-    if (words) text.append(Object.assign(document.createElement(tag), {textContent: words}));
+    if (words) text.append(Object.assign(document.createElement(tag), {textContent: words, translate: tag !== 'b'}));
   node.append(picture, text);
   node.addEventListener('click', () => { props.chosen = one.id; draw(); trigger('pick', {id: one.id}); });
   return node;

@@ -20,7 +20,7 @@ function chip(one, index) {
   button.disabled = !!one.problem;
   button.title = one.problem ? `${one.token} does not go with this base: ${one.problem}` : one.kind === 'slider' ? (one.on ? 'Leave it out' : 'Use it') : one.on ? 'Take it out of the prompt' : 'Put it into the prompt';
   if (one.picture) button.append(Object.assign(document.createElement('img'), {src: one.picture, alt: ''}));
-  button.append(Object.assign(document.createElement('span'), {textContent: one.token}));
+  button.append(Object.assign(document.createElement('span'), {textContent: one.token, translate: false}));
   button.append(Object.assign(document.createElement('small'), {textContent: one.problem || one.kind}));
   button.addEventListener('click', () => { change(index, {on: !one.on}); draw(); frame.children[index].querySelector('button').focus(); });
   node.append(button);

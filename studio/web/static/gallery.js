@@ -36,7 +36,7 @@ function picture(one, index) {
   node.append(button);
   if (props.ticks) node.append(tick(one, index));
   if (one.liked) node.append(Object.assign(document.createElement('span'), {className: 'liked', textContent: '♥', title: 'A favourite'}));
-  if (one.caption) node.append(Object.assign(document.createElement('figcaption'), {textContent: one.caption}));
+  if (one.caption) node.append(Object.assign(document.createElement('figcaption'), {textContent: one.caption, translate: window.studio.ours(one.caption)}));
   return node;
 }
 

@@ -60,7 +60,7 @@ function draw() {
   const load = make('a', {href: one.src, download: name, className: 'quiet', textContent: 'Download'});
   box.replaceChildren(
     make('div', {className: 'line'},
-      make('b', {textContent: one.caption || ''}),
+      make('b', {textContent: one.caption || '', translate: studio.ours(one.caption)}),
       make('span', {className: 'hint', textContent: `${at + 1} of ${list.length}`}),
       button('×', () => box.close(), {className: 'quiet close', title: 'Close (Esc)', ariaLabel: 'Close'})),
     ...picture(one),

@@ -62,7 +62,7 @@ function offer(node) {
   field = node;
   chosen = -1;
   built().replaceChildren(...found.map((word, index) => {
-    const item = Object.assign(document.createElement('li'), {textContent: word, id: `complete-${index}`});
+    const item = Object.assign(document.createElement('li'), {textContent: word, id: `complete-${index}`, translate: false});
     item.setAttribute('role', 'option');
     item.setAttribute('aria-selected', 'false');
     item.addEventListener('pointerdown', (event) => { event.preventDefault(); take(word); });

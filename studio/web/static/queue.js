@@ -1,6 +1,6 @@
 // The queue on every page: what is at work and what waits, in which order, and how long it takes.
 const studio = window.studio = window.studio || {};
-const PAUSE = 2000, KINDS = {generation: 'generations', training: 'runs', score: 'scores', import: 'imports', download: 'downloads', caption: 'captions'};
+const PAUSE = 2000, KINDS = {generation: 'generations', training: 'runs', score: 'scores', import: 'imports', download: 'downloads', attention: 'attentions', caption: 'captions'};
 const STATES = {running: 'at work', queued: 'waits', paused: 'paused'};
 let drawer, timer, jobs = [], drawn = '';
 
@@ -24,6 +24,7 @@ function called(job) {
   if (kind === 'training') return `${spec.dry_run ? 'Checking pictures for' : 'Teaching'} ${spec.settings.token}`;
   if (kind === 'score') return `Measuring ${spec.concept}`;
   if (kind === 'download') return `Fetching ${spec.model}`;
+  if (kind === 'attention') return 'Looking where words look';
   if (kind === 'caption') return 'Writing captions';
   return 'Importing a file';
 }
@@ -46,6 +47,7 @@ function row(job, place, waiting) {
   const button = (label, address, title) => {
     const node = make('button', {type: 'button', className: 'quiet', textContent: label, title});
     node.setAttribute('aria-label', `${title}: ${called(job)}`);
+    node.dataset.act = address;
     node.addEventListener('click', () => ask(address));
     return node;
   };
@@ -65,11 +67,11 @@ function draw() {
   const now = JSON.stringify(jobs.map((job) => [job.id, job.state, job.step, job.steps]));
   if (now === drawn) return;
   drawn = now;
-  const focus = document.activeElement?.getAttribute('aria-label');
+  const focus = document.activeElement?.dataset.act;
   const waiting = jobs.filter((job) => job.state === 'queued');
   drawer.querySelector('ol').replaceChildren(...jobs.map((job) => row(job, waiting.indexOf(job), waiting.length)));
   drawer.querySelector('.none').hidden = !!jobs.length;
-  if (focus) drawer.querySelector(`[aria-label="${CSS.escape(focus)}"]`)?.focus();
+  if (focus) drawer.querySelector(`[data-act="${CSS.escape(focus)}"]`)?.focus();
 }
 
 async function look() {

@@ -9,7 +9,7 @@ const PAUSE = 1200;  // milliseconds after which the word at the end is taken fo
 let before = null, since = 0, waits = false;
 
 function chip(word, act, title) {
-  const node = Object.assign(document.createElement('button'), {type: 'button', className: 'word', textContent: word, title: title || `Put “${word}” into the prompt`});
+  const node = Object.assign(document.createElement('button'), {type: 'button', className: 'word', textContent: word, translate: false, title: title || `Put “${word}” into the prompt`});
   node.addEventListener('click', () => act(word));
   return node;
 }
@@ -43,7 +43,7 @@ function look() {
   before = prompt.value;
   waits = false;
   const told = value(), lines = [];
-  const say = (text, nodes) => lines.push(Object.assign(document.createElement('span'), {textContent: text}), ...nodes, ' ');
+  const say = (text, nodes, ours = true) => lines.push(Object.assign(document.createElement('span'), {textContent: text, translate: ours}), ...nodes, ' ');
   for (const word of new Set(before.match(/<[^<>\s:,()]{1,100}>/g) || [])) {
     if ((told.learned || []).includes(word)) continue;
     const meant = window.studio.close(word, told.learned || [])[0];
@@ -59,7 +59,7 @@ function look() {
     const shown = missing.filter((word) => word !== typing);
     if (shown.length) {
       say(`${told.base} was never shown: `, []);
-      shown.slice(0, 6).forEach((word) => say(word, near(word).map((one) => chip(one, () => replace(word, one), `Say ${one} instead of ${word}`))));
+      shown.slice(0, 6).forEach((word) => say(word, near(word).map((one) => chip(one, () => replace(word, one), `Say ${one} instead of ${word}`)), false));
       if (shown.length > 6) say(`and ${shown.length - 6} more.`, []);
     }
   }
