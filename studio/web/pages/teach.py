@@ -18,13 +18,13 @@ from studio.library import archives
 from studio.library.quota import said as size_of
 from studio.web.components import fold, picture_rows, told_by
 from studio.web.panels.advanced import AdvancedPanel
-from studio.web.panels.captioning import CaptionPanel
 from studio.web.panels.following import Following, said, shown, told
 from studio.web.panels.pictures import Marking, keep_words, reshape, rows_of, squared, turned
-from studio.web.panels.readiness import pace_of, readiness, wrong_with
 from studio.web.panels.scores import ScoresPanel
 from studio.web.panels.subjects import KINDS, NAMED, OTHERS, PRESETS, WHATS, What, advice, fields_of, is_hint
 from studio.web.panels.watching import JobMessages, curves, picture_uri, progress
+from studio.web.teaching.captioning import CaptionPanel
+from studio.web.teaching.readiness import pace_of, readiness, wrong_with
 
 PREVIEWS = 6
 CANDIDATES = 5  # steps of which the best is proposed

@@ -15,8 +15,8 @@ from studio.api.app import guarded, rest
 from studio.api.guard import Door
 from studio.jobs.captioning import wording_of
 from studio.jobs.jobs import Jobs
-from studio.web.panels.captioning import CaptionPanel, wording_for
 from studio.web.panels.subjects import WHATS
+from studio.web.teaching.captioning import CaptionPanel, wording_for
 from studio.work.captions import write_captions
 
 SAID = {"red": "a brown dog on a red background", "blue": "a brown dog beside a house on a blue background"}
