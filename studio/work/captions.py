@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from evaluation.captions import StickerCaptioner
+from evaluation.captions.stickers import StickerCaptioner
 from pipelines.captions.vision import Captioner, vision_captioner
 from pipelines.captions.wording import Wording
 from pipelines.errors import Cancelled, DataError, Unknown
