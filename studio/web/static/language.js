@@ -55,10 +55,10 @@ function inSentences(said, mark, between) {
   return texts.join(between);
 }
 
-// The name of something, and which: "Remove: 0001.png".
+// The name of something, and of what: "Help: Prompt", "Cancel: “a fox”".
 function named(said) {
-  const at = said.indexOf(': '), name = at > 0 && sentences.get(said.slice(0, at));
-  return name ? name + said.slice(at) : null;
+  const at = said.indexOf(': '), name = at > 0 && sentences.get(said.slice(0, at)), rest = said.slice(at + 2);
+  return name ? `${name}: ${looked(rest) ?? rest}` : null;
 }
 
 // Returns the text in the chosen language; null if the catalogue lacks it.

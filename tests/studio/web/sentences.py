@@ -17,7 +17,9 @@ from studio.web.panels.watching import PROGRAMS
 
 ROOT = Path(__file__).parents[3]
 STATIC = ROOT / "studio" / "web" / "static"
-KINDS = {name for name in dir(errors) if name[0].isupper()}
+TOLD = {"Note", *(name for name in dir(errors) if name[0].isupper())}
+"""What is called with a sentence for people: errors, and notes of jobs."""
+
 ROOMS = ("pipelines", "studio/jobs", "studio/library", "studio/web", "studio/work", "trainers")
 """Folders whose errors a page can show."""
 
@@ -93,12 +95,12 @@ def _sources(rooms: tuple[str, ...], without: tuple[str, ...] = ()) -> Iterator[
 
 
 def of_errors() -> set[str]:
-    """Return the sentences of errors that a page can show, where they are written out."""
+    """Return the sentences of errors and notes that a page can show, where they are written out."""
     found: set[str] = set()
     for path in _sources(ROOMS, FAR):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             called = node.func if isinstance(node, ast.Call) else None
-            if getattr(called, "id", getattr(called, "attr", "")) in KINDS and isinstance(node, ast.Call):
+            if getattr(called, "id", getattr(called, "attr", "")) in TOLD and isinstance(node, ast.Call):
                 said = [text for text in map(written, node.args) if text]
                 found |= {text for number, text in enumerate(said) if not number or not PROGRAMS.search(text)}
     return {plain(text) for text in found if spoken(text)}
