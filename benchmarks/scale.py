@@ -26,7 +26,7 @@ from PIL import Image
 
 from pipelines.concepts.card import read_card
 from studio.api.app import rest
-from studio.jobs.history import Wanted
+from studio.jobs.history import PictureSearch
 from studio.jobs.jobs import Jobs
 from studio.library import concepts, index
 from studio.web.pages.concepts import cards_of
@@ -74,7 +74,7 @@ def library(folder: Path, count: int) -> None:
     card = read_card(first)
     stamps = index._stamps(folder)
     cards = {name: card.model_copy(update={"token": f"<c{name[:5]}>"}) for name in os.listdir(folder)}
-    known = {name: index.Entry(folder / name, cards[name], "", index.Stamp(*stamp)) for name, stamp in stamps}
+    known = {name: index.IndexEntry(folder / name, cards[name], "", index.Stamp(*stamp)) for name, stamp in stamps}
     index._store(folder, known, ())
     index._known.clear()  # what this process knew of an emptier folder
 
@@ -98,8 +98,8 @@ def of_record(folder: Path, count: int) -> dict[str, float]:
     base.close()
     with TestClient(rest(jobs)) as web:
         return {
-            "newest 60 pictures": took(lambda: jobs.history.find(Wanted(), 60)),
-            "a word that none holds": took(lambda: jobs.history.find(Wanted("zebra"), 60), 3),
+            "newest 60 pictures": took(lambda: jobs.history.find(PictureSearch(), 60)),
+            "a word that none holds": took(lambda: jobs.history.find(PictureSearch("zebra"), 60), 3),
             "boards": took(jobs.history.boards),
             "REST, 100 jobs": took(lambda: web.get("/api/v1/generations")),
             "the queue": took(lambda: web.get("/api/v1/queue")),

@@ -62,7 +62,7 @@ class Sighting:
 
 
 @dataclass(frozen=True)
-class Look:
+class PictureCheck:
     """The things seen in one picture.
 
     Attributes:
@@ -119,14 +119,14 @@ def overlap(one: Corners, other: Corners) -> float:
 
 
 @torch.no_grad()
-def look(judge: Judge, picture: Image.Image, layout: Layout, names: Sequence[str] = ALL_NAMES) -> Look:
+def look(judge: Judge, picture: Image.Image, layout: Layout, names: Sequence[str] = ALL_NAMES) -> PictureCheck:
     """Find and name the things of a picture, and name what is in the boxes of its layout."""
     image = to_tensor(picture)
     things = detect(image)
     inside = tuple(name(judge, [crop(image, box) for box in layout.boxes], names))
     alike = tuple(one.likeness for one in drawn_scene(picture, layout.things))
     if not things:
-        return Look((), inside, alike)
+        return PictureCheck((), inside, alike)
     texts = judge.embed_texts([f"{'an' if word[0] in 'aeiou' else 'a'} {word}" for word in names])
     likeness = judge.embed_pictures(torch.stack([one.crop for one in things])) @ texts.T
     sure, which = (likeness * judge.log_scale.exp()).softmax(1).max(1)
@@ -134,7 +134,7 @@ def look(judge: Judge, picture: Image.Image, layout: Layout, names: Sequence[str
         Sighting(names[int(index)], thing.box, float(share))
         for thing, index, share in zip(things, which, sure, strict=True)
     ]
-    return Look(tuple(found), inside, alike)
+    return PictureCheck(tuple(found), inside, alike)
 
 
 def average_precision(hits: Sequence[tuple[float, bool]], wanted: int) -> float:
@@ -150,7 +150,7 @@ def average_precision(hits: Sequence[tuple[float, bool]], wanted: int) -> float:
     return sum(value for value, right in zip(best, ranked, strict=True) if right) / wanted
 
 
-def _hits(layout: Layout, seen: Look) -> list[tuple[float, bool]]:
+def _hits(layout: Layout, seen: PictureCheck) -> list[tuple[float, bool]]:
     """Return, for each thing found, its certainty, and whether it is the surest one in a box of its name."""
     taken: set[int] = set()
     hits: list[tuple[float, bool]] = []
@@ -167,7 +167,7 @@ def _hits(layout: Layout, seen: Look) -> list[tuple[float, bool]]:
     return hits
 
 
-def overlaps(layout: Layout, seen: Look) -> list[float]:
+def overlaps(layout: Layout, seen: PictureCheck) -> list[float]:
     """Return, for each box, the largest overlap with a thing of its name; 0 if there is none."""
     return [
         max((overlap(one.box, box) for one in seen.found if one.name == thing), default=0.0)
@@ -175,7 +175,7 @@ def overlaps(layout: Layout, seen: Look) -> list[float]:
     ]
 
 
-def leaks(layout: Layout, seen: Look) -> bool:
+def leaks(layout: Layout, seen: PictureCheck) -> bool:
     """Return whether a thing is where another should be, or in a second place."""
     for thing in layout.things:
         others = [inside for place, inside in zip(layout.things, seen.inside, strict=True) if place != thing]
@@ -184,7 +184,7 @@ def leaks(layout: Layout, seen: Look) -> bool:
     return False
 
 
-def figures(asked: Sequence[Layout], seen: Sequence[Look]) -> dict[str, float]:
+def figures(asked: Sequence[Layout], seen: Sequence[PictureCheck]) -> dict[str, float]:
     """Return figures over pictures, one for each layout.
 
     Returns:
@@ -278,7 +278,7 @@ def said(things: Sequence[str], words: Mapping[str, str]) -> str:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnLayouts:
     """A way of drawing layouts with its figures and its pictures."""
 
     figures: Mapping[str, float]
@@ -287,7 +287,7 @@ class Drawn:
 
 def score_boxes(
     components: Components, judge: Judge, count: int = LAYOUTS, *, say: Callable[[str], None] | None = None
-) -> tuple[list[Layout], dict[str, Drawn]]:
+) -> tuple[list[Layout], dict[str, DrawnLayouts]]:
     """Draw seeded layouts from the text alone and with boxes, and score both.
 
     Args:
@@ -297,11 +297,11 @@ def score_boxes(
         say: receives each way when it is done.
     """
     asked = layouts(count)
-    ways: dict[str, Drawn] = {}
+    ways: dict[str, DrawnLayouts] = {}
     for way, beta in {"text alone": None, **{f"boxes, beta {beta}": beta for beta in BETAS}}.items():
         pictures = drawn(components, asked, beta)
         seen = [look(judge, picture, layout) for picture, layout in zip(pictures, asked, strict=True)]
-        ways[way] = Drawn(figures(asked, seen), pictures)
+        ways[way] = DrawnLayouts(figures(asked, seen), pictures)
         if say:
             say(box_row(way, ways[way].figures))
     return asked, ways
@@ -329,7 +329,7 @@ def outlined(picture: Image.Image, layout: Layout, scale: int = 2) -> Image.Imag
     return large
 
 
-def box_sheet(asked: Sequence[Layout], ways: Mapping[str, Drawn], shown: int = 12) -> Sheet:
+def box_sheet(asked: Sequence[Layout], ways: Mapping[str, DrawnLayouts], shown: int = 12) -> Sheet:
     """Return a sheet: layouts as rows, ways as columns, the boxes drawn over every picture."""
     sheet = Sheet(cell=128, label=170)
     sheet.head([way for way in ways])

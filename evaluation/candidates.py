@@ -132,7 +132,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ProposedCandidate:
     """The candidate proposed, and the measurements.
 
     Attributes:
@@ -172,7 +172,7 @@ def choose(
     second: PictureScorer | None = None,
     on_event: OnEvent = ignore,
     should_stop: Callable[[], bool] = lambda: False,
-) -> Choice:
+) -> ProposedCandidate:
     """Measure concepts of one training and propose one of them.
 
     Args:
@@ -198,7 +198,7 @@ def choose(
         on_event(StepDone(number + 1, len(candidates) + 1, rows[-1].figures, time.monotonic() - began))
         on_event(Preview(step, rows[-1].pictures[0], f"step {step}" if step else word))
     step, reason = proposed(rows[0], rows[1:], word)
-    return Choice(rows[0], tuple(rows[1:]), step, reason, word)
+    return ProposedCandidate(rows[0], tuple(rows[1:]), step, reason, word)
 
 
 def _prompts(kind: Kind, pocket: bool, pairs: Sequence[tuple[str, str]]) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from pipelines.errors import DataError
 from pipelines.measures.judge import Judge
 from pipelines.measures.stickers import detect, holds, nearest_colour
 from pipelines.pictures.tensors import to_tensor
-from trainers.stickers.relations import Box, Seen, extent
+from trainers.stickers.relations import Box, PlacedThing, extent
 from trainers.stickers.world import ALL_NAMES, COLOURS, RELATIONS, UNIT, Scene, Stickers, article, plural, scenes
 
 NEAR = 4
@@ -64,7 +64,7 @@ class StickerCaptioner:
             return ""
         return said([(one.name, one.box) for one in seen], nearest_colour(image, COLOURS))
 
-    def seen(self, image: Tensor) -> tuple[list[Seen], float]:
+    def seen(self, image: Tensor) -> tuple[list[PlacedThing], float]:
         """Return the things in a picture (3, H, W) in [-1, 1], and the share that they leave unexplained."""
         regions = detect(image)
         called = self._called([one.crop for one in regions])
@@ -73,7 +73,7 @@ class StickerCaptioner:
             readings.append(Finder(tuple(dict.fromkeys(name for names in called for name in names))).explained(image))
         seen, left = min(readings, key=lambda reading: reading[1])
         missed = [
-            Seen(names[0], region.box, len(seen))
+            PlacedThing(names[0], region.box, len(seen))
             for region, names in zip(regions, called, strict=True)
             if not any(_within(region.centre, one.box) for one in seen)
         ]
@@ -121,7 +121,7 @@ def _related(things: Sequence[tuple[str, Box]]) -> tuple[str, str, str] | None:
     """Return the left or upper of two different things, the relation, and the other; None if there is none."""
     if len(things) != 2 or things[0][0] == things[1][0]:
         return None
-    seen = [Seen(name, box, layer) for layer, (name, box) in enumerate(things)]
+    seen = [PlacedThing(name, box, layer) for layer, (name, box) in enumerate(things)]
     for relation, axis in (("left of", 0), ("above", 1)):
         for first, second in (seen, seen[::-1]):
             if first.box[axis + 2] <= second.box[axis] + TOUCH and holds(relation, first, second):
@@ -144,7 +144,7 @@ def true_caption(scene: Scene) -> str:
 
 
 @dataclass(frozen=True)
-class Told:
+class SceneCaption:
     """A scene's true caption and the one that was written; empty where nothing could be said."""
 
     scene: Scene
@@ -152,17 +152,17 @@ class Told:
     made: str
 
 
-def told(captioner: StickerCaptioner, count: int = SCENES, seed: int = SEED) -> list[Told]:
+def told(captioner: StickerCaptioner, count: int = SCENES, seed: int = SEED) -> list[SceneCaption]:
     """Caption composed scenes of all kinds, held-out things among them, from a seed that nothing was trained on."""
-    found: list[Told] = []
+    found: list[SceneCaption] = []
     composer = Stickers(names=ALL_NAMES)
     for scene in scenes(count, seed, names=ALL_NAMES):
         image = composer.render([scene]).images[0]
-        found.append(Told(scene, true_caption(scene), captioner.told(image)))
+        found.append(SceneCaption(scene, true_caption(scene), captioner.told(image)))
     return found
 
 
-def accuracy(found: Sequence[Told]) -> dict[str, tuple[int, int]]:
+def accuracy(found: Sequence[SceneCaption]) -> dict[str, tuple[int, int]]:
     """Return exact captions and scenes, for each kind of scene and for all."""
     rows: dict[str, tuple[int, int]] = {}
     for kind in sorted({one.scene.kind for one in found}):

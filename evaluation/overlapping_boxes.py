@@ -29,7 +29,7 @@ ALIKE = 0.4
 
 
 @dataclass(frozen=True)
-class Pair:
+class OverlappingPair:
     """Two things that touch or overlap.
 
     Attributes:
@@ -49,7 +49,7 @@ class Pair:
         )
 
 
-def pairs(count: int, covered: float, seed: int = SEED) -> list[Pair]:
+def pairs(count: int, covered: float, seed: int = SEED) -> list[OverlappingPair]:
     """Return seeded pairs whose second thing covers a share in [0, 1) of the first one's square."""
     rng = random.Random(f"{seed} {covered}")
     scenes: list[Scene] = []
@@ -68,12 +68,12 @@ def pairs(count: int, covered: float, seed: int = SEED) -> list[Pair]:
     shown = tuple(dict.fromkeys(one.name for item in scenes for one in item.stickers))
     boxes = Stickers(64, names=shown).render(scenes).boxes.tolist()
     return [
-        Pair(item, Layout(tuple(one.name for one in item.stickers), tuple(tuple(box) for box in row[:2])))
+        OverlappingPair(item, Layout(tuple(one.name for one in item.stickers), tuple(tuple(box) for box in row[:2])))
         for item, row in zip(scenes, boxes, strict=True)
     ]
 
 
-def figures(asked: Sequence[Pair], seen: Sequence[Sequence[Likeness]]) -> dict[str, float]:
+def figures(asked: Sequence[OverlappingPair], seen: Sequence[Sequence[Likeness]]) -> dict[str, float]:
     """Return figures over pictures, one for each pair.
 
     Returns:

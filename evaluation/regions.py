@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from evaluation.boxes import SEED, Layout, Look, box_row, drawn, figures, layouts, look
+from evaluation.boxes import SEED, Layout, PictureCheck, box_row, drawn, figures, layouts, look
 from evaluation.concepts import teach_sticker
 from pipelines.concepts.concept import Concept
 from pipelines.events import OnEvent, ignore
@@ -72,7 +72,7 @@ def score_regions(
     for kind, ways in KINDS.items():
         for region in (False, True):
             asked: list[Layout] = []
-            seen: list[Look] = []
+            seen: list[PictureCheck] = []
             for index, group in enumerate(groups(things, len(ways))):
                 learned = {thing: taught[way][thing] for thing, way in zip(group, ways, strict=True)}
                 own, looks = _drawn(components, judge, learned, count, index, region)
@@ -87,7 +87,7 @@ def score_regions(
 
 def _drawn(
     components: Components, judge: Judge, learned: Mapping[str, Concept], count: int, index: int, region: bool
-) -> tuple[list[Layout], list[Look]]:
+) -> tuple[list[Layout], list[PictureCheck]]:
     """Return layouts of a group of things, and what is seen in the pictures of them."""
     asked = layouts(count, SEED + 100 + index, [tuple(learned)])
     pictures = drawn(components, asked, 1.0, learned, region=region, seed=SEED + 1_000 * (index + 1))

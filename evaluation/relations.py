@@ -30,7 +30,7 @@ from trainers.loop.train import train
 from trainers.methods import methods
 from trainers.run import run_of
 from trainers.stickers.drawn import drawn_scene, summed
-from trainers.stickers.relations import RELATIONS_TO_TEACH, Seen, exemplars, unseen_pairs
+from trainers.stickers.relations import RELATIONS_TO_TEACH, PlacedThing, exemplars, unseen_pairs
 from trainers.stickers.world import COLOURS, RELATIONS, Scene, Stickers, article
 
 TOKEN = "<r>"
@@ -139,7 +139,7 @@ def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def holds_in(relation: str, first: str, second: str, things: Sequence[Seen]) -> bool:
+def holds_in(relation: str, first: str, second: str, things: Sequence[PlacedThing]) -> bool:
     """Return whether a relation holds between any two things of these names."""
     check = RELATIONS_TO_TEACH[relation].holds
     return any(check(a, b, things) for a in things if a.name == first for b in things if b.name == second)
@@ -172,7 +172,7 @@ def true_pictures(relation: str, pairs: Sequence[tuple[str, str]]) -> list[Tenso
 def tally(
     relation: str,
     pairs: Sequence[tuple[str, str]],
-    seen: Sequence[Sequence[Seen]],
+    seen: Sequence[Sequence[PlacedThing]],
     seconds: float = 0.0,
     alike: tuple[float, ...] = (),
 ) -> Tally:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from pipelines.measures.stickers import background
 from trainers.stickers.art import sprite
-from trainers.stickers.relations import RELATED, Box, Seen
+from trainers.stickers.relations import RELATED, Box, PlacedThing
 from trainers.stickers.world import HELD_OUT, UNIT
 
 GRID = 32
@@ -86,12 +86,12 @@ class Finder:
         # (shapes, 5, S, S / 2 + 1); conjugated, so that a product is a correlation.
         self.spectra = torch.fft.rfft2(torch.cat((opacity[:, None], colours, squares), 1)).conj().resolve_conj()
 
-    def __call__(self, image: Tensor, most: int = 4) -> list[Seen]:
+    def __call__(self, image: Tensor, most: int = 4) -> list[PlacedThing]:
         """Return the things in a picture (3, H, W) in [-1, 1], the hindmost first."""
         return self.explained(image, most)[0]
 
     @torch.no_grad()
-    def explained(self, image: Tensor, most: int = 4) -> tuple[list[Seen], float]:
+    def explained(self, image: Tensor, most: int = 4) -> tuple[list[PlacedThing], float]:
         """Return the things in a picture as `__call__`, and the share of what is no background that they leave open."""
         full = F.interpolate(image[None].float(), (UNIT, UNIT), mode="area")[0]
         behind_all = background(full)[:, None, None].expand_as(full).clone()
@@ -101,7 +101,7 @@ class Finder:
             if guess is None:
                 break
             found.insert(0, guess) if guess.behind else found.append(guess)
-        seen = [Seen(guess.name, _visible(guess), layer) for layer, guess in enumerate(found)]
+        seen = [PlacedThing(guess.name, _visible(guess), layer) for layer, guess in enumerate(found)]
         left = (full - self._compose(behind_all, found)).square().sum()
         return seen, float(left / (full - behind_all).square().sum().clamp(min=1e-6))
 

@@ -89,6 +89,15 @@ class Condition(Protocol):
 
 
 @runtime_checkable
+class Correction(Condition, Protocol):
+    """A condition that corrects the latents before each prediction."""
+
+    def corrected(self, latents: Tensor, step: Step, predict: Callable[[Tensor], object]) -> Tensor:
+        """Return the latents (B, C, h, w) to predict from; `predict` computes the prediction under the prompt."""
+        ...
+
+
+@runtime_checkable
 class Canvas(Condition, Protocol):
     """A condition that edits a given picture. A run has at most one."""
 

@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipelines.condition import Canvas, Condition, Step
+from pipelines.condition import Canvas, Condition, Correction, Step
 from pipelines.conditions.text import Text
-from pipelines.enlarging import Predictor, Tiles
+from pipelines.enlarging.tiles import Predictor, Tiles
 from pipelines.errors import Cancelled
 from pipelines.events import OnEvent, StepDone
 from pipelines.models.components import Components
@@ -65,7 +66,7 @@ def denoise(
     Raises:
         Cancelled: if it should stop.
     """
-    (noise, generators), process = start, components.family.process(components)
+    (noise, generators), process, began = start, components.family.process(components), time.monotonic()
     name, steps = request.scheduler or "ddim", int(request.steps or 1)
     shape = (*noise.shape[:2], *(tiles.side if tiles else noise.shape[2:]))
     scheduler = process.sampler(name, steps, components.device, request.spacing, shape)
@@ -73,16 +74,16 @@ def denoise(
     for canvas in conditions:
         if isinstance(canvas, Canvas):
             latents, timesteps = canvas.begin(noise, scheduler)
-    whole: Predictor = Guided(components, request, conditions, also, weaker)
-    everywhere = tiles.over(whole) if tiles else whole
+    whole = Guided(components, request, conditions, also, weaker)
+    everywhere: Predictor = tiles.over(whole) if tiles else whole
     within = [(view, Guided(components, request, view.conditions(conditions), also, weaker)) for view in views]
-    began = time.monotonic()
     for index, timestep in enumerate(timesteps):
         if should_stop():
             raise Cancelled(f"stopped after step {index} of {len(timesteps)}.")
         following = timesteps[index + 1] if index + 1 < len(timesteps) else None
         step = Step(index, len(timesteps), timestep, following, before=len(scheduler.timesteps) - len(timesteps))
         time_now = process.time(timestep)
+        latents = _corrected(conditions, latents, step, partial(_seen, scheduler, whole, time_now, step))
         sample = scheduler.scale_model_input(latents, timestep)
         parts: list[tuple[View, Tensor]] = []
         for view, guided in within:
@@ -96,3 +97,18 @@ def denoise(
             latents = condition.constrain(latents, step)
         on_event(StepDone(index + 1, len(timesteps), {}, time.monotonic() - began))
     return latents
+
+
+def _corrected(
+    conditions: Sequence[Condition], latents: Tensor, step: Step, predict: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Return the latents as those conditions want them that correct them before a prediction."""
+    for condition in conditions:
+        if isinstance(condition, Correction):
+            latents = condition.corrected(latents, step, predict)
+    return latents
+
+
+def _seen(scheduler: Any, guided: Guided, time_now: Tensor, step: Step, latents: Tensor) -> Tensor:
+    """Return the prediction under the prompt for latents as they are in the run."""
+    return guided.under_prompt(scheduler.scale_model_input(latents, step.timestep), time_now, step)

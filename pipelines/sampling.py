@@ -15,11 +15,12 @@ from pipelines.concepts.concept import Concept, attached
 from pipelines.condition import Canvas, Condition
 from pipelines.conditions.boxes import Boxes
 from pipelines.conditions.distilled import DistilledGuidance
+from pipelines.conditions.excite import Excitation
 from pipelines.conditions.inpaint import Inpainting
 from pipelines.conditions.regions import Regions, wanted
 from pipelines.conditions.text import Text
 from pipelines.denoising import denoise, initial_noise
-from pipelines.enlarging import (
+from pipelines.enlarging.second_pass import (
     Enlarging,
     enlarged_size,
     larger,
@@ -28,6 +29,7 @@ from pipelines.enlarging import (
     second_steps,
     tiles_of,
 )
+from pipelines.enlarging.upscaler import Upscaler, opened
 from pipelines.errors import RequestError
 from pipelines.events import Event, Note, OnEvent, StepDone, ignore
 from pipelines.gligen.layers import with_adapter
@@ -90,7 +92,7 @@ def sample(
     canvas = _canvas(components, request, conditions, on_event)
     request = (canvas.sized(request, components) if canvas else request).resolved(components.defaults)
     _check_size(components, request)
-    require_enlargeable(components, request)
+    upscaler, request = _with_upscaler(components, request, on_event)
     learned = _learned(components, request, concepts or {}, on_event)
     strengths = [use.strength for use in request.concepts]
     with ExitStack() as lasting, torch.no_grad():
@@ -119,7 +121,7 @@ def sample(
             lasting.enter_context(text.attach(components, request.count))
         drawn, generators = initial_noise(components, request)
         start = (drawn if noise is None else noise.to(drawn), generators)
-        counted = _counted(request, on_event)
+        counted = _counted(on_event, _second_steps(components, request, upscaler))
         latents = denoise(components, request, everything, start, counted, should_stop, views, also, weaker)
         require_numbers(latents, "The picture", components, request, learned)
         with saving_memory(components, request.vae_tiling, request.vae_slicing):
@@ -128,7 +130,7 @@ def sample(
             placed_weights = _weights_of(learned, strengths, {**apart, **kept})
             components = lasting.enter_context(attached(components, placed_weights))
             first = (request, latents, shown, generators)
-            latents, shown = _enlarged(components, first, weaker, counted, should_stop)
+            latents, shown = _enlarged(components, first, weaker, counted, should_stop, upscaler)
         pictures = to_pictures(require_numbers(shown, "The decoded picture", components, request, learned))
         pictures = canvas.finish(pictures) if canvas else pictures
     return Result(pictures, latents.float().cpu(), request, tuple(learned))
@@ -147,6 +149,7 @@ def _enlarged(
     weaker: Weights | None,
     on_event: OnEvent,
     should_stop: Callable[[], bool],
+    upscaler: Upscaler | None,
 ) -> tuple[Tensor, Tensor]:
     """Return latents and pictures (B, 3, H, W) of the second pass.
 
@@ -156,9 +159,12 @@ def _enlarged(
         weaker: as in `denoise`.
         on_event: told each step.
         should_stop: asked before each step.
+        upscaler: enlarges the pictures, in the place of interpolation.
     """
     request, latents, shown, generators = first
     size = enlarged_size(components, request)
+    if upscaler is not None:
+        shown = upscaler.enlarged(shown, size, on_event, should_stop)
     if not second_steps(request):
         return latents, larger(shown, size)
     tiles = tiles_of(components, request, size)
@@ -176,14 +182,29 @@ def _enlarged(
         return latents, torch.cat([decode(components, one) for one in latents.split(1)])
 
 
-def _counted(request: Request, on_event: OnEvent) -> OnEvent:
+def _with_upscaler(components: Components, request: Request, on_event: OnEvent) -> tuple[Upscaler | None, Request]:
+    """Return the upscaler of the second pass, if it has one, and the request with its digest; refuse what cannot be."""
+    require_enlargeable(components, request)
+    upscaler, enlarge = opened(request.enlarge, on_event)
+    return upscaler, request.model_copy(update={"enlarge": enlarge})
+
+
+def _second_steps(components: Components, request: Request, upscaler: Upscaler | None) -> int:
+    """Return the steps of the second pass, the tiles of the upscaler among them."""
+    if upscaler is None:
+        return second_steps(request)
+    runs = upscaler.tiles((int(request.width or 0), int(request.height or 0)), enlarged_size(components, request))
+    return second_steps(request) + request.count * sum(map(len, runs))
+
+
+def _counted(on_event: OnEvent, more: int) -> OnEvent:
     """Return what is told of the steps, counted with those of both passes.
 
     Args:
-        request: with nothing left open.
         on_event: is told.
+        more: steps of the second pass.
     """
-    more, first, told = second_steps(request), 0, 0
+    first, told = 0, 0
 
     def counted(event: Event) -> None:
         nonlocal first, told
@@ -247,7 +268,9 @@ def _conditions(
     request: Request, boxes: Sequence[Box], size: tuple[int, int], learned: Sequence[Concept]
 ) -> list[Condition]:
     """Return the conditions of a request with all its boxes, except the picture that is painted on."""
-    return [_text(request, size), DistilledGuidance(request.guidance), *_placing(request, boxes, size, learned)]
+    asked: list[Condition] = [_text(request, size), DistilledGuidance(request.guidance)]
+    asked += [Excitation(request.excite, request.prompt)] if request.excite.acts else []
+    return [*asked, *_placing(request, boxes, size, learned)]
 
 
 def _apart(request: Request, learned: Sequence[Concept]) -> tuple[dict[int, list[Box]], dict[int, list[int]]]:

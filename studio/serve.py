@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from pipelines.errors import ConfigError
+from pipelines.request.settings import Frozen
 from studio.library.quota import QUOTA
 from studio.settings import DrawingMachine, Machine
 
@@ -26,6 +27,28 @@ if TYPE_CHECKING:
 PASSWORD, TOKEN, LANGUAGE = "STUDIO_PASSWORD", "STUDIO_TOKEN", "STUDIO_LANGUAGE"
 
 
+class Offered(Frozen):
+    """The models that a server offers, beside what lies in its own folder."""
+
+    base: Annotated[tuple[str, ...], Parameter(negative="")] = ()
+    """A base model to offer beside pocket: a folder, a .safetensors checkpoint or a hub id. May be repeated."""
+
+    models: Annotated[tuple[Path, ...], Parameter(negative="")] = ()
+    """A folder of base models, beside `models` in --folder; what is put there later is offered too. May be repeated."""
+
+    upscalers: Annotated[tuple[Path, ...], Parameter(negative="")] = ()
+    """A folder of upscalers (ESRGAN and their like), beside `upscalers` in --folder. May be repeated."""
+
+    def told(self) -> dict[str, Any]:
+        """Return them as settings of `Jobs`.
+
+        Raises:
+            ConfigError: if two bases have the same name, or a folder is not there.
+        """
+        models, upscalers = _roots(self.models, "models"), _roots(self.upscalers, "upscalers")
+        return {"bases": _bases(self.base), "models": models, "upscalers": upscalers}
+
+
 def serve(
     *,
     host: str = "127.0.0.1",
@@ -33,8 +56,7 @@ def serve(
     password: str | None = None,
     token: str | None = None,
     allow_host: Annotated[tuple[str, ...], Parameter(negative="")] = (),
-    base: Annotated[tuple[str, ...], Parameter(negative="")] = (),
-    models: Annotated[tuple[Path, ...], Parameter(negative="")] = (),
+    offered: Annotated[Offered, Parameter(name="*")] = Offered(),  # noqa: B008 - frozen
     folder: Path = Path("outputs"),
     slots: int = 1,
     quota: float = QUOTA,
@@ -59,10 +81,6 @@ def serve(
         What programs send as `Authorization: Bearer`; also read from STUDIO_TOKEN, which no list of processes shows.
     allow_host
         A further name the server is reached by, for example behind a proxy. May be repeated.
-    base
-        A base model to offer beside pocket: a folder, a .safetensors checkpoint or a hub id. May be repeated.
-    models
-        A folder of base models, beside `models` in --folder; what is put there later is offered too. May be repeated.
     folder
         Where concepts, pictures and the record of jobs are kept.
     slots
@@ -82,7 +100,7 @@ def serve(
         Language of the page, en, de or auto for that of each browser, until visitors choose; also STUDIO_LANGUAGE.
     """
     _check(port, slots, quota)
-    told = {"bases": _bases(base), "models": _roots(models), "quota": quota, "machine": machine, "slots": slots}
+    told = {**offered.told(), "quota": quota, "machine": machine, "slots": slots}
     told["engine"] = _engine(engine, cluster, machine, slots)
     _offer(folder, told, _door(host, (password, token), allow_host), port, browser, _page(page, language))
 
@@ -144,15 +162,15 @@ def _bases(given: tuple[str, ...]) -> dict[str, str]:
     return bases
 
 
-def _roots(given: tuple[Path, ...]) -> tuple[Path, ...]:
-    """Return the folders of models.
+def _roots(given: tuple[Path, ...], what: str) -> tuple[Path, ...]:
+    """Return the folders of models or upscalers.
 
     Raises:
         ConfigError: if one is not there.
     """
     for one in given:
         if not one.is_dir():
-            raise ConfigError(f"There is no folder {one} of models.", "Check the path given with --models.")
+            raise ConfigError(f"There is no folder {one} of {what}.", f"Check the path given with --{what}.")
     return given
 
 

@@ -236,6 +236,16 @@ def test_rooms_import_in_no_circle():
     assert circle({"a": {"b": "a imports b"}, "b": {"a": "b imports a"}}) == ["a imports b", "b imports a"]
 
 
+def test_a_public_class_has_its_name_alone():
+    """A reader who searches for a class finds one."""
+    where = {}
+    for path in SOURCES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                where.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert not {name: paths for name, paths in where.items() if len(paths) > 1}
+
+
 def test_no_room_is_crowded():
     files = Counter(path.parent.relative_to(ROOT) for path in SOURCES)
     assert not {str(room): count for room, count in files.items() if count > 16}

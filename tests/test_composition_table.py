@@ -49,6 +49,7 @@ FEATURES = {
     "tcfg": {"guidance": {"preset": "tcfg"}},
     "pag": {"guidance": {"preset": "pag"}},
     "seg": {"guidance": {"preset": "seg"}},
+    "excite": {"excite": {"words": "fox", "tries": 2}},
     "autoguidance": {"concepts": (WEIGHTS,), "guidance": {"preset": "autoguidance"}},
 }
 """The fields that ask for each."""
@@ -104,6 +105,8 @@ def fields_of(*names):
         fields |= FEATURES[name]
         guidance |= FEATURES[name].get("guidance", {})
         concepts += FEATURES[name].get("concepts", ())
+    if {"excite", "learned word"} <= set(names):
+        fields["excite"] = {**fields["excite"], "words": "<w>"}
     if painting := ONE_OF[1] & set(names):
         mask = {"mask": str(files() / "mask.png")} if "mask" in painting else {}
         fields["inpaint"] = {"image": str(files() / "picture.png"), "strength": 0.7, **mask}

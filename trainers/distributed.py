@@ -20,7 +20,7 @@ Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Part:
+class BatchShare:
     """The part of a batch that one process computes.
 
     Attributes:
@@ -41,7 +41,7 @@ class Part:
         return draw(size * self.count)[self.index * size : (self.index + 1) * size]
 
 
-WHOLE = Part()
+WHOLE = BatchShare()
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class Processes:
         return self.rank == 0
 
     @property
-    def part(self) -> Part:
+    def part(self) -> BatchShare:
         """The part of every batch that this process computes."""
-        return Part(self.rank, self.count)
+        return BatchShare(self.rank, self.count)
 
     def average(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace the gradient of each parameter by the mean over all processes; one message for all of them."""

@@ -74,6 +74,7 @@ class Trainable:
         preview: draws what is learned so far, after a number of steps; None for a picture of the token.
         sample: some of the examples, for a trial; about as many as asked, of which batches can be made as of all.
         notes: lines on what is to be known before the training starts.
+        news: gives lines on what has happened since it was last asked, after each step.
     """
 
     components: Components
@@ -89,6 +90,7 @@ class Trainable:
     preview: Callable[[int], Preview] | None = None
     sample: Callable[[Sequence[Example], int], Sequence[Example]] = lambda examples, count: examples[:count]
     notes: Sequence[str] = ()
+    news: Callable[[], Sequence[str]] = lambda: ()
 
 
 @dataclass(frozen=True)

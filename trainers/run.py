@@ -103,12 +103,10 @@ class Run:
         """Return the files of the result, which can be written.
 
         Raises:
-            ConfigError: if one is there already, something is there that is no such result, two are the same,
-                candidates are wanted of several, or the disk is full.
+            ConfigError: if one is there already, something is there that is no such result, two are the same, or the
+                disk is full.
         """
         outputs = self.outputs
-        if self.train.candidates and len(outputs) > 1:
-            raise ConfigError("Candidates cannot be kept of several subjects.", "Use --candidates 0 with --also.")
         for path in outputs:
             if outputs.count(path) > 1:
                 raise ConfigError(

@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 
 from pipelines.errors import DataError
 from pipelines.request.settings import FileOf, Frozen, Quantised
-from pipelines.words import Composed, composed, file_stem
+from pipelines.words import Composed, file_stem
+from trainers.several import further, require_further
 
 
 class DataConfig(Frozen):
@@ -294,8 +295,7 @@ class SubjectConfig(MethodConfig, PriorConfig, ObjectiveConfig):
     @property
     def subjects(self) -> tuple[Subject, ...]:
         """The subjects of the run, its own first."""
-        split = (text.rsplit(":", 2) for text in self.also)
-        others = ((composed(token), kind, Path(place)) for place, token, kind in split)
+        others = ((one.token, one.word, one.images) for one in further(self.also))
         listed = [(self.token, self.class_word, None), *others]
         return tuple(
             Subject(token, kind, token if self.learns_words else f"{token} {kind}", images)
@@ -325,13 +325,7 @@ class SubjectConfig(MethodConfig, PriorConfig, ObjectiveConfig):
 
     @model_validator(mode="after")
     def _subjects_differ(self) -> Self:
-        for text in self.also:
-            parts = [part.strip() for part in text.rsplit(":", 2)]
-            if len(parts) < 3 or not all(parts):
-                raise ValueError(f"also {text!r} is not DIR:TOKEN:CLASS; write for example my-cat:<my-cat>:cat")
-        tokens = [subject.token.lower() for subject in self.subjects]
-        if twice := [token for token in tokens if tokens.count(token) > 1]:
-            raise ValueError(f"the token {twice[0]!r} is given to two subjects; give each its own")
+        require_further("also", self.also, "DIR:TOKEN:CLASS", "subjects", self.token)
         given = [name for name in ("class_images", "class_prompt") if getattr(self, name) is not None]
         if self.also and given:
             raise ValueError(f"{given[0]} is of one class; with also leave it out, and each class gets pictures made")

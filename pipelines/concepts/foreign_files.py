@@ -41,7 +41,11 @@ _FILES = (  # kinds of files that are no concept; the first that is found tells
     ),
     (r"^(image_proj|ip_adapter)\.", "an IP-Adapter", "The studio has no use for one."),
     (r"^(control_model\.|controlnet_|lllite_|input_hint_block)", "a ControlNet", "Say where things stand with boxes."),
-    (r"^(adapter\.)?body\.\d+\.", "a T2I-Adapter", "The studio has no use for one."),
+    (
+        r"^(adapter\.)?body\.\d+\.(resnets|in_conv|block\d|skep|down_opt)",
+        "a T2I-Adapter",
+        "The studio has no use for one.",
+    ),
     (r"^model\.diffusion_model\.", "a whole checkpoint", "Give it as the base: --base FILE."),
     (r"^(first_stage_model\.|(en|de)coder\.(conv_in|(down|up)(_blocks)?\.|mid))", "an autoencoder (VAE)", _PART),
     (r"^(down|up)_blocks\.\d+\.(?!.*lora)[\w.]+\.(weight|bias)$", "a UNet", _PART),

@@ -28,7 +28,7 @@ MARGIN = 1.2
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundSticker:
     """One thing in a picture: its box as x0 y0 x1 y1 in fractions, and its crop (3, 64, 64) in [-1, 1]."""
 
     box: tuple[float, float, float, float]
@@ -53,7 +53,7 @@ def nearest_colour(image: Tensor, colours: dict[str, tuple[int, int, int]]) -> s
     return list(colours)[int(distance.argmin())]
 
 
-def detect(image: Tensor, foreground: float = FOREGROUND) -> list[Found]:
+def detect(image: Tensor, foreground: float = FOREGROUND) -> list[FoundSticker]:
     """Return the things in a picture (3, H, W) in [-1, 1], largest first: regions that differ from the background.
 
     A region whose box lies mostly within that of a larger one is part of it: a stripe in the background colour may cut
@@ -84,7 +84,7 @@ def detect(image: Tensor, foreground: float = FOREGROUND) -> list[Found]:
             ]
     kept = sorted((t for t in things if t[4] >= SMALLEST * height * width), key=lambda thing: -thing[4])
     boxes = [(t[0], t[1], t[2], t[3]) for t in kept]
-    return [Found(box, crop(image, box)) for box in boxes]
+    return [FoundSticker(box, crop(image, box)) for box in boxes]
 
 
 def _share_inside(box: Sequence[float], other: Sequence[float]) -> float:

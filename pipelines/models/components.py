@@ -117,6 +117,19 @@ class Family(Protocol):
         """
         ...
 
+    def words(self, components: Components, prompt: str) -> list[tuple[str, list[int]]]:
+        """Return the words of a prompt, in order, each with its places in the text that the denoiser reads."""
+        ...
+
+    def seats(self, tokens: int, pictured: int) -> tuple[int, int] | None:
+        """Return where picture and text begin among tokens that attend to each other; None for a UNet.
+
+        Args:
+            tokens: of the attention.
+            pictured: how many of them are of the picture that is drawn.
+        """
+        ...
+
     def framed(self, components: Components, conditioning: Conditioning, frames: Tensor) -> Conditioning:
         """Return the conditioning with the sizes and crops of the pictures, where the denoiser reads them.
 

@@ -29,7 +29,7 @@ VARIANT = re.compile(r"\.(fp16|non_ema|bf16)(?=[.-])")
 MIB = 1 << 20
 
 
-class Wanted(NamedTuple):
+class HubFile(NamedTuple):
     """A file to fetch.
 
     Attributes:
@@ -43,7 +43,7 @@ class Wanted(NamedTuple):
     sum: str
 
 
-def needed(files: Sequence[Wanted]) -> list[Wanted]:
+def needed(files: Sequence[HubFile]) -> list[HubFile]:
     """Return the files of a model that are needed: its configurations, each weight once, and its licence.
 
     >>> [one.name for one in needed([Wanted(name, 1, "") for name in (
@@ -63,7 +63,7 @@ def _fits(name: str, pattern: str) -> bool:
     return name.count("/") == pattern.count("/") and fnmatch(name, pattern) and ".." not in name.split("/")
 
 
-def _weights(one: Wanted) -> bool:
+def _weights(one: HubFile) -> bool:
     return one.name.endswith(".safetensors")
 
 
@@ -94,7 +94,7 @@ def fetch(
 
     try:
         about = HfApi(endpoint=endpoint).model_info(model, files_metadata=True)
-        files = needed([Wanted(one.rfilename, one.size or 0, _sum(one.lfs)) for one in about.siblings or ()])
+        files = needed([HubFile(one.rfilename, one.size or 0, _sum(one.lfs)) for one in about.siblings or ()])
         total = sum(one.size for one in files)
         if "model_index.json" not in {one.name for one in files}:
             raise ModelError(f"{model} is no base in the layout of diffusers.", "Look for one with a model_index.json.")
@@ -126,7 +126,7 @@ def fetch(
     return folder
 
 
-def _fetch_all(model: str, files: Sequence[Wanted], options: Mapping[str, Any], shown: _Shown) -> None:
+def _fetch_all(model: str, files: Sequence[HubFile], options: Mapping[str, Any], shown: _Shown) -> None:
     """Download files one after the other; each is as the hub says when this returns."""
     from huggingface_hub import hf_hub_download
 
@@ -174,7 +174,7 @@ def _of_the_network(error: Exception) -> bool:
     return isinstance(error, (*kinds, httpx2.HTTPError, ConnectionError))
 
 
-def _require_whole(path: Path, one: Wanted) -> None:
+def _require_whole(path: Path, one: HubFile) -> None:
     """Refuse a file that is not as the hub says, and remove it, so that it is fetched again.
 
     Raises:
@@ -231,7 +231,7 @@ class _Shown:
         if self.should_stop():
             raise Cancelled("The download was stopped.", "Ask again to go on.")
 
-    def whole(self, one: Wanted) -> None:
+    def whole(self, one: HubFile) -> None:
         """Count a file that is there."""
         self.done, self.part = self.done + one.size, 0
         self._tell(self.done)

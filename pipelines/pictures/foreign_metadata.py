@@ -31,7 +31,7 @@ Fields = dict[str, Any]
 """Fields of a `Request`."""
 
 
-class Told(NamedTuple):
+class ForeignSettings(NamedTuple):
     """The settings found in a picture."""
 
     fields: Fields
@@ -41,7 +41,7 @@ class Told(NamedTuple):
     """Settings that are not used and would change the picture, in words: `Model v1-5`."""
 
 
-def read_fields(chunks: Mapping[str, Any]) -> Told | None:
+def read_fields(chunks: Mapping[str, Any]) -> ForeignSettings | None:
     """Read the settings in the text chunks of a picture; None if no known program wrote them.
 
     Args:
@@ -59,7 +59,7 @@ def read_fields(chunks: Mapping[str, Any]) -> Told | None:
         if told:
             fields = {key: value for key, value in told.fields.items() if value is not None}
             left = dict.fromkeys(one if len(one) <= LETTERS else f"{one[:LETTERS]}…" for one in told.left)
-            return Told(fields, tuple(left)[:NAMES])
+            return ForeignSettings(fields, tuple(left)[:NAMES])
     return None
 
 
@@ -82,7 +82,7 @@ def _sampled(sampler: str, spacing: str = "") -> tuple[Fields, list[str]]:
     return {"scheduler": known, "spacing": wanted if spaced else None}, left
 
 
-def _of_a1111(text: str) -> Told | None:
+def _of_a1111(text: str) -> ForeignSettings | None:
     """Read the infotext: prompt, `Negative prompt: ...`, and a last line of `Name: value` pairs."""
     *lines, last = text.strip().split("\n")
     pairs = dict(_PAIR.findall(last))
@@ -104,10 +104,10 @@ def _of_a1111(text: str) -> Told | None:
         "clip_skip": int(pairs["Clip skip"]) if "Clip skip" in pairs else None,
         **sampled,
     }
-    return Told(fields, tuple(left))
+    return ForeignSettings(fields, tuple(left))
 
 
-def _of_invokeai(text: str) -> Told | None:
+def _of_invokeai(text: str) -> ForeignSettings | None:
     told = json.loads(text)
     if "positive_prompt" not in told:
         return None
@@ -124,10 +124,10 @@ def _of_invokeai(text: str) -> Told | None:
         **{name: told.get(name) for name in ("seed", "steps", "width", "height")},
         **sampled,
     }
-    return Told(fields, tuple(left))
+    return ForeignSettings(fields, tuple(left))
 
 
-def _of_comfyui(text: str) -> Told | None:
+def _of_comfyui(text: str) -> ForeignSettings | None:
     """Read the graph as it was sent: the sampler, its inputs, and the empty picture it starts from."""
     graph = json.loads(text)
     nodes = [node for node in graph.values() if str(node.get("class_type", "")).startswith("KSampler")]
@@ -148,7 +148,7 @@ def _of_comfyui(text: str) -> Told | None:
         "height": size.get("height"),
         **sampled,
     }
-    return Told(fields, tuple(left))
+    return ForeignSettings(fields, tuple(left))
 
 
 def _node(node: Mapping[str, Any]) -> str:

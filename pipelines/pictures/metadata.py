@@ -18,9 +18,10 @@ from pipelines.concepts.card import ConceptCard
 from pipelines.errors import DataError, RequestError
 from pipelines.files import whole_file
 from pipelines.pictures.files import decoded
-from pipelines.pictures.foreign_metadata import Told, read_fields
+from pipelines.pictures.foreign_metadata import ForeignSettings, read_fields
 from pipelines.pictures.png import texts
 from pipelines.pictures.sources import found_again, recall, remember, shared_name
+from pipelines.request.enlarge import Enlarge
 from pipelines.request.request import SCHEMA, Request
 from pipelines.request.samplers import SAMPLERS, SPACINGS
 from pipelines.request.settings import Quantised, with_files
@@ -111,6 +112,7 @@ def parameters(made: Made) -> str:
         fields["Clip skip"] = request.clip_skip
     if request.eta:
         fields["Eta"] = f"{request.eta:g}"
+    fields |= _larger(request.enlarge)
     if request.inpaint is not None:
         fields["Denoising strength"] = f"{request.inpaint.strength:g}"
     if request.guidance.rescale:
@@ -129,6 +131,18 @@ def parameters(made: Made) -> str:
     fields["Version"] = f"Prompt Studio {own_version()}"
     lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in fields.items()))
     return "\n".join(lines)
+
+
+def _larger(enlarge: Enlarge) -> dict[str, object]:
+    """Return the fields of the second pass, if there is one."""
+    if not enlarge.acts:
+        return {}
+    usual = "Latent" if enlarge.by == "latents" else "None"
+    return {
+        "Denoising strength": f"{enlarge.strength:g}",
+        "Hires upscale": f"{enlarge.factor:g}",
+        "Hires upscaler": Path(enlarge.upscaler).stem if enlarge.upscaler else usual,
+    }
 
 
 def save_png(picture: Image.Image, path: Path, made: Made) -> Path:
@@ -168,7 +182,7 @@ def save_png(picture: Image.Image, path: Path, made: Made) -> Path:
     return path
 
 
-def read_foreign(path: Path) -> Told | None:
+def read_foreign(path: Path) -> ForeignSettings | None:
     """Read the settings in a picture of AUTOMATIC1111, InvokeAI or ComfyUI; None if there are none."""
     try:
         chunks = texts(path)

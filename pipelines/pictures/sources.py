@@ -79,13 +79,15 @@ def found_again(text: str, picture: Path, known: Mapping[str, str]) -> str:
     """Return the path of a file that a picture names.
 
     Looked for where it lay, then as it is told, then beside the picture, then in the folder of concepts beside it or
-    that of trainings; `text` itself if it is nowhere. The caller compares digests: a name alone proves nothing.
+    that of trainings, then in that of the server whose job the picture is of; `text` itself if it is nowhere. The
+    caller compares digests: a name alone proves nothing.
     """
     if text in known and Path(known[text]).exists():
         return known[text] if Path(known[text]) != Path(text).absolute() else text
     if Path(text).exists():
         return text
-    folders = (picture.parent, picture.parent / "concepts", picture.parent.parent / "concepts", LEARNED)
+    server = picture.absolute().parents[2:3]
+    folders = (picture.parent, picture.parent / "concepts", picture.parent.parent / "concepts", LEARNED, *server)
     places = [folder / part for folder in folders for part in dict.fromkeys((text, Path(text).name))]
     return str(next((place for place in places if place.is_file()), text))
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -119,6 +119,11 @@ class Guided:
                 further.append((prompt, told, own[0] if own else None))
         return self._combined(given, further, sample, time, step)
 
+    def under_prompt(self, sample: Tensor, time: Tensor, step: Step) -> Tensor:
+        """Return the prediction under the prompt alone, which nobody watches."""
+        unwatched = [one for one in self.conditions if not isinstance(one, AttentionMaps)]
+        return replace(self, conditions=unwatched)._called([POSITIVE], sample, time, step)[0]
+
     def _called(
         self, names: Sequence[str], sample: Tensor, time: Tensor, step: Step, text: Text | None = None
     ) -> tuple[Tensor, ...]:
@@ -127,9 +132,13 @@ class Guided:
         for name in names:
             parts = [_read(one, name, step, text) for one in self.conditions]
             told.append(merge(parts))
-        perturbed = PERTURBED in names
         guidance, ratio = self.request.guidance, sample.shape[-1] / sample.shape[-2]
-        with weakened(components, guidance.preset, guidance.blur, len(names), ratio) if perturbed else nullcontext():
+        with ExitStack() as call:
+            if PERTURBED in names:
+                call.enter_context(weakened(components, guidance.preset, guidance.blur, len(names), ratio))
+            for one in self.conditions:
+                if isinstance(one, AttentionMaps) and text is None:
+                    call.enter_context(one.watching([name == POSITIVE for name in names], sample))
             batch = torch.cat([sample] * len(names)).to(components.dtype)
             output = components.family.predict(components, batch, time, stack(told))
         return output.chunk(len(names))
@@ -202,14 +211,12 @@ class Guided:
 def _read(condition: Condition, name: str, step: Step, text: Text | None) -> Mapping[str, object]:
     """Return what a condition says in a prediction.
 
-    The words of another prompt stand in other places, so boxes keep none of them to themselves there, and nobody
-    watches where they look.
+    The words of another prompt stand in other places, so boxes keep none of them to themselves there.
     """
     branch = Branch.NEGATIVE if name == NEGATIVE else Branch.POSITIVE
     if text is not None and isinstance(condition, Text):
         return text.conditioning(branch, step)
     free = name == UNPLACED and isinstance(condition, Boxes | Regions)
-    unseen = isinstance(condition, AttentionMaps) and name != POSITIVE
-    if free or unseen or (text is not None and isinstance(condition, Regions | AttentionMaps)):
+    if free or (text is not None and isinstance(condition, Regions)):
         branch = Branch.NEGATIVE
     return condition.conditioning(branch, step)

@@ -76,10 +76,9 @@ class _Weakened:
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         regions: Any = None,
-        looked: Any = None,
         **others: Any,
     ) -> Tensor:
-        # Self-attention has no use for what words are kept to, or looked up by.
+        # Self-attention has no use for what words are kept to.
         whole = self.processor(attn, hidden_states, encoder_hidden_states, attention_mask, **others)
         last = hidden_states.chunk(self.parts)[-1]
         value = attn.to_v(last)

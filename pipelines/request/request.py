@@ -15,6 +15,7 @@ from pipelines.errors import RequestError
 from pipelines.request.boxes import BOXES
 from pipelines.request.boxes import Box as Box
 from pipelines.request.enlarge import Enlarge
+from pipelines.request.excite import Excite
 from pipelines.request.guidance import MOST_PROMPTS, Prompt
 from pipelines.request.guidance import Guidance as Guidance
 from pipelines.request.inpaint import Inpaint as Inpaint
@@ -172,6 +173,9 @@ class Request(Frozen):
     also: tuple[Prompt, ...] = Field(default=(), max_length=MOST_PROMPTS)
     """Further prompts, each with a weight: AND above 0, NOT below."""
 
+    excite: Excite = Excite()
+    """Correction for things that the prompt names and the picture would lack."""
+
     in_context: InContext | None = None
     """Examples of a change and a picture to be changed alike; width and height are then those of a cell."""
 
@@ -214,6 +218,14 @@ class Request(Frozen):
     def _asks_something(self) -> Self:
         if self.in_context and not self.in_context.examples and not self.prompt:
             raise ValueError("0 examples and no prompt; give 1 to 16 examples, or say what to do")
+        return self
+
+    @model_validator(mode="after")
+    def _excites_words_of_its_own(self) -> Self:
+        if self.in_context and self.excite.acts:
+            raise ValueError(
+                f"excite words {self.excite.words!r:.60} mean nothing in an answer to examples; leave them out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ Quantised = Literal["int8", "fp8", "nf4"]
 
 
 @dataclass(frozen=True)
-class Encoded:
+class FileContent:
     """Marks a field whose text is the content of a file, in base64: it has a limit of its own."""
 
 
@@ -29,7 +29,7 @@ class Sound(BaseModel):
     @classmethod
     def _sound_texts(cls, value: Any, info: ValidationInfo) -> Any:
         marks = cls.model_fields[info.field_name or ""].metadata
-        if not any(isinstance(mark, Encoded) for mark in marks):
+        if not any(isinstance(mark, FileContent) for mark in marks):
             for text in texts(value):
                 if why := flaw(text):
                     raise ValueError(why)
@@ -51,7 +51,7 @@ class FileOf:
         after: number of further parts of the text behind the path, each after a colon.
     """
 
-    kind: Literal["concept", "picture", "dataset", "own"]
+    kind: Literal["concept", "picture", "upscaler", "dataset", "own"]
     after: int = 0
 
     def with_path(self, text: str, path: Callable[[str, str], str]) -> str:

@@ -18,7 +18,7 @@ from pipelines.errors import RequestError, StudioError
 from pipelines.pictures.metadata import Made, own_version, read_made
 from pipelines.pictures.png import texts
 from pipelines.request.samplers import SAMPLERS
-from pipelines.request.settings import Encoded
+from pipelines.request.settings import FileContent
 from studio.api.a1111_asked import (
     CHECKPOINT,
     ImageToImage,
@@ -52,7 +52,7 @@ class Pictures(Answer):
 class PngInfo(Lenient):
     """A picture with settings in it, in base64."""
 
-    image: Annotated[str, Encoded()]
+    image: Annotated[str, FileContent()]
 
 
 def routes(jobs: Jobs, base: str, patience: float = PATIENCE) -> APIRouter:
@@ -157,7 +157,7 @@ def _told(job: Job, asked: TextToImage, made: list[Made]) -> dict[str, Any]:
         "sd_model_name": job.spec["base"],
         "sd_vae_name": None,
         "sd_vae_hash": None,
-        "denoising_strength": asked.denoising_strength if isinstance(asked, ImageToImage) else None,
+        "denoising_strength": asked.denoising_strength if isinstance(asked, ImageToImage) or asked.larger else None,
         "extra_generation_params": {},
         "index_of_first_image": 0,
         "styles": [],

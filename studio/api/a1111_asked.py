@@ -24,7 +24,7 @@ from scipy.ndimage import gaussian_filter1d
 from pipelines.errors import DataError, RequestError
 from pipelines.pictures.files import grey
 from pipelines.request.samplers import SAMPLERS, able, sampler_of, spacing_of
-from pipelines.request.settings import Encoded, Sound
+from pipelines.request.settings import FileContent, Sound
 from pipelines.words import composed
 from studio.jobs.jobs import Jobs
 from studio.library import concepts
@@ -38,7 +38,6 @@ ORIGINAL = 1
 """Value of `inpainting_fill` that begins from the picture itself, as is done here."""
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "enable_hr": (False,),
     "styles": ([],),
     "subseed_strength": (0,),
     "seed_resize_from_h": (-1, 0),
@@ -63,18 +62,26 @@ LAYERS, CHECKPOINT = "CLIP_stop_at_last_layers", "sd_model_checkpoint"
 USUAL: dict[str, tuple[Any, ...]] = {"sd_vae": ("Automatic", "None"), "samples_save": (True, False)}
 """Options that have none, with the values by which they change no picture."""
 
+LATENT = "Latent"
+"""Upscaler of a second pass that begins from enlarged latents; also the one where a script names none."""
+
+PLAIN = ("None", "Lanczos", "Nearest")
+"""Upscalers of finished pictures that are no networks; all are bicubic interpolation here."""
+
+OF_SECOND_PASS = ("hr_second_pass_steps", "hr_checkpoint_name", "hr_sampler_name", "hr_scheduler", "hr_prompt",
+                  "hr_negative_prompt")  # fmt: skip
+"""Fields of a second pass that differ from the first, which they do not here."""
+
 NONE = ("", "none")
 NAMES = 50
 """Most fields that are named."""
 
 HARMLESS = frozenset(
     "sampler_index subseed save_images do_not_save_samples do_not_save_grid include_init_images image_cfg_scale "
-    "firstphase_width firstphase_height hr_scale hr_upscaler "
-    "hr_second_pass_steps hr_resize_x hr_resize_y hr_checkpoint_name hr_sampler_name hr_scheduler hr_prompt "
-    "hr_negative_prompt refiner_switch_at disable_extra_networks force_task_id session_hash comments infotext "
-    "script_args latent_mask firstpass_image denoising_strength".split()
+    "firstphase_width firstphase_height refiner_switch_at disable_extra_networks force_task_id session_hash comments "
+    "infotext script_args latent_mask firstpass_image".split()
 )
-"""Fields that change no picture by themselves; those of a second pass come with `enable_hr`."""
+"""Fields that change no picture by themselves."""
 
 
 class Lenient(Sound):
@@ -109,6 +116,22 @@ class TextToImage(Lenient):
     refiner_checkpoint: str = Field(default="", max_length=500)
     batch_size: int = Field(default=1, ge=1, le=64)
     n_iter: int = Field(default=1, ge=1, le=64)
+    denoising_strength: float = Field(default=0.75, ge=0, le=1)
+    enable_hr: bool = False
+    hr_scale: float = Field(default=2.0, ge=1, le=16)
+    hr_upscaler: str = Field(default=LATENT, max_length=300)
+    hr_resize_x: int = Field(default=0, ge=0, le=16384)
+    hr_resize_y: int = Field(default=0, ge=0, le=16384)
+
+    @property
+    def larger(self) -> bool:
+        """Return whether there is a second pass; of a picture to change there is none, there as well."""
+        return self.enable_hr and not isinstance(self, ImageToImage)
+
+    @property
+    def least(self) -> float:
+        """The least strength that is a step: less would be nothing to do, and there, too, one step is made."""
+        return max(self.denoising_strength, 1 / (self.steps or STEPS))
 
     @property
     def sampler(self) -> str:
@@ -129,9 +152,8 @@ class TextToImage(Lenient):
 class ImageToImage(TextToImage):
     """An order to change a picture."""
 
-    init_images: Annotated[list[str], Encoded()] = Field(min_length=1, max_length=1)
-    mask: Annotated[str | None, Encoded()] = None
-    denoising_strength: float = Field(default=0.75, ge=0, le=1)
+    init_images: Annotated[list[str], FileContent()] = Field(min_length=1, max_length=1)
+    mask: Annotated[str | None, FileContent()] = None
     mask_blur: int | None = Field(default=None, ge=0, le=512)
     mask_blur_x: int = Field(default=4, ge=0, le=512)
     mask_blur_y: int = Field(default=4, ge=0, le=512)
@@ -196,7 +218,34 @@ def request_of(asked: TextToImage, jobs: Jobs) -> dict[str, Any]:
         "clip_skip": asked.clip_skip if _is_layer(asked.clip_skip) and asked.clip_skip != 1 else None,
     }
     fields |= {name: value for name, value in more.items() if value is not None}
+    fields |= {"enlarge": enlarge_of(asked, jobs)} if asked.larger else {}
     return fields | ({"guidance": {"scale": asked.cfg_scale}} if asked.cfg_scale is not None else {})
+
+
+def enlarge_of(asked: TextToImage, jobs: Jobs) -> dict[str, Any]:
+    """Return the settings of the second pass of an order with `enable_hr`.
+
+    Raises:
+        RequestError: for an upscaler that there is not, or a size that cannot be told.
+    """
+    factor, wanted = asked.hr_scale, (asked.hr_resize_x, asked.hr_resize_y)
+    if any(wanted):
+        sides = [(new, old) for new, old in zip(wanted, (asked.width, asked.height), strict=True) if new]
+        if not all(old for _, old in sides):
+            raise RequestError(
+                f"hr_resize {wanted[0]} x {wanted[1]} needs width and height.", "Send them, or hr_scale."
+            )
+        factor = max(new / int(old or 1) for new, old in sides)
+    named = asked.hr_upscaler.strip() or LATENT
+    settings: dict[str, Any] = {"factor": factor, "strength": asked.least if asked.denoising_strength else 0}
+    if named.lower().startswith(LATENT.lower()):
+        return settings | {"by": "latents"}
+    if named.lower() in (one.lower() for one in PLAIN):
+        return settings
+    if (upscaler := jobs.places.enlarging.meant(named)) is None:
+        known = (LATENT, *PLAIN, *jobs.places.enlarging.there())
+        raise RequestError(f"There is no upscaler {named!r:.80}.", f"There are: {', '.join(known)}.")
+    return settings | {"upscaler": upscaler}
 
 
 def _spelled(prompt: str, token: str) -> str | None:
@@ -255,9 +304,7 @@ def inpaint_of(asked: ImageToImage, jobs: Jobs) -> dict[str, Any]:
         DataError: if a picture or mask is none.
         RequestError: if the blur leaves nothing of the mask.
     """
-    # Less than a step would be nothing to do; there, too, at least one step is made.
-    strength = max(asked.denoising_strength, 1 / (asked.steps or STEPS))
-    inpaint: dict[str, Any] = {"image": jobs.pictures.add(content(asked.init_images[0])), "strength": strength}
+    inpaint: dict[str, Any] = {"image": jobs.pictures.add(content(asked.init_images[0])), "strength": asked.least}
     if not asked.mask:
         return inpaint
     mask = grey(cleaned(content(asked.mask), "the mask"))
@@ -300,7 +347,7 @@ def not_understood(asked: TextToImage) -> dict[str, str]:
     for name, value in (asked.model_extra or {}).items():
         if name in NEUTRAL and value not in NEUTRAL[name]:
             found[name] = "not done here"
-        elif name not in NEUTRAL and name not in HARMLESS and value and len(found) < NAMES:
+        elif name not in (*NEUTRAL, *HARMLESS, *OF_SECOND_PASS) and value and len(found) < NAMES:
             found[name[:100]] = "not known here"
     if asked.spacing and not able(_sampler(asked.sampler), asked.spacing):
         found["scheduler"] = f"drawn without the spacing {asked.spacing}"
@@ -312,6 +359,20 @@ def not_understood(asked: TextToImage) -> dict[str, str]:
         found["negative_prompt"] = "<lora:> has an effect in the prompt alone"
     if isinstance(asked, ImageToImage) and not asked.mask and asked.inpainting_mask_invert:
         found["inpainting_mask_invert"] = "there is no mask"
+    return found | _not_enlarged(asked)
+
+
+def _not_enlarged(asked: TextToImage) -> dict[str, str]:
+    """Return the fields of the second pass that had no effect, with the reason."""
+    if not asked.larger:
+        return {"enable_hr": "a picture that is changed is drawn once"} if asked.enable_hr else {}
+    said = {name: (asked.model_extra or {}).get(name) for name in OF_SECOND_PASS}
+    usual = ("", "0", "None", "Use same sampler", "Use same scheduler", "Use same checkpoint")
+    found = {name: "the second pass is as the first" for name, one in said.items() if str(one or "") not in usual}
+    if asked.hr_resize_x and asked.hr_resize_y and asked.width and asked.height:
+        across, down = asked.hr_resize_x / asked.width, asked.hr_resize_y / asked.height
+        if abs(across - down) > 0.01 * max(across, down):
+            found["hr_resize_x"] = "both sides grow by the larger of the two factors"
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -11,7 +12,7 @@ from pipelines.concepts.card import read_header
 from pipelines.request.request import Spacing
 from pipelines.request.samplers import SAMPLERS, SPACED, SPACINGS
 from pipelines.request.texts import without_paths
-from studio.api.a1111_asked import CHECKPOINT, base_of, without_effect
+from studio.api.a1111_asked import CHECKPOINT, LATENT, PLAIN, base_of, without_effect
 from studio.jobs.jobs import Jobs
 from studio.library import concepts
 
@@ -19,8 +20,6 @@ LETTERS = 2000
 """Most letters shown of one field of a header."""
 
 NOTHING = (
-    "upscalers",
-    "latent-upscale-modes",
     "sd-vae",
     "hypernetworks",
     "face-restorers",
@@ -46,6 +45,7 @@ class InUse:
 def add_lists(router: APIRouter, jobs: Jobs, use: InUse) -> None:
     """Add the routes of lists."""
     _add_settings(router, jobs, use)
+    _add_upscalers(router, jobs)
 
     @router.get("/embeddings")
     def embeddings() -> dict[str, Any]:
@@ -97,6 +97,19 @@ def add_lists(router: APIRouter, jobs: Jobs, use: InUse) -> None:
     for name in ("checkpoints", "vae", "loras", "embeddings"):
         path = f"/refresh-{name}"
         router.add_api_route(path, refreshed, methods=["POST"], operation_id=f"refresh_{name}")
+
+
+def _add_upscalers(router: APIRouter, jobs: Jobs) -> None:
+    @router.get("/upscalers")
+    def upscalers() -> list[dict[str, Any]]:
+        """Return what `hr_upscaler` takes for finished pictures."""
+        names = [*PLAIN, *(Path(one).stem for one in jobs.places.enlarging.there())]
+        return [{"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4} for name in names]
+
+    @router.get("/latent-upscale-modes")
+    def latent_modes() -> list[dict[str, Any]]:
+        """Return what `hr_upscaler` takes for latents."""
+        return [{"name": LATENT}]
 
 
 def _add_settings(router: APIRouter, jobs: Jobs, use: InUse) -> None:

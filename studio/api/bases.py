@@ -1,7 +1,8 @@
-"""Routes of base models: what there is, and downloads where they are allowed."""
+"""Routes of base models and upscalers: what there is, and downloads where they are allowed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from urllib.parse import quote
 
 from fastapi import APIRouter, Response, status
@@ -10,7 +11,7 @@ from pipelines.errors import Unknown
 from studio.api.forms import ROOT, BaseAnswer, DownloadOrder, Work, work
 from studio.api.work import Key, Paged, keyed
 from studio.jobs.jobs import Jobs
-from studio.library.bases import Found
+from studio.library.bases import FoundBase
 
 
 def routes(jobs: Jobs) -> APIRouter:
@@ -37,10 +38,15 @@ def routes(jobs: Jobs) -> APIRouter:
         response.headers["location"] = answer.links["self"]
         return answer
 
+    @router.get("/upscalers")
+    def upscalers(paging: Paged) -> Sequence[str]:
+        """Return the ids of the upscalers, the names of their files."""
+        return paging.take(list(jobs.places.enlarging.there()), lambda name: (name,))
+
     return router
 
 
-def _answer(one: Found) -> BaseAnswer:
+def _answer(one: FoundBase) -> BaseAnswer:
     half, full = one.card.memory
     told = {name: getattr(one.card, name) for name in BaseAnswer.model_fields if hasattr(one.card, name)}
     told |= {"memory_gpu": half, "memory_cpu": full, "href": f"{ROOT}/bases/{quote(one.name)}"}

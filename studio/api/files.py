@@ -27,11 +27,11 @@ from studio.api.forms import (
 )
 from studio.api.work import Paged
 from studio.api.zips import zipped
-from studio.jobs.history import Wanted
+from studio.jobs.history import PictureSearch
 from studio.jobs.jobs import Jobs
 from studio.library import archives
 from studio.library.concepts import search as find
-from studio.library.datasets import Dataset, Entry, newest
+from studio.library.datasets import Dataset, DatasetPicture, newest
 from studio.library.thumbnails import thumbnail
 from studio.library.uploads import ARCHIVE, BYTES
 
@@ -60,7 +60,7 @@ def _dataset(one: Dataset) -> DatasetAnswer:
     return DatasetAnswer(**vars(one), href=f"{ROOT}/datasets/{one.id}")
 
 
-def _entry(dataset: str, one: Entry) -> PictureAnswer:
+def _entry(dataset: str, one: DatasetPicture) -> PictureAnswer:
     return PictureAnswer(**vars(one), href=f"{ROOT}/datasets/{dataset}/pictures/{one.name}")
 
 
@@ -176,7 +176,7 @@ def pictures(jobs: Jobs) -> APIRouter:
     @router.get("/boards/{board}/archive", response_class=StreamingResponse)
     def archive(board: str) -> StreamingResponse:
         """Return the pictures of a board as a zip."""
-        found = jobs.history.find(Wanted(board=board), BOARD)
+        found = jobs.history.find(PictureSearch(board=board), BOARD)
         if not found:
             raise Unknown(f"There is no board {board!r:.60}.", "GET /api/v1/boards lists them.")
         return zipped([(f"{one.job.id}-{one.path.name}", one.path) for one in found], file_stem(board))

@@ -98,6 +98,16 @@ class ScoreOrder(Frozen):
     """Id of the base model it was trained on."""
 
 
+class AttentionOrder(Frozen):
+    """An order of where each word of a prompt was looked up in a picture."""
+
+    generation: str
+    """Id of the generation that made the picture."""
+
+    picture: int = Field(default=0, ge=0, le=1_000_000)
+    """Its place among the pictures of the generation."""
+
+
 class StepForm(Frozen):
     """The candidate that a concept is replaced by."""
 
@@ -140,6 +150,7 @@ PLACE: dict[Kind, str] = {
     "import": "imports",
     "score": "scores",
     "download": "downloads",
+    "attention": "attentions",
 }
 
 

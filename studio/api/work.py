@@ -14,7 +14,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from pipelines.errors import RequestError, Unknown
-from studio.api.forms import PLACE, GenerationOrder, RunOrder, ScoreOrder, Work, settings_of, work
+from studio.api.forms import PLACE, AttentionOrder, GenerationOrder, RunOrder, ScoreOrder, Work, settings_of, work
 from studio.api.paging import USUAL, Paging
 from studio.api.zips import zipped
 from studio.jobs.jobs import Jobs
@@ -65,6 +65,13 @@ def routes(jobs: Jobs) -> APIRouter:
         """Order a measurement; its event `scores` has the figures of each step, the proposed one, and the reason."""
         with _asked():
             return accepted(jobs.submit_score(order.concept, order.dataset, order.base, keyed("score", key)), response)
+
+    @router.post("/attentions", status_code=status.HTTP_202_ACCEPTED, tags=["attentions"])
+    def ask_where_words_look(order: AttentionOrder, response: Response, key: Key = None) -> Work:
+        """Order a picture with the attention of each word over it; the event `words` names them in that order."""
+        with _asked():
+            job = jobs.submit_attention(order.generation, order.picture, keyed("attention", key))
+            return accepted(job, response)
 
     @router.get("/methods", tags=["runs"])
     def methods(paging: Paged) -> Sequence[str]:

@@ -23,7 +23,7 @@ from pipelines.words import composed
 from studio.endpoints import TIMEOUT, Endpoint, answer_of, require_address, require_none
 from studio.settings import Machine
 from trainers.data.caption_files import caption_file, holds_boxes, key, tidied
-from trainers.data.folders import Found, listing
+from trainers.data.folders import FolderPicture, listing
 from trainers.data.index_files import INDICES
 from trainers.data.mask_files import has_picture_suffix
 
@@ -111,7 +111,9 @@ def caption(
         sys.stderr.writelines(f"studio: {line}\n" for line in [*beside.shared(), said])
 
 
-def _written(asked: Sequence[Found], captioner: Callable[[Image.Image], str], beside: _Beside | None) -> Iterator[str]:
+def _written(
+    asked: Sequence[FolderPicture], captioner: Callable[[Image.Image], str], beside: _Beside | None
+) -> Iterator[str]:
     """Write the captions of pictures, or none without `beside`; gives a line about each.
 
     Raises:

@@ -55,6 +55,7 @@ GROUPS: Mapping[str, Group] = MappingProxyType(
         "inpaint": Group("Repainting", sort_key=3),
         "enlarge": Group("Larger pictures", sort_key=5),
         "guidance": Group("Guidance", sort_key=4),
+        "excite": Group("Things that are missing", sort_key=6),
     }
 )
 """Headings of the help by the settings group of a field; the empty one is of fields that stand alone."""

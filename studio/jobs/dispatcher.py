@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
+from typing import get_args
 
 from studio.jobs.local_engine import LOG, Engine
 from studio.jobs.rows import Kind
@@ -21,7 +22,7 @@ IDLE = 2.0
 LOOK = 60.0
 """Seconds that a look at the queue may take before nobody waits for its end."""
 
-GRACE: Mapping[Kind, float] = {"generation": 10.0, "training": 60.0, "import": 10.0, "score": 10.0, "download": 10.0}
+GRACE: Mapping[Kind, float] = {kind: 60.0 if kind == "training" else 10.0 for kind in get_args(Kind)}
 """Seconds that a process has to stop by itself; it asks once a step."""
 
 LOST = "Its process ended without a word, as when memory or space on the disk runs out, or it is killed."

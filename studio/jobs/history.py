@@ -29,7 +29,7 @@ Name = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundPicture:
     """A picture of the record.
 
     Attributes:
@@ -46,7 +46,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PictureSearch:
     """A search among pictures; everything that is left out fits.
 
     Attributes:
@@ -104,16 +104,16 @@ class History:
     def __init__(self, ledger: Ledger, folder: Path) -> None:
         self.ledger, self.folder = ledger, folder
 
-    def find(self, wanted: Wanted, limit: int = 60) -> list[Found]:
+    def find(self, wanted: PictureSearch, limit: int = 60) -> list[FoundPicture]:
         """Return pictures that exist, the newest first, no more than `limit`."""
-        found: list[Found] = []
+        found: list[FoundPicture] = []
         for one in self._all(wanted):
             found.append(one)
             if len(found) >= limit:
                 break
         return found
 
-    def _all(self, wanted: Wanted) -> Iterator[Found]:
+    def _all(self, wanted: PictureSearch) -> Iterator[FoundPicture]:
         marks = self.ledger.marks()
         for job in self._jobs():
             if not wanted.takes(job):
@@ -122,7 +122,7 @@ class History:
                 path = self.folder / name
                 mark = marks.get((job.id, path.name), Mark())
                 if wanted.fits(job, mark) and path.is_file():
-                    yield Found(job, number, path, mark)
+                    yield FoundPicture(job, number, path, mark)
 
     def _jobs(self) -> Iterator[Job]:
         """Return generations that are done, the newest first; no more of them are read than are looked at."""
@@ -133,7 +133,7 @@ class History:
             if before is None:
                 return
 
-    def one(self, name: Name) -> Found:
+    def one(self, name: Name) -> FoundPicture:
         """Return a picture.
 
         Raises:
@@ -141,13 +141,13 @@ class History:
         """
         return replace(self._placed(name), mark=self.ledger.marks().get(name, Mark()))
 
-    def _placed(self, name: Name) -> Found:
+    def _placed(self, name: Name) -> FoundPicture:
         """Return a picture without what is said of it; raises `Unknown`."""
         job = self.ledger.get(name[0])
         for number, result in enumerate(job.results):
             path = self.folder / result
             if path.name == name[1] and path.is_file() and job.kind == "generation":
-                return Found(job, number, path, Mark())
+                return FoundPicture(job, number, path, Mark())
         raise Unknown("That picture is no longer there.", "Generate it again, or bring it back.")
 
     def boards(self) -> dict[str, int]:

@@ -23,6 +23,7 @@ from studio.jobs.history import History
 from studio.jobs.local_engine import Engine, LocalEngine
 from studio.jobs.specs import (
     Places,
+    checked_attention,
     checked_comparison,
     checked_picking,
     checked_request,
@@ -37,6 +38,7 @@ from studio.library.model_cards import base_card
 from studio.library.names import require_measurable
 from studio.library.quota import QUOTA
 from studio.library.uploads import put_aside
+from studio.library.upscalers import FOLDER
 from studio.settings import Machine
 from trainers.loop.candidates import take
 
@@ -56,6 +58,7 @@ class Jobs:
         engine: makes where processes come from; those of this machine by default.
         quota: GiB that datasets, uploaded pictures and files to import may take together.
         models: folders of base models, beside `models` in the folder.
+        upscalers: folders of upscalers, beside `upscalers` in the folder.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Jobs:
         engine: Callable[[Places], Engine] | None = None,
         quota: float = QUOTA,
         models: Sequence[Path] = (),
+        upscalers: Sequence[Path] = (),
     ) -> None:
         named = (bases or {"pocket": "pocket"}).items()  # absolute, as processes work in the folder
         whole = {name: str(Path(base).resolve()) if Path(base).exists() else base for name, base in named}
@@ -76,10 +80,11 @@ class Jobs:
             folder.mkdir(parents=True, mode=0o700)  # prompts and pictures are nobody else's
         self.folder, self.slots = folder.resolve(), slots
         roots = (self.folder / "models", *(one.resolve() for one in models))
-        self.places = Places(self.folder, whole, int(quota * 2**30), roots)
+        enlarging = (self.folder / FOLDER, *(one.resolve() for one in upscalers))
+        self.places = Places(self.folder, whole, int(quota * 2**30), roots, enlarging)
         self.bases, self.learned = self.places.catalogue, self.places.learned
         self.datasets, self.pictures = self.places.datasets, self.places.pictures
-        for kept in (self.learned, roots[0]):
+        for kept in (self.learned, roots[0], enlarging[0]):
             kept.mkdir(exist_ok=True)
         self.ledger = Ledger(self.folder / "jobs.sqlite")
         self.engine = engine(self.places) if engine else LocalEngine(self.places, machine, slots, warm)
@@ -190,6 +195,20 @@ class Jobs:
         self.datasets.folder(dataset)
         require_room(self.folder, 64 << 20)
         return self.ledger.add("score", {"concept": concept, "dataset": dataset, "base": base}, key)
+
+    def submit_attention(self, generation: str, picture: int, key: str | None = None) -> Job:
+        """Order where each word of the prompt of a picture was looked up in it.
+
+        Args:
+            generation: id of the job that made it.
+            picture: its place among the results of that job.
+            key: asking again with the same key gives the same job.
+
+        Raises:
+            StudioError: if there is no such picture, or it is a sheet of several.
+        """
+        require_room(self.folder, 64 << 20)
+        return self.ledger.add("attention", checked_attention(self.get(generation), picture, self.places), key)
 
     def scores_after(self, training: str) -> Job | None:
         """Return the job that measured the result of a training, if there is one."""

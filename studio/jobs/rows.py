@@ -13,13 +13,13 @@ from pipelines.errors import StudioError
 from pipelines.request.texts import readable, without_paths
 
 _log = logging.getLogger(__name__)
-Kind = Literal["generation", "training", "import", "score", "download"]
+Kind = Literal["generation", "training", "import", "score", "download", "attention"]
 State = Literal["queued", "running", "paused", "done", "failed", "cancelled"]
 ENDED = ("done", "failed", "cancelled")
 LIVE = ("queued", "running", "paused")
 
 
-class Damaged(StudioError):  # noqa: N818 - what it says
+class DamagedRecord(StudioError):  # noqa: N818 - what it says
     """A row of the record that cannot be read."""
 
 
@@ -91,7 +91,7 @@ class Event:
     Attributes:
         seq: its number within the job, from 1 without gaps.
         at: seconds since 1970.
-        kind: "step", "phase", "note", "preview", "scores" or "state".
+        kind: "step", "phase", "note", "preview", "scores", "words" or "state".
         data: figures and texts.
     """
 
@@ -120,12 +120,12 @@ _JOB = tuple(field.name for field in fields(Job))
 
 
 def job_of(row: sqlite3.Row) -> Job:
-    """Return the job of a row; raises `Damaged`."""
+    """Return the job of a row; raises `DamagedRecord`."""
     values = {name: row[name] for name in _JOB}
     try:
         values["spec"], values["results"] = _read(values["spec"], dict), tuple(_read(values["results"], list))
     except ValueError:
-        raise Damaged(f"The record of the job {row['id']} is damaged.", "Delete it, and ask again.") from None
+        raise DamagedRecord(f"The record of the job {row['id']} is damaged.", "Delete it, and ask again.") from None
     return Job(**_without_paths(values))
 
 
@@ -134,7 +134,7 @@ def jobs_of(rows: Iterable[sqlite3.Row]) -> Iterator[Job]:
     for row in rows:
         try:
             yield job_of(row)
-        except Damaged as error:
+        except DamagedRecord as error:
             _log.warning("%s", error)
 
 

@@ -16,16 +16,17 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from pipelines.errors import ConceptError, ConfigError, RequestError, StudioError
+from pipelines.errors import ConceptError, ConfigError, RequestError, StudioError, Unknown
 from pipelines.request.axes import axes_of, cells
 from pipelines.request.request import Request, problems
 from pipelines.request.settings import FileOf, Model, file_of, holds_models, mapped, with_files
 from studio.jobs.store import Job
 from studio.library.bases import Bases
-from studio.library.datasets import Datasets, Pictures
+from studio.library.datasets import Datasets, PictureUploads
 from studio.library.model_cards import BaseCard
 from studio.library.names import require_strengths
 from studio.library.quota import QUOTA, Quota
+from studio.library.upscalers import FOLDER, Upscalers
 from studio.settings import Picking
 from trainers.methods import methods
 from trainers.run import Run, forget_state, run_of
@@ -44,12 +45,14 @@ class Places:
         bases: id -> base model that the server was started with.
         most: bytes that datasets, pictures and files to import may take together.
         models: folders of base models.
+        upscalers: folders of upscalers.
     """
 
     folder: Path
     bases: Mapping[str, str]
     most: int = int(QUOTA * 2**30)
     models: tuple[Path, ...] = ()
+    upscalers: tuple[Path, ...] = ()
 
     @cached_property
     def catalogue(self) -> Bases:
@@ -72,9 +75,14 @@ class Places:
         return Datasets(self.folder / "datasets", self.quota)
 
     @cached_property
-    def pictures(self) -> Pictures:
+    def pictures(self) -> PictureUploads:
         """The pictures that requests name."""
-        return Pictures(self.folder / "pictures", self.quota)
+        return PictureUploads(self.folder / "pictures", self.quota)
+
+    @cached_property
+    def enlarging(self) -> Upscalers:
+        """The upscalers."""
+        return Upscalers(self.upscalers or (self.folder / FOLDER,))
 
     def job(self, job: str) -> Path:
         """Return the folder of a job."""
@@ -105,10 +113,23 @@ class Places:
                 return path
         raise ConceptError(f"There is no concept {name!r:.60} in the library.", "GET /api/v1/concepts lists them.")
 
+    def picture_of(self, job: Job, number: int) -> Path:
+        """Return a picture that a job made, by its place among the results.
+
+        Raises:
+            Unknown: if there is none.
+        """
+        names = job.results if job.kind == "generation" else ()
+        path = self.folder / names[number] if 0 <= number < len(names) else None
+        if path is None or path.suffix != ".png" or not path.is_file():
+            raise Unknown(f"The {job.kind} {job.id} has no picture {number}.", "See the pictures of the job.")
+        return path
+
     def of(self, kind: str, name: str) -> str:
         """Return the path of a file by its kind and id, relative to the server's folder, so that pictures hide it."""
-        path = self.concept(name) if kind == "concept" else self.pictures.path(name)
-        return path.relative_to(self.folder).as_posix()
+        of_kind = {"concept": self.concept, "upscaler": self.enlarging.path}
+        path = of_kind.get(kind, self.pictures.path)(name)
+        return (path.relative_to(self.folder) if path.is_relative_to(self.folder) else path).as_posix()
 
 
 # -- generating -------------------------------------------------------------------------------------------------
@@ -165,7 +186,23 @@ def checked_picking(best_of: int, fields: Mapping[str, Any], axes: Sequence[Any]
     return count
 
 
-TEXTS = ("prompt", "negative_prompt", "phrase", "digests")
+def checked_attention(made: Job, picture: int, places: Places) -> dict[str, Any]:
+    """Return the order of where words were looked up in a picture of a job, as a record keeps it.
+
+    Raises:
+        Unknown: if there is no such picture.
+        RequestError: if it is a sheet of several, or an answer to examples.
+    """
+    places.picture_of(made, picture)
+    if (made.spec.get("compare") and picture == 0) or made.spec["request"].get("in_context"):
+        raise RequestError(
+            "A sheet of a comparison, or an answer to examples, has no prompt of its own.",
+            "Choose a picture that was made from a prompt.",
+        )
+    return {"generation": made.id, "picture": picture, "base": made.spec["base"]}
+
+
+TEXTS = ("prompt", "negative_prompt", "phrase", "words", "digests")
 """Fields of a request whose text is just text."""
 
 
@@ -234,8 +271,6 @@ def training_of(method: str, settings: Mapping[str, Any], dataset: str | None, b
     run = run_of(known[method], given | {"images": places.datasets.folder(dataset) if dataset else None}, made)
     if said:
         raise ConfigError(" ".join(said), f"GET /api/v1/methods/{method} lists the settings and their ranges.")
-    if run.train.candidates and len(run.config.triggers) > 1:
-        raise ConfigError("Candidates cannot be kept of several subjects.", "Leave candidates out, or also.")
     run.require_pictures()
     # Seen from the folder of the server, where its processes work, so that a concept does not tell where that is.
     output = places.folder / run.config.result(base)

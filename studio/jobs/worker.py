@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,8 +40,9 @@ from studio.settings import DrawingMachine, Machine, Picking
 from studio.work import measure as measuring
 from studio.work import runner
 from studio.work.compare import draw
+from studio.work.reproduce import overlays
 from trainers.loop.launch import pausing
-from trainers.run import forget_state
+from trainers.run import Run, forget_state
 
 
 @dataclass
@@ -97,6 +98,8 @@ class Worker:
             return self._score(job, should_stop)
         if job.kind == "download":
             return self._download(job, should_stop)
+        if job.kind == "attention":
+            return self._attention(job, should_stop)
         self._bases.clear()  # a training gets all the memory
         self._phase(job, "loading the base, and looking at the pictures")
         spec = job.spec
@@ -113,18 +116,21 @@ class Worker:
                 run, self.machine, on_event=lambda event: self.tell(job, event), should_stop=should_stop
             )
         with suppress(NoSpace):  # what was learned is worth more than what comes after
-            self._after(job, paths[0], run.train.candidates)
+            self._after(job, run, paths)
         return paths
 
-    def _after(self, job: Job, concept: Path, candidates: int) -> None:
-        """Draw a preview of the concept for the library, and order the measurement of its candidates."""
-        if newest := sorted(self.places.job(job.id).glob("preview-*.png"))[-1:]:
-            with whole_file(concept.with_name(f"{stem_of(concept)}.preview.png")) as picture:
+    def _after(self, job: Job, run: Run, paths: Sequence[Path]) -> None:
+        """Bring the last preview of a run of one concept into the library, and order measurements of candidates."""
+        newest = sorted(self.places.job(job.id).glob("preview-*.png"))[-1:]
+        if newest and len(paths) == 1:  # else it shows what others learned too, and each has one of its own
+            with whole_file(paths[0].with_name(f"{stem_of(paths[0])}.preview.png")) as picture:
                 shutil.copyfile(newest[0], picture)
-        comparable = job.spec["dataset"] and read_card(concept).kind != "slider"  # others have nothing to compare with
-        if candidates and comparable:
-            asked = {"concept": concept.stem, "dataset": job.spec["dataset"], "base": job.spec["base"]}
-            self.ledger.add("score", asked, scores_key(job.id))
+        for concept, (folder, _) in zip(paths, run.config.folders(run.data.images), strict=False):
+            if not (run.train.candidates and folder) or read_card(concept).kind == "slider":
+                continue  # a slider has nothing to be compared with
+            asked = {"concept": concept.stem, "dataset": folder.name, "base": job.spec["base"]}
+            key = scores_key(job.id)
+            self.ledger.add("score", asked, key if concept == paths[0] else f"{key} {concept.stem}")
 
     def _score(self, job: Job, should_stop: Callable[[], bool]) -> list[Path]:
         spec, sheet = job.spec, self.places.job(job.id) / "scores.png"
@@ -158,6 +164,19 @@ class Worker:
             on_event=lambda event: self.tell(job, event),
             should_stop=should_stop,
         )
+
+    def _attention(self, job: Job, should_stop: Callable[[], bool]) -> list[Path]:
+        words, paths = overlays(
+            self.places.picture_of(self.ledger.get(job.spec["generation"]), job.spec["picture"]),
+            self._base_for(job),
+            self.places.job(job.id),
+            self.machine,
+            on_event=lambda event: self.tell(job, event),
+            should_stop=should_stop,
+        )
+        told = [{"word": word, "most": round(most, 4)} for word, most in words.items()]
+        self.ledger.tell(job.id, "words", {"words": told})
+        return paths
 
     def _import(self, job: Job) -> list[Path]:
         source = self.places.folder / job.spec["file"]
@@ -284,7 +303,8 @@ def worker(setup: str, record: Record | None = None) -> Worker:
         record: of all jobs; by default the file in the folder.
     """
     about = json.loads(setup)
-    places = Places(Path(about["folder"]), about["bases"], models=tuple(map(Path, about["models"])))
+    models, upscalers = (tuple(map(Path, about[name])) for name in ("models", "upscalers"))
+    places = Places(Path(about["folder"]), about["bases"], models=models, upscalers=upscalers)
     os.chdir(places.folder)
     return Worker(
         places, DrawingMachine.model_validate(about["machine"]), record or Ledger(places.folder / "jobs.sqlite")

@@ -16,9 +16,9 @@ from PIL import Image
 from pipelines.errors import DataError
 from pipelines.pictures.pairs import SIDES, halves
 from pipelines.request.request import Box
-from studio.library.datasets import BOXES, Datasets, Entry
+from studio.library.datasets import BOXES, DatasetPicture, Datasets
 from studio.library.uploads import cleaned, decoding, members
-from trainers.data.folders import Found, Listing, listing
+from trainers.data.folders import FolderPicture, Listing, listing
 from trainers.data.training_boxes import COCO, TrainingBoxes, yolo_tree
 
 ARCHIVE_MARK = b"PK\x03\x04"
@@ -40,7 +40,7 @@ class Taken:
         ignored: name, or path in an archive -> why it was left out.
     """
 
-    entries: tuple[Entry, ...]
+    entries: tuple[DatasetPicture, ...]
     ignored: Mapping[str, str]
 
 
@@ -56,7 +56,7 @@ def take_all(datasets: Datasets, dataset: str, files: Iterable[tuple[str, bytes]
         DataError: if nothing can be learned from, an archive cannot be taken, or there are too many pictures; nothing
             is kept then.
     """
-    entries: list[Entry] = []
+    entries: list[DatasetPicture] = []
     ignored: dict[str, str] = {}
     try:
         for name, data in files:
@@ -173,7 +173,7 @@ def _read(path: Path) -> Image.Image:
     return cleaned(path.read_bytes(), path.name)
 
 
-def _describe(datasets: Datasets, dataset: str, name: str, found: Found) -> None:
+def _describe(datasets: Datasets, dataset: str, name: str, found: FolderPicture) -> None:
     if found.mask:
         try:
             datasets.set_mask(dataset, name, found.mask.read_bytes())

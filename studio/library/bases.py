@@ -19,7 +19,7 @@ FOLDER = Path("outputs/models")
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundBase:
     """A base that was found.
 
     Attributes:
@@ -44,9 +44,9 @@ class Bases(Mapping[str, str]):
     def __init__(self, given: Mapping[str, str], roots: Sequence[Path] = ()) -> None:
         self.given, self.roots = dict(given), tuple(dict.fromkeys(roots))
 
-    def found(self) -> list[Found]:
+    def found(self) -> list[FoundBase]:
         """Return all bases, also those that cannot be used, with the reason."""
-        listed = [Found(name, base, base_card(base)) for name, base in self.given.items()]
+        listed = [FoundBase(name, base, base_card(base)) for name, base in self.given.items()]
         seen = {one.name for one in listed}
         for path in self._there():
             name, card = name_of(path), base_card(str(path))
@@ -57,10 +57,10 @@ class Bases(Mapping[str, str]):
                                 hint="Rename one of them.")  # fmt: skip
             elif not card.problem:
                 seen.add(name)
-            listed.append(Found(name, str(path), card))
+            listed.append(FoundBase(name, str(path), card))
         return listed
 
-    def place(self, one: Found) -> tuple[int, str]:
+    def place(self, one: FoundBase) -> tuple[int, str]:
         """Return the place of a base among all: those of the start as they were given, then folder by folder."""
         if self.given.get(one.name) == one.base:
             return list(self.given).index(one.name), one.name
@@ -130,7 +130,7 @@ def facts_of(card: BaseCard) -> dict[str, str]:
     return {name: one for name, one in told.items() if one}
 
 
-def lines(found: Iterable[Found]) -> Iterator[str]:
+def lines(found: Iterable[FoundBase]) -> Iterator[str]:
     """Return a line for each base, and where it is."""
     for one in found:
         card = one.card

@@ -19,7 +19,7 @@ from pipelines.files import whole_file
 from pipelines.models.families.known import KNOWN as FAMILIES
 from pipelines.request.texts import encodable, readable
 from pipelines.words import ANGLED, composed, near_miss
-from studio.library.index import Entry as Entry
+from studio.library.index import IndexEntry as Entry
 from studio.library.index import looked_at
 
 FOLDER = Path("outputs/concepts")

@@ -58,7 +58,7 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Entry:
+class DatasetPicture:
     """A picture of a dataset.
 
     Attributes:
@@ -147,7 +147,7 @@ class Datasets:
     # -- pictures --------------------------------------------------------------------------------------------
 
     @at_a_time
-    def add(self, dataset: str, data: bytes, name: str = "", caption: str = "") -> Entry:
+    def add(self, dataset: str, data: bytes, name: str = "", caption: str = "") -> DatasetPicture:
         """Store a picture.
 
         Args:
@@ -162,7 +162,7 @@ class Datasets:
         self.folder(dataset)
         return self.keep(dataset, cleaned(data, _one_line(name, 80) or "the picture"), caption)
 
-    def keep(self, dataset: str, picture: Image.Image, caption: str = "") -> Entry:
+    def keep(self, dataset: str, picture: Image.Image, caption: str = "") -> DatasetPicture:
         """Store a decoded picture; raises `DataError` if it is one too many."""
         folder, caption = self.folder(dataset), _caption(caption)
         with self._locks[dataset]:
@@ -176,15 +176,15 @@ class Datasets:
             self._say(path, caption)
         return self.entry(dataset, path.name)
 
-    def entries(self, dataset: str) -> list[Entry]:
+    def entries(self, dataset: str) -> list[DatasetPicture]:
         """Return its pictures, in the order they came."""
-        found: list[Entry] = []
+        found: list[DatasetPicture] = []
         for name in self._names(self.folder(dataset)):
             with suppress(Unknown, OSError):  # removed meanwhile
                 found.append(self.entry(dataset, name))
         return found
 
-    def entry(self, dataset: str, name: str) -> Entry:
+    def entry(self, dataset: str, name: str) -> DatasetPicture:
         """Return one picture; raises `Unknown`."""
         path = self.picture(dataset, name)
         with Image.open(path) as picture:
@@ -193,7 +193,7 @@ class Datasets:
         caption = text.read_text(encoding="utf-8", errors="replace") if text else ""
         pair, repeats = (self._said(path.parent, index).get(name) for index in (PAIRS, REPEATS))
         pair = (readable(pair[0]), readable(pair[1])) if pair else None
-        return Entry(name, width, height, caption, pair, _mask(path).is_file(), repeats or 1)
+        return DatasetPicture(name, width, height, caption, pair, _mask(path).is_file(), repeats or 1)
 
     def picture(self, dataset: str, name: str) -> Path:
         """Return the file of a picture; raises `Unknown`."""
@@ -208,7 +208,7 @@ class Datasets:
         return path if path.is_file() else None
 
     @at_a_time
-    def replace(self, dataset: str, name: str, data: bytes) -> Entry:
+    def replace(self, dataset: str, name: str, data: bytes) -> DatasetPicture:
         """Replace a picture, for example by a cropped one; a mask that fits no more is removed."""
         path, picture = self.picture(dataset, name), cleaned(data)
         with self._locks[dataset]:
@@ -229,7 +229,7 @@ class Datasets:
             for one in (path, *_captions(path), _mask(path), _after(path), path.with_suffix(BOXES)):
                 one.unlink(missing_ok=True)
 
-    def set_caption(self, dataset: str, name: str, text: str) -> Entry:
+    def set_caption(self, dataset: str, name: str, text: str) -> DatasetPicture:
         """Set the captions of a picture, one a line; an empty text removes them."""
         path, text = self.picture(dataset, name), _caption(text)
         with self._locks[dataset]:
@@ -244,7 +244,7 @@ class Datasets:
         for file in {one, several} - ({kept} if text else set()):
             file.unlink(missing_ok=True)
 
-    def set_repeats(self, dataset: str, name: str, times: int) -> Entry:
+    def set_repeats(self, dataset: str, name: str, times: int) -> DatasetPicture:
         """Set how often a picture comes in an epoch."""
         path = self.picture(dataset, name)
         if not 1 <= times <= MOST:
@@ -253,7 +253,7 @@ class Datasets:
             self._index(path.parent, REPEATS, name, None if times == 1 else times)
         return self.entry(dataset, name)
 
-    def set_pair(self, dataset: str, name: str, left: str, right: str) -> Entry:
+    def set_pair(self, dataset: str, name: str, left: str, right: str) -> DatasetPicture:
         """Set the names of the two things whose relation a picture shows; two empty names remove them."""
         path = self.picture(dataset, name)
         left, right = _one_line(left, WORD), _one_line(right, WORD)
@@ -264,7 +264,7 @@ class Datasets:
         return self.entry(dataset, name)
 
     @at_a_time
-    def set_mask(self, dataset: str, name: str, data: bytes) -> Entry:
+    def set_mask(self, dataset: str, name: str, data: bytes) -> DatasetPicture:
         """Set the mask of a picture, white where the thing is; an empty content removes it.
 
         Raises:
@@ -330,7 +330,7 @@ class Datasets:
             (folder / index).unlink(missing_ok=True)
 
 
-class Pictures:
+class PictureUploads:
     """Pictures that requests refer to.
 
     Args:

@@ -49,7 +49,7 @@ UNKNOWN = Stamp(0, 0, 0)
 
 
 @dataclass(frozen=True)
-class Entry:
+class IndexEntry:
     """A file of the library.
 
     Attributes:
@@ -84,11 +84,11 @@ class Entry:
         return all(word in self.words for word in words)
 
 
-_known: dict[tuple[Path, Path], dict[str, Entry]] = {}
+_known: dict[tuple[Path, Path], dict[str, IndexEntry]] = {}
 _lock = threading.Lock()
 
 
-def looked_at(folder: Path, read: Callable[[Path], tuple[ConceptCard | None, str]]) -> list[Entry]:
+def looked_at(folder: Path, read: Callable[[Path], tuple[ConceptCard | None, str]]) -> list[IndexEntry]:
     """Return the concepts of a folder by name; `read` is asked for new and changed files alone.
 
     Args:
@@ -102,7 +102,7 @@ def looked_at(folder: Path, read: Callable[[Path], tuple[ConceptCard | None, str
         if known is None:
             known = _stored(folder)
         fresh = {
-            name: Entry(folder / name, *read(folder / name), Stamp(*stamp))
+            name: IndexEntry(folder / name, *read(folder / name), Stamp(*stamp))
             for name, stamp in there.items()
             if name not in known or known[name].stamp != stamp
         }
@@ -151,7 +151,7 @@ def _reading(folder: Path) -> Iterator[sqlite3.Connection | None]:
         yield base if base.execute("PRAGMA user_version").fetchone()[0] == _version() else None
 
 
-def _stored(folder: Path) -> dict[str, Entry]:
+def _stored(folder: Path) -> dict[str, IndexEntry]:
     """Return the entries on disk; none where there are none, they are damaged or of another version."""
     try:
         with _reading(folder) as base:
@@ -163,12 +163,14 @@ def _stored(folder: Path) -> dict[str, Entry]:
         return {}
 
 
-def _entry(folder: Path, name: str, changed: int, size: int, inode: int, card: str, problem: str) -> tuple[str, Entry]:
+def _entry(
+    folder: Path, name: str, changed: int, size: int, inode: int, card: str, problem: str
+) -> tuple[str, IndexEntry]:
     about = ConceptCard.model_validate_json(card) if card else None
-    return name, Entry(folder / name, about, str(problem), Stamp(int(changed), int(size), int(inode)))
+    return name, IndexEntry(folder / name, about, str(problem), Stamp(int(changed), int(size), int(inode)))
 
 
-def _store(folder: Path, fresh: Mapping[str, Entry], gone: Iterable[str]) -> None:
+def _store(folder: Path, fresh: Mapping[str, IndexEntry], gone: Iterable[str]) -> None:
     """Write what is new, and forget what is gone."""
     rows = [
         (name, *one.stamp, "" if one.card is None else one.card.model_dump_json(), one.problem)

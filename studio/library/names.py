@@ -52,7 +52,7 @@ def ready(request: Request, base: str | None = None) -> Request:
 
     Raises:
         ConceptError: if a concept is not there, or its strength means nothing.
-        RequestError: if a picture is not.
+        RequestError: if a picture or an upscaler is not.
         ModelError: if the base is plainly a path that leads nowhere.
     """
     for use in request.concepts:
@@ -60,6 +60,7 @@ def ready(request: Request, base: str | None = None) -> Request:
     require_strengths([request])
     if request.inpaint is not None:
         request.inpaint.require_files()
+    request.enlarge.require_file()
     if base is not None and base != "pocket" and not Path(base).exists() and not _may_be_an_id(base):
         hint = "Give pocket, a folder in the diffusers layout, a .safetensors file, or a hub id such as owner/name."
         raise ModelError(f"There is no base {base:.300}.", hint)

@@ -132,6 +132,25 @@ def dial(label: str, low: float, high: float, step: float, start: float, **more:
     return component
 
 
+def looked_words(**more: Any) -> gr.HTML:
+    """Return the words of a prompt; the one pointed at or clicked shows where it was looked up in the picture.
+
+    Its value is `{"picture", "words"}`, the latter a list of `{"word", "src", "most"}`: address of the picture with the
+    word's attention over it, and its largest share of the attention; None for nothing.
+    """
+    fields = {
+        **_texts("picture"),
+        "words": {"type": "array", "items": {"type": "object", "properties": _texts("word")}},
+    }
+    example = {"picture": "/api/v1/generations/0123456789abcdef/pictures/0", "words": []}
+    component = _own("looked", "Where words look", fields, example, **more)
+    component.value = None
+    component.api_info = lambda: {"type": "object", "properties": fields}
+    component.example_payload = lambda: dict(example)
+    component.example_value = component.example_payload
+    return component
+
+
 COUNTS = (1, 2, 4, 8, 16)
 """Numbers of pictures that are offered."""
 
@@ -155,7 +174,7 @@ def plan(sizes: Sequence[tuple[str, str]] = (), count: int = 4, **more: Any) -> 
 def base_words(target: str, **more: Any) -> gr.HTML:
     """Return the words of the base, each put into the prompt by a click, and a note on words it does not know.
 
-    Its value is that of `studio.web.panels.words.words_of`; `target` is the selector of the prompt.
+    Its value is that of `studio.web.panels.phrasing.words_of`; `target` is the selector of the prompt.
     """
     component = _own("words", "Words of the base", _texts("base"), {"base": "pocket"}, target=target, **more)
     component.value = {}

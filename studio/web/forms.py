@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin
@@ -17,10 +17,14 @@ from pydantic.fields import FieldInfo
 from pipelines.request.guidance import MOST_PROMPTS, Prompt
 from pipelines.request.inpaint import Inpaint
 from pipelines.request.request import Frozen
+from pipelines.request.settings import file_of
 from studio.web.components import dial, further_prompts, records, start_picture
 
 OWN = "automatic"
 """Label of a choice that is left to the base."""
+
+BICUBIC = "none (bicubic)"
+"""Label of the choice of no upscaler."""
 
 PAPER = re.compile(r" \([^()]*(?:arXiv|section)[^()]*\)")
 """References in a docstring, which the reference of the docs has."""
@@ -90,6 +94,9 @@ def component(
     """
     field = _field(model, path)
     given = {"label": label, **({} if sliders else {"info": _said(field)}), **more}
+    mark = file_of(field)
+    if mark is not None and mark.kind == "upscaler":
+        return gr.Dropdown(upscalers(()), value="", **given)
     kinds = [kind for kind in get_args(field.annotation) if kind is not type(None)] or [field.annotation]
     default = field.get_default()
     choice = next((kind for kind in [field.annotation, *kinds] if get_origin(kind) is Literal), None)
@@ -111,6 +118,11 @@ def component(
     if any(get_origin(kind) is tuple for kind in [field.annotation, *kinds]):
         return gr.Textbox(value="\n".join(default or ()), lines=2, placeholder="one on each line", **given)
     return gr.Textbox(value=default or "", **given)
+
+
+def upscalers(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Return the choices of a field for upscalers, first none of them."""
+    return [(BICUBIC, ""), *((Path(name).stem, name) for name in names)]
 
 
 def identity(page: str, path: str) -> str:
@@ -174,4 +186,6 @@ class Form:
                 value = [one.model_dump(exclude_defaults=True) | {"weight": one.weight} for one in value]
             if isinstance(value, Inpaint):  # an order names its picture by its id, a picture by its place
                 value = {"image": Path(value.image).stem, "strength": value.strength} if value.whole else None
+            if path == "enlarge.upscaler" and value is not None:
+                value = Path(str(value)).name
             yield "" if value is None and self._chosen(path) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,50 +11,79 @@ from PIL import Image
 
 from pipelines.conditions.attention_maps import AttentionMaps
 from pipelines.errors import RequestError
+from pipelines.events import OnEvent
 from pipelines.files import whole_file
 from pipelines.generation import generate
+from pipelines.models.components import Components
 from pipelines.pictures.metadata import Made
 from pipelines.pictures.sheet import Sheet
-from studio.settings import Machine
-from studio.work.progress import Progress
-from studio.work.runner import open_base
 
 HEAT = np.array([(40, 40, 60), (200, 60, 60), (255, 220, 90)], dtype=np.float32)
 """Colours of nothing, half and all."""
 
+Maps = dict[str, NDArray[np.float32]]
+"""Word -> its share of the attention at each place, (h, w) in [0, 1]."""
 
-def show_attention(made: Made, picture: Path, output: Path | None, machine: Machine) -> list[Path]:
-    """Draw a picture again and write where each word of its prompt looked; return the sheet and the .npz of the maps.
+
+def words_looked_up(
+    made: Made, name: str, components: Components, on_event: OnEvent, should_stop: Callable[[], bool]
+) -> tuple[Image.Image, Maps]:
+    """Draw a picture again; return it, and where each word of its prompt was looked up.
 
     Args:
         made: as the picture says it was made.
-        picture: its file.
-        output: of the sheet; beside the picture by default. The maps have its name with the ending .npz.
-        machine: settings of the machine.
+        name: of its file, for errors.
+        components: its base.
+        on_event: told each step.
+        should_stop: asked before each step.
 
     Raises:
-        RequestError: if it is an answer to examples.
+        RequestError: if it is an answer to examples, or attention cannot be read from its base.
+        Cancelled: if it should stop.
     """
     request = made.request.model_copy(update={"seed": made.request.seed + made.index, "count": 1})
     if request.in_context is not None:
         raise RequestError(
-            f"{picture.name} is an answer to an example, whose canvas has no words of its own.",
+            f"{name} is an answer to an example, whose canvas has no words of its own.",
             "Give a picture that was made from a prompt.",
         )
     watching = AttentionMaps(request.prompt)
-    components = open_base(made.base, machine)
-    result = generate(components, request, conditions=[watching], on_event=Progress("attention"))
+    result = generate(components, request, conditions=[watching], on_event=on_event, should_stop=should_stop)
     drawn = result.pictures[0]
     height, width = (side // components.factor for side in (drawn.height, drawn.width))
-    maps = {word: one[0].numpy() for word, one in watching.maps(height, width).items()}
+    return drawn, {word: one[0].numpy() for word, one in watching.maps(height, width).items()}
+
+
+def write_sheet(prompt: str, drawn: Image.Image, maps: Maps, path: Path) -> list[Path]:
+    """Write a sheet of a picture with each map over it, and the maps as numbers beside it; return both.
+
+    Args:
+        prompt: of the picture.
+        drawn: the picture.
+        maps: of its words.
+        path: of the sheet; the maps have its name with the ending .npz.
+    """
     sheet = Sheet(cell=128, label=170)
     sheet.head(["the picture", *(f"{word}, at most {float(one.max()):.0%}" for word, one in maps.items())])
-    sheet.row(request.prompt, [drawn, *(laid_over(drawn, one) for one in maps.values())])
-    path = sheet.save(output or picture.with_name(f"{picture.stem}.attention.png"))
-    numbers = path.with_suffix(".npz")
-    with whole_file(numbers) as temporary, temporary.open("wb") as stream:
+    sheet.row(prompt, [drawn, *(laid_over(drawn, one) for one in maps.values())])
+    return [sheet.save(path), write_numbers(maps, path.with_suffix(".npz"))]
+
+
+def write_overlays(drawn: Image.Image, maps: Maps, folder: Path) -> list[Path]:
+    """Write a picture with each map over it, in the order of the words, and the maps as numbers; return all."""
+    paths: list[Path] = []
+    for number, one in enumerate(maps.values()):
+        paths.append(folder / f"word-{number:03d}.png")
+        with whole_file(paths[-1]) as temporary:
+            laid_over(drawn, one).save(temporary, format="PNG")
+    return [*paths, write_numbers(maps, folder / "attention.npz")]
+
+
+def write_numbers(maps: Mapping[str, NDArray[np.float32]], path: Path) -> Path:
+    """Write maps by their words; return the file."""
+    with whole_file(path) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, **maps)  # pyright: ignore[reportArgumentType]
-    return [path, numbers]
+    return path
 
 
 def laid_over(picture: Image.Image, attention: NDArray[np.float32]) -> Image.Image:

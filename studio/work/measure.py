@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluation.candidates import Choice, JudgeScorer, Scorer, choose
+from evaluation.candidates import JudgeScorer, ProposedCandidate, Scorer, choose
 from pipelines.concepts.card import HASH_KEY, read_header
 from pipelines.concepts.concept import Concept
 from pipelines.errors import ConceptError, ConfigError
@@ -31,7 +31,7 @@ def measure(
     dino: Path | None = None,
     on_event: OnEvent,
     should_stop: Callable[[], bool] = lambda: False,
-) -> Choice:
+) -> ProposedCandidate:
     """Measure a concept with its candidates against the initial word; their cards hold the figures then.
 
     Args:
@@ -123,7 +123,7 @@ def scorer_of_prompts(components: Components, clip: Path | None) -> Scorer:
     return JudgeScorer(judge(), things=False)
 
 
-def told(choice: Choice) -> dict[str, Any]:
+def told(choice: ProposedCandidate) -> dict[str, Any]:
     """Return a choice as plain data."""
     return {
         "word": choice.word,

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipelines.concepts.concept import Concept
 from pipelines.errors import RequestError
-from pipelines.events import Note
+from pipelines.events import Note, OnEvent
+from pipelines.models.components import Components
 from pipelines.pictures.foreign_metadata import not_taken
 from pipelines.pictures.metadata import Made, read_foreign, read_made, with_its_files
 from pipelines.request.axes import Axis
 from pipelines.request.request import Request
 from studio.settings import Machine, Picking
 from studio.work import runner
-from studio.work.attention import show_attention
+from studio.work.attention import words_looked_up, write_overlays, write_sheet
 from studio.work.compare import ALL, draw
 from studio.work.progress import Progress
 
@@ -50,6 +51,8 @@ def repeat(
         return runner.write_pictures(made.request, base or made.base, output, machine, made.index)
     if "inpaint" in wishes:
         wishes = wishes | {"inpaint": {"digests": (), **wishes["inpaint"]}}
+    if "upscaler" in wishes.get("enlarge", {}):
+        wishes = wishes | {"enlarge": {"digests": (), **wishes["enlarge"]}}
     stored = made.request.model_dump() | {"seed": made.request.seed + made.index, "count": 1}
     request = Request.read(_replaced(stored, wishes))
     return draw(request, axes, base or made.base, output, machine, picking=picking)
@@ -58,12 +61,51 @@ def repeat(
 def attention(source: Path, output: Path | None, machine: Machine) -> list[Path]:
     """Draw a picture again and write where each word of its prompt looked; return the sheet and the maps.
 
+    Args:
+        source: the picture.
+        output: of the sheet; beside the picture by default. The maps have its name with the ending .npz.
+        machine: settings of the machine.
+
     Raises:
-        RequestError: as `repeat`, or if it has no prompt of its own.
+        RequestError: as `repeat`, or as `words_looked_up`.
     """
     made, machine = _made(source, machine)
     _require_unchanged(made, source, None, False, machine)
-    return show_attention(made, source, output, machine)
+    components, progress = runner.open_base(made.base, machine), Progress("attention")
+    drawn, maps = words_looked_up(made, source.name, components, progress, lambda: False)
+    path = output or source.with_name(f"{source.stem}.attention.png")
+    return write_sheet(made.request.prompt, drawn, maps, path)
+
+
+def overlays(
+    source: Path,
+    components: Components,
+    folder: Path,
+    machine: Machine,
+    on_event: OnEvent,
+    should_stop: Callable[[], bool],
+) -> tuple[dict[str, float], list[Path]]:
+    """Draw a picture again and write it with the map of each word over it, and the maps as numbers.
+
+    Args:
+        source: the picture.
+        components: its base.
+        folder: to write to.
+        machine: settings of the machine.
+        on_event: told each step.
+        should_stop: asked before each step.
+
+    Returns:
+        The words in order, each with its largest share of the attention, and the files.
+
+    Raises:
+        RequestError: as `repeat`, or as `words_looked_up`.
+        Cancelled: if it should stop.
+    """
+    made, machine = _made(source, machine)
+    _require_unchanged(made, source, None, False, machine, components)
+    drawn, maps = words_looked_up(made, source.name, components, on_event, should_stop)
+    return {word: float(one.max()) for word, one in maps.items()}, write_overlays(drawn, maps, folder)
 
 
 def _made(source: Path, machine: Machine) -> tuple[Made, Machine]:
@@ -73,15 +115,22 @@ def _made(source: Path, machine: Machine) -> tuple[Made, Machine]:
     return made, machine.model_copy(update={k: v for k, v in own.items() if k not in machine.model_fields_set})
 
 
-def _require_unchanged(made: Made, source: Path, base: str | None, other_concepts: bool, machine: Machine) -> None:
+def _require_unchanged(
+    made: Made,
+    source: Path,
+    base: str | None,
+    other_concepts: bool,
+    machine: Machine,
+    components: Components | None = None,
+) -> None:
     """Refuse to repeat a picture with a base or concepts that are gone or have changed, unless others were given."""
     if base is None:
-        if not (made.base == "pocket" or Path(made.base).exists() or made.base.count("/") == 1):
+        if components is None and not (made.base == "pocket" or Path(made.base).exists() or made.base.count("/") == 1):
             raise RequestError(
                 f"{source.name} was made with the base {made.base} ({made.fingerprint}), which is not in this folder.",
                 "Give its folder or file with --base.",
             )
-        if (now := runner.open_base(made.base, machine).fingerprint()) != made.fingerprint:
+        if (now := (components or runner.open_base(made.base, machine)).fingerprint()) != made.fingerprint:
             raise RequestError(
                 f"{source.name} was made with other weights of {made.base} ({made.fingerprint}, now {now}).",
                 f"It cannot be repeated exactly; give --base {made.base} to use them nonetheless.",

@@ -8,6 +8,7 @@ from urllib.parse import parse_qs, urlparse
 from playwright.sync_api import expect
 
 from studio.jobs.store import Ledger
+from tests import waiting
 from tests.browser.waiting import SLOW, acquainted, go
 from tests.studio.test_serve import Server, processes
 from tests.waiting import LIMIT
@@ -15,6 +16,19 @@ from tests.waiting import LIMIT
 STEPS = 100
 KEPT = 50
 """Steps between two states that are kept."""
+
+
+DEAF = """window.quietSeconds = 2;
+const plain = window.fetch;
+window.fetch = async (...asked) => {
+  const answer = await plain(...asked);
+  if (!String(asked[0]?.url ?? asked[0]).includes('queue/data')) return answer;
+  const heard = new TransformStream({transform: (chunk, out) => { if (!window.deaf) out.enqueue(chunk); }});
+  return new Response(answer.body.pipeThrough(heard), answer);
+};
+window.EventSource = undefined;
+"""
+"""Lets a page lose the news of its stream while `window.deaf` is set, and look again after 2 seconds."""
 
 
 def steps_of(record, job):
@@ -36,6 +50,7 @@ def test_a_training_on_the_page_outlives_its_server_and_its_process(tmp_path, ch
     page = context.new_page()
     page.set_default_timeout(SLOW)
     acquainted(page)
+    page.add_init_script(DEAF)
     progress, record = page.locator("#training-progress"), Ledger(tmp_path / "jobs.sqlite")
 
     def again():
@@ -73,6 +88,10 @@ def test_a_training_on_the_page_outlives_its_server_and_its_process(tmp_path, ch
         assert record.get(job).state == "running", "it was over too soon to be killed"
         server = again()
         expect(progress).to_contain_text(f"of {STEPS}")
+        page.evaluate("window.deaf = true")  # the end of the training is news that is lost on the way
+        waiting.until(lambda: record.get(job).ended, "the end of the training")
+        page.wait_for_timeout(1000)
+        page.evaluate("window.deaf = false")
         expect(progress).to_contain_text("Done")
         expect(page.locator("#curves")).to_contain_text("denoise")
         steps = steps_of(record, job)

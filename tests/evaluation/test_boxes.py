@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from evaluation import boxes as scoring
-from evaluation.boxes import GROUP, Layout, Look, Sighting, average_precision, figures, layouts, look, overlap
+from evaluation.boxes import GROUP, Layout, PictureCheck, Sighting, average_precision, figures, layouts, look, overlap
 from pipelines.measures.judge import Judge
 from pipelines.models import POCKET
 from pipelines.models.loading import load
@@ -23,7 +23,7 @@ def judge():
 
 
 def seen(*found, inside=("fox", "car")):
-    return Look(tuple(Sighting(*one) for one in found), inside)
+    return PictureCheck(tuple(Sighting(*one) for one in found), inside)
 
 
 def test_overlap_is_intersection_over_union():

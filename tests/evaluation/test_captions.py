@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from evaluation.captions import StickerCaptioner, Told, accuracy, said, table, true_caption
+from evaluation.captions import SceneCaption, StickerCaptioner, accuracy, said, table, true_caption
 from pipelines.errors import DataError
 from pipelines.measures.judge import Judge
 from pipelines.models import POCKET
@@ -59,7 +59,7 @@ def test_the_relation_that_was_composed_is_the_one_that_is_told():
 
 def test_accuracy_counts_each_kind():
     one, other = (Scene("", (), "blue", kind) for kind in ("one", "two"))
-    rows = accuracy([Told(one, "a", "a"), Told(one, "a", "b"), Told(other, "c", "c")])
+    rows = accuracy([SceneCaption(one, "a", "a"), SceneCaption(one, "a", "b"), SceneCaption(other, "c", "c")])
     assert rows == {"one": (1, 2), "two": (1, 1), "all": (2, 3)}
     assert table(rows).splitlines()[-1].split() == ["all", "2", "3"]
 

@@ -9,7 +9,7 @@ from evaluation import relations as scoring
 from evaluation.relations import Compared, Tally, compare_relation, summary, tally, wilson
 from evaluation.sticker_finder import Finder
 from pipelines.models.loading import load
-from trainers.stickers.relations import RELATIONS_TO_TEACH, Seen, exemplars, unseen_pairs
+from trainers.stickers.relations import RELATIONS_TO_TEACH, PlacedThing, exemplars, unseen_pairs
 
 pytestmark = pytest.mark.usefixtures("one_thread", "few_steps")
 
@@ -22,7 +22,7 @@ def test_intervals_are_wilsons(successes, trials, z, level):
 
 
 def thing(name, x, y, side=0.3, layer=0):
-    return Seen(name, (x, y, x + side, y + side), layer)
+    return PlacedThing(name, (x, y, x + side, y + side), layer)
 
 
 def test_pictures_are_counted_by_what_is_in_them():

@@ -20,14 +20,14 @@ import studio.commands.layout_llm
 import studio.commands.score.flags
 import studio.settings
 import trainers.settings
-from pipelines.request.settings import Encoded, Sound
+from pipelines.request.settings import FileContent, Sound
 from pipelines.request.texts import LONGEST, flaw, readable, texts
 from studio.api.app import guarded, rest
 from studio.api.guard import Door
 from studio.api.problems import MEDIA
 from studio.cli import main
 from studio.jobs.jobs import Jobs
-from studio.jobs.rows import Damaged
+from studio.jobs.rows import DamagedRecord
 from studio.jobs.store import Ledger
 from studio.library import concepts
 from tests.studio.conftest import WOLF
@@ -74,7 +74,7 @@ FIELDS = sorted(
         for name, field in one.model_fields.items()
         if get_origin(field.annotation) is not type(None)
         and with_text(field.annotation, "x") is not None
-        and not any(isinstance(mark, Encoded) for mark in field.metadata)
+        and not any(isinstance(mark, FileContent) for mark in field.metadata)
     },
     key=str,
 )
@@ -157,7 +157,7 @@ def test_a_damaged_row_hides_no_other(jobs, web):
     assert jobs.events(old.id) == []
     answer = web.get(f"/api/v1/generations/{damaged.id}")
     assert answer.status_code == 422 and damaged.id in answer.json()["detail"]
-    with pytest.raises(Damaged, match="Delete it"):
+    with pytest.raises(DamagedRecord, match="Delete it"):
         jobs.get(damaged.id)
     Ledger(jobs.ledger.path).delete(damaged.id)
     assert web.get(f"/api/v1/generations/{damaged.id}").status_code == 404

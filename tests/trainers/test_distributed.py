@@ -16,7 +16,7 @@ from pipelines.errors import ConfigError
 from tests import tiny
 from tests.waiting import run, statuses
 from trainers import __main__ as command_line
-from trainers.distributed import ALONE, WHOLE, Part, Processes, launched
+from trainers.distributed import ALONE, WHOLE, BatchShare, Processes, launched
 from trainers.loop.launch import narrowed
 from trainers.loop.train import train
 from trainers.methods import methods
@@ -31,7 +31,7 @@ def test_parts_are_cut_from_one_draw():
     def draw(count):
         return torch.rand(count, 3, generator=torch.Generator().manual_seed(0))
 
-    assert torch.equal(torch.cat([Part(k, 3).of(draw, 2) for k in range(3)]), draw(6))
+    assert torch.equal(torch.cat([BatchShare(k, 3).of(draw, 2) for k in range(3)]), draw(6))
     assert torch.equal(WHOLE.of(draw, 6), draw(6))
 
 
@@ -63,7 +63,7 @@ def test_gradients_are_averaged_in_one_message_and_none_stays_none():
     Processes(1, 2, Echo()).average(weights)
     assert weights[0].grad.tolist() == [[3, 3], [3, 3]] and weights[1].grad is None and weights[2].grad.tolist() == [6]
     assert Processes(1, 2, Echo()).mean({"a": 2.0, "b": 4.0}) == {"a": 3.0, "b": 6.0}
-    assert not Processes(1, 2, Echo()).main and Processes(1, 2, Echo()).part == Part(1, 2)
+    assert not Processes(1, 2, Echo()).main and Processes(1, 2, Echo()).part == BatchShare(1, 2)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from pipelines.models.components import Components, Posterior
 from trainers.data.folders import Example, read_examples
 from trainers.data.latents import AT_ONCE, Encoder, Shape, cut_off, fitted, fitted_mask, nearest, shapes
 from trainers.data.stored import Source, digest_of
-from trainers.distributed import WHOLE, Part
+from trainers.distributed import WHOLE, BatchShare
+from trainers.settings import DataConfig
 
 __all__ = ["Batch", "Example", "LatentSet", "digest", "read_examples", "prompt_templates", "usable"]
 
@@ -96,7 +97,7 @@ class Batch:
     index: int
     masks: Tensor | None = None
     prior: Batch | None = None
-    part: Part = WHOLE
+    part: BatchShare = WHOLE
     together: Sequence[str] = ()
 
 
@@ -188,6 +189,27 @@ class LatentSet:
             [i for i in bucket.members for _ in range(self.examples[i].repeats)] for bucket in self.buckets
         ]
 
+    @classmethod
+    def of(
+        cls,
+        components: Components,
+        examples: Sequence[Example],
+        data: DataConfig,
+        seed: int,
+        flip: float | None = None,
+    ) -> LatentSet:
+        """Return examples encoded as settings of reading say; mirrored by chance as those say, or by `flip`."""
+        return cls(
+            components,
+            examples,
+            resolution=data.resolution or components.defaults.size,
+            center_crop=data.center_crop,
+            flip=data.flip if flip is None else flip,
+            seed=seed,
+            buckets=data.buckets,
+            cache=data.cache,
+        )
+
     def _bucket(self, encoder: Encoder, members: list[int], shape: Shape, crop: bool) -> _Bucket:
         ways = self._encoded(encoder, members, shape, crop)
         posterior = Posterior(torch.stack([way.mean for way in ways]), torch.stack([way.std for way in ways]))
@@ -222,7 +244,7 @@ class LatentSet:
         token: str,
         templates: Sequence[str],
         generator: torch.Generator,
-        part: Part = WHOLE,
+        part: BatchShare = WHOLE,
     ) -> Batch:
         """Return the batch of an index: each example `repeats` times an epoch in an order given by (seed, epoch).
 

@@ -42,7 +42,7 @@ from trainers.data.mask_files import (
     masks_within,
     read_mask,
 )
-from trainers.data.named_pairs import Pair, pair_captions
+from trainers.data.named_pairs import NamedPair, pair_captions
 from trainers.data.stored import Example as Example
 from trainers.data.stored import Stored
 
@@ -87,7 +87,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Found:
+class FolderPicture:
     """A picture of a folder, not read yet.
 
     Attributes:
@@ -117,11 +117,11 @@ class Listing:
         convention: name of the folder convention that was recognised.
     """
 
-    found: tuple[Found, ...]
+    found: tuple[FolderPicture, ...]
     ignored: Mapping[str, str]
     convention: str
 
-    def doubt(self, one: Found, picture: Image.Image, read: Callable[[Path], Image.Image]) -> str:
+    def doubt(self, one: FolderPicture, picture: Image.Image, read: Callable[[Path], Image.Image]) -> str:
         """Return why a picture is probably the mask of another; empty if it is not.
 
         Args:
@@ -252,14 +252,14 @@ def _listed(folder: Path, root: Path, deep: bool) -> Listing:
     index = next((name for name in INDICES if (folder / name).is_file()), "")
     captions, pairs = _said(folder, index, list(pictures))
     counts = repeats_in(folder, list(pictures))
-    found: list[Found] = []
+    found: list[FolderPicture] = []
     used = {folder / index, folder / REPEATS}
     for path in sorted(captions) if index in (METADATA, TABLE) else pictures:
         held, repeats, fallback = places.get(path.parent) or (_Place(path.parent), 1, "")
         beside, mask = held.caption(path), held.mask(path)
         own = captions.get(path) or (captions_in(beside) if beside else ()) or ((fallback,) if fallback else ())
         name = path.relative_to(root).as_posix()
-        found.append(Found(path, name, own, mask, counts.get(path, repeats), pairs.get(path)))
+        found.append(FolderPicture(path, name, own, mask, counts.get(path, repeats), pairs.get(path)))
         used |= {one for one in (path, beside, mask) if one}
     within = _within(places[folder][0], root, [*places], deep and index not in (METADATA, TABLE))
     seen = dict.fromkeys((folder, *(one.path.parent for one in found)))
@@ -286,7 +286,7 @@ def _said(
     if index == TEXT:
         return texts_in(folder, pictures), {}
     pairs = pairs_in(folder, pictures) if index == PAIRS else {}
-    return {path: pair_captions(Pair(*pair)) for path, pair in pairs.items()}, pairs
+    return {path: pair_captions(NamedPair(*pair)) for path, pair in pairs.items()}, pairs
 
 
 def _within(place: _Place, root: Path, known: list[Path], deep: bool) -> dict[Path, Listing]:

@@ -13,7 +13,7 @@ _TRAILING = re.compile(r"[,.;]|\s+(?:on|in|at|with|against|near|under|during)\s+
 
 
 @dataclass(frozen=True)
-class Pair:
+class NamedPair:
     """The names of the first and the second thing."""
 
     left: str
@@ -27,7 +27,7 @@ def _with_article(name: str) -> str:
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
-def pair_captions(pair: Pair) -> tuple[str, ...]:
+def pair_captions(pair: NamedPair) -> tuple[str, ...]:
     """Return caption templates with a `{}` for the relation, from plain to full, as the paper's hand-written ones.
 
     >>> pair_captions(Pair("cat", "box"))[0]
@@ -42,7 +42,7 @@ def pair_captions(pair: Pair) -> tuple[str, ...]:
     )
 
 
-def sides(caption: str, token: str) -> Pair | None:
+def sides(caption: str, token: str) -> NamedPair | None:
     """Return the things that a caption names before and after the relation, or None if one is missing.
 
     >>> sides("a photo of a cat {} a grey box, in the snow", "<r>")
@@ -52,10 +52,10 @@ def sides(caption: str, token: str) -> Pair | None:
     before, found, after = caption.partition(mark)
     left = _LEADING.sub("", before.strip() + " ").strip(" ,.;")
     right = _LEADING.sub("", re.split(_TRAILING, after.strip(), maxsplit=1)[0].strip()).strip(" ,.;")
-    return Pair(left, right) if found and left and right else None
+    return NamedPair(left, right) if found and left and right else None
 
 
-def named_pair(captions: Sequence[str], token: str) -> Pair | None:
+def named_pair(captions: Sequence[str], token: str) -> NamedPair | None:
     """Return the two things that captions of one picture name, by their shortest names; None if none names two."""
     found = [pair for caption in captions if (pair := sides(caption, token))]
     return min(found, key=lambda pair: len(pair.left) + len(pair.right), default=None)

@@ -17,11 +17,17 @@ from PIL import Image
 
 from trainers.data.folders import Example
 from trainers.data.stored import Composed
+from trainers.settings import DataConfig
 
 SMALLEST = 0.4
 """Smallest side of a copy, as a share of the picture's."""
 PLAIN = 6.0
 """Mean distance of the rim's pixels from their median colour, of 255, up to which a background is plain."""
+
+
+def copied(examples: Sequence[Example], data: DataConfig, seed: int) -> list[Example]:
+    """Return the examples of a run with the copies that its settings of reading ask for; a seed decides which."""
+    return with_smaller_copies(examples, data.smaller_copies, torch.Generator().manual_seed(seed * 7_457 + 31))
 
 
 def with_smaller_copies(examples: Sequence[Example], count: int, generator: torch.Generator) -> list[Example]:

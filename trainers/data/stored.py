@@ -18,7 +18,7 @@ FLAT = 3
 
 
 @dataclass(frozen=True)
-class Look:
+class PictureSigns:
     """Signs by which similar pictures are found.
 
     Attributes:
@@ -30,10 +30,10 @@ class Look:
     colours: bytes
 
 
-def look_of(picture: Image.Image) -> Look:
+def look_of(picture: Image.Image) -> PictureSigns:
     """Return the signs of a picture."""
     tile = picture.convert("RGB").resize((4, 4), Image.Resampling.BOX)
-    return Look(difference_hash(picture), tile.tobytes())
+    return PictureSigns(difference_hash(picture), tile.tobytes())
 
 
 def difference_hash(picture: Image.Image) -> int:
@@ -66,7 +66,7 @@ class Stored:
     path: Path
     size: tuple[int, int]
     digest: bytes
-    look: Look
+    look: PictureSigns
     read: Callable[[Path], Image.Image]
     stamp: tuple[int, int]
 
@@ -111,7 +111,7 @@ class Composed:
         return digest_of(self.open())
 
     @property
-    def look(self) -> Look:
+    def look(self) -> PictureSigns:
         """Signs by which similar ones are found."""
         return look_of(self.open())
 

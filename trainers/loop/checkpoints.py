@@ -40,7 +40,7 @@ Log = list[dict[str, Any]]
 """Log of a training: step and terms of each report."""
 
 
-class Damaged(Exception):  # noqa: N818 - found while looking for a whole one, never shown by itself
+class IncompleteCheckpoint(Exception):  # noqa: N818 - found while looking for a whole one, never shown by itself
     """A state that does not agree with its manifest."""
 
 
@@ -158,7 +158,7 @@ class Checkpoint:
         for place in found:
             try:
                 kept, log = read(place)
-            except Damaged as error:
+            except IncompleteCheckpoint as error:
                 self._damaged.append(place)
                 on_event(Note(f"the state {place.name} is damaged ({error}); looking for the one before"))
                 continue
@@ -207,26 +207,26 @@ def verify(place: Path) -> None:
     """Compare a state with its manifest, byte for byte.
 
     Raises:
-        Damaged: saying what is wrong.
+        IncompleteCheckpoint: saying what is wrong.
     """
     try:
         files = json.loads((place / MANIFEST).read_text(encoding="utf-8"))["files"]
         wanted = [(place / name, files[name]["bytes"], files[name]["sha256"]) for name in (STATE, LOG)]
         for path, length, digest in wanted:
             if path.stat().st_size != length:
-                raise Damaged(f"{path.name} has {path.stat().st_size} bytes of {length}")
+                raise IncompleteCheckpoint(f"{path.name} has {path.stat().st_size} bytes of {length}")
             with path.open("rb") as stream:
                 if hashlib.file_digest(stream, "sha256").hexdigest() != digest:
-                    raise Damaged(f"{path.name} has changed since it was written")
+                    raise IncompleteCheckpoint(f"{path.name} has changed since it was written")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"no readable {MANIFEST}: {type(error).__name__}") from None
+        raise IncompleteCheckpoint(f"no readable {MANIFEST}: {type(error).__name__}") from None
 
 
 def whole(place: Path) -> bool:
     """Return whether a state agrees with its manifest."""
     try:
         verify(place)
-    except Damaged:
+    except IncompleteCheckpoint:
         return False
     return True
 
@@ -257,7 +257,7 @@ def read(place: Path) -> tuple[dict[str, Any], Log]:
     """Read the state of a folder and its log, verified.
 
     Raises:
-        Damaged: saying what is wrong.
+        IncompleteCheckpoint: saying what is wrong.
     """
     verify(place)
     try:
@@ -267,5 +267,5 @@ def read(place: Path) -> tuple[dict[str, Any], Log]:
             raise ValueError("it holds no step")
     except Exception as error:  # a damaged pickle stream raises anything at all
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise Damaged(first) from None
+        raise IncompleteCheckpoint(first) from None
     return kept, log

@@ -113,10 +113,12 @@ def train_and_save(
     outputs = run.outputs
     output = outputs[0]
     state, over = state_of(output), over_of(output)
-    kept = state / CANDIDATES  # they belong to the state until the run is over
+    # They belong to the state until the run is over.
+    kept = [state / (f"{CANDIDATES}-{number}" if number else CANDIDATES) for number in range(len(outputs))]
 
     def offer(step: int, one: Artifact) -> None:
-        one.save(candidate(kept, step))
+        for folder, part in zip(kept, (one, *one.partners), strict=True):
+            part.save(candidate(folder, step))
 
     if processes.main:
         shutil.rmtree(over, ignore_errors=True)
@@ -144,7 +146,8 @@ def train_and_save(
                 _draw(components, one, path, on_event)
         for path, partner in zip(outputs[1:], learned.partners, strict=True):
             partner.save(path)
-        _bring_in(kept, output, run.train)
+        for folder, path in zip(kept, outputs, strict=True):
+            _bring_in(folder, path, run.train)
         learned.save(output)
         state.rename(over)
         shutil.rmtree(over, ignore_errors=True)

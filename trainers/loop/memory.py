@@ -23,7 +23,7 @@ PER_TRAINED = {"adamw": 16, "adamw8bit": 10, "schedule-free": 16, "muon": 12}
 
 
 @dataclass(frozen=True)
-class Choice:
+class MemoryChoice:
     """Settings that decide how much memory a training takes.
 
     Attributes:
@@ -59,7 +59,7 @@ class Kept:
     checkpointed: int
     precision: str = "no"
 
-    def bytes(self, choice: Choice) -> int:
+    def bytes(self, choice: MemoryChoice) -> int:
         """Return the bytes under a choice; those in 16 bits take half."""
         factor = _width(choice.precision) / _width(self.precision)
         return round((self.checkpointed if choice.checkpointing else self.plain) * factor)
@@ -69,22 +69,22 @@ def _width(precision: str) -> int:
     return 4 if precision == "no" else 2
 
 
-def weights(components: Components, run: Run, choice: Choice) -> int:
+def weights(components: Components, run: Run, choice: MemoryChoice) -> int:
     """Return the bytes of all networks on the device while the steps of a training are computed.
 
     Networks that are trained, or trained through to a word, are float32; frozen text encoders and the autoencoder leave
     a GPU once everything is encoded, and are not counted there, unless they encode at every step.
     """
-    denoiser = choice if not run.config.trains_weights else Choice("no")
+    denoiser = choice if not run.config.trains_weights else MemoryChoice("no")
     total = _bytes(components.denoiser, denoiser)
     stays = components.device.type == "cpu" or not run.config.encodes_once
     if run.config.trains_text or stays:
-        encoders = Choice("no") if run.config.trains_text else choice
+        encoders = MemoryChoice("no") if run.config.trains_text else choice
         total += sum(_bytes(encoder, encoders) for encoder in components.text_encoders)
-    return total + (_bytes(components.vae, Choice(choice.precision)) if stays else 0)
+    return total + (_bytes(components.vae, MemoryChoice(choice.precision)) if stays else 0)
 
 
-def _bytes(network: nn.Module, choice: Choice) -> int:
+def _bytes(network: nn.Module, choice: MemoryChoice) -> int:
     """Return the bytes of a network whose linear layers may be quantised, whatever they are stored in now."""
     packed = [module for module in network.modules() if isinstance(module, QuantisedLinear)]
     form = choice.quantise
@@ -100,22 +100,24 @@ def _bytes(network: nn.Module, choice: Choice) -> int:
     return round((numbers - linear) * width + linear * (BITS[form] / 8 if form else width))
 
 
-def choices(run: Run, device: torch.device) -> Iterator[Choice]:
+def choices(run: Run, device: torch.device) -> Iterator[MemoryChoice]:
     """Return the run's own choice, then those that take less, from the least to the most that is given up for it.
 
     On a CPU 16 bits are far slower, and are not among them.
     """
-    own = Choice(run.train.precision, run.train.quantise, run.train.gradient_checkpointing)
+    own = MemoryChoice(run.train.precision, run.train.quantise, run.train.gradient_checkpointing)
     yield own
     precision = own.precision if device.type == "cpu" or own.precision != "no" else "bf16"
     forms: tuple[Quantised | None, ...] = (None, "int8", "nf4") if own.quantise is None else (own.quantise, "nf4")
     for form in forms if not run.config.trains_weights else (None,):
         for checkpointing in (False, True):
-            if (one := Choice(precision, form, checkpointing or own.checkpointing)) != own:
+            if (one := MemoryChoice(precision, form, checkpointing or own.checkpointing)) != own:
                 yield one
 
 
-def needed(components: Components, run: Run, trained: int, latents: int, kept: Kept | None) -> Mapping[Choice, int]:
+def needed(
+    components: Components, run: Run, trained: int, latents: int, kept: Kept | None
+) -> Mapping[MemoryChoice, int]:
     """Return the bytes of a training for each choice, its own first.
 
     Args:
@@ -149,7 +151,7 @@ def latents(components: Components, run: Run, count: int) -> int:
     return count * components.channels * side**2 * 4 * 2 * kinds
 
 
-def sentences(found: Mapping[Choice, int], room: int) -> list[str]:
+def sentences(found: Mapping[MemoryChoice, int], room: int) -> list[str]:
     """Return what a training takes, what other choices take, and if it does not fit one that does.
 
     Args:

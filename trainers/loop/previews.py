@@ -47,6 +47,8 @@ def after_step(
     def after(done: int) -> dict[str, float]:
         if run.train.ema:
             average.update()
+        for line in trainable.news():
+            on_event(Note(line))
         due = run.train.preview_every and done % run.train.preview_every == 0
         previews = on_event if due and on_event is not ignore else None
         with shown() if previews or done in wanted else nullcontext():

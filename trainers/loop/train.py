@@ -22,8 +22,8 @@ from pipelines.models.memory.offloading import leaving
 from pipelines.words import file_stem
 from trainers.data.batches import Batch, Example, LatentSet, digest
 from trainers.data.class_images import CLASS_FOLDER, drawn_examples
-from trainers.data.smaller_copies import with_smaller_copies
-from trainers.distributed import ALONE, WHOLE, Part, Processes
+from trainers.data.smaller_copies import copied
+from trainers.distributed import ALONE, WHOLE, BatchShare, Processes
 from trainers.loop.checkpoints import KEPT, Checkpoint, require_same
 from trainers.loop.clock import Clock, until
 from trainers.loop.ema import EMA
@@ -280,24 +280,10 @@ def _batches(
     trainable: Trainable,
     on_event: OnEvent,
     clock: Clock,
-    part: Part = WHOLE,
+    part: BatchShare = WHOLE,
 ) -> Draw:
     """Encode pictures that were examined; return a function for the batch of an index, with class pictures if any."""
-    size = components.defaults.size
     data, pace, trigger = run.data, run.train, run.config.spoken
-
-    def encoded(pictures: Sequence[Example], flip: float) -> LatentSet:
-        return LatentSet(
-            components,
-            pictures,
-            resolution=data.resolution or size,
-            center_crop=data.center_crop,
-            flip=flip,
-            seed=pace.seed,
-            buckets=data.buckets,
-            cache=data.cache,
-        )
-
     for note in trainable.notes:
         on_event(Note(note))
     if better := components.family.better_base(components):
@@ -305,8 +291,7 @@ def _batches(
     if trainable.batches is not None:
         on_event(Note(f"{len(examples)} pictures; {pace.steps} steps at rate {pace.rate:g}"))
         return trainable.batches(examples, pace, data, lambda: clock.share(clock.steps, pace.steps))
-    generator = torch.Generator().manual_seed(pace.seed * 7_457 + 31)
-    own = encoded(with_smaller_copies(examples, data.smaller_copies, generator), data.flip)
+    own = LatentSet.of(components, copied(examples, data, pace.seed), data, pace.seed)
     if left_out := own.unused_captions(trigger):
         names = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
         on_event(Note(f"{len(left_out)} captions have no {trigger} or {{}} and are not used ({names})"))
@@ -314,7 +299,8 @@ def _batches(
     if not class_pictures:
         return lambda index, generator: own.draw(index, pace.batch, trigger, trainable.templates, generator, part)
     # Each class picture has the word of its class.
-    prior, word = encoded(class_pictures, 0.0), class_pictures[0].word or trigger
+    prior = LatentSet.of(components, class_pictures, data, pace.seed, flip=0.0)
+    word = class_pictures[0].word or trigger
 
     def both(index: int, generator: torch.Generator) -> Batch:
         batch = own.draw(index, pace.batch, trigger, trainable.templates, generator, part)
@@ -369,7 +355,8 @@ def _checkpoint(
     if path is None:
         return None
     # Numbers, two moments and perhaps an average, in the states kept and the one being written, and the concepts.
-    each = (KEPT + 1) * 4 * (4 if average.decay else 3) + 2 * len(run.config.triggers) + 4 * run.train.candidates
+    copies = len(run.config.triggers) * (2 + 4 * run.train.candidates)
+    each = (KEPT + 1) * 4 * (4 if average.decay else 3) + copies
     require_room(path.parent, each * sum(parameter.numel() for parameter in trainable.parameters.values()))
 
     def state() -> dict[str, Any]:

@@ -8,8 +8,8 @@ each layer, and its rows are kept for every cross-attention layer the base has, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from trainers.method import Offer, Trainable
@@ -18,14 +18,13 @@ from trainers.methods.textual_inversion import (
     POCKET,
     TextualInversion,
     TextualInversionConfig,
-    trainable_word,
+    rows_of,
     word_card,
 )
 
 if TYPE_CHECKING:
-    import torch
-
     from pipelines.concepts.concept import Concept
+    from pipelines.concepts.token_embeddings import NewWords
     from pipelines.models.components import Components
 
 PAPER = {"steps": 500, "batch": 8, "learning_rate": 5e-3, "scale_lr": False}
@@ -53,25 +52,20 @@ class PPlus(TextualInversion):
         """Return the paper's values; for `pocket` those of Textual Inversion."""
         return POCKET if family == "pocket" else PAPER
 
-    @contextmanager
-    def prepare(
-        self, components: Components, config: TextualInversionConfig, generator: torch.Generator
-    ) -> Iterator[Trainable]:
-        """Add the word, all its rows in all layers starting as the initializer."""
+    def added(self, components: Components, token: str, init: str, vectors: int) -> AbstractContextManager[NewWords]:
+        """Add a word to the base inside the `with`, all its rows in all layers starting as the initializer."""
         from pipelines.concepts.parts.layer_rows import cross_attention, layered_word
         from pipelines.concepts.token_embeddings import single_rows
 
         layers = len(cross_attention(components))
-        starts = [row.expand(layers, config.vectors, -1) for row in single_rows(components, config.init)]
-        with layered_word(components, config.token, starts) as words:
-            yield trainable_word(words.components, words.rows, config)
+        starts = [row.expand(layers, vectors, -1) for row in single_rows(components, init)]
+        return layered_word(components, token, starts)
 
-    def export(self, trainable: Trainable) -> Concept:
-        """Return the rows of all layers as they are now."""
+    def concept(self, trainable: Trainable, place: int) -> Concept:
+        """Return a word of the run as it is now, in all layers."""
         from pipelines.concepts.concept import Concept
         from pipelines.concepts.parts.layer_rows import LayerRows
 
         vectors = trainable.state.config.vectors
-        flat = (parameter.detach().cpu().float().clone() for parameter in trainable.parameters.values())
-        rows = tuple(row.unflatten(0, (-1, vectors)) for row in flat)
-        return Concept(word_card(trainable, self.name), parts=[LayerRows(rows)])
+        rows = tuple(row.unflatten(0, (-1, vectors)) for row in rows_of(trainable, place))
+        return Concept(word_card(trainable, self.name, place), parts=[LayerRows(rows)])

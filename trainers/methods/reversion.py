@@ -23,7 +23,7 @@ from pydantic import Field
 
 from pipelines.concepts.card import ConceptCard
 from pipelines.errors import DataError
-from trainers.data.named_pairs import Pair, named_pair, pair_captions, sides
+from trainers.data.named_pairs import NamedPair, named_pair, pair_captions, sides
 from trainers.method import Offer, Trainable
 from trainers.methods.textual_inversion import NEAREST, POCKET
 from trainers.settings import LowRankConfig, ObjectiveConfig, TokenConfig
@@ -99,7 +99,7 @@ class _State:
     bases: tuple[Basis, ...]
     rows: tuple[nn.Parameter, ...]
     trained: tuple[Trained, ...]
-    pairs: list[Pair] = field(default_factory=list)
+    pairs: list[NamedPair] = field(default_factory=list)
 
 
 class ReVersion:
@@ -158,7 +158,7 @@ class ReVersion:
             yield Trainable(
                 words.components,
                 weights | named,
-                pair_captions(Pair(config.left, config.right)) if config.left else (),
+                pair_captions(NamedPair(config.left, config.right)) if config.left else (),
                 state,
                 figures=lambda: _figures(state, starts),
                 rates=dict.fromkeys(named, config.word_rate) if config.lora else {},
@@ -228,7 +228,7 @@ def _examine(state: _State, examples: Sequence[Example]) -> None:
     from trainers.data.batches import usable
 
     config = state.config
-    given = Pair(config.left, config.right) if config.left else None
+    given = NamedPair(config.left, config.right) if config.left else None
     for example in examples:
         spoken = [caption for caption in example.captions if usable(caption, config.token)]
         incomplete = next((caption for caption in spoken if sides(caption, config.token) is None), None)

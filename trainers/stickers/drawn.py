@@ -50,7 +50,7 @@ def best_of(picture: Tensor, drawings: Sequence[Sprite]) -> Likeness:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnLikeness:
     """Drawn likeness over several pictures.
 
     Attributes:
@@ -66,15 +66,15 @@ class Drawn:
     count: int
 
 
-def summed(measured: Sequence[Likeness]) -> Drawn:
+def summed(measured: Sequence[Likeness]) -> DrawnLikeness:
     """Return the mean of likenesses with its interval; at least one."""
     values = torch.tensor([one.likeness for one in measured], dtype=torch.float64)
     spread = float(values.std()) / len(values) ** 0.5 if len(values) > 1 else 0.0
     explained = sum(one.explained for one in measured) / len(measured)
-    return Drawn(float(values.mean()), 1.96 * spread, explained, len(measured))
+    return DrawnLikeness(float(values.mean()), 1.96 * spread, explained, len(measured))
 
 
-def drawn(pictures: Sequence[Image.Image], drawings: Sequence[Sprite]) -> Drawn:
+def drawn(pictures: Sequence[Image.Image], drawings: Sequence[Sprite]) -> DrawnLikeness:
     """Return the drawn likeness of pictures that each show one thing, of which there are some drawings."""
     return summed([best_of(to_tensor(picture), drawings) for picture in pictures])
 

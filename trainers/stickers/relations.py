@@ -19,7 +19,7 @@ Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class Seen:
+class PlacedThing:
     """A thing in a picture: its name, its whole box, and its place in the order of drawing (0 is hindmost)."""
 
     name: str
@@ -37,7 +37,7 @@ class Seen:
         return (self.box[2] - self.box[0]) * (self.box[3] - self.box[1])
 
 
-def shared(one: Seen, other: Seen) -> float:
+def shared(one: PlacedThing, other: PlacedThing) -> float:
     """Return the share of the box of `one` that lies in that of `other`."""
     across = min(one.box[2], other.box[2]) - max(one.box[0], other.box[0])
     down = min(one.box[3], other.box[3]) - max(one.box[1], other.box[1])
@@ -106,33 +106,33 @@ def _dwarfs(rng: random.Random, first: str, second: str) -> tuple[Placed, ...]:
 # -- whether they hold ------------------------------------------------------------------------------------------
 
 
-def _is_inside(first: Seen, second: Seen, _: Sequence[Seen]) -> bool:
+def _is_inside(first: PlacedThing, second: PlacedThing, _: Sequence[PlacedThing]) -> bool:
     return shared(first, second) > 0.85 and first.area < 0.5 * second.area and first.layer > second.layer
 
 
-def _is_on_top_of(first: Seen, second: Seen, _: Sequence[Seen]) -> bool:
+def _is_on_top_of(first: PlacedThing, second: PlacedThing, _: Sequence[PlacedThing]) -> bool:
     gap = second.box[1] - first.box[3]
     (ax, _ay), (bx, _by) = first.centre, second.centre
     return abs(gap) <= 2.5 / UNIT and abs(ax - bx) < (second.box[2] - second.box[0]) / 2
 
 
-def _is_diagonal(first: Seen, second: Seen, _: Sequence[Seen]) -> bool:
+def _is_diagonal(first: PlacedThing, second: PlacedThing, _: Sequence[PlacedThing]) -> bool:
     (ax, ay), (bx, by) = first.centre, second.centre
     return bx > ax and by > ay and 0.5 < (bx - ax) / (by - ay) < 2 and shared(first, second) < 0.1
 
 
-def _is_behind(first: Seen, second: Seen, _: Sequence[Seen]) -> bool:
+def _is_behind(first: PlacedThing, second: PlacedThing, _: Sequence[PlacedThing]) -> bool:
     return 0.2 < shared(first, second) < 0.8 and first.layer < second.layer
 
 
-def _is_around(first: Seen, second: Seen, things: Sequence[Seen]) -> bool:
+def _is_around(first: PlacedThing, second: PlacedThing, things: Sequence[PlacedThing]) -> bool:
     places = [thing.centre for thing in things if thing.name == first.name]
     x, y = second.centre
     level = [px for px, py in places if abs(py - y) < abs(px - x)]
     return any(px < x for px in level) and any(px > x for px in level)
 
 
-def _is_dwarfing(first: Seen, second: Seen, _: Sequence[Seen]) -> bool:
+def _is_dwarfing(first: PlacedThing, second: PlacedThing, _: Sequence[PlacedThing]) -> bool:
     return first.area > 2.5 * second.area and shared(second, first) < 0.25
 
 
@@ -148,7 +148,7 @@ class Relation:
 
     phrases: tuple[str, ...]
     layout: Callable[[random.Random, str, str], tuple[Placed, ...]]
-    holds: Callable[[Seen, Seen, Sequence[Seen]], bool]
+    holds: Callable[[PlacedThing, PlacedThing, Sequence[PlacedThing]], bool]
 
 
 RELATIONS_TO_TEACH: dict[str, Relation] = {

@@ -2,11 +2,13 @@
 
 A pickle is a program for a small machine. This machine knows only the instructions by which torch writes dictionaries
 of tensors; names it may mention are a short list, and stand for nothing but marks. Whatever else is met ends the
-reading. The archive around it is read with `zipfile`, members stored and not packed, as torch writes them.
+reading. The archive around it is read with `zipfile`, members stored and not packed, as torch writes them; files of
+torch before 1.6 are several pickles, and the numbers of all tensors behind them.
 """
 
 from __future__ import annotations
 
+import io
 import pickletools
 import zipfile
 from collections.abc import Callable
@@ -21,7 +23,8 @@ from pipelines.errors import ConceptError
 
 SIZE_LIMIT = 64 << 20  # bytes; an embedding has some hundred KB
 STEP_LIMIT = 1_000_000  # instructions
-MEMBER_LIMIT = 1000
+MEMBER_LIMIT = 4000
+MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file of torch before 1.6
 
 _STORAGES = {
     "FloatStorage": torch.float32,
@@ -62,24 +65,21 @@ class _Holder:
     state: dict[str, Any] = field(default_factory=dict)
 
 
-def read_pickle(path: Path) -> Any:
-    """Return the content of a `.pt` or `.bin` file of torch: dictionaries, lists, texts, numbers and tensors.
+def read_pickle(path: Path, limit: int = SIZE_LIMIT) -> Any:
+    """Return the content of a `.pt`, `.pth` or `.bin` file of torch: dictionaries, lists, texts, numbers and tensors.
+
+    Args:
+        path: of the file.
+        limit: most bytes of it.
 
     Raises:
         ConceptError: if it is too large, damaged, not written by torch, or holds anything else.
     """
     hint = "Ask for the .safetensors file; pickles can run code in programs that trust them."
     try:
-        if path.stat().st_size > SIZE_LIMIT:
-            raise Refused(f"it has over {SIZE_LIMIT >> 20} MiB")
-        with zipfile.ZipFile(path) as archive:
-            members = _members(archive)
-            (name,) = [name for name in members if name.endswith("/data.pkl") or name == "data.pkl"]
-            folder = name.removesuffix("data.pkl")
-            order = members.get(f"{folder}byteorder")
-            if order is not None and archive.read(order) != b"little":
-                raise Refused("its numbers are not little-endian")
-            return _Machine(lambda key: archive.read(members[f"{folder}data/{key}"])).run(archive.read(members[name]))
+        if path.stat().st_size > limit:
+            raise Refused(f"it has over {limit >> 20} MiB")
+        return _archived(path, limit) if zipfile.is_zipfile(path) else _in_a_row(path.read_bytes())
     except Refused as error:
         raise ConceptError(f"{path.name} is a pickle that is not read: {error}.", hint) from None
     except Exception as error:  # a damaged archive or program raises anything at all
@@ -87,8 +87,55 @@ def read_pickle(path: Path) -> Any:
         raise ConceptError(f"{path.name} is a pickle that cannot be read ({what}).", hint) from None
 
 
-def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The members by name, if they are as torch writes them."""
+def _archived(path: Path, limit: int) -> Any:
+    """Return the content of an archive of torch."""
+    with zipfile.ZipFile(path) as archive:
+        members = _members(archive, limit)
+        (name,) = [name for name in members if name.endswith("/data.pkl") or name == "data.pkl"]
+        folder = name.removesuffix("data.pkl")
+        order = members.get(f"{folder}byteorder")
+        if order is not None and archive.read(order) != b"little":
+            raise Refused("its numbers are not little-endian")
+
+        def storage(key: str, count: int, dtype: torch.dtype) -> Tensor:
+            content = archive.read(members[f"{folder}data/{key}"])
+            if len(content) != count * dtype.itemsize:
+                raise Refused("a tensor has the wrong length")
+            return torch.frombuffer(bytearray(content), dtype=dtype) if content else torch.empty(0, dtype=dtype)
+
+        return _Machine(storage).run(archive.read(members[name]))
+
+
+def _in_a_row(content: bytes) -> Any:
+    """Return the content of a file of torch before 1.6: magic number, version, system, value, keys, then numbers."""
+    stream, storages, room = io.BytesIO(content), dict[str, Tensor](), len(content)
+
+    def storage(key: str, count: int, dtype: torch.dtype) -> Tensor:
+        nonlocal room
+        room -= count * dtype.itemsize
+        if count < 0 or room < 0:
+            raise Refused("its tensors are larger than it")
+        storages[key] = torch.empty(count, dtype=dtype)  # filled below
+        return storages[key]
+
+    magic, _, system = (_Machine(storage).run(stream) for _ in range(3))
+    if magic != MAGIC or not isinstance(system, dict) or system.get("little_endian") is not True:
+        raise Refused("torch did not write it, or not on a machine like this")
+    value, keys = (_Machine(storage).run(stream) for _ in range(2))
+    if not isinstance(keys, list) or sorted(keys) != sorted(storages):
+        raise Refused("it is damaged")
+    for key in keys:
+        held = storages[key]
+        size = held.numel() * held.element_size()
+        if int.from_bytes(stream.read(8), "little") != held.numel() or len(numbers := stream.read(size)) != size:
+            raise Refused("a tensor has the wrong length")
+        if size:
+            held.copy_(torch.frombuffer(bytearray(numbers), dtype=held.dtype))
+    return value
+
+
+def _members(archive: zipfile.ZipFile, limit: int) -> dict[str, zipfile.ZipInfo]:
+    """Return the members by name, if they are as torch writes them."""
     members: dict[str, zipfile.ZipInfo] = {}
     total = 0
     for info in archive.infolist():
@@ -98,7 +145,7 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
         if info.filename in members or ".." in info.filename or info.filename.startswith(("/", "\\")):
             raise Refused(f"it has a member named {info.filename!r:.60}")
         members[info.filename] = info
-        if len(members) > MEMBER_LIMIT or total > SIZE_LIMIT:
+        if len(members) > MEMBER_LIMIT or total > limit:
             raise Refused("it has too many members")
     return members
 
@@ -107,16 +154,16 @@ class _Machine:
     """Runs the instructions of a pickle on a stack of plain data.
 
     Args:
-        storage: gives the bytes of a tensor's storage by its key.
+        storage: gives a tensor's storage by its key, the count of its numbers and their kind.
     """
 
-    def __init__(self, storage: Callable[[str], bytes]) -> None:
+    def __init__(self, storage: Callable[[str, int, torch.dtype], Tensor]) -> None:
         self.storage = storage
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.storages: dict[str, Tensor] = {}
 
-    def run(self, program: bytes) -> Any:
+    def run(self, program: bytes | io.BytesIO) -> Any:
         for count, (code, argument, _) in enumerate(pickletools.genops(program)):
             if count > STEP_LIMIT:
                 raise Refused("it has too many instructions")
@@ -175,18 +222,14 @@ class _Machine:
         target.extend(values)
 
     def persistent(self) -> None:
-        """A storage: ("storage", kind, key, device, count)."""
-        kind, mark, key, _, count = self.stack.pop()
+        """Push a storage: ("storage", kind, key, device, count), and in old files None, for a part of another."""
+        kind, mark, key, _, count, *part = self.stack.pop()
         known = isinstance(mark, _Mark) and mark.name in _STORAGES and isinstance(key, str) and type(count) is int
-        if kind != "storage" or not known:
+        if kind != "storage" or not known or part not in ([], [None]):
             raise Refused("it has a reference to something that is no tensor")
         dtype = _STORAGES[mark.name]
         if key not in self.storages:  # read once, however often it is named
-            content = self.storage(key)
-            if len(content) != count * dtype.itemsize:
-                raise Refused("a tensor has the wrong length")
-            empty = torch.empty(0, dtype=dtype)
-            self.storages[key] = torch.frombuffer(bytearray(content), dtype=dtype) if content else empty
+            self.storages[key] = self.storage(key, count, dtype)
         if self.storages[key].dtype != dtype or len(self.storages[key]) != count:
             raise Refused("a tensor's data is of two kinds")
         self.push(self.storages[key])

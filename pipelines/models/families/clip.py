@@ -24,7 +24,7 @@ COMMA_REACH = 20  # tokens before a chunk's end in which a comma is preferred as
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedPrompt:
     """Conditioning of one prompt.
 
     Attributes:
@@ -82,7 +82,38 @@ def prompt_ids(components: Components, prompt: str) -> tuple[list[int], list[int
     return ids, places
 
 
-def encode_prompts(components: Components, prompts: Sequence[str], skip: int = 0) -> list[Encoded]:
+def clip_words(components: Components, prompt: str) -> list[tuple[str, list[int]]]:
+    """Return the words of a prompt, each with its places in the encoded prompt; a word that comes again is counted.
+
+    A learned word of several vectors is one word.
+    """
+    tokenizer = components.tokenizers[0]
+    ids, places = prompt_ids(components, prompt)
+    found: list[tuple[str, list[int]]] = []
+    goes_on = False
+    for piece, place in zip(tokenizer.convert_ids_to_tokens(ids), places, strict=True):
+        learned = piece.startswith("<") and not piece.endswith("</w>")
+        last = found[-1][0] if found else ""
+        if goes_on or (learned and last.startswith("<") and piece.startswith(f"{last}_")):
+            text = last if learned else last + piece.removesuffix("</w>")
+            found[-1] = (text, [*found[-1][1], place])
+        else:
+            found.append((piece.removesuffix("</w>"), [place]))
+        goes_on = not learned and not piece.endswith("</w>")
+    return counted(found)
+
+
+def counted(found: Sequence[tuple[str, list[int]]]) -> list[tuple[str, list[int]]]:
+    """Return words with their places, each of one spelling but the first with its number."""
+    seen: dict[str, int] = {}
+    named: list[tuple[str, list[int]]] = []
+    for word, places in found:
+        seen[word] = seen.get(word, 0) + 1
+        named.append((word if seen[word] == 1 else f"{word} ({seen[word]})", places))
+    return named
+
+
+def encode_prompts(components: Components, prompts: Sequence[str], skip: int = 0) -> list[EncodedPrompt]:
     """Encode prompts to conditioning of one common length (the shorter ones get empty chunks).
 
     Differentiable with respect to the text encoders' input rows.
@@ -114,8 +145,8 @@ def encode_prompts(components: Components, prompts: Sequence[str], skip: int = 0
         pooled = pools
     contexts = [torch.cat(parts, dim=-1) for parts in zip(*per_encoder, strict=True)]
     if len(components.text_encoders) == 1 or pooled is None:
-        return [Encoded(context, None) for context in contexts]
-    return [Encoded(context, pool) for context, pool in zip(contexts, pooled, strict=True)]
+        return [EncodedPrompt(context, None) for context in contexts]
+    return [EncodedPrompt(context, pool) for context, pool in zip(contexts, pooled, strict=True)]
 
 
 def _encode_windows(

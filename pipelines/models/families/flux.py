@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipelines.models.components import Components, Conditioning
 from pipelines.models.families.clip import caption_ids
-from pipelines.models.families.language import bare, token_rows
+from pipelines.models.families.language import bare, token_rows, word_places
 from pipelines.models.families.rectified_flow import (
     RectifiedFlow,
     grid_ids,
@@ -70,6 +70,10 @@ class Flux1(RectifiedFlow):
         states = components.text_encoders[1](token_rows(components, 1, texts, T5_TOKENS, ends=1).ids)[0]
         told = {"encoder_hidden_states": states, "pooled_projections": pooled}
         return {key: one.to(components.device, components.dtype) for key, one in told.items()}
+
+    def words(self, components: Components, prompt: str) -> list[tuple[str, list[int]]]:
+        """Return the words with their places in T5."""
+        return word_places(components, 1, prompt, T5_TOKENS)
 
     def predict(self, components: Components, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the velocity of packed latents, text at the origin and pictures on a grid of positions."""

@@ -9,7 +9,7 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from torch import Tensor
 
 from pipelines.models.components import Components, Conditioning, Posterior
-from pipelines.models.families.language import asked, bare, token_rows
+from pipelines.models.families.language import asked, bare, token_rows, word_places
 from pipelines.models.families.rectified_flow import RectifiedFlow, grid_ids, levels
 
 TOKENS = 512
@@ -76,6 +76,18 @@ class Flux2Klein(RectifiedFlow):
         )
         states = torch.cat([out.hidden_states[layer] for layer in LAYERS], dim=-1)
         return {"encoder_hidden_states": states.to(components.device, components.dtype)}
+
+    def words(self, components: Components, prompt: str) -> list[tuple[str, list[int]]]:
+        """Return the words with their places in the turn of a conversation that Qwen3 reads."""
+
+        def template(text: str) -> str:
+            return asked(components, [text], thinking=False)[0]
+
+        return word_places(components, 0, prompt, TOKENS, template=template)
+
+    def seats(self, tokens: int, pictured: int) -> tuple[int, int] | None:
+        """Return where picture and text begin: text first, a reference behind the picture."""
+        return TOKENS, 0
 
     def beside(self, components: Components, clean: Tensor) -> Conditioning:
         """Return the picture as a reference, which the transformer reads beside the latents."""

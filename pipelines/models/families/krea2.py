@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipelines.models.components import Components, Conditioning
 from pipelines.models.families.language import bare, length_of, token_rows
-from pipelines.models.families.qwen_image import PREFIX, SUFFIX, QwenAutoencoder
+from pipelines.models.families.qwen_image import PREFIX, SUFFIX, QwenAutoencoder, behind_prefix
 from pipelines.models.families.rectified_flow import grid_ids, levels, pack, packed_tokens, unpack
 from pipelines.models.flow import linear_mu
 
@@ -67,6 +67,10 @@ class Krea2(QwenAutoencoder):
         layers = components.options.get("text_encoder_select_layers") or LAYERS
         states = torch.stack([out.hidden_states[layer] for layer in layers], dim=2)[:, drop:]
         return {"states": states.to(components.device, components.dtype), "mask": mask[:, drop:].to(components.device)}
+
+    def words(self, components: Components, prompt: str) -> list[tuple[str, list[int]]]:
+        """Return the words with their places behind the system's sentence."""
+        return behind_prefix(components, prompt, TOKENS - length_of(components, SUFFIX))
 
     def predict(self, components: Components, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the velocity of packed latents, text at the origin and pictures on a grid of positions."""

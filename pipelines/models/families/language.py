@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pipelines.models.components import Components
+from pipelines.models.families.clip import counted
 from pipelines.models.text import parse_weights
+
+_WORD = re.compile(r"<[^<>\s]+>|\w+(?:['-]\w+)*|[^\w\s]")
+_MARK = "\x01"
 
 
 class Rows(NamedTuple):
@@ -75,3 +80,37 @@ def asked(components: Components, texts: Sequence[str], *, thinking: bool) -> li
 def length_of(components: Components, text: str) -> int:
     """Return the number of tokens of a text for the first text encoder."""
     return len(components.tokenizers[0](text).input_ids)
+
+
+def word_places(
+    components: Components,
+    which: int,
+    prompt: str,
+    most: int,
+    shift: int = 0,
+    template: Callable[[str], str] = str,
+) -> list[tuple[str, list[int]]]:
+    """Return the words of a prompt, each with the places of its tokens; a word that comes again is counted.
+
+    Args:
+        components: the base, with any new words attached.
+        which: text encoder.
+        prompt: as a request has it.
+        most: tokens of it that are read; what stands behind them has no place.
+        shift: place of the first token; negative where those before the prompt are cut off.
+        template: puts a prompt into the text that is encoded.
+    """
+    tokenizer: Any = components.tokenizers[which]
+    (said,) = bare([prompt], plain=False)
+    begins = template(_MARK).index(_MARK)
+    words = [(found.group(), begins + found.start(), begins + found.end()) for found in _WORD.finditer(said)]
+    found: list[tuple[str, list[int]]] = [(word, []) for word, _, _ in words]
+    told = tokenizer(template(said), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    place = 0
+    for token, (first, last) in zip(told.input_ids, told.offset_mapping, strict=True):
+        meant = range(place, place + len(components.expansions.get(token, (token,))))
+        place = meant.stop
+        for (_, places), (_, start, end) in zip(found, words, strict=True):
+            if first < end and last > start:
+                places += [one + shift for one in meant if one < most]
+    return counted(found)

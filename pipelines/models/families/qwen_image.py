@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipelines.models.components import Components, Conditioning, Posterior
-from pipelines.models.families.language import bare, length_of, token_rows
+from pipelines.models.families.language import bare, length_of, token_rows, word_places
 from pipelines.models.families.rectified_flow import RectifiedFlow, levels, pack, packed_tokens, unpack
 from pipelines.models.flow import linear_mu
 
@@ -60,6 +60,12 @@ def _statistics(components: Components, like: Tensor) -> tuple[Tensor, Tensor]:
     return mean, spread
 
 
+def behind_prefix(components: Components, prompt: str, most: int) -> list[tuple[str, list[int]]]:
+    """Return the words of a prompt with their places behind the system's sentence, of at most so many tokens."""
+    drop = length_of(components, PREFIX)
+    return word_places(components, 0, prompt, most + drop, -drop, lambda text: f"{PREFIX}{text}")
+
+
 class QwenImage(QwenAutoencoder):
     """The family of Qwen-Image (arXiv:2508.02324)."""
 
@@ -93,6 +99,10 @@ class QwenImage(QwenAutoencoder):
         states = out.hidden_states[-1][:, drop:].to(components.device, components.dtype)
         mask = rows.mask[:, drop:].to(components.device)
         return {"states": states * mask[..., None], "mask": mask}
+
+    def words(self, components: Components, prompt: str) -> list[tuple[str, list[int]]]:
+        """Return the words with their places behind the system's sentence."""
+        return behind_prefix(components, prompt, TOKENS)
 
     def predict(self, components: Components, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the velocity of packed latents."""

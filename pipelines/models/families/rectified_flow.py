@@ -89,6 +89,14 @@ class RectifiedFlow:
         """Return nothing."""
         return {}
 
+    def words(self, components: Components, prompt: str) -> list[tuple[str, list[int]]]:
+        """Return the words of a prompt with their places in the text that the transformer reads."""
+        raise NotImplementedError
+
+    def seats(self, tokens: int, pictured: int) -> tuple[int, int] | None:
+        """Return where picture and text begin: text first, the picture last."""
+        return tokens - pictured, 0
+
     def framed(self, components: Components, conditioning: Conditioning, frames: Tensor) -> Conditioning:
         """Return the conditioning: no such family reads sizes."""
         return conditioning

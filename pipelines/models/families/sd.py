@@ -13,7 +13,7 @@ from pipelines.guidance import classifier_free
 from pipelines.models import schedulers
 from pipelines.models.components import CONCAT, Components, Conditioning, Posterior
 from pipelines.models.families.autoencoders import kl_decode, kl_encode, kl_factor
-from pipelines.models.families.clip import caption_ids, encode_ids, encode_prompts
+from pipelines.models.families.clip import caption_ids, clip_words, encode_ids, encode_prompts
 from pipelines.models.families.known import KNOWN, said_distilled
 from pipelines.models.noise import DDPM
 from pipelines.request.request import Defaults
@@ -89,6 +89,14 @@ class StableDiffusion:
     def _told(self, components: Components, context: Tensor, pooled: Tensor | None) -> Conditioning:
         """Return the UNet's arguments for encoded text."""
         return {"encoder_hidden_states": context.to(components.device, components.dtype)}
+
+    def words(self, components: Components, prompt: str) -> list[tuple[str, list[int]]]:
+        """Return the words with the places of their first encoder's tokens in all windows."""
+        return clip_words(components, prompt)
+
+    def seats(self, tokens: int, pictured: int) -> tuple[int, int] | None:
+        """Return nothing: text is looked up by cross-attention."""
+        return None
 
     def framed(self, components: Components, conditioning: Conditioning, frames: Tensor) -> Conditioning:
         """Return the conditioning: the UNet reads no sizes."""

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from pipelines.models.components import Components, Conditioning
 from pipelines.models.families.clip import caption_ids
-from pipelines.models.families.language import bare, token_rows
+from pipelines.models.families.language import bare, token_rows, word_places
 from pipelines.models.families.rectified_flow import RectifiedFlow, levels
 from pipelines.models.flow import Flow, linear_mu
 from pipelines.request.request import Defaults
@@ -79,6 +79,19 @@ class StableDiffusion3(RectifiedFlow):
             "pooled_projections": torch.cat(pooled, dim=-1),
         }
         return {key: one.to(components.device, components.dtype) for key, one in told.items()}
+
+    def words(self, components: Components, prompt: str) -> list[tuple[str, list[int]]]:
+        """Return the words with their places in the first window of CLIP, and in T5 behind it."""
+        window = components.tokenizers[0].model_max_length
+        found = word_places(components, 0, prompt, window - 2, 1)
+        if len(components.text_encoders) > 2:
+            behind = word_places(components, 2, prompt, T5_TOKENS, window)
+            found = [(word, [*own, *more]) for (word, own), (_, more) in zip(found, behind, strict=True)]
+        return found
+
+    def seats(self, tokens: int, pictured: int) -> tuple[int, int] | None:
+        """Return where picture and text begin: the picture first."""
+        return 0, pictured
 
     def predict(self, components: Components, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the velocity; the transformer counts levels in thousandths."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,11 +10,13 @@ import torch
 from torch import Tensor
 
 from pipelines.models.components import Components, Conditioning
-from pipelines.models.families.language import asked, bare, token_rows
+from pipelines.models.families.language import asked, bare, token_rows, word_places
 from pipelines.models.families.rectified_flow import RectifiedFlow, levels, packed_tokens
 from pipelines.models.flow import linear_mu
 
 TOKENS = 512
+FILLED = 32
+"""The transformer fills the tokens of a picture, and those of a text, up to a multiple of this."""
 _ATTENTION = ("attention.to_q", "attention.to_k", "attention.to_v", "attention.to_out.0")
 _TRANSFORMER = (*_ATTENTION, "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
 
@@ -51,6 +54,18 @@ class ZImage(RectifiedFlow):
         out = components.text_encoders[0](input_ids=rows.ids, attention_mask=rows.mask, output_hidden_states=True)
         states = out.hidden_states[-2].to(components.device, components.dtype)
         return {"states": states, "mask": rows.mask.to(components.device)}
+
+    def words(self, components: Components, prompt: str) -> list[tuple[str, list[int]]]:
+        """Return the words with their places in the turn of a conversation that Qwen3 reads."""
+
+        def template(text: str) -> str:
+            return asked(components, [text], thinking=True)[0]
+
+        return word_places(components, 0, prompt, TOKENS, template=template)
+
+    def seats(self, tokens: int, pictured: int) -> tuple[int, int] | None:
+        """Return where picture and text begin: the picture first, filled up to a multiple."""
+        return 0, math.ceil(pictured / FILLED) * FILLED
 
     def predict(self, components: Components, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the velocity: minus what the transformer gives at 1 - t."""

@@ -14,7 +14,7 @@ from pipelines.request.request import Inpaint, Request
 from studio.jobs.jobs import Jobs
 from studio.web.components import concept_chips, fold, mask_painter, plan
 from studio.web.forms import Form
-from studio.web.panels.answer import Answer
+from studio.web.panels.answer import AnswerPanel
 from studio.web.panels.chips import INSERT, chips_of, concepts_used, switched_on, wire_search
 from studio.web.panels.comparing import picture_of
 from studio.web.panels.following import told
@@ -43,7 +43,7 @@ class EditPage:
             with gr.Column(scale=5, min_width=300):
                 self._question()
             with gr.Column(scale=4, min_width=300):
-                self.answer = Answer(jobs, "edit", self.go, ("Go on with this picture",), ANSWER)
+                self.answer = AnswerPanel(jobs, "edit", self.go, ("Go on with this picture",), ANSWER)
         self._wire()
 
     def _question(self) -> None:

@@ -12,7 +12,7 @@ from pipelines.request.request import InContext, Request
 from studio.jobs.jobs import Jobs
 from studio.web.components import fold, plan
 from studio.web.forms import Form
-from studio.web.panels.answer import Answer
+from studio.web.panels.answer import AnswerPanel
 from studio.web.panels.following import told
 from studio.web.panels.planning import Plan
 
@@ -31,7 +31,7 @@ class ExamplePage:
             with gr.Column(scale=5, min_width=300):
                 self._question()
             with gr.Column(scale=4, min_width=300):
-                self.answer = Answer(jobs, "example", self.go, ("Do the same to this picture",), ANSWER)
+                self.answer = AnswerPanel(jobs, "example", self.go, ("Do the same to this picture",), ANSWER)
         self._wire()
 
     def _question(self) -> None:

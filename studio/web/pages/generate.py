@@ -18,10 +18,10 @@ from pipelines.request.request import Request
 from pipelines.request.texts import without_folders
 from studio.jobs.jobs import Job, Jobs
 from studio.web.components import base_words, box_editor, concept_chips, fold, plan, records
-from studio.web.forms import Form
+from studio.web.forms import Form, upscalers
 from studio.web.pages.offers import CLOSENESS, EXAMPLES, LABELS, PRESETS, TRIES
 from studio.web.panels import planning
-from studio.web.panels.answer import Answer, larger
+from studio.web.panels.answer import AnswerPanel, larger
 from studio.web.panels.chips import (
     INSERT,
     chips_of,
@@ -34,17 +34,17 @@ from studio.web.panels.chips import (
 )
 from studio.web.panels.comparing import Comparing, picture_of, suggestion
 from studio.web.panels.following import said, shown, told
-from studio.web.panels.phrasing import Phrasing, by_lot, lists_of, several
+from studio.web.panels.looking import Looking
+from studio.web.panels.phrasing import Phrasing, by_lot, lists_of, several, words_of
 from studio.web.panels.placed import drawn_in, placed
 from studio.web.panels.planning import Plan, seeded
-from studio.web.panels.words import words_of
 
 OFFERED = 200
 """Learned words that the fields of boxes offer; others can be typed."""
 
 GONE = ConceptError("That concept is no longer in the library.", "Bring it back, or teach it again.")
 EMPTY = "Your pictures appear here."
-USES = ("Use this seed", "Use these settings", "Edit this picture", "Make it larger")
+USES = ("Use this seed", "Use these settings", "Edit this picture", "Make it larger", "Where words look")
 CHOSEN_OPENS = "(boxes) => { if ((boxes || []).length) window.studio.unfold('boxes-fold'); }"
 """Opens the fold of the boxes where there are some."""
 
@@ -58,7 +58,8 @@ class GeneratePage:
             with gr.Column(elem_classes="ask", min_width=300):
                 self._ask()
             with gr.Column(elem_classes="result", min_width=300):
-                self.answer = Answer(jobs, "generation", self.go, USES, EMPTY)
+                self.answer = AnswerPanel(jobs, "generation", self.go, USES, EMPTY)
+                self.looking = Looking(jobs, self.answer, 4)
             with gr.Column(elem_classes="options", min_width=300):
                 self._options()
         self._wire()
@@ -111,6 +112,7 @@ class GeneratePage:
         asked = [self.base, self.prompt, self.chips, self.boxes, self.plan, self.phrasing.style, *self.form.components]
         self.answer.wire(self.submit, [*asked, *self.comparing.components])
         self.phrasing.wire(self.prompt)
+        self.looking.wire()
         self.answer.asking.success(self.drawn, [self.answer.job, self.plan], self.plan, api_visibility="private")
         self.comparing.wire(self.prompt, self.plan, self.chips)
         self.chips.input(None, [self.chips, self.prompt], self.prompt, js=INSERT)
@@ -138,6 +140,8 @@ class GeneratePage:
             component.change(
                 self.shape, [self.base, *size, self.plan], [self.boxes, self.plan], api_visibility="private"
             )
+        network = self._fields("enlarge.upscaler", "enlarge.factor")
+        network[1].input(self.twice, network, network[0], api_visibility="private")
         self.plan.select(self.resize, [self.base, self.plan], size, api_visibility="private")  # pyright: ignore[reportAttributeAccessIssue]
 
     def follow_on(self, page: gr.Blocks) -> None:
@@ -152,7 +156,8 @@ class GeneratePage:
     @property
     def kept(self) -> list[Any]:
         """The components that show the library."""
-        return [self.chips, self.boxes, self.offer, self.words, self.phrasing.earlier, self.phrasing.style]
+        shown_ = [self.chips, self.boxes, self.offer, self.words, self.phrasing.earlier, self.phrasing.style]
+        return [*shown_, *self._fields("enlarge.upscaler")]
 
     def _fields(self, *starts: str) -> list[Any]:
         """Return components of the fields whose paths begin so."""
@@ -166,7 +171,8 @@ class GeneratePage:
         words = words_of(self.jobs, base, learned)
         names = [name for group in words.get("things", {}).values() for name in group]
         boxes = gr.update(choices=[*learned[:OFFERED], *names])
-        return now, boxes, shown(offered(self.jobs)), words, *self.phrasing.refresh()
+        networks = gr.update(choices=upscalers(self.jobs.places.enlarging.there()))
+        return now, boxes, shown(offered(self.jobs)), words, *self.phrasing.refresh(), networks
 
     def sized(self, base: str) -> Any:
         """Return the small fields with the sizes of a base."""
@@ -248,6 +254,11 @@ class GeneratePage:
         """Return values of the guidance fields for a preset."""
         chosen = PRESETS.get(preset, {})
         return [chosen.get("scale"), chosen.get("rescale"), chosen.get("start", 0.0), chosen.get("stop", 1.0)]
+
+    @staticmethod
+    def twice(factor: float | None, upscaler: str | None) -> Any:
+        """Return twice the size for an upscaler that would have nothing to do."""
+        return 2.0 if upscaler and (factor or 1) <= 1 else gr.skip()
 
     def resize(self, base: str, plan: Any) -> list[Any]:
         """Return width and height for the size that was chosen; the base's own are left to it."""

@@ -10,12 +10,12 @@ import gradio as gr
 
 from pipelines.errors import ConfigError, StudioError
 from studio.jobs.jobs import Jobs
-from studio.library.bases import Found, facts_of, size
+from studio.library.bases import FoundBase, facts_of, size
 from studio.web.components import concept_cards, told_by
 from studio.web.models.choice import ALL, KEEP, PAGES, BaseChoice
 from studio.web.models.importing import Importing
 from studio.web.panels.following import Following, shown, told
-from studio.web.panels.watching import Seen, facts, progress
+from studio.web.panels.watching import JobMessages, facts, progress
 
 EMPTY = "There is no base model."
 CLOSED = (
@@ -39,7 +39,7 @@ def cards_of(jobs: Jobs) -> list[dict[str, Any]]:
     ]
 
 
-def told_of(one: Found) -> str:
+def told_of(one: FoundBase) -> str:
     """Return HTML of what a base says of itself."""
     return f"<h2>{escape(one.name)}</h2>{facts(list(facts_of(one.card).items()))}"
 
@@ -87,7 +87,7 @@ class Download(Following):
         """Return an empty panel."""
         return "", shown(False)
 
-    def seen(self, seen: Seen) -> tuple[Any, ...]:
+    def seen(self, seen: JobMessages) -> tuple[Any, ...]:
         """Return the state of a download."""
         return progress(seen), shown(not seen.job.ended)
 

@@ -24,6 +24,9 @@ LABELS = {
     "enlarge.factor": "Enlarge",
     "enlarge.strength": "Drawn anew",
     "enlarge.by": "Enlarge by",
+    "enlarge.upscaler": "Upscaler",
+    "excite.words": "Words that must be seen",
+    "excite.strength": "Strength of their correction",
 }
 CLOSENESS = ("guidance.scale", "guidance.rescale", "guidance.start", "guidance.stop")
 """Fields that a choice of `PRESETS` sets."""

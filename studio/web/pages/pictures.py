@@ -11,7 +11,7 @@ import gradio as gr
 
 from pipelines.errors import StudioError
 from pipelines.pictures.metadata import read_made
-from studio.jobs.history import Found, Name, Wanted
+from studio.jobs.history import FoundPicture, Name, PictureSearch
 from studio.jobs.jobs import Jobs
 from studio.web.components import fold, gallery, records, told_by
 from studio.web.panels.answer import ADDRESS, record, told_in
@@ -123,12 +123,12 @@ class PicturesPage:
     # -- finding ---------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def wanted(words: str, concept: str, base: str, when: str, board: str) -> Wanted:
+    def wanted(words: str, concept: str, base: str, when: str, board: str) -> PictureSearch:
         """Return what the fields ask for."""
         days = WHEN.get(when, 0.0)
         named = "" if board in (EVERYTHING, FAVOURITES) else str(board or "")
         since = time.time() - days if days else 0.0
-        return Wanted(str(words or ""), str(concept or ""), str(base or ""), since, named, board == FAVOURITES)
+        return PictureSearch(str(words or ""), str(concept or ""), str(base or ""), since, named, board == FAVOURITES)
 
     def refresh(self, words: str, concept: str, base: str, when: str, board: str, count: int) -> tuple[Any, ...]:
         """Return the pictures that fit, and the boards and concepts there are."""
@@ -150,7 +150,7 @@ class PicturesPage:
             link,
         )
 
-    def _record(self, one: Found) -> dict[str, Any]:
+    def _record(self, one: FoundPicture) -> dict[str, Any]:
         job = one.job
         made = time.strftime("%d %b %H:%M", time.localtime(job.created))
         called = captions(job, [one.path])[0]

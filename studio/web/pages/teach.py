@@ -23,7 +23,7 @@ from studio.web.panels.pictures import Marking, keep_words, reshape, rows_of, sq
 from studio.web.panels.readiness import pace_of, readiness, wrong_with
 from studio.web.panels.scores import ScoresPanel
 from studio.web.panels.subjects import KINDS, NAMED, OTHERS, PRESETS, WHATS, What, advice, fields_of, is_hint
-from studio.web.panels.watching import Seen, curve, picture_uri, progress
+from studio.web.panels.watching import JobMessages, curve, picture_uri, progress
 
 PREVIEWS = 6
 CANDIDATES = 5  # steps of which the best is proposed
@@ -32,7 +32,7 @@ WAITING = '<p class="hint">What the model learns shows here, step by step.</p>'
 WOLF = Path(__file__).parents[2] / "examples" / "wolf"
 
 
-def curves(seen: Seen) -> str:
+def curves(seen: JobMessages) -> str:
     """Return HTML of the losses and figures over the steps."""
     names = dict.fromkeys(name for step in seen.steps for name in step.get("terms", {}))
     drawn = [
@@ -347,7 +347,7 @@ class TeachPage(Following):
         except StudioError as error:
             raise told(error) from None
 
-    def seen(self, seen: Seen) -> tuple[Any, ...]:
+    def seen(self, seen: JobMessages) -> tuple[Any, ...]:
         """Return a training with its curves and previews."""
         job = seen.job
         dry = bool(job.spec.get("dry_run"))

@@ -15,7 +15,7 @@ from studio.jobs.jobs import Job, Jobs
 from studio.web.components import gallery, told_by
 from studio.web.panels.comparing import about_sheet, captions, is_sheet
 from studio.web.panels.following import Following, shown, told
-from studio.web.panels.watching import Seen, facts, picture_uri, progress
+from studio.web.panels.watching import JobMessages, facts, picture_uri, progress
 
 ADDRESS = "/api/v1"
 SMALL = 160
@@ -75,7 +75,8 @@ def larger(job: Job, path: Path) -> dict[str, Any]:
     for region, asked in zip(fields.get("regions", ()), order.get("regions", ()), strict=False):
         region.update({"mask": asked["mask"]} if asked.get("mask") else {})
     concepts = [{"source": Path(use.source).stem, "strength": use.strength} for use in made.request.concepts]
-    enlarge = {**fields.get("enlarge", {}), "factor": min(LARGEST, 2 * made.request.enlarge.factor)}
+    enlarge = {**fields.get("enlarge", {}), "factor": min(LARGEST, 2 * made.request.enlarge.factor), "digests": []}
+    enlarge |= {"upscaler": Path(enlarge["upscaler"]).name} if enlarge.get("upscaler") else {}
     seed = made.request.seed + made.index
     return {**fields, "concepts": concepts, "seed": seed, "count": 1, "enlarge": enlarge}
 
@@ -135,7 +136,7 @@ def size_hint(pictures: Sequence[dict[str, Any]], base: str) -> str:
     )
 
 
-class Answer(Following):
+class AnswerPanel(Following):
     """A panel with the pictures of one job; made inside `gr.Blocks`.
 
     Args:
@@ -190,7 +191,7 @@ class Answer(Following):
         none = gr.update(value=[], hint="")
         return ("", none, shown(False), "", gr.update(visible=False), "", 0, *(shown(False) for _ in self.uses))
 
-    def seen(self, seen: Seen) -> tuple[Any, ...]:
+    def seen(self, seen: JobMessages) -> tuple[Any, ...]:
         """Return the pictures of a job, or the newest preview while it runs."""
         job = seen.job
         pictures = pictures_of(self.jobs, job) if job.ended else []

@@ -11,7 +11,7 @@ import gradio as gr
 from pipelines.errors import StudioError
 from pipelines.request.texts import without_paths
 from studio.jobs.jobs import Jobs
-from studio.web.panels.watching import Seen, for_people, seen_now, watched
+from studio.web.panels.watching import JobMessages, for_people, seen_now, watched
 
 REMEMBER = """(id) => {
   const here = new URL(window.location);
@@ -59,7 +59,7 @@ class Following:
         """The components that show a job."""
         raise NotImplementedError
 
-    def seen(self, seen: Seen) -> tuple[Any, ...]:
+    def seen(self, seen: JobMessages) -> tuple[Any, ...]:
         """Return the values of these components for a job."""
         raise NotImplementedError
 
@@ -87,8 +87,20 @@ class Following:
         self.followed(page.load(self.restore, None, self.job, api_visibility="private"), api_visibility="private")
 
     def look_on(self, tab: gr.Tab) -> None:
-        """Show the job when a tab is opened: updates that a closed tab received are lost."""
-        tab.select(self.glance, self.job, list(self.said()), show_progress="hidden", api_visibility="private")
+        """Show the job when a tab is opened, for updates that a closed tab received are lost, and when all is quiet.
+
+        A stream of updates can end without a word: a network that was away, a computer that slept, a proxy's limit, and
+        seldom a race of Gradio's client. A job at work of which nothing came for a while is looked at (`clock.js`).
+        """
+        # One whose answer was lost must not keep the next from being asked, as "once" does.
+        private: dict[str, Any] = {
+            "show_progress": "hidden",
+            "api_visibility": "private",
+            "trigger_mode": "multiple",
+        }
+        look = gr.Button("Look again", visible="hidden", elem_id=f"{self.name}-look")
+        for asked in (tab.select, look.click):
+            asked(self.glance, self.job, list(self.said()), **private)
 
     def restore(self, request: gr.Request) -> str:
         """Return the job that the address names on opening, if it exists."""

@@ -1,10 +1,10 @@
-"""Prompts that are used again: earlier ones, saved styles, and words that are drawn by lot."""
+"""Prompts: the words of a base, earlier prompts, saved styles, and words that are drawn by lot."""
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -30,6 +30,29 @@ def lists_of(base: str) -> dict[str, tuple[str, ...]]:
         return {}
     groups = {group.replace(" ", "-"): names for group, names in words.things.items()}
     return {**groups, "thing": words.names, "colour": words.colours, "relation": words.relations}
+
+
+def words_of(jobs: Jobs, base: str, learned: Iterable[str]) -> dict[str, Any]:
+    """Return the words that a prompt can use, as the value of `base_words`.
+
+    Args:
+        jobs: of the server.
+        base: id of the base.
+        learned: words of concepts that go with it.
+    """
+    told: dict[str, Any] = {"base": base, "learned": list(learned)}
+    words = known_words(jobs.bases.get(base, ""))
+    if words is None:
+        return told
+    return told | {
+        "things": {group: list(names) for group, names in words.things.items()},
+        "colours": list(words.colours),
+        "relations": list(words.relations),
+        "known": sorted(words.words),
+        "kinds": dict(words.kinds),
+        "plurals": dict(words.plurals),
+        "nearest": dict(words.nearest),
+    }
 
 
 def drawn(prompt: str, seed: int, lists: Mapping[str, Sequence[str]]) -> str:

@@ -11,7 +11,7 @@ import gradio as gr
 from pipelines.errors import ConfigError, StudioError
 from studio.jobs.jobs import Jobs
 from studio.web.panels.following import Following, shown, told
-from studio.web.panels.watching import Seen, curve, picture_uri, progress, report
+from studio.web.panels.watching import JobMessages, curve, picture_uri, progress, report
 from trainers.loop.candidates import kept_step
 
 SHEET = 1100  # pixels of the longer side as it is shown
@@ -86,7 +86,7 @@ class ScoresPanel(Following):
         """Return an empty panel."""
         return "", shown(False), "", shown(False), "", shown(False)
 
-    def seen(self, seen: Seen) -> tuple[Any, ...]:
+    def seen(self, seen: JobMessages) -> tuple[Any, ...]:
         """Return the state of a measurement."""
         latest = [] if seen.job.ended else self.jobs.previews(seen.job.id)[-1:]
         heading = report(seen.notes)

@@ -35,12 +35,13 @@ ENDS = {
     "score": "It is measured",
     "import": "It is imported",
     "download": "It is there",
+    "attention": "It is seen where words look",
 }
 """Titles of the page when a job of a kind is done."""
 
 
 @dataclass
-class Seen:
+class JobMessages:
     """The messages of a job so far.
 
     Attributes:
@@ -98,6 +99,8 @@ def called(job: Job) -> str:
         return f"{'checking pictures for' if job.spec.get('dry_run') else 'teaching'} {what}"
     if job.kind == "generation":
         return f"drawing “{str(job.spec.get('request', {}).get('prompt', ''))[:40]}”"
+    if job.kind == "attention":
+        return "looking where words look"
     if job.kind == "download":
         return f"fetching {job.spec.get('model')}"
     return f"measuring {job.spec.get('concept')}" if job.kind == "score" else "importing a file"
@@ -113,23 +116,23 @@ def behind(ahead: Sequence[str]) -> str:
     return f"after {ahead[0]}{more}" if ahead else ""
 
 
-def seen_now(jobs: Jobs, job_id: str) -> Seen | None:
+def seen_now(jobs: Jobs, job_id: str) -> JobMessages | None:
     """Return a job as it is, with all its messages so far; None if there is none."""
     try:
-        seen = Seen(jobs.get(job_id))
+        seen = JobMessages(jobs.get(job_id))
     except StudioError:
         return None
     seen.look(jobs)
     return seen
 
 
-async def watched(jobs: Jobs, job_id: str) -> AsyncIterator[Seen]:
+async def watched(jobs: Jobs, job_id: str) -> AsyncIterator[JobMessages]:
     """Yield a job whenever something about it is new, until it has ended.
 
     Raises:
         StudioError: if there is no such job.
     """
-    seen = Seen(jobs.get(job_id))
+    seen = JobMessages(jobs.get(job_id))
     seen.look(jobs)
     yield seen
     while not seen.job.ended:
@@ -175,7 +178,7 @@ def spoken(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def time_left(seen: Seen) -> str:
+def time_left(seen: JobMessages) -> str:
     """Return the time left at the speed of the last reports; empty while that is unknown."""
     if seen.job.state != "running" or len(seen.steps) < 2:
         return ""
@@ -195,7 +198,7 @@ def report(notes: Sequence[str]) -> str:
     return f'<ul class="notes">{lines}</ul>' if lines else ""
 
 
-def progress(seen: Seen | None, picture: str = "") -> str:
+def progress(seen: JobMessages | None, picture: str = "") -> str:
     """Return HTML of the state, the bar and all notes.
 
     Args:

@@ -1,4 +1,6 @@
 // The clock of what is at work moves each second; the title, and a notification if allowed, say when it is done.
+// What is at work and silent for long is looked at: the stream of its news may have been lost.
+const QUIET = window.quietSeconds ?? 20;
 const TITLE = document.title || 'Prompt Studio';
 const seen = new Map();  // panel -> state of its job
 
@@ -15,6 +17,16 @@ function tick() {
       node.born = performance.now() - 1000 * Number(node.told);
     }
     node.textContent = spoken((performance.now() - node.born) / 1000) + ' so far';
+  }
+}
+
+function listen() {
+  const now = performance.now() / 1000;
+  for (const node of document.querySelectorAll('.progress:is(.running, .queued)')) {  // each news is a new node
+    node.since ??= now;
+    if (now - node.since < QUIET) continue;
+    node.since = now;
+    document.getElementById(node.closest('[id]')?.id.replace(/-progress$/, '-look'))?.click();
   }
 }
 
@@ -37,6 +49,6 @@ function look() {
   }
 }
 window.addEventListener('focus', () => { document.title = TITLE; });
-setInterval(tick, 1000);
+setInterval(() => { tick(); listen(); }, 1000);
 // Each change of a panel is looked at: a job may begin and end within a second.
 new MutationObserver(look).observe(document.documentElement, {childList: true, subtree: true, attributeFilter: ['data-job', 'data-state']});

@@ -15,6 +15,7 @@ from pipelines.conditions.analogist import Analogist
 from pipelines.conditions.attention_maps import AttentionMaps
 from pipelines.conditions.boxes import Boxes
 from pipelines.conditions.distilled import DistilledGuidance
+from pipelines.conditions.excite import Excitation
 from pipelines.conditions.grid import Canvases
 from pipelines.conditions.inpaint import Inpainting
 from pipelines.conditions.preview import Watch
@@ -24,6 +25,7 @@ from pipelines.denoising import denoise
 from pipelines.models.components import CONCAT
 from pipelines.models.loading import from_pipeline
 from pipelines.pictures.grids import Grid
+from pipelines.request.excite import Excite
 from pipelines.request.request import Box, Guidance, Request
 from tests import tiny
 
@@ -35,6 +37,7 @@ CONDITIONS = {
     "distilled": lambda: DistilledGuidance(Guidance(scale=8.0)),
     "preview": lambda: Watch(lambda event: None),
     "attention_maps": lambda: AttentionMaps("a fox"),
+    "excite": lambda: Excitation(Excite(words="fox"), "a fox"),
     "grid": lambda count=1: Canvases(CANVAS.expand(count, -1, -1, -1), CELL.expand(count, -1, -1, -1)),
     "analogist": lambda: Analogist(Grid()),
     "regions": lambda: Regions([Box(phrase="a fox", box=(0.1, 0.2, 0.5, 0.6))], "a fox", "a dog", (16, 16)),
@@ -42,7 +45,7 @@ CONDITIONS = {
 LCM = {"lcm": lambda: tiny.frozen(from_pipeline(tiny.lcm_pipeline(), "tiny-lcm"))}
 ANY = {"sd": tiny.sd, "sdxl": tiny.sdxl, "inpainting": tiny.sd_inpaint}
 BASES = {"text": ANY, "inpaint": ANY, "boxes": {"gated": tiny.gated}, "regions": ANY, "preview": ANY,
-         "attention_maps": ANY, "grid": {"inpainting": tiny.sd_inpaint}, "analogist": ANY,
+         "attention_maps": ANY, "excite": ANY, "grid": {"inpainting": tiny.sd_inpaint}, "analogist": ANY,
          "distilled": LCM | ANY}  # fmt: skip
 """For each condition, the bases it is for."""
 SAMPLE = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -154,6 +157,7 @@ NEUTRAL = {
     "distilled": lambda: DistilledGuidance(Guidance(scale=8.0)),
     "preview": lambda: Watch(lambda event: None),
     "attention_maps": lambda: AttentionMaps("a fox"),
+    "excite": lambda: Excitation(Excite(words="fox", strength=0.0), "a fox"),
     "analogist": lambda: Analogist(Grid(), within=(0.0, 0.0)),
     "regions": lambda: Regions([Box(phrase="a fox", box=WHOLE)], "a fox", "a dog", (16, 16)),
 }

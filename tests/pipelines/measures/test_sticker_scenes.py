@@ -11,7 +11,7 @@ import torch
 from pipelines.measures.judge import Judge
 from pipelines.measures.stickers import (
     MARGIN,
-    Found,
+    FoundSticker,
     background,
     crop,
     detect,
@@ -181,7 +181,9 @@ def test_relations_are_antisymmetric_and_at_most_one_holds():
     empty = torch.zeros(3, 64, 64)
     opposite = {"left of": "right of", "above": "below"}
     for _ in range(200):
-        a, b = (Found((x, y, x + 0.1, y + 0.1), empty) for x, y in ((rng.random(), rng.random()) for _ in range(2)))
+        a, b = (
+            FoundSticker((x, y, x + 0.1, y + 0.1), empty) for x, y in ((rng.random(), rng.random()) for _ in range(2))
+        )
         assert sum(holds(relation, a, b) for pair in opposite.items() for relation in pair) == 1
         for relation, other in opposite.items():
             assert holds(relation, a, b) == holds(other, b, a)
@@ -189,7 +191,7 @@ def test_relations_are_antisymmetric_and_at_most_one_holds():
 
 def test_on_the_diagonal_no_direction_is_the_larger():
     empty = torch.zeros(3, 64, 64)
-    a, b = Found((0, 0, 0.25, 0.25), empty), Found((0.5, 0.5, 0.75, 0.75), empty)
+    a, b = FoundSticker((0, 0, 0.25, 0.25), empty), FoundSticker((0.5, 0.5, 0.75, 0.75), empty)
     assert not any(holds(relation, a, b) for relation in ("left of", "right of", "above", "below"))
 
 

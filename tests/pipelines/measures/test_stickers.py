@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from pipelines.measures.stickers import Found, background, crop, detect, holds, nearest_colour
+from pipelines.measures.stickers import FoundSticker, background, crop, detect, holds, nearest_colour
 from trainers.stickers.world import COLOURS, RELATIONS, Stickers, scene, scenes
 
 NAMES = ("fox", "house", "pear", "kiwi", "bus")
@@ -88,7 +88,7 @@ def test_a_crop_holds_its_thing_in_the_middle():
 
 
 def at(x, y):
-    return Found((x - 0.1, y - 0.1, x + 0.1, y + 0.1), torch.zeros(3, 64, 64))
+    return FoundSticker((x - 0.1, y - 0.1, x + 0.1, y + 0.1), torch.zeros(3, 64, 64))
 
 
 @pytest.mark.parametrize(

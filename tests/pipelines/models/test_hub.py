@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.errors import Cancelled, ModelError
 from pipelines.events import Note, StepDone
-from pipelines.models.hub import MIB, Wanted, fetch, needed
+from pipelines.models.hub import MIB, HubFile, fetch, needed
 
 COMMIT = "0" * 39 + "1"
 WEIGHTS = bytes(range(256)) * 16_384  # 4 MiB
@@ -136,4 +136,4 @@ def test_what_is_not_there_is_said(hub, tmp_path, monkeypatch):
 
 def test_a_variant_is_taken_where_there_is_nothing_else():
     names = ["unet/model.fp16.safetensors", "vae/model.safetensors", "vae/model.fp16.safetensors", "v1-5.safetensors"]
-    assert [one.name for one in needed([Wanted(name, MIB, "") for name in names])] == names[:2]
+    assert [one.name for one in needed([HubFile(name, MIB, "") for name in names])] == names[:2]

@@ -218,6 +218,30 @@ def test_spacing_eta_and_clip_skip_are_asked_for_where_the_sampler_has_them(rest
         Request.read({name: value for name, value in request_of(one, resting).items() if name != "concepts"})
 
 
+def test_a_second_pass_is_asked_for_by_any_spelling_of_its_upscaler(resting):
+    def enlarge(**sent):
+        return request_of(TextToImage(prompt="a fox", enable_hr=True, **sent), resting).get("enlarge")
+
+    (resting.folder / "upscalers" / "4x-Fine.pth").touch()
+    assert enlarge() == {"factor": 2.0, "strength": 0.75, "by": "latents"}
+    assert enlarge(hr_upscaler="Latent (nearest)", denoising_strength=0)["strength"] == 0
+    assert enlarge(hr_upscaler="None", hr_scale=1.5) == {"factor": 1.5, "strength": 0.75}
+    for name in ("4x-Fine", "4x-fine.pth"):
+        assert enlarge(hr_upscaler=name)["upscaler"] == "4x-Fine.pth"
+    assert enlarge(width=64, height=64, hr_resize_x=96)["factor"] == 1.5
+    with pytest.raises(RequestError, match=r"no upscaler 'SwinIR'.*4x-Fine\.pth"):
+        enlarge(hr_upscaler="SwinIR")
+    with pytest.raises(RequestError, match="needs width and height"):
+        enlarge(hr_resize_x=96)
+    assert "enlarge" not in request_of(ImageToImage(prompt="a fox", init_images=["x"], enable_hr=True), resting)
+    other = {"hr_prompt": "a dog", "hr_second_pass_steps": 9, "hr_resize_x": 96, "hr_resize_y": 128}
+    named = not_understood(
+        TextToImage(enable_hr=True, width=64, height=64, hr_sampler_name="Use same sampler", **other)
+    )
+    assert named.keys() == other.keys() - {"hr_resize_y"}
+    assert not not_understood(TextToImage(**other))
+
+
 def test_the_rim_of_a_mask_is_blurred_on_both_sides_where_it_is_drawn_alone():
     """The profile of an edge under a Gaussian is the error function; of a whole picture its outer half, doubled."""
     mask = Image.new("L", (64, 64), 0)
@@ -329,7 +353,9 @@ def test_lists_have_the_shape_that_clients_read(resting):
     for one in told("schedulers"):  # a name that is listed is understood
         for sampler in one["samplers"]:
             assert not_understood(TextToImage(sampler_name=sampler, scheduler=one["name"])) == {}
-    for name in ("upscalers", "latent-upscale-modes", "sd-vae", "hypernetworks", "face-restorers", "realesrgan-models",
+    assert [one["name"] for one in told("upscalers")] == ["None", "Lanczos", "Nearest"]
+    assert told("latent-upscale-modes") == [{"name": "Latent"}]
+    for name in ("sd-vae", "hypernetworks", "face-restorers", "realesrgan-models",
                  "prompt-styles", "script-info"):  # fmt: skip
         assert told(name) == []
     assert told("scripts") == {"txt2img": [], "img2img": []} and told("cmd-flags")["api"] is True

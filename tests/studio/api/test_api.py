@@ -8,6 +8,7 @@ import json
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -85,6 +86,29 @@ def test_pictures_are_asked_for_watched_and_fetched(web, ended):
     assert web.get(where.replace("generations", "runs")).status_code == 404
     assert web.delete(where).status_code == 204
     assert web.get(where).status_code == web.get(done["pictures"][0]).status_code == 404
+
+
+def test_where_words_look_is_a_job_with_a_picture_for_each_word(web, ended):
+    drawn = web.post("/api/v1/generations", json={"request": {"prompt": "a fox", "steps": 2, "seed": 3, "count": 2}})
+    ended(drawn.json()["id"])
+    answer = web.post("/api/v1/attentions", json={"generation": drawn.json()["id"], "picture": 1})
+    assert answer.status_code == 202 and answer.json()["kind"] == "attention"
+    where = answer.headers["location"]
+    events = told(web.get(f"{where}/events"))
+    assert [data["step"] for _, kind, data in events if kind == "step"] == [1, 2]
+    ((_, _, data),) = [one for one in events if one[1] == "words"]
+    assert [one["word"] for one in data["words"]] == ["a", "fox"] and all(0 < one["most"] < 1 for one in data["words"])
+    done = web.get(where).json()
+    pictures = [web.get(one) for one in done["pictures"]]
+    assert [Image.open(io.BytesIO(one.content)).size for one in pictures] == [(64, 64)] * 2
+    assert pictures[0].content != pictures[1].content
+    with np.load(io.BytesIO(web.get(done["files"][0]).content)) as maps:
+        assert set(maps.files) == {"a", "fox"} and float(maps["fox"].max()) == pytest.approx(
+            data["words"][1]["most"], abs=1e-4
+        )
+    for order, said in (({"picture": 2}, "has no picture 2"), ({"generation": "0" * 16}, "no job")):
+        refused = web.post("/api/v1/attentions", json={"generation": drawn.json()["id"], **order})
+        assert refused.status_code == 422 and said in refused.json()["detail"].lower(), refused.json()
 
 
 def test_what_is_noted_of_a_request_is_answered_with_it(web, ended):

@@ -166,7 +166,7 @@ def test_what_a_training_cannot_do_without_is_named(left_out, capsys):
 def asked(monkeypatch, tmp_path):
     """Return the request that the command line hands on, instead of carrying it out; the files it names are there."""
     monkeypatch.chdir(tmp_path)
-    for name in ("i.png", "m.png"):
+    for name in ("i.png", "m.png", "4x.pth"):
         (tmp_path / name).touch()
     for name in "abx":  # whose cards tell which strengths they take
         Concept(ConceptCard(token=f"<{name}>", family="sd1"), (torch.zeros(1, 4),)).save(
@@ -192,7 +192,8 @@ def test_every_field_of_a_request_can_be_typed(asked):
     boxes = ["--box", "fox:0.1,0.2,0.5,0.6", "--box", "a red: fox:0,0,1,1@fox.png", "--grounding-beta", "0.5"]
     boxes += ["--grounding-region", "--grounding-adapter", "gates.safetensors"]
     boxes += ["--region", "a cat:0,0,0.5,1", "--region", "a cow@m.png"]
-    boxes += ["--enlarge-factor", "1", "--enlarge-strength", "0.4", "--enlarge-by", "latents"]
+    boxes += ["--enlarge-factor", "1", "--enlarge-strength", "0.4"]
+    boxes += ["--enlarge-by", "pixels", "--enlarge-upscaler", "4x.pth"]
     boxes += ["--grounding-scale", "4", "--also", "a house:0.5", "--also", "a dog:-1"]
     machine = ["--device", "cpu", "--dtype", "float32", "--attention", "eager"]
     assert main(["generate", "a (fox:1.3)", *flags.split(), *more.split(), *concepts, *boxes, *machine]) == 0
@@ -208,7 +209,7 @@ def test_every_field_of_a_request_can_be_typed(asked):
             Box(phrase="a red: fox", box=(0, 0, 1, 1), picture="fox.png"),
         ),
         regions=(Region(prompt="a cat", box=(0, 0, 0.5, 1)), Region(prompt="a cow", mask="m.png")),
-        enlarge=Enlarge(factor=1, strength=0.4, by="latents"),
+        enlarge=Enlarge(factor=1, strength=0.4, by="pixels", upscaler="4x.pth"),
         also=(Prompt(prompt="a house", weight=0.5), Prompt(prompt="a dog", weight=-1)),
         grounding=Grounding(beta=0.5, region=True, scale=4, adapter="gates.safetensors"),
         guidance=Guidance(

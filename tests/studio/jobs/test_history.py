@@ -12,7 +12,7 @@ from PIL import Image
 from pipelines.errors import Conflict, RequestError, Unknown
 from studio.jobs import rows, store
 from studio.jobs.database import _first
-from studio.jobs.history import BATCH, THROWN, Wanted
+from studio.jobs.history import BATCH, THROWN, PictureSearch
 from studio.jobs.jobs import Jobs
 from studio.jobs.store import Ledger
 
@@ -43,15 +43,15 @@ def test_pictures_of_all_days_are_found_by_what_was_asked(jobs):
     cat = made(jobs, "a cat", base="other", count=2)
     jobs.submit_generation({"prompt": "a fox that waits"})
     history = jobs.history
-    assert names(history.find(Wanted())) == [(cat, "0.png"), (cat, "1.png"), (fox, "0.png")]
-    assert names(history.find(Wanted(), limit=2)) == [(cat, "0.png"), (cat, "1.png")]
+    assert names(history.find(PictureSearch())) == [(cat, "0.png"), (cat, "1.png"), (fox, "0.png")]
+    assert names(history.find(PictureSearch(), limit=2)) == [(cat, "0.png"), (cat, "1.png")]
     for words in ("fox", "FOX blue", "red ball"):
-        assert names(history.find(Wanted(words))) == [(fox, "0.png")], words
-    assert history.find(Wanted("fox cat")) == []
-    assert {one.job.id for one in history.find(Wanted(base="other"))} == {cat}
-    assert history.find(Wanted(since=time.time() + 5)) == []
-    assert len(history.find(Wanted(since=time.time() - 60))) == 3
-    assert history.find(Wanted(concept="wolf")) == []
+        assert names(history.find(PictureSearch(words))) == [(fox, "0.png")], words
+    assert history.find(PictureSearch("fox cat")) == []
+    assert {one.job.id for one in history.find(PictureSearch(base="other"))} == {cat}
+    assert history.find(PictureSearch(since=time.time() + 5)) == []
+    assert len(history.find(PictureSearch(since=time.time() - 60))) == 3
+    assert history.find(PictureSearch(concept="wolf")) == []
     assert history.prompts() == ["a fox that waits", "a cat", "a Fox on blue"]
 
 
@@ -71,11 +71,11 @@ def test_no_more_of_the_record_is_read_than_is_shown(jobs, monkeypatch):
     real = rows.job_of
     for module in (rows, store):
         monkeypatch.setattr(module, "job_of", lambda row: (read.append(row["id"]), real(row))[1])
-    assert [one.job.id for one in jobs.history.find(Wanted(), 60)][:2] == ["n10000", "n9999"]
+    assert [one.job.id for one in jobs.history.find(PictureSearch(), 60)][:2] == ["n10000", "n9999"]
     assert len(read) == BATCH
     read.clear()
     assert jobs.history.boards() == {"kept": 1} and len(read) == 1
-    assert [one.job.id for one in jobs.history.find(Wanted("old"))] == [old], "the whole record is searched"
+    assert [one.job.id for one in jobs.history.find(PictureSearch("old"))] == [old], "the whole record is searched"
 
 
 def test_what_is_said_of_a_picture_stays_and_finds_it(jobs):
@@ -85,12 +85,12 @@ def test_what_is_said_of_a_picture_stays_and_finds_it(jobs):
     jobs.history.mark([two], favourite=True)
     again = Jobs(jobs.folder, warm=False, bases={"pocket": "pocket"}).history  # tomorrow
     assert again.boards() == {"my best": 2}
-    assert names(again.find(Wanted(board="my best"))) == [two, one]
-    assert names(again.find(Wanted(favourites=True))) == [two]
-    assert names(again.find(Wanted("PRINTING cat"))) == [two]
+    assert names(again.find(PictureSearch(board="my best"))) == [two, one]
+    assert names(again.find(PictureSearch(favourites=True))) == [two]
+    assert names(again.find(PictureSearch("PRINTING cat"))) == [two]
     assert again.one(one).mark.tags == ("for", "printing", "loved")
     again.mark([one], board="", tags=[])
-    assert (again.boards(), again.find(Wanted("loved fox"))) == ({"my best": 1}, [])
+    assert (again.boards(), again.find(PictureSearch("loved fox"))) == ({"my best": 1}, [])
     for wrong in ((fox, "7.png"), (fox, "../0.png"), ("nobody", "0.png")):
         with pytest.raises(Unknown):
             again.mark([wrong], favourite=True)
@@ -105,7 +105,7 @@ def test_deleted_pictures_come_back_until_they_are_old(jobs):
     first, second = (job, "0.png"), (job, "1.png")
     content = jobs.results(job)[0].read_bytes()
     assert jobs.history.delete([first, second, (job, "9.png")]) == [first, second]
-    assert names(jobs.history.find(Wanted())) == [(job, "2.png")]
+    assert names(jobs.history.find(PictureSearch())) == [(job, "2.png")]
     assert [path.name for path in jobs.results(job)] == ["2.png"]
     assert jobs.history.restore([first, (job, "../../jobs.sqlite"), (job, "9.png")]) == 1
     assert jobs.results(job)[0].read_bytes() == content

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
 import psutil
 import pytest
+import torch
+from PIL import Image
 
 from pipelines.concepts.card import read_card
+from pipelines.enlarging.networks import Compact
 from pipelines.errors import ConceptError, ConfigError, Conflict, RequestError, Unknown
-from pipelines.pictures.metadata import read_made
+from pipelines.pictures.metadata import parameters, read_made
+from studio.cli import main
 from studio.jobs.store import Ledger
+from studio.web.panels.answer import larger
 from tests.waiting import joined
 
 
@@ -152,3 +158,24 @@ def test_a_job_is_claimed_once_and_events_have_no_gaps_however_many_ask(tmp_path
         assert [event.seq for event in ledger.events(job)] == list(range(1, 11))  # queued, running and 8 notes
     assert ledger.events(wanted[0], after=9)[0].data == {"text": "x", "figure": None}
     ledger.close()
+
+
+def test_an_upscaler_is_named_by_its_file_and_repeats(jobs, ended, tmp_path, capsys):
+    network = Compact(4, 1, 2)
+    for one in network.parameters():
+        one.data.zero_()
+    torch.save(network.state_dict(), jobs.folder / "upscalers" / "2x-nearest.pth")
+    asked = {"prompt": "a fox", "steps": 1, "seed": 3, "enlarge": {"factor": 2, "upscaler": "2x-nearest.pth"}}
+    job = ended(jobs.submit_generation(asked).id)
+    assert job.state == "done" and job.step == job.steps == 2  # the step and the tile
+    (path,) = jobs.results(job.id)
+    made = read_made(path)
+    assert made.request.enlarge.upscaler == "upscalers/2x-nearest.pth" and made.request.enlarge.digests
+    assert "Hires upscale: 2, Hires upscaler: 2x-nearest" in parameters(made)
+    assert main(["generate", "--from", str(path), "--output", str(tmp_path)]) == 0
+    assert np.array_equal(Image.open(path), Image.open(capsys.readouterr().out.strip()))
+    twice = larger(job, path)["enlarge"]
+    assert (twice["factor"], twice["upscaler"], twice["digests"]) == (4, "2x-nearest.pth", [])
+    for name in ("../upscalers/2x-nearest.pth", "2x-nearest", str(jobs.folder / "upscalers" / "2x-nearest.pth")):
+        with pytest.raises(RequestError, match=r"There are: 2x-nearest\.pth; put the files of others into"):
+            jobs.submit_generation(asked | {"enlarge": {"factor": 2, "upscaler": name}})

@@ -19,6 +19,7 @@ from studio.jobs import ray_engine as cluster
 from studio.jobs.jobs import Jobs
 from studio.jobs.specs import Places
 from studio.settings import Machine
+from tests import waiting
 from tests.studio.conftest import WOLF
 from tests.studio.jobs.test_jobs import training_order
 from tests.studio.test_serve import Server
@@ -141,10 +142,7 @@ def test_a_training_outlives_servers_that_are_closed_and_killed(jobs, folder, tr
     job = training(1_000)
     running = until(jobs, job, lambda now: now.step >= 20)
     monkeypatch.setattr(cluster, "IDLE", 0.0)
-    end = time.monotonic() + 30
-    while [one.pid for one in actors()] != [running.pid]:
-        assert time.monotonic() < end, "an actor without work keeps its place"
-        time.sleep(0.1)
+    waiting.until(lambda: [one.pid for one in actors()] == [running.pid], "actors without work to give up their places")
     (actor,) = actors()
     began = time.monotonic()
     jobs.stop()

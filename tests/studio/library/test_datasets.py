@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from pipelines.errors import DataError, Unknown
 from studio.jobs.jobs import Jobs
 from studio.library import archives, uploads
-from studio.library.datasets import Datasets, Pictures
+from studio.library.datasets import Datasets, PictureUploads
 from trainers.data.folders import read_folder
 
 
@@ -191,8 +191,8 @@ def test_ids_are_ids(datasets, one, tmp_path):
         with pytest.raises(Unknown):
             datasets.picture(one, name)
         with pytest.raises(Unknown):
-            Pictures(tmp_path).path(name)
-    pictures = Pictures(tmp_path / "pictures")
+            PictureUploads(tmp_path).path(name)
+    pictures = PictureUploads(tmp_path / "pictures")
     assert Image.open(pictures.path(pictures.add(picture()))).size == (40, 30)
     datasets.delete(one)
     assert datasets.list() == [] and not list(datasets.path.iterdir())

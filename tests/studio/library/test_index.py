@@ -150,7 +150,9 @@ def many(folder, count):
         if number > 1:
             os.link(folder / "00001.preview.png", folder / f"{number:05}.preview.png")
     card = read_card(concepts.EXAMPLE)
-    known = {name: index.Entry(folder / name, card, "", index.Stamp(*stamp)) for name, stamp in index._stamps(folder)}
+    known = {
+        name: index.IndexEntry(folder / name, card, "", index.Stamp(*stamp)) for name, stamp in index._stamps(folder)
+    }
     index._store(folder, known, ())
 
 

@@ -13,7 +13,7 @@ from studio.api import connections
 from studio.api.connections import Timely
 from studio.library import datasets as datasets_module
 from studio.library import uploads
-from studio.library.datasets import Datasets, Pictures
+from studio.library.datasets import Datasets, PictureUploads
 from studio.serve import prompt
 from tests.studio.library.test_datasets import picture
 from tests.waiting import joined, until
@@ -41,7 +41,7 @@ def test_no_more_than_two_pictures_are_in_memory_until_they_are_written(tmp_path
 
     monkeypatch.setattr(datasets_module, "cleaned", cleaned)
     monkeypatch.setattr(datasets_module, "write_png", write_png)
-    stored, pictures = Datasets(tmp_path / "datasets"), Pictures(tmp_path / "pictures")
+    stored, pictures = Datasets(tmp_path / "datasets"), PictureUploads(tmp_path / "pictures")
     sets = [stored.create().id for _ in range(4)]
     for one in sets:
         stored.add(one, picture())

@@ -14,7 +14,7 @@ from studio.jobs.jobs import Jobs
 from studio.web.pages.edit import EditPage
 from studio.web.pages.generate import GeneratePage
 from studio.web.panels.comparing import FIELDS, Comparing, choices, first_word, suggestion
-from studio.web.panels.watching import Seen
+from studio.web.panels.watching import JobMessages
 from tests.studio.web.test_pages import page, write_concept
 
 PLAN = {"count": 4, "size": "square", "seed": 3, "keep": True}
@@ -130,7 +130,7 @@ def compared(jobs):
 
 def test_the_sheet_comes_first_and_cells_say_what_they_are(jobs, compared):
     generate, job = compared
-    shown = dict(zip(map(id, generate.answer.said()), generate.answer.seen(Seen(jobs.get(job))), strict=True))
+    shown = dict(zip(map(id, generate.answer.said()), generate.answer.seen(JobMessages(jobs.get(job))), strict=True))
     gallery, facts = shown[id(generate.answer.gallery)], shown[id(generate.answer.facts)]
     pictures = gallery["value"]
     assert [one["caption"] for one in pictures] == ["all", "guidance scale 1", "guidance scale 2.5"]

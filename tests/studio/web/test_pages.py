@@ -38,7 +38,7 @@ from studio.web.panels.chips import chips_of, concepts_used
 from studio.web.panels.planning import shapes
 from studio.web.panels.readiness import wrong_with
 from studio.web.panels.subjects import FIELDS, NAMED, WHATS
-from studio.web.panels.watching import Seen, curve, facts, picture_uri, progress, spoken, time_left
+from studio.web.panels.watching import JobMessages, curve, facts, picture_uri, progress, spoken, time_left
 
 DEFAULTS = Defaults(size=64, scheduler="ddim")
 
@@ -530,26 +530,26 @@ def test_the_example_is_there():
 
 def test_words_of_a_job_are_text_and_never_markup():
     notes = ["<img>", "Warning: <i>"]
-    seen = Seen(job(state="failed", error="<script>alert(1)</script>", hint="try <b>"), notes=notes)
+    seen = JobMessages(job(state="failed", error="<script>alert(1)</script>", hint="try <b>"), notes=notes)
     said = progress(seen) + facts([("<a>", "<b>")]) + curve([(0, 1), (1, 2)], "<u>")
     assert not re.findall(r"<(script|img|i|a|u)>", said)
     assert "&lt;script&gt;" in said
 
 
 def test_all_that_a_job_said_can_be_read_each_sentence_once():
-    said = progress(Seen(job(state="done"), notes=["first", "Warning: second", "first", "third"]))
+    said = progress(JobMessages(job(state="done"), notes=["first", "Warning: second", "first", "third"]))
     lines = re.findall(r'<li class="(.*?)">(.*?)</li>', said)
     assert lines == [("", "first"), ("warn", "Warning: second"), ("", "third")]
-    assert "<ul" not in progress(Seen(job()))
+    assert "<ul" not in progress(JobMessages(job()))
 
 
 def test_time_left_is_taken_from_the_last_reports():
     steps = [{"step": step, "steps": 100, "seconds": step * 0.5} for step in (10, 20, 30)]
-    assert time_left(Seen(job(), steps=steps)) == "35 s left"
-    assert time_left(Seen(job(), steps=steps[:1])) == ""
+    assert time_left(JobMessages(job(), steps=steps)) == "35 s left"
+    assert time_left(JobMessages(job(), steps=steps[:1])) == ""
     again = [*steps, {"step": 40, "steps": 100, "seconds": 2.0}, {"step": 50, "steps": 100, "seconds": 3.0}]
-    assert time_left(Seen(job(), steps=again)) == "5 s left"
-    assert time_left(Seen(job(state="done"), steps=steps)) == ""
+    assert time_left(JobMessages(job(), steps=again)) == "5 s left"
+    assert time_left(JobMessages(job(state="done"), steps=steps)) == ""
 
 
 def test_durations_are_spoken():
@@ -564,7 +564,7 @@ def test_durations_are_spoken():
 
 def test_curves_are_drawn_for_each_figure():
     steps = [{"step": n, "steps": 30, "seconds": n, "terms": {"denoise": 1 / n, "norm": 1.0}} for n in (10, 20, 30)]
-    drawn = curves(Seen(job(), steps=steps))
+    drawn = curves(JobMessages(job(), steps=steps))
     assert drawn.count("<polyline") == 2
     assert "nan" not in drawn.lower()
     assert curve([(0, 1)], "x") == ""

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipelines.errors import DataError
 from trainers.data.folders import read_folder
-from trainers.data.named_pairs import Pair, named_pair, pair_captions, sides
+from trainers.data.named_pairs import NamedPair, named_pair, pair_captions, sides
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from trainers.data.named_pairs import Pair, named_pair, pair_captions, sides
     ],
 )
 def test_names_are_read_from_captions(caption, left, right):
-    assert sides(caption, "<r>") == Pair(left, right)
+    assert sides(caption, "<r>") == NamedPair(left, right)
 
 
 @pytest.mark.parametrize("caption", ["{} a box", "a cat {}", "a photo of {} a box", "a cat and a box", "{}", ""])
@@ -39,19 +39,19 @@ def test_captions_from_a_pair_name_it(left, right):
         word in {"rendering", "image", "painting"} for word in (left, right)
     ):
         return
-    captions = pair_captions(Pair(left, right))
+    captions = pair_captions(NamedPair(left, right))
     assert all(caption.count("{}") == 1 for caption in captions)
     assert len(set(captions)) == len(captions) == 4
-    assert named_pair(captions, "<r>") == Pair(left, right)
+    assert named_pair(captions, "<r>") == NamedPair(left, right)
 
 
 def test_articles_are_put_where_there_are_none():
-    assert pair_captions(Pair("owl", "the moon"))[0] == "an owl {} the moon"
-    assert pair_captions(Pair("<my-fox>", "hat"))[0] == "<my-fox> {} a hat"
+    assert pair_captions(NamedPair("owl", "the moon"))[0] == "an owl {} the moon"
+    assert pair_captions(NamedPair("<my-fox>", "hat"))[0] == "<my-fox> {} a hat"
 
 
 def test_of_several_captions_the_shortest_names_count():
-    assert named_pair(("a grey tabby cat {} a big box", "cat {} box", "no relation"), "<r>") == Pair("cat", "box")
+    assert named_pair(("a grey tabby cat {} a big box", "cat {} box", "no relation"), "<r>") == NamedPair("cat", "box")
 
 
 # -- pairs.json -------------------------------------------------------------------------------------------------
@@ -68,8 +68,8 @@ def test_pairs_give_captions(tmp_path):
     reading = read_folder(folder_with(tmp_path, {"0.png": ["cat", "box"], "1": ["dog", "hat"]}))
     assert reading.convention == "pairs.json"
     assert [example.captions for example in reading.examples] == [
-        pair_captions(Pair("cat", "box")),
-        pair_captions(Pair("dog", "hat")),
+        pair_captions(NamedPair("cat", "box")),
+        pair_captions(NamedPair("dog", "hat")),
     ]
     assert not reading.ignored
 

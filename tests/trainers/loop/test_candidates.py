@@ -13,7 +13,7 @@ from trainers.loop.candidates import candidate, candidate_steps, candidates, can
 from trainers.loop.launch import train_and_save
 from trainers.loop.train import train
 from trainers.methods import methods
-from trainers.run import Run, run_of
+from trainers.run import Run
 from trainers.settings import DataConfig, Destination, TrainConfig
 
 
@@ -119,7 +119,15 @@ def test_one_is_taken_and_the_others_stay(run, tmp_path):
         take(output, 5)
 
 
-def test_several_subjects_keep_none():
-    words = {"token": "<x>", "class_word": "fox", "pivotal": True, "also": ("d:<y>:cat",)}
-    with pytest.raises(ConfigError, match="several subjects"):
-        run_of(methods()["dreambooth"], words | {"candidates": 2, "images": "unused"}).require_free()
+def test_those_of_several_words_are_kept_beside_each(run, tmp_path):
+    output, other = tmp_path / "x.safetensors", tmp_path / "y.safetensors"
+    config = methods()["textual-inversion"].Settings(token="<x>", init="fox", many=("there:<y>:car",))
+    pace = replace(run, config=config, where=Destination(output=output, keep_every=5, preview=False))
+    pictures = [replace(one, word=word) for one, word in zip(tiny.examples(4), ("<x>", "<y>") * 2, strict=True)]
+    assert train_and_save(tiny.sd(), pace, pictures, on_event=lambda event: None) == [
+        output,
+        tmp_path / "y.safetensors",
+    ]
+    for path in (output, other):
+        assert list(candidates(path)) == [4, 8, 12] and kept_step(path) == 12
+    assert Concept.load(candidates(other)[4]).token == "<y>"

@@ -16,7 +16,7 @@ from pipelines.models.single_files import SHIPPED
 from pipelines.request.request import Box
 from tests import tiny, tiny_flows
 from trainers.data.batches import LatentSet
-from trainers.loop.memory import Choice, Kept, latents, needed, sentences, weights
+from trainers.loop.memory import Kept, MemoryChoice, latents, needed, sentences, weights
 from trainers.loop.train import probe
 from trainers.methods import methods
 from trainers.run import run_of
@@ -81,9 +81,9 @@ def test_sizes_of_the_published_models_follow_from_their_configurations(base, nu
     made = base()
     assert sum(one.numel() for one in made.denoiser.parameters()) / 1e9 == pytest.approx(numbers, rel=2e-3)
     found = {
-        "bf16": weights(made, run(), Choice("bf16")),
-        "int8": weights(made, run(), Choice("bf16", "int8")),
-        "nf4": weights(made, run(), Choice("bf16", "nf4")),
+        "bf16": weights(made, run(), MemoryChoice("bf16")),
+        "int8": weights(made, run(), MemoryChoice("bf16", "int8")),
+        "nf4": weights(made, run(), MemoryChoice("bf16", "nf4")),
     }
     # On a GPU frozen text encoders and the autoencoder have left by the time of the first step.
     assert {name: pytest.approx(count / GIB, abs=0.1) for name, count in found.items()} == gib
@@ -92,14 +92,14 @@ def test_sizes_of_the_published_models_follow_from_their_configurations(base, nu
 def test_what_is_predicted_is_what_lies_in_memory():
     for form in ("int8", "nf4"):
         base = tiny.sdxl()
-        predicted = weights(base, run(), Choice("no", form))
+        predicted = weights(base, run(), MemoryChoice("no", form))
         for network in (base.denoiser, *base.text_encoders):
             quantise(network, form)
         stored = sum(one.numel() * one.element_size() for part in base.modules() for one in part.parameters())
         scales = sum(one.scale.numel() * 4 for part in base.modules() for one in part.modules() if hasattr(one, "form"))
         rows = 0 if form == "nf4" else scales  # nf4's are counted with its bits
         assert predicted == pytest.approx(stored + scales - rows, rel=2e-3)
-        assert weights(base, run(), Choice("no", form)) == predicted, "also of what is quantised already"
+        assert weights(base, run(), MemoryChoice("no", form)) == predicted, "also of what is quantised already"
 
 
 def test_latents_are_estimated_as_large_as_they_are():
@@ -118,7 +118,7 @@ def test_a_trial_measures_what_is_kept_for_the_backward_pass():
     assert probe(base, run(batch=4), tiny.examples()).kept.plain > 1.6 * tried.kept.plain
     takes = needed(base, the_run, tried.trained, latents(base, the_run, 3), tried.kept)
     own, *others = takes
-    assert own == Choice("no") and len(others) >= 4 and all(takes[one] <= takes[own] for one in others)
+    assert own == MemoryChoice("no") and len(others) >= 4 and all(takes[one] <= takes[own] for one in others)
     assert {one.precision for one in others} == {"no"}, "16 bits are slow on a CPU"
 
 
@@ -135,7 +135,7 @@ def test_a_trial_takes_a_sample_of_data_that_was_examined_as_a_whole():
 
 
 def test_one_that_fits_is_proposed_the_least_intrusive_first():
-    takes = {Choice("no"): 8 * GIB, Choice("no", None, True): 6 * GIB, Choice("no", "int8"): 3 * GIB}
+    takes = {MemoryChoice("no"): 8 * GIB, MemoryChoice("no", None, True): 6 * GIB, MemoryChoice("no", "int8"): 3 * GIB}
     assert len(sentences(takes, 9 * GIB)) == 2
     assert sentences(takes, 7 * GIB)[-1] == (
         "Warning: it does not fit as it is set (float32); --gradient-checkpointing does."
@@ -148,6 +148,6 @@ def test_weights_that_are_trained_stay_wide_and_optimisers_count():
     base = tiny.sd()
     whole = run(form="full")
     assert {one.quantise for one in needed(base, whole, 0, 0, None)} == {None}
-    takes = [needed(base, run(optimizer=name), 1000, 0, None)[Choice("no")] for name in ("adamw", "adamw8bit")]
+    takes = [needed(base, run(optimizer=name), 1000, 0, None)[MemoryChoice("no")] for name in ("adamw", "adamw8bit")]
     assert takes[0] - takes[1] == 6000
-    assert Kept(100, 40).bytes(Choice("bf16", None, True)) == 20
+    assert Kept(100, 40).bytes(MemoryChoice("bf16", None, True)) == 20

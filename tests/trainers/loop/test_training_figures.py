@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks import many
 from benchmarks.training import WAYS, Figures, measured, table
 from tests import tiny
 
@@ -20,3 +21,11 @@ def test_steps_are_timed_and_what_is_trained_is_counted(monkeypatch):
 def test_figures_are_shown_in_milliseconds_and_mebibytes():
     shown = table([Figures("full", 2, 0.5, 0.75, 3 << 20, 1234)]).splitlines()[-1]
     assert shown == "| full | 2 | 500 | 750 | 3 | 1,234 |"
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_words_learned_at_once_are_timed_and_stand_beside_one_alone():
+    rows = [many.measured(tiny.sd(), "tiny", words, 2) for words in (1, 2)]
+    assert [row.words for row in rows] == [1, 2] and all(row.wall > 0 for row in rows)
+    shown = many.table([many.Pace("a", 1, 0.5, 1.0), many.Pace("a", 4, 1.0, 2.0)]).splitlines()
+    assert shown[-1] == "| a | 4 | 1000 | 2000 | 4.00 | 2.00 |"

@@ -9,7 +9,15 @@ import torch
 
 from evaluation.sticker_finder import Finder
 from pipelines.pictures.tensors import to_pictures, to_tensor
-from trainers.stickers.relations import RELATED, RELATIONS_TO_TEACH, Seen, exemplars, extent, shared, unseen_pairs
+from trainers.stickers.relations import (
+    RELATED,
+    RELATIONS_TO_TEACH,
+    PlacedThing,
+    exemplars,
+    extent,
+    shared,
+    unseen_pairs,
+)
 from trainers.stickers.world import RELATIONS, UNIT, Placed, Scene, Stickers, scenes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -29,7 +37,7 @@ def seen(item):
         wide, high = (share * thing.side / 2 for share in extent(thing.name))
         x, y = thing.left + thing.side / 2, thing.top + thing.side / 2
         box = (x - wide, y - high, x + wide, y + high)
-        found.append(Seen(thing.name, tuple(edge / UNIT for edge in box), layer))  # pyright: ignore
+        found.append(PlacedThing(thing.name, tuple(edge / UNIT for edge in box), layer))  # pyright: ignore
     return found
 
 

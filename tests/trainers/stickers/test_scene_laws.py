@@ -10,7 +10,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from pipelines.measures.stickers import Found, holds
+from pipelines.measures.stickers import FoundSticker, holds
 from trainers.pretrain.unet import training_stream
 from trainers.pretrain.vocabulary import MAX_LENGTH, build_tokenizer
 from trainers.stickers.world import (
@@ -40,7 +40,7 @@ def stream():
 def found(thing):
     """A placed square as the detector would give it."""
     box = (thing.left, thing.top, thing.left + thing.side, thing.top + thing.side)
-    return Found(tuple(edge / UNIT for edge in box), torch.zeros(3, 1, 1))  # pyright: ignore
+    return FoundSticker(tuple(edge / UNIT for edge in box), torch.zeros(3, 1, 1))  # pyright: ignore
 
 
 def gap(a, b):

@@ -27,7 +27,7 @@ from pipelines.models.noise import NoiseProcess
 from trainers.data.batches import Batch, Example, ordinary
 from trainers.data.class_images import class_examples
 from trainers.data.cut_mix import cut_mixed
-from trainers.distributed import Part
+from trainers.distributed import BatchShare
 from trainers.losses import Captions, drawn, pixels_of, predicted, process_of, weighted_error
 from trainers.method import Trainable
 from trainers.methods.parts.adapters import Trained
@@ -272,7 +272,9 @@ def subject_losses(
     return terms
 
 
-def _every_second(captions: list[str], others: tuple[str, ...], generator: torch.Generator, part: Part) -> list[str]:
+def _every_second(
+    captions: list[str], others: tuple[str, ...], generator: torch.Generator, part: BatchShare
+) -> list[str]:
     """The captions, each replaced by one of others with a chance of one half."""
     swapped = (part.of(lambda n: torch.rand(n, generator=generator), len(captions)) < 0.5).tolist()
     chosen = part.of(lambda n: torch.randint(len(others), (n,), generator=generator), len(captions)).tolist()

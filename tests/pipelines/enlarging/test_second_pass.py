@@ -9,7 +9,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from pipelines.condition import Step, least_strength
-from pipelines.enlarging import Tiles, larger, second_steps, starts
+from pipelines.enlarging.second_pass import larger, second_steps
+from pipelines.enlarging.tiles import Tiles, starts
 from pipelines.errors import RequestError
 from pipelines.events import StepDone
 from pipelines.generation import generate

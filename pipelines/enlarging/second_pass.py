@@ -6,10 +6,8 @@ that there are no seams; each tile is as large as the pictures that the base was
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,71 +15,13 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from pipelines.condition import Branch, Step, least_strength
+from pipelines.enlarging.tiles import Tiles, tiles_over
 from pipelines.errors import RequestError
 from pipelines.models.components import Components, Conditioning, encode
 from pipelines.request.request import Request
 
 LARGEST = 4096
 """Most pixels along a side."""
-OVERLAP = 0.25
-"""Least share of a tile that it has in common with the next."""
-
-Predictor = Callable[[Tensor, Tensor, Step], Tensor]
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """Places of tiles on latents.
-
-    Attributes:
-        side: height and width of each.
-        tops: first rows.
-        lefts: first columns.
-    """
-
-    side: tuple[int, int]
-    tops: tuple[int, ...]
-    lefts: tuple[int, ...]
-
-    def places(self) -> Iterator[tuple[slice, slice]]:
-        """Return rows and columns of each tile."""
-        height, width = self.side
-        for top in self.tops:
-            for left in self.lefts:
-                yield slice(top, top + height), slice(left, left + width)
-
-    def over(self, predict: Predictor) -> Predictor:
-        """Return a prediction of the whole from those of its tiles, each weighted towards its middle."""
-        if len(self.tops) == len(self.lefts) == 1:
-            return predict
-
-        def whole(sample: Tensor, time: Tensor, step: Step) -> Tensor:
-            window = _window(self.side).to(sample)
-            total, weight = torch.zeros_like(sample), torch.zeros_like(sample)
-            for rows, columns in self.places():
-                total[..., rows, columns] += predict(sample[..., rows, columns], time, step).to(sample) * window
-                weight[..., rows, columns] += window
-            return total / weight
-
-        return whole
-
-
-def _window(side: tuple[int, int]) -> Tensor:
-    """Return weights (h, w) that fall linearly from the middle of a tile to its rim, never to 0."""
-    height, width = (1 - (torch.arange(n) + 0.5 - n / 2).abs() / (n / 2) + 1 / n for n in side)
-    return height[:, None] * width[None, :]
-
-
-def starts(whole: int, tile: int) -> tuple[int, ...]:
-    """Return the beginnings of evenly spread tiles that cover a length and overlap by at least `OVERLAP`.
-
-    >>> starts(16, 8), starts(8, 8), starts(20, 8)
-    ((0, 4, 8), (0,), (0, 6, 12))
-    """
-    if whole <= tile:
-        return (0,)
-    count = math.ceil((whole - tile) / (tile * (1 - OVERLAP))) + 1
-    return tuple(round(i * (whole - tile) / (count - 1)) for i in range(count))
 
 
 def enlarged_size(components: Components, request: Request) -> tuple[int, int]:
@@ -110,8 +50,7 @@ def tiles_of(components: Components, request: Request, size: tuple[int, int]) ->
     """
     usual, factor = components.defaults.size, components.factor
     width, height = (min(side, max(usual, int(own or 0))) for side, own in zip(size, _own(request), strict=True))
-    side = (height // factor, width // factor)
-    return Tiles(side, starts(size[1] // factor, side[0]), starts(size[0] // factor, side[1]))
+    return tiles_over((size[1] // factor, size[0] // factor), (height // factor, width // factor))
 
 
 def _own(request: Request) -> tuple[int | None, int | None]:
@@ -146,7 +85,9 @@ def second_steps(request: Request) -> int:
 
 
 def larger(pictures: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return pictures (B, 3, H, W) in [-1, 1] at a width and height, by bicubic interpolation."""
+    """Return pictures (B, 3, H, W) in [-1, 1] at a width and height, by bicubic interpolation if need be."""
+    if pictures.shape[-2:] == (size[1], size[0]):
+        return pictures.float()
     return interpolate(pictures.float(), (size[1], size[0]), mode="bicubic", antialias=True).clamp(-1, 1)
 
 
