@@ -13,7 +13,7 @@ from studio.web.components import looked_words
 from studio.web.panels.answer import ADDRESS, AnswerPanel
 from studio.web.panels.comparing import picture_of
 from studio.web.panels.following import Following, told
-from studio.web.panels.watching import Seen, progress
+from studio.web.panels.watching import JobMessages, progress
 
 
 class Looking(Following):
@@ -62,7 +62,7 @@ class Looking(Following):
         """Return an empty panel."""
         return "", None
 
-    def seen(self, seen: Seen) -> tuple[Any, ...]:
+    def seen(self, seen: JobMessages) -> tuple[Any, ...]:
         """Return progress while it is at work, and then the words."""
         job = seen.job
         if job.state != "done":
