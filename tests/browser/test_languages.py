@@ -30,7 +30,7 @@ HELPED = """async () => {
 """Returns what is not in German of the help of all controls."""
 
 WIDE = "document.documentElement.scrollWidth - innerWidth"
-CUT = """() => [...document.querySelectorAll('h1, button:not(.ask-help), summary, [role=tab], .plan select')]
+CUT = """() => [...document.querySelectorAll('h1, button:not(.ask-help, .label-wrap), summary, [role=tab], .plan select')]
   .filter((one) => one.offsetParent && one.scrollWidth > one.clientWidth + 1)
   .map((one) => one.innerText)"""
 """Returns what does not fit its button, heading or tab."""
@@ -56,7 +56,7 @@ def test_every_page_is_german_in_a_german_browser_and_nothing_is_cut(visit, widt
         assert english(page) == [], tab
         assert page.evaluate(WIDE) <= 0, tab
         assert page.evaluate(CUT) == [], tab
-        if tab == "Trainieren":
+        if tab == "Trainieren" and width == 1280:
             for kind in page.locator("#what input, #other-what input").all():
                 kind.check()
                 answered(page)
