@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,13 @@ from pipelines.request.texts import without_paths
 from studio.api.a1111_asked import CHECKPOINT, LATENT, PLAIN, base_of, without_effect
 from studio.jobs.jobs import Jobs
 from studio.library import concepts
+from studio.library.index import Stamp
 
 LETTERS = 2000
 """Most letters shown of one field of a header."""
+
+KEPT = 8192
+"""Files whose headers are kept."""
 
 NOTHING = (
     "sd-vae",
@@ -157,7 +164,7 @@ def _embeddings(jobs: Jobs) -> dict[str, Any]:
                 "step": None,
                 "sd_checkpoint": card.base_fingerprint or None,
                 "sd_checkpoint_name": card.base or None,
-                "shape": concepts.width(entry.path),
+                "shape": _listed(entry.path, entry.stamp).width,
                 "vectors": card.vectors,
             }
     return {"loaded": loaded, "skipped": skipped}
@@ -166,11 +173,32 @@ def _embeddings(jobs: Jobs) -> dict[str, Any]:
 def _loras(jobs: Jobs) -> list[dict[str, Any]]:
     listed: list[dict[str, Any]] = []
     for entry in concepts.scan(jobs.learned):
-        if entry.card is None or not concepts.changes_weights(entry.path):
+        if entry.card is None or not (header := _listed(entry.path, entry.stamp)).weights:
             continue
-        said: dict[str, str] = read_header(entry.path).get("__metadata__", {})
-        told = {
-            name: without_paths(text)[:LETTERS] for name, text in said.items() if name.startswith(("ss_", "modelspec."))
-        }
-        listed.append({"name": entry.name, "alias": entry.name, "path": f"{entry.name}.safetensors", "metadata": told})
+        about = {"name": entry.name, "alias": entry.name, "path": f"{entry.name}.safetensors"}
+        listed.append({**about, "metadata": header.metadata})
     return listed
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The part of a file's header that lists tell.
+
+    Attributes:
+        weights: whether it changes weights.
+        width: size of the vectors of its word; None if it has none.
+        metadata: fields for other programs.
+    """
+
+    weights: bool
+    width: int | None
+    metadata: Mapping[str, str]
+
+
+@lru_cache(KEPT)
+def _listed(path: Path, stamp: Stamp) -> _Header:
+    """Return the header of a file as it was when it had this stamp; clients ask for lists again and again."""
+    said: dict[str, str] = read_header(path).get("__metadata__", {})
+    told = {name: text for name, text in said.items() if name.startswith(("ss_", "modelspec."))}
+    shown = {name: without_paths(text)[:LETTERS] for name, text in told.items()}
+    return _Header(concepts.changes_weights(path), concepts.width(path), shown)

@@ -197,12 +197,7 @@ class Jobs:
         return self.ledger.add("score", {"concept": concept, "dataset": dataset, "base": base}, key)
 
     def submit_attention(self, generation: str, picture: int, key: str | None = None) -> Job:
-        """Order where each word of the prompt of a picture was looked up in it.
-
-        Args:
-            generation: id of the job that made it.
-            picture: its place among the results of that job.
-            key: asking again with the same key gives the same job.
+        """Order attention maps of each word of the prompt, in a picture at a place among the results of a generation.
 
         Raises:
             StudioError: if there is no such picture, or it is a sheet of several.

@@ -26,7 +26,8 @@ function listen() {
     node.since ??= now;
     if (now - node.since < QUIET) continue;
     node.since = now;
-    document.getElementById(node.closest('[id]')?.id.replace(/-progress$/, '-look'))?.click();
+    const panel = node.closest('[id$="-progress"]');
+    document.getElementById(panel?.id.replace(/-progress$/, '-look'))?.click();
   }
 }
 

@@ -20,6 +20,7 @@ from pipelines.concepts.card import ConceptCard
 from pipelines.concepts.concept import Concept
 from pipelines.errors import RequestError
 from pipelines.request.request import Request
+from studio.api import a1111_lists
 from studio.api.a1111 import routes
 from studio.api.a1111_asked import (
     ImageToImage,
@@ -328,6 +329,26 @@ def test_info_tells_all_that_was_drawn(web):
         "is_using_inpainting_conditioning", "version",
     } - info.keys()  # fmt: skip
     assert not missing
+
+
+def test_lists_that_are_asked_again_read_no_header_but_of_what_changed(resting, monkeypatch):
+    def word(name, rows):
+        Concept(ConceptCard(token=f"<{name}>", family="pocket", vectors=rows), (torch.zeros(rows, 96),)).save(
+            resting.learned / f"{name}.safetensors"
+        )
+
+    read, real = [], a1111_lists.read_header
+    monkeypatch.setattr(a1111_lists, "read_header", lambda path: (read.append(path.stem), real(path))[1])
+    web = TestClient(guarded(rest(resting), Door()), base_url="http://localhost")
+    for name in ("one", "two"):
+        word(name, 2)
+    for wanted, change in (({"one", "two"}, None), (set(), None), ({"two"}, lambda: word("two", 3))):
+        if change:
+            change()
+        for name in ("loras", "embeddings"):
+            assert web.get(f"/sdapi/v1/{name}").status_code == 200
+        assert set(read) == wanted and len(read) == len(wanted)
+        read.clear()
 
 
 def test_lists_have_the_shape_that_clients_read(resting):

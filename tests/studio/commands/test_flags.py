@@ -17,6 +17,7 @@ from pipelines.concepts.card import ConceptCard
 from pipelines.concepts.concept import Concept
 from pipelines.pictures.metadata import own_version, read_made
 from pipelines.request.enlarge import Enlarge
+from pipelines.request.excite import Excite
 from pipelines.request.guidance import Prompt
 from pipelines.request.regions import Region
 from pipelines.request.request import Box, ConceptUse, Grounding, Guidance, Inpaint, Request, concept_use
@@ -195,6 +196,7 @@ def test_every_field_of_a_request_can_be_typed(asked):
     boxes += ["--enlarge-factor", "1", "--enlarge-strength", "0.4"]
     boxes += ["--enlarge-by", "pixels", "--enlarge-upscaler", "4x.pth"]
     boxes += ["--grounding-scale", "4", "--also", "a house:0.5", "--also", "a dog:-1"]
+    boxes += ["--excite-words", "fox", "--excite-strength", "5", "--excite-until", "0.2", "--excite-tries", "1"]
     machine = ["--device", "cpu", "--dtype", "float32", "--attention", "eager"]
     assert main(["generate", "a (fox:1.3)", *flags.split(), *more.split(), *concepts, *boxes, *machine]) == 0
     wanted = Request(
@@ -210,6 +212,7 @@ def test_every_field_of_a_request_can_be_typed(asked):
         ),
         regions=(Region(prompt="a cat", box=(0, 0, 0.5, 1)), Region(prompt="a cow", mask="m.png")),
         enlarge=Enlarge(factor=1, strength=0.4, by="pixels", upscaler="4x.pth"),
+        excite=Excite(words="fox", strength=5, until=0.2, tries=1),
         also=(Prompt(prompt="a house", weight=0.5), Prompt(prompt="a dog", weight=-1)),
         grounding=Grounding(beta=0.5, region=True, scale=4, adapter="gates.safetensors"),
         guidance=Guidance(
