@@ -30,7 +30,8 @@ HELPED = """async () => {
 """Returns what is not in German of the help of all controls."""
 
 WIDE = "document.documentElement.scrollWidth - innerWidth"
-CUT = """() => [...document.querySelectorAll('h1, button:not(.ask-help, .label-wrap), summary, [role=tab], .plan select')]
+CUT = """() => [...document.querySelectorAll('h1, button, summary, [role=tab], .plan select')]
+  .filter((one) => !one.matches('.ask-help, .label-wrap'))
   .filter((one) => one.offsetParent && one.scrollWidth > one.clientWidth + 1)
   .map((one) => one.innerText)"""
 """Returns what does not fit its button, heading or tab."""
