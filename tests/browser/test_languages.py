@@ -38,7 +38,8 @@ CUT = """() => [...document.querySelectorAll('h1, button, summary, [role=tab], .
 
 
 def english(page):
-    return sorted({text for text in page.evaluate(LEFT) if not DATA.fullmatch(text)})
+    values = set(page.locator(".facts td").all_inner_texts())
+    return sorted({text for text in page.evaluate(LEFT) if not DATA.fullmatch(text)} - values)
 
 
 def opened(page, tab):

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import errors
+from pipelines.concepts.card import ConceptCard
 from pipelines.models.known_words import known_words
+from pipelines.request.request import InContext, Inpaint, Request
 from studio.web import help as helping
 from studio.web.panels.subjects import OTHERS, WHATS, advice
 from studio.web.panels.watching import ENDS, PROGRAMS, STATES
@@ -75,6 +77,18 @@ def of_help() -> set[str]:
     found |= set(in_html(re.sub(r"\{\w+\}", "", helping.text("help.html"))))
     base = known_words("pocket")
     return {plain(text) for text in (*found, *(base.things if base else ())) if spoken(text)}
+
+
+def of_facts() -> set[str]:
+    """Return the names of what pictures and concepts say about themselves."""
+    told = {
+        **Request(prompt="a fox").model_dump(),
+        "inpaint": Inpaint.model_fields,
+        "in_context": InContext.model_fields,
+    }
+    names = {f"{name} {one}" for name, value in told.items() if isinstance(value, dict) for one in value}
+    names |= {name for name, value in told.items() if not isinstance(value, dict)} | {*ConceptCard.model_fields}
+    return {name.replace("_", " ") for name in names} - {"recipe", "scores"}
 
 
 def written(node: ast.AST) -> str | None:

@@ -15,7 +15,7 @@ from studio.jobs.jobs import Jobs
 from studio.serve import _page
 from studio.web.app import build
 from studio.web.languages import AUTO, ENGLISH, content, digest, names
-from tests.studio.web.sentences import everything, of_config, of_errors, of_help, of_scripts, spoken
+from tests.studio.web.sentences import everything, of_config, of_errors, of_facts, of_help, of_scripts, spoken
 
 OTHERS = [name for name in names() if name != ENGLISH]
 SAME = frozenset(
@@ -46,7 +46,7 @@ def catalogue(request):
 
 
 def test_a_catalogue_has_all_that_the_page_says_at_first(page, catalogue):
-    assert sorted((of_config(page) | of_help()) - SAME - catalogue["sentences"].keys()) == []
+    assert sorted((of_config(page) | of_help() | of_facts()) - SAME - catalogue["sentences"].keys()) == []
 
 
 def test_a_catalogue_has_the_errors_and_the_scripts_of_the_page(catalogue):
@@ -61,7 +61,7 @@ def test_both_languages_have_the_same_values(catalogue):
 
 
 def test_nothing_is_translated_that_nobody_says(page, catalogue):
-    said, shown = everything(), of_config(page) | of_help()
+    said, shown = everything(), of_config(page) | of_help() | of_facts()
     unused = [
         key
         for key in catalogue["sentences"]
