@@ -76,6 +76,7 @@ def measured(pipeline: Any, name: str, count: int, pairs: int, steps: int = STEP
     """
     import numpy as np
     import torch
+    from diffusers import DDIMScheduler
 
     from pipelines.conditions.preview import Watch
     from pipelines.events import ignore
@@ -84,17 +85,11 @@ def measured(pipeline: Any, name: str, count: int, pairs: int, steps: int = STEP
     from pipelines.request.request import Guidance, Request
 
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     components = from_pipeline(pipeline, name)
     size = components.defaults.size
-    request = Request(
-        prompt=PROMPT,
-        steps=steps,
-        seed=SEED,
-        count=count,
-        width=size,
-        height=size,
-        guidance=Guidance(scale=SCALE, rescale=0.0),
-    )
+    asked: dict[str, Any] = {"prompt": PROMPT, "scheduler": "ddim", "steps": steps, "seed": SEED, "count": count}
+    request = Request(**asked, width=size, height=size, guidance=Guidance(scale=SCALE, rescale=0.0))
 
     def plain() -> Any:
         generators = [torch.Generator().manual_seed(SEED + number) for number in range(count)]
