@@ -324,6 +324,8 @@ def test_what_was_painted_becomes_a_mask_of_the_pictures_size(jobs):
         grey = stored.convert("L")
     assert (grey.size, grey.getpixel((31, 5)), grey.getpixel((32, 5))) == ((64, 64), 255, 0)
     assert (asked["image"], asked["feather"], prompt) == (painted["id"], 3, "a cat on a pink background")
+    named = jobs.get(repaint(edit, painted, name="the wolf")).spec["request"]["inpaint"]
+    assert named["name"] == "the wolf" and "mask" not in named
 
 
 def test_without_picture_or_paint_nothing_is_queued_and_ids_lead_nowhere(jobs, tmp_path):
