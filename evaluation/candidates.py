@@ -395,6 +395,6 @@ def _edited(chosen: Row, best: Row) -> str:
     """Return the reason for a candidate that is not the best in likeness."""
     if chosen.edit is None or best.edit is None:
         return "took longer."
-    what = "shows both things" if "both_there" in chosen.figures else "follows prompts"
+    what = "shows both things less well" if "both_there" in chosen.figures else "follows prompts less well"
     own, other = f"{float(chosen.edit.mean()):.3f}", f"{float(best.edit.mean()):.3f}"
-    return f"{what} less well: {other} against {own}." if own != other else "took longer."
+    return f"{what}: {other} against {own}." if own != other else "took longer."

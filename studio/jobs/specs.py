@@ -232,7 +232,7 @@ def checked_attention(made: Job, picture: int, places: Places) -> dict[str, Any]
     return {"generation": made.id, "picture": picture, "base": made.spec["base"]}
 
 
-TEXTS = ("prompt", "negative_prompt", "phrase", "words", "digests")
+TEXTS = ("prompt", "negative_prompt", "phrase", "words", "name", "digests")
 """Fields of a request whose text is just text."""
 
 

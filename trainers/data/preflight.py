@@ -345,7 +345,8 @@ def _times(count: int, noun: str) -> str:
 
 
 def _number(names: Sequence[str], noun: str) -> str:
-    return f"There {'is' if len(names) == 1 else 'are'} {_times(len(names), noun)}"
+    times = _times(len(names), noun)
+    return f"There is {times}" if len(names) == 1 else f"There are {times}"
 
 
 def _rounded(figure: float) -> str:

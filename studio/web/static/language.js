@@ -7,7 +7,7 @@ const studio = window.studio = window.studio || {};
 const told = JSON.parse(document.getElementById('studio-languages').textContent);
 const KEY = 'studio.language', ATTRIBUTES = ['placeholder', 'title', 'aria-label', 'alt'], MOST = 5000, PATIENCE = 3000;
 const SPARED = '.notranslate', UNREAD = `${SPARED}, [translate=no], textarea, code, pre, script, style`;
-const SHORT = 5;  // letters of a sentence below which its values have to be numbers, so that prompts do not fit it
+const SHORT = 4;  // letters of a sentence below which its values have to be numbers, so that prompts do not fit it
 const root = document.documentElement;
 let sentences = new Map(), patterns = [], found = new Map(), language = 'en', watcher = null;
 const kept = new WeakMap();  // node -> {what: {said, shown}}: each text that was replaced
@@ -55,10 +55,10 @@ function inSentences(said, mark, between) {
   return texts.join(between);
 }
 
-// The name of something, and which: "Remove: 0001.png".
+// The name of something, and of what: "Help: Prompt", "Cancel: “a fox”".
 function named(said) {
-  const at = said.indexOf(': '), name = at > 0 && sentences.get(said.slice(0, at));
-  return name ? name + said.slice(at) : null;
+  const at = said.indexOf(': '), name = at > 0 && sentences.get(said.slice(0, at)), rest = said.slice(at + 2);
+  return name ? `${name}: ${looked(rest) ?? rest}` : null;
 }
 
 // Returns the text in the chosen language; null if the catalogue lacks it.

@@ -6,18 +6,23 @@ import ast
 import html
 import re
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from pipelines import errors
+from pipelines.concepts.card import ConceptCard
 from pipelines.models.known_words import known_words
+from pipelines.request.request import InContext, Inpaint, Request
 from studio.web import help as helping
 from studio.web.panels.subjects import OTHERS, WHATS, advice
-from studio.web.panels.watching import PROGRAMS
+from studio.web.panels.watching import ENDS, PROGRAMS, STATES
 
 ROOT = Path(__file__).parents[3]
 STATIC = ROOT / "studio" / "web" / "static"
-KINDS = {name for name in dir(errors) if name[0].isupper()}
+TOLD = {"Note", *(name for name in dir(errors) if name[0].isupper())}
+"""What is called with a sentence for people: errors, and notes of jobs."""
+
 ROOMS = ("pipelines", "studio/jobs", "studio/library", "studio/web", "studio/work", "trainers")
 """Folders whose errors a page can show."""
 
@@ -63,14 +68,27 @@ def of_config(config: dict[str, Any]) -> set[str]:
 
 
 def of_help() -> set[str]:
-    """Return the help of all controls, the tour, what is said of each kind of learning, and the groups of words."""
+    """Return the help of all controls, the tour, what is said of kinds of learning and jobs, groups of words."""
     controls = helping.controls().values()
     found = {text for one in controls for text in one} | {text for step in helping.TOUR for text in step[1:]}
     found |= {advice(name) for name in WHATS} | {label for label, _ in OTHERS}
     found |= {label for what in WHATS.values() for label, _ in what.offer.words.values()}
+    found |= {*ENDS.values(), *STATES.values()}
     found |= set(in_html(re.sub(r"\{\w+\}", "", helping.text("help.html"))))
     base = known_words("pocket")
     return {plain(text) for text in (*found, *(base.things if base else ())) if spoken(text)}
+
+
+def of_facts() -> set[str]:
+    """Return the names of what pictures and concepts say about themselves."""
+    told = {
+        **Request(prompt="a fox").model_dump(),
+        "inpaint": Inpaint.model_fields,
+        "in_context": InContext.model_fields,
+    }
+    names = {f"{name} {one}" for name, value in told.items() if isinstance(value, dict) for one in value}
+    names |= {name for name, value in told.items() if not isinstance(value, dict)} | {*ConceptCard.model_fields}
+    return {name.replace("_", " ") for name in names} - {"recipe", "scores"}
 
 
 def written(node: ast.AST) -> str | None:
@@ -93,15 +111,28 @@ def _sources(rooms: tuple[str, ...], without: tuple[str, ...] = ()) -> Iterator[
 
 
 def of_errors() -> set[str]:
-    """Return the sentences of errors that a page can show, where they are written out."""
+    """Return the sentences of errors and notes that a page can show, where they are written out."""
     found: set[str] = set()
     for path in _sources(ROOMS, FAR):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             called = node.func if isinstance(node, ast.Call) else None
-            if getattr(called, "id", getattr(called, "attr", "")) in KINDS and isinstance(node, ast.Call):
+            if getattr(called, "id", getattr(called, "attr", "")) in TOLD and isinstance(node, ast.Call):
                 said = [text for text in map(written, node.args) if text]
                 found |= {text for number, text in enumerate(said) if not number or not PROGRAMS.search(text)}
     return {plain(text) for text in found if spoken(text)}
+
+
+def of_scripts() -> set[str]:
+    """Return the sentences of the page's scripts; single words are found where a browser shows them."""
+    found: set[str] = set()
+    for path in sorted(STATIC.glob("*.js")):
+        for plainly, template in re.findall(r"'((?:[^'\\\n]|\\.)*)'|`([^`]*)`", path.read_text(encoding="utf-8")):
+            number = count()
+            text = re.sub(r"\$\{(?:[^{}]|\{[^{}]*\})*\}", lambda _, n=number: f"{{{next(n)}}}", plainly or template)
+            letters = len(re.findall(r"[A-Za-z]", PLACE.sub("", text)))
+            if letters > 4 and re.match(r"[A-Z“{]", text) and " " in text and not re.search(r"[#\[\]<>=]", text):
+                found.add(plain(text))
+    return found
 
 
 def everything() -> str:

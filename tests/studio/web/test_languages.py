@@ -15,17 +15,19 @@ from studio.jobs.jobs import Jobs
 from studio.serve import _page
 from studio.web.app import build
 from studio.web.languages import AUTO, ENGLISH, content, digest, names
-from tests.studio.web.sentences import everything, of_config, of_errors, of_help, spoken
+from tests.studio.web.sentences import everything, of_config, of_errors, of_facts, of_help, of_scripts, spoken
 
 OTHERS = [name for name in names() if name != ENGLISH]
 SAME = frozenset(
     "adamw adamw8bit analogist apg autoguidance bf16 cfg cfg-zero ddim diffusers dpm++2m euler euler-a fp16 fp8 int8 "
     "karras latents lcm logit-normal lora muon nf4 pag pocket schedule-free seg sgm tcfg transformer unipc subject "
     "${value} Deutsch English".split()
-)
-"""Names of things, which are the same in every language."""
+) | {"{0} {1} {2} on {3} background"}
+"""Names of things, and a prompt, which are the same in every language."""
 
 PLACE = re.compile(r"\{(\d)\+?\}")
+PARTS = re.compile(r"\{\d\}|[.:;,] | and ")
+"""Where sources put a sentence together."""
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +46,11 @@ def catalogue(request):
 
 
 def test_a_catalogue_has_all_that_the_page_says_at_first(page, catalogue):
-    assert sorted((of_config(page) | of_help()) - SAME - catalogue["sentences"].keys()) == []
+    assert sorted((of_config(page) | of_help() | of_facts()) - SAME - catalogue["sentences"].keys()) == []
 
 
-def test_a_catalogue_has_the_errors_of_the_page(catalogue):
-    assert sorted(of_errors() - catalogue["sentences"].keys()) == []
+def test_a_catalogue_has_the_errors_and_the_scripts_of_the_page(catalogue):
+    assert sorted((of_errors() | of_scripts()) - SAME - catalogue["sentences"].keys()) == []
 
 
 def test_both_languages_have_the_same_values(catalogue):
@@ -59,11 +61,11 @@ def test_both_languages_have_the_same_values(catalogue):
 
 
 def test_nothing_is_translated_that_nobody_says(page, catalogue):
-    said, shown = everything(), of_config(page) | of_help()
+    said, shown = everything(), of_config(page) | of_help() | of_facts()
     unused = [
         key
         for key in catalogue["sentences"]
-        if key not in shown and not all(part.strip() in said for part in re.split(r"\{\d\}", key) if spoken(part))
+        if key not in shown and not all(part.strip(" .") in said for part in PARTS.split(key) if spoken(part))
     ]
     assert unused == []
 
