@@ -229,6 +229,11 @@ class MethodConfig(Frozen):
         return None
 
     @property
+    def batches_apart(self) -> bool:
+        """Return whether each of several words has batches of its own."""
+        return False
+
+    @property
     def trains_weights(self) -> bool:
         """Return whether weights of the UNet themselves are trained, which then stay float32."""
         return False

@@ -252,6 +252,7 @@ def _report(
         memory=said,
         seconds_per_step=seconds,
         new_word=run.config.new_word is not None,
+        apart=run.config.batches_apart,
     ).lines()
 
 

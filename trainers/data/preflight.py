@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -161,6 +161,7 @@ def examine(
     memory: Sequence[str] = (),
     seconds_per_step: float | None = None,
     new_word: bool = True,
+    apart: bool = False,
 ) -> Report:
     """Check training pictures.
 
@@ -173,13 +174,17 @@ def examine(
         memory: sentences on it (`trainers.loop.memory`).
         seconds_per_step: as measured before.
         new_word: whether the token must not be a word of the base yet.
+        apart: whether each of several words has batches of its own.
     """
     reading = reading if isinstance(reading, Reading) else Reading(tuple(reading), {}, "given pictures")
     examples = reading.examples
     sizes = sorted((e.size for e in examples), key=lambda size: (size[0] * size[1], size))
     resolution = data.resolution or (components and components.defaults.size)
-    each = config.steps * config.batch * config.accumulate / sum(e.repeats for e in examples)
-    repeats = [e.repeats for e in examples]
+    shown = Counter[str | None]()
+    for e in examples:
+        shown[e.word if apart else None] += e.repeats
+    taken = config.steps * config.batch * config.accumulate
+    passes = [taken * e.repeats / shown[e.word if apart else None] for e in examples]
     buckets = _buckets(examples, resolution, components) if data.buckets and components and resolution else {}
     captions = [(e.name, caption, e.word or token) for e in examples for caption in e.captions]
     spoken = [(name, caption, word) for name, caption, word in captions if usable(caption, word)]
@@ -190,7 +195,7 @@ def examine(
         convention=reading.convention,
         smallest=sizes[0],
         largest=sizes[-1],
-        passes=(each * min(repeats), each * max(repeats)),
+        passes=(min(passes), max(passes)),
         captioned=sum(bool(e.captions) for e in examples),
         masked=sum(e.mask_source is not None for e in examples),
         boxes=sum(len(e.boxes) for e in examples),

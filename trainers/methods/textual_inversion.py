@@ -64,6 +64,11 @@ class TextualInversionConfig(TokenConfig, ObjectiveConfig):
             return ((images, None),)
         return ((images, self.token), *((word.images, word.token) for word in further(self.many)))
 
+    @property
+    def batches_apart(self) -> bool:
+        """Return whether there are several words."""
+        return bool(self.many)
+
     @model_validator(mode="after")
     def _words_differ(self) -> Self:
         require_further("many", self.many, "DIR:TOKEN:INIT", "words", self.token)

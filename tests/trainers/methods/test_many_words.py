@@ -16,6 +16,7 @@ from pipelines.errors import Cancelled, ConfigError
 from pipelines.events import Note, Preview, StepDone
 from tests import tiny
 from trainers.data.folders import Example
+from trainers.data.preflight import examine
 from trainers.loop.launch import train_and_save
 from trainers.loop.train import probe, train
 from trainers.methods import methods
@@ -142,6 +143,13 @@ def test_a_run_that_was_interrupted_gives_the_same_files_and_previews_show_all_w
         assert Concept.load(one).digest() == Concept.load(other).digest()
     (preview,) = (event for event in shown if isinstance(event, Preview))
     assert preview.picture.width == 3 * preview.picture.height and preview.caption.count("<") == 3
+
+
+def test_how_often_a_picture_is_seen_is_counted_for_each_word():
+    pace, data = TrainConfig(steps=100, batch=6), DataConfig(images=Path("unused"))
+    own = joined(pictures())  # two, three and one
+    assert examine(own, token="<a>", config=pace, data=data, apart=True).passes == (200, 600)
+    assert examine(own, token="<a>", config=pace, data=data).passes == (100, 100)
 
 
 def test_a_trial_has_pictures_of_every_word():
