@@ -227,6 +227,11 @@ def test_words_are_checked_while_they_are_typed_and_what_is_missing_is_said(visi
     expect(ready).to_contain_text("You will say <another> in prompts")
     expect(ready.locator(".no")).to_have_count(0)
     captions_are_written_and_changed(page, jobs)
+    page.locator("#add-set").click()  # the form is empty for another thing, and this one is kept
+    expect(page.locator("#sets")).to_contain_text("Learned in the same run: <another> (4)")
+    expect(page.locator(".rows img")).to_have_count(0)
+    expect(page.locator("#token textarea, #token input").first).to_have_value("")
+    expect(ready).to_contain_text("You will say <another> in prompts")
     page.get_by_label("A style", exact=True).check()
     expect(page.locator("#what-says")).to_contain_text("How pictures look")
     assert len(jobs.list("training", limit=1000)) == count

@@ -151,6 +151,20 @@ class Report:
         return said + [f"Warning: {problem}" for problem in self.problems]
 
 
+def _sided(spoken: Sequence[tuple[str, str, str]]) -> tuple[str, ...]:
+    """Return the pictures whose captions say left or right."""
+    return tuple(name for name, caption, _ in spoken if re.search(r"\b(left|right)\b", caption, re.IGNORECASE))
+
+
+def _passes(examples: Sequence[Example], config: TrainConfig, apart: bool) -> list[float]:
+    """Return how often each picture is seen; `apart` as in `examine`."""
+    shown = Counter[str | None]()
+    for e in examples:
+        shown[e.word if apart else None] += e.repeats
+    taken = config.steps * config.batch * config.accumulate
+    return [taken * e.repeats / shown[e.word if apart else None] for e in examples]
+
+
 def examine(
     reading: Reading | Sequence[Example],
     *,
@@ -180,15 +194,10 @@ def examine(
     examples = reading.examples
     sizes = sorted((e.size for e in examples), key=lambda size: (size[0] * size[1], size))
     resolution = data.resolution or (components and components.defaults.size)
-    shown = Counter[str | None]()
-    for e in examples:
-        shown[e.word if apart else None] += e.repeats
-    taken = config.steps * config.batch * config.accumulate
-    passes = [taken * e.repeats / shown[e.word if apart else None] for e in examples]
+    passes = _passes(examples, config, apart)
     buckets = _buckets(examples, resolution, components) if data.buckets and components and resolution else {}
     captions = [(e.name, caption, e.word or token) for e in examples for caption in e.captions]
     spoken = [(name, caption, word) for name, caption, word in captions if usable(caption, word)]
-    sided = [name for name, caption, _ in spoken if re.search(r"\b(left|right)\b", caption, re.IGNORECASE)]
     words = dict.fromkeys(filter(None, (token, *(e.word for e in examples))))
     return Report(
         count=len(examples),
@@ -206,7 +215,7 @@ def examine(
         small=tuple(e.name for e in examples if resolution and _is_small(e.size, resolution, data.buckets)),
         unused=tuple(name for name, caption, word in captions if not usable(caption, word)),
         long=tuple(name for name, caption, word in spoken if components and _is_long(caption, word, components)),
-        sided=tuple(sided) if data.flip > 0 else (),
+        sided=_sided(spoken) if data.flip > 0 else (),
         collisions=tuple(_all_collisions(captions, words, components if new_word else None)),
         ignored=reading.ignored,
         doubtful=reading.doubtful,

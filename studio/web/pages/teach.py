@@ -25,6 +25,7 @@ from studio.web.panels.subjects import KINDS, NAMED, OTHERS, PRESETS, WHATS, Wha
 from studio.web.panels.watching import JobMessages, curves, picture_uri, progress
 from studio.web.teaching.captioning import CaptionPanel
 from studio.web.teaching.readiness import pace_of, readiness, wrong_with
+from studio.web.teaching.several import SeveralSets, settings_of_others, taken_apart
 
 PREVIEWS = 6
 CANDIDATES = 5  # steps of which the best is proposed
@@ -72,6 +73,7 @@ class TeachPage(Following):
             self.start = gr.Textbox(
                 **start, max_length=300, min_width=200, elem_id="start", elem_classes="completing words-only"
             )
+        self.several = SeveralSets(self.jobs)
         with gr.Row():
             self.preset = gr.Radio(
                 list(PRESETS), value="recommended", label="How long", min_width=280, scale=3, elem_id="preset"
@@ -113,12 +115,14 @@ class TeachPage(Following):
         self.rows.act(self.act, [self.dataset, self.rows], held, api_visibility="private")
         self.rows.change(self.taken_room, None, self.room, api_visibility="private")
         self.captions.wire(self.kinds, self.dataset, self.rows, [self.token, self.start])
+        self.several.wire(self.kinds, self.base, held, [self.token, self.start])
         self.marking.wire(self.dataset, self.rows)
         asked = [*self.kinds, self.dataset, self.rows, self.token, self.start, self.preset, self.steps, self.base]
-        asked += self.advanced.components
-        self.told = [*self.kinds, self.dataset, self.token, self.start, self.preset, self.steps, self.base]
+        asked += [self.several.sets, *self.advanced.components]
+        words = [self.token, self.start, self.preset, self.steps, self.base, self.several.sets]
+        self.told = [*self.kinds, self.dataset, *words]
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "trigger_mode": "always_last"}
-        for one in (*self.kinds, self.rows, self.token, self.start, self.preset, self.steps, self.base):
+        for one in (*self.kinds, self.rows, *words):
             one.change(self.readiness, self.told, self.ready, **quiet)
         for button, submit, name in ((self.check, self.submit_check, "check"), (self.teach, self.submit, "teach")):
             asking = button.click(submit, asked, self.job, api_name=name)
@@ -159,15 +163,16 @@ class TeachPage(Following):
         preset: str,
         steps: str,
         base: str,
+        sets: Sequence[Any] = (),
     ) -> str:
         """Return HTML of what is ready and what is missing."""
+        (dataset, (token, start)), _ = taken_apart(dataset, (token, start), sets)
         try:
             chosen = self.chosen(what, other)
             pictures = self.jobs.datasets.get(dataset).pictures if dataset else 0
         except StudioError as error:
             return f'<p class="failure">{escape(error.message)}</p>'
-        token = (token or "").strip()
-        wrong = list(wrong_with(self.jobs, chosen, token, (start or "").strip(), base))
+        wrong = list(wrong_with(self.jobs, chosen, token, start, base))
         planned = self._pace(chosen, preset, (steps or "").strip(), base, quiet=True).get("steps", "")
         pace = pace_of(self.jobs, chosen.method.name, base)
         seconds = pace * int(planned) if pace and str(planned).isdecimal() else None
@@ -292,9 +297,10 @@ class TeachPage(Following):
         preset: str,
         steps: Any,
         base: str,
+        sets: Sequence[Any] = (),
         *advanced: Any,
     ) -> str:
-        token, start = ((word or "").strip() for word in words)
+        (dataset, (token, start)), others = taken_apart(dataset, words, sets)
         given = bool(dataset) and self.jobs.datasets.get(dataset).pictures > 0
         if given:
             keep_words(self.jobs.datasets, dataset, rows)
@@ -305,7 +311,8 @@ class TeachPage(Following):
         settings: dict[str, Any] = {
             **chosen.offer.settings,
             **dict(zip(chosen.words, (token, start), strict=False)),
-            **({"candidates": CANDIDATES} if chosen.compares else {}),
+            **({"candidates": CANDIDATES} if chosen.compares and not others else {}),
+            **settings_of_others(chosen, others),
             **self._pace(chosen, preset, (steps or "").strip(), base),
             **self.advanced.given(chosen.method, advanced),
         }

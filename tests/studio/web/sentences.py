@@ -21,7 +21,7 @@ from studio.web.panels.watching import ENDS, PROGRAMS, STATES
 ROOT = Path(__file__).parents[3]
 STATIC = ROOT / "studio" / "web" / "static"
 TOLD = {"Note", *(name for name in dir(errors) if name[0].isupper())}
-"""What is called with a sentence for people: errors, and notes of jobs."""
+"""Names that are called with a sentence for people: errors, and notes of jobs."""
 
 ROOMS = ("pipelines", "studio/jobs", "studio/library", "studio/web", "studio/work", "trainers")
 """Folders whose errors a page can show."""

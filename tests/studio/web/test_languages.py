@@ -27,7 +27,7 @@ SAME = frozenset(
 
 PLACE = re.compile(r"\{(\d)\+?\}")
 PARTS = re.compile(r"\{\d\}|[.:;,] | and ")
-"""Where sources put a sentence together."""
+"""Places of values in a sentence, as sources put it together."""
 
 
 @pytest.fixture(scope="module")

@@ -418,6 +418,29 @@ def test_a_training_is_queued_with_the_settings_of_its_method(jobs, what):
     assert (check.spec["dry_run"], int(check.spec["settings"]["steps"])) == (True, 12)
 
 
+@pytest.mark.parametrize(("kind", "setting"), [("subject", "also"), ("object", "many")])
+def test_things_put_aside_are_learned_in_the_same_run(jobs, kind, setting):
+    teach = page(TeachPage, jobs)
+    one, rows, *_ = teach.take_example(kind, None)
+    other, others, *_ = teach.take_example(kind, None)
+    asked = (kind, None, "pocket", one, rows["value"])
+    sets, said, *_, dataset, left, _, token, start = teach.several.put_aside(*asked, "<one>", "fox", [])
+    assert (dataset, left, token, start) == ("", [], "", "") and "<code>&lt;one&gt;</code> (4)" in said
+    with pytest.raises(gr.Error, match="word of another thing"):
+        teach.several.put_aside(*asked, "<one>", "fox", sets)
+    with pytest.raises(gr.Error, match="new word is missing"):
+        teach.several.put_aside(*asked, "", "fox", sets)
+    job = teach.submit(kind, None, other, others["value"], "<other>", "cat", "recommended", "", "pocket", sets)
+    settings = jobs.get(job).spec["settings"]
+    assert (settings["token"], settings[setting]) == ("<other>", [f"{one}:<one>:fox"]) and "candidates" not in settings
+    jobs.cancel(job)
+    alone = jobs.get(teach.submit(kind, None, "", [], "", "", "recommended", "", "pocket", sets)).spec
+    assert (alone["dataset"], alone["settings"]["token"]) == (one, "<one>") and setting not in alone["settings"]
+    assert "You will say" in teach.readiness(kind, None, "", "", "", "recommended", "", "pocket", sets)
+    with pytest.raises(gr.Error, match="one thing at a time"):
+        teach.submit("relation", None, other, others["value"], "<ink>", "on", "recommended", "", "pocket", sets)
+
+
 def test_every_setting_that_a_client_decides_is_on_the_page_and_reaches_its_method(jobs):
     teach = page(TeachPage, jobs)
     for what, chosen in WHATS.items():
@@ -433,17 +456,17 @@ def test_every_setting_that_a_client_decides_is_on_the_page_and_reaches_its_meth
     first = next(place for place, (form, path) in enumerate(names) if path == "rank" and form not in others)
     values[first] = "8"
     dataset, rows, *_ = teach.take_example("subject", None)
-    job = teach.submit("subject", None, dataset, rows, "<x>", "fox", "recommended", "", "pocket", *values)
+    job = teach.submit("subject", None, dataset, rows, "<x>", "fox", "recommended", "", "pocket", [], *values)
     settings = jobs.get(job).spec["settings"]
     assert (settings["rank"], settings["dora"], settings["flip"]) == ("8", "true", "0.25")
     assert "basis" not in settings and settings["pivotal"] is True
     values = ["on\n under " if path == "basis" else "" for _, path in names]
-    words = ["<r>", "on", "recommended", "", "pocket"]
+    words = ["<r>", "on", "recommended", "", "pocket", []]
     job = teach.submit("relation", None, dataset, rows, *words, *values)
     assert jobs.get(job).spec["settings"]["basis"] == ["on", "under"]
     wrong = ["9000" if path == "rank" else "" for _, path in names]
     with pytest.raises(gr.Error, match="rank"):
-        teach.submit("subject", None, dataset, rows, "<y>", "fox", "recommended", "", "pocket", *wrong)
+        teach.submit("subject", None, dataset, rows, "<y>", "fox", "recommended", "", "pocket", [], *wrong)
     shows = [one["visible"] for one in teach.advanced.explain("relation")]
     # A column that is only "hidden" still shows what is in it.
     assert shows == [name == "reversion" for name in teach.advanced.columns]
