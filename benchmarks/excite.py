@@ -39,8 +39,6 @@ WAYS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "off": {"strength": 0.0},
         "the paper's (20)": {},
-        "5": {"strength": 5.0},
-        "1, without further tries": {"strength": 1.0, "tries": 0},
     }
 )
 """Name -> settings that are compared."""

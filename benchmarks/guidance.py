@@ -31,7 +31,7 @@ from trainers.stickers.world import RELATIONS, scene
 SEED = 8100
 WAYS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "as the base likes it (cfg 2)": {},
+        "the default (cfg 2)": {},
         "none": {"scale": 1.0},
         "cfg 2, middle 60 % of the steps": {"start": 0.2, "stop": 0.8},
         "cfg 2, first 60 % of the steps": {"stop": 0.6},

@@ -62,12 +62,11 @@ class Figures:
     trained: int
 
 
-def base() -> Any:
-    """Return the base, with random weights from a fixed seed."""
+def pipeline() -> Any:
+    """Return the base as a pipeline of diffusers, with random weights from a fixed seed."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    from pipelines.models.loading import from_pipeline
     from pipelines.models.single_files import SHIPPED, written
     from trainers.initial_weights import initial_weights
 
@@ -77,7 +76,7 @@ def base() -> Any:
     with tempfile.TemporaryDirectory() as place:
         tokenizer = CLIPTokenizer.from_pretrained(written("sd1", Path(place), 4, {}) / "tokenizer")
     with initial_weights(0):
-        pipeline = StableDiffusionPipeline(
+        return StableDiffusionPipeline(
             unet=UNet2DConditionModel.from_config(said["unet"] | narrow | {"sample_size": SIDE // 8}),
             vae=AutoencoderKL.from_config(said["vae"] | {"block_out_channels": (32, 64, 128, 128)}),
             text_encoder=CLIPTextModel(CLIPTextConfig(**{k: v for k, v in text.items() if k != "architectures"})),
@@ -87,7 +86,13 @@ def base() -> Any:
             feature_extractor=None,
             requires_safety_checker=False,
         )
-    components = from_pipeline(pipeline, "mini")
+
+
+def base() -> Any:
+    """Return the base, its weights as of `pipeline`."""
+    from pipelines.models.loading import from_pipeline
+
+    components = from_pipeline(pipeline(), "mini")
     for module in components.modules():
         module.eval().requires_grad_(False)
     return components

@@ -39,6 +39,9 @@ class Offered(Frozen):
     upscalers: Annotated[tuple[Path, ...], Parameter(negative="")] = ()
     """A folder of upscalers (ESRGAN and their like), beside `upscalers` in --folder. May be repeated."""
 
+    captioner: Path | None = None
+    """Folder of a BLIP or a Florence-2 that writes captions on Teach, instead of pocket's reading of stickers."""
+
     def told(self) -> dict[str, Any]:
         """Return them as settings of `Jobs`.
 
@@ -46,7 +49,9 @@ class Offered(Frozen):
             ConfigError: if two bases have the same name, or a folder is not there.
         """
         models, upscalers = _roots(self.models, "models"), _roots(self.upscalers, "upscalers")
-        return {"bases": _bases(self.base), "models": models, "upscalers": upscalers}
+        _roots(() if self.captioner is None else (self.captioner,), "captioner")
+        told: dict[str, Any] = {"bases": _bases(self.base), "models": models, "upscalers": upscalers}
+        return told | {"captioner": self.captioner}
 
 
 def serve(
@@ -163,14 +168,14 @@ def _bases(given: tuple[str, ...]) -> dict[str, str]:
 
 
 def _roots(given: tuple[Path, ...], what: str) -> tuple[Path, ...]:
-    """Return the folders of models or upscalers.
+    """Return the folders of models, upscalers or a captioner.
 
     Raises:
         ConfigError: if one is not there.
     """
     for one in given:
         if not one.is_dir():
-            raise ConfigError(f"There is no folder {one} of {what}.", f"Check the path given with --{what}.")
+            raise ConfigError(f"There is no folder {one} for --{what}.", "Check its path.")
     return given
 
 

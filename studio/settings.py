@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipelines.request.settings import Frozen, Quantised
 
@@ -58,6 +58,15 @@ class DrawingMachine(Machine):
     """Keep the denoiser's and text encoders' weights in 8 or 4 bits a number: a half or a quarter of the memory of
     bfloat16, a little slower, and pictures that differ a little."""
 
+    finder: Path | None = None
+    """Folder of a model that finds things by their names, for --inpaint-name: OWLv2, Grounding DINO or SAM 3. Without
+    one the stickers of pocket are found by theirs."""
+
     offload: Literal["none", "parts", "layers"] = "none"
     """parts: text encoders, denoiser and autoencoder are on the GPU only while they work. layers: the layers of the
     first two one by one, for the smallest GPUs; much slower."""
+
+    @field_validator("finder")
+    @classmethod
+    def _wherever_it_is_read(cls, finder: Path | None) -> Path | None:
+        return finder and finder.absolute()  # processes of a server work in its folder

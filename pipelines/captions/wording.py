@@ -7,7 +7,7 @@ on a red sofa" becomes "a <my-dog> on a red sofa".
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pydantic import Field, field_validator
 
@@ -16,6 +16,10 @@ from pipelines.words import Composed, composed
 
 LINKS = frozenset("a an the of on in at and with to by from over above under below near beside left right its".split())
 """Words that say nothing once what they lead to is gone."""
+PLAIN = LINKS | frozenset("my our your his her their this that new one and is are".split())
+"""Words that are no name of a thing."""
+GROUND = re.compile(r"\bon an? [\w ]+ background\b")
+"""Words for what is behind a thing, which no new word shall hold though all captions say them."""
 
 
 class Wording(Frozen):
@@ -28,6 +32,9 @@ class Wording(Frozen):
     """Words that captions do not say, in the singular or with commas between several; may be given several times.
     What a new word shall hold is left out."""
 
+    shared: bool = False
+    """Leave out the words that the captions of all pictures say, too, of two and more: what all show is learned."""
+
     token: Composed = ""
     """The new word: it stands where a word was left out first, or before a caption that says none of them."""
 
@@ -37,6 +44,12 @@ class Wording(Frozen):
         if value.count("{}") != 1:
             raise ValueError(f"the template {value!r} has {value.count('{}')} places; write one {{}} for the caption")
         return value
+
+    def among(self, captions: Sequence[str]) -> Wording:
+        """Return the wording for these captions, the words that all of them say among those left out."""
+        if not self.shared:
+            return self
+        return self.model_copy(update={"leave_out": (*self.leave_out, *shared(captions)), "shared": False})
 
     def of(self, caption: str) -> str:
         """Return a caption in this wording."""
@@ -73,6 +86,25 @@ def worded(caption: str, leave_out: Sequence[str], token: str = "") -> str:
             kept = _unlinked(kept)
         kept = f"{kept}{'' if part[:1] in ',.;:' else ' '}{part.strip()}".strip()
     return re.sub(r",(\s*,)+", ",", kept).strip(" ,;")
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words in a text that may be names of things.
+
+    >>> words_of("<my-red_wolf>"), words_of("a fox on a hat")
+    (['red', 'wolf'], ['fox', 'hat'])
+    """
+    return [one for one in re.findall(r"[^\W\d_]{2,}", composed(text).lower()) if one not in PLAIN]
+
+
+def shared(captions: Iterable[str]) -> tuple[str, ...]:
+    """Return the words that several captions all say, but for those of their backgrounds.
+
+    >>> shared(["a brown dog on a red background", "a dog, brown, beside a house on a red background"])
+    ('brown', 'dog')
+    """
+    said = [words_of(GROUND.sub(" ", one)) for one in captions]
+    return tuple(one for one in dict.fromkeys(said[0]) if all(one in each for each in said)) if len(said) > 1 else ()
 
 
 def _with(text: str, token: str, found: bool) -> str:

@@ -105,6 +105,11 @@ class Inpainting:
             DataError: if a file is no picture, or damaged.
         """
         settings.require_files()
+        if settings.name:
+            raise RequestError(
+                f"Nobody has looked for {settings.name!r:.60} in {Path(settings.image).name} yet.",
+                "Give the box of what is repainted; the studio finds it by its name before it draws.",
+            )
         files = [Path(path) for path in (settings.image, settings.mask) if path is not None]
         digests = tuple(sha256(path.read_bytes()).hexdigest() for path in files)
         if settings.digests not in ((), digests):

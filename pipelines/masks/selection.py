@@ -30,6 +30,8 @@ HOLE = 0.004
 """Share of the picture below which a gap in a thing is not background: an eye, a window."""
 NECK = 2.0
 """Pixels a waist must be narrower than what it joins to part two things."""
+LEAST = 0.002
+"""Share of the picture from which something is a thing, where all of them are asked for."""
 EVERYWHERE = 0.9
 """Share of the picture from which a "thing" only says that the background was not found."""
 
@@ -69,6 +71,25 @@ def selected(picture: Image.Image, selection: Selection) -> list[Guess]:
         return Sam.load(Path(selection.sam))(picture, selection)
     masks = _meant(picture, selection)
     contrast = _contrast(picture)
+    return [Guess(Image.fromarray(mask.astype(np.uint8) * 255), _on_edges(contrast, mask)) for mask in masks]
+
+
+def pieces(picture: Image.Image) -> list[Guess]:
+    """Return a mask for each thing of a picture, the largest first: what is no background, parted at its necks.
+
+    Raises:
+        RequestError: if all of it is background.
+    """
+    things, contrast = foreground(picture), _contrast(picture)
+    depth = ndimage.gaussian_filter(np.asarray(ndimage.distance_transform_edt(things)), 1.0)
+    parted = np.asarray(watershed(-depth, label(h_maxima(depth, NECK)), mask=things))
+    masks = [parted == number for number in range(1, int(parted.max(initial=0)) + 1)]
+    masks = [mask for mask in masks if mask.sum() >= LEAST * mask.size]
+    if not masks:
+        raise RequestError(
+            "Nothing in the picture differs from its background.", "Give a Segment Anything model: --sam FOLDER"
+        )
+    masks.sort(key=lambda mask: int(mask.sum()), reverse=True)
     return [Guess(Image.fromarray(mask.astype(np.uint8) * 255), _on_edges(contrast, mask)) for mask in masks]
 
 

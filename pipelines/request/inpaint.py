@@ -80,6 +80,10 @@ class Inpaint(Frozen):
     box: Area | None = None
     """Left, top, right and bottom edge of a box around the thing that is repainted, in fractions, instead of a mask."""
 
+    name: str = Field(default="", max_length=200)
+    """Name of the thing to repaint, such as "the red cup", instead of a mask: a sticker that pocket knows, or anything
+    that the finder of --finder knows. The surest is taken, and its box is kept in the place of the name."""
+
     sam: str | None = None
     """Folder of a Segment Anything model that finds the outline of that thing; by default colours and edges decide."""
 
@@ -109,7 +113,7 @@ class Inpaint(Frozen):
     @property
     def whole(self) -> bool:
         """Return whether the whole picture is changed: image-to-image."""
-        return self.mask is None and self.selection.empty
+        return self.mask is None and self.selection.empty and not self.name
 
     @property
     def selection(self) -> Selection:
@@ -130,4 +134,6 @@ class Inpaint(Frozen):
     def _one_mask(self) -> Self:
         if self.mask is not None and not self.selection.empty:
             raise ValueError("there is a mask and a click or box as well; give one of them")
+        if self.name and not (self.mask is None and self.selection.empty):
+            raise ValueError(f"there is the name {self.name!r:.60} and a mask, click or box as well; give one of them")
         return self

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, create_model
 from pydantic.fields import FieldInfo
 
+from pipelines.captions.wording import Wording
 from pipelines.request.axes import Axis
 from pipelines.request.request import Defaults, Frozen, Request
 from pipelines.request.settings import file_of
@@ -98,6 +99,13 @@ class ScoreOrder(Frozen):
     """Id of the base model it was trained on."""
 
 
+class CaptionOrder(Wording):
+    """An order of captions for the pictures that have none."""
+
+    dataset: str
+    """Id of the pictures."""
+
+
 class AttentionOrder(Frozen):
     """An order of where each word of a prompt was looked up in a picture."""
 
@@ -150,6 +158,7 @@ PLACE: dict[Kind, str] = {
     "import": "imports",
     "score": "scores",
     "download": "downloads",
+    "caption": "captions",
     "attention": "attentions",
 }
 

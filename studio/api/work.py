@@ -13,8 +13,19 @@ from fastapi import APIRouter, Depends, Header, Query, Response, status
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
+from pipelines.captions.wording import Wording
 from pipelines.errors import RequestError, Unknown
-from studio.api.forms import PLACE, AttentionOrder, GenerationOrder, RunOrder, ScoreOrder, Work, settings_of, work
+from studio.api.forms import (
+    PLACE,
+    AttentionOrder,
+    CaptionOrder,
+    GenerationOrder,
+    RunOrder,
+    ScoreOrder,
+    Work,
+    settings_of,
+    work,
+)
 from studio.api.paging import USUAL, Paging
 from studio.api.zips import zipped
 from studio.jobs.jobs import Jobs
@@ -35,18 +46,13 @@ def routes(jobs: Jobs) -> APIRouter:
     """Return the routes of all kinds of work."""
     router = APIRouter()
 
-    def accepted(job: Job, response: Response) -> Work:
-        answer = work(job)
-        response.headers["location"] = answer.links["self"]
-        return answer
-
     @router.post("/generations", status_code=status.HTTP_202_ACCEPTED, tags=["generations"])
     def ask_for_pictures(order: GenerationOrder, response: Response, key: Key = None) -> Work:
         """Order pictures."""
         with _asked():
             fields = order.request.model_dump(mode="json", exclude_unset=True)
             job = jobs.submit_generation(fields, order.base, keyed("generation", key), order.compare, order.best_of)
-            return accepted(job, response)
+            return _accepted(job, response)
 
     @router.post("/runs", status_code=status.HTTP_202_ACCEPTED, tags=["runs"])
     def ask_for_a_training(
@@ -58,20 +64,13 @@ def routes(jobs: Jobs) -> APIRouter:
         with _asked():
             settings = order.settings.model_dump(mode="json", exclude_unset=True)
             parts = (order.method, settings, order.dataset, order.base, order.dry_run)
-            return accepted(jobs.submit_training(*parts, keyed("training", key)), response)
+            return _accepted(jobs.submit_training(*parts, keyed("training", key)), response)
 
     @router.post("/scores", status_code=status.HTTP_202_ACCEPTED, tags=["scores"])
     def ask_for_scores(order: ScoreOrder, response: Response, key: Key = None) -> Work:
         """Order a measurement; its event `scores` has the figures of each step, the proposed one, and the reason."""
         with _asked():
-            return accepted(jobs.submit_score(order.concept, order.dataset, order.base, keyed("score", key)), response)
-
-    @router.post("/attentions", status_code=status.HTTP_202_ACCEPTED, tags=["attentions"])
-    def ask_where_words_look(order: AttentionOrder, response: Response, key: Key = None) -> Work:
-        """Order a picture with the attention of each word over it; the event `words` names them in that order."""
-        with _asked():
-            job = jobs.submit_attention(order.generation, order.picture, keyed("attention", key))
-            return accepted(job, response)
+            return _accepted(jobs.submit_score(order.concept, order.dataset, order.base, keyed("score", key)), response)
 
     @router.get("/methods", tags=["runs"])
     def methods(paging: Paged) -> Sequence[str]:
@@ -86,10 +85,34 @@ def routes(jobs: Jobs) -> APIRouter:
             raise Unknown(f"There is no method {method!r:.60}.", f"There are: {', '.join(configs())}.")
         return settings_of(method).model_json_schema()
 
+    _add_looking(router, jobs)
     for kind in PLACE:
         _add_routes(router, jobs, kind)
     _add_queue(router, jobs)
     return router
+
+
+def _accepted(job: Job, response: Response) -> Work:
+    """Return a job as an answer that tells where it is."""
+    answer = work(job)
+    response.headers["location"] = answer.links["self"]
+    return answer
+
+
+def _add_looking(router: APIRouter, jobs: Jobs) -> None:
+    @router.post("/captions", status_code=status.HTTP_202_ACCEPTED, tags=["captions"])
+    def ask_for_captions(order: CaptionOrder, response: Response, key: Key = None) -> Work:
+        """Order captions of the pictures of a dataset that have none; they stand beside the pictures then."""
+        with _asked():
+            wording = Wording.model_validate(order.model_dump(exclude={"dataset"}))
+            return _accepted(jobs.captioning.submit(order.dataset, wording, keyed("caption", key)), response)
+
+    @router.post("/attentions", status_code=status.HTTP_202_ACCEPTED, tags=["attentions"])
+    def ask_where_words_look(order: AttentionOrder, response: Response, key: Key = None) -> Work:
+        """Order a picture with the attention of each word over it; the event `words` names them in that order."""
+        with _asked():
+            job = jobs.submit_attention(order.generation, order.picture, keyed("attention", key))
+            return _accepted(job, response)
 
 
 def _add_queue(router: APIRouter, jobs: Jobs) -> None:

@@ -18,11 +18,10 @@ from pipelines.errors import ConfigError, DataError, RequestError
 from pipelines.files import whole_file
 from pipelines.pictures.files import open_picture
 from pipelines.request.settings import Frozen
-from pipelines.request.yolo import holds_labels
 from pipelines.words import composed
 from studio.endpoints import TIMEOUT, Endpoint, answer_of, require_address, require_none
 from studio.settings import Machine
-from trainers.data.caption_files import caption_file, holds_boxes, key, tidied
+from trainers.data.caption_files import caption_file, caption_line, holds_boxes, key
 from trainers.data.folders import FolderPicture, listing
 from trainers.data.index_files import INDICES
 from trainers.data.mask_files import has_picture_suffix
@@ -102,7 +101,8 @@ def caption(
     captioner = _captioner(by, shown.asked(), wording, machine)
     made = 0
     try:
-        for line in _written(asked, lambda picture: _worded(captioner(picture), wording), None if dry_run else beside):
+        said_of, worded = _among(asked, lambda one: captioner(open_picture(one.path)), wording)
+        for line in _written(asked, lambda one: caption_line(said_of(one), worded), None if dry_run else beside):
             made += 1
             print(line)  # noqa: T201
     finally:  # also where it is stopped on the way
@@ -111,8 +111,25 @@ def caption(
         sys.stderr.writelines(f"studio: {line}\n" for line in [*beside.shared(), said])
 
 
+def _among(
+    asked: Sequence[FolderPicture], captioner: Callable[[FolderPicture], str], wording: Wording
+) -> tuple[Callable[[FolderPicture], str], Wording]:
+    """Return what writes captions, and the wording for them; where words of all are left out, all are seen first."""
+    if not wording.shared:
+        return captioner, wording
+    told: dict[Path, str] = {}
+    for one in asked:
+        try:
+            told[one.path] = captioner(one)
+        except DataError:  # it is said when its caption is due
+            continue
+        except RequestError:
+            break
+    return lambda one: told.get(one.path) or captioner(one), wording.among(tuple(told.values()))
+
+
 def _written(
-    asked: Sequence[FolderPicture], captioner: Callable[[Image.Image], str], beside: _Beside | None
+    asked: Sequence[FolderPicture], captioner: Callable[[FolderPicture], str], beside: _Beside | None
 ) -> Iterator[str]:
     """Write the captions of pictures, or none without `beside`; gives a line about each.
 
@@ -122,7 +139,7 @@ def _written(
     made, unanswered = 0, 0
     for one in asked:
         try:
-            text = captioner(open_picture(one.path))
+            text = captioner(one)
             if beside is not None:
                 beside.write(one.path, text)
         except (DataError, RequestError) as error:
@@ -133,20 +150,6 @@ def _written(
         else:
             made, unanswered = made + 1, 0
             yield f"{one.name}: {text}"
-
-
-def _worded(answer: str, wording: Wording) -> str:
-    """Return a caption as it is written, on one line.
-
-    Raises:
-        DataError: if nothing is left of it, or it would be read as boxes.
-    """
-    text = tidied(wording.of(answer))
-    if not tidied(answer) or not wording.model_copy(update={"template": "{}"}).of(answer):
-        raise DataError(f"Nothing is left of the caption {answer!r:.80}.", "Write one by hand, or leave out less.")
-    if holds_labels(answer) or holds_labels(text):
-        raise DataError(f"The caption {answer!r:.80} would be read as boxes of YOLO.", "Write one by hand.")
-    return text
 
 
 class _Beside:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.errors import Conflict, StudioError
 from pipelines.files import stem_of
 from studio.jobs.specs import Places, training_of_job
-from studio.jobs.store import LIVE, Ledger
+from studio.jobs.store import LIVE, Kind, Ledger
 
 
 class Clashes:
@@ -39,6 +40,19 @@ class Clashes:
                 f"Choose another {'token, or rename or delete it' if concept else 'name'}.",
             )
         self.require_unlearned([path.name for path in outputs])
+
+    def require_unneeded(self, dataset: str) -> None:
+        """Refuse to remove pictures that a job still needs.
+
+        Raises:
+            Unknown: if there are none.
+            Conflict: with the job.
+        """
+        self.places.datasets.folder(dataset)
+        needing: tuple[Kind, ...] = ("training", "score", "caption")
+        for job in (one for kind in needing for one in self.ledger.list(kind, LIVE, 1000)):
+            if dataset == job.spec["dataset"] or dataset in json.dumps(job.spec.get("settings")):
+                raise Conflict(f"The {job.kind} {job.id} needs these pictures.", "Cancel it first.")
 
     def require_idle(self, concept: str) -> None:
         """Refuse to change a concept that a job is going to write.

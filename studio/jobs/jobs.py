@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import shutil
 import threading
@@ -16,6 +15,7 @@ from pipelines.errors import Conflict
 from pipelines.files import require_room
 from pipelines.locks import locked
 from pipelines.words import file_stem
+from studio.jobs.captioning import Captioning
 from studio.jobs.clashes import Clashes
 from studio.jobs.dispatcher import Dispatcher
 from studio.jobs.downloads import Downloads
@@ -28,17 +28,17 @@ from studio.jobs.specs import (
     checked_picking,
     checked_request,
     forget_training,
+    places_of,
     scores_key,
     training_of,
 )
-from studio.jobs.store import LIVE, Event, Job, Kind, Ledger
+from studio.jobs.store import Event, Job, Kind, Ledger
 from studio.jobs.waiting import Waiting
 from studio.library import concepts
 from studio.library.model_cards import base_card
 from studio.library.names import require_measurable
 from studio.library.quota import QUOTA
 from studio.library.uploads import put_aside
-from studio.library.upscalers import FOLDER
 from studio.settings import Machine
 from trainers.loop.candidates import take
 
@@ -59,6 +59,7 @@ class Jobs:
         quota: GiB that datasets, uploaded pictures and files to import may take together.
         models: folders of base models, beside `models` in the folder.
         upscalers: folders of upscalers, beside `upscalers` in the folder.
+        captioner: folder of a model that writes captions; by default pocket's reading of stickers.
     """
 
     def __init__(
@@ -73,23 +74,18 @@ class Jobs:
         quota: float = QUOTA,
         models: Sequence[Path] = (),
         upscalers: Sequence[Path] = (),
+        captioner: Path | None = None,
     ) -> None:
-        named = (bases or {"pocket": "pocket"}).items()  # absolute, as processes work in the folder
-        whole = {name: str(Path(base).resolve()) if Path(base).exists() else base for name, base in named}
-        if not folder.exists():
-            folder.mkdir(parents=True, mode=0o700)  # prompts and pictures are nobody else's
-        self.folder, self.slots = folder.resolve(), slots
-        roots = (self.folder / "models", *(one.resolve() for one in models))
-        enlarging = (self.folder / FOLDER, *(one.resolve() for one in upscalers))
-        self.places = Places(self.folder, whole, int(quota * 2**30), roots, enlarging)
+        roots = {"models": models, "upscalers": upscalers}
+        self.places = places_of(folder, bases or {"pocket": "pocket"}, quota, roots, captioner)
+        self.folder, self.slots = self.places.folder, slots
         self.bases, self.learned = self.places.catalogue, self.places.learned
         self.datasets, self.pictures = self.places.datasets, self.places.pictures
-        for kept in (self.learned, roots[0], enlarging[0]):
-            kept.mkdir(exist_ok=True)
         self.ledger = Ledger(self.folder / "jobs.sqlite")
         self.engine = engine(self.places) if engine else LocalEngine(self.places, machine, slots, warm)
         self.history, self.waiting = History(self.ledger, self.folder), Waiting(self.ledger)
         self.downloads = Downloads(self.ledger, self.places, machine.download)
+        self.captioning = Captioning(self.ledger, self.places)
         self.clashes = Clashes(self.ledger, self.places)
         self.dispatcher = Dispatcher(self.places, self.ledger, self.engine, slots)
         self._asking, self._lock = threading.Lock(), cast("BaseFileLock | None", None)
@@ -276,10 +272,7 @@ class Jobs:
         Raises:
             Conflict: if a training still needs them.
         """
-        self.datasets.folder(dataset)
-        for job in (*self.ledger.list("training", LIVE, 1000), *self.ledger.list("score", LIVE, 1000)):
-            if dataset == job.spec["dataset"] or dataset in json.dumps(job.spec.get("settings")):
-                raise Conflict(f"The {job.kind} {job.id} needs these pictures.", "Cancel it first.")
+        self.clashes.require_unneeded(dataset)
         self.datasets.delete(dataset)
 
     # -- looking ---------------------------------------------------------------------------------------------

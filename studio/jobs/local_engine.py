@@ -118,6 +118,7 @@ def setup_of(places: Places, machine: Machine) -> str:
         "folder": str(places.folder),
         "bases": dict(places.bases),
         "models": [str(root) for root in places.models],
+        "captioner": places.captioner,
         "upscalers": [str(root) for root in places.upscalers],
         "machine": machine.model_dump(mode="json", exclude_unset=True),
     }

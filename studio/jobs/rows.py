@@ -13,7 +13,7 @@ from pipelines.errors import StudioError
 from pipelines.request.texts import readable, without_paths
 
 _log = logging.getLogger(__name__)
-Kind = Literal["generation", "training", "import", "score", "download", "attention"]
+Kind = Literal["generation", "training", "import", "score", "download", "attention", "caption"]
 State = Literal["queued", "running", "paused", "done", "failed", "cancelled"]
 ENDED = ("done", "failed", "cancelled")
 LIVE = ("queued", "running", "paused")

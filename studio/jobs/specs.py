@@ -46,6 +46,7 @@ class Places:
         most: bytes that datasets, pictures and files to import may take together.
         models: folders of base models.
         upscalers: folders of upscalers.
+        captioner: what writes captions: "pocket", or the folder of a model.
     """
 
     folder: Path
@@ -53,6 +54,7 @@ class Places:
     most: int = int(QUOTA * 2**30)
     models: tuple[Path, ...] = ()
     upscalers: tuple[Path, ...] = ()
+    captioner: str = "pocket"
 
     @cached_property
     def catalogue(self) -> Bases:
@@ -132,6 +134,34 @@ class Places:
         return (path.relative_to(self.folder) if path.is_relative_to(self.folder) else path).as_posix()
 
 
+def places_of(
+    folder: Path,
+    bases: Mapping[str, str],
+    quota: float,
+    roots: Mapping[str, Sequence[Path]],
+    captioner: Path | None,
+) -> Places:
+    """Return the folders of a server, made if they are not there; absolute, as processes work in the first.
+
+    Args:
+        folder: of everything.
+        bases: id -> base model.
+        quota: GiB of uploads.
+        roots: "models" and "upscalers" -> further folders of them, beside those in the folder.
+        captioner: folder of a model that writes captions; None for pocket's reading.
+    """
+    whole = {name: str(Path(base).resolve()) if Path(base).exists() else base for name, base in bases.items()}
+    if not folder.exists():
+        folder.mkdir(parents=True, mode=0o700)  # prompts and pictures are nobody else's
+    folder = folder.resolve()
+    models, upscalers = ((folder / n, *(one.resolve() for one in roots[n])) for n in ("models", FOLDER))
+    told = "pocket" if captioner is None else str(captioner.resolve())
+    places = Places(folder, whole, int(quota * 2**30), models, upscalers, told)
+    for kept in (places.learned, models[0], upscalers[0]):
+        kept.mkdir(exist_ok=True)
+    return places
+
+
 # -- generating -------------------------------------------------------------------------------------------------
 
 
@@ -202,7 +232,7 @@ def checked_attention(made: Job, picture: int, places: Places) -> dict[str, Any]
     return {"generation": made.id, "picture": picture, "base": made.spec["base"]}
 
 
-TEXTS = ("prompt", "negative_prompt", "phrase", "words", "digests")
+TEXTS = ("prompt", "negative_prompt", "phrase", "words", "name", "digests")
 """Fields of a request whose text is just text."""
 
 

@@ -30,6 +30,7 @@ from pipelines.models.hub import fetch
 from pipelines.request.axes import axes_of
 from pipelines.request.request import Request
 from pipelines.request.texts import without_folders
+from studio.jobs.captioning import wording_of
 from studio.jobs.downloads import folder_of
 from studio.jobs.local_engine import BEAT, LOG, birth
 from studio.jobs.specs import Places, forget_training, scores_key, training_of_job, with_paths
@@ -37,8 +38,8 @@ from studio.jobs.store import Job, Ledger, Record, State
 from studio.library.concepts import meant
 from studio.library.import_export import import_concept
 from studio.settings import DrawingMachine, Machine, Picking
+from studio.work import captions, runner
 from studio.work import measure as measuring
-from studio.work import runner
 from studio.work.compare import draw
 from studio.work.reproduce import overlays
 from trainers.loop.launch import pausing
@@ -90,16 +91,17 @@ class Worker:
         self.over = self.over or (job.kind == "training" and runner.on_gpu(self.machine))
 
     def _carry_out(self, job: Job, should_stop: Callable[[], bool]) -> list[Path]:
-        if job.kind == "generation":
-            return self._generate(job, should_stop)
-        if job.kind == "import":
-            return self._import(job)
-        if job.kind == "score":
-            return self._score(job, should_stop)
-        if job.kind == "download":
-            return self._download(job, should_stop)
-        if job.kind == "attention":
-            return self._attention(job, should_stop)
+        others = {
+            "generation": self._generate,
+            "import": self._import,
+            "score": self._score,
+            "download": self._download,
+            "attention": self._attention,
+            "caption": self._caption,
+        }
+        return others.get(job.kind, self._train)(job, should_stop)
+
+    def _train(self, job: Job, should_stop: Callable[[], bool]) -> list[Path]:
         self._bases.clear()  # a training gets all the memory
         self._phase(job, "loading the base, and looking at the pictures")
         spec = job.spec
@@ -165,6 +167,18 @@ class Worker:
             should_stop=should_stop,
         )
 
+    def _caption(self, job: Job, should_stop: Callable[[], bool]) -> list[Path]:
+        self._phase(job, "looking at the pictures")
+        captions.write_captions(
+            self.places.datasets,
+            job.spec["dataset"],
+            wording_of(job),
+            captions.captioner(self.places.captioner, self.machine),
+            on_event=lambda event: self.tell(job, event),
+            should_stop=should_stop,
+        )
+        return []  # they stand beside the pictures
+
     def _attention(self, job: Job, should_stop: Callable[[], bool]) -> list[Path]:
         words, paths = overlays(
             self.places.picture_of(self.ledger.get(job.spec["generation"]), job.spec["picture"]),
@@ -178,7 +192,7 @@ class Worker:
         self.ledger.tell(job.id, "words", {"words": told})
         return paths
 
-    def _import(self, job: Job) -> list[Path]:
+    def _import(self, job: Job, should_stop: Callable[[], bool]) -> list[Path]:
         source = self.places.folder / job.spec["file"]
         try:
             named = job.spec.get("base")
@@ -304,7 +318,9 @@ def worker(setup: str, record: Record | None = None) -> Worker:
     """
     about = json.loads(setup)
     models, upscalers = (tuple(map(Path, about[name])) for name in ("models", "upscalers"))
-    places = Places(Path(about["folder"]), about["bases"], models=models, upscalers=upscalers)
+    places = Places(
+        Path(about["folder"]), about["bases"], models=models, upscalers=upscalers, captioner=about["captioner"]
+    )
     os.chdir(places.folder)
     return Worker(
         places, DrawingMachine.model_validate(about["machine"]), record or Ledger(places.folder / "jobs.sqlite")

@@ -48,9 +48,9 @@ class Upscalers:
         """
         there = self.there()
         if name not in there:
-            known = f"There are: {', '.join(there)}; put" if there else "Put"
             where = Path(*self.roots[0].parts[-2:])
-            raise RequestError(f"There is no upscaler {name!r:.80}.", f"{known} the files of others into {where}.")
+            hint = f"There are: {', '.join(there)}." if there else f"Put its file into {where}."
+            raise RequestError(f"There is no upscaler {name!r:.80}.", hint)
         return there[name]
 
     def meant(self, name: str) -> str | None:

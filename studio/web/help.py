@@ -100,7 +100,9 @@ CONTROLS: Mapping[str, Help] = MappingProxyType(
             "Pictures to learn from",
             "3 to 10 pictures of the same thing, from different sides and on different backgrounds.",
             "Crop them so that the thing fills most of the picture, or mask it by a click: what is around it is then "
-            "learned less.",
+            "learned less. Captions say what is not to be learned: what stands beside the thing, where, on what "
+            "background. “Write captions” looks at the pictures that have none, leaves out what all of them show, and "
+            "puts the new word there; change them as you like. A caption without the new word is not used.",
         ),
         "token": Help(
             "Its new word",

@@ -21,6 +21,7 @@ from studio.library.names import require_strengths
 from studio.settings import Machine, Picking
 from studio.work import runner
 from studio.work.measure import scorer_of_prompts
+from studio.work.naming import named_placed
 from studio.work.progress import Progress
 
 ALL = Picking()
@@ -68,13 +69,14 @@ def draw(
         StudioError: if a cell cannot be, before anything is generated; if candidates are to be compared.
         Cancelled: if `should_stop` said so; cells that are done stay.
     """
+    request = named_placed(request, machine.finder) if not axes else request
     if picking.best_of > 1:
         return _picked(request, axes, base, output, machine, picking, components, on_event, should_stop)
     if not axes:
         return runner.write_pictures(
             request, base, output, machine, components=components, on_event=on_event, should_stop=should_stop
         )
-    each = _cells(request, axes, output)
+    each = [named_placed(cell, machine.finder) for cell in _cells(request, axes, output)]
     components = components or runner.open_base(base, machine)
     steps = [int(cell.resolved(components.defaults).steps or 1) for cell in each]
     together = _Together(on_event or Progress("compare"), steps)

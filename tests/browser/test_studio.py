@@ -15,6 +15,7 @@ from pipelines.pictures.metadata import read_made
 from studio.library import concepts
 from studio.web.pages.edit import EXAMPLE
 from tests.browser.waiting import SLOW, answered, choose, drawn, easel, go, unfold
+from tests.waiting import until
 
 TABS = ("Generate", "Pictures", "Teach", "Edit", "By example", "Concepts", "Models", "Measure")
 
@@ -189,6 +190,22 @@ def test_teaching_survives_a_reload_and_what_is_learned_stands_in_its_box(visit,
     assert [use.source for use in made.request.concepts] == ["concepts/my-wolf.safetensors"]
 
 
+def captions_are_written_and_changed(page, jobs):
+    fields = page.locator(".rows .words input")
+    fields.nth(1).fill("my own words")
+    page.locator("#write-captions").click()
+    expect(page.locator("#captions-progress")).to_contain_text("of 3")
+    fields.nth(3).fill("typed meanwhile")
+    expect(fields.nth(0)).to_have_value("a <another> on a pink background")
+    expect(fields.nth(2)).to_have_value("a <another> on a blue background")
+    fields.nth(0).fill("a sleeping <another> on a pink background")
+    fields.nth(0).blur()
+    page.get_by_label("Turn 0004.png").click()  # whatever is done next keeps all words
+    dataset = page.locator("#dataset-id textarea, #dataset-id input").first.input_value()
+    wanted = ["a sleeping <another> on a pink background", "my own words", "a <another> on a blue background"]
+    until(lambda: [one.caption for one in jobs.datasets.entries(dataset)] == [*wanted, "typed meanwhile"], "the words")
+
+
 def test_words_are_checked_while_they_are_typed_and_what_is_missing_is_said(visit, studio):
     _, jobs = studio
     page = visit()
@@ -209,6 +226,7 @@ def test_words_are_checked_while_they_are_typed_and_what_is_missing_is_said(visi
     page.locator("#token textarea, #token input").first.fill("<another>")
     expect(ready).to_contain_text("You will say <another> in prompts")
     expect(ready.locator(".no")).to_have_count(0)
+    captions_are_written_and_changed(page, jobs)
     page.get_by_label("A style", exact=True).check()
     expect(page.locator("#what-says")).to_contain_text("How pictures look")
     assert len(jobs.list("training", limit=1000)) == count

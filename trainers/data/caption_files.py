@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipelines.captions.wording import Wording
 from pipelines.errors import DataError
 from pipelines.request.yolo import holds_labels
 from pipelines.words import composed
@@ -62,6 +63,20 @@ def caption_file(picture: Path, there: Mapping[str, Path]) -> Path | None:
     """Return the caption file of a picture among the files of its folder, which are given by their `key`."""
     keys = [composed(name) + end for name in (picture.stem, picture.name) for end in CAPTION_SUFFIXES]
     return next((there[one] for one in keys if one in there), None)
+
+
+def caption_line(answer: str, wording: Wording) -> str:
+    """Return what a captioner said in a wording, on one line as it is written beside a picture.
+
+    Raises:
+        DataError: if nothing is left of it, or it would be read as boxes.
+    """
+    text = tidied(wording.of(answer))
+    if not tidied(answer) or not wording.model_copy(update={"template": "{}"}).of(answer):
+        raise DataError(f"Nothing is left of the caption {answer!r:.80}.", "Write one by hand, or leave out less.")
+    if holds_labels(answer) or holds_labels(text):
+        raise DataError(f"The caption {answer!r:.80} would be read as boxes of YOLO.", "Write one by hand.")
+    return text
 
 
 def captions_in(path: Path) -> tuple[str, ...]:

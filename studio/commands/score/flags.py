@@ -45,11 +45,16 @@ class Benchmarks(Frozen):
     """Caption composed scenes that nothing was trained on as `studio caption` does with pocket, and count those that
     are exact in names, numbers, relation and background."""
 
+    taught: bool = False
+    """With --captions: teach held-out stickers, or those of --only, from pictures that show another thing beside each,
+    under templates and under captions, and score both; takes minutes each."""
+
     pictures: int | None = Field(default=None, ge=1, le=10_000)
     """With --relations: pictures of each relation and way (40), or in the paper's protocol of each pair (10). With
     --boxes: layouts (200). With --regions: layouts of each group (12). With --incontext: questions of each task
     (12). With --sliders: seeds of each thing (2). With --best-of: prompts of
-    each kind (5). With --captions: scenes (200)."""
+    each kind (5). With --captions: scenes (200), with
+    --taught pictures of each prompt (6)."""
 
     sheet: Path | None = None
     """With --relations, --boxes, --incontext or --sliders: also write a contact sheet here."""

@@ -23,6 +23,7 @@ from studio.web.panels.planning import Plan, seeded
 from studio.web.panels.watching import picture_uri
 
 LABELS = {
+    "name": "What is repainted, by its name",
     "strength": "Strength of the change",
     "grow": "Widen by",
     "feather": "Fade over",
@@ -150,12 +151,15 @@ class EditPage:
             picture = str(painted["id"])
             with Image.open(self.jobs.pictures.path(picture)) as stored:
                 size = stored.size
-            mask = self.jobs.pictures.add(png(fitted(decoded(str(painted.get("mask") or "")), size)), "the mask")
+            given = self.form.given(more)
+            if not given.get("name"):
+                drawn = fitted(decoded(str(painted.get("mask") or "")), size)
+                given["mask"] = self.jobs.pictures.add(png(drawn), "the mask")
             planned = Plan.read(plan)
             fields = {
                 "prompt": prompt or "",
                 "concepts": concepts_used(self.jobs, concepts, prompt or ""),
-                "inpaint": {"image": picture, "mask": mask, **self.form.given(more)},
+                "inpaint": {"image": picture, **given},
                 "seed": planned.seed,
                 "count": planned.count,
             }

@@ -20,26 +20,17 @@ from studio.web.components import fold, picture_rows, told_by
 from studio.web.panels.advanced import AdvancedPanel
 from studio.web.panels.following import Following, said, shown, told
 from studio.web.panels.pictures import Marking, keep_words, reshape, rows_of, squared, turned
-from studio.web.panels.readiness import pace_of, readiness, wrong_with
 from studio.web.panels.scores import ScoresPanel
 from studio.web.panels.subjects import KINDS, NAMED, OTHERS, PRESETS, WHATS, What, advice, fields_of, is_hint
-from studio.web.panels.watching import JobMessages, curve, picture_uri, progress
+from studio.web.panels.watching import JobMessages, curves, picture_uri, progress
+from studio.web.teaching.captioning import CaptionPanel
+from studio.web.teaching.readiness import pace_of, readiness, wrong_with
 
 PREVIEWS = 6
 CANDIDATES = 5  # steps of which the best is proposed
 OFTEN = 250  # steps between previews where the recipe of a method says how many there are
 WAITING = '<p class="hint">What the model learns shows here, step by step.</p>'
 WOLF = Path(__file__).parents[2] / "examples" / "wolf"
-
-
-def curves(seen: JobMessages) -> str:
-    """Return HTML of the losses and figures over the steps."""
-    names = dict.fromkeys(name for step in seen.steps for name in step.get("terms", {}))
-    drawn = [
-        curve([(step["step"], step["terms"][name]) for step in seen.steps if name in step.get("terms", {})], name)
-        for name in names
-    ]
-    return f'<div class="curves">{"".join(drawn)}</div>'
 
 
 class TeachPage(Following):
@@ -73,6 +64,7 @@ class TeachPage(Following):
             self.empty = gr.Button("Remove all pictures", size="sm", visible="hidden")
         self.room = gr.HTML(elem_id="room", js_on_load=None)
         self.rows = picture_rows(elem_id="rows")
+        self.captions = CaptionPanel(self.jobs)
         self.marking = Marking(self.jobs)
         with gr.Row():
             token, start = fields_of(first)
@@ -120,6 +112,7 @@ class TeachPage(Following):
         self.empty.click(lambda: ("", [], shown(False)), None, held, api_visibility="private")
         self.rows.act(self.act, [self.dataset, self.rows], held, api_visibility="private")
         self.rows.change(self.taken_room, None, self.room, api_visibility="private")
+        self.captions.wire(self.kinds, self.dataset, self.rows, [self.token, self.start])
         self.marking.wire(self.dataset, self.rows)
         asked = [*self.kinds, self.dataset, self.rows, self.token, self.start, self.preset, self.steps, self.base]
         asked += self.advanced.components

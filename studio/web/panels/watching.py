@@ -36,6 +36,7 @@ ENDS = {
     "import": "It is imported",
     "download": "It is there",
     "attention": "It is seen where words look",
+    "caption": "The captions are written",
 }
 """Titles of the page when a job of a kind is done."""
 
@@ -103,6 +104,8 @@ def called(job: Job) -> str:
         return "looking where words look"
     if job.kind == "download":
         return f"fetching {job.spec.get('model')}"
+    if job.kind == "caption":
+        return "writing captions"
     return f"measuring {job.spec.get('concept')}" if job.kind == "score" else "importing a file"
 
 
@@ -251,3 +254,13 @@ def facts(rows: Sequence[tuple[str, object]]) -> str:
     """Return HTML of a table with a name and a value in each row."""
     lines = "".join(f"<tr><th>{escape(name)}</th><td>{escape(str(value))}</td></tr>" for name, value in rows)
     return f'<table class="facts">{lines}</table>'
+
+
+def curves(seen: JobMessages) -> str:
+    """Return HTML of the losses and figures over the steps."""
+    names = dict.fromkeys(name for step in seen.steps for name in step.get("terms", {}))
+    drawn = [
+        curve([(step["step"], step["terms"][name]) for step in seen.steps if name in step.get("terms", {})], name)
+        for name in names
+    ]
+    return f'<div class="curves">{"".join(drawn)}</div>'

@@ -28,7 +28,17 @@ function listen() {
     node.since = now;
     const panel = node.closest('[id$="-progress"]');
     document.getElementById(panel?.id.replace(/-progress$/, '-look'))?.click();
+    node.looks = (node.looks ?? 0) + 1;
+    if (node.looks === 3) offer(node);  // a look is answered, however long a step takes: nothing arrives any more
   }
+}
+
+function offer(node) {
+  const again = document.createElement('button');
+  again.className = 'quiet again';
+  again.textContent = 'No news arrive any more: load the page again';
+  again.onclick = () => window.location.reload();
+  node.append(again);
 }
 
 function done(what) {

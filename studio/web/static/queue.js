@@ -1,6 +1,6 @@
 // The queue on every page: what is at work and what waits, in which order, and how long it takes.
 const studio = window.studio = window.studio || {};
-const PAUSE = 2000, KINDS = {generation: 'generations', training: 'runs', score: 'scores', import: 'imports', download: 'downloads'};
+const PAUSE = 2000, KINDS = {generation: 'generations', training: 'runs', score: 'scores', import: 'imports', download: 'downloads', attention: 'attentions', caption: 'captions'};
 const STATES = {running: 'at work', queued: 'waits', paused: 'paused'};
 let drawer, timer, jobs = [], drawn = '';
 
@@ -24,6 +24,8 @@ function called(job) {
   if (kind === 'training') return `${spec.dry_run ? 'Checking pictures for' : 'Teaching'} ${spec.settings.token}`;
   if (kind === 'score') return `Measuring ${spec.concept}`;
   if (kind === 'download') return `Fetching ${spec.model}`;
+  if (kind === 'attention') return 'Looking where words look';
+  if (kind === 'caption') return 'Writing captions';
   return 'Importing a file';
 }
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from pipelines.errors import ModelError, RequestError
-from pipelines.masks.selection import foreground, selected
+from pipelines.masks.selection import foreground, pieces, selected
 from pipelines.request.inpaint import Selection, Stroke
 from tests import tiny
 
@@ -168,3 +168,15 @@ def test_the_model_sees_where_was_clicked(sam):
 def test_a_folder_without_such_a_model_is_refused(tmp_path):
     with pytest.raises(ModelError, match=r"no Segment Anything model.*facebook/sam-vit-base"):
         selected(scene(), Selection(clicks=((0.5, 0.5),), sam=str(tmp_path)))
+
+
+def test_all_things_are_parted_and_the_largest_comes_first():
+    drawn = Image.new("RGB", (64, 64), (115, 165, 240))
+    ImageDraw.Draw(drawn).ellipse((2, 20, 26, 44), fill="red")
+    ImageDraw.Draw(drawn).ellipse((25, 22, 45, 42), fill="red")
+    ImageDraw.Draw(drawn).rectangle((50, 4, 58, 12), fill="green")
+    masks = [np.asarray(guess.mask) > 0 for guess in pieces(drawn)]
+    assert len(masks) == 3 and not np.logical_and(masks[0], masks[1]).any()
+    assert [bool(mask[at]) for mask, at in zip(masks, [(32, 14), (32, 36), (8, 54)], strict=True)] == [True] * 3
+    with pytest.raises(RequestError, match="Nothing in the picture differs"):
+        pieces(Image.new("RGB", (32, 32), "blue"))

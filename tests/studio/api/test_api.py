@@ -19,6 +19,7 @@ from pipelines.concepts.card import ConceptCard
 from pipelines.concepts.concept import Concept
 from pipelines.concepts.weight_deltas import Difference
 from pipelines.models.loading import load
+from pipelines.pictures.tensors import to_pictures
 from pipelines.request.request import Request
 from studio.api.app import guarded, rest
 from studio.api.guard import Door
@@ -28,6 +29,7 @@ from tests.torture.requests import fuzz
 from tests.waiting import LIMIT, joined
 from trainers.methods import configs, methods
 from trainers.settings import TrainConfig
+from trainers.stickers.world import Placed, Scene, Stickers
 
 
 @pytest.fixture(scope="module")
@@ -340,6 +342,22 @@ def test_boxes_and_questions_in_pictures_are_asked_by_ids(web, ended):
     for name in ("/etc/passwd", "../pictures/" + ids[0], "0" * 16):
         wrong = {"request": {"prompt": "", "in_context": question | {"query": name}}}
         assert web.post("/api/v1/generations", json=wrong).status_code == 422
+
+
+def test_a_thing_is_repainted_by_its_name(web, ended):
+    scene = Scene("", (Placed("fox", 6, 22, 26), Placed("house", 36, 20, 26)), "blue")
+    stream = io.BytesIO()
+    to_pictures(Stickers(names=("fox", "house")).render([scene]).images)[0].save(stream, format="PNG")
+    stored = web.post("/api/v1/pictures", files={"file": ("fox.png", stream.getvalue())}).json()["id"]
+    asked = {"prompt": "a cat", "steps": 1, "inpaint": {"image": stored, "name": "the fox"}}
+    done = ended(web.post("/api/v1/generations", json={"request": asked}).json()["id"])
+    assert done.state == "done", done.error
+    told_ = Image.open(io.BytesIO(web.get(f"/api/v1/generations/{done.id}/pictures/0").content)).text
+    (kept,) = (json.loads(one)["request"]["inpaint"] for one in told_.values() if one.startswith("{"))
+    assert kept["name"] == "" and kept["box"][2] < 0.55
+    asked["inpaint"]["name"] = "a crab"
+    missing = ended(web.post("/api/v1/generations", json={"request": asked}).json()["id"])
+    assert missing.state == "failed" and "There is no crab in the picture; found: " in missing.error
 
 
 def test_two_browsers_never_mix_their_results(web, ended):

@@ -30,7 +30,7 @@ def test_pocket_captions_stickers_for_training(folder, capsys):
     Image.new("RGB", (64, 64), "red").save(folder / "empty.png")
     assert main(["caption", str(folder), "--leave-out", "wolf", "--token", "<my-wolf>", "--dry-run"]) == 0
     assert not (folder / "1.txt").exists() and "3 captions made" in capsys.readouterr().err
-    words = ["--leave-out", "wolf", "--token", "<my-wolf>", "--template", "a sticker of {}"]
+    words = ["--shared", "--token", "<my-wolf>", "--template", "a sticker of {}"]  # all show a wolf
     assert main(["caption", str(folder), *words]) == 0
     said = capsys.readouterr()
     assert "1.png: a sticker of a <my-wolf> on a pink background" in said.out

@@ -7,11 +7,18 @@ import re
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+from pydantic import ValidationError
 
+from pipelines.conditions.inpaint import Inpainting
+from pipelines.errors import RequestError
+from pipelines.masks import names
 from pipelines.pictures.metadata import read_made
 from pipelines.pictures.tensors import to_pictures
+from pipelines.request.inpaint import Inpaint
+from pipelines.request.request import Request
 from studio.cli import main
 from studio.commands.mask import stroke
+from tests.pipelines.masks.models import folder_of
 from trainers.stickers.world import Placed, Scene, Stickers
 
 
@@ -56,7 +63,11 @@ def test_a_brush_paints_as_it_is_told(picture, tmp_path):
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ([], "--click, --box or --brush"),
+        ([], "--click, --box or --brush, or --name, or --all"),
+        (["--click", "0.5,0.5", "--name", "fox"], "2 ways of pointing"),
+        (["--click", "0.5,0.5", "--finder", "owl"], "--finder owl finds names, and there is none"),
+        (["--name", "fox", "--finder", "nowhere"], "no finder of names in nowhere"),
+        (["--name", "red cup"], "'red cup' is no sticker"),
         (["--click", "320,200"], "clicks.0.0: input should be less than or equal to 1"),
         (["--brush", "here"], "strokes.0.points.0"),
         (["--click", "0.5,0.5", "--sam", "nowhere"], "no Segment Anything model in nowhere"),
@@ -113,8 +124,55 @@ def test_a_thing_is_found_by_its_name_and_replaced_and_the_rest_stays(fox, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("thing", "said"), [("my aunt", "no sticker.*--inpaint-click"), ("a crab", "no crab in fox.png; found: .*house")]
+    ("thing", "said"),
+    [("my aunt", "no sticker.*--finder FOLDER.*--inpaint-click"), ("a crab", "no crab in the picture; found: .*house")],
 )
 def test_what_is_not_there_cannot_be_replaced(fox, capsys, thing, said):
     assert main(["replace", str(fox), thing, "a cat"]) == 2
     assert re.search(said, capsys.readouterr().err)
+
+
+def test_masks_by_name_and_of_all_things(fox, tmp_path, capsys):
+    named, every = tmp_path / "named.png", tmp_path / "all.png"
+    assert main(["mask", str(fox), "--name", "the house", "--output", str(named)]) == 0
+    mask = white(named)
+    assert mask[20:46, 36:62].mean() > 0.4 and not mask[:, :32].any()
+    capsys.readouterr()
+    assert main(["mask", str(fox), "--all", "--output", str(every)]) == 0
+    written = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert written[:2] == [str(every), str(tmp_path / "all-2.png")]
+    sides = {bool(white(path)[:, :32].sum() > white(path)[:, 32:].sum()) for path in written[:2]}
+    assert sides == {True, False}
+
+
+def test_a_model_finds_a_name_and_another_its_outline(fox, tmp_path, monkeypatch):
+    """Weights at random: that the folders are read, and what they say becomes the mask of the picture's size."""
+    monkeypatch.setattr(names, "KINDS", {"sam3": lambda folder: names._sam3(folder, -1.0)})
+    finder, sam = folder_of("sam3", tmp_path / "sam3"), folder_of("sam2", tmp_path / "sam2")
+    asked = ["mask", str(fox), "--name", "a fox", "--finder", str(finder), "--output", str(tmp_path / "m.png")]
+    assert main(asked) == main([*asked[:-1], str(tmp_path / "n.png"), "--sam", str(sam)]) == 0
+    assert [Image.open(tmp_path / name).size for name in ("m.png", "n.png")] == [(64, 64)] * 2
+    replaced = [
+        "replace",
+        str(fox),
+        "red cup",
+        "a cat",
+        "--finder",
+        str(finder),
+        "--steps",
+        "1",
+        "--output",
+        str(tmp_path),
+    ]
+    assert main(replaced) == 0
+    inpaint = read_made(tmp_path / "0.png").request.inpaint
+    assert inpaint.name == "" and inpaint.box == names.name_finder(finder)(Image.open(fox), "red cup")[0].box
+
+
+def test_a_name_that_nobody_looked_for_is_no_mask(fox):
+    request = Request(prompt="a cat", inpaint=Inpaint(image=str(fox), name="fox"))
+    assert not request.inpaint.whole
+    with pytest.raises(RequestError, match=r"Nobody has looked for 'fox' in fox\.png"):
+        Inpainting.asked(request.inpaint)
+    with pytest.raises(ValidationError, match="name 'fox' and a mask, click or box"):
+        Inpaint(image=str(fox), name="fox", click=(0.5, 0.5))

@@ -36,9 +36,9 @@ from studio.web.pages.offers import EXAMPLES, LABELS, PRESETS
 from studio.web.pages.teach import WOLF, TeachPage, curves
 from studio.web.panels.chips import chips_of, concepts_used
 from studio.web.panels.planning import shapes
-from studio.web.panels.readiness import wrong_with
 from studio.web.panels.subjects import FIELDS, NAMED, WHATS
 from studio.web.panels.watching import JobMessages, curve, facts, picture_uri, progress, spoken, time_left
+from studio.web.teaching.readiness import wrong_with
 
 DEFAULTS = Defaults(size=64, scheduler="ddim")
 

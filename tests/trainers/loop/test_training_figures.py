@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import many
+from benchmarks import generation, many
 from benchmarks.training import WAYS, Figures, measured, table
 from tests import tiny
 
@@ -29,3 +29,11 @@ def test_words_learned_at_once_are_timed_and_stand_beside_one_alone():
     assert [row.words for row in rows] == [1, 2] and all(row.wall > 0 for row in rows)
     shown = many.table([many.Pace("a", 1, 0.5, 1.0), many.Pace("a", 4, 1.0, 2.0)]).splitlines()
     assert shown[-1] == "| a | 4 | 1000 | 2000 | 4.00 | 2.00 |"
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_pictures_are_timed_beside_those_of_diffusers_and_are_the_same():
+    rows = generation.measured(tiny.sd_pipeline(), "tiny", 2, 1, steps=2)
+    assert [row.way for row in rows] == ["diffusers", "studio", "studio, previews"]
+    assert all(row.differs == 0 and row.cpu > 0 for row in rows)
+    assert "| tiny | 2 | diffusers |" in generation.table(rows)

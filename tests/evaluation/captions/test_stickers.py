@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from evaluation.captions import SceneCaption, StickerCaptioner, accuracy, said, table, true_caption
+from evaluation.captions.stickers import SceneCaption, StickerCaptioner, accuracy, said, table, true_caption
 from pipelines.errors import DataError
 from pipelines.measures.judge import Judge
 from pipelines.models import POCKET

@@ -1,0 +1,1 @@
+"""Captions of sticker pictures: how exact they are, and what is learned by them."""
