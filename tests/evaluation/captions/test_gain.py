@@ -1,4 +1,4 @@
-"""What captions gain: the same training under templates and under captions, of pictures that show another thing too."""
+"""The gain of captions: the same training under templates and under captions, of pictures that show another thing too."""
 
 from __future__ import annotations
 
