@@ -38,7 +38,9 @@ CUT = """() => [...document.querySelectorAll('h1, button, summary, [role=tab], .
 
 
 def english(page):
-    values = set(page.locator(".facts td").all_inner_texts())
+    if "/help" not in page.url:
+        answered(page)
+    values = {text.strip() for text in page.locator(".facts td").all_text_contents()}
     return sorted({text for text in page.evaluate(LEFT) if not DATA.fullmatch(text)} - values)
 
 
