@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """The gain of captions: one training under templates and under captions, of pictures that show another thing too."""
-=======
-"""The gain of captions: the same training under templates and under captions, of pictures that show another thing too."""
->>>>>>> b89bb8be25bba8c72de1216d85fbe96b6d593358
 
 from __future__ import annotations
 
