@@ -31,11 +31,14 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Add the current parameters to the average."""
+        """Add the current parameters to the average; of one that learns no more it is what that one is."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         if self.values:
             torch._foreach_lerp_(list(self.values.values()), [self.parameters[n] for n in self.values], 1 - decay)
+        for name, value in self.values.items():
+            if not self.parameters[name].requires_grad:
+                value.copy_(self.parameters[name])
 
     @contextmanager
     def shown(self) -> Iterator[None]:

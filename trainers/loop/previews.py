@@ -45,10 +45,10 @@ def after_step(
     wanted = candidate_steps(run.train.steps, run.train.candidates) if offer else frozenset[int]()
 
     def after(done: int) -> dict[str, float]:
+        for line in trainable.news():  # first: what stopped being a number must not get into the average
+            on_event(Note(line))
         if run.train.ema:
             average.update()
-        for line in trainable.news():
-            on_event(Note(line))
         due = run.train.preview_every and done % run.train.preview_every == 0
         previews = on_event if due and on_event is not ignore else None
         with shown() if previews or done in wanted else nullcontext():

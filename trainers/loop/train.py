@@ -66,8 +66,13 @@ def train(
 
     Raises:
         Cancelled: if `should_stop` said so; what was kept can be resumed.
-        ConfigError: if a loss stops being a number.
+        ConfigError: if a loss stops being a number, or several processes are to learn several words.
     """
+    if processes.count > 1 and run.config.batches_apart:
+        raise ConfigError(
+            f"{processes.count} processes would each learn the same batches of several words.",
+            "Use one process with --many, or learn the words one after another.",
+        )
     components = replace(components, identity=components.fingerprint())  # with what is trained it would be another
     examples = examples or _drawn(components, run, class_folder, processes, on_event, should_stop)
     (told, given), schedule = _telling(components, run, offer if processes.main else None), _schedule(run.train)
@@ -363,6 +368,7 @@ def _checkpoint(
         tensors = {name: parameter.detach() for name, parameter in trainable.parameters.items()}
         return {
             "parameters": tensors,
+            "stopped": [name for name, parameter in trainable.parameters.items() if not parameter.requires_grad],
             "optimizers": [one.state_dict() for one in optimizers],
             "seconds": clock.seconds,
             "done": clock.steps,
@@ -375,6 +381,7 @@ def _checkpoint(
         with torch.no_grad():
             for name, parameter in trainable.parameters.items():
                 parameter.copy_(kept["parameters"][name])
+                parameter.requires_grad_(name not in kept.get("stopped", ()))
         for one, old in zip(optimizers, kept["optimizers"], strict=True):
             one.load_state_dict(old)
         average.restore(kept["average"])

@@ -17,6 +17,7 @@ from pipelines.events import Note, Preview, StepDone
 from tests import tiny
 from trainers.data.folders import Example
 from trainers.data.preflight import examine
+from trainers.distributed import Processes
 from trainers.loop.launch import train_and_save
 from trainers.loop.train import probe, train
 from trainers.methods import methods
@@ -109,6 +110,60 @@ def test_one_that_diverges_stops_alone_and_the_others_learn_on():
     assert all(bool(tensor.isfinite().all()) for tensor in values(broken.partners[0]).values())
     assert sum("<b> stopped being a number by step 2" in line for line in said) == 1
     assert {"denoise <a>", "denoise <b>", "denoise <c>"} <= steps[-1].keys(), "means of all its batches"
+
+
+class Exploding(TextualInversion):
+    """Gives the second word a gradient that is no number in one batch, its loss one still."""
+
+    batch = 3
+
+    def losses(self, trainable, batch, generator):
+        row = trainable.state.words[1][0]
+        if isinstance(batch, WordBatches) and batch.index == self.batch:
+            row.register_hook(lambda slope: slope * float("nan"))
+        return super().losses(trainable, batch, generator)
+
+
+class ExplodingLast(Exploding):
+    batch = 7
+
+
+@pytest.mark.parametrize("method", [Exploding(), ExplodingLast()])
+def test_one_whose_rows_stop_being_numbers_spoils_neither_average_nor_the_end(method):
+    own, asked, said = pictures(), run("textual-inversion", "<a>", "fox", MANY, ema=0.5), []
+    broken = train(
+        tiny.sd(),
+        replace(asked, method=method),
+        joined(own),
+        on_event=lambda event: said.extend([event.text] if isinstance(event, Note) else []),
+    )
+    assert all(bool(one.isfinite().all()) for part in (broken, *broken.partners) for one in values(part).values())
+    assert sum(f"<b> stopped being a number by step {method.batch // 2 + 1}" in line for line in said) == 1
+
+
+def test_one_that_stopped_learns_no_more_after_an_interruption(tmp_path):
+    own = joined(pictures())
+    asked = replace(run("textual-inversion", "<a>", "fox", MANY), method=Diverging())
+    whole, parted = (
+        replace(asked, where=Destination(output=tmp_path / name / "a.safetensors", preview=False)) for name in "wp"
+    )
+    first = train_and_save(tiny.sd(), whole, own, on_event=lambda event: None)
+    answers = iter([False] * 3 + [True])
+    with pytest.raises(Cancelled):
+        train_and_save(tiny.sd(), parted, own, on_event=lambda event: None, should_stop=lambda: next(answers))
+    second = train_and_save(tiny.sd(), parted, own, on_event=lambda event: None)
+    for one, other in zip(first, second, strict=True):
+        assert Concept.load(one).digest() == Concept.load(other).digest()
+
+
+def test_several_processes_are_refused():
+    with pytest.raises(ConfigError, match="Use one process with --many"):
+        train(
+            tiny.sd(),
+            run("textual-inversion", "<a>", "fox", MANY),
+            joined(pictures()),
+            processes=Processes(rank=0, count=2),
+        )
 
 
 def test_when_all_diverge_the_run_stops():

@@ -40,7 +40,7 @@ class WordState:
         process: noise process of the base.
         words: for each word its rows for each text encoder.
         stopped: place of a word -> step at which it diverged; of several words alone.
-        good: rows to go back to then, and the batch they are of.
+        good: rows to go back to then, the batch they are of, and the step that is done now.
     """
 
     config: Any
@@ -73,7 +73,7 @@ def with_many(trainable: Trainable) -> Trainable:
     """
     state: WordState = trainable.state
     tokens = state.config.triggers
-    good = {"rows": _copied(state), "batch": 0}
+    good = {"rows": _copied(state), "batch": 0, "step": 0}
     known: set[int] = set()
 
     def batches(examples: Sequence[Example], pace: TrainConfig, data: DataConfig, share: Callable[[], float]) -> Draw:
@@ -85,6 +85,7 @@ def with_many(trainable: Trainable) -> Trainable:
         return _draw(trainable, sets, pace)
 
     def news() -> list[str]:
+        _stop_broken(state, good)
         found = [place for place in state.stopped if place not in known]
         known.update(found)
         return [
@@ -144,7 +145,7 @@ def _draw(trainable: Trainable, sets: Sequence[LatentSet], pace: TrainConfig) ->
         drawn_now = {
             place: (one.draw(index, pace.batch, tokens[place], trainable.templates, own[place]), own[place])
             for place, one in enumerate(sets)
-            if place not in state.stopped
+            if _learns(state, place)
         }
         return WordBatches(index, index // pace.accumulate + 1, drawn_now)
 
@@ -157,6 +158,7 @@ def losses_of_words(trainable: Trainable, batch: WordBatches) -> dict[str, Tenso
     A word whose loss is no number is stopped, unless it is the last: then the loop says so and stops.
     """
     components, state = trainable.components, trainable.state
+    state.good["step"] = batch.step
     batches = [one for one, _ in batch.own.values()]
     draws = [drawn(one, state.config, state.process, generator) for one, generator in batch.own.values()]
     places, left = list(batch.own), list(range(len(batches)))
@@ -171,19 +173,32 @@ def losses_of_words(trainable: Trainable, batch: WordBatches) -> dict[str, Tenso
             break
         for i, sound in zip(left, good, strict=True):
             if not sound:
-                _stop(state, places[i], batch.step)
+                _stop(state, state.good, places[i])
         left = [i for i, sound in zip(left, good, strict=True) if sound]
     if all(good) and batch.index >= state.good["batch"] + GOOD_EVERY:
         state.good.update(rows=_copied(state), batch=batch.index)
     return {f"denoise {state.config.triggers[places[i]]}": mean for i, mean in zip(left, means, strict=True)}
 
 
+def _learns(state: WordState, place: int) -> bool:
+    """Return whether a word still learns; a resumed run knows it by its rows."""
+    return all(row.requires_grad for row in state.words[place])
+
+
+def _stop_broken(state: WordState, good: Mapping[str, Any]) -> None:
+    """Stop words whose rows are no numbers after a step, unless none is left: then the loop says so and stops."""
+    learning = [place for place in range(len(state.words)) if _learns(state, place)]
+    broken = [place for place in learning if not all(bool(row.isfinite().all()) for row in state.words[place])]
+    for place in broken if len(broken) < len(learning) else ():
+        _stop(state, good, place)
+
+
 @torch.no_grad()
-def _stop(state: WordState, place: int, step: int) -> None:
+def _stop(state: WordState, good: Mapping[str, Any], place: int) -> None:
     """Let a word learn no more, its rows as they were last kept."""
-    state.stopped[place] = step
-    for row, good in zip(state.words[place], state.good["rows"][place], strict=True):
-        row.copy_(good)
+    state.stopped[place] = good["step"]
+    for row, kept in zip(state.words[place], good["rows"][place], strict=True):
+        row.copy_(kept)
         row.requires_grad_(False)
         row.grad = None
 
