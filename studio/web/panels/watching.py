@@ -225,7 +225,8 @@ def progress(seen: JobMessages | None, picture: str = "") -> str:
     image = f'<img src="{picture}" alt="preview">' if picture else ""
     moving = " moving" if job.state == "running" and not job.steps else ""
     return (
-        f'<div class="progress {job.state}" data-job="{job.id}" data-state="{job.state}" data-done="{ENDS[job.kind]}">'
+        f'<div class="progress {job.state}" data-job="{job.id}" data-state="{job.state}" data-done="{ENDS[job.kind]}"'
+        f' data-told="{time.time_ns()}">'
         f'<div class="line"><b role="status">{STATES[job.state]}</b><span>{" · ".join(words)}</span></div>'
         f'<div class="track{moving}"><div class="done" style="width:{share:.1%}"></div></div>'
         + (f'<p class="failure" role="alert">{escape(said)}</p>' if said else "")

@@ -22,13 +22,16 @@ function tick() {
 
 function listen() {
   const now = performance.now() / 1000;
-  for (const node of document.querySelectorAll('.progress:is(.running, .queued)')) {  // each news is a new node
-    node.since ??= now;
+  for (const node of document.querySelectorAll('.progress:is(.running, .queued)')) {
+    if (node.heard !== node.dataset.told) {  // each news tells its time; the framework keeps the node
+      Object.assign(node, {heard: node.dataset.told, since: now, looks: 0});
+      node.querySelector('.again')?.remove();
+    }
     if (now - node.since < QUIET) continue;
     node.since = now;
     const panel = node.closest('[id$="-progress"]');
     document.getElementById(panel?.id.replace(/-progress$/, '-look'))?.click();
-    node.looks = (node.looks ?? 0) + 1;
+    node.looks += 1;
     if (node.looks === 3) offer(node);  // a look is answered, however long a step takes: nothing arrives any more
   }
 }

@@ -568,6 +568,12 @@ def test_all_that_a_job_said_can_be_read_each_sentence_once():
     assert "<ul" not in progress(JobMessages(job()))
 
 
+def test_each_look_at_a_job_tells_news_though_it_only_waits():
+    waits = JobMessages(job(state="queued"))
+    told = [re.search(r'data-told="(\d+)"', progress(waits)) for _ in range(2)]
+    assert told[0] and told[1] and told[0][1] != told[1][1]
+
+
 def test_time_left_is_taken_from_the_last_reports():
     steps = [{"step": step, "steps": 100, "seconds": step * 0.5} for step in (10, 20, 30)]
     assert time_left(JobMessages(job(), steps=steps)) == "35 s left"
