@@ -34,6 +34,8 @@ OVERLAP = 0.125
 """Least share of a tile that it has in common with the next."""
 LIMIT = 2 << 30
 """Most bytes of a file."""
+MOST = 16
+"""Most times that a side may grow in one run."""
 WITHIN = ("params_ema", "params-ema", "params", "state_dict", "model_state_dict", "model", "net")
 """Names under which files keep the weights beside other things; the averaged ones first."""
 BEFORE = ("module.", "netG.")
@@ -74,6 +76,10 @@ class Upscaler:
         network: Any = network_of(tensors)
         if network is None:
             network = _by_spandrel(path, tensors)
+        if not 1 <= int(network.scale) <= MOST:
+            raise ModelError(
+                f"{path.name} enlarges {network.scale} times; {MOST} is the most.", "Give another upscaler."
+            )
         return cls(path.name, network, int(network.scale), sha256(path.read_bytes()).hexdigest())
 
     def tiles(self, size: tuple[int, int], wanted: tuple[int, int]) -> list[Tiles]:
@@ -159,6 +165,12 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     for start in BEFORE:
         if tensors and all(name.startswith(start) for name in tensors):
             tensors = {name.removeprefix(start): one for name, one in tensors.items()}
+    # Many names may share one tensor: what is made of a file is not larger than the file.
+    size, needed = path.stat().st_size, sum(one.numel() * one.element_size() for one in tensors.values())
+    if needed > size:
+        raise ModelError(
+            f"{path.name} has {size >> 10:,} KiB, and its tensors together {needed >> 10:,} KiB.", "Check the file."
+        )
     return tensors
 
 

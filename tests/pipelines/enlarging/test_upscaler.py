@@ -241,3 +241,13 @@ def test_files_that_cannot_be_read_are_one_sentence(tmp_path):
     ):
         with pytest.raises(kind, match=said):
             Upscaler.read(tmp_path / name)
+
+
+def test_files_that_would_fill_the_memory_are_refused(tmp_path):
+    weights = filled(Compact(8, 40, 2)).state_dict()
+    one = {tensor.shape: tensor for tensor in weights.values()}
+    torch.save({name: one[tensor.shape] for name, tensor in weights.items()}, tmp_path / "shared.pth")
+    save_file(Compact(1, 0, 40).state_dict(), tmp_path / "huge.safetensors")
+    for name, said in (("shared.pth", "its tensors together"), ("huge.safetensors", "enlarges 40 times; 16 is")):
+        with pytest.raises(ModelError, match=said):
+            Upscaler.read(tmp_path / name)
