@@ -38,7 +38,7 @@ def words_looked_up(
         should_stop: asked before each step.
 
     Raises:
-        RequestError: if it is an answer to examples, or attention cannot be read from its base.
+        RequestError: if it is an answer to examples, or was drawn in part, or attention cannot be read from its base.
         Cancelled: if it should stop.
     """
     request = made.request.model_copy(update={"seed": made.request.seed + made.index, "count": 1})
@@ -47,10 +47,16 @@ def words_looked_up(
             f"{name} is an answer to an example, whose canvas has no words of its own.",
             "Give a picture that was made from a prompt.",
         )
+    if request.inpaint is not None and request.inpaint.only_masked and not request.inpaint.whole:
+        raise RequestError(
+            f"{name} was drawn around its mask alone, and where words were looked up there is no place in all of it.",
+            "Give a picture that was drawn as a whole.",
+        )
     watching = AttentionMaps(request.prompt)
     result = generate(components, request, conditions=[watching], on_event=on_event, should_stop=should_stop)
     drawn = result.pictures[0]
-    height, width = (side // components.factor for side in (drawn.height, drawn.width))
+    # Of the first pass, in which it was looked: a picture that was enlarged may have other proportions.
+    height, width = (int(side or 0) // components.factor for side in (result.request.height, result.request.width))
     return drawn, {word: one[0].numpy() for word, one in watching.maps(height, width).items()}
 
 

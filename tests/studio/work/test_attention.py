@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from pipelines.errors import RequestError
+from pipelines.request.request import Request
 from studio.cli import main
-from studio.work.attention import laid_over
+from studio.work.attention import laid_over, words_looked_up
+from tests import tiny
 
 WOLF = Path(__file__).parents[3] / "studio" / "examples" / "wolf"
 
@@ -48,3 +54,11 @@ def test_light_is_where_most_attention_is():
     attention[:2] = 1.0
     shown = np.asarray(laid_over(grey, attention).convert("L"), dtype=float)
     assert shown[:8].mean() > shown[-8:].mean() + 50
+
+
+def test_a_picture_drawn_around_its_mask_alone_is_refused(tmp_path):
+    Image.new("RGB", (96, 64), "gray").save(tmp_path / "p.png")
+    inpaint = {"image": str(tmp_path / "p.png"), "box": "0.1,0.1,0.4,0.5", "only_masked": True, "unet": "blend"}
+    made: Any = SimpleNamespace(request=Request(prompt="a fox", steps=2, inpaint=inpaint), index=0)
+    with pytest.raises(RequestError, match="around its mask alone"):
+        words_looked_up(made, "p.png", tiny.sd(), lambda event: None, lambda: False)
