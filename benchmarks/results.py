@@ -240,7 +240,7 @@ MEASUREMENTS: dict[str, Measurement] = {
         "Several learned things in one picture, each in its box",
         _score("--regions", "--only", "wolf", "--only", "tiger"),
         plain_table,
-        "Two animals, 12 layouts a group, the same seeds in both ways. A thing in another's box, or twice, is leakage.",
+        "Two animals, 12 layouts a group, the same seeds in each way. A thing in another's box, or twice, is leakage.",
         "unet/diffusion_pytorch_model.safetensors",
     ),
     "guidance": Measurement(

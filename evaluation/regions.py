@@ -1,4 +1,8 @@
-"""Several learned things in one picture, each in its own box: with weights and words kept to the boxes and without.
+"""Several learned things in one picture, each in its own box, in three ways.
+
+Boxes alone lay the weights over the whole picture. Kept to boxes, weights and words act in their boxes, which is what
+happens by itself where several weights are used. Regions have a prompt of their own, so that a word is nowhere else
+either: a strong word colours the whole of a prompt that it stands in.
 
 Each thing is taught once as a word (Textual Inversion) and once by weights (DreamBooth, low-rank, with a word of its
 own). Layouts, seeds and figures are those of `evaluation.boxes`.
@@ -9,16 +13,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from evaluation.boxes import SEED, Layout, PictureCheck, box_row, drawn, figures, layouts, look
+from PIL import Image
+
+from evaluation.boxes import SEED, Layout, PictureCheck, box_row, drawn, figures, layouts, look, said
 from evaluation.concepts import teach_sticker
 from pipelines.concepts.concept import Concept
 from pipelines.events import OnEvent, ignore
+from pipelines.generation import generate
 from pipelines.measures.judge import Judge
 from pipelines.models.components import Components
+from pipelines.request.regions import Region
+from pipelines.request.request import ConceptUse, Request
 from trainers.stickers.world import HELD_OUT
 
 LAYOUTS = 12
 """Layouts of each group of things."""
+ALONE, KEPT, REGIONS = "boxes alone", "kept to boxes", "regions"
+WAYS = (ALONE, KEPT, REGIONS)
 WORD, WEIGHTS = "textual-inversion", "pivotal"
 KINDS: Mapping[str, tuple[str, ...]] = {
     "one word": (WORD,),
@@ -70,15 +81,15 @@ def score_regions(
     }
     rows: dict[str, dict[str, float]] = {}
     for kind, ways in KINDS.items():
-        for region in (False, True):
+        for way in WAYS:
             asked: list[Layout] = []
             seen: list[PictureCheck] = []
             for index, group in enumerate(groups(things, len(ways))):
                 learned = {thing: taught[way][thing] for thing, way in zip(group, ways, strict=True)}
-                own, looks = _drawn(components, judge, learned, count, index, region)
+                own, looks = _drawn(components, judge, learned, count, index, way)
                 asked, seen = asked + own, seen + looks
             if asked:
-                name = f"{kind}, {'regions' if region else 'boxes alone'}"
+                name = f"{kind}, {way}"
                 rows[name] = figures(asked, seen)
                 if say:
                     say(box_row(name, rows[name]))
@@ -86,9 +97,28 @@ def score_regions(
 
 
 def _drawn(
-    components: Components, judge: Judge, learned: Mapping[str, Concept], count: int, index: int, region: bool
+    components: Components, judge: Judge, learned: Mapping[str, Concept], count: int, index: int, way: str
 ) -> tuple[list[Layout], list[PictureCheck]]:
     """Return layouts of a group of things, and what is seen in the pictures of them."""
-    asked = layouts(count, SEED + 100 + index, [tuple(learned)])
-    pictures = drawn(components, asked, 1.0, learned, region=region, seed=SEED + 1_000 * (index + 1))
+    asked, seed = layouts(count, SEED + 100 + index, [tuple(learned)]), SEED + 1_000 * (index + 1)
+    if way == REGIONS:
+        pictures = [_in_regions(components, one, learned, seed + place) for place, one in enumerate(asked)]
+    else:
+        pictures = drawn(components, asked, 1.0, learned, region=way == KEPT, seed=seed)
     return asked, [look(judge, picture, layout) for picture, layout in zip(pictures, asked, strict=True)]
+
+
+def _in_regions(components: Components, layout: Layout, learned: Mapping[str, Concept], seed: int) -> Image.Image:
+    """Draw a layout whose boxes are regions with prompts of their own; the prompt of the rest has the class words."""
+    kinds = {thing: concept.card.init or thing for thing, concept in learned.items()}
+    request = Request(
+        prompt=said(layout.things, kinds),
+        seed=seed,
+        concepts=tuple(ConceptUse(source=thing) for thing in learned),
+        regions=tuple(
+            Region(prompt=f"a {learned[thing].token}", box=box)
+            for thing, box in zip(layout.things, layout.boxes, strict=True)
+        ),
+    )
+    (picture,) = generate(components, request, concepts=learned).pictures
+    return picture
