@@ -68,11 +68,7 @@ def train(
         Cancelled: if `should_stop` said so; what was kept can be resumed.
         ConfigError: if a loss stops being a number, or several processes are to learn several words.
     """
-    if processes.count > 1 and run.config.batches_apart:
-        raise ConfigError(
-            f"{processes.count} processes would each learn the same batches of several words.",
-            "Use one process with --many, or learn the words one after another.",
-        )
+    _require_one_process(run, processes)
     components = replace(components, identity=components.fingerprint())  # with what is trained it would be another
     examples = examples or _drawn(components, run, class_folder, processes, on_event, should_stop)
     (told, given), schedule = _telling(components, run, offer if processes.main else None), _schedule(run.train)
@@ -102,6 +98,15 @@ def train(
             )
         with shown():
             return told(run.method.export(trainable))
+
+
+def _require_one_process(run: Run, processes: Processes) -> None:
+    """Refuse several processes where each word has batches of its own, which all of them would draw alike."""
+    if processes.count > 1 and run.config.batches_apart:
+        raise ConfigError(
+            f"{processes.count} processes would each learn the same batches of several words.",
+            "Use one process with --many, or learn the words one after another.",
+        )
 
 
 def _schedule(train: TrainConfig) -> Schedule:

@@ -311,7 +311,7 @@ class TeachPage(Following):
         settings: dict[str, Any] = {
             **chosen.offer.settings,
             **dict(zip(chosen.words, (token, start), strict=False)),
-            **({"candidates": CANDIDATES} if chosen.compares and not others else {}),
+            **({"candidates": CANDIDATES} if chosen.compares else {}),
             **settings_of_others(chosen, others),
             **self._pace(chosen, preset, (steps or "").strip(), base),
             **self.advanced.given(chosen.method, advanced),

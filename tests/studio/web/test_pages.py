@@ -432,7 +432,7 @@ def test_things_put_aside_are_learned_in_the_same_run(jobs, kind, setting):
         teach.several.put_aside(*asked, "", "fox", sets)
     job = teach.submit(kind, None, other, others["value"], "<other>", "cat", "recommended", "", "pocket", sets)
     settings = jobs.get(job).spec["settings"]
-    assert (settings["token"], settings[setting]) == ("<other>", [f"{one}:<one>:fox"]) and "candidates" not in settings
+    assert (settings["token"], settings[setting]) == ("<other>", [f"{one}:<one>:fox"]) and settings["candidates"]
     jobs.cancel(job)
     alone = jobs.get(teach.submit(kind, None, "", [], "", "", "recommended", "", "pocket", sets)).spec
     assert (alone["dataset"], alone["settings"]["token"]) == (one, "<one>") and setting not in alone["settings"]
