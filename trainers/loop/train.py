@@ -81,8 +81,9 @@ def train(
         optimizers = optimizers_of(run.train, trainable, processes)
         average, tell = EMA(trainable.parameters, run.train.ema), on_event if processes.main else ignore
         draw = _batches(components, run, examples, class_pictures, trainable, on_event, clock, processes.part)
-        shown = partial(_shown, optimizers, average)
-        after = after_step(run, trainable, examples, average, tell, given, shown)
+        after = after_step(
+            run, trainable, examples, average, tell, given, shown := partial(_shown, optimizers, average)
+        )
         with until(clock):
             optimise(
                 _losses(components, run, trainable, draw),
