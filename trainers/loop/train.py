@@ -68,12 +68,11 @@ def train(
         Cancelled: if `should_stop` said so; what was kept can be resumed.
         ConfigError: if a loss stops being a number, or several processes are to learn several words.
     """
-    _require_one_process(run, processes)
     components = replace(components, identity=components.fingerprint())  # with what is trained it would be another
     examples = examples or _drawn(components, run, class_folder, processes, on_event, should_stop)
     (told, given), schedule = _telling(components, run, offer if processes.main else None), _schedule(run.train)
     clock = Clock(schedule.minutes)
-    with _prepared(components, run) as trainable:
+    with _prepared(components, run, processes) as trainable:
         with processes.main_first():
             class_pictures = _class_pictures(run, trainable, class_folder, on_event, should_stop)
         trainable.examine(examples := trainable.completed(examples, run.data, run.train.seed))
@@ -81,9 +80,8 @@ def train(
         optimizers = optimizers_of(run.train, trainable, processes)
         average, tell = EMA(trainable.parameters, run.train.ema), on_event if processes.main else ignore
         draw = _batches(components, run, examples, class_pictures, trainable, on_event, clock, processes.part)
-        after = after_step(
-            run, trainable, examples, average, tell, given, shown := partial(_shown, optimizers, average)
-        )
+        shown = partial(_shown, optimizers, average)
+        after = after_step(run, trainable, examples, average, tell, given, shown)
         with until(clock):
             optimise(
                 _losses(components, run, trainable, draw),
@@ -126,8 +124,13 @@ def _schedule(train: TrainConfig) -> Schedule:
 
 
 @contextmanager
-def _prepared(components: Components, run: Run) -> Iterator[Trainable]:
-    """Make the base ready for a run inside the `with`."""
+def _prepared(components: Components, run: Run, processes: Processes) -> Iterator[Trainable]:
+    """Make the base ready for a run inside the `with`.
+
+    Raises:
+        ConfigError: if several processes are to learn several words.
+    """
+    _require_one_process(run, processes)
     with run.method.prepare(components, run.config, _generator(run)) as trainable, _sparing(components, run, trainable):
         yield trainable
 
