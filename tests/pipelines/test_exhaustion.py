@@ -27,6 +27,8 @@ from studio.library.datasets import Datasets
 from studio.library.import_export import import_concept
 from studio.settings import Machine
 from trainers.loop import launch
+from trainers.methods import methods
+from trainers.run import run_of
 
 FULL = Path("/dev/full")
 
@@ -156,7 +158,7 @@ def test_what_cannot_be_told_or_shown_stops_no_work(tmp_path, monkeypatch):
     learned = tmp_path / "x.safetensors"
     monkeypatch.setattr("studio.jobs.worker.shutil.copyfile", lambda *_: FULL.write_text("x"))
     with pytest.raises(NoSpace):
-        worker._after(job, learned, 3)
+        worker._after(job, run_of(methods()["textual-inversion"], {"token": "<x>", "init": "fox"}), [learned])
     assert list(tmp_path.glob("*preview*")) == [] and len(ledger.list()) == 1
 
 

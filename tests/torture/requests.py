@@ -81,7 +81,7 @@ HEADERS = {
     "if-range": ("x",),
     "content-length": ("0",),
 }
-TOP = re.compile(r"(jobs\.sqlite(-wal|-shm)?|concepts|datasets|pictures|jobs|imports|models)")
+TOP = re.compile(r"(jobs\.sqlite(-wal|-shm)?|concepts|datasets|pictures|jobs|imports|models|upscalers)")
 BELOW = re.compile(
     r"concepts/[\w.-]+|datasets/[0-9a-f]{16}(/([0-9]{4}(\.mask)?\.png|[0-9]{4}\.txt|pairs\.json|\.about\.json))?"
     r"|pictures/[0-9a-f]{16}\.png|imports/[0-9a-f]{16}(/[\w.-]+)?"

@@ -14,7 +14,7 @@ from pipelines.models import POCKET
 from studio.api.app import guarded, rest
 from studio.api.guard import Door
 from studio.jobs.jobs import Jobs
-from studio.serve import serve
+from studio.serve import Offered, serve
 from studio.settings import Machine
 from studio.web.app import build
 from studio.web.components import base_choice
@@ -79,7 +79,7 @@ def test_a_download_is_a_job_with_its_error(tmp_path, monkeypatch):
 
 def test_a_folder_of_models_that_is_not_there_is_refused_at_the_start(tmp_path):
     with pytest.raises(ConfigError, match=r"There is no folder .*gone of models"):
-        serve(models=(tmp_path / "gone",), folder=tmp_path / "x")
+        serve(offered=Offered(models=(tmp_path / "gone",)), folder=tmp_path / "x")
 
 
 @pytest.fixture

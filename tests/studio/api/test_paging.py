@@ -43,7 +43,7 @@ def test_every_list_has_limit_and_cursor(web):
         if path.startswith("/api/v1/") and answer.get("application/json", {}).get("schema", {}).get("type") == "array":
             lists.append(path)
             assert {"limit", "cursor"} <= {one["name"] for one in verbs["get"]["parameters"]}, path
-    assert len(lists) == 11, lists
+    assert len(lists) == 14, lists
 
 
 def test_lists_are_told_page_by_page_and_whole_without_a_limit(web, jobs):
