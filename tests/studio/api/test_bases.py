@@ -78,7 +78,7 @@ def test_a_download_is_a_job_with_its_error(tmp_path, monkeypatch):
 
 
 def test_a_folder_of_models_that_is_not_there_is_refused_at_the_start(tmp_path):
-    with pytest.raises(ConfigError, match=r"There is no folder .*gone of models"):
+    with pytest.raises(ConfigError, match=r"There is no folder .*gone for --models"):
         serve(offered=Offered(models=(tmp_path / "gone",)), folder=tmp_path / "x")
 
 
