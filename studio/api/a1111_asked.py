@@ -238,11 +238,11 @@ def enlarge_of(asked: TextToImage, jobs: Jobs) -> dict[str, Any]:
         factor = max(new / int(old or 1) for new, old in sides)
     named = asked.hr_upscaler.strip() or LATENT
     settings: dict[str, Any] = {"factor": factor, "strength": asked.least if asked.denoising_strength else 0}
-    if named.lower().startswith(LATENT.lower()):
-        return settings | {"by": "latents"}
     if named.lower() in (one.lower() for one in PLAIN):
         return settings
     if (upscaler := jobs.places.enlarging.meant(named)) is None:
+        if named.lower().startswith(LATENT.lower()):  # "Latent (bicubic)" and its like, unless a file is called so
+            return settings | {"by": "latents"}
         known = (LATENT, *PLAIN, *jobs.places.enlarging.there())
         raise RequestError(f"There is no upscaler {named!r:.80}.", f"There are: {', '.join(known)}.")
     return settings | {"upscaler": upscaler}

@@ -72,13 +72,6 @@ class Download(Following):
         except StudioError as error:
             raise told(error) from None
 
-    def cancel(self, job_id: str) -> None:
-        """Stop the download; what came is kept for another time."""
-        try:
-            self.jobs.cancel(job_id)
-        except StudioError as error:
-            raise told(error) from None
-
     def said(self) -> list[Any]:
         """The components that show progress."""
         return [self.progress, self.stop]

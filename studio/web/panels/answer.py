@@ -217,13 +217,6 @@ class AnswerPanel(Following):
         address = f"{ADDRESS}/generations/{job.id}/archive"
         return f'<p class="hint"><a href="{address}" download>Download all as a zip</a></p>'
 
-    def cancel(self, job_id: str) -> None:
-        """Stop a job."""
-        try:
-            self.jobs.cancel(job_id)
-        except StudioError as error:
-            raise told(error) from None
-
     def look(self, job_id: str, chosen: gr.EventData) -> tuple[int, str]:
         """Return the picture that was clicked, and its facts."""
         try:

@@ -86,6 +86,13 @@ class Following:
         """Show the job that the address names when the page is opened."""
         self.followed(page.load(self.restore, None, self.job, api_visibility="private"), api_visibility="private")
 
+    def cancel(self, job_id: str) -> None:
+        """Stop a job; what was done of it is kept."""
+        try:
+            self.jobs.cancel(job_id)
+        except StudioError as error:
+            raise told(error) from None
+
     def look_on(self, tab: gr.Tab) -> None:
         """Show the job when a tab is opened, for updates that a closed tab received are lost, and when all is quiet.
 

@@ -42,13 +42,13 @@ class Looking(Following):
         return "", *self.nothing()
 
     def ask(self, generation: str, chosen: int) -> str:
-        """Queue where the words of a picture were looked up, unless that is known; return the id of the job."""
+        """Queue the attention of a picture, unless it is known or at work; return the id of the job."""
         try:
             path = picture_of(self.jobs, generation, int(chosen))
             number = self.jobs.get(generation).results.index(path.relative_to(self.jobs.folder).as_posix())
             key = f"attention of {generation}/{number}"
             before = self.jobs.ledger.keyed(key)
-            if before is not None and before.state == "done":
+            if before is not None and (before.state == "done" or not before.ended):
                 return before.id
             return self.jobs.submit_attention(generation, number, None if before else key).id
         except StudioError as error:

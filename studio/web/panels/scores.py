@@ -116,13 +116,6 @@ class ScoresPanel(Following):
         choice = gr.update(choices=steps, value=said["step"], visible=True if several else "hidden")
         return reason, shown(several), sheet + figures(said), choice
 
-    def cancel(self, job_id: str) -> None:
-        """Stop measuring."""
-        try:
-            self.jobs.cancel(job_id)
-        except StudioError as error:
-            raise told(error) from None
-
     def keep(self, job_id: str, step: float | None) -> tuple[str, Any, str, Any]:
         """Replace the concept by the candidate of a step; the others stay."""
         try:

@@ -88,19 +88,12 @@ class CaptionPanel(Following):
 
     def written(self, job_id: str, dataset: str, rows: Any) -> Any:
         """Return the rows with the captions that were written; what was typed meanwhile stays."""
-        if not job_id or not dataset or self.jobs.get(job_id).spec["dataset"] != dataset:
-            return gr.skip()
         try:
+            if not job_id or not dataset or self.jobs.get(job_id).spec["dataset"] != dataset:
+                return gr.skip()
             typed: list[Mapping[str, Any]] = [one for one in records(rows) if str(one.get("caption") or "").strip()]
             keep_words(self.jobs.datasets, dataset, typed)
             return rows_of(self.jobs.datasets, dataset)
-        except StudioError as error:
-            raise told(error) from None
-
-    def cancel(self, job_id: str) -> None:
-        """Stop writing captions."""
-        try:
-            self.jobs.cancel(job_id)
         except StudioError as error:
             raise told(error) from None
 
