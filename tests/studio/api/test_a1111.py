@@ -229,6 +229,8 @@ def test_a_second_pass_is_asked_for_by_any_spelling_of_its_upscaler(resting):
     assert enlarge(hr_upscaler="None", hr_scale=1.5) == {"factor": 1.5, "strength": 0.75}
     for name in ("4x-Fine", "4x-fine.pth"):
         assert enlarge(hr_upscaler=name)["upscaler"] == "4x-Fine.pth"
+    (resting.folder / "upscalers" / "Latent-Sharp.pth").touch()
+    assert enlarge(hr_upscaler="Latent-Sharp")["upscaler"] == "Latent-Sharp.pth"
     assert enlarge(width=64, height=64, hr_resize_x=96)["factor"] == 1.5
     with pytest.raises(RequestError, match=r"no upscaler 'SwinIR'.*4x-Fine\.pth"):
         enlarge(hr_upscaler="SwinIR")
